@@ -1,0 +1,1 @@
+//! What the four command-line tools share: exit codes, progress, JSON events.

@@ -1,0 +1,299 @@
+//! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU).
+
+use serde::Deserialize;
+use serde_json::json;
+use v2l_graphs::blocks;
+use v2l_graphs::{Builder, DataType, Extent, Model, Value};
+use v2l_runtime::engine::manifest::Slot;
+
+use crate::component::{self, Component, linear_slot};
+use crate::{Checkpoint, ExportError, Vars};
+
+/// `config.json` of a T5 encoder; absent keys take transformers' defaults.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(default)]
+#[allow(missing_docs)]
+pub struct Config {
+    pub vocab_size: usize,
+    pub d_model: usize,
+    pub d_kv: usize,
+    pub d_ff: usize,
+    pub num_layers: usize,
+    pub num_heads: usize,
+    pub relative_attention_num_buckets: usize,
+    pub relative_attention_max_distance: usize,
+    pub layer_norm_epsilon: f32,
+    pub feed_forward_proj: String,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            vocab_size: 32128,
+            d_model: 512,
+            d_kv: 64,
+            d_ff: 2048,
+            num_layers: 6,
+            num_heads: 8,
+            relative_attention_num_buckets: 32,
+            relative_attention_max_distance: 128,
+            layer_norm_epsilon: 1e-6,
+            feed_forward_proj: "relu".into(),
+        }
+    }
+}
+
+/// The two published feed-forward forms.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum FeedForward {
+    Relu,
+    GatedGelu,
+}
+
+impl Config {
+    fn feed_forward(&self) -> Result<FeedForward, ExportError> {
+        match self.feed_forward_proj.as_str() {
+            "relu" => Ok(FeedForward::Relu),
+            "gated-gelu" => Ok(FeedForward::GatedGelu),
+            other => Err(unsupported(format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
+        }
+    }
+
+    fn validate(&self) -> Result<(), ExportError> {
+        let sizes = [self.vocab_size, self.d_model, self.d_kv, self.d_ff, self.num_layers, self.num_heads];
+        if sizes.iter().any(|&n| n == 0 || n > 1 << 24) {
+            return Err(unsupported(format!("sizes {sizes:?}"), "1 to 16777216 are"));
+        }
+        let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
+        if buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 4 || distance > 1 << 20 {
+            return Err(unsupported(
+                format!("{buckets} relative attention buckets up to distance {distance}"),
+                "an even number of at least 4 and a distance above a quarter of it are",
+            ));
+        }
+        self.feed_forward().map(drop)
+    }
+
+    /// Every linear layer, in the order of PyTorch's `named_modules`.
+    fn linear_layers(&self) -> Vec<Slot> {
+        let (d, inner) = (self.d_model, self.num_heads * self.d_kv);
+        let mut slots = Vec::new();
+        for i in 0..self.num_layers {
+            let layer = |name: &str, out, input| linear_slot(format!("encoder.block.{i}.layer.{name}"), out, input);
+            slots.extend([
+                layer("0.SelfAttention.q", inner, d),
+                layer("0.SelfAttention.k", inner, d),
+                layer("0.SelfAttention.v", inner, d),
+                layer("0.SelfAttention.o", d, inner),
+            ]);
+            match self.feed_forward() {
+                Ok(FeedForward::GatedGelu) => slots.extend([
+                    layer("1.DenseReluDense.wi_0", self.d_ff, d),
+                    layer("1.DenseReluDense.wi_1", self.d_ff, d),
+                ]),
+                _ => slots.push(layer("1.DenseReluDense.wi", self.d_ff, d)),
+            }
+            slots.push(layer("1.DenseReluDense.wo", d, self.d_ff));
+        }
+        slots
+    }
+
+    /// Bucket of each distance 0, 1, … up to the first in the last bucket, for one direction.
+    ///
+    /// The logarithm is taken once here, so that no rounding at run time can move a distance into another bucket.
+    fn distance_buckets(&self) -> Vec<i64> {
+        let per_side = self.relative_attention_num_buckets / 2;
+        let exact = per_side / 2;
+        let span = (self.relative_attention_max_distance as f64 / exact as f64).ln();
+        let bucket = |distance: usize| {
+            if distance < exact {
+                return distance;
+            }
+            let steps = (distance as f64 / exact as f64).ln() / span * (per_side - exact) as f64;
+            // Powers of the ratio land on whole steps; the nudge keeps them there.
+            (exact + (steps + 1e-9) as usize).min(per_side - 1)
+        };
+        (0..=self.relative_attention_max_distance).map(|d| bucket(d) as i64).collect()
+    }
+}
+
+fn unsupported(what: String, reason: &str) -> ExportError {
+    ExportError::Unsupported { what: format!("T5EncoderModel: {what}"), reason: reason.into() }
+}
+
+/// Exports the component `text_encoder` with the graphs `encode` (`input_ids`) and `encode_masked` (also
+/// `attention_mask`): `[B, S]` int64 to `last_hidden_state` `[B, S, d_model]`.
+///
+/// # Errors
+/// Names what does not fit; see [`ExportError`].
+pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
+    config.validate()?;
+    let component = Component {
+        name: "text_encoder".into(),
+        graphs: vec![
+            ("encode".into(), graph(config, checkpoint, false)?),
+            ("encode_masked".into(), graph(config, checkpoint, true)?),
+        ],
+        precision: checkpoint.precision()?,
+        slots: config.linear_layers(),
+        attributes: json!({ "class": "T5EncoderModel" }),
+    };
+    acknowledge_tied_embedding(config, checkpoint)?;
+    checkpoint.finish("T5EncoderModel")?;
+    component.seal()
+}
+
+const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
+
+/// Checkpoints hold the token embedding under one of two names, or the same values under both.
+fn acknowledge_tied_embedding(config: &Config, checkpoint: &Checkpoint) -> Result<(), ExportError> {
+    if !EMBEDDINGS.iter().all(|name| checkpoint.contains(name)) {
+        return Ok(());
+    }
+    let shape = [config.vocab_size, config.d_model];
+    let both = EMBEDDINGS.map(|name| checkpoint.tensor(name, &shape)?.data.to_bytes().map_err(ExportError::io(checkpoint.label())));
+    let [shared, tokens] = both;
+    if shared? == tokens? {
+        return Ok(());
+    }
+    Err(ExportError::Unsupported {
+        what: format!("{}: different values in `{}` and `{}`", checkpoint.label(), EMBEDDINGS[0], EMBEDDINGS[1]),
+        reason: "an encoder has one embedding; remove the one that is not its own".into(),
+    })
+}
+
+fn graph(config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model, ExportError> {
+    let name = if masked { "encode_masked" } else { "encode" };
+    let mut builder = Builder::new(name);
+    let b = &mut builder;
+    let vars = Vars::root(checkpoint);
+    let d = config.d_model;
+    let ids = b.input("input_ids", DataType::Int64, ["batch", "text_length"]);
+    let (batch, length) = (b.extent(&ids, 0), b.extent(&ids, 1));
+    let embedding = EMBEDDINGS.iter().find(|name| checkpoint.contains(name)).unwrap_or(&EMBEDDINGS[0]);
+    let table = vars.get(b, embedding, &[config.vocab_size, d])?;
+    let flat = b.reshape(&ids, &[(-1i64).into()]);
+    let mut x = b.scope("embed_tokens", |b| b.gather(&table, &flat, 0));
+
+    let mut bias = b.scope("relative_attention_bias", |b| position_bias(b, &vars, config, &length))?;
+    if masked {
+        let mask = b.input("attention_mask", DataType::Int64, ["batch", "text_length"]);
+        bias = b.scope("attention_mask", |b| {
+            let mask = b.cast(&mask, DataType::Float);
+            let mask = b.unsqueeze(&mask, &[1, 2]);
+            let one = b.float(1.0);
+            let hidden = b.op("Sub", &[&one, &mask]);
+            // Far below any logit, and still finite in float16 and bfloat16.
+            let low = b.float(-6e4);
+            let penalty = b.op("Mul", &[&hidden, &low]);
+            b.op("Add", &[&bias, &penalty])
+        });
+    }
+    for i in 0..config.num_layers {
+        let name = format!("encoder.block.{i}");
+        let block = vars.child(&name).child("layer");
+        x = b.scope(name, |b| {
+            let attended = b.scope("SelfAttention", |b| attention(b, &block.child("0"), config, &x, &batch, &bias))?;
+            let x = b.op("Add", &[&x, &attended]);
+            let fed = b.scope("DenseReluDense", |b| feed_forward(b, &block.child("1"), config, &x))?;
+            Ok::<_, ExportError>(b.op("Add", &[&x, &fed]))
+        })?;
+    }
+    let scale = vars.child("encoder.final_layer_norm").get(b, "weight", &[d])?;
+    let x = b.scope("final_layer_norm", |b| {
+        let x = b.island(|b| blocks::rms_norm(b, &x, &scale, config.layer_norm_epsilon));
+        b.reshape(&x, &[Extent::from(&batch), Extent::from(&length), d.into()])
+    });
+    b.output("last_hidden_state", &x, DataType::Float, ["batch".into(), "text_length".into(), v2l_graphs::Dim::Fixed(d)]);
+    component::finish(name, builder)
+}
+
+/// Attention bias `[1, heads, S, S]` by bucketed distance, shared by all blocks.
+fn position_bias(b: &mut Builder, vars: &Vars<'_>, config: &Config, length: &Value) -> Result<Value, ExportError> {
+    let buckets = config.relative_attention_num_buckets;
+    let weight = vars
+        .child("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
+        .get(b, "weight", &[buckets, config.num_heads])?;
+    let table = config.distance_buckets();
+    let farthest = b.int(table.len() as i64 - 1);
+    let table = b.ints(&table);
+    let positions = b.range(length);
+    let (key, query) = (b.unsqueeze(&positions, &[0]), b.unsqueeze(&positions, &[1]));
+    let relative = b.op("Sub", &[&key, &query]);
+    let distance = b.op("Abs", &[&relative]);
+    let distance = b.op("Min", &[&distance, &farthest]);
+    let bucket = b.gather(&table, &distance, 0);
+    // Keys after the query use the second half of the buckets.
+    let zero = b.int(0);
+    let after = b.op("Greater", &[&relative, &zero]);
+    let after = b.cast(&after, DataType::Int64);
+    let per_side = b.int(buckets as i64 / 2);
+    let offset = b.op("Mul", &[&after, &per_side]);
+    let bucket = b.op("Add", &[&bucket, &offset]);
+    let bias = b.gather(&weight, &bucket, 0);
+    let bias = b.transpose(&bias, &[2, 0, 1]);
+    Ok(b.unsqueeze(&bias, &[0]))
+}
+
+fn attention(
+    b: &mut Builder,
+    vars: &Vars<'_>,
+    config: &Config,
+    x: &Value,
+    batch: &Value,
+    bias: &Value,
+) -> Result<Value, ExportError> {
+    let (d, heads, dim) = (config.d_model, config.num_heads, config.d_kv);
+    let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
+    let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
+    let vars = vars.child("SelfAttention");
+    let mut project = |name: &str| {
+        let weight = vars.child(name).get(b, "weight", &[heads * dim, d])?;
+        let x = blocks::linear(b, &normal, &weight, None);
+        let x = blocks::split_heads(b, &x, batch, heads, dim);
+        Ok::<_, ExportError>(b.transpose(&x, &[0, 2, 1, 3]))
+    };
+    let (q, k, v) = (project("q")?, project("k")?, project("v")?);
+    let mixed = blocks::scaled_dot_product_attention(b, &q, &k, &v, None, Some(bias));
+    let rows = blocks::merge_heads(b, &mixed, heads, dim);
+    let weight = vars.child("o").get(b, "weight", &[d, heads * dim])?;
+    Ok(blocks::linear(b, &rows, &weight, None))
+}
+
+fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) -> Result<Value, ExportError> {
+    let (d, d_ff) = (config.d_model, config.d_ff);
+    let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
+    let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
+    let vars = vars.child("DenseReluDense");
+    let mut up = |name: &str| {
+        let weight = vars.child(name).get(b, "weight", &[d_ff, d])?;
+        Ok::<_, ExportError>(blocks::linear(b, &normal, &weight, None))
+    };
+    let hidden = match config.feed_forward()? {
+        FeedForward::Relu => {
+            let hidden = up("wi")?;
+            b.op("Relu", &[&hidden])
+        }
+        FeedForward::GatedGelu => {
+            let (gate, value) = (up("wi_0")?, up("wi_1")?);
+            let gate = blocks::gelu_tanh(b, &gate);
+            b.op("Mul", &[&gate, &value])
+        }
+    };
+    let weight = vars.child("wo").get(b, "weight", &[d, d_ff])?;
+    Ok(blocks::linear(b, &hidden, &weight, None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn distance_buckets_of_t5_start_where_transformers_starts_them() {
+        let buckets = Config::default().distance_buckets();
+        let starts: Vec<usize> =
+            (1..buckets.len()).filter(|&d| d >= 8 && buckets[d] != buckets[d - 1]).collect();
+        assert_eq!(starts, [8, 12, 16, 23, 32, 46, 64, 91]);
+        assert_eq!((buckets[7], buckets[8], buckets[128]), (7, 8, 15));
+    }
+}

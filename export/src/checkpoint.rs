@@ -1,0 +1,311 @@
+//! Checkpoints: one safetensors file or several with an index, read in place, every tensor accounted for.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+use v2l_graphs::{Builder, DataType, Initializer, TensorData, Value};
+use v2l_runtime::weights::WeightFile;
+
+use crate::ExportError;
+
+/// Tensor names under this prefix belong to the engine file itself.
+const RESERVED: &str = "v2l/";
+
+/// A checkpoint of one component.
+///
+/// Remembers which tensors were used, so that [`Checkpoint::finish`] can refuse those that were not.
+#[derive(Debug)]
+pub struct Checkpoint {
+    label: String,
+    files: Vec<WeightFile>,
+    /// Tensor name to index in `files`.
+    tensors: BTreeMap<String, usize>,
+    used: RefCell<BTreeSet<String>>,
+}
+
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+impl Checkpoint {
+    /// Opens the checkpoint of a component folder: the file that `save_pretrained` writes, with its shards if it is an
+    /// index, or else the only safetensors file (or index) there.
+    ///
+    /// # Errors
+    /// Names the file, what was expected and what was found.
+    pub fn open_folder(folder: &Path) -> Result<Self, ExportError> {
+        const INDEX: &str = ".safetensors.index.json";
+        for stem in ["diffusion_pytorch_model", "model"] {
+            let (index, single) = (folder.join(format!("{stem}{INDEX}")), folder.join(format!("{stem}.safetensors")));
+            match (index.is_file(), single.is_file()) {
+                (true, false) => return Self::open_sharded(&index),
+                (false, true) => return Self::open_file(&single),
+                (true, true) => {
+                    return Err(ExportError::NotAModel {
+                        path: folder.to_owned(),
+                        reason: format!("both {stem}.safetensors and {stem}{INDEX} are there; remove the stale one"),
+                    });
+                }
+                (false, false) => {}
+            }
+        }
+        let mut names: Vec<String> = std::fs::read_dir(folder)
+            .map_err(ExportError::io(folder))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .collect();
+        names.sort();
+        let ending = |end: &str| names.iter().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
+        match (&ending(INDEX)[..], &ending(".safetensors")[..]) {
+            ([index], _) => Self::open_sharded(&folder.join(index)),
+            ([], [single]) => Self::open_file(&folder.join(single)),
+            ([], []) => Err(ExportError::NotAModel {
+                path: folder.to_owned(),
+                reason: "no .safetensors file; PyTorch .bin and .ckpt files are not read: save the model with \
+                         `save_pretrained(..., safe_serialization=True)`"
+                    .into(),
+            }),
+            (indices, singles) => Err(ExportError::NotAModel {
+                path: folder.to_owned(),
+                reason: format!(
+                    "expected diffusion_pytorch_model.safetensors or model.safetensors, or one other checkpoint; \
+                     found {} index files and {} .safetensors files",
+                    indices.len(),
+                    singles.len()
+                ),
+            }),
+        }
+    }
+
+    /// Opens a single safetensors file.
+    ///
+    /// # Errors
+    /// As [`WeightFile::open`], and [`ExportError::Unsupported`] for names under `v2l/`.
+    pub fn open_file(path: &Path) -> Result<Self, ExportError> {
+        let file = WeightFile::open(path)?;
+        let tensors = file.names().into_iter().map(|name| (name, 0)).collect();
+        Self::new(path.display().to_string(), vec![file], tensors)
+    }
+
+    fn open_sharded(index_path: &Path) -> Result<Self, ExportError> {
+        let index: ShardIndex = crate::read_json(index_path)?;
+        let folder = index_path.parent().unwrap_or(Path::new("."));
+        let mut shards: Vec<String> = index.weight_map.values().cloned().collect();
+        shards.sort();
+        shards.dedup();
+        let mut files = Vec::new();
+        for shard in &shards {
+            if !matches!(Path::new(shard).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
+                return Err(ExportError::config(
+                    index_path,
+                    format!("shard `{shard}` is not a plain file name; shards must lie beside the index"),
+                ));
+            }
+            files.push(WeightFile::open(folder.join(shard))?);
+        }
+        let mut tensors = BTreeMap::new();
+        for (position, (file, shard)) in files.iter().zip(&shards).enumerate() {
+            for name in file.names() {
+                match index.weight_map.get(&name) {
+                    Some(expected) if expected == shard => tensors.insert(name, position),
+                    found => {
+                        return Err(ExportError::config(
+                            index_path,
+                            format!("tensor `{name}` is in {shard}, but the index says {}", found.map_or("nothing", |s| s)),
+                        ));
+                    }
+                };
+            }
+        }
+        if let Some((name, shard)) = index.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
+            return Err(ExportError::config(
+                index_path,
+                format!("the index lists `{name}` in {shard}, where it is not; was the shard downloaded completely?"),
+            ));
+        }
+        Self::new(folder.display().to_string(), files, tensors)
+    }
+
+    fn new(label: String, files: Vec<WeightFile>, tensors: BTreeMap<String, usize>) -> Result<Self, ExportError> {
+        if let Some(name) = tensors.keys().find(|n| n.starts_with(RESERVED)) {
+            return Err(ExportError::Unsupported {
+                what: format!("{label}: tensor `{name}`"),
+                reason: "names under `v2l/` are the engine file's own; rename the tensor".into(),
+            });
+        }
+        Ok(Self { label, files, tensors, used: RefCell::default() })
+    }
+
+    /// What the checkpoint is called in messages.
+    pub fn label(&self) -> &str {
+        &self.label
+    }
+
+    /// True if there is a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// All tensor names, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// The shape of `name`, if it is there.
+    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.files[*self.tensors.get(name)?].shape(name)
+    }
+
+    /// Files that the checkpoint consists of.
+    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
+        self.files.iter().map(|f| f.path().to_owned())
+    }
+
+    /// The tensor `name` as f32, converted only when it is written. Counts as used.
+    ///
+    /// # Errors
+    /// If it is missing, of another shape, or no floating-point tensor.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Initializer, ExportError> {
+        let Some(&file) = self.tensors.get(name) else {
+            return Err(ExportError::MissingTensor {
+                checkpoint: self.label.clone(),
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                hint: self.closest(name).map(|n| format!(" (the closest name there is `{n}`)")).unwrap_or_default(),
+            });
+        };
+        let view = self.files[file].raw(name)?;
+        if view.shape != shape {
+            return Err(ExportError::WrongShape {
+                checkpoint: self.label.clone(),
+                name: name.to_owned(),
+                expected: shape.to_vec(),
+                found: view.shape.to_vec(),
+            });
+        }
+        let source = self.float_type(name, view.dtype)?;
+        self.used.borrow_mut().insert(name.to_owned());
+        let data = TensorData::raw(view.data).converted(source, DataType::Float);
+        Ok(Initializer::weight(DataType::Float, shape, data))
+    }
+
+    fn float_type(&self, name: &str, dtype: safetensors::Dtype) -> Result<DataType, ExportError> {
+        match dtype {
+            safetensors::Dtype::F32 => Ok(DataType::Float),
+            safetensors::Dtype::F16 => Ok(DataType::Float16),
+            safetensors::Dtype::BF16 => Ok(DataType::Bfloat16),
+            safetensors::Dtype::F64 => Ok(DataType::Double),
+            other => Err(ExportError::WrongType {
+                checkpoint: self.label.clone(),
+                name: name.to_owned(),
+                found: other.to_string(),
+            }),
+        }
+    }
+
+    /// The type in which no matrix of the checkpoint loses anything: f16 or bf16 if all have that type, else f32.
+    ///
+    /// # Errors
+    /// [`ExportError::WrongType`] for a tensor that holds no floating-point numbers.
+    pub fn precision(&self) -> Result<DataType, ExportError> {
+        let mut found = None;
+        for (name, &file) in &self.tensors {
+            let view = self.files[file].raw(name)?;
+            let dtype = match self.float_type(name, view.dtype)? {
+                DataType::Double => DataType::Float,
+                other => other,
+            };
+            if view.shape.len() >= 2 && *found.get_or_insert(dtype) != dtype {
+                return Ok(DataType::Float);
+            }
+        }
+        Ok(found.unwrap_or(DataType::Float))
+    }
+
+    /// Marks `name` as used without reading it.
+    pub fn acknowledge(&self, name: &str) {
+        self.used.borrow_mut().insert(name.to_owned());
+    }
+
+    /// Refuses tensors that nothing used.
+    ///
+    /// # Errors
+    /// [`ExportError::SurplusTensors`], naming the first of them.
+    pub fn finish(&self, architecture: &str) -> Result<(), ExportError> {
+        let used = self.used.borrow();
+        let surplus: Vec<&String> = self.tensors.keys().filter(|n| !used.contains(*n)).collect();
+        if surplus.is_empty() {
+            return Ok(());
+        }
+        let mut names: Vec<String> = surplus.iter().take(5).map(|n| format!("`{n}`")).collect();
+        if surplus.len() > names.len() {
+            names.push("…".into());
+        }
+        Err(ExportError::SurplusTensors {
+            checkpoint: self.label.clone(),
+            architecture: architecture.to_owned(),
+            count: surplus.len(),
+            names: names.join(", "),
+        })
+    }
+
+    /// The name that shares the longest beginning and ending with `name`.
+    fn closest(&self, name: &str) -> Option<&String> {
+        let common = |a: &str, b: &str| a.bytes().zip(b.bytes()).take_while(|(x, y)| x == y).count();
+        let ending = |a: &str, b: &str| a.bytes().rev().zip(b.bytes().rev()).take_while(|(x, y)| x == y).count();
+        self.tensors
+            .keys()
+            .max_by_key(|other| common(name, other) + ending(name, other))
+            .filter(|other| common(name, other) + ending(name, other) > name.len() / 2)
+    }
+}
+
+/// A cursor into a checkpoint: knows its prefix, checks each shape where it is used, and names the full path in errors.
+#[derive(Clone)]
+pub struct Vars<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+impl<'a> Vars<'a> {
+    /// The root of `checkpoint`.
+    pub fn root(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint, prefix: String::new() }
+    }
+
+    /// The cursor of a child module; an empty `path` is the module itself.
+    pub fn child(&self, path: impl AsRef<str>) -> Self {
+        Self { checkpoint: self.checkpoint, prefix: self.path(path.as_ref()) }
+    }
+
+    /// Full name of the child `name`.
+    pub fn path(&self, name: &str) -> String {
+        match (self.prefix.is_empty(), name.is_empty()) {
+            (true, _) => name.to_owned(),
+            (_, true) => self.prefix.clone(),
+            _ => format!("{}.{name}", self.prefix),
+        }
+    }
+
+    /// The checkpoint below.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// True if the parameter `name` is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.path(name))
+    }
+
+    /// The parameter `name` of `shape` as an initializer of the graph, under its full name.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn get(&self, b: &mut Builder, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+        let full = self.path(name);
+        let tensor = self.checkpoint.tensor(&full, shape)?;
+        Ok(b.initializer(&full, tensor))
+    }
+}

@@ -1,0 +1,77 @@
+//! What an architecture hands over: graphs, slots and facts about one component.
+
+use serde_json::{Value as Json, json};
+use v2l_graphs::{Builder, DataType, Model};
+use v2l_runtime::engine::manifest::Slot;
+
+use crate::ExportError;
+
+/// Metadata keys of v2l in an ONNX model's `metadata_props`.
+pub mod metadata {
+    /// The component's name.
+    pub const COMPONENT: &str = "v2l.component";
+    /// JSON array of slots, in the order of PyTorch's module traversal.
+    pub const SLOTS: &str = "v2l.slots";
+    /// JSON object of facts about the component.
+    pub const ATTRIBUTES: &str = "v2l.attributes";
+}
+
+/// One network, exported: one set of weights and one or more graphs over it.
+#[derive(Debug)]
+pub struct Component {
+    /// `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder` or `hypernetwork`.
+    pub name: String,
+    /// Graphs by name, all over the same weights.
+    pub graphs: Vec<(String, Model)>,
+    /// The type in which the checkpoint's matrices are stored.
+    pub precision: DataType,
+    /// What an adapter may change, in the order of PyTorch's module traversal.
+    pub slots: Vec<Slot>,
+    /// Facts about the component that the runtime needs, for example a predictor's token layout.
+    pub attributes: Json,
+}
+
+impl Component {
+    /// Records name, slots and attributes in every graph's `metadata_props`, optimises the graphs, brings them into
+    /// the component's precision and checks them.
+    ///
+    /// # Errors
+    /// [`ExportError::Graph`] if a graph turns out malformed: a defect of v2l, not of the checkpoint.
+    pub fn seal(mut self) -> Result<Self, ExportError> {
+        for (name, model) in &mut self.graphs {
+            let label = format!("{}/{name}", self.name);
+            let fail = |reason: String| ExportError::Graph { graph: label.clone(), reason };
+            v2l_graphs::passes::optimize(model).map_err(|e| fail(e.to_string()))?;
+            v2l_graphs::lower_precision(model, self.precision);
+            model.metadata.insert(metadata::COMPONENT.into(), self.name.clone());
+            model.metadata.insert(metadata::ATTRIBUTES.into(), self.attributes.to_string());
+            let weights = &model.graph.initializers;
+            let slots: Vec<&Slot> = self.slots.iter().filter(|s| weights.contains_key(&s.tensor)).collect();
+            model.metadata.insert(metadata::SLOTS.into(), json!(slots).to_string());
+            crate::check_graph(&label, model)?;
+        }
+        Ok(self)
+    }
+}
+
+/// The slot of a linear layer `[out, in]` whose weight keeps the checkpoint's orientation.
+pub(crate) fn linear_slot(name: impl Into<String>, out_features: usize, in_features: usize) -> Slot {
+    let name = name.into();
+    Slot {
+        tensor: format!("{name}.weight"),
+        name,
+        out_features,
+        in_features,
+        transposed: false,
+        rows: None,
+        aliases: Vec::new(),
+    }
+}
+
+/// Finishes a builder.
+pub(crate) fn finish(graph: &str, builder: Builder) -> Result<Model, ExportError> {
+    builder.finish().map_err(|names| ExportError::Graph {
+        graph: graph.to_owned(),
+        reason: format!("initializers with two shapes: {}", names.join(", ")),
+    })
+}

@@ -1,0 +1,134 @@
+use std::io;
+use std::path::PathBuf;
+
+/// Why an export or a compilation failed. Nothing is left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExportError {
+    /// The system refused.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's words.
+        source: io::Error,
+    },
+    /// A checkpoint file cannot be read.
+    #[error(transparent)]
+    Weights(#[from] v2l_runtime::weights::WeightError),
+    /// A JSON file is not what it should be.
+    #[error("{}: {reason}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong: expected, found and the way out.
+        reason: String,
+    },
+    /// A folder holds nothing that can be exported.
+    #[error("{}: {reason}", path.display())]
+    NotAModel {
+        /// The folder.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// A tensor that the architecture needs is missing.
+    #[error(
+        "{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}. \
+         Is config.json the one of this checkpoint?"
+    )]
+    MissingTensor {
+        /// Where it was looked for.
+        checkpoint: String,
+        /// Its name.
+        name: String,
+        /// The shape that the architecture calls for.
+        expected: Vec<usize>,
+        /// The closest name that is there.
+        hint: String,
+    },
+    /// A tensor has another shape than the architecture calls for.
+    #[error(
+        "{checkpoint}: tensor `{name}` has shape {found:?}, expected {expected:?}. \
+         Is config.json the one of this checkpoint?"
+    )]
+    WrongShape {
+        /// Where it lies.
+        checkpoint: String,
+        /// Its name.
+        name: String,
+        /// The shape that the architecture calls for.
+        expected: Vec<usize>,
+        /// The shape found.
+        found: Vec<usize>,
+    },
+    /// A tensor has a type that cannot be exported.
+    #[error("{checkpoint}: tensor `{name}` is {found}; expected f32, f16, bf16 or f64: convert the checkpoint first")]
+    WrongType {
+        /// Where it lies.
+        checkpoint: String,
+        /// Its name.
+        name: String,
+        /// Its type.
+        found: String,
+    },
+    /// Tensors of the checkpoint that the architecture does not use.
+    #[error(
+        "{checkpoint}: {count} tensors are not used by {architecture}: {names}. \
+         Every tensor must have its place; is config.json the one of this checkpoint?"
+    )]
+    SurplusTensors {
+        /// The checkpoint.
+        checkpoint: String,
+        /// The architecture that was built.
+        architecture: String,
+        /// How many.
+        count: usize,
+        /// The first of them.
+        names: String,
+    },
+    /// The checkpoint or graph uses something that is not supported.
+    #[error("{what} is not supported: {reason}")]
+    Unsupported {
+        /// What.
+        what: String,
+        /// Why, and the way out.
+        reason: String,
+    },
+    /// The hypernetwork does not fit the transformer, or its parts do not fit each other.
+    #[error("hypernetwork: {0}")]
+    Predictor(String),
+    /// An engine cannot be written.
+    #[error(transparent)]
+    Engine(#[from] crate::engine_writer::EngineWriteError),
+    /// An ONNX file cannot be read.
+    #[error(transparent)]
+    Onnx(#[from] v2l_graphs::ReadError),
+    /// A graph is malformed.
+    #[error("{graph}: {reason}")]
+    Graph {
+        /// The graph.
+        graph: String,
+        /// What is wrong, naming node and tensor.
+        reason: String,
+    },
+    /// A tokenizer cannot be converted.
+    #[error("{}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+impl ExportError {
+    pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Config { path: path.into(), reason: reason.into() }
+    }
+}

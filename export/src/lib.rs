@@ -1,0 +1,45 @@
+//! Checkpoints to ONNX bundles, and ONNX graphs to engines.
+//!
+//! [`export`] reads a diffusers-layout folder, builds the graphs of its components ([`architectures`]) over the
+//! checkpoint's own memory map, and streams a bundle; [`compile`](mod@compile) turns a bundle or a single ONNX file into
+//! engines. Both write to a temporary sibling and rename it: a failure leaves nothing behind.
+
+pub mod architectures;
+mod atomic_dir;
+mod bundle;
+mod checkpoint;
+mod compile;
+mod component;
+pub mod engine_writer;
+mod error;
+mod tokenizer;
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use v2l_graphs::Model;
+
+pub use bundle::{ComponentReport, ExportOptions, ExportReport, Progress, export};
+pub use checkpoint::{Checkpoint, Vars};
+pub use compile::{CompileOptions, CompileProgress, CompileReport, EngineReport, compile};
+pub use component::{Component, metadata};
+pub use error::ExportError;
+
+/// Reads a JSON file of at most 64 MiB.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {
+    const LIMIT: u64 = 64 << 20;
+    let length = std::fs::metadata(path).map_err(ExportError::io(path))?.len();
+    if length > LIMIT {
+        return Err(ExportError::config(path, format!("{length} bytes; expected a JSON file of at most {LIMIT}")));
+    }
+    let text = std::fs::read_to_string(path).map_err(ExportError::io(path))?;
+    serde_json::from_str(&text).map_err(|e| ExportError::config(path, format!("not the JSON expected here: {e}")))
+}
+
+/// Structural checks, as one error.
+pub(crate) fn check_graph(label: &str, model: &Model) -> Result<(), ExportError> {
+    v2l_graphs::check::check(model).map_err(|findings| {
+        let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        ExportError::Graph { graph: label.to_owned(), reason: lines.join("; ") }
+    })
+}

@@ -1,0 +1,22 @@
+//! Network blocks as ONNX nodes: one small file per family.
+//!
+//! Weights come as [`Value`](crate::Value)s, in the orientation of PyTorch's `state_dict`: a linear layer is one `Gemm`
+//! with `transB = 1` fed directly by its `[out, in]` weight.
+
+mod activation;
+mod attention;
+mod causal_conv;
+mod linear;
+mod norm;
+mod resample;
+mod rotary;
+mod sinusoid;
+
+pub use activation::{gelu, gelu_tanh, silu};
+pub use attention::{merge_heads, scaled_dot_product_attention, split_heads};
+pub use causal_conv::{TimeCache, causal_conv3d, conv2d_per_frame, conv3d};
+pub use linear::linear;
+pub use norm::{group_norm, layer_norm, modulate, rms_norm};
+pub use resample::{average_frame_pairs, double_space, nearest_frames, repeat_frames, resize_space_like};
+pub use rotary::{RotaryTables, rotate_interleaved};
+pub use sinusoid::timestep_sinusoid;

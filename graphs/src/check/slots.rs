@@ -1,0 +1,121 @@
+//! Which weights an adapter can change.
+
+use std::collections::HashMap;
+
+use crate::passes::{is_onnx, label};
+use crate::{Graph, Node};
+
+/// A matrix that feeds a `MatMul` or `Gemm` directly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinearWeight {
+    /// Initializer name.
+    pub name: String,
+    /// The node that it feeds.
+    pub node: String,
+    /// True if it is stored `[in, out]`, false if `[out, in]` as in PyTorch (`Gemm` with `transB`).
+    pub transposed: bool,
+    /// Number of input features.
+    pub in_features: usize,
+    /// Number of output features.
+    pub out_features: usize,
+}
+
+/// Why an adapter cannot change a weight.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SlotError {
+    /// No such initializer.
+    #[error(
+        "slot `{name}`: the graph has no initializer of this name; expected a weight under its checkpoint name{}",
+        hint(closest)
+    )]
+    Missing {
+        /// The weight asked for.
+        name: String,
+        /// The initializer with the most similar name.
+        closest: Option<String>,
+    },
+    /// Nothing reads it.
+    #[error("slot `{name}`: no node reads this initializer; remove the slot or export the model again")]
+    Unused {
+        /// The weight.
+        name: String,
+    },
+    /// A node other than MatMul, Gemm and Conv reads it.
+    #[error(
+        "slot `{name}`: node `{node}` ({op_type}) reads it; expected MatMul, Gemm or Conv with the weight as second \
+         input, run `passes::optimize` or export the layer with its weight unchanged"
+    )]
+    Indirect {
+        /// The weight.
+        name: String,
+        /// The node that stands between, or reads it besides.
+        node: String,
+        /// Its operator.
+        op_type: String,
+    },
+}
+
+fn hint(closest: &Option<String>) -> String {
+    closest.as_ref().map_or_else(String::new, |c| format!(", perhaps `{c}`"))
+}
+
+/// Every matrix of the main graph that is the second input of a `MatMul` or `Gemm`, in the order of the nodes; once for
+/// each node that it feeds.
+pub fn linear_weights(graph: &Graph) -> Vec<LinearWeight> {
+    let weight = |node: &Node| {
+        let gemm = match node.op_type.as_str() {
+            "Gemm" if is_onnx(node) => true,
+            "MatMul" if is_onnx(node) => false,
+            _ => return None,
+        };
+        let name = node.inputs.get(1)?;
+        let value = graph.initializers.get(name).filter(|v| v.dtype.is_float())?;
+        let &[rows, cols] = value.shape.as_slice() else { return None };
+        let transposed = !(gemm && node.int("transB").unwrap_or(0) != 0);
+        let (in_features, out_features) = if transposed { (rows, cols) } else { (cols, rows) };
+        Some(LinearWeight { name: name.clone(), node: label(node), transposed, in_features, out_features })
+    };
+    graph.nodes.iter().filter_map(weight).collect()
+}
+
+/// Says of each named weight what keeps an adapter from changing it: every reader in the main graph, and in bodies,
+/// must be a `MatMul`, `Gemm` or `Conv` with the weight as second input.
+///
+/// # Errors
+/// One finding for each name that is missing or unused, and one for each node that reads a weight otherwise.
+pub fn check_slots(graph: &Graph, names: &[&str]) -> Result<(), Vec<SlotError>> {
+    let mut readers: HashMap<&str, Vec<(&Node, bool)>> = HashMap::new();
+    collect_readers(graph, &mut readers);
+    let mut findings = Vec::new();
+    for &name in names {
+        if !graph.initializers.contains_key(name) {
+            let closest = super::closest(name, graph.initializers.keys().map(String::as_str));
+            findings.push(SlotError::Missing { name: name.to_owned(), closest });
+            continue;
+        }
+        let Some(nodes) = readers.get(name) else {
+            findings.push(SlotError::Unused { name: name.to_owned() });
+            continue;
+        };
+        for (node, _) in nodes.iter().filter(|(_, direct)| !direct) {
+            let (node, op_type) = (label(node), node.op_type.clone());
+            findings.push(SlotError::Indirect { name: name.to_owned(), node, op_type });
+        }
+    }
+    if findings.is_empty() { Ok(()) } else { Err(findings) }
+}
+
+fn collect_readers<'a>(graph: &'a Graph, readers: &mut HashMap<&'a str, Vec<(&'a Node, bool)>>) {
+    for node in &graph.nodes {
+        let linear = is_onnx(node) && matches!(node.op_type.as_str(), "MatMul" | "Gemm" | "Conv");
+        for (index, input) in node.inputs.iter().enumerate() {
+            readers.entry(input).or_default().push((node, linear && index == 1));
+        }
+        for attribute in node.attributes.values() {
+            if let crate::Attribute::Graph(body) = attribute {
+                collect_readers(body, readers);
+            }
+        }
+    }
+}

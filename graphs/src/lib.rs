@@ -1,0 +1,33 @@
+//! ONNX for v2l: an IR over committed protobuf code, a builder, passes, structural checks, and reading and writing
+//! with external data of any size.
+//!
+//! Weights are [`bytes::Bytes`] throughout: a model read over a memory map, or built over a mapped checkpoint, never
+//! holds a second copy of them; they are streamed from the map to wherever the model is written.
+
+mod attribute;
+pub mod blocks;
+mod builder;
+pub mod check;
+mod data;
+mod model;
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+mod onnx;
+pub mod passes;
+mod precision;
+mod read;
+mod summary;
+mod write;
+
+pub use attribute::Attribute;
+pub use builder::{Builder, Extent, NodeBuilder, Value};
+pub use data::{DataType, TensorData};
+pub use model::{Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
+pub use precision::{lower_precision, raise_precision};
+pub use read::{ReadError, ReadOptions, read_model};
+pub use write::{ExternalDataWriter, Location, encode_model};
+
+/// The ONNX operator set of graphs built here: the first in which every operator used takes bfloat16.
+pub const OPSET: i64 = 22;
+
+/// The ONNX IR version of graphs built here.
+pub const IR_VERSION: i64 = 10;

@@ -1,0 +1,162 @@
+//! Passes: rewrites that keep what a model computes.
+//!
+//! Every pass takes the model as it is and returns how often it fired. Equal models give equal results, names and order
+//! included. A pass that is unsure about a node leaves it alone.
+
+mod dead_nodes;
+mod evaluate;
+mod fold_constants;
+mod fold_shapes;
+mod fold_weight_layout;
+mod shapes;
+mod tensor;
+mod topological_sort;
+mod transforms;
+mod walk;
+
+pub use dead_nodes::remove_dead_nodes;
+pub use fold_constants::fold_constants;
+pub use fold_shapes::fold_shapes;
+pub use fold_weight_layout::fold_weight_layout;
+pub use topological_sort::sort_topologically;
+pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
+
+pub(crate) use topological_sort::order;
+pub(crate) use walk::{is_onnx, label};
+
+use crate::Model;
+
+/// Why a pass gave up. The model may then have been changed in part, but still computes the same.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum PassError {
+    /// Nodes wait for each other.
+    #[error(
+        "graph `{graph}`: the nodes {} wait for each other in a cycle; expected a graph without cycles, \
+         repeat the export of the model",
+        quoted(nodes)
+    )]
+    Cycle {
+        /// The graph or subgraph.
+        graph: String,
+        /// The nodes of one cycle, each before the one that reads it.
+        nodes: Vec<String>,
+    },
+    /// The model's own record of weight transforms cannot be read.
+    #[error(
+        "metadata `{key}`: {reason}; expected a JSON object of strings, remove the entry or export the model again"
+    )]
+    BadMetadata {
+        /// The `metadata_props` key.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn quoted(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|n| format!("`{n}`")).collect();
+    names.join(" -> ")
+}
+
+/// How often each pass fired.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// Nodes moved by [`sort_topologically`].
+    pub moved: usize,
+    /// Nodes removed by [`fold_weight_layout`].
+    pub weight_layouts_folded: usize,
+    /// Nodes replaced by [`fold_shapes`].
+    pub shapes_folded: usize,
+    /// Nodes replaced by [`fold_constants`].
+    pub constants_folded: usize,
+    /// Nodes and initializers removed by [`remove_dead_nodes`].
+    pub dead_removed: usize,
+    /// Rounds until nothing fired any more, the last one included.
+    pub rounds: usize,
+}
+
+/// Runs every pass until none fires: sorts the nodes, then folds weight layouts, shapes and constants and removes what
+/// is left unused.
+///
+/// Each round costs time linear in the graph; no weight bytes are read. Every firing takes something out of the graph,
+/// so the rounds end.
+///
+/// # Errors
+/// [`PassError`] for a cycle, and for unreadable transform metadata.
+pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
+    let mut report = Report { moved: sort_topologically(model)?, ..Report::default() };
+    loop {
+        report.rounds += 1;
+        let layouts = fold_weight_layout(model)?;
+        let shapes = fold_shapes(model);
+        let constants = fold_constants(model);
+        let dead = remove_dead_nodes(model);
+        report.weight_layouts_folded += layouts;
+        report.shapes_folded += shapes;
+        report.constants_folded += constants;
+        report.dead_removed += dead;
+        if layouts + shapes + constants + dead == 0 {
+            return Ok(report);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, DataType, Dim, Initializer, TensorData};
+
+    fn model() -> Model {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [Dim::from("n"), Dim::Fixed(4)]);
+        let w = b.initializer("w", Initializer::weight(DataType::Float, &[8, 4], TensorData::raw(vec![1; 128])));
+        let t = b.transpose(&w, &[1, 0]);
+        let h = b.op("MatMul", &[&x, &t]);
+        // The second extent of `h` is known only once the weight's is.
+        let shape = b.op("Shape", &[&h]);
+        let one = b.ints(&[1]);
+        let width = b.gather(&shape, &one, 0);
+        let (two, minus) = (b.ints(&[2]), b.ints(&[-1]));
+        let half = b.op("Div", &[&width, &two]);
+        let target = b.concat(&[&minus, &half], 0);
+        let y = b.op("Reshape", &[&h, &target]);
+        b.output("y", &y, DataType::Float, [Dim::from("m"), Dim::Fixed(4)]);
+        b.finish().unwrap()
+    }
+
+    #[test]
+    fn optimize_of_weights_and_shape_arithmetic_leaves_only_the_work() {
+        let mut model = model();
+        let report = optimize(&mut model).unwrap();
+        let ops: Vec<&str> = model.graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
+        assert_eq!(ops, ["MatMul", "Reshape"]);
+        assert_eq!(model.graph.nodes[0].inputs, ["x", "w"]);
+        let target = &model.graph.initializers[&model.graph.nodes[1].inputs[1]];
+        assert_eq!(target.data.to_bytes().unwrap(), [-1i64, 4].map(i64::to_le_bytes).concat());
+        assert_eq!(model.graph.initializers.len(), 2);
+        assert_eq!((report.weight_layouts_folded, report.shapes_folded, report.constants_folded), (1, 1, 2));
+        let again = optimize(&mut model).unwrap();
+        assert_eq!(again, Report { rounds: 1, ..Report::default() });
+    }
+
+    #[test]
+    fn optimize_of_equal_models_gives_equal_bytes() {
+        let bytes = || {
+            let mut model = model();
+            optimize(&mut model).unwrap();
+            let at = |_: &str| Some(crate::Location { file: "w".into(), offset: 0, length: 128 });
+            crate::encode_model(&model, &at).unwrap()
+        };
+        assert_eq!(bytes(), bytes());
+    }
+
+    #[test]
+    fn optimize_of_cycle_is_an_error_that_names_the_nodes() {
+        let mut model = model();
+        model.graph.nodes[1].inputs[0] = "y".into();
+        let error = optimize(&mut model).unwrap_err().to_string();
+        assert!(error.contains("`Reshape` -> `MatMul`"), "{error}");
+    }
+}

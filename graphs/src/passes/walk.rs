@@ -1,0 +1,102 @@
+//! Small walks over graphs that several passes share.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::{Attribute, Graph, Node};
+
+/// What an error calls a node: its name, or for a nameless one its operator and first output.
+pub(crate) fn label(node: &Node) -> String {
+    if !node.name.is_empty() {
+        return node.name.clone();
+    }
+    let output = node.outputs.iter().find(|o| !o.is_empty()).map_or("", String::as_str);
+    format!("{} -> {output}", node.op_type)
+}
+
+/// True for an operator of ONNX's own domain.
+pub(crate) fn is_onnx(node: &Node) -> bool {
+    matches!(node.domain.as_str(), "" | "ai.onnx")
+}
+
+/// The only output's name; `None` if there are several or it is left out.
+pub(super) fn only_output(node: &Node) -> Option<&str> {
+    match node.outputs.as_slice() {
+        [name] if !name.is_empty() => Some(name),
+        _ => None,
+    }
+}
+
+pub(super) fn output_names(graph: &Graph) -> HashSet<String> {
+    graph.outputs.iter().map(|o| o.name.clone()).collect()
+}
+
+/// The graphs in a node's attributes.
+pub(super) fn bodies_mut(node: &mut Node) -> impl Iterator<Item = &mut Graph> {
+    node.attributes.values_mut().filter_map(|a| match a {
+        Attribute::Graph(g) => Some(&mut **g),
+        _ => None,
+    })
+}
+
+/// Every name that the graph or a body in it defines.
+pub(super) fn defined_names(graph: &Graph) -> HashSet<String> {
+    let mut names = HashSet::new();
+    collect_defined(graph, &mut names);
+    names
+}
+
+fn collect_defined(graph: &Graph, names: &mut HashSet<String>) {
+    names.extend(graph.inputs.iter().map(|i| i.name.clone()));
+    names.extend(graph.initializers.keys().cloned());
+    for node in &graph.nodes {
+        names.extend(node.outputs.iter().cloned());
+        for attribute in node.attributes.values() {
+            if let Attribute::Graph(body) = attribute {
+                collect_defined(body, names);
+            }
+        }
+    }
+}
+
+/// Lets every reader of `from` read `to` instead, also inside bodies, unless the body defines `from` itself.
+pub(super) fn rename_uses(graph: &mut Graph, renames: &HashMap<String, String>) {
+    for node in &mut graph.nodes {
+        for input in &mut node.inputs {
+            if let Some(to) = renames.get(input) {
+                input.clone_from(to);
+            }
+        }
+        for body in bodies_mut(node) {
+            rename_captures(body, renames);
+        }
+    }
+}
+
+fn rename_captures(body: &mut Graph, renames: &HashMap<String, String>) {
+    let captured: HashSet<String> = body.captures().into_iter().map(str::to_owned).collect();
+    let visible: HashMap<String, String> =
+        renames.iter().filter(|(from, _)| captured.contains(*from)).map(|(f, t)| (f.clone(), t.clone())).collect();
+    if visible.is_empty() {
+        return;
+    }
+    rename_uses(body, &visible);
+    for output in &mut body.outputs {
+        if let Some(to) = visible.get(&output.name) {
+            output.name.clone_from(to);
+        }
+    }
+}
+
+/// Removes the nodes at `indices`.
+pub(super) fn remove_nodes(graph: &mut Graph, indices: &HashSet<usize>) {
+    let mut index = 0;
+    graph.nodes.retain(|_| {
+        index += 1;
+        !indices.contains(&(index - 1))
+    });
+}
+
+/// Forgets the recorded types of `names`.
+pub(super) fn forget_types(graph: &mut Graph, names: &HashSet<String>) {
+    graph.value_info.retain(|v| !names.contains(&v.name));
+}

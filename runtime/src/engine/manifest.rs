@@ -1,0 +1,213 @@
+//! The JSON manifest inside an engine file: what the component is, its graphs, its slots and the hash of every tensor.
+
+use std::fmt;
+
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use crate::session::Port;
+use crate::tensor::Dtype;
+
+/// Version of the engine format that this build reads and writes.
+pub const FORMAT_VERSION: u32 = 1;
+/// Value of the file's one metadata key, `format`.
+pub const FORMAT: &str = "v2l-engine";
+/// Name of the tensor that holds the manifest.
+pub const MANIFEST_TENSOR: &str = "v2l/manifest";
+/// Prefix of every name that is not a weight; reserved in checkpoints.
+pub const RESERVED_PREFIX: &str = "v2l/";
+/// Prefix of the tensors that align the weights.
+pub const PAD_PREFIX: &str = "v2l/pad/";
+/// External-data location that the stored graphs name for every weight. The file of that name is always empty:
+/// weights arrive as overrides, and an optimiser that wants to read one fails instead of reading something stale.
+pub const WEIGHTS_PLACEHOLDER: &str = "v2l-weights";
+/// Weights start at multiples of this many bytes.
+pub const WEIGHT_ALIGNMENT: usize = 64;
+/// Data start at a multiple of this many bytes.
+pub const DATA_ALIGNMENT: usize = 4096;
+
+/// What an engine file holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// [`FORMAT_VERSION`] of the writer.
+    pub format_version: u32,
+    /// Component: `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder`, `hypernetwork`.
+    pub component: String,
+    /// Version of v2l that compiled it.
+    pub tool_version: String,
+    /// What it was made from: role or file name → hash or description.
+    #[serde(default)]
+    pub made_from: IndexMap<String, String>,
+    /// Type that the floating-point weights are stored in; single weights may differ, [`Manifest::tensors`] says so.
+    pub storage: Dtype,
+    /// Graphs over the weights.
+    pub graphs: Vec<Graph>,
+    /// What adapters may change, in the order of the model's traversal.
+    #[serde(default)]
+    pub slots: Vec<Slot>,
+    /// The component's configuration, as its runtime part wants it.
+    #[serde(default)]
+    pub attributes: serde_json::Value,
+    /// Every tensor of the file except padding and the manifest itself.
+    pub tensors: IndexMap<String, TensorRecord>,
+}
+
+/// One graph of a component.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Graph {
+    /// `step`, `prologue`, `first`, …
+    pub name: String,
+    /// Backend that it is compiled for: `ort`.
+    pub backend: String,
+    /// Arithmetic: `fp32`, `fp16`, `bf16` or `mixed`.
+    pub precision: String,
+    /// Inputs, in graph order.
+    pub inputs: Vec<Port>,
+    /// Outputs, in graph order.
+    pub outputs: Vec<Port>,
+    /// Initializers that the graph takes from the engine's weights.
+    pub weights: Vec<String>,
+    /// The stored graphs.
+    pub files: GraphFiles,
+    /// Ranges that it was compiled for: per profile, input name → range.
+    #[serde(default)]
+    pub profiles: Vec<IndexMap<String, ShapeRange>>,
+}
+
+/// Tensors that hold a graph's ONNX bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GraphFiles {
+    /// The variant whose floating-point initializers are all f32, `v2l/graphs/<graph>/widened.onnx`.
+    pub widened: String,
+    /// The variant whose initializers have their stored type, behind Cast nodes, `v2l/graphs/<graph>/lazy.onnx`.
+    /// Absent if the weights are stored in f32: the variants are then the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy: Option<String>,
+}
+
+/// Extents that an input may take, outermost first.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShapeRange {
+    /// Smallest extents.
+    pub min: Vec<usize>,
+    /// Extents that the compiler tuned for.
+    pub opt: Vec<usize>,
+    /// Largest extents.
+    pub max: Vec<usize>,
+}
+
+/// A linear layer that adapters may change: a 2-D initializer, or a range of its output features.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slot {
+    /// Module path in the reference implementation: `transformer_blocks.0.attn1.to_q`.
+    pub name: String,
+    /// Initializer that holds the weight.
+    pub tensor: String,
+    /// Output features of the layer.
+    pub out_features: usize,
+    /// Input features of the layer.
+    pub in_features: usize,
+    /// False: stored `[out, in]`, as in the checkpoint. True: stored `[in, out]`.
+    #[serde(default)]
+    pub transposed: bool,
+    /// Output features of the initializer that are this layer's, if not all (fused Q, K, V).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<RowRange>,
+    /// Other names of the same layer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub aliases: Vec<String>,
+}
+
+/// Output features `start..end` of an initializer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowRange {
+    /// First output feature.
+    pub start: usize,
+    /// One past the last output feature.
+    pub end: usize,
+}
+
+/// Type, extents and hash of one tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TensorRecord {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// BLAKE3 of the bytes.
+    pub blake3: Hash,
+}
+
+/// A BLAKE3 hash, spelled as 64 hexadecimal digits: a manifest's length does not depend on what was hashed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// Stands in until the real hash is known.
+    pub const ZERO: Self = Self([0; 32]);
+
+    /// The hash of `bytes`.
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(*blake3::hash(bytes).as_bytes())
+    }
+}
+
+impl From<blake3::Hash> for Hash {
+    fn from(hash: blake3::Hash) -> Self {
+        Self(*hash.as_bytes())
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
+    }
+}
+
+impl Serialize for Hash {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hash {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let hash = blake3::Hash::from_hex(&text).map_err(serde::de::Error::custom)?;
+        Ok(hash.into())
+    }
+}
+
+impl Manifest {
+    /// The graph called `name`.
+    pub fn graph(&self, name: &str) -> Option<&Graph> {
+        self.graphs.iter().find(|graph| graph.name == name)
+    }
+
+    /// The slot called `name`, by its own name or an alias.
+    pub fn slot(&self, name: &str) -> Option<&Slot> {
+        self.slots.iter().find(|slot| slot.name == name || slot.aliases.iter().any(|alias| alias == name))
+    }
+}
+
+impl Slot {
+    /// Output features of the initializer that this slot covers.
+    pub fn row_range(&self) -> RowRange {
+        self.rows.unwrap_or(RowRange { start: 0, end: self.out_features })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hash_round_trips_through_64_digits() {
+        let hash = Hash::of(b"v2l");
+        let json = serde_json::to_string(&hash).unwrap();
+        assert_eq!(json.len(), 66);
+        assert_eq!(serde_json::from_str::<Hash>(&json).unwrap(), hash);
+        assert_eq!(serde_json::to_string(&Hash::ZERO).unwrap().len(), 66);
+        assert!(serde_json::from_str::<Hash>("\"12\"").is_err());
+    }
+}

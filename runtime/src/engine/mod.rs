@@ -1,0 +1,9 @@
+//! Engines: one compiled component per `.engine` file.
+
+pub mod manifest;
+mod reader;
+#[cfg(test)]
+pub(crate) mod testing;
+
+pub use manifest::Manifest;
+pub use reader::{Engine, EngineError};

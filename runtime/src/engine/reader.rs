@@ -1,0 +1,317 @@
+//! Opening an engine: map, then check everything that can be checked without reading the weights.
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::manifest::{
+    FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, Slot,
+};
+use crate::tensor::Dtype;
+use crate::weights::{WeightError, WeightFile, WeightView};
+
+/// Manifests are JSON of a few megabytes at most; a larger one is hostile.
+const MAX_MANIFEST: usize = 256 << 20;
+
+/// Why an engine was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// The file cannot be read or is no intact safetensors file.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The file is some other safetensors file.
+    #[error("{path} is not an engine: {reason}; make one with `v2l-compile`")]
+    NotAnEngine {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
+    /// The engine was written in another version of the format.
+    #[error("{path}: expected engine format {expected}, found {found}; compile the model again with this version of v2l")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// What this build reads.
+        expected: u32,
+        /// What the file says.
+        found: u64,
+    },
+    /// The manifest contradicts itself or the file.
+    #[error("{path}: {what}: expected {expected}, found {found}; compile the model again")]
+    Structure {
+        /// The file.
+        path: PathBuf,
+        /// The part in question.
+        what: String,
+        /// What should be there.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A tensor's bytes are not those that were written.
+    #[error("{path}: tensor `{tensor}`: expected BLAKE3 {expected}, found {found}; the file is damaged: copy or compile it again")]
+    HashMismatch {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Hash in the manifest.
+        expected: Hash,
+        /// Hash of the bytes.
+        found: Hash,
+    },
+    /// The engine has no such graph.
+    #[error("{path} has no graph `{name}`; it has {available}")]
+    NoGraph {
+        /// The file.
+        path: PathBuf,
+        /// The graph asked for.
+        name: String,
+        /// The graphs that there are.
+        available: String,
+    },
+}
+
+/// An open engine: a mapped file whose structure and version have been checked.
+#[derive(Clone, Debug)]
+pub struct Engine {
+    file: WeightFile,
+    manifest: Manifest,
+}
+
+impl Engine {
+    /// Maps and checks an engine. Costs the header and the manifest, not the weights.
+    ///
+    /// # Errors
+    /// [`EngineError`] if the file is no engine, of another version, or contradicts itself.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, EngineError> {
+        Self::from_file(WeightFile::open(path)?)
+    }
+
+    /// As [`Engine::open`], for a file that is already mapped.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn from_file(file: WeightFile) -> Result<Self, EngineError> {
+        let not_an_engine =
+            |reason: &str| EngineError::NotAnEngine { path: file.path().to_owned(), reason: reason.to_owned() };
+        if file.metadata("format") != Some(FORMAT) {
+            return Err(not_an_engine("its header does not say `\"format\":\"v2l-engine\"`"));
+        }
+        if !file.contains(MANIFEST_TENSOR) {
+            return Err(not_an_engine("it holds no tensor `v2l/manifest`"));
+        }
+        let manifest = parse_manifest(&file)?;
+        Check { file: &file, manifest: &manifest }.run()?;
+        Ok(Self { file, manifest })
+    }
+
+    /// Where the engine was opened.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// What the engine holds.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// A pristine weight, in place.
+    ///
+    /// # Errors
+    /// [`WeightError::Missing`] if there is none of that name.
+    pub fn weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
+        Ok(self.file.get(name)?)
+    }
+
+    /// The bytes of a tensor under `v2l/`, such as a stored graph.
+    ///
+    /// # Errors
+    /// [`WeightError::Missing`] if there is none of that name.
+    pub fn blob(&self, name: &str) -> Result<Bytes, EngineError> {
+        Ok(self.file.get(name)?.data)
+    }
+
+    /// The graph called `name`.
+    ///
+    /// # Errors
+    /// [`EngineError::NoGraph`], with the graphs that there are.
+    pub fn graph(&self, name: &str) -> Result<&Graph, EngineError> {
+        self.manifest.graph(name).ok_or_else(|| EngineError::NoGraph {
+            path: self.path().to_owned(),
+            name: name.to_owned(),
+            available: self.manifest.graphs.iter().map(|g| &g.name[..]).collect::<Vec<_>>().join(", "),
+        })
+    }
+
+    /// Reads the whole file and compares every hash.
+    ///
+    /// # Errors
+    /// [`EngineError::HashMismatch`] for the first damaged tensor, in manifest order.
+    pub fn verify_hashes(&self) -> Result<(), EngineError> {
+        let records: Vec<_> = self.manifest.tensors.iter().collect();
+        let results: Vec<_> = records
+            .par_iter()
+            .map(|&(name, record)| {
+                let found = Hash::of(&self.file.get(name)?.data);
+                if found == record.blake3 {
+                    return Ok(());
+                }
+                Err(EngineError::HashMismatch {
+                    path: self.path().to_owned(),
+                    tensor: name.clone(),
+                    expected: record.blake3,
+                    found,
+                })
+            })
+            .collect();
+        results.into_iter().collect()
+    }
+}
+
+fn parse_manifest(file: &WeightFile) -> Result<Manifest, EngineError> {
+    #[derive(Deserialize)]
+    struct Version {
+        format_version: u64,
+    }
+    let structure = |found: String| EngineError::Structure {
+        path: file.path().to_owned(),
+        what: "manifest".to_owned(),
+        expected: "JSON of an engine manifest".to_owned(),
+        found,
+    };
+    let view = file.get(MANIFEST_TENSOR)?;
+    if view.dtype != Dtype::U8 || view.data.len() > MAX_MANIFEST {
+        return Err(structure(format!("{} {:?}", view.dtype, view.shape)));
+    }
+    let version: Version = serde_json::from_slice(&view.data).map_err(|e| structure(e.to_string()))?;
+    if version.format_version != u64::from(FORMAT_VERSION) {
+        return Err(EngineError::Version {
+            path: file.path().to_owned(),
+            expected: FORMAT_VERSION,
+            found: version.format_version,
+        });
+    }
+    serde_json::from_slice(&view.data).map_err(|e| structure(e.to_string()))
+}
+
+struct Check<'a> {
+    file: &'a WeightFile,
+    manifest: &'a Manifest,
+}
+
+impl Check<'_> {
+    fn run(&self) -> Result<(), EngineError> {
+        self.tensors()?;
+        self.graphs()?;
+        self.slots()
+    }
+
+    fn tensors(&self) -> Result<(), EngineError> {
+        for (name, record) in &self.manifest.tensors {
+            let expected = format!("{} {:?}", record.dtype, record.shape);
+            if !self.file.contains(name) {
+                return Err(self.structure(format!("tensor `{name}`"), expected, "nothing"));
+            }
+            let view = self.file.get(name)?;
+            if view.dtype != record.dtype || view.shape != record.shape {
+                let found = format!("{} {:?}", view.dtype, view.shape);
+                return Err(self.structure(format!("tensor `{name}`"), expected, found));
+            }
+        }
+        for name in self.file.names() {
+            let known = name == MANIFEST_TENSOR || name.starts_with(PAD_PREFIX);
+            if !known && !self.manifest.tensors.contains_key(&name) {
+                return Err(self.structure(format!("tensor `{name}`"), "a line in the manifest", "none"));
+            }
+        }
+        Ok(())
+    }
+
+    fn graphs(&self) -> Result<(), EngineError> {
+        let mut names = HashSet::new();
+        for graph in &self.manifest.graphs {
+            let what = || format!("graph `{}`", graph.name);
+            if !names.insert(&graph.name) {
+                return Err(self.structure(what(), "one of that name", "two"));
+            }
+            for file in std::iter::once(&graph.files.widened).chain(&graph.files.lazy) {
+                let stored = self.manifest.tensors.get(file);
+                if !file.starts_with(RESERVED_PREFIX) || stored.is_none_or(|record| record.dtype != Dtype::U8) {
+                    return Err(self.structure(what(), format!("its bytes in `{file}`"), "none"));
+                }
+            }
+            for weight in &graph.weights {
+                if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
+                    return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn slots(&self) -> Result<(), EngineError> {
+        let mut names = HashSet::new();
+        for slot in &self.manifest.slots {
+            for name in std::iter::once(&slot.name).chain(&slot.aliases) {
+                if !names.insert(name) {
+                    return Err(self.structure(format!("slot `{name}`"), "one of that name", "two"));
+                }
+            }
+            self.slot(slot)?;
+        }
+        let mut ranges: Vec<_> =
+            self.manifest.slots.iter().map(|s| (&s.tensor, s.row_range().start, s.row_range().end, &s.name)).collect();
+        ranges.sort_unstable();
+        for pair in ranges.windows(2) {
+            if pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1 {
+                let what = format!("slots `{}` and `{}`", pair[0].3, pair[1].3);
+                return Err(self.structure(what, format!("separate rows of `{}`", pair[0].0), "an overlap"));
+            }
+        }
+        Ok(())
+    }
+
+    fn slot(&self, slot: &Slot) -> Result<(), EngineError> {
+        let what = format!("slot `{}`", slot.name);
+        let Some(record) = self.manifest.tensors.get(&slot.tensor) else {
+            return Err(self.structure(what, format!("a weight `{}`", slot.tensor), "none"));
+        };
+        let found = format!("{} {:?}", record.dtype, record.shape);
+        let (rows, columns) = match (&record.shape[..], slot.transposed) {
+            (&[out, inner], false) | (&[inner, out], true) => (out, inner),
+            _ => return Err(self.structure(what, "a 2-D weight", found)),
+        };
+        if !record.dtype.is_float() || slot.tensor.starts_with(RESERVED_PREFIX) {
+            return Err(self.structure(what, "a floating-point weight", found));
+        }
+        let range = slot.row_range();
+        let fits = range.start < range.end
+            && range.end <= rows
+            && range.end - range.start == slot.out_features
+            && (slot.rows.is_some() || rows == slot.out_features)
+            && columns == slot.in_features;
+        if !fits {
+            let expected = format!(
+                "out {} (rows {}..{}), in {}, transposed {}",
+                slot.out_features, range.start, range.end, slot.in_features, slot.transposed
+            );
+            return Err(self.structure(what, expected, found));
+        }
+        Ok(())
+    }
+
+    fn structure(&self, what: String, expected: impl Into<String>, found: impl Into<String>) -> EngineError {
+        EngineError::Structure {
+            path: self.file.path().to_owned(),
+            what,
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+}

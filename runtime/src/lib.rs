@@ -1,0 +1,23 @@
+//! What ships: the engine file, adapters and fusion, ONNX Runtime, the predictor, the sampler and video.
+//!
+//! Nothing here knows ONNX protobuf, checkpoints or the compiler; see `ARCHITECTURE.md`.
+
+pub mod adapter;
+pub mod atomic;
+pub mod engine;
+pub mod fuse;
+pub mod library;
+pub mod map;
+pub mod noise;
+pub mod ort_backend;
+pub mod pipeline;
+pub mod raw;
+pub mod resize;
+pub mod rope;
+pub mod scheduler;
+pub mod session;
+pub mod tensor;
+pub mod tokenizer;
+pub mod vae;
+pub mod video;
+pub mod weights;

@@ -1,0 +1,153 @@
+//! Matching what is given to what a graph takes, before the backend sees it.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use crate::raw::standard_layout;
+use crate::session::{Dim, Port, SessionError};
+use crate::tensor::{Dtype, Tensor};
+
+/// The tensors of `given` in the order of `ports`, converted where that loses nothing: f16 and bf16 to f32, i32 to
+/// i64, whole-numbered f32 to i64. An extent with a name must be the same wherever the name occurs.
+///
+/// # Errors
+/// [`SessionError`] that names the input, what the graph declares and what was given.
+pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, &'a Tensor)]) -> Result<Vec<Cow<'a, Tensor>>, SessionError> {
+    let expected = || ports.iter().map(describe).collect::<Vec<_>>().join(", ");
+    for (i, (name, _)) in given.iter().enumerate() {
+        if !ports.iter().any(|port| port.name == *name) {
+            return Err(SessionError::UnknownInput { name: (*name).to_owned(), expected: expected() });
+        }
+        if given[..i].iter().any(|(other, _)| other == name) {
+            return Err(mismatch(name, "one tensor", "two"));
+        }
+    }
+    let mut symbols = HashMap::new();
+    ports
+        .iter()
+        .map(|port| {
+            let (_, tensor) = given
+                .iter()
+                .find(|(name, _)| *name == port.name)
+                .ok_or_else(|| SessionError::MissingInput { name: port.name.clone(), expected: expected() })?;
+            check_shape(port, tensor, &mut symbols)?;
+            convert(tensor, port.dtype).ok_or_else(|| mismatch(&port.name, describe(port), found(tensor)))
+        })
+        .collect()
+}
+
+fn check_shape<'p>(
+    port: &'p Port,
+    tensor: &Tensor,
+    symbols: &mut HashMap<&'p str, (usize, &'p str)>,
+) -> Result<(), SessionError> {
+    let shape = tensor.shape();
+    if shape.len() != port.shape.len() {
+        return Err(mismatch(&port.name, describe(port), found(tensor)));
+    }
+    for (dim, &extent) in port.shape.iter().zip(shape) {
+        match dim {
+            Dim::Fixed(n) if *n != extent => return Err(mismatch(&port.name, describe(port), found(tensor))),
+            Dim::Fixed(_) => {}
+            Dim::Symbol(symbol) => {
+                let (bound, by) = *symbols.entry(symbol).or_insert((extent, &port.name));
+                if bound != extent {
+                    let expected = format!("{} with {symbol} = {bound} as in `{by}`", describe(port));
+                    return Err(mismatch(&port.name, expected, found(tensor)));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn convert(tensor: &Tensor, dtype: Dtype) -> Option<Cow<'_, Tensor>> {
+    if tensor.dtype() == dtype {
+        return Some(standard_layout(tensor));
+    }
+    let converted = match (tensor, dtype) {
+        (Tensor::F16(_) | Tensor::Bf16(_), Dtype::F32) => Tensor::F32(tensor.to_f32()?),
+        (Tensor::I32(a), Dtype::I64) => Tensor::I64(a.mapv(i64::from)),
+        (Tensor::F32(a), Dtype::I64) if a.iter().all(is_whole) => Tensor::I64(a.mapv(|v| v as i64)),
+        _ => return None,
+    };
+    Some(Cow::Owned(standard_layout(&converted).into_owned()))
+}
+
+/// True for the whole numbers that a 64-bit integer holds for certain.
+fn is_whole(value: &f32) -> bool {
+    value.fract() == 0.0 && value.abs() < 9.0e18
+}
+
+fn describe(port: &Port) -> String {
+    let extents: Vec<String> = port.shape.iter().map(Dim::to_string).collect();
+    format!("{} {} [{}]", port.name, port.dtype, extents.join(", "))
+}
+
+fn found(tensor: &Tensor) -> String {
+    format!("{} {:?}", tensor.dtype(), tensor.shape())
+}
+
+fn mismatch(name: &str, expected: impl Into<String>, found: impl Into<String>) -> SessionError {
+    SessionError::InputMismatch { name: name.to_owned(), expected: expected.into(), found: found.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+    use ndarray::{ArrayD, IxDyn};
+
+    use super::*;
+
+    fn port(name: &str, dtype: Dtype, shape: &[Dim]) -> Port {
+        Port { name: name.into(), dtype, shape: shape.to_vec() }
+    }
+
+    fn symbol(name: &str) -> Dim {
+        Dim::Symbol(name.into())
+    }
+
+    fn filled(shape: &[usize], value: f32) -> Tensor {
+        Tensor::F32(ArrayD::from_elem(IxDyn(shape), value))
+    }
+
+    #[test]
+    fn bind_orders_by_port_and_converts_without_loss() {
+        let ports = [port("t", Dtype::I64, &[symbol("b")]), port("x", Dtype::F32, &[symbol("b"), Dim::Fixed(2)])];
+        let x = Tensor::Bf16(ArrayD::from_elem(IxDyn(&[1, 2]), bf16::from_f32(0.5)));
+        let t = filled(&[1], 999.0);
+        let bound = bind(&ports, &[("x", &x), ("t", &t)]).unwrap();
+        assert_eq!(*bound[0], Tensor::I64(ArrayD::from_elem(IxDyn(&[1]), 999)));
+        assert_eq!(*bound[1], filled(&[1, 2], 0.5));
+    }
+
+    #[test]
+    fn bind_rejects_a_conversion_with_loss() {
+        let ports = [port("t", Dtype::I64, &[])];
+        for value in [0.5, f32::NAN, f32::INFINITY, 1e19] {
+            assert!(bind(&ports, &[("t", &filled(&[], value))]).is_err(), "{value}");
+        }
+        assert!(bind(&[port("x", Dtype::F16, &[])], &[("x", &filled(&[], 1.0))]).is_err());
+    }
+
+    #[test]
+    fn bind_names_missing_unknown_and_repeated_inputs() {
+        let ports = [port("x", Dtype::F32, &[])];
+        let x = filled(&[], 1.0);
+        let message = |given: &[(&str, &Tensor)]| bind(&ports, given).unwrap_err().to_string();
+        assert_eq!(message(&[]), "input `x` is missing; the graph takes x f32 []");
+        assert_eq!(message(&[("y", &x)]), "the graph has no input `y`; it takes x f32 []");
+        assert_eq!(message(&[("x", &x), ("x", &x)]), "input `x`: expected one tensor, found two");
+    }
+
+    #[test]
+    fn bind_rejects_wrong_extents_and_symbols_that_disagree() {
+        let ports = [port("a", Dtype::F32, &[symbol("frames")]), port("b", Dtype::F32, &[symbol("frames"), Dim::Fixed(3)])];
+        let a = filled(&[13], 0.0);
+        let message = |b: &Tensor| bind(&ports, &[("a", &a), ("b", b)]).unwrap_err().to_string();
+        assert_eq!(message(&filled(&[13, 4], 0.0)), "input `b`: expected b f32 [frames, 3], found f32 [13, 4]");
+        assert_eq!(message(&filled(&[13], 0.0)), "input `b`: expected b f32 [frames, 3], found f32 [13]");
+        let expected = "input `b`: expected b f32 [frames, 3] with frames = 13 as in `a`, found f32 [12, 3]";
+        assert_eq!(message(&filled(&[12, 3], 0.0)), expected);
+    }
+}

@@ -1,0 +1,92 @@
+//! ONNX Runtime on the CPU: the default backend.
+//!
+//! Every weight reaches ONNX Runtime as an override over memory that v2l holds: the engine's map or a private buffer.
+//! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
+
+mod inputs;
+mod memory;
+mod open;
+mod session;
+mod value;
+
+pub use memory::available_memory;
+pub use open::{OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
+pub use session::OrtSession;
+
+use crate::engine::EngineError;
+use crate::fuse::FuseError;
+use crate::library::LibraryError;
+
+/// Why ONNX Runtime could not open a graph.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OrtError {
+    /// The library is missing or unusable.
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    /// The engine lacks something.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// An adapter cannot be fused.
+    #[error(transparent)]
+    Fuse(#[from] FuseError),
+    /// The private memory needed exceeds what there is; nothing was allocated.
+    #[error("{mode} weights need {needed} bytes of memory, {available} are available; {way_out}")]
+    Memory {
+        /// The mode asked for.
+        mode: WeightMode,
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes available.
+        available: u64,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// A graph is compiled for another backend.
+    #[error("graph `{graph}` is compiled for `{found}`; expected `ort`: open it with that backend, or compile for `ort`")]
+    WrongBackend {
+        /// The graph.
+        graph: String,
+        /// Its backend.
+        found: String,
+    },
+    /// The stored graph is not what the manifest says.
+    #[error("graph `{graph}`: {what}: the manifest says {expected}, the stored graph {found}; compile the model again")]
+    Interface {
+        /// The graph.
+        graph: String,
+        /// `input 0`, …
+        what: String,
+        /// From the manifest.
+        expected: String,
+        /// From the stored graph.
+        found: String,
+    },
+    /// An override does not fit its weight.
+    #[error("override of `{name}`: expected {expected} bytes, found {found}")]
+    Override {
+        /// The weight.
+        name: String,
+        /// Bytes in the graph's type.
+        expected: usize,
+        /// Bytes given.
+        found: usize,
+    },
+    /// The empty stand-in for external data could not be made.
+    #[error("cannot make an empty file in the temporary folder: {source}; set TMPDIR to a writable folder")]
+    Placeholder {
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// ONNX Runtime refused.
+    #[error("graph `{graph}`: ONNX Runtime: {message}")]
+    Backend {
+        /// The graph.
+        graph: String,
+        /// Its own words.
+        message: String,
+    },
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,338 @@
+//! From an engine to sessions: how weights are held, what is fused into them, and how ONNX Runtime is set up.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use ort::environment::Environment;
+use ort::session::builder::SessionBuilder;
+use tempfile::TempDir;
+
+use super::memory::available_memory;
+use super::session::OrtSession;
+use super::value::borrow;
+use super::OrtError;
+use crate::adapter::Adapter;
+use crate::engine::Engine;
+use crate::engine::manifest::{Graph, WEIGHTS_PLACEHOLDER};
+use crate::fuse::{self, FuseReport, FuseTarget};
+use crate::library;
+use crate::raw;
+use crate::tensor::Dtype;
+
+/// How the weights reach ONNX Runtime, as asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OrtWeights {
+    /// In f32, in private memory unless they are stored so: fastest, and a fuse loses nothing.
+    Widened,
+    /// In the storage type, in place: least memory; each use widens them again.
+    Lazy,
+    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the available memory.
+    #[default]
+    Auto,
+}
+
+impl FromStr for OrtWeights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "widened" => Ok(Self::Widened),
+            "lazy" => Ok(Self::Lazy),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("expected widened, lazy or auto, found `{text}`")),
+        }
+    }
+}
+
+/// How the weights reach ONNX Runtime, as decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightMode {
+    /// See [`OrtWeights::Widened`].
+    Widened,
+    /// See [`OrtWeights::Lazy`].
+    Lazy,
+}
+
+impl fmt::Display for WeightMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Widened => "widened",
+            Self::Lazy => "lazy",
+        })
+    }
+}
+
+/// How to open an engine on ONNX Runtime.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The library; found as [`library::find_onnxruntime`] says if not given.
+    pub ort_lib: Option<PathBuf>,
+    /// How the weights are held.
+    pub weights: OrtWeights,
+    /// Threads within an operator; as many as there are cores if not given.
+    pub threads: Option<usize>,
+    /// Adapters to fuse, with their strengths.
+    pub adapters: Vec<(Adapter, f32)>,
+}
+
+/// What was decided on opening, and why.
+#[derive(Clone, Debug)]
+pub struct OpenReport {
+    /// How the weights are held.
+    pub mode: WeightMode,
+    /// Why, in words.
+    pub reason: String,
+    /// Upper bound on the private memory of weights: widened, fused and prepacked copies.
+    pub private_bytes: u64,
+    /// What fusing did.
+    pub fused: FuseReport,
+}
+
+/// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
+pub struct OrtEngine {
+    engine: Arc<Engine>,
+    environment: Environment,
+    threads: Option<usize>,
+    report: OpenReport,
+    /// Weights that are not the pristine ones, in the type that the graphs take.
+    overrides: HashMap<String, Bytes>,
+    /// Pristine weights in private f32 buffers.
+    widened: HashMap<String, Bytes>,
+}
+
+impl OrtEngine {
+    /// Decides how to hold the weights and fuses the adapters. Costs the fuse; weights are widened when a graph wants them.
+    ///
+    /// # Errors
+    /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
+    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
+        let environment = library::onnxruntime(options.ort_lib.as_deref())?;
+        let plan = WeightPlan::new(&engine, options, available_memory())?;
+        let target = match plan.mode {
+            WeightMode::Widened => FuseTarget::F32,
+            WeightMode::Lazy => FuseTarget::Storage,
+        };
+        let adapters: Vec<(&Adapter, f32)> = options.adapters.iter().map(|(a, strength)| (a, *strength)).collect();
+        let fused = fuse::fuse(&engine, &adapters, target)?;
+        let overrides = fused.weights.into_iter().collect();
+        let report =
+            OpenReport { mode: plan.mode, reason: plan.reason, private_bytes: plan.private, fused: fused.report };
+        Ok(Self { engine, environment, threads: options.threads, report, overrides, widened: HashMap::new() })
+    }
+
+    /// What was decided, and why.
+    pub fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Replaces weights by buffers in the type that the graphs take: f32 when widened, the storage type when lazy.
+    /// Sessions that are open keep what they have.
+    ///
+    /// # Errors
+    /// [`OrtError::Override`] if a length does not fit, [`OrtError::Engine`] if there is no such weight; nothing is
+    /// then replaced.
+    pub fn set_overrides(&mut self, overrides: IndexMap<String, Bytes>) -> Result<(), OrtError> {
+        for (name, data) in &overrides {
+            let view = self.engine.weight(name)?;
+            let expected = raw::byte_len(self.graph_dtype(view.dtype), view.shape).unwrap_or(usize::MAX);
+            if data.len() != expected {
+                return Err(OrtError::Override { name: name.clone(), expected, found: data.len() });
+            }
+        }
+        self.overrides.extend(overrides);
+        Ok(())
+    }
+
+    /// Opens a graph.
+    ///
+    /// # Errors
+    /// [`OrtError`] if there is no such graph or ONNX Runtime refuses it.
+    pub fn session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
+        let engine = Arc::clone(&self.engine);
+        let graph = engine.graph(graph)?;
+        if graph.backend != "ort" {
+            return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
+        }
+        let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
+        let mut builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
+        let folder = placeholder_folder()?;
+        let path = folder.path().to_string_lossy();
+        builder = builder.with_config_entry(EXTERNAL_FOLDER, path).map_err(|e| backend(e.to_string()))?;
+        let mut held = Vec::with_capacity(graph.weights.len());
+        for name in &graph.weights {
+            let view = engine.weight(name)?;
+            let dtype = self.graph_dtype(view.dtype);
+            let data = self.weight_data(name, view.dtype, dtype, view.data);
+            // SAFETY: the bytes are shared with `held`, which `OrtSession` keeps until the session is gone; on an error
+            // below, `builder` and its values are dropped, and no session was made. Nothing writes to them.
+            #[allow(unsafe_code)]
+            let value = unsafe { borrow(dtype, view.shape, &data) }.map_err(|e| backend(format!("`{name}`: {e}")))?;
+            builder = builder.with_initializer(name, value).map_err(|e| backend(format!("`{name}`: {e}")))?;
+            held.push(data);
+        }
+        let file = match (self.report.mode, &graph.files.lazy) {
+            (WeightMode::Lazy, Some(lazy)) => lazy,
+            _ => &graph.files.widened,
+        };
+        let bytes = engine.blob(file)?;
+        let session = builder.commit_from_memory(&bytes).map_err(|e| backend(e.to_string()))?;
+        drop(builder);
+        OrtSession::new(graph, session, held)
+    }
+
+    /// The type in which graphs take a weight that is stored as `stored`.
+    fn graph_dtype(&self, stored: Dtype) -> Dtype {
+        match self.report.mode {
+            WeightMode::Widened if stored.is_float() => Dtype::F32,
+            _ => stored,
+        }
+    }
+
+    /// The bytes for ONNX Runtime: an override, the map, or a private copy that is widened or aligned.
+    fn weight_data(&mut self, name: &str, stored: Dtype, wanted: Dtype, pristine: Bytes) -> Bytes {
+        if let Some(data) = self.overrides.get(name).or_else(|| self.widened.get(name)) {
+            return data.clone();
+        }
+        if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
+            return pristine;
+        }
+        let data = match raw::widen(stored, &pristine) {
+            Some(values) if wanted == Dtype::F32 => raw::vec_into_bytes(values),
+            _ => aligned_copy(&pristine),
+        };
+        self.widened.insert(name.to_owned(), data.clone());
+        data
+    }
+}
+
+/// A copy that is aligned for every type.
+fn aligned_copy(bytes: &[u8]) -> Bytes {
+    let mut words = vec![0u64; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    raw::vec_into_bytes(words).slice(..bytes.len())
+}
+
+/// Configuration key: where external data are looked for when a graph comes from memory.
+const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
+
+/// Optimisers that read weights. They would find the placeholder empty and fail the session; what they do belongs to
+/// the compiler. (Names as registered in ONNX Runtime 1.31; an unknown name is ignored.)
+const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider;\
+    NchwcTransformer;NhwcTransformer;FuseFp16InitializerToFp32NodeTransformer;UnsqueezeElimination;\
+    ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
+
+fn configured(
+    environment: &Environment,
+    mode: WeightMode,
+    threads: Option<usize>,
+) -> Result<SessionBuilder, String> {
+    let build = || -> ort::Result<SessionBuilder> {
+        let mut builder = SessionBuilder::new(environment)?;
+        builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
+        if let Some(threads) = threads {
+            builder = builder.with_intra_threads(threads)?;
+        }
+        if mode == WeightMode::Lazy {
+            let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
+            builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?.with_memory_pattern(false)?;
+        }
+        Ok(builder)
+    };
+    build().map_err(|e| e.to_string())
+}
+
+/// A folder with an empty file in place of external data. Only making a session needs it; it goes when dropped.
+fn placeholder_folder() -> Result<TempDir, OrtError> {
+    let make = || {
+        let folder = tempfile::Builder::new().prefix("v2l-").tempdir()?;
+        std::fs::File::create(folder.path().join(WEIGHTS_PLACEHOLDER))?;
+        Ok(folder)
+    };
+    make().map_err(|source| OrtError::Placeholder { source })
+}
+
+/// How the weights will be held, and what that takes.
+struct WeightPlan {
+    mode: WeightMode,
+    reason: String,
+    private: u64,
+}
+
+impl WeightPlan {
+    fn new(engine: &Engine, options: &OpenOptions, available: Option<u64>) -> Result<Self, OrtError> {
+        let weights = graph_weights(engine)?;
+        let widened_total: u64 = weights.values().map(|w| w.widened).sum();
+        let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+        let (mode, reason) = match (options.weights, available) {
+            (OrtWeights::Widened, _) => (WeightMode::Widened, "asked for".to_owned()),
+            (OrtWeights::Lazy, _) => (WeightMode::Lazy, "asked for".to_owned()),
+            (OrtWeights::Auto, None) => (WeightMode::Widened, "the system does not say how much memory there is".to_owned()),
+            (OrtWeights::Auto, Some(available)) => {
+                let (needed, budget) = (widened_total.saturating_mul(2), available / 2);
+                let fits = needed <= budget;
+                let reason = format!(
+                    "twice the f32 weights, {}, {} half of the available memory, {}",
+                    mib(needed),
+                    if fits { "fit in" } else { "exceed" },
+                    mib(budget)
+                );
+                (if fits { WeightMode::Widened } else { WeightMode::Lazy }, reason)
+            }
+        };
+        let fused = fuse::touched_tensors(engine, options.adapters.iter().map(|(adapter, _)| adapter));
+        let private = match mode {
+            // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
+            WeightMode::Widened => weights
+                .iter()
+                .map(|(name, w)| {
+                    let buffer = if w.stored_wide && !fused.contains(*name) { 0 } else { w.widened };
+                    buffer + if w.matrix { w.widened } else { 0 }
+                })
+                .sum(),
+            WeightMode::Lazy => weights.iter().filter(|(name, _)| fused.contains(**name)).map(|(_, w)| w.stored).sum(),
+        };
+        match available {
+            Some(available) if private > available => {
+                let way_out = match mode {
+                    WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
+                    WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
+                };
+                Err(OrtError::Memory { mode, needed: private, available, way_out })
+            }
+            _ => Ok(Self { mode, reason, private }),
+        }
+    }
+}
+
+struct WeightSize {
+    stored: u64,
+    /// Bytes in f32, or as stored if it is no float.
+    widened: u64,
+    stored_wide: bool,
+    matrix: bool,
+}
+
+fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, OrtError> {
+    let mut weights = BTreeMap::new();
+    for graph in engine.manifest().graphs.iter().filter(|graph: &&Graph| graph.backend == "ort") {
+        for name in &graph.weights {
+            let view = engine.weight(name)?;
+            let stored = view.data.len() as u64;
+            let float = view.dtype.is_float();
+            let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
+            let stored_wide = !float || view.dtype == Dtype::F32;
+            weights.insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() > 1 });
+        }
+    }
+    Ok(weights)
+}

@@ -1,0 +1,103 @@
+//! Tensors that ONNX Runtime borrows, and tensors copied out of it.
+
+use std::ffi::c_void;
+use std::ptr::{self, NonNull};
+
+use ort::AsPointer;
+use ort::memory::{Allocator, MemoryInfo};
+use ort::sys;
+
+use ort::value::{DynTensorValueType, DynValue, TensorElementType};
+
+use crate::raw::{byte_len, tensor_from_bytes};
+use crate::tensor::{Dtype, Tensor};
+
+/// ONNX Runtime's name for `dtype`.
+pub(super) fn element_type(dtype: Dtype) -> TensorElementType {
+    match dtype {
+        Dtype::F32 => TensorElementType::Float32,
+        Dtype::F16 => TensorElementType::Float16,
+        Dtype::Bf16 => TensorElementType::Bfloat16,
+        Dtype::I64 => TensorElementType::Int64,
+        Dtype::I32 => TensorElementType::Int32,
+        Dtype::U8 => TensorElementType::Uint8,
+        Dtype::Bool => TensorElementType::Bool,
+    }
+}
+
+/// v2l's name for `element`, if it handles it.
+pub(super) fn dtype_of(element: TensorElementType) -> Option<Dtype> {
+    use Dtype::{Bf16, Bool, F16, F32, I32, I64, U8};
+    [F32, F16, Bf16, I64, I32, U8, Bool].into_iter().find(|&dtype| element_type(dtype) == element)
+}
+
+/// A value over `data`, without a copy.
+///
+/// # Errors
+/// ONNX Runtime's words, or ours if `data` has the wrong length or is not aligned to its elements.
+///
+/// # Safety
+/// `data` must stay alive and unchanged until the value, and every session that was given it, are gone.
+#[allow(unsafe_code)]
+pub(super) unsafe fn borrow(dtype: Dtype, shape: &[usize], data: &[u8]) -> Result<DynValue, String> {
+    if byte_len(dtype, shape) != Some(data.len()) {
+        return Err(format!("{} bytes do not make a tensor {dtype} {shape:?}", data.len()));
+    }
+    if !data.as_ptr().addr().is_multiple_of(dtype.size()) {
+        return Err(format!("data of a {dtype} tensor are not aligned"));
+    }
+    let extents = shape
+        .iter()
+        .map(|&extent| i64::try_from(extent).map_err(|_| format!("extent {extent} is too large")))
+        .collect::<Result<Vec<i64>, String>>()?;
+    let info = MemoryInfo::default();
+    let mut value: *mut sys::OrtValue = ptr::null_mut();
+    // SAFETY: the pointers are valid for the lengths given with them; `data` has the length that type and extents
+    // imply and outlives the value, as the caller promises. ONNX Runtime takes `*mut` but writes to no initializer and
+    // no input.
+    let status = unsafe {
+        (ort::api().CreateTensorWithDataAsOrtValue)(
+            info.ptr(),
+            data.as_ptr().cast_mut().cast::<c_void>(),
+            data.len(),
+            extents.as_ptr(),
+            extents.len(),
+            element_type(dtype).into(),
+            &raw mut value,
+        )
+    };
+    // SAFETY: the status is the one just returned and is given away here only.
+    unsafe { ort::Error::result_from_status(status) }.map_err(|e| e.to_string())?;
+    let value = NonNull::new(value).ok_or("no tensor was made")?;
+    // SAFETY: the value was just made, is owned by nobody else, and is a CPU tensor, whose allocator is the default.
+    Ok(unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) })
+}
+
+/// Copies a session's output into a tensor.
+///
+/// # Errors
+/// What is wrong, if it is no tensor in CPU memory or has a type that v2l does not handle.
+pub(super) fn copy_out(value: &DynValue) -> Result<Tensor, String> {
+    let view = value.view().downcast::<DynTensorValueType>().map_err(|_| "the output is not a tensor".to_owned())?;
+    let dtype = dtype_of(*view.data_type()).ok_or_else(|| format!("type {} is not supported", view.data_type()))?;
+    let shape = view
+        .shape()
+        .iter()
+        .map(|&extent| usize::try_from(extent).map_err(|_| format!("extent {extent}")))
+        .collect::<Result<Vec<usize>, String>>()?;
+    let length = byte_len(dtype, &shape).ok_or("the output is too large")?;
+    if !view.memory_info().is_cpu_accessible() {
+        return Err("the output is not in CPU memory".to_owned());
+    }
+    let bytes = if length == 0 {
+        &[][..]
+    } else {
+        // SAFETY: the tensor is in CPU memory and holds as many bytes as its type and extents imply; `view` keeps it
+        // alive and unchanged while the slice is in use.
+        #[allow(unsafe_code)]
+        unsafe {
+            std::slice::from_raw_parts(view.data_ptr().cast::<u8>(), length)
+        }
+    };
+    tensor_from_bytes(dtype, &shape, bytes).ok_or_else(|| "the output's length disagrees with its shape".to_owned())
+}

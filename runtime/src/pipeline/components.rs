@@ -1,0 +1,76 @@
+//! Where a pipeline gets its networks from.
+
+use std::collections::BTreeMap;
+
+use crate::session::Session;
+
+/// The networks of a pipeline, by component and graph name (`("transformer", "step")`).
+pub trait Components {
+    /// The session of one graph; it is opened if need be.
+    ///
+    /// # Errors
+    /// [`ComponentError`] if there is no such graph, or it cannot be opened.
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError>;
+
+    /// Says that a component is not needed for now. Its memory may be given back; a later [`Self::session`] opens it again.
+    fn release(&mut self, component: &str);
+}
+
+/// Why a network is not available.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ComponentError {
+    /// The pipeline has no such graph.
+    #[error("the pipeline has no graph `{graph}` in component `{component}`; it has: {available}")]
+    Missing {
+        /// The component asked for.
+        component: String,
+        /// The graph asked for.
+        graph: String,
+        /// What there is.
+        available: String,
+    },
+    /// It is there but cannot be opened.
+    #[error("opening `{component}`, graph `{graph}`: {source}")]
+    Open {
+        /// The component.
+        component: String,
+        /// The graph.
+        graph: String,
+        /// The reason.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// Sessions that are already open, by component and graph name; [`Components::release`] keeps them.
+#[derive(Default)]
+pub struct OpenSessions {
+    sessions: BTreeMap<(String, String), Box<dyn Session>>,
+}
+
+impl OpenSessions {
+    /// Adds a session, replacing one of the same name.
+    pub fn insert(&mut self, component: &str, graph: &str, session: Box<dyn Session>) {
+        self.sessions.insert((component.to_owned(), graph.to_owned()), session);
+    }
+}
+
+impl Components for OpenSessions {
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        let key = (component.to_owned(), graph.to_owned());
+        if !self.sessions.contains_key(&key) {
+            let names: Vec<String> = self.sessions.keys().map(|(c, g)| format!("{c}/{g}")).collect();
+            return Err(ComponentError::Missing {
+                component: key.0,
+                graph: key.1,
+                available: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
+            });
+        }
+        match self.sessions.get_mut(&key) {
+            Some(session) => Ok(session.as_mut()),
+            None => unreachable!("the key was found above"),
+        }
+    }
+
+    fn release(&mut self, _: &str) {}
+}

@@ -1,0 +1,105 @@
+//! What a pipeline tells its caller while it works.
+
+use serde::Serialize;
+
+/// A part of the work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// Prompt to embeddings.
+    EncodeText,
+    /// Reference video to latent.
+    EncodeReference,
+    /// Condition image or video to latent.
+    EncodeCondition,
+    /// The sampler's steps.
+    Denoise,
+    /// Latent to frames.
+    Decode,
+    /// Video to latent, by itself.
+    EncodeVideo,
+}
+
+/// Something that happened; serializes as one JSON object with an `event` key.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A stage of `total` steps begins.
+    StageStarted {
+        /// Which.
+        stage: Stage,
+        /// Steps it will take.
+        total: usize,
+    },
+    /// Step `done` of `total` is complete.
+    Step {
+        /// Which stage.
+        stage: Stage,
+        /// Steps complete, from 1.
+        done: usize,
+        /// Steps in all.
+        total: usize,
+    },
+    /// A stage is complete.
+    StageFinished {
+        /// Which.
+        stage: Stage,
+    },
+    /// Something the user should know; the work goes on.
+    Warning {
+        /// In words.
+        message: String,
+    },
+}
+
+/// Listens to a pipeline and may stop it.
+pub trait Observer {
+    /// Called for every event, on the thread that runs the pipeline.
+    fn event(&mut self, event: &Event);
+
+    /// Asked between steps; `true` ends the run with [`Cancelled`].
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Listens to nothing.
+impl Observer for () {
+    fn event(&mut self, _: &Event) {}
+}
+
+/// The observer asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cancelled")]
+pub struct Cancelled;
+
+/// Reports the steps of one stage and checks for cancellation before each.
+pub(crate) struct Progress<'a> {
+    observer: &'a mut dyn Observer,
+    stage: Stage,
+    done: usize,
+    total: usize,
+}
+
+impl<'a> Progress<'a> {
+    pub(crate) fn start(observer: &'a mut dyn Observer, stage: Stage, total: usize) -> Self {
+        observer.event(&Event::StageStarted { stage, total });
+        Self { observer, stage, done: 0, total }
+    }
+
+    /// To be called before a step.
+    pub(crate) fn check(&self) -> Result<(), Cancelled> {
+        if self.observer.cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// To be called after a step.
+    pub(crate) fn step(&mut self) {
+        self.done += 1;
+        self.observer.event(&Event::Step { stage: self.stage, done: self.done, total: self.total });
+    }
+
+    /// To be called after the last step.
+    pub(crate) fn finish(self) {
+        self.observer.event(&Event::StageFinished { stage: self.stage });
+    }
+}

@@ -1,0 +1,165 @@
+//! Tensors as the little-endian bytes that files and backends hold.
+
+use std::borrow::Cow;
+
+use bytemuck::{AnyBitPattern, NoUninit, cast_slice};
+use bytes::Bytes;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ndarray::{ArrayD, IxDyn};
+use rayon::prelude::*;
+
+use crate::tensor::{Dtype, Tensor};
+
+#[cfg(not(target_endian = "little"))]
+compile_error!("v2l reads weights in place and so needs a little-endian machine");
+
+/// Elements that one thread converts at a time.
+const PIECE: usize = 1 << 18;
+
+/// Bytes of a tensor of `dtype` and `shape`; `None` if the product overflows.
+pub fn byte_len(dtype: Dtype, shape: &[usize]) -> Option<usize> {
+    shape.iter().try_fold(dtype.size(), |n, &extent| n.checked_mul(extent))
+}
+
+/// Copies `bytes` into a tensor; they need no alignment. `None` if their number is not that of `dtype` and `shape`.
+pub fn tensor_from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Option<Tensor> {
+    if byte_len(dtype, shape)? != bytes.len() {
+        return None;
+    }
+    Some(match dtype {
+        Dtype::F32 => Tensor::F32(array(shape, copied(bytes))?),
+        Dtype::F16 => Tensor::F16(array(shape, copied(bytes))?),
+        Dtype::Bf16 => Tensor::Bf16(array(shape, copied(bytes))?),
+        Dtype::I64 => Tensor::I64(array(shape, copied(bytes))?),
+        Dtype::I32 => Tensor::I32(array(shape, copied(bytes))?),
+        Dtype::U8 => Tensor::U8(array(shape, bytes.to_vec())?),
+        Dtype::Bool => Tensor::Bool(array(shape, bytes.iter().map(|&b| b != 0).collect())?),
+    })
+}
+
+/// The elements in row-major order as bytes, borrowed when the tensor already lies that way.
+pub fn tensor_bytes(tensor: &Tensor) -> Cow<'_, [u8]> {
+    match tensor {
+        Tensor::F32(a) => array_bytes(a),
+        Tensor::F16(a) => array_bytes(a),
+        Tensor::Bf16(a) => array_bytes(a),
+        Tensor::I64(a) => array_bytes(a),
+        Tensor::I32(a) => array_bytes(a),
+        Tensor::U8(a) => array_bytes(a),
+        Tensor::Bool(a) => array_bytes(a),
+    }
+}
+
+/// The tensor itself if its elements lie in row-major order, else a copy whose elements do.
+pub fn standard_layout(tensor: &Tensor) -> Cow<'_, Tensor> {
+    fn copy<T: Clone>(array: &ArrayD<T>) -> Option<ArrayD<T>> {
+        (!array.is_standard_layout()).then(|| array.as_standard_layout().into_owned())
+    }
+    let copied = match tensor {
+        Tensor::F32(a) => copy(a).map(Tensor::F32),
+        Tensor::F16(a) => copy(a).map(Tensor::F16),
+        Tensor::Bf16(a) => copy(a).map(Tensor::Bf16),
+        Tensor::I64(a) => copy(a).map(Tensor::I64),
+        Tensor::I32(a) => copy(a).map(Tensor::I32),
+        Tensor::U8(a) => copy(a).map(Tensor::U8),
+        Tensor::Bool(a) => copy(a).map(Tensor::Bool),
+    };
+    copied.map_or(Cow::Borrowed(tensor), Cow::Owned)
+}
+
+/// Widens `bytes` of a floating-point `dtype` to f32 without loss, on all threads; they need no alignment.
+/// `None` for other types. Costs 4 bytes of memory per element.
+pub fn widen(dtype: Dtype, bytes: &[u8]) -> Option<Vec<f32>> {
+    if !dtype.is_float() {
+        return None;
+    }
+    let mut values = vec![0f32; bytes.len() / dtype.size()];
+    let pieces = bytes.par_chunks(PIECE * dtype.size());
+    values.par_chunks_mut(PIECE).zip(pieces).for_each(|(out, bytes)| widen_into(dtype, bytes, out));
+    Some(values)
+}
+
+/// Widens as many elements as `out` holds. Leaves `out` alone for a `dtype` that is not floating-point.
+pub(crate) fn widen_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
+    match dtype {
+        Dtype::F32 => widen_elements(bytes, out, |v: f32| v),
+        Dtype::Bf16 => widen_elements(bytes, out, bf16::to_f32),
+        Dtype::F16 => match bytemuck::try_cast_slice::<u8, f16>(bytes) {
+            Ok(halves) if halves.len() == out.len() => halves.convert_to_f32_slice(out),
+            _ => widen_elements(bytes, out, f16::to_f32),
+        },
+        _ => {}
+    }
+}
+
+fn widen_elements<T: AnyBitPattern>(bytes: &[u8], out: &mut [f32], widen: impl Fn(T) -> f32) {
+    for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
+        *value = widen(bytemuck::pod_read_unaligned(bytes));
+    }
+}
+
+/// Hands a vector over as shared bytes, without a copy.
+pub fn vec_into_bytes<T: NoUninit + Send + 'static>(values: Vec<T>) -> Bytes {
+    struct Owner<T>(Vec<T>);
+    impl<T: NoUninit> AsRef<[u8]> for Owner<T> {
+        fn as_ref(&self) -> &[u8] {
+            cast_slice(&self.0)
+        }
+    }
+    Bytes::from_owner(Owner(values))
+}
+
+fn array<T>(shape: &[usize], values: Vec<T>) -> Option<ArrayD<T>> {
+    ArrayD::from_shape_vec(IxDyn(shape), values).ok()
+}
+
+fn array_bytes<T: NoUninit>(array: &ArrayD<T>) -> Cow<'_, [u8]> {
+    match array.as_slice() {
+        Some(slice) => Cow::Borrowed(cast_slice(slice)),
+        None => Cow::Owned(array.iter().flat_map(|v| bytemuck::bytes_of(v).iter().copied()).collect()),
+    }
+}
+
+/// A trailing fraction of an element is dropped.
+fn copied<T: AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
+    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tensor_from_bytes_and_back_keeps_every_type() {
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I64, Dtype::I32, Dtype::U8] {
+            let bytes: Vec<u8> = (0..6 * dtype.size()).map(|i| i as u8).collect();
+            let tensor = tensor_from_bytes(dtype, &[2, 3], &bytes).unwrap();
+            assert_eq!((tensor.dtype(), tensor.shape()), (dtype, &[2, 3][..]));
+            assert_eq!(&tensor_bytes(&tensor)[..], bytes);
+        }
+    }
+
+    #[test]
+    fn tensor_from_bytes_of_another_length_is_none() {
+        assert!(tensor_from_bytes(Dtype::F32, &[2], &[0; 7]).is_none());
+        assert!(tensor_from_bytes(Dtype::F32, &[usize::MAX, 2], &[0; 8]).is_none());
+    }
+
+    #[test]
+    fn widen_of_unaligned_halves_is_exact() {
+        let values = [1.5f32, -0.0, 65504.0, 6e-8];
+        let mut bytes = vec![0u8];
+        bytes.extend(values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()));
+        let expected: Vec<f32> = values.iter().map(|&v| f16::from_f32(v).to_f32()).collect();
+        assert_eq!(widen(Dtype::F16, &bytes[1..]).unwrap(), expected);
+        assert_eq!(widen(Dtype::Bf16, &bf16::from_f32(3.0).to_le_bytes()).unwrap(), [3.0]);
+        assert!(widen(Dtype::I64, &[0; 8]).is_none());
+    }
+
+    #[test]
+    fn tensor_bytes_of_a_transposed_array_are_row_major() {
+        let a = ArrayD::from_shape_vec(IxDyn(&[2, 2]), vec![1u8, 2, 3, 4]).unwrap().reversed_axes();
+        assert_eq!(&tensor_bytes(&Tensor::U8(a))[..], [1, 3, 2, 4]);
+    }
+}

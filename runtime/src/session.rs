@@ -1,0 +1,90 @@
+//! One graph of one component, ready to run: what every backend provides.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::tensor::{Dtype, NamedTensors, Tensor};
+
+/// One extent of a graph input or output: a number, or a name such as `"frames"`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Dim {
+    /// A fixed extent.
+    Fixed(usize),
+    /// A symbolic extent, free at run time.
+    Symbol(String),
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(n) => n.fmt(f),
+            Self::Symbol(s) => s.fmt(f),
+        }
+    }
+}
+
+/// Name, type and extents of a graph input or output.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name, as in the reference implementation's `forward`.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<Dim>,
+}
+
+/// A graph with its weights, on some backend.
+pub trait Session: Send {
+    /// The graph's inputs, in graph order.
+    fn inputs(&self) -> &[Port];
+    /// The graph's outputs, in graph order.
+    fn outputs(&self) -> &[Port];
+    /// Runs the graph once. Every input must be given, by name, in any order.
+    ///
+    /// # Errors
+    /// [`SessionError`] if a name, type or shape does not fit, or if the backend fails; the session stays usable.
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError>;
+}
+
+/// Why a session did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// A graph input was not given.
+    #[error("input `{name}` is missing; the graph takes {expected}")]
+    MissingInput {
+        /// The input that was not given.
+        name: String,
+        /// All inputs of the graph.
+        expected: String,
+    },
+    /// A tensor was given that the graph does not take.
+    #[error("the graph has no input `{name}`; it takes {expected}")]
+    UnknownInput {
+        /// The surplus name.
+        name: String,
+        /// All inputs of the graph.
+        expected: String,
+    },
+    /// An input has the wrong type or extents.
+    #[error("input `{name}`: expected {expected}, found {found}")]
+    InputMismatch {
+        /// The input.
+        name: String,
+        /// What the graph declares.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// The backend refused or failed.
+    #[error("{backend}: {message}")]
+    Backend {
+        /// The backend's name.
+        backend: &'static str,
+        /// Its own words.
+        message: String,
+    },
+}

@@ -1,0 +1,187 @@
+//! Host tensors: what sessions take and return, and what `.safetensors` inputs and outputs hold.
+
+use std::fmt;
+
+use half::{bf16, f16};
+use indexmap::IndexMap;
+use ndarray::{ArrayD, IxDyn};
+use serde::{Deserialize, Serialize};
+
+/// Element type of a tensor, spelled as in the engine manifest (`"f32"`, `"bf16"`, …).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE 754 binary32.
+    F32,
+    /// IEEE 754 binary16.
+    F16,
+    /// bfloat16: the upper half of a binary32.
+    Bf16,
+    /// 64-bit signed integer.
+    I64,
+    /// 32-bit signed integer.
+    I32,
+    /// 8-bit unsigned integer.
+    U8,
+    /// Boolean, one byte each.
+    Bool,
+}
+
+impl Dtype {
+    /// Bytes per element.
+    pub const fn size(self) -> usize {
+        match self {
+            Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// True for the three floating-point types.
+    pub const fn is_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16 | Self::Bf16)
+    }
+
+    /// The matching safetensors type.
+    pub const fn to_safetensors(self) -> safetensors::Dtype {
+        match self {
+            Self::F32 => safetensors::Dtype::F32,
+            Self::F16 => safetensors::Dtype::F16,
+            Self::Bf16 => safetensors::Dtype::BF16,
+            Self::I64 => safetensors::Dtype::I64,
+            Self::I32 => safetensors::Dtype::I32,
+            Self::U8 => safetensors::Dtype::U8,
+            Self::Bool => safetensors::Dtype::BOOL,
+        }
+    }
+
+    /// The type that `dtype` names, or `None` for one that v2l does not handle.
+    pub const fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
+        Some(match dtype {
+            safetensors::Dtype::F32 => Self::F32,
+            safetensors::Dtype::F16 => Self::F16,
+            safetensors::Dtype::BF16 => Self::Bf16,
+            safetensors::Dtype::I64 => Self::I64,
+            safetensors::Dtype::I32 => Self::I32,
+            safetensors::Dtype::U8 => Self::U8,
+            safetensors::Dtype::BOOL => Self::Bool,
+            _ => return None,
+        })
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::I64 => "i64",
+            Self::I32 => "i32",
+            Self::U8 => "u8",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+/// A dense row-major tensor in host memory.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tensor {
+    /// `f32` elements.
+    F32(ArrayD<f32>),
+    /// `f16` elements.
+    F16(ArrayD<f16>),
+    /// `bf16` elements.
+    Bf16(ArrayD<bf16>),
+    /// `i64` elements.
+    I64(ArrayD<i64>),
+    /// `i32` elements.
+    I32(ArrayD<i32>),
+    /// `u8` elements.
+    U8(ArrayD<u8>),
+    /// Booleans.
+    Bool(ArrayD<bool>),
+}
+
+/// Tensors by name, in a fixed order.
+pub type NamedTensors = IndexMap<String, Tensor>;
+
+macro_rules! each {
+    ($self:expr, $a:ident => $body:expr) => {
+        match $self {
+            Tensor::F32($a) => $body,
+            Tensor::F16($a) => $body,
+            Tensor::Bf16($a) => $body,
+            Tensor::I64($a) => $body,
+            Tensor::I32($a) => $body,
+            Tensor::U8($a) => $body,
+            Tensor::Bool($a) => $body,
+        }
+    };
+}
+
+impl Tensor {
+    /// An f32 tensor of `shape` over `data`; `None` if the lengths disagree.
+    pub fn from_f32(shape: &[usize], data: Vec<f32>) -> Option<Self> {
+        ArrayD::from_shape_vec(IxDyn(shape), data).ok().map(Self::F32)
+    }
+
+    /// Element type.
+    pub const fn dtype(&self) -> Dtype {
+        match self {
+            Self::F32(_) => Dtype::F32,
+            Self::F16(_) => Dtype::F16,
+            Self::Bf16(_) => Dtype::Bf16,
+            Self::I64(_) => Dtype::I64,
+            Self::I32(_) => Dtype::I32,
+            Self::U8(_) => Dtype::U8,
+            Self::Bool(_) => Dtype::Bool,
+        }
+    }
+
+    /// Extents, outermost first.
+    pub fn shape(&self) -> &[usize] {
+        each!(self, a => a.shape())
+    }
+
+    /// Number of elements.
+    pub fn len(&self) -> usize {
+        each!(self, a => a.len())
+    }
+
+    /// True if the tensor holds no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The values as f32, widened without loss from f16 and bf16; `None` for integer tensors.
+    pub fn to_f32(&self) -> Option<ArrayD<f32>> {
+        match self {
+            Self::F32(a) => Some(a.clone()),
+            Self::F16(a) => Some(a.mapv(f16::to_f32)),
+            Self::Bf16(a) => Some(a.mapv(bf16::to_f32)),
+            _ => None,
+        }
+    }
+
+    /// The f32 array inside, without a copy; `None` if the tensor has another type.
+    pub fn into_f32(self) -> Option<ArrayD<f32>> {
+        match self {
+            Self::F32(a) => Some(a),
+            other => other.to_f32(),
+        }
+    }
+}
+
+impl From<ArrayD<f32>> for Tensor {
+    fn from(a: ArrayD<f32>) -> Self {
+        Self::F32(a)
+    }
+}
+
+impl From<ArrayD<i64>> for Tensor {
+    fn from(a: ArrayD<i64>) -> Self {
+        Self::I64(a)
+    }
+}

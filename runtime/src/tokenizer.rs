@@ -1,0 +1,133 @@
+//! Prompts to token ids, through a `tokenizer.json`.
+
+use tokenizers::Tokenizer;
+
+/// Why a prompt has no ids.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The file cannot be used.
+    #[error("tokenizer.json: {0}")]
+    File(String),
+    /// The text cannot be encoded.
+    #[error("tokenizing {text:?}: {message}")]
+    Encode {
+        /// The text.
+        text: String,
+        /// The tokenizer's words.
+        message: String,
+    },
+    /// No room for a token and the end marker.
+    #[error("max_length is {0}, expected 2 to 65536")]
+    MaxLength(usize),
+}
+
+/// The ids of one prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tokens {
+    /// Exactly `max_length` ids.
+    pub ids: Vec<i64>,
+    /// How many tokens of the text did not fit, if any.
+    pub truncated: Option<usize>,
+}
+
+/// A tokenizer that pads and truncates as `T5Tokenizer` does with `padding="max_length", truncation=True`.
+pub struct TextTokenizer {
+    tokenizer: Tokenizer,
+    max_length: usize,
+    pad_id: u32,
+}
+
+impl TextTokenizer {
+    /// Reads the bytes of a `tokenizer.json`.
+    ///
+    /// Its own truncation and padding are replaced by `max_length` (tokens, the end marker included) and `pad_id`; with
+    /// `None` the file's padding id is used, else that of `<pad>`, else 0. Added and special tokens keep their meaning.
+    ///
+    /// # Errors
+    /// [`TokenizerError::File`] if the bytes are no tokenizer, [`TokenizerError::MaxLength`] for a length below 2 or
+    /// above 65 536.
+    pub fn from_bytes(bytes: &[u8], max_length: usize, pad_id: Option<u32>) -> Result<Self, TokenizerError> {
+        if !(2..=65_536).contains(&max_length) {
+            return Err(TokenizerError::MaxLength(max_length));
+        }
+        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| TokenizerError::File(e.to_string()))?;
+        let pad_id = pad_id
+            .or_else(|| tokenizer.get_padding().map(|p| p.pad_id))
+            .or_else(|| tokenizer.token_to_id("<pad>"))
+            .unwrap_or(0);
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None).map_err(|e| TokenizerError::File(e.to_string()))?;
+        Ok(Self { tokenizer, max_length, pad_id })
+    }
+
+    /// Number of ids per prompt.
+    pub const fn max_length(&self) -> usize {
+        self.max_length
+    }
+
+    /// The ids of `text`: special tokens added, cut before the end marker, padded at the end.
+    ///
+    /// # Errors
+    /// [`TokenizerError::Encode`] if the tokenizer refuses the text.
+    pub fn encode(&self, text: &str) -> Result<Tokens, TokenizerError> {
+        let encoding = self
+            .tokenizer
+            .encode_fast(text, true)
+            .map_err(|e| TokenizerError::Encode { text: text.to_owned(), message: e.to_string() })?;
+        let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+        let surplus = ids.len().saturating_sub(self.max_length);
+        if surplus > 0 {
+            // The last id is the end marker: it stays, what precedes it goes.
+            let end = ids.len() - 1;
+            ids.drain(end - surplus..end);
+        }
+        ids.resize(self.max_length, i64::from(self.pad_id));
+        Ok(Tokens { ids, truncated: (surplus > 0).then_some(surplus) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tokenizer");
+
+    fn tokenizer(max_length: usize) -> TextTokenizer {
+        let bytes = std::fs::read(format!("{DIRECTORY}/tokenizer.json")).unwrap();
+        TextTokenizer::from_bytes(&bytes, max_length, None).unwrap()
+    }
+
+    #[test]
+    fn golden_texts_give_the_ids_of_transformers() {
+        let tokenizer = tokenizer(2048);
+        let cases: Value =
+            serde_json::from_str(&std::fs::read_to_string(format!("{DIRECTORY}/cases.json")).unwrap()).unwrap();
+        for case in cases.as_array().unwrap() {
+            let expected = case.get("hf_ids").unwrap_or(&case["ids"]).as_array().unwrap();
+            let expected: Vec<i64> = expected.iter().map(|id| id.as_i64().unwrap()).collect();
+            let found = tokenizer.encode(case["text"].as_str().unwrap()).unwrap();
+            assert_eq!(found.ids[..expected.len()], expected, "{}", case["text"]);
+            assert!(found.ids[expected.len()..].iter().all(|&id| id == 0));
+            assert_eq!((found.ids.len(), found.truncated), (2048, None));
+        }
+    }
+
+    #[test]
+    fn long_prompt_keeps_its_end_marker() {
+        let text = "a cat runs on the beach";
+        let whole = tokenizer(100).encode(text).unwrap();
+        let length = whole.ids.iter().filter(|&&id| id != 0).count();
+        let cut = tokenizer(4).encode(text).unwrap();
+        assert_eq!(cut.ids[..3], whole.ids[..3]);
+        assert_eq!((cut.ids[3], cut.truncated), (1, Some(length - 4)));
+    }
+
+    #[test]
+    fn bad_files_and_lengths_are_refused() {
+        assert!(matches!(TextTokenizer::from_bytes(b"{}", 8, None), Err(TokenizerError::File(_))));
+        assert!(matches!(TextTokenizer::from_bytes(b"{}", 1, None), Err(TokenizerError::MaxLength(1))));
+    }
+}

@@ -1,0 +1,119 @@
+//! Frames to video files, through ffmpeg.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use ffmpeg_sidecar::command::FfmpegCommand;
+
+use super::decode::{Messages, abort, file_argument, finish, spawn};
+use super::{Frames, VideoError, extension, images, io_error};
+
+/// What ffmpeg is told for a container: codec options, and the muxer's name (the temporary file has another extension).
+struct Format {
+    muxer: &'static str,
+    options: &'static [&'static str],
+    /// Chroma is stored at half size: sides must be even.
+    even: bool,
+}
+
+/// The number of encoder threads is fixed, because x264's output depends on it.
+const H264: &[&str] = &["-c:v", "libx264", "-preset", "medium", "-crf", "17", "-pix_fmt", "yuv420p", "-threads", "4"];
+const VP9: &[&str] = &["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-pix_fmt", "yuv420p", "-threads", "4"];
+const GIF: &[&str] = &["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"];
+
+fn format(path: &Path) -> Option<Format> {
+    Some(match extension(path).as_str() {
+        "mp4" => Format { muxer: "mp4", options: H264, even: true },
+        "mov" => Format { muxer: "mov", options: H264, even: true },
+        "mkv" => Format { muxer: "matroska", options: H264, even: true },
+        "webm" => Format { muxer: "webm", options: VP9, even: true },
+        "gif" => Format { muxer: "gif", options: GIF, even: false },
+        _ => return None,
+    })
+}
+
+/// Writes frames as a video, or as PNG files `00000.png`, `00001.png`, … if `path` ends in `/` or is a folder.
+///
+/// `.mp4`, `.mov` and `.mkv` hold H.264 (yuv420p, CRF 17), `.webm` VP9, `.gif` a palette of the whole clip. An odd side
+/// is padded by one black row or column where the format needs even ones. `fps` is in frames per second. Equal frames
+/// give equal bytes with one ffmpeg build. A file appears whole or not at all: it is written beside its place and renamed.
+///
+/// # Errors
+/// [`VideoError`]; an existing file is then as it was.
+pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>) -> Result<(), VideoError> {
+    let is_folder = path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir();
+    if is_folder {
+        std::fs::create_dir_all(path).map_err(io_error(path))?;
+        return images::write_folder(path, frames);
+    }
+    if !(fps > 0.0 && fps <= 1000.0) {
+        return Err(VideoError::Fps(fps));
+    }
+    let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
+    let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let temporary =
+        tempfile::Builder::new().prefix(".v2l-").suffix(".part").tempfile_in(&folder).map_err(io_error(&folder))?;
+    encode(temporary.path(), &format, frames, fps, ffmpeg)?;
+    make_readable(temporary.path())?;
+    temporary.persist(path).map_err(|e| VideoError::Io { path: path.to_owned(), source: e.error })?;
+    Ok(())
+}
+
+/// Temporary files are private; a result has the usual permissions.
+#[cfg(unix)]
+fn make_readable(path: &Path) -> Result<(), VideoError> {
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(io_error(path))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &Path) -> Result<(), VideoError> {
+    Ok(())
+}
+
+fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path) -> Result<(), VideoError> {
+    let mut command = FfmpegCommand::new_with_path(ffmpeg);
+    command
+        .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size"])
+        .arg(format!("{}x{}", frames.width(), frames.height()))
+        .args(["-framerate", &fps.to_string(), "-i", "-"])
+        .args(format.options);
+    if format.even && (frames.width() % 2 == 1 || frames.height() % 2 == 1) {
+        command.args(["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]);
+    }
+    // Nothing of the machine or the day goes into the file.
+    command.args(["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]);
+    let output: OsString = file_argument(path);
+    command.args(["-f", format.muxer, "-y"]).output(output);
+
+    let mut child = spawn(&mut command, ffmpeg)?;
+    let stdin = child.take_stdin();
+    let events = match child.iter() {
+        Ok(events) => events,
+        Err(e) => {
+            let source = std::io::Error::other(e.to_string());
+            return Err(abort(child, VideoError::Spawn { ffmpeg: ffmpeg.to_owned(), source }));
+        }
+    };
+    let mut messages = Messages::default();
+    let written = std::thread::scope(|scope| {
+        // ffmpeg's messages are read while it is fed, or it would stop at a full pipe.
+        let writer = scope.spawn(move || stdin.map_or(Ok(()), |mut stdin| stdin.write_all(frames.data())));
+        for event in events {
+            messages.record(&event);
+        }
+        writer.join()
+    });
+    // If ffmpeg gave up, its own words matter more than the broken pipe.
+    finish(child, path, &messages)?;
+    match written {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(source)) => Err(VideoError::Io { path: path.to_owned(), source }),
+        Err(_) => Err(VideoError::Io { path: path.to_owned(), source: std::io::Error::other("the writer stopped") }),
+    }
+}

@@ -1,0 +1,136 @@
+//! What the tests share: fixtures, export and compile into temporary folders, runs, comparisons.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use ndarray::{ArrayD, Axis};
+use tempfile::TempDir;
+use v2l_calibration::compare;
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::session::Session;
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
+use v2l_runtime::weights::read_tensors;
+
+/// The folder of golden files.
+pub(crate) fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+}
+
+/// Every `case_*.safetensors` of a fixture folder, sorted; at least one.
+pub(crate) fn cases(folder: &Path) -> Vec<PathBuf> {
+    let mut found: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("case_")))
+        .collect();
+    found.sort();
+    assert!(!found.is_empty(), "{} holds no cases", folder.display());
+    found
+}
+
+/// A golden case: inputs and outputs by name.
+pub(crate) struct Case {
+    pub(crate) name: String,
+    pub(crate) inputs: NamedTensors,
+    pub(crate) outputs: NamedTensors,
+}
+
+impl Case {
+    pub(crate) fn read(path: &Path) -> Self {
+        let (mut inputs, mut outputs) = (NamedTensors::new(), NamedTensors::new());
+        for (name, tensor) in read_tensors(path).unwrap() {
+            match name.split_once('.') {
+                Some(("input", name)) => inputs.insert(name.to_owned(), tensor),
+                Some(("output", name)) => outputs.insert(name.to_owned(), tensor),
+                _ => panic!("{}: unexpected tensor {name}", path.display()),
+            };
+        }
+        Self { name: path.file_stem().unwrap().to_string_lossy().into_owned(), inputs, outputs }
+    }
+
+    pub(crate) fn input(&self, name: &str) -> ArrayD<f32> {
+        f32s(&self.inputs[name])
+    }
+
+    pub(crate) fn output(&self, name: &str) -> ArrayD<f32> {
+        f32s(&self.outputs[name])
+    }
+}
+
+pub(crate) fn f32s(tensor: &Tensor) -> ArrayD<f32> {
+    tensor.to_f32().expect("a floating-point tensor")
+}
+
+/// A model exported and compiled into a temporary folder.
+pub(crate) struct Built {
+    pub(crate) folder: TempDir,
+}
+
+impl Built {
+    /// Exports and compiles `model`; `storage` as `v2l-compile --precision`.
+    pub(crate) fn new(model: &Path, options: &ExportOptions, storage: Option<Dtype>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let bundle = folder.path().join("bundle");
+        v2l_export::export(model, &bundle, options, &mut |_| {}).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        let engines = folder.path().join("engines");
+        v2l_export::compile(&bundle, &engines, &CompileOptions { storage }, &mut |_| {})
+            .unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        Self { folder }
+    }
+
+    pub(crate) fn plain(model: &Path) -> Self {
+        Self::new(model, &ExportOptions::default(), None)
+    }
+
+    pub(crate) fn bundle(&self) -> PathBuf {
+        self.folder.path().join("bundle")
+    }
+
+    pub(crate) fn engines(&self) -> PathBuf {
+        self.folder.path().join("engines")
+    }
+
+    pub(crate) fn engine(&self, component: &str) -> Arc<Engine> {
+        Arc::new(Engine::open(self.engines().join(format!("{component}.engine"))).unwrap())
+    }
+
+    pub(crate) fn session(&self, component: &str, graph: &str, weights: OrtWeights) -> Box<dyn Session> {
+        let mut engine = OrtEngine::open(self.engine(component), &OpenOptions { weights, ..Default::default() }).unwrap();
+        Box::new(engine.session(graph).unwrap())
+    }
+}
+
+/// Both ways to give weights to ONNX Runtime.
+pub(crate) const WEIGHT_MODES: [OrtWeights; 2] = [OrtWeights::Widened, OrtWeights::Lazy];
+
+/// Runs `session` on exactly these inputs.
+pub(crate) fn run(session: &mut dyn Session, inputs: &NamedTensors) -> NamedTensors {
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    session.run(&inputs).unwrap()
+}
+
+/// Fails unless `actual` lies within `tolerance` (relative L2) of `expected`.
+#[track_caller]
+pub(crate) fn assert_close(what: &str, actual: &ArrayD<f32>, expected: &ArrayD<f32>, tolerance: f64) {
+    assert_eq!(actual.shape(), expected.shape(), "{what}: shape");
+    let (a, e): (Vec<f32>, Vec<f32>) = (actual.iter().copied().collect(), expected.iter().copied().collect());
+    let found = compare(&a, &e).unwrap();
+    assert!(found.within(tolerance), "{what}: {found}; tolerance {tolerance:.1e}");
+    println!("{what}: {found}");
+}
+
+/// Concatenates along an axis.
+pub(crate) fn concat(parts: &[ArrayD<f32>], axis: usize) -> ArrayD<f32> {
+    let views: Vec<_> = parts.iter().map(|p| p.view()).collect();
+    ndarray::concatenate(Axis(axis), &views).unwrap()
+}
+
+/// Strings of a safetensors header.
+pub(crate) fn header(path: &Path) -> BTreeMap<String, String> {
+    let bytes = std::fs::read(path).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    metadata.metadata().clone().unwrap_or_default().into_iter().collect()
+}
