@@ -7,7 +7,8 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use v2l_runtime::atomic::AtomicFile;
 use v2l_runtime::engine::manifest::{
-    DATA_ALIGNMENT, FORMAT, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, TensorRecord, WEIGHT_ALIGNMENT,
+    DATA_ALIGNMENT, FORMAT, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, TensorRecord,
+    WEIGHT_ALIGNMENT,
 };
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::tensor::Dtype;
@@ -82,7 +83,9 @@ pub enum EngineWriteError {
         found: u64,
     },
     /// A name is in the wrong place: a weight under `v2l/`, or a blob elsewhere.
-    #[error("`{name}`: names under `v2l/` are for graphs and plans only, weights live outside it; rename it in the checkpoint")]
+    #[error(
+        "`{name}`: names under `v2l/` are for graphs and plans only, weights live outside it; rename it in the checkpoint"
+    )]
     Reserved {
         /// The name.
         name: String,

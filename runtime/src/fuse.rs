@@ -79,7 +79,9 @@ pub enum FuseError {
         factor: &'static str,
     },
     /// The sum leaves the range of the target type.
-    #[error("slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `--ort-weights widened`")]
+    #[error(
+        "slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `--ort-weights widened`"
+    )]
     Overflow {
         /// The slot.
         slot: String,

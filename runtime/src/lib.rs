@@ -5,6 +5,7 @@
 pub mod adapter;
 pub mod atomic;
 pub mod engine;
+pub mod engine_directory;
 pub mod fuse;
 pub mod library;
 pub mod map;

@@ -41,7 +41,9 @@ pub enum LibraryError {
         path: PathBuf,
     },
     /// The library is too old.
-    #[error("{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: run `bin/setup`, or pass a newer one with `--ort-lib`")]
+    #[error(
+        "{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: run `bin/setup`, or pass a newer one with `--ort-lib`"
+    )]
     Version {
         /// The library.
         path: PathBuf,

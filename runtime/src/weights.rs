@@ -46,7 +46,9 @@ pub enum WeightError {
         name: String,
     },
     /// A tensor has a type that v2l does not compute with.
-    #[error("{path}: tensor `{name}` is {found}; expected f32, f16, bf16, i64, i32, u8 or bool: convert the checkpoint first")]
+    #[error(
+        "{path}: tensor `{name}` is {found}; expected f32, f16, bf16, i64, i32, u8 or bool: convert the checkpoint first"
+    )]
     UnsupportedDtype {
         /// The file.
         path: PathBuf,
@@ -78,17 +80,6 @@ pub struct WeightFile {
 pub struct WeightView<'a> {
     /// Element type.
     pub dtype: Dtype,
-    /// Extents, outermost first.
-    pub shape: &'a [usize],
-    /// Elements, row-major, little-endian; of no particular alignment.
-    pub data: Bytes,
-}
-
-/// One tensor of a [`WeightFile`] with its type as the file names it.
-#[derive(Clone, Debug)]
-pub struct RawView<'a> {
-    /// Element type, possibly one that v2l does not compute with.
-    pub dtype: safetensors::Dtype,
     /// Extents, outermost first.
     pub shape: &'a [usize],
     /// Elements, row-major, little-endian; of no particular alignment.
@@ -153,26 +144,17 @@ impl WeightFile {
     /// # Errors
     /// [`WeightError::Missing`], or [`WeightError::UnsupportedDtype`] for a tensor of a type such as f64 or f8.
     pub fn get(&self, name: &str) -> Result<WeightView<'_>, WeightError> {
-        let view = self.raw(name)?;
-        let dtype = Dtype::from_safetensors(view.dtype).ok_or_else(|| WeightError::UnsupportedDtype {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            found: view.dtype.to_string(),
-        })?;
-        Ok(WeightView { dtype, shape: view.shape, data: view.data })
-    }
-
-    /// A tensor in place, of whatever type.
-    ///
-    /// # Errors
-    /// [`WeightError::Missing`].
-    pub fn raw(&self, name: &str) -> Result<RawView<'_>, WeightError> {
         let info = self
             .header
             .info(name)
             .ok_or_else(|| WeightError::Missing { path: self.path.clone(), name: name.to_owned() })?;
+        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| WeightError::UnsupportedDtype {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            found: info.dtype.to_string(),
+        })?;
         let (start, end) = info.data_offsets;
-        Ok(RawView { dtype: info.dtype, shape: &info.shape, data: self.data.slice(start..end) })
+        Ok(WeightView { dtype, shape: &info.shape, data: self.data.slice(start..end) })
     }
 
     /// A string of the header's `__metadata__`.
@@ -211,10 +193,8 @@ pub fn write_tensors(
     let path = path.as_ref();
     let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
     order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype().size()));
-    let entries: Vec<HeaderEntry<'_>> = order
-        .iter()
-        .map(|(name, tensor)| HeaderEntry { name, dtype: tensor.dtype(), shape: tensor.shape() })
-        .collect();
+    let entries: Vec<HeaderEntry<'_>> =
+        order.iter().map(|(name, tensor)| HeaderEntry { name, dtype: tensor.dtype(), shape: tensor.shape() }).collect();
     let header = safetensors_header(metadata, &entries, 8)
         .map_err(|reason| WeightError::Unwritable { path: path.to_owned(), reason })?;
     let write = || -> io::Result<()> {

@@ -1,7 +1,26 @@
 //! Adapters: low-rank updates of linear layers, in memory and in the file formats of the field.
+//!
+//! Reading resolves every key of a file against the slots of a component: a key is applied, ignored for a stated reason, or an error.
+
+mod coverage;
+mod keys;
+mod light;
+mod read;
+mod scale;
+mod write;
+
+use std::path::PathBuf;
 
 use indexmap::IndexMap;
 use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+use crate::weights::WeightError;
+
+pub use coverage::{Coverage, KeyOutcome, Outcome};
+pub use light::{LightLora, read_light, write_light};
+pub use read::{Loaded, ReadOptions, detect, read_adapter};
+pub use write::write_adapter;
 
 /// Low-rank updates for some slots of a component.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,3 +56,127 @@ impl LowRank {
         }
     }
 }
+
+/// How an adapter's file spells its keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterFormat {
+    /// `base_model.model.<module>.lora_A.weight`, with `adapter_config.json` or the same in the header.
+    Peft,
+    /// `transformer.<module>.lora_A.weight`, with `lora_adapter_metadata` in the header.
+    Diffusers,
+    /// `lora_unet_<module with underscores>.lora_down.weight`, with `.alpha`.
+    Kohya,
+    /// `diffusion_model.<module>.lora_A.weight`, with `.alpha`.
+    Comfy,
+    /// The slot's own names, without a prefix.
+    Bare,
+    /// Video2LoRA's predicted tokens; means something only to the predictor that made them.
+    Light,
+}
+
+impl AdapterFormat {
+    /// The name on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Peft => "peft",
+            Self::Diffusers => "diffusers",
+            Self::Kohya => "kohya",
+            Self::Comfy => "comfy",
+            Self::Bare => "bare",
+            Self::Light => "light",
+        }
+    }
+}
+
+/// Why an adapter could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// The file is missing, damaged, or holds a type that v2l does not handle.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The folder holds no adapter.
+    #[error(
+        "{path} holds no adapter; expected `adapter_model.safetensors` or `pytorch_lora_weights.safetensors` in it"
+    )]
+    EmptyFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The configuration beside the file, or in its header, cannot be used.
+    #[error("{path}: adapter configuration: {reason}")]
+    Config {
+        /// The configuration's or adapter's file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file holds an update of another kind than LoRA.
+    #[error("{path}: key `{key}` is {kind}, which v2l does not apply; merge it into a LoRA or into the model first")]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// `DoRA`, `LoHa`, …
+        kind: &'static str,
+    },
+    /// Keys match no slot.
+    #[error("{}", unmatched(coverage))]
+    Unmatched {
+        /// What became of every key.
+        coverage: Box<Coverage>,
+    },
+    /// A factor has no partner, or the two do not fit each other or the slot.
+    #[error("{path}: key `{key}`: expected {expected}, found {found}")]
+    Mismatch {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What fits.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// A factor holds NaN or infinity.
+    #[error("{path}: key `{key}` holds NaN or infinity; the adapter is damaged")]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// The file holds predicted tokens, not factors.
+    #[error(
+        "{path} holds LightLoRA tokens; only the predictor that made them expands them: give the engine with its hypernetwork"
+    )]
+    NeedsPredictor {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The adapter cannot be written in this form.
+    #[error("cannot write {path}: {reason}")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+}
+
+fn unmatched(coverage: &Coverage) -> String {
+    let keys: Vec<&str> = coverage.unmatched().collect();
+    let listed = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    format!(
+        "{}: {} of {} keys match no slot of the component, such as {listed}; the adapter is for another model, \
+         or pass `--allow-partial` to apply the rest",
+        coverage.file.display(),
+        keys.len(),
+        coverage.keys.len(),
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,9 @@ pub enum EngineError {
         reason: String,
     },
     /// The engine was written in another version of the format.
-    #[error("{path}: expected engine format {expected}, found {found}; compile the model again with this version of v2l")]
+    #[error(
+        "{path}: expected engine format {expected}, found {found}; compile the model again with this version of v2l"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -54,7 +56,9 @@ pub enum EngineError {
         found: String,
     },
     /// A tensor's bytes are not those that were written.
-    #[error("{path}: tensor `{tensor}`: expected BLAKE3 {expected}, found {found}; the file is damaged: copy or compile it again")]
+    #[error(
+        "{path}: tensor `{tensor}`: expected BLAKE3 {expected}, found {found}; the file is damaged: copy or compile it again"
+    )]
     HashMismatch {
         /// The file.
         path: PathBuf,

@@ -11,7 +11,8 @@ use crate::weights::{HeaderEntry, safetensors_header};
 
 /// A manifest of an engine over `tensors`, blobs under `v2l/` included.
 pub(crate) fn manifest(tensors: &NamedTensors, storage: Dtype, graphs: Vec<Graph>, slots: Vec<Slot>) -> Manifest {
-    let record = |t: &Tensor| TensorRecord { dtype: t.dtype(), shape: t.shape().to_vec(), blake3: Hash::of(&tensor_bytes(t)) };
+    let record =
+        |t: &Tensor| TensorRecord { dtype: t.dtype(), shape: t.shape().to_vec(), blake3: Hash::of(&tensor_bytes(t)) };
     Manifest {
         format_version: FORMAT_VERSION,
         component: "test".into(),

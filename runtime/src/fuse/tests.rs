@@ -128,13 +128,15 @@ fn fuse_gives_equal_bits_in_both_orientations_and_in_a_row_range() {
             let wide = target_dtype(dtype, target);
             let data = stored(dtype, &values);
             let rows = Some((start, start + out));
-            let straight = run(dtype, &[total, inner], &data, &slot(out, inner, false, rows), vec![term(&update, 1.0)], target);
+            let straight =
+                run(dtype, &[total, inner], &data, &slot(out, inner, false, rows), vec![term(&update, 1.0)], target);
             let mut turned = vec![0.0; values.len()];
             for (i, &v) in values.iter().enumerate() {
                 turned[(i % inner) * total + i / inner] = v;
             }
             let turned = stored(dtype, &turned);
-            let across = run(dtype, &[inner, total], &turned, &slot(out, inner, true, rows), vec![term(&update, 1.0)], target);
+            let across =
+                run(dtype, &[inner, total], &turned, &slot(out, inner, true, rows), vec![term(&update, 1.0)], target);
             let (straight, across) = (floats(wide, &straight.0), floats(wide, &across.0));
             let base = floats(dtype, &data);
             for i in 0..straight.len() {
@@ -178,7 +180,8 @@ fn fuse_of_two_adapters_rounds_once() {
     let mut case = Case::new(6);
     let (out, inner) = (8, 40);
     let data = stored(Dtype::Bf16, &vec![1.0; out * inner]);
-    let half_step = |v: f32| LowRank { down: Array2::from_elem((1, inner), 1.0), up: Array2::from_elem((out, 1), v), alpha: 1.0 };
+    let half_step =
+        |v: f32| LowRank { down: Array2::from_elem((1, inner), 1.0), up: Array2::from_elem((out, 1), v), alpha: 1.0 };
     // Each alone is below half of bf16's step at 1 (2⁻⁷), together they are above it.
     let (a, b) = (half_step(0.003), half_step(0.003));
     let layer = slot(out, inner, false, None);

@@ -142,7 +142,8 @@ mod tests {
 
     #[test]
     fn bind_rejects_wrong_extents_and_symbols_that_disagree() {
-        let ports = [port("a", Dtype::F32, &[symbol("frames")]), port("b", Dtype::F32, &[symbol("frames"), Dim::Fixed(3)])];
+        let ports =
+            [port("a", Dtype::F32, &[symbol("frames")]), port("b", Dtype::F32, &[symbol("frames"), Dim::Fixed(3)])];
         let a = filled(&[13], 0.0);
         let message = |b: &Tensor| bind(&ports, &[("a", &a), ("b", b)]).unwrap_err().to_string();
         assert_eq!(message(&filled(&[13, 4], 0.0)), "input `b`: expected b f32 [frames, 3], found f32 [13, 4]");

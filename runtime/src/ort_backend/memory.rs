@@ -23,9 +23,8 @@ fn group_available() -> Option<u64> {
     let limit: u64 = read("memory.max")?.trim().parse().ok()?;
     let used: u64 = read("memory.current")?.trim().parse().ok()?;
     // Pages of files count as used but can be dropped.
-    let droppable = read("memory.stat").and_then(|text| {
-        text.lines().find_map(|line| line.strip_prefix("inactive_file "))?.trim().parse::<u64>().ok()
-    });
+    let droppable = read("memory.stat")
+        .and_then(|text| text.lines().find_map(|line| line.strip_prefix("inactive_file "))?.trim().parse::<u64>().ok());
     Some(limit.saturating_sub(used.saturating_sub(droppable.unwrap_or(0))))
 }
 

@@ -43,7 +43,9 @@ pub enum OrtError {
         way_out: &'static str,
     },
     /// A graph is compiled for another backend.
-    #[error("graph `{graph}` is compiled for `{found}`; expected `ort`: open it with that backend, or compile for `ort`")]
+    #[error(
+        "graph `{graph}` is compiled for `{found}`; expected `ort`: open it with that backend, or compile for `ort`"
+    )]
     WrongBackend {
         /// The graph.
         graph: String,

@@ -12,10 +12,10 @@ use ort::environment::Environment;
 use ort::session::builder::SessionBuilder;
 use tempfile::TempDir;
 
+use super::OrtError;
 use super::memory::available_memory;
 use super::session::OrtSession;
 use super::value::borrow;
-use super::OrtError;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, WEIGHTS_PLACEHOLDER};
@@ -231,11 +231,7 @@ const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimi
     NchwcTransformer;NhwcTransformer;FuseFp16InitializerToFp32NodeTransformer;UnsqueezeElimination;\
     ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
 
-fn configured(
-    environment: &Environment,
-    mode: WeightMode,
-    threads: Option<usize>,
-) -> Result<SessionBuilder, String> {
+fn configured(environment: &Environment, mode: WeightMode, threads: Option<usize>) -> Result<SessionBuilder, String> {
     let build = || -> ort::Result<SessionBuilder> {
         let mut builder = SessionBuilder::new(environment)?;
         builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
@@ -276,7 +272,9 @@ impl WeightPlan {
         let (mode, reason) = match (options.weights, available) {
             (OrtWeights::Widened, _) => (WeightMode::Widened, "asked for".to_owned()),
             (OrtWeights::Lazy, _) => (WeightMode::Lazy, "asked for".to_owned()),
-            (OrtWeights::Auto, None) => (WeightMode::Widened, "the system does not say how much memory there is".to_owned()),
+            (OrtWeights::Auto, None) => {
+                (WeightMode::Widened, "the system does not say how much memory there is".to_owned())
+            }
             (OrtWeights::Auto, Some(available)) => {
                 let (needed, budget) = (widened_total.saturating_mul(2), available / 2);
                 let fits = needed <= budget;
@@ -331,7 +329,8 @@ fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, OrtError
             let float = view.dtype.is_float();
             let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
             let stored_wide = !float || view.dtype == Dtype::F32;
-            weights.insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() > 1 });
+            weights
+                .insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() > 1 });
         }
     }
     Ok(weights)

@@ -176,7 +176,8 @@ fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
 
         // The reference: the weights fused beforehand, in what the mode computes with.
         let (pristine, _dir) = engine(&weights, storage);
-        let target = if mode == OrtWeights::Widened { crate::fuse::FuseTarget::F32 } else { crate::fuse::FuseTarget::Storage };
+        let target =
+            if mode == OrtWeights::Widened { crate::fuse::FuseTarget::F32 } else { crate::fuse::FuseTarget::Storage };
         let fused = crate::fuse::fuse(&pristine, &[(&adapter, 0.5)], target).unwrap();
         let mut reference = OrtEngine::open(Arc::clone(&pristine), &options(mode)).unwrap();
         reference.set_overrides(fused.weights).unwrap();

@@ -57,18 +57,15 @@ impl OpenSessions {
 
 impl Components for OpenSessions {
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        let names: Vec<String> = self.sessions.keys().map(|(c, g)| format!("{c}/{g}")).collect();
         let key = (component.to_owned(), graph.to_owned());
-        if !self.sessions.contains_key(&key) {
-            let names: Vec<String> = self.sessions.keys().map(|(c, g)| format!("{c}/{g}")).collect();
-            return Err(ComponentError::Missing {
+        match self.sessions.get_mut(&key) {
+            Some(session) => Ok(session.as_mut()),
+            None => Err(ComponentError::Missing {
                 component: key.0,
                 graph: key.1,
                 available: if names.is_empty() { "nothing".to_owned() } else { names.join(", ") },
-            });
-        }
-        match self.sessions.get_mut(&key) {
-            Some(session) => Ok(session.as_mut()),
-            None => unreachable!("the key was found above"),
+            }),
         }
     }
 

@@ -590,12 +590,8 @@ impl VaeConfig {
             ("vae.tiling.tile_overlap_factor_height", tiling.tile_overlap_factor_height, tiling.tile_sample_min_height),
             ("vae.tiling.tile_overlap_factor_width", tiling.tile_overlap_factor_width, tiling.tile_sample_min_width),
         ] {
-            real(
-                key,
-                overlap,
-                tiles_join(tile, ratio, overlap),
-                "a part of the tile whose pixels and latent pixels agree",
-            )?;
+            let good = (0.0..1.0).contains(&overlap) && (!tiling.enabled || tiles_join(tile, ratio, overlap));
+            real(key, overlap, good, "0 to 1, such that tiles of pixels and of latent pixels advance alike")?;
         }
         Ok(())
     }
@@ -605,11 +601,10 @@ impl VaeConfig {
 fn tiles_join(tile: usize, ratio: usize, overlap: f64) -> bool {
     let part = |extent: usize, factor: f64| (extent as f64 * factor) as usize;
     let latent = tile / ratio;
-    let good = (0.0..1.0).contains(&overlap);
     let (stride, latent_stride) = (part(tile, 1.0 - overlap), part(latent, 1.0 - overlap));
-    let joined = stride == (latent - part(latent, overlap).min(latent)) * ratio
-        && latent_stride * ratio == tile - part(tile, overlap).min(tile);
-    good && latent_stride > 0 && joined
+    latent_stride > 0
+        && stride == (latent - part(latent, overlap).min(latent)) * ratio
+        && latent_stride * ratio == tile - part(tile, overlap).min(tile)
 }
 
 impl ReferenceConfig {

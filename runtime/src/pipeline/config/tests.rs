@@ -93,3 +93,12 @@ fn silly_values_are_refused_by_key() {
         assert!(error.to_string().contains(key), "{pointer}: {error}");
     }
 }
+
+#[test]
+fn tiles_that_do_not_join_are_refused_only_if_tiling_is_on() {
+    let mut value = example();
+    value["vae"]["tiling"] = json!(Tiling::for_sample(64, 96, false));
+    assert!(read(&value).is_ok());
+    value["vae"]["tiling"]["enabled"] = json!(true);
+    assert!(read(&value).unwrap_err().to_string().contains("advance alike"));
+}

@@ -1,0 +1,71 @@
+//! What became of each key of an adapter's file.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::AdapterFormat;
+
+/// What became of every key of a file.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Coverage {
+    /// The file.
+    pub file: PathBuf,
+    /// How it spells its keys.
+    pub format: AdapterFormat,
+    /// Where `alpha` comes from, in words.
+    pub scale: String,
+    /// Keys, in the file's order.
+    pub keys: Vec<KeyOutcome>,
+    /// Slots that the adapter changes.
+    pub slots_covered: usize,
+    /// Slots of the component.
+    pub slots_total: usize,
+}
+
+/// One key and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeyOutcome {
+    /// The key.
+    pub key: String,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: Outcome,
+}
+
+/// What became of a key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "outcome", rename_all = "lowercase")]
+pub enum Outcome {
+    /// It changes a slot.
+    Applied {
+        /// The slot.
+        slot: String,
+    },
+    /// It changes nothing, and need not.
+    Ignored {
+        /// Why.
+        reason: String,
+    },
+    /// It should change something and cannot.
+    Error {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Coverage {
+    /// Number of keys applied, ignored, and in error.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.keys.iter().fold((0, 0, 0), |(applied, ignored, errors), key| match key.outcome {
+            Outcome::Applied { .. } => (applied + 1, ignored, errors),
+            Outcome::Ignored { .. } => (applied, ignored + 1, errors),
+            Outcome::Error { .. } => (applied, ignored, errors + 1),
+        })
+    }
+
+    /// Keys in error.
+    pub fn unmatched(&self) -> impl Iterator<Item = &str> {
+        self.keys.iter().filter(|key| matches!(key.outcome, Outcome::Error { .. })).map(|key| &key.key[..])
+    }
+}

@@ -1,0 +1,179 @@
+//! An engine directory: `pipeline.json`, the tokenizer, and one engine per component, opened when it is needed.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::adapter::Adapter;
+use crate::engine::{Engine, EngineError};
+use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError, OrtSession};
+use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
+use crate::pipeline::{ComponentError, Components};
+use crate::session::Session;
+
+/// The component that adapters change.
+pub const TRANSFORMER: &str = "transformer";
+
+/// Why an engine directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// `pipeline.json` is missing or wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An engine is missing or wrong.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// ONNX Runtime cannot open an engine, or an adapter does not fit it.
+    #[error(transparent)]
+    Ort(#[from] OrtError),
+    /// The directory lacks a component.
+    #[error("{}: there is no component `{component}`; it has: {available}", folder.display())]
+    Missing {
+        /// The directory.
+        folder: PathBuf,
+        /// The component asked for.
+        component: String,
+        /// What there is.
+        available: String,
+    },
+    /// The directory is a bundle.
+    #[error("{}: component `{component}` is not compiled; run `v2l-compile {} -o ENGINE_DIR` first", folder.display(), folder.display())]
+    NotCompiled {
+        /// The directory.
+        folder: PathBuf,
+        /// The component.
+        component: String,
+    },
+}
+
+/// The engines of a pipeline.
+///
+/// Opening reads `pipeline.json` only; an engine is mapped, and its sessions made, when first used.
+pub struct EngineDirectory {
+    folder: PathBuf,
+    config: PipelineConfig,
+    options: OpenOptions,
+    adapters: Vec<(Adapter, f32)>,
+    engines: HashMap<String, Arc<Engine>>,
+    open: HashMap<String, OpenComponent>,
+}
+
+struct OpenComponent {
+    backend: OrtEngine,
+    sessions: HashMap<String, OrtSession>,
+}
+
+impl EngineDirectory {
+    /// Reads `folder/pipeline.json`. `options.adapters` is ignored: see [`Self::set_adapters`].
+    ///
+    /// # Errors
+    /// [`DirectoryError::Config`].
+    pub fn open(folder: impl Into<PathBuf>, options: OpenOptions) -> Result<Self, DirectoryError> {
+        let folder = folder.into();
+        let config = PipelineConfig::read(&folder)?;
+        Ok(Self { folder, config, options, adapters: Vec::new(), engines: HashMap::new(), open: HashMap::new() })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its `pipeline.json`.
+    pub fn config(&self) -> &PipelineConfig {
+        &self.config
+    }
+
+    /// True if there is such a component.
+    pub fn has(&self, component: &str) -> bool {
+        self.config.components.contains_key(component)
+    }
+
+    /// The engine of a component, mapped on first use.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] if there is none, or it is not intact.
+    pub fn engine(&mut self, component: &str) -> Result<Arc<Engine>, DirectoryError> {
+        if let Some(engine) = self.engines.get(component) {
+            return Ok(Arc::clone(engine));
+        }
+        let path = match self.config.components.get(component) {
+            Some(ComponentFiles::Engine(files)) => resolve(&self.folder, component, &files.engine)?,
+            Some(ComponentFiles::Graphs(_)) => {
+                return Err(DirectoryError::NotCompiled { folder: self.folder.clone(), component: component.to_owned() });
+            }
+            None => {
+                let names: Vec<&str> = self.config.components.keys().map(String::as_str).collect();
+                return Err(DirectoryError::Missing {
+                    folder: self.folder.clone(),
+                    component: component.to_owned(),
+                    available: names.join(", "),
+                });
+            }
+        };
+        let engine = Arc::new(Engine::open(path)?);
+        self.engines.insert(component.to_owned(), Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// Sets what is fused into the transformer, each with its strength, and fuses it now.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Ort`] if an adapter does not fit or memory does not suffice; the earlier adapters then stay.
+    pub fn set_adapters(&mut self, adapters: Vec<(Adapter, f32)>) -> Result<&OpenReport, DirectoryError> {
+        let backend = self.backend(TRANSFORMER, &adapters)?;
+        self.adapters = adapters;
+        let component = OpenComponent { backend, sessions: HashMap::new() };
+        self.open.remove(TRANSFORMER);
+        Ok(self.open.entry(TRANSFORMER.to_owned()).or_insert(component).backend.report())
+    }
+
+    /// How a component that is open holds its weights.
+    pub fn report(&self, component: &str) -> Option<&OpenReport> {
+        Some(self.open.get(component)?.backend.report())
+    }
+
+    fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OrtEngine, DirectoryError> {
+        let engine = self.engine(component)?;
+        let adapters = if component == TRANSFORMER { adapters.to_vec() } else { Vec::new() };
+        Ok(OrtEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
+    }
+
+    fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
+        if !self.open.contains_key(component) {
+            let adapters = std::mem::take(&mut self.adapters);
+            let backend = self.backend(component, &adapters);
+            self.adapters = adapters;
+            self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
+        }
+        let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };
+        if !open.sessions.contains_key(graph) {
+            let session = open.backend.session(graph)?;
+            open.sessions.insert(graph.to_owned(), session);
+        }
+        match open.sessions.get_mut(graph) {
+            Some(session) => Ok(session),
+            None => unreachable!("opened above"),
+        }
+    }
+}
+
+impl Components for EngineDirectory {
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        let known = self.has(component);
+        let names = self.config.components.keys().cloned().collect::<Vec<_>>().join(", ");
+        self.open_session(component, graph).map_err(|e| {
+            let (component, graph) = (component.to_owned(), graph.to_owned());
+            if known {
+                ComponentError::Open { component, graph, source: e.into() }
+            } else {
+                ComponentError::Missing { component, graph, available: names }
+            }
+        })
+    }
+
+    fn release(&mut self, component: &str) {
+        self.open.remove(component);
+    }
+}
