@@ -1,1 +1,20 @@
-//! What the four command-line tools share: exit codes, progress, JSON events.
+//! What the four command-line tools share: exit codes, progress, JSON events, error reporting.
+
+mod exit;
+mod output;
+
+pub use exit::{Exit, Failure, exit_of};
+pub use output::{Output, OutputOptions};
+
+/// Runs a tool: prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an exit code.
+pub fn run(options: OutputOptions, body: impl FnOnce(&mut Output) -> anyhow::Result<()>) -> std::process::ExitCode {
+    let mut output = Output::new(options);
+    match body(&mut output) {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            let exit = exit_of(&error);
+            output.failure(&error, exit);
+            exit.into()
+        }
+    }
+}

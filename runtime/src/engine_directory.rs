@@ -85,6 +85,17 @@ impl EngineDirectory {
         &self.config
     }
 
+    /// The bytes of its `tokenizer.json`, if it has one.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Config`] if the file cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
+        let Some(tokenizer) = &self.config.tokenizer else { return Ok(None) };
+        let path = resolve(&self.folder, "tokenizer.file", &tokenizer.file)?;
+        let bytes = std::fs::read(&path).map_err(|source| ConfigError::Io { path, source })?;
+        Ok(Some(bytes))
+    }
+
     /// True if there is such a component.
     pub fn has(&self, component: &str) -> bool {
         self.config.components.contains_key(component)

@@ -86,6 +86,17 @@ pub struct WeightView<'a> {
     pub data: Bytes,
 }
 
+/// One tensor of a [`WeightFile`] with its type as the file names it.
+#[derive(Clone, Debug)]
+pub struct RawView<'a> {
+    /// Element type, possibly one that v2l does not compute with.
+    pub dtype: safetensors::Dtype,
+    /// Extents, outermost first.
+    pub shape: &'a [usize],
+    /// Elements, row-major, little-endian; of no particular alignment.
+    pub data: Bytes,
+}
+
 impl WeightView<'_> {
     /// Copies the elements into a tensor; `None` if the view was made by hand and its length is wrong.
     pub fn to_tensor(&self) -> Option<Tensor> {
@@ -144,17 +155,26 @@ impl WeightFile {
     /// # Errors
     /// [`WeightError::Missing`], or [`WeightError::UnsupportedDtype`] for a tensor of a type such as f64 or f8.
     pub fn get(&self, name: &str) -> Result<WeightView<'_>, WeightError> {
+        let view = self.raw(name)?;
+        let dtype = Dtype::from_safetensors(view.dtype).ok_or_else(|| WeightError::UnsupportedDtype {
+            path: self.path.clone(),
+            name: name.to_owned(),
+            found: view.dtype.to_string(),
+        })?;
+        Ok(WeightView { dtype, shape: view.shape, data: view.data })
+    }
+
+    /// A tensor in place, of whatever type.
+    ///
+    /// # Errors
+    /// [`WeightError::Missing`].
+    pub fn raw(&self, name: &str) -> Result<RawView<'_>, WeightError> {
         let info = self
             .header
             .info(name)
             .ok_or_else(|| WeightError::Missing { path: self.path.clone(), name: name.to_owned() })?;
-        let dtype = Dtype::from_safetensors(info.dtype).ok_or_else(|| WeightError::UnsupportedDtype {
-            path: self.path.clone(),
-            name: name.to_owned(),
-            found: info.dtype.to_string(),
-        })?;
         let (start, end) = info.data_offsets;
-        Ok(WeightView { dtype, shape: &info.shape, data: self.data.slice(start..end) })
+        Ok(RawView { dtype: info.dtype, shape: &info.shape, data: self.data.slice(start..end) })
     }
 
     /// A string of the header's `__metadata__`.

@@ -206,10 +206,8 @@ impl OrtEngine {
         if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
             return pristine;
         }
-        let data = match raw::widen(stored, &pristine) {
-            Some(values) if wanted == Dtype::F32 => raw::vec_into_bytes(values),
-            _ => aligned_copy(&pristine),
-        };
+        let widened = if wanted == Dtype::F32 { raw::widen(stored, &pristine) } else { None };
+        let data = widened.map_or_else(|| aligned_copy(&pristine), raw::vec_into_bytes);
         self.widened.insert(name.to_owned(), data.clone());
         data
     }

@@ -1,0 +1,117 @@
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value as Json, json};
+
+use crate::Exit;
+
+/// Flags that every tool has.
+#[derive(Clone, Copy, Debug, Default, clap::Args)]
+pub struct OutputOptions {
+    /// Print one JSON event per line on stdout.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print results and errors only.
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// Results on stdout, diagnostics and progress on stderr; with `--json`, one event per line on stdout.
+pub struct Output {
+    options: OutputOptions,
+    bar: ProgressBar,
+}
+
+impl Output {
+    /// Output as the flags ask for it.
+    pub fn new(options: OutputOptions) -> Self {
+        Self { options, bar: ProgressBar::hidden() }
+    }
+
+    /// True if events are printed as JSON.
+    pub fn is_json(&self) -> bool {
+        self.options.json
+    }
+
+    /// Prints a result: `text` for people, or the event `{"event": name, …fields}`.
+    pub fn result(&mut self, name: &str, fields: Json, text: impl FnOnce() -> String) {
+        if self.options.json {
+            self.event(name, fields);
+        } else {
+            self.bar.suspend(|| print_line(&text()));
+        }
+    }
+
+    /// Prints a JSON event, and nothing without `--json`.
+    pub fn event(&mut self, name: &str, fields: Json) {
+        if self.options.json {
+            let mut event = json!({ "event": name });
+            if let (Some(event), Json::Object(fields)) = (event.as_object_mut(), fields) {
+                event.extend(fields);
+            }
+            print_line(&event.to_string());
+        }
+    }
+
+    /// A line on stderr, unless `--quiet`.
+    pub fn note(&mut self, text: &str) {
+        if !self.options.quiet {
+            self.bar.suspend(|| eprintln!("{text}"));
+        }
+    }
+
+    /// A warning on stderr, and as an event.
+    pub fn warning(&mut self, text: &str) {
+        self.event("warning", json!({ "message": text }));
+        self.note(&format!("warning: {text}"));
+    }
+
+    /// Starts a progress bar of `total` units; `bytes` chooses how they are shown. Only on a terminal.
+    pub fn start(&mut self, stage: &str, total: u64, bytes: bool) {
+        self.event("stage", json!({ "stage": stage, "total": total }));
+        self.finish();
+        if self.options.quiet || !std::io::stderr().is_terminal() {
+            return;
+        }
+        let units = if bytes { "{bytes}/{total_bytes} {bytes_per_sec}" } else { "{pos}/{len}" };
+        let style = ProgressStyle::with_template(&format!("{{msg:20}} {{wide_bar}} {units} {{eta}}"));
+        self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+        self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+        self.bar.set_message(stage.to_owned());
+        self.bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// Moves the progress bar.
+    pub fn progress(&mut self, done: u64) {
+        self.bar.set_position(done);
+    }
+
+    /// Takes the progress bar away.
+    pub fn finish(&mut self) {
+        self.bar.finish_and_clear();
+        self.bar = ProgressBar::hidden();
+    }
+
+    /// Reports an error with its exit code.
+    pub fn failure(&mut self, error: &anyhow::Error, exit: Exit) {
+        self.finish();
+        // Errors of v2l tell their whole story; a cause that is quoted already is not repeated.
+        let mut message = error.to_string();
+        for cause in error.chain().skip(1).map(ToString::to_string) {
+            if !message.contains(&cause) {
+                message = format!("{message}: {cause}");
+            }
+        }
+        self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));
+        eprintln!("error: {message}");
+    }
+}
+
+/// Prints a line on stdout; a reader that went away is no error.
+fn print_line(text: &str) {
+    let mut stdout = std::io::stdout().lock();
+    if writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
+        std::process::exit(Exit::Ok as i32);
+    }
+}

@@ -1,0 +1,74 @@
+//! `--lora PATH[=STRENGTH]`.
+
+use std::path::Path;
+
+use serde_json::json;
+use v2l_cli::{Failure, Output};
+use v2l_runtime::adapter::{self, Adapter, AdapterFormat, ReadOptions};
+use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::fuse::FuseReport;
+use v2l_runtime::predictor::Predictor;
+
+/// Splits `PATH[=STRENGTH]`; a path that exists as it stands has strength 1.
+pub(crate) fn split(text: &str) -> anyhow::Result<(&Path, f32)> {
+    let path = Path::new(text);
+    match text.rsplit_once('=') {
+        Some((path, strength)) if !Path::new(text).exists() => match strength.parse::<f32>() {
+            Ok(strength) if strength.is_finite() => Ok((Path::new(path), strength)),
+            _ => Err(Failure::usage(format!("--lora {text}: strength `{strength}` is no finite number"))),
+        },
+        _ => Ok((path, 1.0)),
+    }
+}
+
+/// Loads every `--lora` for these slots; `predictor` expands light adapters.
+pub(crate) fn load(
+    loras: &[String],
+    slots: &[Slot],
+    allow_partial: bool,
+    mut predictor: Option<&mut Predictor>,
+    output: &mut Output,
+) -> anyhow::Result<Vec<(Adapter, f32)>> {
+    let mut adapters = Vec::new();
+    for text in loras {
+        let (path, strength) = split(text)?;
+        let adapter = if adapter::detect(path)? == AdapterFormat::Light {
+            let light = adapter::read_light(path)?;
+            match predictor.as_deref_mut() {
+                Some(predictor) => predictor.expand_light(&light)?,
+                None => return Err(adapter::AdapterError::NeedsPredictor { path: path.to_owned() }.into()),
+            }
+        } else {
+            let loaded = adapter::read_adapter(path, slots, &ReadOptions { allow_partial })?;
+            let (applied, ignored, errors) = loaded.coverage.counts();
+            if errors > 0 {
+                let unmatched: Vec<&str> = loaded.coverage.unmatched().take(3).collect();
+                output.warning(&format!(
+                    "{}: {errors} keys match no slot and change nothing, for example {}",
+                    path.display(),
+                    unmatched.join(", ")
+                ));
+            }
+            output.note(&format!("{}: {applied} keys applied, {ignored} ignored", path.display()));
+            loaded.adapter
+        };
+        adapters.push((adapter, strength));
+    }
+    Ok(adapters)
+}
+
+/// Says what a fuse did.
+pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
+    if fused.slots.is_empty() {
+        return;
+    }
+    let least = fused.slots.iter().map(|s| s.survived).fold(f64::INFINITY, f64::min);
+    output.event("fused", json!({ "slots": fused.slots.len(), "least_survived": least }));
+    output.note(&format!("fused {} slots; at least {:.1} % of each update survives rounding", fused.slots.len(), 100.0 * least));
+    if least < 0.9 {
+        output.warning(
+            "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
+             with --precision fp32",
+        );
+    }
+}

@@ -1,0 +1,245 @@
+//! The command line of `v2l-run`.
+
+use std::path::PathBuf;
+
+use clap::{Parser, ValueEnum};
+use v2l_cli::OutputOptions;
+use v2l_runtime::adapter::AdapterFormat;
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::config::{
+    LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
+};
+
+/// Run compiled engines.
+///
+/// With an engine directory: generate a video (-o), predict an adapter from a reference (--reference, --save-lora), or
+/// use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs).
+#[derive(Parser)]
+#[command(name = "v2l-run", version)]
+pub(crate) struct Args {
+    /// Engine directory, or a single .engine file.
+    #[arg(long, visible_alias = "loadEngine", value_name = "PATH")]
+    pub(crate) engine: PathBuf,
+
+    /// Video to write: .mp4, .mov, .mkv, .webm, .gif, a folder for PNG frames, or .safetensors for `pixels`.
+    #[arg(short, long, value_name = "VIDEO", help_heading = "Generate")]
+    pub(crate) output: Option<PathBuf>,
+    /// What the video shows.
+    #[arg(long, value_name = "TEXT", help_heading = "Generate")]
+    pub(crate) prompt: Option<String>,
+    /// What it should not show [default: the pipeline's].
+    #[arg(long, value_name = "TEXT", help_heading = "Generate")]
+    pub(crate) negative_prompt: Option<String>,
+    /// First frame: an image.
+    #[arg(long, value_name = "IMG", help_heading = "Generate")]
+    pub(crate) image: Option<PathBuf>,
+    /// Frames of the video, 4n + 1.
+    #[arg(long, value_name = "N", help_heading = "Generate")]
+    pub(crate) num_frames: Option<usize>,
+    /// Width in pixels [default: the image's].
+    #[arg(long, value_name = "PX", help_heading = "Generate")]
+    pub(crate) width: Option<usize>,
+    /// Height in pixels [default: the image's].
+    #[arg(long, value_name = "PX", help_heading = "Generate")]
+    pub(crate) height: Option<usize>,
+    /// Sampling steps.
+    #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Generate")]
+    pub(crate) steps: Option<usize>,
+    /// Classifier-free guidance; 1 or less switches it off.
+    #[arg(long, visible_alias = "guidance-scale", value_name = "G", help_heading = "Generate")]
+    pub(crate) guidance: Option<f64>,
+    /// Frames per second of the written video.
+    #[arg(long, value_name = "FPS", help_heading = "Generate")]
+    pub(crate) fps: Option<f64>,
+    /// Seed of every random draw.
+    #[arg(long, value_name = "SEED", help_heading = "Generate")]
+    pub(crate) seed: Option<u64>,
+    /// Standard deviation of the noise on the condition image (inpaint models); 0 switches it off.
+    #[arg(long, value_name = "SIGMA", help_heading = "Generate")]
+    pub(crate) noise_aug_strength: Option<f64>,
+    /// Initial noise: a safetensors file with one tensor [1, T, 16, h, w].
+    #[arg(long, value_name = "FILE", help_heading = "Generate")]
+    pub(crate) latents: Option<PathBuf>,
+
+    /// Reference to predict an adapter from: a video, a folder of images, an image, or safetensors with `pixels`.
+    #[arg(long, value_name = "REF", help_heading = "Adapters")]
+    pub(crate) reference: Option<PathBuf>,
+    /// Strength of the predicted adapter.
+    #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Adapters")]
+    pub(crate) strength: f32,
+    /// Adapter to fuse, with a strength if not 1. Repeatable.
+    #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
+    pub(crate) lora: Vec<String>,
+    /// Accept adapters whose keys do not all match a slot.
+    #[arg(long, help_heading = "Adapters")]
+    pub(crate) allow_partial: bool,
+    /// Where to save the predicted adapter.
+    #[arg(long, value_name = "FILE", requires = "reference", help_heading = "Adapters")]
+    pub(crate) save_lora: Option<PathBuf>,
+    /// Format of --save-lora.
+    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
+    pub(crate) lora_format: LoraFormat,
+    /// Range of reference pixels that the checkpoint was trained with [default: the pipeline's].
+    #[arg(long, value_enum, help_heading = "Adapters")]
+    pub(crate) reference_range: Option<Range>,
+    /// Reference frames to use: `all`, or the first N [default: the pipeline's].
+    #[arg(long, value_name = "all|N", help_heading = "Adapters")]
+    pub(crate) reference_frames: Option<String>,
+    /// How reference frames get the target size [default: the pipeline's].
+    #[arg(long, value_enum, help_heading = "Adapters")]
+    pub(crate) reference_resize: Option<Resize>,
+    /// Latent of the reference: the mean, or a sample drawn from the seed [default: the pipeline's].
+    #[arg(long, value_enum, help_heading = "Adapters")]
+    pub(crate) reference_latent: Option<Latent>,
+
+    /// Named input tensors.
+    #[arg(long, value_name = "FILE", requires = "outputs", help_heading = "Tensors")]
+    pub(crate) inputs: Option<PathBuf>,
+    /// Named output tensors; when generating, the final `latents`.
+    #[arg(long, value_name = "FILE", help_heading = "Tensors")]
+    pub(crate) outputs: Option<PathBuf>,
+    /// Component of an engine directory.
+    #[arg(long, value_name = "NAME", default_value = "transformer", help_heading = "Tensors")]
+    pub(crate) component: String,
+    /// Graph to run [default: the one that takes these inputs].
+    #[arg(long, value_name = "NAME", help_heading = "Tensors")]
+    pub(crate) graph: Option<String>,
+    /// Encode a video (or safetensors with `pixels` [B, 3, F, H, W] in [-1, 1]) to `mean` and `moments`.
+    #[arg(long, value_name = "VIDEO", requires = "outputs", help_heading = "Tensors")]
+    pub(crate) encode: Option<PathBuf>,
+    /// Decode safetensors with `latents` [B, 16, T, h, w], unscaled, to a video.
+    #[arg(long, value_name = "FILE", requires = "output", help_heading = "Tensors")]
+    pub(crate) decode: Option<PathBuf>,
+
+    /// Cut large frames into tiles for the VAE [default: the pipeline's].
+    #[arg(long, value_enum, help_heading = "Machine")]
+    pub(crate) vae_tiling: Option<Switch>,
+    /// How ONNX Runtime gets weights that are stored in 16 bits.
+    #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
+    pub(crate) ort_weights: Weights,
+    /// ONNX Runtime library [default: searched].
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub(crate) ort_lib: Option<PathBuf>,
+    /// ffmpeg program [default: searched].
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub(crate) ffmpeg: Option<PathBuf>,
+    /// Threads within an operator [default: all cores].
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub(crate) threads: Option<usize>,
+    /// Check the content hash of every tensor first; reads the whole engine.
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) verify_hashes: bool,
+    #[command(flatten)]
+    pub(crate) output_options: OutputOptions,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum LoraFormat {
+    /// PEFT: `base_model.model.….lora_A.weight`.
+    #[default]
+    Peft,
+    /// diffusers: `transformer.….lora_A.weight`.
+    Diffusers,
+    /// kohya: `lora_unet_….lora_down.weight`.
+    Kohya,
+    /// ComfyUI: `diffusion_model.….lora_A.weight`.
+    Comfy,
+    /// The predicted tokens alone, for the same hypernetwork.
+    Light,
+}
+
+impl From<LoraFormat> for AdapterFormat {
+    fn from(format: LoraFormat) -> Self {
+        match format {
+            LoraFormat::Peft => Self::Peft,
+            LoraFormat::Diffusers => Self::Diffusers,
+            LoraFormat::Kohya => Self::Kohya,
+            LoraFormat::Comfy => Self::Comfy,
+            LoraFormat::Light => Self::Light,
+        }
+    }
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Range {
+    /// [0, 1]
+    Unit,
+    /// [-1, 1]
+    Signed,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Resize {
+    Stretch,
+    CoverCrop,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Latent {
+    Mean,
+    Sample,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Weights {
+    /// Widened if they fit comfortably, else lazy.
+    #[default]
+    Auto,
+    /// In f32: fastest, and a fuse loses nothing.
+    Widened,
+    /// In place, as stored: least memory.
+    Lazy,
+}
+
+impl Args {
+    /// How engines are opened.
+    pub(crate) fn open_options(&self) -> OpenOptions {
+        OpenOptions {
+            ort_lib: self.ort_lib.clone(),
+            weights: match self.ort_weights {
+                Weights::Auto => OrtWeights::Auto,
+                Weights::Widened => OrtWeights::Widened,
+                Weights::Lazy => OrtWeights::Lazy,
+            },
+            threads: self.threads,
+            adapters: Vec::new(),
+        }
+    }
+
+    /// Puts the flags that change the pipeline's own settings into `config`.
+    pub(crate) fn adjust(&self, config: &mut PipelineConfig) -> anyhow::Result<()> {
+        if let (Some(tiling), Some(vae)) = (self.vae_tiling, &mut config.vae) {
+            vae.tiling.enabled = matches!(tiling, Switch::On);
+        }
+        let knobs = &mut config.reference;
+        let ReferenceConfig { range, frames, resize, latent } = *knobs;
+        knobs.range = self.reference_range.map_or(range, |r| match r {
+            Range::Unit => PixelRange::Unit,
+            Range::Signed => PixelRange::Signed,
+        });
+        knobs.frames = match self.reference_frames.as_deref() {
+            None => frames,
+            Some("all") => ReferenceFrames::All,
+            Some(n) => ReferenceFrames::FirstN(n.parse().map_err(|_| {
+                v2l_cli::Failure::usage(format!("--reference-frames {n}: expected `all` or a number"))
+            })?),
+        };
+        knobs.resize = self.reference_resize.map_or(resize, |r| match r {
+            Resize::Stretch => ReferenceResize::Stretch,
+            Resize::CoverCrop => ReferenceResize::CoverCrop,
+            Resize::None => ReferenceResize::None,
+        });
+        knobs.latent = self.reference_latent.map_or(latent, |l| match l {
+            Latent::Mean => LatentChoice::Mean,
+            Latent::Sample => LatentChoice::Sample,
+        });
+        Ok(())
+    }
+}

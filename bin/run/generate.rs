@@ -1,0 +1,211 @@
+//! Reference, image and prompt to a video.
+
+use indexmap::IndexMap;
+use ndarray::Array2;
+use serde_json::json;
+use v2l_cli::{Failure, Output};
+use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light};
+use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
+use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
+use v2l_runtime::predictor::Predictor;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::video::{Frames, frames_to_pixels};
+use v2l_runtime::weights::write_tensors;
+
+use crate::adapters;
+use crate::args::Args;
+use crate::vae::{is_tensors, open, read_frames, read_single, write_frames, write_pixels};
+
+/// Name of the predictor's component.
+const HYPERNETWORK: &str = "hypernetwork";
+
+/// Passes what the pipeline tells on to the user.
+pub(crate) struct Listener<'a> {
+    output: &'a mut Output,
+}
+
+impl<'a> Listener<'a> {
+    pub(crate) fn new(output: &'a mut Output) -> Self {
+        Self { output }
+    }
+}
+
+impl Observer for Listener<'_> {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::StageStarted { stage, total } => self.output.start(stage_name(*stage), *total as u64, false),
+            Event::Step { stage, done, total } => {
+                self.output.event("step", json!({ "stage": stage, "done": done, "total": total }));
+                self.output.progress(*done as u64);
+            }
+            Event::StageFinished { .. } => self.output.finish(),
+            Event::Warning { message } => self.output.warning(message),
+        }
+    }
+}
+
+fn stage_name(stage: Stage) -> &'static str {
+    match stage {
+        Stage::EncodeText => "encode text",
+        Stage::EncodeReference => "encode reference",
+        Stage::EncodeCondition => "encode image",
+        Stage::Denoise => "denoise",
+        Stage::Decode => "decode",
+        Stage::EncodeVideo => "encode video",
+    }
+}
+
+/// `--reference REF --save-lora FILE`: the prediction alone.
+pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let (mut directory, pipeline) = open(args)?;
+    let image = args.image.as_ref().map(|path| read_frames(args, path)).transpose()?;
+    let mut predictor = open_predictor(args, &mut directory)?;
+    predict(args, &mut directory, &pipeline, &mut predictor, image.as_ref(), output)?;
+    Ok(())
+}
+
+/// `-o VIDEO`: the whole pipeline.
+pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let (mut directory, pipeline) = open(args)?;
+    let image = args.image.as_ref().map(|path| read_frames(args, path)).transpose()?;
+    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "[1, T, 16, h, w]")).transpose()?;
+    let request = Request {
+        prompt: args.prompt.clone().unwrap_or_default(),
+        negative_prompt: args.negative_prompt.clone(),
+        image,
+        width: args.width,
+        height: args.height,
+        num_frames: args.num_frames,
+        num_inference_steps: args.steps,
+        guidance_scale: args.guidance,
+        fps: args.fps,
+        seed: args.seed,
+        noise_aug_strength: args.noise_aug_strength,
+        initial_noise,
+        ..Request::default()
+    };
+    // Nothing is loaded or predicted for a request that cannot be carried out.
+    let settings = pipeline.settings(&request, &mut ())?;
+
+    let light = directory.has(HYPERNETWORK) && (args.reference.is_some() || !args.lora.is_empty());
+    let mut predictor = if light { Some(open_predictor(args, &mut directory)?) } else { None };
+    let mut adapters = Vec::new();
+    if args.reference.is_some() {
+        let Some(predictor) = &mut predictor else { return Err(no_predictor(args)) };
+        let adapter = predict(args, &mut directory, &pipeline, predictor, request.image.as_ref(), output)?;
+        adapters.push((adapter, args.strength));
+    }
+    let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
+    adapters.extend(adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?);
+    drop(predictor);
+    if !adapters.is_empty() {
+        let report = directory.set_adapters(adapters)?.fused.clone();
+        adapters::report(&report, output);
+    }
+
+    let generated = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
+    output.finish();
+    if let Some(path) = &args.outputs {
+        let latents = Tensor::from(generated.latents.clone().into_dyn());
+        let tensors: NamedTensors = [("latents".to_owned(), latents)].into_iter().collect();
+        write_tensors(path, &tensors, &IndexMap::new())?;
+        let shape = tensors["latents"].shape();
+        output.result("latents", json!({ "path": path, "shape": shape }), || format!("{}: latents {shape:?}", path.display()));
+    }
+    if let Some(path) = &args.output {
+        let frames = pipeline.decode(&mut directory, &generated, &mut Listener::new(output))?;
+        output.finish();
+        if is_tensors(path) {
+            write_pixels(path, frames_to_pixels(&frames, true))?;
+        } else {
+            write_frames(args, path, &frames, settings.fps)?;
+        }
+        output.result("video", json!({ "path": path, "settings": settings }), || {
+            format!(
+                "{}: {} frames of {}x{} at {} fps",
+                path.display(),
+                settings.num_frames,
+                settings.width,
+                settings.height,
+                settings.fps
+            )
+        });
+    }
+    Ok(())
+}
+
+fn no_predictor(args: &Args) -> anyhow::Error {
+    Failure::usage(format!(
+        "{}: there is no hypernetwork to predict from a reference with; export with --hypernetwork FILE --lilora FILE",
+        args.engine.display()
+    ))
+}
+
+/// The predictor, checked against the transformer's slots.
+fn open_predictor(args: &Args, directory: &mut EngineDirectory) -> anyhow::Result<Predictor> {
+    if !directory.has(HYPERNETWORK) {
+        return Err(no_predictor(args));
+    }
+    let predictor = Predictor::open(directory.engine(HYPERNETWORK)?, &args.open_options())?;
+    if directory.has(TRANSFORMER) {
+        predictor.check_backbone(&directory.engine(TRANSFORMER)?.manifest().slots)?;
+    }
+    Ok(predictor)
+}
+
+/// Predicts the adapter of `--reference` and saves it where `--save-lora` says.
+fn predict(
+    args: &Args,
+    directory: &mut EngineDirectory,
+    pipeline: &Pipeline,
+    predictor: &mut Predictor,
+    image: Option<&Frames>,
+    output: &mut Output,
+) -> anyhow::Result<Adapter> {
+    let path = args.reference.as_ref().ok_or_else(|| Failure::usage("--reference is missing"))?;
+    let seed = args.seed.unwrap_or(pipeline.config().defaults.seed);
+    let size = target_size(args, pipeline, image)?;
+    let mut listener = Listener::new(output);
+    let latents = if is_tensors(path) {
+        let pixels = read_single(path, "[1, 3, F, H, W] in [-1, 1]")?;
+        pipeline.reference_latents(directory, Reference::Pixels(&pixels), size, None, seed, &mut listener)?
+    } else {
+        let frames = read_frames(args, path)?;
+        pipeline.reference_latents(directory, Reference::Frames(&frames), size, None, seed, &mut listener)?
+    };
+    output.finish();
+    let tokens = predictor.predict(&Tensor::from(latents.into_dyn()))?;
+    let adapter = predictor.expand(&tokens)?;
+    save(args, predictor, tokens, &adapter, output)?;
+    Ok(adapter)
+}
+
+fn save(
+    args: &Args,
+    predictor: &Predictor,
+    tokens: Array2<f32>,
+    adapter: &Adapter,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let Some(path) = &args.save_lora else { return Ok(()) };
+    let format = AdapterFormat::from(args.lora_format);
+    if format == AdapterFormat::Light {
+        write_light(path, &predictor.light(tokens))?;
+    } else {
+        write_adapter(path, adapter, format)?;
+    }
+    let layers = adapter.layers.len();
+    output.result("adapter", json!({ "path": path, "format": format, "layers": layers }), || {
+        format!("{}: {layers} layers, {}", path.display(), format.name())
+    });
+    Ok(())
+}
+
+/// Width and height that reference frames are brought to: those of the video to generate.
+fn target_size(args: &Args, pipeline: &Pipeline, image: Option<&Frames>) -> anyhow::Result<(usize, usize)> {
+    let config = pipeline.config();
+    let sample = |get: fn(&v2l_runtime::pipeline::config::VaeConfig) -> usize| config.vae.as_ref().map(get);
+    let width = args.width.or(config.defaults.width).or(image.map(Frames::width)).or(sample(|v| v.sample_width));
+    let height = args.height.or(config.defaults.height).or(image.map(Frames::height)).or(sample(|v| v.sample_height));
+    width.zip(height).ok_or_else(|| Failure::usage("give --width and --height: the pipeline has no VAE to take them from"))
+}

@@ -1,0 +1,85 @@
+//! Any engine on named tensors.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use serde_json::json;
+use v2l_cli::{Failure, Output};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::engine::manifest::Manifest;
+use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
+use v2l_runtime::predictor::Predictor;
+use v2l_runtime::session::Session;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+use crate::adapters;
+use crate::args::Args;
+
+/// Runs one graph once.
+pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
+    let outputs = args.outputs.as_ref().ok_or_else(|| Failure::usage("--inputs needs --outputs FILE"))?;
+    let tensors = read_tensors(inputs)?;
+    let options = args.open_options();
+    let mut predictor = None;
+    let engine = if args.engine.is_dir() {
+        let mut directory = EngineDirectory::open(&args.engine, options.clone())?;
+        if directory.has("hypernetwork") && !args.lora.is_empty() {
+            predictor = Some(Predictor::open(directory.engine("hypernetwork")?, &options)?);
+        }
+        directory.engine(&args.component)?
+    } else {
+        Arc::new(Engine::open(&args.engine)?)
+    };
+    if args.verify_hashes {
+        engine.verify_hashes()?;
+    }
+    let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
+    let slots = &engine.manifest().slots;
+    let adapters = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
+    let mut backend = OrtEngine::open(Arc::clone(&engine), &OpenOptions { adapters, ..options })?;
+    let report = backend.report();
+    output.event("opened", json!({ "weights": report.mode.to_string(), "reason": report.reason }));
+    adapters::report(&report.fused, output);
+    let mut session = backend.session(&graph)?;
+    let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
+    let results = session.run(&inputs)?;
+    write_tensors(outputs, &results, &IndexMap::new())?;
+    let shapes: IndexMap<&String, &[usize]> = results.iter().map(|(name, t)| (name, t.shape())).collect();
+    output.result("outputs", json!({ "path": outputs, "graph": graph, "shapes": shapes }), || {
+        let lines: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
+        format!("{}: {}", outputs.display(), lines.join(", "))
+    });
+    Ok(())
+}
+
+/// The graph asked for, or the one that takes exactly these inputs.
+fn choose_graph<'a>(manifest: &'a Manifest, name: Option<&str>, tensors: &NamedTensors) -> anyhow::Result<&'a str> {
+    let list = || {
+        let graphs = manifest.graphs.iter().map(|g| {
+            let inputs: Vec<&str> = g.inputs.iter().map(|p| p.name.as_str()).collect();
+            format!("{} takes {}", g.name, inputs.join(", "))
+        });
+        graphs.collect::<Vec<_>>().join("; ")
+    };
+    if let Some(name) = name {
+        return manifest
+            .graphs
+            .iter()
+            .find(|g| g.name == name)
+            .map(|g| g.name.as_str())
+            .ok_or_else(|| Failure::usage(format!("there is no graph `{name}`: {}", list())));
+    }
+    if let [only] = &manifest.graphs[..] {
+        return Ok(&only.name);
+    }
+    let fits = |g: &&v2l_runtime::engine::manifest::Graph| {
+        g.inputs.len() == tensors.len() && g.inputs.iter().all(|p| tensors.contains_key(&p.name))
+    };
+    manifest.graphs.iter().find(fits).map(|g| g.name.as_str()).ok_or_else(|| {
+        let given: Vec<&str> = tensors.keys().map(String::as_str).collect();
+        Failure::usage(format!("no graph takes {}: {}; choose with --graph", given.join(", "), list()))
+    })
+}

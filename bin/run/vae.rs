@@ -1,0 +1,127 @@
+//! The VAE alone.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use ndarray::{Array5, Ix5};
+use serde_json::json;
+use v2l_cli::{Failure, Output};
+use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::library::find_ffmpeg;
+use v2l_runtime::pipeline::Pipeline;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::video::{self, Frames};
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+use crate::args::Args;
+use crate::generate::Listener;
+
+/// Opens the directory, with the flags' changes to its settings.
+pub(crate) fn open(args: &Args) -> anyhow::Result<(EngineDirectory, Pipeline)> {
+    let mut directory = EngineDirectory::open(&args.engine, args.open_options())?;
+    let mut config = directory.config().clone();
+    args.adjust(&mut config)?;
+    let tokenizer = directory.tokenizer()?;
+    let pipeline = Pipeline::new(config, tokenizer.as_deref())?;
+    if args.verify_hashes {
+        let names: Vec<String> = pipeline.config().components.keys().cloned().collect();
+        for name in names {
+            directory.engine(&name)?.verify_hashes()?;
+        }
+    }
+    Ok((directory, pipeline))
+}
+
+/// True for a `.safetensors` path.
+pub(crate) fn is_tensors(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("safetensors"))
+}
+
+/// Frames of a video, image folder or image; ffmpeg is only looked for when it is needed.
+pub(crate) fn read_frames(args: &Args, path: &Path) -> anyhow::Result<Frames> {
+    match video::read_frames(path, None) {
+        Err(video::VideoError::NoFfmpeg { .. }) => {
+            let ffmpeg = find_ffmpeg(args.ffmpeg.as_deref())?;
+            Ok(video::read_frames(path, Some(&ffmpeg.path))?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// Writes frames as a video, or as a folder of PNGs.
+pub(crate) fn write_frames(args: &Args, path: &Path, frames: &Frames, fps: f64) -> anyhow::Result<()> {
+    match video::write_video(path, frames, fps, None) {
+        Err(video::VideoError::NoFfmpeg { .. }) => {
+            let ffmpeg = find_ffmpeg(args.ffmpeg.as_deref())?;
+            Ok(video::write_video(path, frames, fps, Some(&ffmpeg.path))?)
+        }
+        other => Ok(other?),
+    }
+}
+
+/// The one tensor of a safetensors file, as f32 with five axes.
+pub(crate) fn read_single(path: &Path, axes: &str) -> anyhow::Result<Array5<f32>> {
+    let tensors = read_tensors(path)?;
+    let [(name, tensor)] = &tensors.iter().collect::<Vec<_>>()[..] else {
+        let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+        return Err(Failure::usage(format!(
+            "{}: expected one tensor {axes}, found {}: {}",
+            path.display(),
+            names.len(),
+            names.join(", ")
+        )));
+    };
+    let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
+    let array = tensor.to_f32().and_then(|a| a.into_dimensionality::<Ix5>().ok());
+    array.ok_or_else(|| {
+        Failure::usage(format!("{}: tensor `{name}` is {found}, expected floats {axes}", path.display()))
+    })
+}
+
+/// `--encode VIDEO --outputs FILE`.
+pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow::Result<()> {
+    let target = args.outputs.as_ref().ok_or_else(|| Failure::usage("--encode needs --outputs FILE"))?;
+    let (mut directory, pipeline) = open(args)?;
+    let pixels = if is_tensors(source) {
+        read_single(source, "[B, 3, F, H, W] in [-1, 1]")?
+    } else {
+        video::frames_to_pixels(&read_frames(args, source)?, true)
+    };
+    let moments = pipeline.encode_video(&mut directory, &pixels, &mut Listener::new(output))?;
+    output.finish();
+    let parameters = moments.parameters()?;
+    let tensors: NamedTensors = [
+        ("mean".to_owned(), Tensor::from(moments.mean.into_dyn())),
+        ("moments".to_owned(), Tensor::from(parameters.into_dyn())),
+    ]
+    .into_iter()
+    .collect();
+    write_tensors(target, &tensors, &IndexMap::new())?;
+    let shape = tensors["mean"].shape();
+    output.result("encoded", json!({ "path": target, "shape": shape }), || format!("{}: mean {shape:?}", target.display()));
+    Ok(())
+}
+
+/// `--decode FILE -o VIDEO`.
+pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow::Result<()> {
+    let target = args.output.as_ref().ok_or_else(|| Failure::usage("--decode needs -o VIDEO"))?;
+    let (mut directory, pipeline) = open(args)?;
+    let latents = read_single(source, "[B, 16, T, h, w], not multiplied by the scaling factor")?;
+    let fps = args.fps.unwrap_or(pipeline.config().defaults.fps);
+    let pixels = pipeline.decode_video(&mut directory, &latents, &mut Listener::new(output))?;
+    output.finish();
+    let shape = pixels.shape().to_vec();
+    if is_tensors(target) {
+        write_pixels(target, pixels)?;
+    } else {
+        write_frames(args, target, &video::pixels_to_frames(&pixels, Some(fps))?, fps)?;
+    }
+    output.result("decoded", json!({ "path": target, "shape": shape }), || format!("{}: pixels {shape:?}", target.display()));
+    Ok(())
+}
+
+/// Writes `pixels` `[B, 3, F, H, W]`.
+pub(crate) fn write_pixels(path: &Path, pixels: Array5<f32>) -> anyhow::Result<()> {
+    let tensors: NamedTensors = [("pixels".to_owned(), Tensor::from(pixels.into_dyn()))].into_iter().collect();
+    Ok(write_tensors(path, &tensors, &IndexMap::new())?)
+}

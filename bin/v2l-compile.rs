@@ -1,0 +1,89 @@
+//! `v2l-compile`: ONNX to engines.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use serde_json::json;
+use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_export::{CompileOptions, CompileProgress};
+use v2l_runtime::tensor::Dtype;
+
+/// Compile ONNX to engines.
+///
+/// A bundle written by v2l-export becomes an engine directory, a single ONNX file an engine file.
+#[derive(Parser)]
+#[command(name = "v2l-compile", version)]
+struct Args {
+    /// Bundle folder or ONNX file.
+    #[arg(value_name = "BUNDLE|MODEL.onnx")]
+    input: PathBuf,
+    /// Engine directory or engine file to write [default for an ONNX file: its name with .engine].
+    #[arg(short, long, visible_alias = "saveEngine", value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// Type in which matrices are stored [default: as the model stores them]. Arithmetic on the ort backend is fp32.
+    #[arg(long, value_enum)]
+    precision: Option<Precision>,
+    /// Backend to compile for.
+    #[arg(long, value_enum, default_value_t)]
+    backend: Backend,
+    #[command(flatten)]
+    output_options: OutputOptions,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
+enum Backend {
+    /// ONNX Runtime.
+    #[default]
+    Ort,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    v2l_cli::run(args.output_options, |output| compile(&args, output))
+}
+
+fn compile(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let Backend::Ort = args.backend;
+    let target = match &args.output {
+        Some(path) => path.clone(),
+        None if args.input.is_dir() => return Err(Failure::usage("a bundle needs -o ENGINE_DIR")),
+        None => args.input.with_extension("engine"),
+    };
+    let storage = args.precision.map(|p| match p {
+        Precision::Fp32 => Dtype::F32,
+        Precision::Fp16 => Dtype::F16,
+        Precision::Bf16 => Dtype::Bf16,
+    });
+    let options = CompileOptions { storage };
+    let report = v2l_export::compile(&args.input, &target, &options, &mut |progress| match progress {
+        CompileProgress::Component { name, bytes } => output.start(name, bytes, true),
+        CompileProgress::Written { bytes } => output.progress(bytes),
+    })?;
+    output.finish();
+    for e in &report.engines {
+        let fields = json!({
+            "component": e.component, "path": e.path, "bytes": e.bytes, "storage": e.storage,
+            "graphs": e.graphs, "slots": e.slots,
+        });
+        output.result("engine", fields, || {
+            format!(
+                "{:<14} {:>14} bytes  {:<4}  {:>4} slots  {}  {}",
+                e.component,
+                e.bytes,
+                e.storage.to_string(),
+                e.slots,
+                e.graphs.join(", "),
+                e.path.display()
+            )
+        });
+    }
+    Ok(())
+}

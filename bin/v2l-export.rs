@@ -1,0 +1,64 @@
+//! `v2l-export`: trained checkpoints to ONNX, without PyTorch.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use serde_json::json;
+use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_export::{ExportOptions, Progress};
+
+/// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
+///
+/// MODEL_DIR is a diffusers-layout pipeline (model_index.json, transformer/, vae/, text_encoder/, tokenizer/,
+/// scheduler/) or a single component folder (config.json and safetensors, sharded or not).
+#[derive(Parser)]
+#[command(name = "v2l-export", version)]
+struct Args {
+    /// Model folder.
+    #[arg(value_name = "MODEL_DIR")]
+    model: PathBuf,
+    /// Bundle folder to write.
+    #[arg(short, long, value_name = "BUNDLE")]
+    output: PathBuf,
+    /// Hypernetwork checkpoint (hypernetwork.safetensors).
+    #[arg(long, value_name = "FILE", requires = "lilora")]
+    hypernetwork: Option<PathBuf>,
+    /// LiLoRA checkpoint with the auxiliary matrices.
+    #[arg(long, value_name = "FILE", requires = "hypernetwork")]
+    lilora: Option<PathBuf>,
+    /// Refinement iterations of the hypernetwork; checkpoints do not store them [default: 4].
+    #[arg(long, value_name = "K", requires = "hypernetwork")]
+    iterations: Option<usize>,
+    #[command(flatten)]
+    output_options: OutputOptions,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    v2l_cli::run(args.output_options, |output| export(&args, output))
+}
+
+fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    if args.iterations == Some(0) {
+        return Err(Failure::usage("--iterations 0: expected 1 or more"));
+    }
+    let options = ExportOptions {
+        predictor: args.hypernetwork.clone().zip(args.lilora.clone()),
+        iterations: args.iterations,
+    };
+    let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| match progress {
+        Progress::Component { name, bytes } => output.start(name, bytes, true),
+        Progress::Written { bytes } => output.progress(bytes),
+    })?;
+    output.finish();
+    for c in &report.components {
+        let fields =
+            json!({ "component": c.name, "graphs": c.graphs, "slots": c.slots, "weight_bytes": c.bytes });
+        output.result("component", fields, || {
+            format!("{:<14} {:>14} bytes  {:>4} slots  {}", c.name, c.bytes, c.slots, c.graphs.join(", "))
+        });
+    }
+    output.result("bundle", json!({ "path": args.output }), || format!("bundle {}", args.output.display()));
+    Ok(())
+}
