@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use crate::builder::ISLAND;
-use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
+use crate::{Attribute, DataType, Graph, Initializer, Model, Node, TensorData};
 
 /// Element types of all values of a graph in topological order, as far as the operators tell.
 pub(crate) fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
@@ -125,12 +125,8 @@ impl Lowering {
             return name.clone();
         }
         let name = format!("{value}.{wanted}");
-        match initializers.get(value).filter(|c| !c.external) {
-            Some(constant) => {
-                let data = constant.data.clone().converted(constant.dtype, wanted);
-                let constant = Initializer { dtype: wanted, data, ..constant.clone() };
-                self.constants.push((name.clone(), constant));
-            }
+        match initializers.get(value).filter(|c| !c.external).and_then(|c| converted_exactly(c, wanted)) {
+            Some(constant) => self.constants.push((name.clone(), constant)),
             None => self.nodes.push(cast(value, &name, wanted)),
         }
         self.casts.insert(key, name.clone());
@@ -147,6 +143,14 @@ impl Lowering {
         }
         self.nodes.push(cast(&lowered, name, DataType::Float));
     }
+}
+
+/// A constant in another type if that changes none of its values: one that it would round stays behind a Cast, so that
+/// raising the graph again gives the exact value back.
+fn converted_exactly(constant: &Initializer, to: DataType) -> Option<Initializer> {
+    let data = constant.data.clone().converted(constant.dtype, to).to_bytes().ok()?;
+    let back = TensorData::raw(data.clone()).converted(to, constant.dtype).to_bytes().ok()?;
+    (back == constant.data.to_bytes().ok()?).then(|| Initializer { dtype: to, data: TensorData::raw(data), ..constant.clone() })
 }
 
 fn cast(input: &str, output: &str, to: DataType) -> Node {

@@ -1,1 +1,188 @@
+//! `VideoHyperDream` and LightLoRA against the official code and our transcription of it.
 
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array2, ArrayD, Ix2};
+use v2l_export::architectures::{cogvideox_transformer, video_hyper_dream};
+use v2l_export::{Checkpoint, ExportOptions};
+use v2l_runtime::adapter::Adapter;
+use v2l_runtime::engine::Engine;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::predictor::Predictor;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::weights::read_tensors;
+
+use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, header, run};
+
+const TOLERANCE: f64 = 1e-5;
+
+fn build(folder: &Path, lilora: &str, iterations: Option<usize>) -> Built {
+    let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(lilora)));
+    Built::new(&folder.join("transformer"), &ExportOptions { predictor, iterations }, None)
+}
+
+fn predictor(built: &Built, weights: OrtWeights) -> Predictor {
+    let predictor =
+        Predictor::open(built.engine("hypernetwork"), &OpenOptions { weights, ..Default::default() }).unwrap();
+    predictor.check_backbone(&built.engine("transformer").manifest().slots).unwrap();
+    predictor
+}
+
+fn two(array: ArrayD<f32>) -> Array2<f32> {
+    array.into_dimensionality::<Ix2>().unwrap()
+}
+
+fn delta(adapter: &Adapter, slot: &str) -> ArrayD<f32> {
+    let layer = adapter.layers.get(slot).unwrap_or_else(|| panic!("the adapter lacks {slot}"));
+    (layer.up.dot(&layer.down) * layer.scale()).into_dyn()
+}
+
+/// Runs the transformer with `adapter` fused at `strength`.
+fn fused_sample(built: &Built, weights: OrtWeights, adapter: Option<(&Adapter, f32)>, inputs: &NamedTensors) -> ArrayD<f32> {
+    let adapters = adapter.map(|(a, s)| (a.clone(), s)).into_iter().collect();
+    let options = OpenOptions { weights, adapters, ..Default::default() };
+    let mut session = OrtEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
+    f32s(&run(&mut session, inputs)["sample"])
+}
+
+fn check_official(case: &str, strength: f32) {
+    let folder = fixtures().join("official").join(case);
+    let built = build(&folder, "lora_diffusion_pytorch_model.safetensors", None);
+    let inputs = read_tensors(folder.join("inputs.safetensors")).unwrap();
+    let outputs = read_tensors(folder.join("outputs.safetensors")).unwrap();
+    for weights in WEIGHT_MODES {
+        let mut predictor = predictor(&built, weights);
+        let tokens = predictor.predict(&inputs["latents"]).unwrap();
+        let expected = f32s(&outputs["pred_weights"]).remove_axis(ndarray::Axis(0));
+        assert_close(&format!("{case} pred_weights"), &tokens.clone().into_dyn(), &expected, TOLERANCE);
+        // The official outputs apply the whole strength, which the official code squares.
+        let adapter = predictor.expand(&tokens).unwrap();
+        let mut deltas = 0;
+        for (name, expected) in &outputs {
+            let Some(layer) = name.strip_prefix("dW::b0::lora_unet__") else { continue };
+            let slot = adapter.layers.keys().find(|k| k.replace('.', "_") == layer).unwrap();
+            assert_close(name, &(delta(&adapter, slot) * strength), &f32s(expected), TOLERANCE);
+            deltas += 1;
+        }
+        assert!(deltas > 0, "{case} has no ΔW to compare");
+
+        let hidden = f32s(&inputs["hidden_states"]);
+        let part = |range: std::ops::Range<usize>| -> Tensor {
+            hidden.slice_axis(ndarray::Axis(2), range.into()).to_owned().into()
+        };
+        let step: NamedTensors = [
+            ("hidden_states", part(0..16)),
+            ("inpaint_latents", part(16..33)),
+            ("encoder_hidden_states", inputs["encoder_hidden_states"].clone()),
+            ("timestep", inputs["timestep"].clone()),
+            ("image_rotary_emb_cos", inputs["rope_cos"].clone()),
+            ("image_rotary_emb_sin", inputs["rope_sin"].clone()),
+        ]
+        .into_iter()
+        .map(|(name, t)| (name.to_owned(), t))
+        .collect();
+        let base = fused_sample(&built, weights, None, &step);
+        assert_close(&format!("{case} base"), &base, &f32s(&outputs["sample_base"]), TOLERANCE);
+        let steered = fused_sample(&built, weights, Some((&adapter, strength)), &step);
+        assert_close(&format!("{case} fused"), &steered, &f32s(&outputs["sample_fused_b0"]), TOLERANCE);
+    }
+}
+
+#[test]
+fn official_hypernetwork_in_fp32_is_followed() {
+    check_official("open_d100u50_r1", 0.3025);
+}
+
+#[test]
+fn official_hypernetwork_in_bf16_is_followed() {
+    check_official("open_d120u60_r1_bf16", 1.0);
+}
+
+fn check_case(folder: &Path, path: &PathBuf) {
+    let iterations = header(path)["iterations"].parse().unwrap();
+    let built = build(folder, "checkpoint-checkpoint-100.safetensors", Some(iterations));
+    let case = Case::read(path);
+    let mut session = built.session("hypernetwork", "predict", OrtWeights::Widened);
+    let inputs: NamedTensors = [("latents".to_owned(), case.inputs["latents"].clone())].into_iter().collect();
+    let predicted = f32s(&run(&mut *session, &inputs)["pred_weights"]);
+    if case.outputs.contains_key("pred_weights") {
+        assert_close(&case.name, &predicted, &case.output("pred_weights"), TOLERANCE);
+    }
+
+    let mut predictor = predictor(&built, OrtWeights::Widened);
+    let slots: Vec<String> = predictor.config().slots.iter().map(|s| s.name.clone()).collect();
+    let expected: Vec<String> = serde_json::from_str(&header(path)["slots"]).unwrap();
+    assert_eq!(slots, expected, "token order");
+    let adapter = predictor.expand(&two(predicted.index_axis_move(ndarray::Axis(0), 0))).unwrap();
+    for (name, expected) in &case.outputs {
+        if let Some(slot) = name.strip_prefix("delta.") {
+            assert_close(name, &delta(&adapter, slot), &f32s(expected), TOLERANCE);
+        }
+    }
+    if case.outputs.contains_key("sample_fused") {
+        let mut inputs = case.inputs.clone();
+        inputs.shift_remove("latents");
+        let sample = |adapter| fused_sample(&built, OrtWeights::Widened, adapter, &inputs);
+        assert_close("base", &sample(None), &case.output("sample_base"), TOLERANCE);
+        assert_close("fused", &sample(Some((&adapter, 1.0))), &case.output("sample_fused"), TOLERANCE);
+        assert_close("half", &sample(Some((&adapter, 0.5))), &case.output("sample_fused_half"), TOLERANCE);
+    }
+}
+
+fn check_folder(name: &str) {
+    let folder = fixtures().join("hypernetwork").join(name);
+    for path in cases(&folder) {
+        check_case(&folder, &path);
+    }
+}
+
+#[test]
+fn attention_only_targets_are_predicted_and_fused() {
+    check_folder("attention_only");
+}
+
+#[test]
+fn twelve_blocks_keep_numeric_token_order() {
+    check_folder("all_linear_wide");
+}
+
+#[test]
+fn arbitrary_subset_of_targets_is_predicted_and_fused() {
+    check_folder("subset");
+}
+
+/// The exported cross-attention works in the 16 latent channels; it must equal the form of the official code.
+#[test]
+fn absorbed_cross_attention_equals_the_plain_form() {
+    let folder = fixtures().join("official/open_d100u50_r1");
+    let config: cogvideox_transformer::Config =
+        serde_json::from_slice(&std::fs::read(folder.join("transformer/config.json")).unwrap()).unwrap();
+    let hypernetwork = Checkpoint::open_file(&folder.join("hypernetwork.safetensors")).unwrap();
+    let lilora = Checkpoint::open_file(&folder.join("lora_diffusion_pytorch_model.safetensors")).unwrap();
+    let layout =
+        video_hyper_dream::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
+    let plain = video_hyper_dream::plain_predict_graph(&layout, &hypernetwork).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let mut data = v2l_graphs::ExternalDataWriter::new(Vec::new(), "weights.bin");
+    for (name, weight) in plain.graph.initializers.iter().filter(|(_, w)| w.external) {
+        data.append(name, &weight.data).unwrap();
+    }
+    let bytes = v2l_graphs::encode_model(&plain, &|name| data.location(name).cloned()).unwrap();
+    std::fs::write(dir.path().join("predict.onnx"), bytes).unwrap();
+    std::fs::write(dir.path().join("weights.bin"), data.into_inner()).unwrap();
+    let engine = dir.path().join("plain.engine");
+    v2l_export::compile(&dir.path().join("predict.onnx"), &engine, &Default::default(), &mut |_| {}).unwrap();
+    let engine = std::sync::Arc::new(Engine::open(engine).unwrap());
+    let mut plain = OrtEngine::open(engine, &OpenOptions::default()).unwrap().session("predict").unwrap();
+
+    let built = build(&folder, "lora_diffusion_pytorch_model.safetensors", None);
+    let mut absorbed = built.session("hypernetwork", "predict", OrtWeights::Widened);
+    for shape in [[1, 16, 3, 4, 6], [2, 16, 2, 5, 7]] {
+        let count: usize = shape.iter().product();
+        let latents: Vec<f32> = (0..count).map(|i| ((i * 7919 % 1013) as f32 / 506.5 - 1.0) * 1.7).collect();
+        let inputs: NamedTensors =
+            [("latents".to_owned(), Tensor::from_f32(&shape, latents).unwrap())].into_iter().collect();
+        let (a, b) = (run(&mut *absorbed, &inputs), run(&mut plain, &inputs));
+        assert_close("absorbed", &f32s(&a["pred_weights"]), &f32s(&b["pred_weights"]), 1e-6);
+    }
+}
