@@ -6,3 +6,4 @@ mod transformer;
 mod vae;
 mod t5;
 mod hypernetwork;
+mod pipeline;

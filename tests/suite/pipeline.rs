@@ -1,0 +1,207 @@
+//! Whole pipelines from injected noise, through the real binaries, against diffusers and against a PyTorch transcription
+//! of the official CogVideoX-Fun pipeline.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use ndarray::{Array5, ArrayD, Axis, Ix5};
+use v2l_export::ExportOptions;
+use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::pipeline::{Pipeline, Request};
+use v2l_runtime::tensor::Tensor;
+use v2l_runtime::video::read_frames;
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};
+
+/// Over four steps of guided sampling the f32 noise floor is about 4e-6.
+const TOLERANCE: f64 = 1e-4;
+
+fn v2l_run(arguments: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_v2l-run")).args(arguments).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "v2l-run {arguments:?}: {stderr}");
+    stderr.into_owned()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// Saves one tensor for the command line.
+fn save(path: &Path, name: &str, tensor: &Tensor) {
+    write_tensors(path, &[(name.to_owned(), tensor.clone())].into_iter().collect(), &Default::default()).unwrap();
+}
+
+fn single(path: &Path) -> ArrayD<f32> {
+    let tensors = read_tensors(path).unwrap();
+    assert_eq!(tensors.len(), 1);
+    f32s(&tensors[0])
+}
+
+/// Runs a case of a pipeline fixture; returns final latents and pixels.
+fn generate(built: &Built, case_path: &Path, extra: &[&str]) -> (ArrayD<f32>, ArrayD<f32>) {
+    let (case, facts) = (Case::read(case_path), header(case_path));
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let (noise, latents, pixels) = (file("noise.safetensors"), file("latents.safetensors"), file("pixels.safetensors"));
+    save(&noise, "latents", &case.inputs["latents"]);
+    let engines = built.engines();
+    let mut arguments = vec![
+        "--engine", text(&engines), "--latents", text(&noise), "--outputs", text(&latents), "-o", text(&pixels),
+        "--noise-aug-strength", "0",
+    ];
+    let flags = [
+        ("--prompt", "prompt"),
+        ("--negative-prompt", "negative_prompt"),
+        ("--num-frames", "num_frames"),
+        ("--steps", "num_inference_steps"),
+        ("--guidance", "guidance_scale"),
+        ("--width", "width"),
+        ("--height", "height"),
+    ];
+    for (flag, key) in flags {
+        arguments.extend([flag, &facts[key]]);
+    }
+    let image: PathBuf;
+    if case.inputs.contains_key("image") {
+        let stem = case.name.trim_start_matches("case_");
+        let folder = case_path.parent().unwrap();
+        let by_case = folder.join(format!("image_{stem}.png"));
+        let by_size = folder.join(format!("image_{}x{}.png", facts["width"], facts["height"]));
+        image = if by_case.is_file() { by_case } else { by_size };
+        arguments.extend(["--image", text(&image)]);
+    }
+    arguments.extend(extra);
+    v2l_run(&arguments);
+    (single(&latents), single(&pixels))
+}
+
+/// Decoded frames `[F, H, W, 3]` in [0, 1] against pixels `[1, 3, F, H, W]` of 8-bit frames in [−1, 1].
+fn assert_frames(what: &str, pixels: &ArrayD<f32>, frames: &ArrayD<f32>) {
+    let pixels = pixels.index_axis(Axis(0), 0).permuted_axes(vec![1, 2, 3, 0]).mapv(|v| (v + 1.0) * 127.5);
+    assert_eq!(pixels.shape(), frames.shape(), "{what}: frames");
+    for (a, e) in pixels.iter().zip(frames) {
+        // A value at a border between two levels may fall to either side.
+        assert!((a - (e * 255.0).floor()).abs() <= 1.01, "{what}: level {a}, expected {}", e * 255.0);
+    }
+}
+
+fn check_diffusers(name: &str) {
+    let folder = fixtures().join("pipeline").join(name);
+    let built = Built::plain(&folder);
+    for path in cases(&folder) {
+        let case = Case::read(&path);
+        let (latents, pixels) = generate(&built, &path, &[]);
+        // diffusers drops the padding frames of 1.5 only when it decodes.
+        let mut expected = case.output("latents_final");
+        let padding = expected.shape()[1] - latents.shape()[1];
+        expected = expected.slice_axis(Axis(1), (padding..).into()).to_owned();
+        assert_close(&format!("{name} {}", case.name), &latents, &expected, TOLERANCE);
+        assert_frames(&case.name, &pixels, &case.output("frames"));
+    }
+}
+
+#[test]
+fn text_to_video_equals_diffusers() {
+    check_diffusers("t2v");
+}
+
+#[test]
+fn image_to_video_equals_diffusers() {
+    check_diffusers("i2v");
+}
+
+#[test]
+fn image_to_video_1_5_equals_diffusers() {
+    check_diffusers("i2v_1_5");
+}
+
+/// The shipped sample model with its hypernetwork.
+fn sample() -> Built {
+    let folder = fixtures().join("sample");
+    let predictor =
+        Some((folder.join("hypernetwork.safetensors"), folder.join("checkpoint-checkpoint-100.safetensors")));
+    Built::new(&folder, &ExportOptions { predictor, iterations: None }, None)
+}
+
+#[test]
+fn fun_pipeline_equals_the_official_one_with_and_without_reference() {
+    let folder = fixtures().join("pipeline/fun");
+    let built = sample();
+    let reference = folder.join("reference_frames");
+    for (name, extra) in [
+        ("case_base", vec!["--vae-tiling", "off"]),
+        ("case_steered", vec!["--vae-tiling", "off", "--reference", text(&reference)]),
+        ("case_tiled", vec!["--vae-tiling", "on", "--reference", text(&reference)]),
+    ] {
+        let path = folder.join(format!("{name}.safetensors"));
+        let case = Case::read(&path);
+        let (latents, pixels) = generate(&built, &path, &extra);
+        assert_close(name, &latents, &case.output("latents_final"), TOLERANCE);
+        assert_frames(name, &pixels, &case.output("frames"));
+    }
+}
+
+#[test]
+fn fun_noise_augmentation_equals_the_official_one() {
+    let folder = fixtures().join("pipeline/fun");
+    let path = folder.join("case_noise.safetensors");
+    let (case, facts, built) = (Case::read(&path), header(&path), sample());
+    let mut directory = EngineDirectory::open(built.engines(), OpenOptions::default()).unwrap();
+    let mut config = directory.config().clone();
+    config.vae.as_mut().unwrap().tiling.enabled = false;
+    let pipeline = Pipeline::new(config, directory.tokenizer().unwrap().as_deref()).unwrap();
+    let five = |name: &str| -> Array5<f32> { case.input(name).into_dimensionality::<Ix5>().unwrap() };
+    let request = Request {
+        prompt: facts["prompt"].clone(),
+        negative_prompt: Some(facts["negative_prompt"].clone()),
+        image: Some(read_frames(&folder.join("image_32x48.png"), None).unwrap()),
+        num_frames: Some(5),
+        num_inference_steps: Some(4),
+        guidance_scale: Some(6.0),
+        noise_aug_strength: Some(0.0563),
+        initial_noise: Some(five("latents")),
+        augmentation_noise: Some(five("augmentation_noise")),
+        ..Request::default()
+    };
+    let generated = pipeline.generate(&mut directory, &request, &mut ()).unwrap();
+    assert_close("noise", &generated.latents.into_dyn(), &case.output("latents_final"), TOLERANCE);
+}
+
+#[test]
+fn equal_requests_give_equal_bytes_and_another_reference_another_video() {
+    let (built, folder) = (sample(), fixtures().join("sample"));
+    let dir = tempfile::tempdir().unwrap();
+    let engines = built.engines();
+    let image = folder.join("image.png");
+    let generate = |name: &str, extra: &[&str]| -> Vec<u8> {
+        let out = dir.path().join(format!("{name}.mp4"));
+        let mut arguments = vec![
+            "--engine", text(&engines), "--image", text(&image), "--prompt", "a red ball", "--num-frames", "9", "--steps",
+            "2", "-o", text(&out),
+        ];
+        arguments.extend(extra);
+        v2l_run(&arguments);
+        std::fs::read(out).unwrap()
+    };
+    let (one, two) = (folder.join("reference.mp4"), folder.join("reference2.mp4"));
+    let (lora, lora_again, other) =
+        (dir.path().join("a.safetensors"), dir.path().join("b.safetensors"), dir.path().join("c.safetensors"));
+    let steered = generate("steered", &["--reference", text(&one), "--save-lora", text(&lora)]);
+    let again = generate("again", &["--reference", text(&one), "--save-lora", text(&lora_again)]);
+    assert_eq!(steered, again, "the same request twice");
+    assert_eq!(std::fs::read(&lora).unwrap(), std::fs::read(&lora_again).unwrap(), "the same adapter twice");
+    let elsewhere = generate("other", &["--reference", text(&two), "--save-lora", text(&other)]);
+    assert_ne!(steered, elsewhere, "another reference changes the video");
+    assert_ne!(std::fs::read(&lora).unwrap(), std::fs::read(&other).unwrap(), "another reference changes the adapter");
+
+    let base = generate("base", &[]);
+    assert_ne!(base, steered, "a reference changes the video");
+    // Strength 0 is the base model, bit for bit; and a saved adapter does what the reference did.
+    let lora_zero = format!("{}=0", text(&lora));
+    assert_eq!(base, generate("zero", &["--lora", &lora_zero]), "strength 0");
+    assert_eq!(steered, generate("loaded", &["--lora", text(&lora)]), "the saved adapter");
+    assert_ne!(base, generate("seed", &["--seed", "7"]), "another seed");
+}
