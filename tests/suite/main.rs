@@ -6,4 +6,5 @@ mod transformer;
 mod vae;
 mod t5;
 mod hypernetwork;
+mod overrides;
 mod pipeline;
