@@ -43,18 +43,15 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     if args.iterations == Some(0) {
         return Err(Failure::usage("--iterations 0: expected 1 or more"));
     }
-    let options = ExportOptions {
-        predictor: args.hypernetwork.clone().zip(args.lilora.clone()),
-        iterations: args.iterations,
-    };
+    let options =
+        ExportOptions { predictor: args.hypernetwork.clone().zip(args.lilora.clone()), iterations: args.iterations };
     let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| match progress {
         Progress::Component { name, bytes } => output.start(name, bytes, true),
         Progress::Written { bytes } => output.progress(bytes),
     })?;
     output.finish();
     for c in &report.components {
-        let fields =
-            json!({ "component": c.name, "graphs": c.graphs, "slots": c.slots, "weight_bytes": c.bytes });
+        let fields = json!({ "component": c.name, "graphs": c.graphs, "slots": c.slots, "weight_bytes": c.bytes });
         output.result("component", fields, || {
             format!("{:<14} {:>14} bytes  {:>4} slots  {}", c.name, c.bytes, c.slots, c.graphs.join(", "))
         });

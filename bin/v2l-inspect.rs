@@ -1,1 +1,126 @@
-fn main(){}
+//! `v2l-inspect`: what a model, engine, adapter, bundle or checkpoint holds.
+
+#[path = "inspect/adapter.rs"]
+mod adapter;
+#[path = "inspect/checkpoint.rs"]
+mod checkpoint;
+#[path = "inspect/engine.rs"]
+mod engine;
+#[path = "inspect/model.rs"]
+mod model;
+#[path = "inspect/pipeline.rs"]
+mod pipeline;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Parser;
+use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_runtime::adapter::AdapterError;
+use v2l_runtime::engine::manifest::FORMAT;
+use v2l_runtime::pipeline::config::FILE_NAME;
+use v2l_runtime::weights::WeightFile;
+
+/// Show what a file or folder holds: an ONNX model, an engine, a bundle or engine directory, an adapter, or any other
+/// safetensors file.
+///
+/// Everything that can be checked without reading the weights is checked.
+#[derive(Parser)]
+#[command(name = "v2l-inspect", version)]
+struct Args {
+    /// What to look at.
+    #[arg(value_name = "FILE_OR_DIR")]
+    path: PathBuf,
+    /// Engine, or engine directory, to hold an adapter against: which keys change a slot, and which do not.
+    #[arg(long, visible_alias = "loadEngine", value_name = "ENGINE")]
+    engine: Option<PathBuf>,
+    /// Accept an adapter whose keys do not all match a slot of --engine.
+    #[arg(long, requires = "engine")]
+    allow_partial: bool,
+    /// List every node of an ONNX model.
+    #[arg(long)]
+    nodes: bool,
+    /// Check the content hash of every tensor of an engine; reads the whole file.
+    #[arg(long)]
+    verify_hashes: bool,
+    #[command(flatten)]
+    output_options: OutputOptions,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    v2l_cli::run(args.output_options, |output| inspect(&args, output))
+}
+
+/// What a path holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Pipeline,
+    Engine,
+    Adapter,
+    Checkpoint,
+    Onnx,
+}
+
+fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let path = &args.path;
+    let kind = kind(path)?;
+    if args.engine.is_some() && kind != Kind::Adapter {
+        return Err(Failure::usage(format!("{}: --engine is for adapters, and this is none", path.display())));
+    }
+    if args.verify_hashes && !matches!(kind, Kind::Engine | Kind::Pipeline) {
+        return Err(Failure::usage(format!("{}: --verify-hashes is for engines, and this is none", path.display())));
+    }
+    match kind {
+        Kind::Pipeline => pipeline::show(path, args.verify_hashes, args.nodes, output),
+        Kind::Engine => engine::show(path, args.verify_hashes, output),
+        Kind::Adapter => adapter::show(path, args.engine.as_deref(), args.allow_partial, output),
+        Kind::Checkpoint => checkpoint::show(path, output),
+        Kind::Onnx => model::show(path, args.nodes, output),
+    }
+}
+
+fn kind(path: &Path) -> anyhow::Result<Kind> {
+    let is_adapter = |path: &Path| match v2l_runtime::adapter::detect(path) {
+        Ok(_) => Ok(true),
+        // Sound, but no adapter.
+        Err(AdapterError::Config { .. } | AdapterError::EmptyFolder { .. }) => Ok(false),
+        Err(error) => Err(error),
+    };
+    if path.is_dir() {
+        if path.join(FILE_NAME).is_file() {
+            return Ok(Kind::Pipeline);
+        }
+        if is_adapter(path)? {
+            return Ok(Kind::Adapter);
+        }
+        return Err(Failure::usage(format!(
+            "{}: expected a folder with {FILE_NAME} (a bundle or engine directory) or adapter_model.safetensors; \
+             give a single file to look at other folders",
+            path.display()
+        )));
+    }
+    if !is_safetensors(path)? {
+        return Ok(Kind::Onnx);
+    }
+    let file = WeightFile::open(path)?;
+    if file.metadata("format") == Some(FORMAT) {
+        return Ok(Kind::Engine);
+    }
+    Ok(if is_adapter(path)? { Kind::Adapter } else { Kind::Checkpoint })
+}
+
+/// By name, else by content: a header length, and the JSON that it counts.
+fn is_safetensors(path: &Path) -> anyhow::Result<bool> {
+    let named = |name: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(name));
+    let io = |source| v2l_runtime::weights::WeightError::Io { path: path.to_owned(), source };
+    let mut start = Vec::new();
+    std::fs::File::open(path).map_err(io)?.take(9).read_to_end(&mut start).map_err(io)?;
+    Ok(!named("onnx") && (named("safetensors") || named("engine") || start.get(8) == Some(&b'{')))
+}
+
+/// `12 things`, `1 thing`.
+fn count(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}

@@ -28,6 +28,7 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     for path in [&args.output, &args.outputs, &args.save_lora].into_iter().flatten() {
         check_parent(path)?;
     }
+    vae::check_output(args)?;
     let directory = args.engine.is_dir();
     match (&args.inputs, &args.encode, &args.decode) {
         (Some(inputs), None, None) => raw::run(args, inputs, output),

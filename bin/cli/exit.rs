@@ -2,15 +2,18 @@ use std::io;
 use std::process::ExitCode;
 
 use v2l_export::ExportError;
+use v2l_export::engine_writer::EngineWriteError;
 use v2l_runtime::adapter::AdapterError;
 use v2l_runtime::engine::EngineError;
 use v2l_runtime::engine_directory::DirectoryError;
 use v2l_runtime::fuse::FuseError;
 use v2l_runtime::library::LibraryError;
 use v2l_runtime::ort_backend::OrtError;
-use v2l_runtime::pipeline::{ComponentError, PipelineError};
+use v2l_runtime::pipeline::{ComponentError, ConfigError, PipelineError};
 use v2l_runtime::predictor::PredictorError;
+use v2l_runtime::scheduler::SchedulerError;
 use v2l_runtime::session::SessionError;
+use v2l_runtime::tokenizer::TokenizerError;
 use v2l_runtime::vae::VaeError;
 use v2l_runtime::video::VideoError;
 use v2l_runtime::weights::WeightError;
@@ -84,58 +87,176 @@ impl Failure {
 
 /// The exit code of an error: that of the most specific error of v2l in its chain.
 pub fn exit_of(error: &anyhow::Error) -> Exit {
-    error.chain().filter_map(|cause| class(cause)).next_back().unwrap_or(Exit::Io)
+    error.chain().filter_map(class).next_back().unwrap_or(Exit::Io)
+}
+
+/// What usually helps against an error of the system, which only says what went wrong.
+pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
+    use io::ErrorKind::{FileTooLarge, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    let source = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).next_back()?;
+    match source.kind() {
+        StorageFull | QuotaExceeded | FileTooLarge => {
+            Some("free space there or choose another place, and run it again")
+        }
+        PermissionDenied | ReadOnlyFilesystem => Some("check the permissions, or choose another place"),
+        NotFound => Some("check the path"),
+        _ => None,
+    }
 }
 
 fn class(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     macro_rules! of {
         ($($ty:ty => $map:expr),* $(,)?) => {
             $(if let Some(e) = error.downcast_ref::<$ty>() {
-                #[allow(clippy::redundant_closure_call)]
-                return ($map)(e);
+                return Some($map(e));
             })*
         };
     }
     of!(
-        Failure => |e: &Failure| Some(e.exit),
+        Failure => |e: &Failure| e.exit,
         ExportError => export,
-        WeightError => |e: &WeightError| Some(match e {
-            WeightError::Io { .. } | WeightError::Unwritable { .. } => Exit::Io,
-            _ => Exit::BadModel,
-        }),
-        EngineError => |e: &EngineError| Some(match e {
-            EngineError::Version { .. } => Exit::Version,
-            _ => Exit::BadModel,
-        }),
-        AdapterError => |_: &AdapterError| Some(Exit::BadAdapter),
-        FuseError => |_: &FuseError| Some(Exit::BadAdapter),
-        PredictorError => |_: &PredictorError| Some(Exit::BadAdapter),
-        LibraryError => |_: &LibraryError| Some(Exit::Version),
-        OrtError => |e: &OrtError| Some(match e {
-            OrtError::Memory { .. } => Exit::Memory,
-            OrtError::WrongBackend { .. } => Exit::Version,
-            OrtError::Placeholder { .. } => Exit::Io,
-            _ => Exit::BadModel,
-        }),
-        DirectoryError => |_: &DirectoryError| Some(Exit::BadModel),
-        ComponentError => |_: &ComponentError| Some(Exit::BadModel),
-        SessionError => |e: &SessionError| Some(match e {
-            SessionError::Backend { .. } => Exit::BadModel,
-            _ => Exit::Usage,
-        }),
-        VideoError => |_: &VideoError| Some(Exit::Io),
-        VaeError => |_: &VaeError| Some(Exit::BadModel),
-        PipelineError => |e: &PipelineError| Some(if e.is_cancelled() { Exit::Interrupted } else { Exit::Usage }),
-        io::Error => |_: &io::Error| Some(Exit::Io),
+        EngineWriteError => engine_write,
+        WeightError => weight,
+        EngineError => engine,
+        AdapterError => |_: &AdapterError| Exit::BadAdapter,
+        FuseError => fuse,
+        PredictorError => predictor,
+        LibraryError => |_: &LibraryError| Exit::Version,
+        OrtError => ort,
+        DirectoryError => directory,
+        ConfigError => config,
+        ComponentError => |_: &ComponentError| Exit::BadModel,
+        SessionError => session,
+        VideoError => video,
+        VaeError => vae,
+        PipelineError => pipeline,
+        io::Error => |_: &io::Error| Exit::Io,
     );
     None
 }
 
-fn export(error: &ExportError) -> Option<Exit> {
-    Some(match error {
-        ExportError::Io { .. } | ExportError::Engine(_) => Exit::Io,
-        ExportError::Unsupported { .. } => Exit::Unsupported,
+// A transparent error stands for the one that it holds, and only the outer one is in the chain.
+
+fn export(error: &ExportError) -> Exit {
+    match error {
+        ExportError::Io { .. } => Exit::Io,
+        ExportError::Engine(e) => engine_write(e),
+        ExportError::Weights(e) => weight(e),
+        ExportError::Occupied { .. } => Exit::Usage,
         ExportError::Predictor(_) => Exit::BadAdapter,
+        e if e.is_unsupported() => Exit::Unsupported,
         _ => Exit::BadModel,
-    })
+    }
+}
+
+fn engine_write(error: &EngineWriteError) -> Exit {
+    match error {
+        EngineWriteError::Io { .. } | EngineWriteError::Source { .. } => Exit::Io,
+        _ => Exit::BadModel,
+    }
+}
+
+fn weight(error: &WeightError) -> Exit {
+    match error {
+        WeightError::Io { .. } | WeightError::Unwritable { .. } => Exit::Io,
+        _ => Exit::BadModel,
+    }
+}
+
+fn engine(error: &EngineError) -> Exit {
+    match error {
+        EngineError::Weights(e) => weight(e),
+        EngineError::Version { .. } => Exit::Version,
+        _ => Exit::BadModel,
+    }
+}
+
+fn fuse(error: &FuseError) -> Exit {
+    match error {
+        FuseError::Engine(e) => engine(e),
+        _ => Exit::BadAdapter,
+    }
+}
+
+fn predictor(error: &PredictorError) -> Exit {
+    match error {
+        PredictorError::Config { .. } => Exit::BadModel,
+        PredictorError::Open(e) => ort(e),
+        PredictorError::Engine(e) => engine(e),
+        PredictorError::Session(e) => session(e),
+        PredictorError::NotFinite { .. } => Exit::Numeric,
+        _ => Exit::BadAdapter,
+    }
+}
+
+fn ort(error: &OrtError) -> Exit {
+    match error {
+        OrtError::Library(_) | OrtError::WrongBackend { .. } => Exit::Version,
+        OrtError::Engine(e) => engine(e),
+        OrtError::Fuse(e) => fuse(e),
+        OrtError::Memory { .. } => Exit::Memory,
+        OrtError::Placeholder { .. } => Exit::Io,
+        _ => Exit::BadModel,
+    }
+}
+
+fn directory(error: &DirectoryError) -> Exit {
+    match error {
+        DirectoryError::Config(e) => config(e),
+        DirectoryError::Engine(e) => engine(e),
+        DirectoryError::Ort(e) => ort(e),
+        DirectoryError::Missing { .. } | DirectoryError::NotCompiled { .. } => Exit::Usage,
+        _ => Exit::BadModel,
+    }
+}
+
+fn config(error: &ConfigError) -> Exit {
+    match error {
+        ConfigError::Io { .. } => Exit::Io,
+        ConfigError::Version { .. } => Exit::Version,
+        _ => Exit::BadModel,
+    }
+}
+
+fn session(error: &SessionError) -> Exit {
+    match error {
+        SessionError::Backend { .. } => Exit::BadModel,
+        _ => Exit::Usage,
+    }
+}
+
+fn video(error: &VideoError) -> Exit {
+    match error {
+        VideoError::Io { .. } | VideoError::Spawn { .. } | VideoError::Ffmpeg { .. } | VideoError::Image { .. } => {
+            Exit::Io
+        }
+        VideoError::NoFfmpeg { .. } => Exit::Version,
+        _ => Exit::Usage,
+    }
+}
+
+fn vae(error: &VaeError) -> Exit {
+    match error {
+        VaeError::Cancelled(_) => Exit::Interrupted,
+        VaeError::Input { .. } | VaeError::Tile { .. } => Exit::Usage,
+        _ => Exit::BadModel,
+    }
+}
+
+fn pipeline(error: &PipelineError) -> Exit {
+    match error {
+        PipelineError::Cancelled(_) => Exit::Interrupted,
+        PipelineError::Config(e) => config(e),
+        PipelineError::Vae(e) => vae(e),
+        PipelineError::Video(e) => video(e),
+        PipelineError::Io { .. } => Exit::Io,
+        PipelineError::NotFinite { .. } => Exit::Numeric,
+        PipelineError::Output { .. }
+        | PipelineError::Session { .. }
+        | PipelineError::Component(_)
+        | PipelineError::MissingSection(_)
+        | PipelineError::Tokenizer(TokenizerError::File(_)) => Exit::BadModel,
+        PipelineError::Scheduler(e) if !matches!(e, SchedulerError::Steps { .. }) => Exit::BadModel,
+        _ => Exit::Usage,
+    }
 }

@@ -103,6 +103,9 @@ impl Output {
                 message = format!("{message}: {cause}");
             }
         }
+        if let Some(way_out) = crate::exit::way_out(error) {
+            message = format!("{message}; {way_out}");
+        }
         self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));
         eprintln!("error: {message}");
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output};
-use v2l_runtime::adapter::{self, Adapter, AdapterFormat, ReadOptions};
+use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::fuse::FuseReport;
 use v2l_runtime::predictor::Predictor;
@@ -40,14 +40,13 @@ pub(crate) fn load(
             }
         } else {
             let loaded = adapter::read_adapter(path, slots, &ReadOptions { allow_partial })?;
-            let (applied, ignored, errors) = loaded.coverage.counts();
-            if errors > 0 {
-                let unmatched: Vec<&str> = loaded.coverage.unmatched().take(3).collect();
-                output.warning(&format!(
-                    "{}: {errors} keys match no slot and change nothing, for example {}",
-                    path.display(),
-                    unmatched.join(", ")
-                ));
+            let (applied, ignored, _) = loaded.coverage.counts();
+            let example = loaded.coverage.keys.iter().find_map(|key| match &key.outcome {
+                Outcome::Ignored { reason } => Some(format!("{}: {reason}", key.key)),
+                _ => None,
+            });
+            if let Some(example) = example {
+                output.warning(&format!("{}: {ignored} keys change nothing, for example {example}", path.display()));
             }
             output.note(&format!("{}: {applied} keys applied, {ignored} ignored", path.display()));
             loaded.adapter
@@ -64,7 +63,11 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     }
     let least = fused.slots.iter().map(|s| s.survived).fold(f64::INFINITY, f64::min);
     output.event("fused", json!({ "slots": fused.slots.len(), "least_survived": least }));
-    output.note(&format!("fused {} slots; at least {:.1} % of each update survives rounding", fused.slots.len(), 100.0 * least));
+    output.note(&format!(
+        "fused {} slots; at least {:.1} % of each update survives rounding",
+        fused.slots.len(),
+        100.0 * least
+    ));
     if least < 0.9 {
         output.warning(
             "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \

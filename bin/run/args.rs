@@ -98,9 +98,9 @@ pub(crate) struct Args {
     /// Named output tensors; when generating, the final `latents`.
     #[arg(long, value_name = "FILE", help_heading = "Tensors")]
     pub(crate) outputs: Option<PathBuf>,
-    /// Component of an engine directory.
-    #[arg(long, value_name = "NAME", default_value = "transformer", help_heading = "Tensors")]
-    pub(crate) component: String,
+    /// Component of an engine directory [default: the one that takes these inputs].
+    #[arg(long, value_name = "NAME", help_heading = "Tensors")]
+    pub(crate) component: Option<String>,
     /// Graph to run [default: the one that takes these inputs].
     #[arg(long, value_name = "NAME", help_heading = "Tensors")]
     pub(crate) graph: Option<String>,
@@ -224,13 +224,14 @@ impl Args {
             Range::Unit => PixelRange::Unit,
             Range::Signed => PixelRange::Signed,
         });
-        knobs.frames = match self.reference_frames.as_deref() {
-            None => frames,
-            Some("all") => ReferenceFrames::All,
-            Some(n) => ReferenceFrames::FirstN(n.parse().map_err(|_| {
-                v2l_cli::Failure::usage(format!("--reference-frames {n}: expected `all` or a number"))
-            })?),
-        };
+        knobs.frames =
+            match self.reference_frames.as_deref() {
+                None => frames,
+                Some("all") => ReferenceFrames::All,
+                Some(n) => ReferenceFrames::FirstN(n.parse().map_err(|_| {
+                    v2l_cli::Failure::usage(format!("--reference-frames {n}: expected `all` or a number"))
+                })?),
+            };
         knobs.resize = self.reference_resize.map_or(resize, |r| match r {
             Resize::Stretch => ReferenceResize::Stretch,
             Resize::CoverCrop => ReferenceResize::CoverCrop,

@@ -5,7 +5,7 @@ use ndarray::Array2;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
 use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light};
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -15,9 +15,6 @@ use v2l_runtime::weights::write_tensors;
 use crate::adapters;
 use crate::args::Args;
 use crate::vae::{is_tensors, open, read_frames, read_single, write_frames, write_pixels};
-
-/// Name of the predictor's component.
-const HYPERNETWORK: &str = "hypernetwork";
 
 /// Passes what the pipeline tells on to the user.
 pub(crate) struct Listener<'a> {
@@ -110,7 +107,9 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         let tensors: NamedTensors = [("latents".to_owned(), latents)].into_iter().collect();
         write_tensors(path, &tensors, &IndexMap::new())?;
         let shape = tensors["latents"].shape();
-        output.result("latents", json!({ "path": path, "shape": shape }), || format!("{}: latents {shape:?}", path.display()));
+        output.result("latents", json!({ "path": path, "shape": shape }), || {
+            format!("{}: latents {shape:?}", path.display())
+        });
     }
     if let Some(path) = &args.output {
         let frames = pipeline.decode(&mut directory, &generated, &mut Listener::new(output))?;
@@ -207,5 +206,7 @@ fn target_size(args: &Args, pipeline: &Pipeline, image: Option<&Frames>) -> anyh
     let sample = |get: fn(&v2l_runtime::pipeline::config::VaeConfig) -> usize| config.vae.as_ref().map(get);
     let width = args.width.or(config.defaults.width).or(image.map(Frames::width)).or(sample(|v| v.sample_width));
     let height = args.height.or(config.defaults.height).or(image.map(Frames::height)).or(sample(|v| v.sample_height));
-    width.zip(height).ok_or_else(|| Failure::usage("give --width and --height: the pipeline has no VAE to take them from"))
+    width
+        .zip(height)
+        .ok_or_else(|| Failure::usage("give --width and --height: the pipeline has no VAE to take them from"))
 }

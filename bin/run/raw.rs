@@ -7,8 +7,8 @@ use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::Manifest;
-use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::engine::manifest::{Graph, Manifest};
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
 use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::session::Session;
@@ -26,10 +26,10 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut predictor = None;
     let engine = if args.engine.is_dir() {
         let mut directory = EngineDirectory::open(&args.engine, options.clone())?;
-        if directory.has("hypernetwork") && !args.lora.is_empty() {
-            predictor = Some(Predictor::open(directory.engine("hypernetwork")?, &options)?);
+        if directory.has(HYPERNETWORK) && !args.lora.is_empty() {
+            predictor = Some(Predictor::open(directory.engine(HYPERNETWORK)?, &options)?);
         }
-        directory.engine(&args.component)?
+        choose_engine(args, &mut directory, &tensors)?
     } else {
         Arc::new(Engine::open(&args.engine)?)
     };
@@ -55,6 +55,38 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     Ok(())
 }
 
+/// The component asked for, or the only one with a graph that takes these inputs.
+fn choose_engine(args: &Args, directory: &mut EngineDirectory, tensors: &NamedTensors) -> anyhow::Result<Arc<Engine>> {
+    if let Some(component) = &args.component {
+        return Ok(directory.engine(component)?);
+    }
+    let names: Vec<String> = directory.config().components.keys().cloned().collect();
+    let mut fitting = Vec::new();
+    for name in &names {
+        let engine = directory.engine(name)?;
+        if names.len() == 1 || engine.manifest().graphs.iter().any(|g| takes(g, tensors)) {
+            fitting.push(engine);
+        }
+    }
+    match &fitting[..] {
+        [only] => Ok(Arc::clone(only)),
+        _ => {
+            let given: Vec<&str> = tensors.keys().map(String::as_str).collect();
+            Err(Failure::usage(format!(
+                "{} components take the inputs {}; choose with --component ({})",
+                fitting.len(),
+                given.join(", "),
+                names.join(", ")
+            )))
+        }
+    }
+}
+
+/// True if `tensors` are exactly the graph's inputs.
+fn takes(graph: &Graph, tensors: &NamedTensors) -> bool {
+    graph.inputs.len() == tensors.len() && graph.inputs.iter().all(|port| tensors.contains_key(&port.name))
+}
+
 /// The graph asked for, or the one that takes exactly these inputs.
 fn choose_graph<'a>(manifest: &'a Manifest, name: Option<&str>, tensors: &NamedTensors) -> anyhow::Result<&'a str> {
     let list = || {
@@ -75,10 +107,7 @@ fn choose_graph<'a>(manifest: &'a Manifest, name: Option<&str>, tensors: &NamedT
     if let [only] = &manifest.graphs[..] {
         return Ok(&only.name);
     }
-    let fits = |g: &&v2l_runtime::engine::manifest::Graph| {
-        g.inputs.len() == tensors.len() && g.inputs.iter().all(|p| tensors.contains_key(&p.name))
-    };
-    manifest.graphs.iter().find(fits).map(|g| g.name.as_str()).ok_or_else(|| {
+    manifest.graphs.iter().find(|g| takes(g, tensors)).map(|g| g.name.as_str()).ok_or_else(|| {
         let given: Vec<&str> = tensors.keys().map(String::as_str).collect();
         Failure::usage(format!("no graph takes {}: {}; choose with --graph", given.join(", "), list()))
     })

@@ -48,6 +48,16 @@ pub(crate) fn read_frames(args: &Args, path: &Path) -> anyhow::Result<Frames> {
     }
 }
 
+/// Refuses a video that could not be written in the end, before any work is done.
+pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = args.output.as_ref().filter(|path| !is_tensors(path))
+        && video::needs_ffmpeg(path)?
+    {
+        find_ffmpeg(args.ffmpeg.as_deref())?;
+    }
+    Ok(())
+}
+
 /// Writes frames as a video, or as a folder of PNGs.
 pub(crate) fn write_frames(args: &Args, path: &Path, frames: &Frames, fps: f64) -> anyhow::Result<()> {
     match video::write_video(path, frames, fps, None) {
@@ -98,7 +108,9 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     .collect();
     write_tensors(target, &tensors, &IndexMap::new())?;
     let shape = tensors["mean"].shape();
-    output.result("encoded", json!({ "path": target, "shape": shape }), || format!("{}: mean {shape:?}", target.display()));
+    output.result("encoded", json!({ "path": target, "shape": shape }), || {
+        format!("{}: mean {shape:?}", target.display())
+    });
     Ok(())
 }
 
@@ -116,7 +128,9 @@ pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     } else {
         write_frames(args, target, &video::pixels_to_frames(&pixels, Some(fps))?, fps)?;
     }
-    output.result("decoded", json!({ "path": target, "shape": shape }), || format!("{}: pixels {shape:?}", target.display()));
+    output.result("decoded", json!({ "path": target, "shape": shape }), || {
+        format!("{}: pixels {shape:?}", target.display())
+    });
     Ok(())
 }
 

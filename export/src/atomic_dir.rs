@@ -12,6 +12,27 @@ use crate::ExportError;
 pub(crate) struct AtomicDir {
     temporary: TempDir,
     destination: PathBuf,
+    // Dropped after `temporary`, so that they are empty.
+    _parents: Parents,
+}
+
+/// Folders made on the way to the destination, innermost first. Those that are empty when this is dropped go again.
+struct Parents(Vec<PathBuf>);
+
+impl Parents {
+    fn create(folder: &Path) -> io::Result<Self> {
+        let missing = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists());
+        let parents = Self(missing.map(Path::to_owned).collect());
+        std::fs::create_dir_all(folder)?;
+        Ok(parents)
+    }
+}
+
+impl Drop for Parents {
+    fn drop(&mut self) {
+        // One that holds the destination is not empty and stays.
+        let _ = self.0.iter().try_for_each(std::fs::remove_dir);
+    }
 }
 
 impl AtomicDir {
@@ -25,26 +46,23 @@ impl AtomicDir {
         };
         let occupied = destination.read_dir().is_ok_and(|mut entries| entries.next().is_some());
         if destination.is_file() || (occupied && !destination.join(FILE_NAME).is_file()) {
-            return Err(ExportError::NotAModel {
+            return Err(ExportError::Occupied {
                 path: destination,
-                reason: format!(
-                    "it exists and is no bundle or engine directory (there is no {FILE_NAME}); \
-                     choose another output, or remove it"
-                ),
+                reason: format!("it exists and is no bundle or engine directory (there is no {FILE_NAME})"),
             });
         }
         let parent = match destination.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
         };
-        std::fs::create_dir_all(&parent).map_err(ExportError::io(&parent))?;
+        let parents = Parents::create(&parent).map_err(ExportError::io(&parent))?;
         let name = destination.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let temporary = tempfile::Builder::new()
             .prefix(&format!(".{name}."))
             .suffix(".partial")
             .tempdir_in(&parent)
             .map_err(ExportError::io(&parent))?;
-        Ok(Self { temporary, destination })
+        Ok(Self { temporary, destination, _parents: parents })
     }
 
     /// Where to write meanwhile.

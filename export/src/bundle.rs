@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{ExternalDataWriter, encode_model};
+use v2l_runtime::pipeline::config::{self, FILE_NAME};
 use v2l_runtime::pipeline::config::{
     Chunking, ComponentFiles, DecodeChunks, Defaults, GraphFiles, NEGATIVE_PROMPT, PipelineConfig, SchedulerSection,
     Tiling, TokenizerConfig, TransformerConfig, VaeConfig,
 };
-use v2l_runtime::pipeline::config::{self, FILE_NAME};
 use v2l_runtime::scheduler::SchedulerKind;
 
 use crate::architectures::{cogvideox_transformer, cogvideox_vae, t5_encoder, video_hyper_dream};
@@ -145,8 +145,7 @@ pub fn export(
         bundle.write_file(SCHEDULER_FILE, format!("{scheduler:#}\n").as_bytes())?;
         // The official Fun scripts sample with plain DDIM whatever class the folder names (`DDIM_Origin`).
         let fun = pipeline.transformer.as_ref().is_some_and(|t| t.conditioning == config::Conditioning::Inpaint);
-        pipeline.scheduler =
-            Some(SchedulerSection { config: scheduler, sampler: fun.then_some(SchedulerKind::Ddim) });
+        pipeline.scheduler = Some(SchedulerSection { config: scheduler, sampler: fun.then_some(SchedulerKind::Ddim) });
     }
     pipeline.check().map_err(|e| ExportError::config(model, e.to_string()))?;
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
@@ -270,10 +269,7 @@ fn describe_vae(config: &cogvideox_vae::Config, pipeline: &PipelineConfig) -> Va
         sample_width: config.sample_width,
         sample_height: config.sample_height,
         invert_scale_latents: config.invert_scale_latents,
-        chunking: Chunking {
-            encode_frames: 8,
-            decode: if fun { DecodeChunks::Fun } else { DecodeChunks::Diffusers },
-        },
+        chunking: Chunking { encode_frames: 8, decode: if fun { DecodeChunks::Fun } else { DecodeChunks::Diffusers } },
         tiling: Tiling::for_sample(config.sample_height, config.sample_width, fun),
     }
 }
@@ -316,10 +312,7 @@ impl BundleWriter<'_> {
             .map(|file| ExternalDataWriter::new(BufWriter::with_capacity(1 << 20, file), WEIGHTS_FILE))
             .map_err(ExportError::io(&path))?;
         for (name, weight) in weights {
-            data.append(name, &weight.data).map_err(|e| ExportError::Graph {
-                graph: component.name.clone(),
-                reason: format!("cannot write weight `{name}` to {}: {e}", path.display()),
-            })?;
+            data.append(name, &weight.data).map_err(ExportError::io(&path))?;
             (self.progress)(Progress::Written { bytes: data.len() });
         }
         let mut graphs = BTreeMap::new();
@@ -330,7 +323,11 @@ impl BundleWriter<'_> {
             self.write_file(&file, &encoded)?;
             graphs.insert(name.clone(), file);
         }
-        data.into_inner().into_inner().map_err(std::io::IntoInnerError::into_error).and_then(|f| f.sync_all()).map_err(fail)?;
+        data.into_inner()
+            .into_inner()
+            .map_err(std::io::IntoInnerError::into_error)
+            .and_then(|f| f.sync_all())
+            .map_err(fail)?;
         self.reports.push(ComponentReport {
             name: component.name.clone(),
             graphs: graphs.keys().cloned().collect(),

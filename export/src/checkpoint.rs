@@ -113,7 +113,10 @@ impl Checkpoint {
                     found => {
                         return Err(ExportError::config(
                             index_path,
-                            format!("tensor `{name}` is in {shard}, but the index says {}", found.map_or("nothing", |s| s)),
+                            format!(
+                                "tensor `{name}` is in {shard}, but the index says {}",
+                                found.map_or("nothing", |s| s)
+                            ),
                         ));
                     }
                 };

@@ -148,7 +148,8 @@ fn compile_component(
         Some(name) => name.to_owned(),
         None => graph_name(&graphs[0].1),
     };
-    let attributes: Json = facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let attributes: Json =
+        facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let weights = plan_weights(&models, options)?;
     let storage = matrix_type(&weights);
     let slots = slots(&models)?;
@@ -212,7 +213,9 @@ fn plan_weights(
         for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
             let fail = |reason: String| Err(ExportError::Graph { graph: graph.clone(), reason });
             if name.starts_with(RESERVED_PREFIX) {
-                return fail(format!("weight `{name}`: names under `{RESERVED_PREFIX}` are the engine's own; rename it"));
+                return fail(format!(
+                    "weight `{name}`: names under `{RESERVED_PREFIX}` are the engine's own; rename it"
+                ));
             }
             match union.get(name.as_str()) {
                 Some((other, known)) if (known.dtype, &known.shape) != (weight.dtype, &weight.shape) => {
@@ -328,7 +331,7 @@ fn lazy_variant(model: &Model, weights: &BTreeMap<String, StoredWeight>) -> Mode
 }
 
 /// Slots of the models' metadata; for a graph from elsewhere, each matrix that feeds a MatMul or Gemm directly.
-fn slots(models: &[(String, Model)]) -> Result<Vec<Slot>, ExportError> {
+pub(crate) fn slots(models: &[(String, Model)]) -> Result<Vec<Slot>, ExportError> {
     let mut slots: Vec<Slot> = Vec::new();
     for (graph, model) in models {
         let found: Vec<Slot> = match model.metadata.get(metadata::SLOTS) {
@@ -355,8 +358,7 @@ fn slots(models: &[(String, Model)]) -> Result<Vec<Slot>, ExportError> {
             }
         }
         let names: Vec<&str> = slots.iter().map(|s| s.tensor.as_str()).collect();
-        let present: Vec<&str> =
-            names.into_iter().filter(|n| model.graph.initializers.contains_key(*n)).collect();
+        let present: Vec<&str> = names.into_iter().filter(|n| model.graph.initializers.contains_key(*n)).collect();
         if let Err(findings) = v2l_graphs::check::check_slots(&model.graph, &present) {
             let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
             return Err(ExportError::Graph { graph: graph.clone(), reason: lines.join("; ") });

@@ -32,6 +32,14 @@ pub enum ExportError {
         /// What is missing.
         reason: String,
     },
+    /// The output exists and is something else.
+    #[error("{}: {reason}; choose another output, or remove it", path.display())]
+    Occupied {
+        /// The output.
+        path: PathBuf,
+        /// What it is.
+        reason: String,
+    },
     /// A tensor that the architecture needs is missing.
     #[error(
         "{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}. \
@@ -126,6 +134,15 @@ impl ExportError {
     pub(crate) fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         |source| Self::Io { path, source }
+    }
+
+    /// True if the checkpoint or graph is intact, but uses something that is not supported.
+    pub const fn is_unsupported(&self) -> bool {
+        use v2l_graphs::ReadError;
+        matches!(
+            self,
+            Self::Unsupported { .. } | Self::Onnx(ReadError::Unsupported { .. } | ReadError::UnsupportedType { .. })
+        )
     }
 
     pub(crate) fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {

@@ -12,6 +12,7 @@ mod compile;
 mod component;
 pub mod engine_writer;
 mod error;
+mod inspect;
 mod tokenizer;
 
 use std::path::Path;
@@ -24,6 +25,7 @@ pub use checkpoint::{Checkpoint, Vars};
 pub use compile::{CompileOptions, CompileProgress, CompileReport, EngineReport, compile};
 pub use component::{Component, metadata};
 pub use error::ExportError;
+pub use inspect::{OnnxSummary, summarize_onnx};
 
 /// Reads a JSON file of at most 64 MiB.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {

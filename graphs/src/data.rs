@@ -224,7 +224,9 @@ fn write_converted(data: &[u8], from: DataType, to: DataType, out: &mut dyn Writ
     for chunk in data.chunks(CHUNK * from.size()) {
         let n = chunk.len() / from.size();
         widen(chunk, from, &mut wide[..n]);
-        if to == DataType::Float16 && let Some(v) = wide[..n].iter().find(|v| v.is_finite() && v.abs() >= F16_OVERFLOW) {
+        if to == DataType::Float16
+            && let Some(v) = wide[..n].iter().find(|v| v.is_finite() && v.abs() >= F16_OVERFLOW)
+        {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("value {v} does not fit float16, whose largest is 65504; store it as bfloat16 or float32"),
@@ -307,6 +309,31 @@ mod tests {
         for (b, v) in got.chunks_exact(2).zip(&values) {
             assert_eq!(b, bf16::from_f32(*v).to_le_bytes());
         }
+    }
+
+    #[test]
+    fn conversion_from_f64_rounds_to_nearest() {
+        let values = [0.1f64, -1e-40, 3.0e38, 16_777_217.0];
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let got = TensorData::raw(bytes).converted(DataType::Double, DataType::Float).to_bytes().unwrap();
+        let expected: Vec<u8> = values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
+        assert_eq!(got, expected);
+    }
+
+    #[test]
+    fn conversion_to_f16_beyond_its_range_is_refused() {
+        let data = |v: f32| TensorData::raw(v.to_le_bytes().to_vec()).converted(DataType::Float, DataType::Float16);
+        assert!(data(65519.0).to_bytes().is_ok() && data(f32::INFINITY).to_bytes().is_ok());
+        assert!(data(-65520.0).to_bytes().unwrap_err().to_string().contains("-65520"));
+    }
+
+    #[test]
+    fn conversion_there_and_back_shares_the_source() {
+        let source = Bytes::from(vec![1u8, 2, 3, 4]);
+        let data = TensorData::raw(source.clone())
+            .converted(DataType::Bfloat16, DataType::Float)
+            .converted(DataType::Float, DataType::Bfloat16);
+        assert_eq!(data.to_bytes().unwrap().as_ptr(), source.as_ptr());
     }
 
     #[test]

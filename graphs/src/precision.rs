@@ -150,7 +150,11 @@ impl Lowering {
 fn converted_exactly(constant: &Initializer, to: DataType) -> Option<Initializer> {
     let data = constant.data.clone().converted(constant.dtype, to).to_bytes().ok()?;
     let back = TensorData::raw(data.clone()).converted(to, constant.dtype).to_bytes().ok()?;
-    (back == constant.data.to_bytes().ok()?).then(|| Initializer { dtype: to, data: TensorData::raw(data), ..constant.clone() })
+    (back == constant.data.to_bytes().ok()?).then(|| Initializer {
+        dtype: to,
+        data: TensorData::raw(data),
+        ..constant.clone()
+    })
 }
 
 fn cast(input: &str, output: &str, to: DataType) -> Node {

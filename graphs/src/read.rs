@@ -112,11 +112,7 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
         ir_version: proto.ir_version.unwrap_or_default(),
         producer_name: proto.producer_name.unwrap_or_default(),
         producer_version: proto.producer_version.unwrap_or_default(),
-        opsets: proto
-            .opset_import
-            .into_iter()
-            .map(|o| (domain(o.domain), o.version.unwrap_or_default()))
-            .collect(),
+        opsets: proto.opset_import.into_iter().map(|o| (domain(o.domain), o.version.unwrap_or_default())).collect(),
         metadata: entries(proto.metadata_props),
         graph: reader.graph(graph)?,
         functions: proto.functions.into_iter().map(Function).collect(),

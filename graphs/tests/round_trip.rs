@@ -47,7 +47,9 @@ fn encode(models: &[Model], data: &mut Vec<u8>) -> Vec<Vec<u8>> {
     let mut writer = ExternalDataWriter::new(data, "weights.bin");
     for model in models {
         for (name, value) in model.graph.initializers.iter().filter(|(_, v)| v.external) {
-            writer.append(name, &value.data).unwrap();
+            if writer.location(name).is_none() {
+                writer.append(name, &value.data).unwrap();
+            }
         }
     }
     models.iter().map(|m| encode_model(m, &|name| writer.location(name).cloned()).unwrap()).collect()
@@ -95,4 +97,12 @@ fn equal_models_give_equal_bytes() {
 fn weight_that_was_not_written_is_an_error_that_names_it() {
     let error = encode_model(&models()[0], &|_| None).unwrap_err().to_string();
     assert!(error.contains("`shared.weight`"), "{error}");
+}
+
+#[test]
+fn weight_written_twice_is_refused() {
+    let mut writer = ExternalDataWriter::new(Vec::new(), "weights.bin");
+    let data = TensorData::raw(vec![0u8; 4]);
+    writer.append("w", &data).unwrap();
+    assert_eq!(writer.append("w", &data).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
 }

@@ -13,6 +13,8 @@ use crate::session::Session;
 
 /// The component that adapters change.
 pub const TRANSFORMER: &str = "transformer";
+/// The component that predicts adapters.
+pub const HYPERNETWORK: &str = "hypernetwork";
 
 /// Why an engine directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +114,10 @@ impl EngineDirectory {
         let path = match self.config.components.get(component) {
             Some(ComponentFiles::Engine(files)) => resolve(&self.folder, component, &files.engine)?,
             Some(ComponentFiles::Graphs(_)) => {
-                return Err(DirectoryError::NotCompiled { folder: self.folder.clone(), component: component.to_owned() });
+                return Err(DirectoryError::NotCompiled {
+                    folder: self.folder.clone(),
+                    component: component.to_owned(),
+                });
             }
             None => {
                 let names: Vec<&str> = self.config.components.keys().map(String::as_str).collect();

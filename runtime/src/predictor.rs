@@ -144,21 +144,7 @@ impl Predictor {
         predict: Box<dyn Session>,
         expand: Box<dyn Session>,
     ) -> Result<Self, PredictorError> {
-        let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
-        let config: PredictorConfig =
-            serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
-        if config.kind != KIND {
-            return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
-        }
-        let width = config.down_dim.checked_add(config.up_dim).and_then(|n| n.checked_mul(config.rank));
-        if width != Some(config.weight_dim) || config.rank == 0 {
-            let PredictorConfig { down_dim, up_dim, rank, weight_dim, .. } = config;
-            return Err(fail(format!("weight_dim: expected ({down_dim} + {up_dim}) · {rank}, found {weight_dim}")));
-        }
-        if config.slots.len() != config.weight_num {
-            return Err(fail(format!("slots: expected {}, found {}", config.weight_num, config.slots.len())));
-        }
-        let auxiliary = auxiliary_hash(manifest, &config.slots).map_err(fail)?;
+        let (config, auxiliary) = read_config(path, manifest)?;
         Ok(Self { config, auxiliary, predict, expand })
     }
 
@@ -250,6 +236,42 @@ impl Predictor {
         }
         self.expand(&light.tokens)
     }
+}
+
+/// What a predictor's manifest says, checked, and the hash of its auxiliary factors.
+fn read_config(path: &str, manifest: &Manifest) -> Result<(PredictorConfig, String), PredictorError> {
+    let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
+    let config: PredictorConfig =
+        serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
+    if config.kind != KIND {
+        return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
+    }
+    let width = config.down_dim.checked_add(config.up_dim).and_then(|n| n.checked_mul(config.rank));
+    if width != Some(config.weight_dim) || config.rank == 0 {
+        let PredictorConfig { down_dim, up_dim, rank, weight_dim, .. } = config;
+        return Err(fail(format!("weight_dim: expected ({down_dim} + {up_dim}) · {rank}, found {weight_dim}")));
+    }
+    if config.slots.len() != config.weight_num {
+        return Err(fail(format!("slots: expected {}, found {}", config.weight_num, config.slots.len())));
+    }
+    let auxiliary = auxiliary_hash(manifest, &config.slots).map_err(fail)?;
+    Ok((config, auxiliary))
+}
+
+/// Checks that the tokens of a LightLoRA file belong to this predictor, without running it; gives the number of slots.
+///
+/// # Errors
+/// [`PredictorError::Config`], [`PredictorError::OtherAuxiliary`], [`PredictorError::Shape`].
+pub fn check_light(light: &LightLora, path: &std::path::Path, manifest: &Manifest) -> Result<usize, PredictorError> {
+    let (config, found) = read_config(&path.display().to_string(), manifest)?;
+    if light.auxiliary != found {
+        return Err(PredictorError::OtherAuxiliary { expected: light.auxiliary.clone(), found });
+    }
+    let expected = [config.weight_num, config.weight_dim];
+    if light.tokens.shape() != expected {
+        return Err(shape_error("pred_weights", &expected, format!("{:?}", light.tokens.shape())));
+    }
+    Ok(config.slots.len())
 }
 
 /// BLAKE3 over the manifest's hashes of the auxiliary factors, down before up, in token order.

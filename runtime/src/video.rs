@@ -8,7 +8,7 @@ mod encode;
 mod images;
 mod pixels;
 
-pub use encode::write_video;
+pub use encode::{needs_ffmpeg, write_video};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
 
 /// Longest side of a frame, in pixels.

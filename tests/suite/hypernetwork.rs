@@ -1,6 +1,6 @@
 //! `VideoHyperDream` and LightLoRA against the official code and our transcription of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ndarray::{Array2, ArrayD, Ix2};
 use v2l_export::architectures::{cogvideox_transformer, video_hyper_dream};
@@ -38,7 +38,12 @@ fn delta(adapter: &Adapter, slot: &str) -> ArrayD<f32> {
 }
 
 /// Runs the transformer with `adapter` fused at `strength`.
-fn fused_sample(built: &Built, weights: OrtWeights, adapter: Option<(&Adapter, f32)>, inputs: &NamedTensors) -> ArrayD<f32> {
+fn fused_sample(
+    built: &Built,
+    weights: OrtWeights,
+    adapter: Option<(&Adapter, f32)>,
+    inputs: &NamedTensors,
+) -> ArrayD<f32> {
     let adapters = adapter.map(|(a, s)| (a.clone(), s)).into_iter().collect();
     let options = OpenOptions { weights, adapters, ..Default::default() };
     let mut session = OrtEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
@@ -98,7 +103,7 @@ fn official_hypernetwork_in_bf16_is_followed() {
     check_official("open_d120u60_r1_bf16", 1.0);
 }
 
-fn check_case(folder: &Path, path: &PathBuf) {
+fn check_case(folder: &Path, path: &Path) {
     let iterations = header(path)["iterations"].parse().unwrap();
     let built = build(folder, "checkpoint-checkpoint-100.safetensors", Some(iterations));
     let case = Case::read(path);
@@ -159,8 +164,7 @@ fn absorbed_cross_attention_equals_the_plain_form() {
         serde_json::from_slice(&std::fs::read(folder.join("transformer/config.json")).unwrap()).unwrap();
     let hypernetwork = Checkpoint::open_file(&folder.join("hypernetwork.safetensors")).unwrap();
     let lilora = Checkpoint::open_file(&folder.join("lora_diffusion_pytorch_model.safetensors")).unwrap();
-    let layout =
-        video_hyper_dream::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
+    let layout = video_hyper_dream::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
     let plain = video_hyper_dream::plain_predict_graph(&layout, &hypernetwork).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut data = v2l_graphs::ExternalDataWriter::new(Vec::new(), "weights.bin");

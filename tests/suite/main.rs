@@ -2,9 +2,9 @@
 
 mod support;
 
-mod transformer;
-mod vae;
-mod t5;
 mod hypernetwork;
 mod overrides;
 mod pipeline;
+mod t5;
+mod transformer;
+mod vae;

@@ -17,7 +17,8 @@ use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtu
 
 /// Noise of the size of `count` weights, already rounded to `dtype` so that storing it loses nothing.
 fn noise(name: &str, count: usize, dtype: Dtype) -> Vec<f32> {
-    let mut state = name.bytes().fold(0x9e37_79b9_7f4a_7c15u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
+    let mut state =
+        name.bytes().fold(0x9e37_79b9_7f4a_7c15u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3));
     (0..count)
         .map(|_| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -55,7 +56,11 @@ fn noise_for(engine: &Engine) -> IndexMap<String, (Dtype, Vec<f32>)> {
 }
 
 /// The bundle's graph in f32 with the noise inside, run by ONNX Runtime as anyone would.
-fn embedded(graph: &Path, noise: &IndexMap<String, (Dtype, Vec<f32>)>, inputs: &NamedTensors) -> HashMap<String, Tensor> {
+fn embedded(
+    graph: &Path,
+    noise: &IndexMap<String, (Dtype, Vec<f32>)>,
+    inputs: &NamedTensors,
+) -> HashMap<String, Tensor> {
     let mut model = read_model(graph, &ReadOptions::default()).unwrap();
     raise_precision(&mut model);
     for (name, (_, values)) in noise {
@@ -72,8 +77,12 @@ fn embedded(graph: &Path, noise: &IndexMap<String, (Dtype, Vec<f32>)>, inputs: &
         .map(|(name, tensor)| {
             let shape = tensor.shape().to_vec();
             let value = match tensor {
-                Tensor::I64(a) => ort::value::Tensor::from_array((shape, a.iter().copied().collect::<Vec<_>>())).unwrap().into_dyn(),
-                other => ort::value::Tensor::from_array((shape, f32s(other).iter().copied().collect::<Vec<_>>())).unwrap().into_dyn(),
+                Tensor::I64(a) => {
+                    ort::value::Tensor::from_array((shape, a.iter().copied().collect::<Vec<_>>())).unwrap().into_dyn()
+                }
+                other => ort::value::Tensor::from_array((shape, f32s(other).iter().copied().collect::<Vec<_>>()))
+                    .unwrap()
+                    .into_dyn(),
             };
             (name.clone(), value)
         })

@@ -49,8 +49,16 @@ fn generate(built: &Built, case_path: &Path, extra: &[&str]) -> (ArrayD<f32>, Ar
     save(&noise, "latents", &case.inputs["latents"]);
     let engines = built.engines();
     let mut arguments = vec![
-        "--engine", text(&engines), "--latents", text(&noise), "--outputs", text(&latents), "-o", text(&pixels),
-        "--noise-aug-strength", "0",
+        "--engine",
+        text(&engines),
+        "--latents",
+        text(&noise),
+        "--outputs",
+        text(&latents),
+        "-o",
+        text(&pixels),
+        "--noise-aug-strength",
+        "0",
     ];
     let flags = [
         ("--prompt", "prompt"),
@@ -127,6 +135,22 @@ fn sample() -> Built {
 }
 
 #[test]
+fn fun_folder_of_the_hub_goes_through_without_flags() {
+    let built = Built::plain(&fixtures().join("sample"));
+    let directory = EngineDirectory::open(built.engines(), OpenOptions::default()).unwrap();
+    let components: Vec<&str> = directory.config().components.keys().map(String::as_str).collect();
+    assert_eq!(components, ["transformer", "vae_encoder", "vae_decoder", "text_encoder"]);
+    let config = directory.config();
+    assert!(config.tokenizer.is_some() && config.scheduler.is_some() && config.vae.is_some());
+    let out = built.folder.path().join("out.mp4");
+    let engines = built.engines();
+    let image = fixtures().join("sample/image.png");
+    let arguments = ["--engine", text(&engines), "--image", text(&image), "--num-frames", "5", "--steps", "1"];
+    v2l_run(&[&arguments[..], &["--prompt", "a red ball", "-o", text(&out)]].concat());
+    assert!(out.is_file());
+}
+
+#[test]
 fn fun_pipeline_equals_the_official_one_with_and_without_reference() {
     let folder = fixtures().join("pipeline/fun");
     let built = sample();
@@ -179,8 +203,18 @@ fn equal_requests_give_equal_bytes_and_another_reference_another_video() {
     let generate = |name: &str, extra: &[&str]| -> Vec<u8> {
         let out = dir.path().join(format!("{name}.mp4"));
         let mut arguments = vec![
-            "--engine", text(&engines), "--image", text(&image), "--prompt", "a red ball", "--num-frames", "9", "--steps",
-            "2", "-o", text(&out),
+            "--engine",
+            text(&engines),
+            "--image",
+            text(&image),
+            "--prompt",
+            "a red ball",
+            "--num-frames",
+            "9",
+            "--steps",
+            "2",
+            "-o",
+            text(&out),
         ];
         arguments.extend(extra);
         v2l_run(&arguments);

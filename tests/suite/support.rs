@@ -98,7 +98,8 @@ impl Built {
     }
 
     pub(crate) fn session(&self, component: &str, graph: &str, weights: OrtWeights) -> Box<dyn Session> {
-        let mut engine = OrtEngine::open(self.engine(component), &OpenOptions { weights, ..Default::default() }).unwrap();
+        let mut engine =
+            OrtEngine::open(self.engine(component), &OpenOptions { weights, ..Default::default() }).unwrap();
         Box::new(engine.session(graph).unwrap())
     }
 }

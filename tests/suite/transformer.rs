@@ -13,7 +13,12 @@ fn check_variant(variant: &str) {
         for path in cases(&folder) {
             let case = Case::read(&path);
             let outputs = run(&mut *session, &case.inputs);
-            assert_close(&format!("{variant} {} {mode:?}", case.name), &f32s(&outputs["sample"]), &case.output("sample"), TOLERANCE);
+            assert_close(
+                &format!("{variant} {} {mode:?}", case.name),
+                &f32s(&outputs["sample"]),
+                &case.output("sample"),
+                TOLERANCE,
+            );
         }
     }
 }

@@ -28,7 +28,12 @@ fn check_case(what: &str, directory: &mut EngineDirectory, config: &VaeConfig, c
     if case.inputs.contains_key("x") {
         let moments = vae::encode(config, directory, &five(case.input("x")), Stage::EncodeVideo, &mut ()).unwrap();
         assert_close(&format!("{what} mean"), &moments.mean.clone().into_dyn(), &case.output("mean"), TOLERANCE);
-        assert_close(&format!("{what} logvar"), &moments.clamped_logvar().into_dyn(), &case.output("logvar"), TOLERANCE);
+        assert_close(
+            &format!("{what} logvar"),
+            &moments.clamped_logvar().into_dyn(),
+            &case.output("logvar"),
+            TOLERANCE,
+        );
         assert_close(what, &moments.parameters().unwrap().into_dyn(), &case.output("moments"), TOLERANCE);
     } else {
         let decoded = vae::decode(config, directory, &five(case.input("z")), Stage::Decode, &mut ()).unwrap();
@@ -122,6 +127,11 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
         assert_close(&format!("moments {form}"), &moments.parameters().unwrap().into_dyn(), &expected, TOLERANCE);
         let latents = five(f32s(&inputs[&format!("latents_{form}")]));
         let decoded = vae::decode(&config, &mut directory, &latents, Stage::Decode, &mut ()).unwrap();
-        assert_close(&format!("decoded {form}"), &decoded.into_dyn(), &f32s(&outputs[&format!("decoded_{form}")]), TOLERANCE);
+        assert_close(
+            &format!("decoded {form}"),
+            &decoded.into_dyn(),
+            &f32s(&outputs[&format!("decoded_{form}")]),
+            TOLERANCE,
+        );
     }
 }

@@ -114,7 +114,7 @@ impl Config {
             _ if input == 2 * output => Ok(Conditioning::Image),
             _ if input == 2 * output + 1 => Ok(Conditioning::Inpaint),
             _ => Err(unsupported(
-                format!("in_channels {input}"),
+                &format!("in_channels {input}"),
                 format!(
                     "with {output} output channels, {output} (text to video), {} (image to video) and {} \
                      (CogVideoX-Fun InP) are",
@@ -184,36 +184,33 @@ impl Config {
         ];
         for (name, value) in positive {
             if value == 0 || value > 1 << 20 {
-                return Err(unsupported(format!("{name} {value}"), "expected 1 to 1048576".into()));
+                return Err(unsupported(&format!("{name} {value}"), "expected 1 to 1048576"));
             }
         }
         if !self.attention_head_dim.is_multiple_of(2) || !self.width().is_multiple_of(2) {
             return Err(unsupported(
-                format!("attention_head_dim {}", self.attention_head_dim),
-                "rotary and sinusoidal positions need an even number".into(),
+                &format!("attention_head_dim {}", self.attention_head_dim),
+                "rotary and sinusoidal positions need an even number",
             ));
         }
         if !matches!(self.activation_fn.as_str(), "gelu-approximate" | "gelu") {
             return Err(unsupported(
-                format!("activation_fn `{}`", self.activation_fn),
-                "`gelu-approximate` and `gelu` are".into(),
+                &format!("activation_fn `{}`", self.activation_fn),
+                "`gelu-approximate` and `gelu` are",
             ));
         }
         if !matches!(self.timestep_activation_fn.as_str(), "silu" | "swish") {
-            return Err(unsupported(
-                format!("timestep_activation_fn `{}`", self.timestep_activation_fn),
-                "`silu` is".into(),
-            ));
+            return Err(unsupported(&format!("timestep_activation_fn `{}`", self.timestep_activation_fn), "`silu` is"));
         }
         if self.use_learned_positional_embeddings && !self.use_rotary_positional_embeddings {
             return Err(unsupported(
-                "use_learned_positional_embeddings without use_rotary_positional_embeddings".into(),
-                "diffusers has no such model either".into(),
+                "use_learned_positional_embeddings without use_rotary_positional_embeddings",
+                "diffusers has no such model either",
             ));
         }
         match self.ofs_embed_dim {
             Some(ofs) if ofs != self.time_embed_dim => Err(unsupported(
-                format!("ofs_embed_dim {ofs}"),
+                &format!("ofs_embed_dim {ofs}"),
                 format!("it is added to the time embedding and must equal time_embed_dim {}", self.time_embed_dim),
             )),
             _ => self.conditioning().map(drop),
@@ -221,8 +218,8 @@ impl Config {
     }
 }
 
-fn unsupported(what: String, reason: String) -> ExportError {
-    ExportError::Unsupported { what: format!("CogVideoXTransformer3DModel: {what}"), reason }
+fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
+    ExportError::Unsupported { what: format!("CogVideoXTransformer3DModel: {what}"), reason: reason.into() }
 }
 
 /// Exports the transformer as the component `transformer` with the graph `step`.
@@ -259,9 +256,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
         if config.use_learned_positional_embeddings { sample.into() } else { v2l_graphs::Dim::from(symbol) }
     };
     let (height, width) = (side("height", config.sample_height), side("width", config.sample_width));
-    let video = |channels: usize| {
-        ["batch".into(), "frames".into(), channels.into(), height.clone(), width.clone()]
-    };
+    let video = |channels: usize| ["batch".into(), "frames".into(), channels.into(), height.clone(), width.clone()];
     let noisy_channels = if conditioning == Conditioning::Image { config.in_channels } else { config.out_channels };
     let hidden = b.input("hidden_states", DataType::Float, video(noisy_channels));
     let pixels = match conditioning {
@@ -271,8 +266,11 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
         }
         _ => hidden.clone(),
     };
-    let text_length =
-        if config.has_position_table() { config.max_text_seq_length.into() } else { v2l_graphs::Dim::from("text_length") };
+    let text_length = if config.has_position_table() {
+        config.max_text_seq_length.into()
+    } else {
+        v2l_graphs::Dim::from("text_length")
+    };
     let text =
         b.input("encoder_hidden_states", DataType::Float, ["batch".into(), text_length, config.text_embed_dim.into()]);
     let timestep = b.input("timestep", DataType::Int64, ["batch"]);
@@ -287,7 +285,8 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
     let (mut video_tokens, grid) = patch_embedding(b, &vars.child("patch_embed"), config, &pixels, &axes)?;
     let mut text_tokens = b.scope("patch_embed.text_proj", |b| {
         let rows = b.reshape(&text, &[(-1i64).into(), config.text_embed_dim.into()]);
-        let projected = Linear::new(b, &vars.child("patch_embed.text_proj"), d, config.text_embed_dim, true)?.apply(b, &rows);
+        let projected =
+            Linear::new(b, &vars.child("patch_embed.text_proj"), d, config.text_embed_dim, true)?.apply(b, &rows);
         Ok::<_, ExportError>(b.reshape(&projected, &[Extent::from(&axes.batch), (-1i64).into(), d.into()]))
     })?;
     if config.has_position_table() {
@@ -399,17 +398,12 @@ fn patch_embedding(
         let Some(p_t) = config.patch_size_t else {
             let weight = vars.get(b, "proj.weight", &[d, channels, p, p])?;
             let bias = if config.patch_bias { Some(vars.get(b, "proj.bias", &[d])?) } else { None };
-            let frames = b.reshape(
-                pixels,
-                &[(-1i64).into(), channels.into(), Extent::from(&height), Extent::from(&width)],
-            );
+            let frames =
+                b.reshape(pixels, &[(-1i64).into(), channels.into(), Extent::from(&height), Extent::from(&width)]);
             let inputs: Vec<&Value> = [&frames, &weight].into_iter().chain(&bias).collect();
             let side = p as i64;
-            let patches = b
-                .node("Conv", &inputs)
-                .attr("kernel_shape", vec![side, side])
-                .attr("strides", vec![side, side])
-                .out();
+            let patches =
+                b.node("Conv", &inputs).attr("kernel_shape", vec![side, side]).attr("strides", vec![side, side]).out();
             let grid = Grid { time: axes.frames.clone(), height: b.extent(&patches, 2), width: b.extent(&patches, 3) };
             let rows = b.reshape(&patches, &[0i64.into(), d.into(), (-1i64).into()]);
             let rows = b.transpose(&rows, &[0, 2, 1]);
@@ -491,8 +485,7 @@ fn sincos_table(b: &mut Builder, config: &Config, grid: &Grid) -> Value {
     let d = config.width();
     let axis = |b: &mut Builder, extent: &Value, dim: usize, scale: f32| {
         let half = dim / 2;
-        let frequencies: Vec<f32> =
-            (0..half).map(|j| 10000f64.powf(-(j as f64) / half as f64) as f32).collect();
+        let frequencies: Vec<f32> = (0..half).map(|j| 10000f64.powf(-(j as f64) / half as f64) as f32).collect();
         let frequencies = b.floats(&[1, half], &frequencies);
         let positions = b.range(extent);
         let positions = b.cast(&positions, DataType::Float);
@@ -566,8 +559,7 @@ impl Block<'_> {
         let parts = b.split(&modulation, -1, 6);
         let [shift, scale, gate, text_shift, text_scale, text_gate] = &parts[..] else { unreachable!("six parts") };
         let mut stream = |x: &Value, scale: &Value, shift: &Value| {
-            let x =
-                layer_norm(b, &vars.child("norm"), x, d, config.norm_elementwise_affine, config.norm_eps)?;
+            let x = layer_norm(b, &vars.child("norm"), x, d, config.norm_elementwise_affine, config.norm_eps)?;
             Ok::<_, ExportError>(blocks::modulate(b, &x, scale, shift))
         };
         let (video, text) = (stream(video, scale, shift)?, stream(text, text_scale, text_shift)?);
@@ -653,8 +645,7 @@ fn output(
         Ok::<_, ExportError>(b.reshape(&x, &[(-1i64).into(), d.into()]))
     })?;
     b.scope("proj_out", |b| {
-        let patches =
-            Linear::new(b, &vars.child("proj_out"), out * config.patch_volume(), d, true)?.apply(b, &rows);
+        let patches = Linear::new(b, &vars.child("proj_out"), out * config.patch_volume(), d, true)?.apply(b, &rows);
         let side = b.ints(&[p as i64]);
         let height = b.op("Mul", &[&grid.height, &side]);
         let width = b.op("Mul", &[&grid.width, &side]);
@@ -675,13 +666,7 @@ fn output(
         let pixels = b.transpose(&split, &[0, 1, 5, 4, 2, 6, 3, 7]);
         Ok(b.reshape(
             &pixels,
-            &[
-                Extent::from(&axes.batch),
-                (-1i64).into(),
-                out.into(),
-                Extent::from(&height),
-                Extent::from(&width),
-            ],
+            &[Extent::from(&axes.batch), (-1i64).into(), out.into(), Extent::from(&height), Extent::from(&width)],
         ))
     })
 }

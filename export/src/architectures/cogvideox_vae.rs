@@ -87,7 +87,11 @@ impl Config {
         let blocks = self.block_out_channels.len();
         if blocks == 0 || blocks > 8 || self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
             return unsupported(
-                format!("{blocks} block_out_channels, {} down and {} up blocks", self.down_block_types.len(), self.up_block_types.len()),
+                format!(
+                    "{blocks} block_out_channels, {} down and {} up blocks",
+                    self.down_block_types.len(),
+                    self.up_block_types.len()
+                ),
                 "1 to 8 of each, equally many, are",
             );
         }
@@ -179,7 +183,14 @@ struct Latent {
 }
 
 impl<'a> Network<'a> {
-    fn new(graph: &str, prefix: &str, config: &'a Config, checkpoint: &'a Checkpoint, chunk: Chunk, level: usize) -> Self {
+    fn new(
+        graph: &str,
+        prefix: &str,
+        config: &'a Config,
+        checkpoint: &'a Checkpoint,
+        chunk: Chunk,
+        level: usize,
+    ) -> Self {
         let name = format!("{graph}/{}", if chunk == Chunk::First { "first" } else { "rest" });
         let vars = Vars::root(checkpoint).child(prefix);
         Self { b: Builder::new(name), vars, config, chunk, caches: Vec::new(), level, latent: None }
@@ -192,9 +203,11 @@ impl<'a> Network<'a> {
         let bias = vars.get(b, "bias", &[out])?;
         let cache = match self.chunk {
             Chunk::First => TimeCache::RepeatFirst,
-            Chunk::Rest => {
-                TimeCache::Previous(b.input(&format!("conv_cache.{path}"), DataType::Float, cache_shape(input, self.level)))
-            }
+            Chunk::Rest => TimeCache::Previous(b.input(
+                &format!("conv_cache.{path}"),
+                DataType::Float,
+                cache_shape(input, self.level),
+            )),
         };
         let (result, next) = b.scope(path, |b| blocks::causal_conv3d(b, x, &weight, &bias, &cache));
         self.caches.push((path.to_owned(), next, input, self.level));

@@ -55,19 +55,19 @@ impl Config {
         match self.feed_forward_proj.as_str() {
             "relu" => Ok(FeedForward::Relu),
             "gated-gelu" => Ok(FeedForward::GatedGelu),
-            other => Err(unsupported(format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
+            other => Err(unsupported(&format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
         }
     }
 
     fn validate(&self) -> Result<(), ExportError> {
         let sizes = [self.vocab_size, self.d_model, self.d_kv, self.d_ff, self.num_layers, self.num_heads];
         if sizes.iter().any(|&n| n == 0 || n > 1 << 24) {
-            return Err(unsupported(format!("sizes {sizes:?}"), "1 to 16777216 are"));
+            return Err(unsupported(&format!("sizes {sizes:?}"), "1 to 16777216 are"));
         }
         let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 4 || distance > 1 << 20 {
             return Err(unsupported(
-                format!("{buckets} relative attention buckets up to distance {distance}"),
+                &format!("{buckets} relative attention buckets up to distance {distance}"),
                 "an even number of at least 4 and a distance above a quarter of it are",
             ));
         }
@@ -117,7 +117,7 @@ impl Config {
     }
 }
 
-fn unsupported(what: String, reason: &str) -> ExportError {
+fn unsupported(what: &str, reason: &str) -> ExportError {
     ExportError::Unsupported { what: format!("T5EncoderModel: {what}"), reason: reason.into() }
 }
 
@@ -151,7 +151,8 @@ fn acknowledge_tied_embedding(config: &Config, checkpoint: &Checkpoint) -> Resul
         return Ok(());
     }
     let shape = [config.vocab_size, config.d_model];
-    let both = EMBEDDINGS.map(|name| checkpoint.tensor(name, &shape)?.data.to_bytes().map_err(ExportError::io(checkpoint.label())));
+    let both = EMBEDDINGS
+        .map(|name| checkpoint.tensor(name, &shape)?.data.to_bytes().map_err(ExportError::io(checkpoint.label())));
     let [shared, tokens] = both;
     if shared? == tokens? {
         return Ok(());
@@ -204,16 +205,23 @@ fn graph(config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model
         let x = b.island(|b| blocks::rms_norm(b, &x, &scale, config.layer_norm_epsilon));
         b.reshape(&x, &[Extent::from(&batch), Extent::from(&length), d.into()])
     });
-    b.output("last_hidden_state", &x, DataType::Float, ["batch".into(), "text_length".into(), v2l_graphs::Dim::Fixed(d)]);
+    b.output(
+        "last_hidden_state",
+        &x,
+        DataType::Float,
+        ["batch".into(), "text_length".into(), v2l_graphs::Dim::Fixed(d)],
+    );
     component::finish(name, builder)
 }
 
 /// Attention bias `[1, heads, S, S]` by bucketed distance, shared by all blocks.
 fn position_bias(b: &mut Builder, vars: &Vars<'_>, config: &Config, length: &Value) -> Result<Value, ExportError> {
     let buckets = config.relative_attention_num_buckets;
-    let weight = vars
-        .child("encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
-        .get(b, "weight", &[buckets, config.num_heads])?;
+    let weight = vars.child("encoder.block.0.layer.0.SelfAttention.relative_attention_bias").get(
+        b,
+        "weight",
+        &[buckets, config.num_heads],
+    )?;
     let table = config.distance_buckets();
     let farthest = b.int(table.len() as i64 - 1);
     let table = b.ints(&table);
@@ -291,8 +299,7 @@ mod tests {
     #[test]
     fn distance_buckets_of_t5_start_where_transformers_starts_them() {
         let buckets = Config::default().distance_buckets();
-        let starts: Vec<usize> =
-            (1..buckets.len()).filter(|&d| d >= 8 && buckets[d] != buckets[d - 1]).collect();
+        let starts: Vec<usize> = (1..buckets.len()).filter(|&d| d >= 8 && buckets[d] != buckets[d - 1]).collect();
         assert_eq!(starts, [8, 12, 16, 23, 32, 46, 64, 91]);
         assert_eq!((buckets[7], buckets[8], buckets[128]), (7, 8, 15));
     }

@@ -183,10 +183,8 @@ fn token_order(lilora: &Checkpoint, backbone: &[Slot]) -> Result<Vec<Slot>, Expo
 
 fn block_count(hypernetwork: &Checkpoint) -> Result<usize, ExportError> {
     let prefix = format!("{ROOT}.decoder_model.decoder_model.");
-    let indices: BTreeSet<usize> = hypernetwork
-        .names()
-        .filter_map(|n| n.strip_prefix(&prefix)?.split('.').next()?.parse().ok())
-        .collect();
+    let indices: BTreeSet<usize> =
+        hypernetwork.names().filter_map(|n| n.strip_prefix(&prefix)?.split('.').next()?.parse().ok()).collect();
     let count = indices.len();
     if count == 0 || indices.last() != Some(&(count - 1)) {
         return Err(ExportError::Predictor(format!(
@@ -249,7 +247,13 @@ fn predict_graph(layout: &Layout, hypernetwork: &Checkpoint, absorbed: bool) -> 
     let latents = b.input(
         "latents",
         DataType::Float,
-        ["batch".into(), Dim::Fixed(LATENT_CHANNELS), "latent_frames".into(), "latent_height".into(), "latent_width".into()],
+        [
+            "batch".into(),
+            Dim::Fixed(LATENT_CHANNELS),
+            "latent_frames".into(),
+            "latent_height".into(),
+            "latent_width".into(),
+        ],
     );
     let batch = b.extent(&latents, 0);
     let feature_proj = root.child("feature_proj").get(b, "weight", &[width, LATENT_CHANNELS])?;
@@ -278,7 +282,9 @@ fn predict_graph(layout: &Layout, hypernetwork: &Checkpoint, absorbed: bool) -> 
             let mut h = b.op("Add", &[&weights, &positions]);
             for block in 0..layout.blocks {
                 let vars = decoder.child(format!("decoder_model.{block}"));
-                h = b.scope(format!("decoder_model.{block}"), |b| decoder_block(b, &vars, layout, &h, &context, &batch))?;
+                h = b.scope(format!("decoder_model.{block}"), |b| {
+                    decoder_block(b, &vars, layout, &h, &context, &batch)
+                })?;
             }
             let delta = b.scope("delta_proj", |b| {
                 let h = norm(b, &decoder.child("delta_proj.0"), &h, width)?;
@@ -328,8 +334,7 @@ fn decoder_block(
 
     let h = norm(b, &vars.child("norm2"), &x, width)?;
     let rows = flat(b, &h);
-    let attended =
-        b.scope("attn2", |b| cross_attention(b, &vars.child("attn2"), layout, &rows, context, batch))?;
+    let attended = b.scope("attn2", |b| cross_attention(b, &vars.child("attn2"), layout, &rows, context, batch))?;
     let attended = back(b, &attended);
     let x = b.op("Add", &[&attended, &x]);
 

@@ -31,6 +31,19 @@ pub(super) fn is_light(file: &WeightFile) -> bool {
     file.metadata("format") == Some(FORMAT) || (file.contains(TENSOR) && file.names().len() == 1)
 }
 
+/// What the header says, in words; the file need not be one that [`read_light`] accepts.
+pub(super) fn facts(file: &WeightFile) -> String {
+    let entry = |key| file.metadata(key).unwrap_or("?");
+    format!(
+        "tokens {:?}, a {}, b {}, rank {}, auxiliary factors {}",
+        file.shape(TENSOR).unwrap_or_default(),
+        entry("down_dim"),
+        entry("up_dim"),
+        entry("rank"),
+        entry("auxiliary"),
+    )
+}
+
 /// Reads tokens.
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 //! Reading resolves every key of a file against the slots of a component: a key is applied, ignored for a stated reason, or an error.
 
 mod coverage;
+mod describe;
 mod keys;
 mod light;
 mod read;
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::weights::WeightError;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome};
+pub use describe::{Description, LayerDescription, describe};
 pub use light::{LightLora, read_light, write_light};
 pub use read::{Loaded, ReadOptions, detect, read_adapter};
 pub use write::write_adapter;

@@ -93,7 +93,7 @@ pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
 }
 
 /// The file to read: `path`, or the one that a folder holds.
-fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
+pub(super) fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
@@ -113,7 +113,7 @@ fn name_of(path: &Path) -> String {
     }
 }
 
-fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<ScaleConfig>, String), AdapterError> {
+pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<ScaleConfig>, String), AdapterError> {
     let parse = |path: &Path, text: &str| {
         serde_json::from_str::<Map<String, Value>>(text)
             .map_err(|e| AdapterError::Config { path: path.to_owned(), reason: e.to_string() })

@@ -42,9 +42,7 @@ fn format(path: &Path) -> Option<Format> {
 /// # Errors
 /// [`VideoError`]; an existing file is then as it was.
 pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>) -> Result<(), VideoError> {
-    let is_folder = path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir();
-    if is_folder {
-        std::fs::create_dir_all(path).map_err(io_error(path))?;
+    if is_folder(path) {
         return images::write_folder(path, frames);
     }
     if !(fps > 0.0 && fps <= 1000.0) {
@@ -74,6 +72,22 @@ fn make_readable(path: &Path) -> Result<(), VideoError> {
 #[cfg(not(unix))]
 fn make_readable(_: &Path) -> Result<(), VideoError> {
     Ok(())
+}
+
+/// True if [`write_video`] needs ffmpeg for this path, false for a folder.
+///
+/// # Errors
+/// [`VideoError::Extension`] for a file of no known format.
+pub fn needs_ffmpeg(path: &Path) -> Result<bool, VideoError> {
+    match format(path) {
+        _ if is_folder(path) => Ok(false),
+        Some(_) => Ok(true),
+        None => Err(VideoError::Extension { path: path.to_owned() }),
+    }
+}
+
+fn is_folder(path: &Path) -> bool {
+    path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir()
 }
 
 fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path) -> Result<(), VideoError> {

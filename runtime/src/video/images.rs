@@ -53,12 +53,33 @@ fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
     Ok(reader.decode().map_err(|e| error(e.to_string()))?.into_rgb8())
 }
 
-/// Writes `00000.png`, `00001.png`, … into a folder that exists.
+/// Writes `00000.png`, `00001.png`, … into a folder, which is made if need be. If one cannot be written, none appears.
 pub(super) fn write_folder(folder: &Path, frames: &Frames) -> Result<(), VideoError> {
-    for (i, frame) in frames.iter().enumerate() {
-        let path = folder.join(format!("{i:05}.png"));
-        image::save_buffer(&path, frame, frames.width() as u32, frames.height() as u32, image::ExtendedColorType::Rgb8)
-            .map_err(|e| VideoError::Image { path: path.clone(), message: e.to_string() })?;
+    let made = !folder.exists();
+    std::fs::create_dir_all(folder).map_err(io_error(folder))?;
+    let result = write_all(folder, frames);
+    if made && result.is_err() {
+        // Empty: what was written so far went with its temporary folder.
+        let _ = std::fs::remove_dir(folder);
+    }
+    result
+}
+
+fn write_all(folder: &Path, frames: &Frames) -> Result<(), VideoError> {
+    let temporary =
+        tempfile::Builder::new().prefix(".v2l-").suffix(".partial").tempdir_in(folder).map_err(io_error(folder))?;
+    let names: Vec<String> = (0..frames.count()).map(|i| format!("{i:05}.png")).collect();
+    let (width, height) = (frames.width() as u32, frames.height() as u32);
+    for (name, frame) in names.iter().zip(frames) {
+        image::save_buffer(temporary.path().join(name), frame, width, height, image::ExtendedColorType::Rgb8).map_err(
+            |e| match e {
+                image::ImageError::IoError(source) => VideoError::Io { path: folder.join(name), source },
+                other => VideoError::Image { path: folder.join(name), message: other.to_string() },
+            },
+        )?;
+    }
+    for name in &names {
+        std::fs::rename(temporary.path().join(name), folder.join(name)).map_err(io_error(&folder.join(name)))?;
     }
     Ok(())
 }

@@ -1,0 +1,155 @@
+//! Engine files.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value as Json, json};
+use v2l_cli::Output;
+use v2l_runtime::engine::manifest::{Manifest, RESERVED_PREFIX, Slot};
+use v2l_runtime::engine::{Engine, EngineError};
+use v2l_runtime::raw::byte_len;
+use v2l_runtime::session::{Dim, Port};
+
+use super::count;
+
+/// Longer texts and lists are cut.
+const SHORT: usize = 160;
+const MANY: usize = 16;
+
+/// The manifest of one engine.
+pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Result<()> {
+    let engine = Engine::open(path)?;
+    let manifest = engine.manifest();
+    let bytes = size(path);
+    let weights = weights(manifest);
+    let (number, total) = weights.values().fold((0, 0), |(n, b), (count, bytes)| (n + count, b + bytes));
+    let by_type: BTreeMap<_, _> =
+        weights.iter().map(|(dtype, (n, bytes))| (dtype, json!({ "tensors": n, "bytes": bytes }))).collect();
+    let fields = json!({
+        "path": path, "component": manifest.component, "format_version": manifest.format_version,
+        "tool_version": manifest.tool_version, "bytes": bytes, "storage": manifest.storage,
+        "weights": number, "weight_bytes": total, "weights_by_type": by_type, "made_from": manifest.made_from,
+        "attributes": manifest.attributes, "slots": manifest.slots.len(),
+    });
+    output.result("engine", fields, || {
+        let types: Vec<String> =
+            weights.iter().map(|(dtype, (n, bytes))| format!("{dtype} {n} ({bytes} bytes)")).collect();
+        let mut lines = vec![
+            format!("engine {}", path.display()),
+            format!("  component {}, storage {}, {bytes} bytes", manifest.component, manifest.storage),
+            format!("  format {}, written by v2l {}", manifest.format_version, manifest.tool_version),
+            format!("  weights {number} ({total} bytes): {}", types.join(", ")),
+        ];
+        lines.extend(manifest.made_from.iter().map(|(name, what)| format!("  made from {name} {what}")));
+        lines.extend(attributes(&manifest.attributes));
+        lines.join("\n")
+    });
+    for graph in &manifest.graphs {
+        let fields = json!({
+            "graph": graph.name, "backend": graph.backend, "precision": graph.precision,
+            "inputs": graph.inputs, "outputs": graph.outputs, "weights": graph.weights.len(),
+            "profiles": graph.profiles,
+        });
+        output.result("graph", fields, || {
+            let weights = count(graph.weights.len(), "weight");
+            let mut lines = vec![format!("  graph {} ({}, {}, {weights})", graph.name, graph.backend, graph.precision)];
+            lines.extend(ports("in ", &graph.inputs));
+            lines.extend(ports("out", &graph.outputs));
+            lines.join("\n")
+        });
+    }
+    slots(&manifest.slots, output);
+    if verify {
+        check_hashes(&engine, output)?;
+    }
+    Ok(())
+}
+
+/// Reads the whole engine and says that it is intact.
+pub(crate) fn check_hashes(engine: &Engine, output: &mut Output) -> Result<(), EngineError> {
+    engine.verify_hashes()?;
+    let tensors = engine.manifest().tensors.len();
+    output.result("verified", json!({ "path": engine.path(), "tensors": tensors }), || {
+        format!("  hashes of {} match", count(tensors, "tensor"))
+    });
+    Ok(())
+}
+
+/// A table of slots.
+pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
+    if slots.is_empty() {
+        return;
+    }
+    for slot in slots {
+        output.event("slot", json!(slot));
+    }
+    if !output.is_json() {
+        output.result("slots", Json::Null, || {
+            let width = slots.iter().map(|s| s.name.len()).max().unwrap_or(0);
+            let mut lines = vec![format!("  {}", count(slots.len(), "slot"))];
+            lines.extend(slots.iter().map(|s| {
+                let mut line = format!("    {:<width$}  {} -> {}", s.name, s.in_features, s.out_features);
+                if let Some(rows) = s.rows {
+                    line += &format!("  rows {}..{} of {}", rows.start, rows.end, s.tensor);
+                }
+                if s.transposed {
+                    line += "  transposed";
+                }
+                if !s.aliases.is_empty() {
+                    line += &format!("  also {}", s.aliases.join(", "));
+                }
+                line
+            }));
+            lines.join("\n")
+        });
+    }
+}
+
+/// Bytes of a file; 0 if it is gone.
+pub(crate) fn size(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |m| m.len())
+}
+
+/// Per type: how many weights, and their bytes.
+pub(crate) fn weights(manifest: &Manifest) -> BTreeMap<String, (usize, usize)> {
+    let mut found: BTreeMap<String, (usize, usize)> = BTreeMap::new();
+    for (_, record) in manifest.tensors.iter().filter(|(name, _)| !name.starts_with(RESERVED_PREFIX)) {
+        let entry = found.entry(record.dtype.to_string()).or_default();
+        entry.0 += 1;
+        entry.1 += byte_len(record.dtype, &record.shape).unwrap_or(0);
+    }
+    found
+}
+
+/// One line per port; of very many, the first.
+fn ports(direction: &str, ports: &[Port]) -> Vec<String> {
+    let shown = if ports.len() > MANY { MANY / 2 } else { ports.len() };
+    let mut lines: Vec<String> = ports[..shown].iter().map(|p| format!("    {direction} {}", port(p))).collect();
+    if shown < ports.len() {
+        lines.push(format!("    {direction} … {} more", ports.len() - shown));
+    }
+    lines
+}
+
+/// `name: f32 [batch, 16]`.
+fn port(port: &Port) -> String {
+    let extents: Vec<String> = port.shape.iter().map(Dim::to_string).collect();
+    format!("{}: {} [{}]", port.name, port.dtype, extents.join(", "))
+}
+
+fn attributes(attributes: &Json) -> Vec<String> {
+    let Some(map) = attributes.as_object() else { return Vec::new() };
+    let value = |value: &Json| match value {
+        Json::Array(items) if items.iter().any(Json::is_object) => count(items.len(), "item"),
+        other => short(&other.to_string()),
+    };
+    map.iter().map(|(key, v)| format!("  attribute {key} = {}", value(v))).collect()
+}
+
+/// The beginning of a long text.
+pub(crate) fn short(text: &str) -> String {
+    match text.char_indices().nth(SHORT) {
+        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,124 @@
+//! Bundles and engine directories.
+
+use std::path::Path;
+
+use serde_json::json;
+use v2l_cli::Output;
+use v2l_export::summarize_onnx;
+use v2l_runtime::engine::Engine;
+use v2l_runtime::pipeline::config::{ComponentFiles, PipelineConfig, ReferenceFrames, resolve};
+
+use super::{count, engine, model};
+
+/// Settings, then one line per engine or the graphs of each component.
+pub(crate) fn show(folder: &Path, verify: bool, nodes: bool, output: &mut Output) -> anyhow::Result<()> {
+    let config = PipelineConfig::read(folder)?;
+    let compiled = config.components.values().all(|files| matches!(files, ComponentFiles::Engine(_)));
+    let kind = if compiled { "engine directory" } else { "bundle" };
+    output.result("pipeline", json!({ "path": folder, "kind": kind, "config": config }), || {
+        let mut lines = vec![format!("{kind} {}", folder.display())];
+        lines.extend(settings(&config));
+        lines.join("\n")
+    });
+    for (name, files) in &config.components {
+        match files {
+            ComponentFiles::Engine(files) => {
+                let path = resolve(folder, name, &files.engine)?;
+                let engine = Engine::open(&path)?;
+                component(name, &files.engine, &path, &engine, output);
+                if verify {
+                    engine::check_hashes(&engine, output)?;
+                }
+            }
+            ComponentFiles::Graphs(files) => {
+                for (graph, file) in &files.graphs {
+                    let path = resolve(folder, name, file)?;
+                    if nodes || output.is_json() {
+                        model::show(&path, nodes, output)?;
+                        continue;
+                    }
+                    let summary = summarize_onnx(&path, false)?;
+                    output.result("graph", json!(null), || {
+                        let operators: usize = summary.operators.values().sum();
+                        format!(
+                            "  {name}/{graph}: {}, {} ({} bytes), {}  {file}",
+                            count(operators, "node"),
+                            count(summary.weights, "weight"),
+                            summary.weight_bytes,
+                            count(summary.slots.len(), "slot"),
+                        )
+                    });
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn component(name: &str, file: &str, path: &Path, engine: &Engine, output: &mut Output) {
+    let manifest = engine.manifest();
+    let bytes = engine::size(path);
+    let graphs: Vec<&str> = manifest.graphs.iter().map(|g| g.name.as_str()).collect();
+    let fields = json!({
+        "component": name, "path": path, "bytes": bytes, "storage": manifest.storage, "graphs": graphs,
+        "slots": manifest.slots.len(),
+    });
+    output.result("component", fields, || {
+        format!(
+            "  {name}: {bytes} bytes, {}, {}, graphs {}  {file}",
+            manifest.storage,
+            count(manifest.slots.len(), "slot"),
+            graphs.join(", ")
+        )
+    });
+}
+
+/// One line per section that is there.
+fn settings(config: &PipelineConfig) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(t) = &config.transformer {
+        let conditioning = format!("{:?}", t.conditioning).to_lowercase();
+        let patch = t.patch_size_t.map_or_else(|| t.patch_size.to_string(), |n| format!("{n}x{}", t.patch_size));
+        lines.push(format!(
+            "  conditioning {conditioning}: {} -> {} channels, patch {patch}, {} text tokens{}{}",
+            t.in_channels,
+            t.out_channels,
+            t.max_text_seq_length,
+            if t.rotary { ", rotary" } else { "" },
+            if t.ofs { ", ofs" } else { "" },
+        ));
+    }
+    if let Some(v) = &config.vae {
+        let decode = format!("{:?}", v.chunking.decode).to_lowercase();
+        let tiling = match v.tiling.enabled {
+            true => format!("tiles of {}x{}", v.tiling.tile_sample_min_width, v.tiling.tile_sample_min_height),
+            false => "no tiling".to_owned(),
+        };
+        lines.push(format!(
+            "  vae scaling {}, {} channels, 1/{} in space, 1/{} in time, {decode} chunks, {tiling}",
+            v.scaling_factor, v.latent_channels, v.spatial_compression_ratio, v.temporal_compression_ratio,
+        ));
+    }
+    if let Some(s) = &config.scheduler {
+        let class = s.config["_class_name"].as_str().unwrap_or("?");
+        let sampler = s.sampler.map_or_else(String::new, |kind| format!(", sampled as {kind:?}").to_lowercase());
+        let spacing = s.config["timestep_spacing"].as_str().map_or_else(String::new, |text| format!(", {text}"));
+        lines.push(format!("  scheduler {class}{spacing}{sampler}"));
+    }
+    if let Some(t) = &config.tokenizer {
+        lines.push(format!("  tokenizer {}, {} tokens", t.file, t.max_length));
+    }
+    let (r, d) = (&config.reference, &config.defaults);
+    let frames = match r.frames {
+        ReferenceFrames::All => "all frames".to_owned(),
+        ReferenceFrames::FirstN(n) => format!("the first {n} frames"),
+        ReferenceFrames::Resample { count, fps } => format!("up to {count} frames at {fps} fps"),
+    };
+    let knobs = format!("{:?} range, {frames}, {:?}, {:?}", r.range, r.resize, r.latent).to_lowercase();
+    lines.push(format!("  reference {knobs}"));
+    lines.push(format!(
+        "  defaults {} steps, guidance {}, {} frames at {} fps, seed {}",
+        d.num_inference_steps, d.guidance_scale, d.num_frames, d.fps, d.seed
+    ));
+    lines
+}

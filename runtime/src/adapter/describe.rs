@@ -1,0 +1,100 @@
+//! What an adapter's file says of itself, without a model to hold it against.
+
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use serde::Serialize;
+
+use super::keys::{self, Key, Part};
+use super::light;
+use super::read::{locate, scale_config};
+use super::{AdapterError, AdapterFormat, detect};
+use crate::weights::WeightFile;
+
+/// What an adapter's file says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Description {
+    /// The file.
+    pub file: PathBuf,
+    /// How it spells its keys.
+    pub format: AdapterFormat,
+    /// Where `alpha` comes from, in words; for [`AdapterFormat::Light`], the auxiliary factors it belongs to.
+    pub scale: String,
+    /// Layers, in the file's order.
+    pub layers: Vec<LayerDescription>,
+    /// Keys of no known form, with what they are if that is known.
+    pub others: Vec<(String, Option<&'static str>)>,
+    /// Number of keys.
+    pub keys: usize,
+}
+
+/// One layer of a [`Description`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct LayerDescription {
+    /// Module as the file spells it, without prefix.
+    pub module: String,
+    /// Rows of `down`; absent without it.
+    pub rank: Option<usize>,
+    /// Columns of `down`.
+    pub in_features: Option<usize>,
+    /// Rows of `up`.
+    pub out_features: Option<usize>,
+    /// From the layer's own key or the configuration; absent: the scale is 1.
+    pub alpha: Option<f32>,
+}
+
+/// Describes an adapter's file or folder; reads the header and the alphas, not the factors.
+///
+/// # Errors
+/// As [`detect`]; [`AdapterError::Config`] for an unusable configuration.
+pub fn describe(path: &Path) -> Result<Description, AdapterError> {
+    let format = detect(path)?;
+    let file = WeightFile::open(locate(path)?)?;
+    let keys = file.names();
+    let mut described = Description {
+        file: file.path().to_owned(),
+        format,
+        scale: String::new(),
+        layers: Vec::new(),
+        others: Vec::new(),
+        keys: keys.len(),
+    };
+    if format == AdapterFormat::Light {
+        described.scale = light::facts(&file);
+        return Ok(described);
+    }
+    let (config, scale) = scale_config(file.path(), &file)?;
+    described.scale = scale;
+    let mut layers: IndexMap<String, LayerDescription> = IndexMap::new();
+    for key in &keys {
+        let (module, part) = match keys::parse(key) {
+            Key::LoRa { module, part, .. } => (module, part),
+            Key::Other(kind) => {
+                described.others.push((key.clone(), Some(kind)));
+                continue;
+            }
+            Key::Unknown => {
+                described.others.push((key.clone(), None));
+                continue;
+            }
+        };
+        let layer = layers.entry(module.to_owned()).or_default();
+        let shape = file.shape(key).unwrap_or_default();
+        let extent = |axis: usize| shape.get(axis).copied();
+        match part {
+            Part::Down => (layer.rank, layer.in_features) = (extent(0), extent(1)),
+            Part::Up => layer.out_features = extent(0),
+            Part::Alpha => {
+                let tensor = file.get(key)?.to_tensor().and_then(crate::tensor::Tensor::into_f32);
+                layer.alpha = tensor.and_then(|values| values.first().copied());
+            }
+        }
+    }
+    for (module, layer) in &mut layers {
+        module.clone_into(&mut layer.module);
+        let configured = || config.as_ref()?.alpha(module, layer.rank?);
+        layer.alpha = layer.alpha.or_else(configured);
+    }
+    described.layers = layers.into_values().collect();
+    Ok(described)
+}
