@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Output, OutputOptions};
-use v2l_export::{CompileOptions, CompileProgress};
+use v2l_export::CompileOptions;
 use v2l_runtime::tensor::Dtype;
 
 /// Compile ONNX to engines.
@@ -63,10 +63,7 @@ fn compile(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         Precision::Bf16 => Dtype::Bf16,
     });
     let options = CompileOptions { storage };
-    let report = v2l_export::compile(&args.input, &target, &options, &mut |progress| match progress {
-        CompileProgress::Component { name, bytes } => output.start(name, bytes, true),
-        CompileProgress::Written { bytes } => output.progress(bytes),
-    })?;
+    let report = v2l_export::compile(&args.input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for e in &report.engines {
         let fields = json!({

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::json;
 use v2l_cli::{Failure, Output, OutputOptions};
-use v2l_export::{ExportOptions, Progress};
+use v2l_export::ExportOptions;
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
 ///
@@ -45,10 +45,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     let options =
         ExportOptions { predictor: args.hypernetwork.clone().zip(args.lilora.clone()), iterations: args.iterations };
-    let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| match progress {
-        Progress::Component { name, bytes } => output.start(name, bytes, true),
-        Progress::Written { bytes } => output.progress(bytes),
-    })?;
+    let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for c in &report.components {
         let fields = json!({ "component": c.name, "graphs": c.graphs, "slots": c.slots, "weight_bytes": c.bytes });

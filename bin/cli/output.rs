@@ -4,6 +4,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value as Json, json};
 
+use v2l_export::Progress;
+
 use crate::Exit;
 
 /// Flags that every tool has.
@@ -80,6 +82,14 @@ impl Output {
         self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         self.bar.set_message(stage.to_owned());
         self.bar.enable_steady_tick(Duration::from_millis(200));
+    }
+
+    /// Shows the progress of an export or a compilation.
+    pub fn follow(&mut self, progress: &Progress<'_>) {
+        match progress {
+            Progress::Component { name, bytes } => self.start(name, *bytes, true),
+            Progress::Written { bytes } => self.progress(*bytes),
+        }
     }
 
     /// Moves the progress bar.

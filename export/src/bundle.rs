@@ -17,7 +17,7 @@ use v2l_runtime::scheduler::SchedulerKind;
 
 use crate::architectures::{cogvideox_transformer, cogvideox_vae, t5_encoder, video_hyper_dream};
 use crate::atomic_dir::AtomicDir;
-use crate::{Checkpoint, Component, ExportError, read_json, tokenizer};
+use crate::{Checkpoint, Component, ExportError, Progress, read_json, tokenizer};
 
 /// Name of a component's weight file in a bundle.
 const WEIGHTS_FILE: &str = "weights.bin";
@@ -31,23 +31,6 @@ pub struct ExportOptions {
     pub predictor: Option<(PathBuf, PathBuf)>,
     /// Refinement iterations of the hypernetwork; `None`: the official 4.
     pub iterations: Option<usize>,
-}
-
-/// What [`export`] is doing.
-#[derive(Clone, Debug)]
-pub enum Progress<'a> {
-    /// A component's graphs were built; its weights are written next.
-    Component {
-        /// The component.
-        name: &'a str,
-        /// Bytes of its weights.
-        bytes: u64,
-    },
-    /// Weights written of the component under way.
-    Written {
-        /// Bytes so far.
-        bytes: u64,
-    },
 }
 
 /// What a bundle holds.

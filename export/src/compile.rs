@@ -20,7 +20,7 @@ use v2l_runtime::tensor::Dtype;
 
 use crate::atomic_dir::AtomicDir;
 use crate::engine_writer::{EngineBlob, EngineWeight, WeightSource, write_engine};
-use crate::{ExportError, check_graph, metadata};
+use crate::{ExportError, Progress, check_graph, metadata};
 
 /// How to compile.
 #[derive(Clone, Debug, Default)]
@@ -28,23 +28,6 @@ pub struct CompileOptions {
     /// Type in which matrices are stored; `None` keeps the one that the model stores them in. Vectors (biases, norm
     /// scales) always keep theirs.
     pub storage: Option<Dtype>,
-}
-
-/// What [`compile`] is doing.
-#[derive(Clone, Debug)]
-pub enum CompileProgress<'a> {
-    /// A component is read and planned; its engine is written next.
-    Component {
-        /// The component.
-        name: &'a str,
-        /// Bytes of its weights, as they will be stored.
-        bytes: u64,
-    },
-    /// Bytes written of the engine under way.
-    Written {
-        /// Bytes so far.
-        bytes: u64,
-    },
 }
 
 /// Engines that were written.
@@ -82,7 +65,7 @@ pub fn compile(
     input: &Path,
     output: &Path,
     options: &CompileOptions,
-    progress: &mut dyn FnMut(CompileProgress<'_>),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<CompileReport, ExportError> {
     if !input.is_dir() {
         let graphs = vec![(graph_name(input), input.to_owned())];
@@ -127,7 +110,7 @@ fn compile_component(
     graphs: &[(String, PathBuf)],
     output: &Path,
     options: &CompileOptions,
-    progress: &mut dyn FnMut(CompileProgress<'_>),
+    progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EngineReport, ExportError> {
     let mut models = Vec::new();
     let mut made_from = IndexMap::new();
@@ -170,13 +153,13 @@ fn compile_component(
         tensors: IndexMap::new(),
     };
     let total = weights.values().map(|w| w.data.len() as u64).sum();
-    progress(CompileProgress::Component { name: &component, bytes: total });
+    progress(Progress::Component { name: &component, bytes: total });
     let sources: Vec<EngineWeight<'_>> = weights
         .into_iter()
         .map(|(name, w)| EngineWeight { name, dtype: w.dtype, shape: w.shape, source: Box::new(Streamed(w.data)) })
         .collect();
     let manifest =
-        write_engine(output, manifest, &sources, &blobs, &mut |bytes| progress(CompileProgress::Written { bytes }))?;
+        write_engine(output, manifest, &sources, &blobs, &mut |bytes| progress(Progress::Written { bytes }))?;
     Ok(EngineReport {
         component,
         path: output.to_owned(),

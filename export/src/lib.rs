@@ -20,12 +20,29 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
 
-pub use bundle::{ComponentReport, ExportOptions, ExportReport, Progress, export};
+pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use checkpoint::{Checkpoint, Vars};
-pub use compile::{CompileOptions, CompileProgress, CompileReport, EngineReport, compile};
+pub use compile::{CompileOptions, CompileReport, EngineReport, compile};
 pub use component::{Component, metadata};
 pub use error::ExportError;
 pub use inspect::{OnnxSummary, summarize_onnx};
+
+/// What [`export`] or [`compile`](compile()) is doing.
+#[derive(Clone, Debug)]
+pub enum Progress<'a> {
+    /// A component is read and planned; its weights are written next.
+    Component {
+        /// The component.
+        name: &'a str,
+        /// Bytes of its weights.
+        bytes: u64,
+    },
+    /// Bytes written of the component under way.
+    Written {
+        /// Bytes so far.
+        bytes: u64,
+    },
+}
 
 /// Reads a JSON file of at most 64 MiB.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {

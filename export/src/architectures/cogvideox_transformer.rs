@@ -9,6 +9,7 @@ use v2l_graphs::blocks::{self, RotaryTables};
 use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 
+use super::layers;
 use crate::component::{self, Component, linear_slot};
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -286,7 +287,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
     let mut text_tokens = b.scope("patch_embed.text_proj", |b| {
         let rows = b.reshape(&text, &[(-1i64).into(), config.text_embed_dim.into()]);
         let projected =
-            Linear::new(b, &vars.child("patch_embed.text_proj"), d, config.text_embed_dim, true)?.apply(b, &rows);
+            layers::linear(b, &vars.child("patch_embed.text_proj"), &rows, [d, config.text_embed_dim], true)?;
         Ok::<_, ExportError>(b.reshape(&projected, &[Extent::from(&axes.batch), (-1i64).into(), d.into()]))
     })?;
     if config.has_position_table() {
@@ -326,25 +327,6 @@ struct Grid {
     width: Value,
 }
 
-/// A linear layer with its parameters.
-struct Linear {
-    weight: Value,
-    bias: Option<Value>,
-}
-
-impl Linear {
-    fn new(b: &mut Builder, vars: &Vars<'_>, out: usize, input: usize, bias: bool) -> Result<Self, ExportError> {
-        Ok(Self {
-            weight: vars.get(b, "weight", &[out, input])?,
-            bias: if bias { Some(vars.get(b, "bias", &[out])?) } else { None },
-        })
-    }
-
-    fn apply(&self, b: &mut Builder, x: &Value) -> Value {
-        blocks::linear(b, x, &self.weight, self.bias.as_ref())
-    }
-}
-
 /// Layer norm of width `dim`; without parameters if the configuration says so.
 fn layer_norm(
     b: &mut Builder,
@@ -355,8 +337,7 @@ fn layer_norm(
     epsilon: f32,
 ) -> Result<Value, ExportError> {
     if affine {
-        let (scale, bias) = (vars.get(b, "weight", &[dim])?, vars.get(b, "bias", &[dim])?);
-        Ok(blocks::layer_norm(b, x, &scale, Some(&bias), epsilon))
+        layers::layer_norm(b, vars, x, dim, epsilon)
     } else {
         let ones = b.floats(&[dim], &vec![1.0; dim]);
         Ok(blocks::layer_norm(b, x, &ones, None, epsilon))
@@ -370,9 +351,9 @@ fn time_embedding(b: &mut Builder, vars: &Vars<'_>, config: &Config, timestep: &
         b.scope(module, |b| {
             let vars = vars.child(module);
             let wave = blocks::timestep_sinusoid(b, position, dim, config.flip_sin_to_cos, config.freq_shift);
-            let hidden = Linear::new(b, &vars.child("linear_1"), te, dim, true)?.apply(b, &wave);
+            let hidden = layers::linear(b, &vars.child("linear_1"), &wave, [te, dim], true)?;
             let hidden = blocks::silu(b, &hidden);
-            Ok::<_, ExportError>(Linear::new(b, &vars.child("linear_2"), te, te, true)?.apply(b, &hidden))
+            layers::linear(b, &vars.child("linear_2"), &hidden, [te, te], true)
         })
     };
     let mut temb = embed(b, "time_embedding", timestep, config.width())?;
@@ -434,7 +415,7 @@ fn patch_embedding(
         let patches = b.transpose(&split, &[0, 1, 4, 6, 3, 2, 5, 7]);
         let columns = channels * config.patch_volume();
         let rows = b.reshape(&patches, &[(-1i64).into(), columns.into()]);
-        let rows = Linear::new(b, &vars.child("proj"), d, columns, true)?.apply(b, &rows);
+        let rows = layers::linear(b, &vars.child("proj"), &rows, [d, columns], true)?;
         let tokens = b.reshape(&rows, &[Extent::from(&axes.batch), (-1i64).into(), d.into()]);
         Ok((tokens, grid))
     })
@@ -554,7 +535,7 @@ impl Block<'_> {
     ) -> Result<(Value, [Value; 2]), ExportError> {
         let (config, d) = (self.config, self.config.width());
         let vars = self.vars.child(norm);
-        let modulation = Linear::new(b, &vars.child("linear"), 6 * d, config.time_embed_dim, true)?.apply(b, temb);
+        let modulation = layers::linear(b, &vars.child("linear"), temb, [6 * d, config.time_embed_dim], true)?;
         let modulation = b.unsqueeze(&modulation, &[1]);
         let parts = b.split(&modulation, -1, 6);
         let [shift, scale, gate, text_shift, text_scale, text_gate] = &parts[..] else { unreachable!("six parts") };
@@ -573,7 +554,7 @@ impl Block<'_> {
         let vars = self.vars.child("attn1");
         let bias = self.config.attention_bias;
         let mut project = |name: &str, norm: Option<&str>| {
-            let x = Linear::new(b, &vars.child(name), d, d, bias)?.apply(b, tokens);
+            let x = layers::linear(b, &vars.child(name), tokens, [d, d], bias)?;
             let mut x = blocks::split_heads(b, &x, &self.axes.batch, heads, dim);
             if let Some(norm) = norm {
                 x = layer_norm(b, &vars.child(norm), &x, dim, true, QK_NORM_EPS)?;
@@ -588,18 +569,18 @@ impl Block<'_> {
         let scale = 1.0 / (dim as f32).sqrt();
         let mixed = blocks::scaled_dot_product_attention(b, &q, &k, &v, Some(scale), None);
         let rows = blocks::merge_heads(b, &mixed, heads, dim);
-        Ok(Linear::new(b, &vars.child("to_out.0"), d, d, true)?.apply(b, &rows))
+        layers::linear(b, &vars.child("to_out.0"), &rows, [d, d], true)
     }
 
     fn feed_forward(&self, b: &mut Builder, tokens: &Value) -> Result<Value, ExportError> {
         let d = self.config.width();
         let vars = self.vars.child("ff.net");
-        let hidden = Linear::new(b, &vars.child("0.proj"), 4 * d, d, true)?.apply(b, tokens);
+        let hidden = layers::linear(b, &vars.child("0.proj"), tokens, [4 * d, d], true)?;
         let hidden = match self.config.activation_fn.as_str() {
             "gelu" => blocks::gelu(b, &hidden),
             _ => blocks::gelu_tanh(b, &hidden),
         };
-        Ok(Linear::new(b, &vars.child("2"), d, 4 * d, true)?.apply(b, &hidden))
+        layers::linear(b, &vars.child("2"), &hidden, [d, 4 * d], true)
     }
 
     /// Splits `update` `[B·S, width]` into the streams and adds each, times its gate.
@@ -637,7 +618,7 @@ fn output(
     let rows = b.scope("norm_out", |b| {
         let x = layer_norm(b, &vars.child("norm_final"), video, d, affine, config.norm_eps)?;
         let vars = vars.child("norm_out");
-        let modulation = Linear::new(b, &vars.child("linear"), 2 * d, config.time_embed_dim, true)?.apply(b, temb);
+        let modulation = layers::linear(b, &vars.child("linear"), temb, [2 * d, config.time_embed_dim], true)?;
         let modulation = b.unsqueeze(&modulation, &[1]);
         let parts = b.split(&modulation, -1, 2);
         let x = layer_norm(b, &vars.child("norm"), &x, d, affine, config.norm_eps)?;
@@ -645,7 +626,7 @@ fn output(
         Ok::<_, ExportError>(b.reshape(&x, &[(-1i64).into(), d.into()]))
     })?;
     b.scope("proj_out", |b| {
-        let patches = Linear::new(b, &vars.child("proj_out"), out * config.patch_volume(), d, true)?.apply(b, &rows);
+        let patches = layers::linear(b, &vars.child("proj_out"), &rows, [out * config.patch_volume(), d], true)?;
         let side = b.ints(&[p as i64]);
         let height = b.op("Mul", &[&grid.height, &side]);
         let width = b.op("Mul", &[&grid.width, &side]);

@@ -2,5 +2,6 @@
 
 pub mod cogvideox_transformer;
 pub mod cogvideox_vae;
+mod layers;
 pub mod t5_encoder;
 pub mod video_hyper_dream;

@@ -6,6 +6,7 @@ use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 
+use super::layers;
 use crate::component::{self, Component, linear_slot};
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -256,16 +257,14 @@ fn attention(
     let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
     let vars = vars.child("SelfAttention");
     let mut project = |name: &str| {
-        let weight = vars.child(name).get(b, "weight", &[heads * dim, d])?;
-        let x = blocks::linear(b, &normal, &weight, None);
+        let x = layers::linear(b, &vars.child(name), &normal, [heads * dim, d], false)?;
         let x = blocks::split_heads(b, &x, batch, heads, dim);
         Ok::<_, ExportError>(b.transpose(&x, &[0, 2, 1, 3]))
     };
     let (q, k, v) = (project("q")?, project("k")?, project("v")?);
     let mixed = blocks::scaled_dot_product_attention(b, &q, &k, &v, None, Some(bias));
     let rows = blocks::merge_heads(b, &mixed, heads, dim);
-    let weight = vars.child("o").get(b, "weight", &[d, heads * dim])?;
-    Ok(blocks::linear(b, &rows, &weight, None))
+    layers::linear(b, &vars.child("o"), &rows, [d, heads * dim], false)
 }
 
 fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) -> Result<Value, ExportError> {
@@ -273,10 +272,7 @@ fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) ->
     let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
     let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
     let vars = vars.child("DenseReluDense");
-    let mut up = |name: &str| {
-        let weight = vars.child(name).get(b, "weight", &[d_ff, d])?;
-        Ok::<_, ExportError>(blocks::linear(b, &normal, &weight, None))
-    };
+    let mut up = |name: &str| layers::linear(b, &vars.child(name), &normal, [d_ff, d], false);
     let hidden = match config.feed_forward()? {
         FeedForward::Relu => {
             let hidden = up("wi")?;
@@ -288,8 +284,7 @@ fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) ->
             b.op("Mul", &[&gate, &value])
         }
     };
-    let weight = vars.child("wo").get(b, "weight", &[d, d_ff])?;
-    Ok(blocks::linear(b, &hidden, &weight, None))
+    layers::linear(b, &vars.child("wo"), &hidden, [d, d_ff], false)
 }
 
 #[cfg(test)]

@@ -9,7 +9,9 @@ use serde_json::json;
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::predictor::{KIND, PredictorConfig, TargetSlot};
 
+use super::layers;
 use crate::component::{self, Component};
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -21,27 +23,13 @@ const LATENT_CHANNELS: usize = 16;
 const ROOT: &str = "img_weight_generator";
 const LORA_PREFIX: &str = "lora_unet__";
 
-/// Sizes of a hypernetwork, derived from its checkpoints.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A hypernetwork's structure, derived from its checkpoints.
+#[derive(Clone, Debug)]
 pub struct Layout {
-    /// Width of the input-side prediction, `a`.
-    pub down_dim: usize,
-    /// Width of the output-side prediction, `b`.
-    pub up_dim: usize,
-    /// LoRA rank.
-    pub rank: usize,
-    /// Token width, `D = (a + b) · rank`.
-    pub weight_dim: usize,
-    /// Tokens, one per slot.
-    pub weight_num: usize,
-    /// Attention heads.
-    pub heads: usize,
+    /// What the runtime has to know of it.
+    pub config: PredictorConfig,
     /// Decoder blocks.
     pub blocks: usize,
-    /// Refinement iterations.
-    pub iterations: usize,
-    /// The slot of each token, in token order.
-    pub slots: Vec<Slot>,
 }
 
 /// Head count of a token width: doubled while the heads divide the width and stay wider than 64, then halved once.
@@ -110,39 +98,22 @@ impl Layout {
                  the two files must come from one training run"
             ));
         }
-        let blocks = block_count(hypernetwork)?;
-        Ok(Self {
+        let slots = slots
+            .into_iter()
+            .map(|s| TargetSlot { name: s.name, in_features: s.in_features, out_features: s.out_features })
+            .collect();
+        let config = PredictorConfig {
+            kind: KIND.into(),
             down_dim,
             up_dim,
             rank: weight_dim / per_rank,
             weight_dim,
             weight_num,
             heads: heads(weight_dim),
-            blocks,
             iterations,
             slots,
-        })
-    }
-
-    fn attributes(&self) -> serde_json::Value {
-        let slots: Vec<_> = self
-            .slots
-            .iter()
-            .map(|s| json!({ "name": s.name, "in_features": s.in_features, "out_features": s.out_features }))
-            .collect();
-        json!({
-            "kind": "video2lora",
-            "class": "VideoHyperDream",
-            "down_dim": self.down_dim,
-            "up_dim": self.up_dim,
-            "rank": self.rank,
-            "weight_dim": self.weight_dim,
-            "weight_num": self.weight_num,
-            "heads": self.heads,
-            "blocks": self.blocks,
-            "iterations": self.iterations,
-            "slots": slots,
-        })
+        };
+        Ok(Self { config, blocks: block_count(hypernetwork)? })
     }
 }
 
@@ -213,7 +184,7 @@ pub fn export(
     // A second copy of the position table is registered in the official code and never read.
     let unused = format!("{ROOT}.block_pos_emb");
     if hypernetwork.contains(&unused) {
-        hypernetwork.tensor(&unused, &[1, 2 * layout.weight_num, layout.weight_dim])?;
+        hypernetwork.tensor(&unused, &[1, 2 * layout.config.weight_num, layout.config.weight_dim])?;
     }
     hypernetwork.finish("VideoHyperDream")?;
     lilora.finish("LiLoRA")?;
@@ -226,7 +197,7 @@ pub fn export(
         graphs: vec![("predict".into(), predict), ("expand".into(), expand)],
         precision,
         slots: Vec::new(),
-        attributes: layout.attributes(),
+        attributes: json!(layout.config),
     }
     .seal()
 }
@@ -243,7 +214,7 @@ fn predict_graph(layout: &Layout, hypernetwork: &Checkpoint, absorbed: bool) -> 
     let mut builder = Builder::new("predict");
     let b = &mut builder;
     let root = Vars::root(hypernetwork).child(ROOT);
-    let (width, tokens) = (layout.weight_dim, layout.weight_num);
+    let (width, tokens) = (layout.config.weight_dim, layout.config.weight_num);
     let latents = b.input(
         "latents",
         DataType::Float,
@@ -271,13 +242,12 @@ fn predict_graph(layout: &Layout, hypernetwork: &Checkpoint, absorbed: bool) -> 
         let table = decoder.get(b, "block_pos_emb", &[1, 2 * tokens, width])?;
         let used = b.slice(&table, 1, 0i64.into(), tokens.into());
         let rows = b.reshape(&used, &[tokens.into(), width.into()]);
-        let weight = decoder.child("pos_emb_proj").get(b, "weight", &[width, width])?;
-        Ok::<_, ExportError>(blocks::linear(b, &rows, &weight, None))
+        layers::linear(b, &decoder.child("pos_emb_proj"), &rows, [width, width], false)
     })?;
     let shape = b.shape(&[Extent::from(&batch), tokens.into(), width.into()]);
     let zero = b.float(0.0);
     let mut weights = b.op("Expand", &[&zero, &shape]);
-    for iteration in 0..layout.iterations {
+    for iteration in 0..layout.config.iterations {
         weights = b.scope(format!("iteration.{iteration}"), |b| {
             let mut h = b.op("Add", &[&weights, &positions]);
             for block in 0..layout.blocks {
@@ -288,9 +258,8 @@ fn predict_graph(layout: &Layout, hypernetwork: &Checkpoint, absorbed: bool) -> 
             }
             let delta = b.scope("delta_proj", |b| {
                 let h = norm(b, &decoder.child("delta_proj.0"), &h, width)?;
-                let weight = decoder.child("delta_proj.1").get(b, "weight", &[width, width])?;
                 let rows = b.reshape(&h, &[(-1i64).into(), width.into()]);
-                let rows = blocks::linear(b, &rows, &weight, None);
+                let rows = layers::linear(b, &decoder.child("delta_proj.1"), &rows, [width, width], false)?;
                 Ok::<_, ExportError>(b.reshape(&rows, &[Extent::from(&batch), tokens.into(), width.into()]))
             })?;
             Ok::<_, ExportError>(b.op("Add", &[&weights, &delta]))
@@ -310,8 +279,7 @@ enum Context {
 }
 
 fn norm(b: &mut Builder, vars: &Vars<'_>, x: &Value, width: usize) -> Result<Value, ExportError> {
-    let (scale, bias) = (vars.get(b, "weight", &[width])?, vars.get(b, "bias", &[width])?);
-    Ok(blocks::layer_norm(b, x, &scale, Some(&bias), 1e-5))
+    layers::layer_norm(b, vars, x, width, 1e-5)
 }
 
 fn decoder_block(
@@ -322,7 +290,7 @@ fn decoder_block(
     context: &Context,
     batch: &Value,
 ) -> Result<Value, ExportError> {
-    let (width, tokens) = (layout.weight_dim, layout.weight_num);
+    let (width, tokens) = (layout.config.weight_dim, layout.config.weight_num);
     let back = |b: &mut Builder, rows: &Value| b.reshape(rows, &[Extent::from(batch), tokens.into(), width.into()]);
     let flat = |b: &mut Builder, x: &Value| b.reshape(x, &[(-1i64).into(), width.into()]);
 
@@ -341,12 +309,9 @@ fn decoder_block(
     let h = norm(b, &vars.child("norm3"), &x, width)?;
     let rows = flat(b, &h);
     let fed = b.scope("ff", |b| {
-        let (up, down) = (vars.child("ff.net.0.0"), vars.child("ff.net.1"));
-        let (weight, bias) = (up.get(b, "weight", &[4 * width, width])?, up.get(b, "bias", &[4 * width])?);
-        let hidden = blocks::linear(b, &rows, &weight, Some(&bias));
+        let hidden = layers::linear(b, &vars.child("ff.net.0.0"), &rows, [4 * width, width], true)?;
         let hidden = blocks::gelu(b, &hidden);
-        let (weight, bias) = (down.get(b, "weight", &[width, 4 * width])?, down.get(b, "bias", &[width])?);
-        Ok::<_, ExportError>(blocks::linear(b, &hidden, &weight, Some(&bias)))
+        layers::linear(b, &vars.child("ff.net.1"), &hidden, [width, 4 * width], true)
     })?;
     let fed = back(b, &fed);
     Ok(b.op("Add", &[&fed, &x]))
@@ -361,23 +326,20 @@ fn heads_of(
     rows: &Value,
     batch: &Value,
 ) -> Result<Value, ExportError> {
-    let width = layout.weight_dim;
-    let weight = vars.child(name).get(b, "weight", &[width, width])?;
-    let x = blocks::linear(b, rows, &weight, None);
-    let x = blocks::split_heads(b, &x, batch, layout.heads, width / layout.heads);
+    let width = layout.config.weight_dim;
+    let x = layers::linear(b, &vars.child(name), rows, [width, width], false)?;
+    let x = blocks::split_heads(b, &x, batch, layout.config.heads, width / layout.config.heads);
     Ok(b.transpose(&x, &[0, 2, 1, 3]))
 }
 
 fn project_out(b: &mut Builder, vars: &Vars<'_>, layout: &Layout, mixed: &Value) -> Result<Value, ExportError> {
-    let width = layout.weight_dim;
-    let rows = blocks::merge_heads(b, mixed, layout.heads, width / layout.heads);
-    let out = vars.child("out");
-    let (weight, bias) = (out.get(b, "weight", &[width, width])?, out.get(b, "bias", &[width])?);
-    Ok(blocks::linear(b, &rows, &weight, Some(&bias)))
+    let width = layout.config.weight_dim;
+    let rows = blocks::merge_heads(b, mixed, layout.config.heads, width / layout.config.heads);
+    layers::linear(b, &vars.child("out"), &rows, [width, width], true)
 }
 
 fn scale(layout: &Layout) -> f32 {
-    1.0 / ((layout.weight_dim / layout.heads) as f32).sqrt()
+    1.0 / ((layout.config.weight_dim / layout.config.heads) as f32).sqrt()
 }
 
 fn self_attention(
@@ -410,13 +372,13 @@ fn cross_attention(
             blocks::scaled_dot_product_attention(b, &q, &k, &v, Some(scale(layout)), None)
         }
         Context::Absorbed { cells, feature_proj } => {
-            let (width, head_dim) = (layout.weight_dim, layout.weight_dim / layout.heads);
+            let (width, head_dim) = (layout.config.weight_dim, layout.config.weight_dim / layout.config.heads);
             // Per head `W · Wf`, `[h, D/h, 16]`.
             let mut absorb = |name: &str| {
                 let weight = vars.child(name).get(b, "weight", &[width, width])?;
                 let product = b.op("MatMul", &[&weight, feature_proj]);
                 Ok::<_, ExportError>(
-                    b.reshape(&product, &[layout.heads.into(), head_dim.into(), LATENT_CHANNELS.into()]),
+                    b.reshape(&product, &[layout.config.heads.into(), head_dim.into(), LATENT_CHANNELS.into()]),
                 )
             };
             let (key, value) = (absorb("k")?, absorb("v")?);
@@ -440,23 +402,26 @@ fn expand_graph(layout: &Layout, lilora: &Checkpoint) -> Result<Model, ExportErr
     let mut builder = Builder::new("expand");
     let b = &mut builder;
     let vars = Vars::root(lilora);
-    let rank = layout.rank;
-    let predicted =
-        b.input("pred_weights", DataType::Float, [Dim::Fixed(layout.weight_num), Dim::Fixed(layout.weight_dim)]);
-    let down_values = layout.down_dim * rank;
+    let rank = layout.config.rank;
+    let predicted = b.input(
+        "pred_weights",
+        DataType::Float,
+        [Dim::Fixed(layout.config.weight_num), Dim::Fixed(layout.config.weight_dim)],
+    );
+    let down_values = layout.config.down_dim * rank;
     let downs = b.slice(&predicted, 1, 0i64.into(), down_values.into());
     let ups = b.slice(&predicted, 1, down_values.into(), i64::MAX.into());
-    for (token, slot) in layout.slots.iter().enumerate() {
+    for (token, slot) in layout.config.slots.iter().enumerate() {
         b.scope(slot.name.clone(), |b| {
             let vars = vars.child(lora_name(&slot.name));
-            let down_aux = vars.get(b, "down_aux", &[layout.down_dim, slot.in_features])?;
-            let up_aux = vars.get(b, "up_aux", &[slot.out_features, layout.up_dim])?;
+            let down_aux = vars.get(b, "down_aux", &[layout.config.down_dim, slot.in_features])?;
+            let up_aux = vars.get(b, "up_aux", &[slot.out_features, layout.config.up_dim])?;
             let index = b.ints(&[token as i64]);
             let down = b.gather(&downs, &index, 0);
-            let down = b.reshape(&down, &[rank.into(), layout.down_dim.into()]);
+            let down = b.reshape(&down, &[rank.into(), layout.config.down_dim.into()]);
             let down = b.op("MatMul", &[&down, &down_aux]);
             let up = b.gather(&ups, &index, 0);
-            let up = b.reshape(&up, &[layout.up_dim.into(), rank.into()]);
+            let up = b.reshape(&up, &[layout.config.up_dim.into(), rank.into()]);
             let up = b.op("MatMul", &[&up_aux, &up]);
             b.output(&format!("{}.lora_down", slot.name), &down, DataType::Float, [rank, slot.in_features]);
             b.output(&format!("{}.lora_up", slot.name), &up, DataType::Float, [slot.out_features, rank]);
