@@ -85,7 +85,9 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
     let is_adapter = |path: &Path| match v2l_runtime::adapter::detect(path) {
         Ok(_) => Ok(true),
         // Sound, but no adapter.
-        Err(AdapterError::Config { .. } | AdapterError::EmptyFolder { .. }) => Ok(false),
+        Err(AdapterError::Config { .. } | AdapterError::Unsupported { .. } | AdapterError::EmptyFolder { .. }) => {
+            Ok(false)
+        }
         Err(error) => Err(error),
     };
     if path.is_dir() {

@@ -29,6 +29,12 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         check_parent(path)?;
     }
     vae::check_output(args)?;
+    if !args.engine.exists() {
+        return Err(Failure::usage(format!(
+            "{}: there is no such engine or engine directory; make one with v2l-compile",
+            args.engine.display()
+        )));
+    }
     let directory = args.engine.is_dir();
     match (&args.inputs, &args.encode, &args.decode) {
         (Some(inputs), None, None) => raw::run(args, inputs, output),

@@ -9,6 +9,11 @@ pub use output::{Output, OutputOptions};
 /// Runs a tool: prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an exit code.
 pub fn run(options: OutputOptions, body: impl FnOnce(&mut Output) -> anyhow::Result<()>) -> std::process::ExitCode {
     let mut output = Output::new(options);
+    // Without the handler an interruption still ends the program, but may leave a temporary behind.
+    let _ = ctrlc::set_handler(|| {
+        v2l_runtime::atomic::remove_unfinished();
+        std::process::exit(Exit::Interrupted as i32);
+    });
     match body(&mut output) {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
+use v2l_runtime::atomic::Unfinished;
 use v2l_runtime::pipeline::config::FILE_NAME;
 
 use crate::ExportError;
@@ -11,6 +12,7 @@ use crate::ExportError;
 /// A folder under construction beside its destination. Dropped without [`AtomicDir::commit`], it leaves nothing.
 pub(crate) struct AtomicDir {
     temporary: TempDir,
+    _unfinished: Unfinished,
     destination: PathBuf,
     // Dropped after `temporary`, so that they are empty.
     _parents: Parents,
@@ -62,7 +64,8 @@ impl AtomicDir {
             .suffix(".partial")
             .tempdir_in(&parent)
             .map_err(ExportError::io(&parent))?;
-        Ok(Self { temporary, destination, _parents: parents })
+        let unfinished = Unfinished::new(temporary.path());
+        Ok(Self { temporary, _unfinished: unfinished, destination, _parents: parents })
     }
 
     /// Where to write meanwhile.

@@ -90,7 +90,8 @@ pub fn export(
                 &Checkpoint::open_file(lilora)?,
                 &component.slots,
                 options.iterations.unwrap_or(video_hyper_dream::DEFAULT_ITERATIONS),
-            )?;
+            )
+            .map_err(misfit)?;
             bundle.write(&mut pipeline, &component)?;
             bundle.write(&mut pipeline, &predictor)?;
         } else {
@@ -136,6 +137,23 @@ pub fn export(
     let report = ExportReport { components: bundle.reports };
     dir.commit()?;
     Ok(report)
+}
+
+/// Says of a predictor's tensors what does not fit: they have no config.json that could be wrong.
+fn misfit(error: ExportError) -> ExportError {
+    const WAY_OUT: &str = "the hypernetwork, its LiLoRA file and the transformer must belong together";
+    ExportError::Predictor(match error {
+        ExportError::MissingTensor { checkpoint, name, expected, hint } => {
+            format!("{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}; {WAY_OUT}")
+        }
+        ExportError::WrongShape { checkpoint, name, expected, found } => {
+            format!("{checkpoint}: tensor `{name}` has shape {found:?}, expected {expected:?}; {WAY_OUT}")
+        }
+        ExportError::SurplusTensors { checkpoint, architecture, count, names } => {
+            format!("{checkpoint}: {count} tensors are not used by {architecture}: {names}; {WAY_OUT}")
+        }
+        other => return other,
+    })
 }
 
 /// Where the parts of a model lie.

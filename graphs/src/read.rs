@@ -40,7 +40,7 @@ pub enum ReadError {
         source: io::Error,
     },
     /// The bytes are no ONNX model.
-    #[error("{}: not an ONNX model: {reason}", path.display())]
+    #[error("{}: not an intact ONNX model: {reason}; was it written or downloaded completely?", path.display())]
     NotOnnx {
         /// The file.
         path: PathBuf,

@@ -1,13 +1,45 @@
-//! Files that appear whole or not at all.
+//! Files and folders that appear whole or not at all, even if the process is interrupted.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use tempfile::NamedTempFile;
 
 /// Bytes held back before they go to the file.
 const BUFFER: usize = 1 << 20;
+
+static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// Remembers a temporary file or folder for [`remove_unfinished`] until dropped.
+#[derive(Debug)]
+pub struct Unfinished(PathBuf);
+
+impl Unfinished {
+    /// Remembers `path`.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        let path = path.into();
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+        Self(path)
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+    }
+}
+
+/// Removes every temporary that is under construction: what an interrupted program calls before it exits.
+pub fn remove_unfinished() {
+    std::mem::take(&mut *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)).iter().for_each(|p| remove(p));
+}
+
+fn remove(path: &Path) {
+    let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+}
 
 /// A file under construction: written to a temporary sibling of its destination, renamed over it by [`commit`].
 ///
@@ -18,6 +50,8 @@ const BUFFER: usize = 1 << 20;
 pub struct AtomicFile {
     out: BufWriter<NamedTempFile>,
     destination: PathBuf,
+    /// Dropped last, so that the temporary is gone or in place before it is forgotten.
+    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -37,8 +71,10 @@ impl AtomicFile {
         builder.prefix(&prefix).suffix(".partial");
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(folder_of(destination))?;
-        Ok(Self { out: BufWriter::with_capacity(BUFFER, temporary), destination: destination.to_owned() })
+        let temporary = builder.tempfile_in(folder_of(destination)).map_err(plain)?;
+        let unfinished = Unfinished::new(temporary.path());
+        let out = BufWriter::with_capacity(BUFFER, temporary);
+        Ok(Self { out, destination: destination.to_owned(), _unfinished: unfinished })
     }
 
     /// Flushes, waits until the bytes are on disk, and renames the temporary over the destination.
@@ -46,7 +82,7 @@ impl AtomicFile {
     /// # Errors
     /// If a step fails (a full disk, say); the temporary is then removed and the destination left as it was.
     pub fn commit(self) -> io::Result<()> {
-        let temporary = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let temporary = self.out.into_inner().map_err(|e| plain(e.into_error()))?;
         temporary.as_file().sync_all()?;
         temporary.persist(&self.destination).map_err(|e| e.error)?;
         // The rename itself reaches the disk with the folder; a file system that cannot sync folders loses nothing else.
@@ -59,12 +95,18 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes)
+        self.out.write(bytes).map_err(plain)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        self.out.flush().map_err(plain)
     }
+}
+
+/// The system's own error, without the temporary's name, which would tell nobody anything.
+fn plain(error: io::Error) -> io::Error {
+    let source = error.get_ref().and_then(|wrapped| wrapped.source()?.downcast_ref::<io::Error>()?.raw_os_error());
+    source.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// The folder that holds `path`, `.` for a bare name.
@@ -99,6 +141,23 @@ mod tests {
         file.write_all(b"half").unwrap();
         drop(file);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// The list belongs to the whole process, where other tests have files: it is looked at, not emptied.
+    #[test]
+    fn atomic_file_is_listed_for_removal_only_while_unfinished() {
+        let dir = tempfile::tempdir().unwrap();
+        let listed = || {
+            let list = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
+            list.iter().filter(|p| p.starts_with(dir.path())).cloned().collect::<Vec<_>>()
+        };
+        let file = AtomicFile::create(dir.path().join("out")).unwrap();
+        let [temporary] = &listed()[..] else { panic!("one temporary is listed") };
+        assert!(temporary.is_file());
+        remove(temporary);
+        assert!(!temporary.exists());
+        drop(file);
+        assert!(listed().is_empty());
     }
 
     #[test]

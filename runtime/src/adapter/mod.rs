@@ -171,9 +171,9 @@ pub enum AdapterError {
 fn unmatched(coverage: &Coverage) -> String {
     let keys: Vec<&str> = coverage.unmatched().collect();
     let listed = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+    let rest = if coverage.slots_covered > 0 { ", or pass `--allow-partial` to apply the rest" } else { "" };
     format!(
-        "{}: {} of {} keys match no slot of the component, such as {listed}; the adapter is for another model, \
-         or pass `--allow-partial` to apply the rest",
+        "{}: {} of {} keys match no slot of the component, such as {listed}; the adapter is for another model{rest}",
         coverage.file.display(),
         keys.len(),
         coverage.keys.len(),

@@ -75,7 +75,7 @@ pub fn read_adapter(path: &Path, slots: &[Slot], options: &ReadOptions) -> Resul
 /// How a file spells its keys, by the first key that says.
 ///
 /// # Errors
-/// As [`WeightFile::open`]; [`AdapterError::Config`] if no key is an adapter's.
+/// As [`WeightFile::open`]; [`AdapterError::Unsupported`] or [`AdapterError::Config`] if no key is an adapter's.
 pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
     let path = locate(path)?;
     let file = WeightFile::open(&path)?;
@@ -86,10 +86,18 @@ pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
         Key::LoRa { format, .. } => Some(format),
         _ => None,
     };
-    file.names()
-        .iter()
-        .find_map(form)
-        .ok_or_else(|| AdapterError::Config { path, reason: "no key is an adapter's".into() })
+    let names = file.names();
+    let other = |key: &String| match keys::parse(key) {
+        Key::Other(kind) => Some(AdapterError::Unsupported { path: path.clone(), key: key.clone(), kind }),
+        _ => None,
+    };
+    names.iter().find_map(form).ok_or_else(|| {
+        names.iter().find_map(other).unwrap_or_else(|| AdapterError::Config {
+            path: path.clone(),
+            reason: "no key is an adapter's, such as `….lora_A.weight`; is this the checkpoint of a whole model?"
+                .into(),
+        })
+    })
 }
 
 /// The file to read: `path`, or the one that a folder holds.

@@ -8,6 +8,7 @@ use ffmpeg_sidecar::command::FfmpegCommand;
 
 use super::decode::{Messages, abort, file_argument, finish, spawn};
 use super::{Frames, VideoError, extension, images, io_error};
+use crate::atomic::Unfinished;
 
 /// What ffmpeg is told for a container: codec options, and the muxer's name (the temporary file has another extension).
 struct Format {
@@ -56,6 +57,7 @@ pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>
     };
     let temporary =
         tempfile::Builder::new().prefix(".v2l-").suffix(".part").tempfile_in(&folder).map_err(io_error(&folder))?;
+    let _unfinished = Unfinished::new(temporary.path());
     encode(temporary.path(), &format, frames, fps, ffmpeg)?;
     make_readable(temporary.path())?;
     temporary.persist(path).map_err(|e| VideoError::Io { path: path.to_owned(), source: e.error })?;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use image::{ImageReader, Limits, RgbImage};
 
 use super::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
+use crate::atomic::Unfinished;
 
 /// True for a file that [`read_images`] reads.
 pub(super) fn is_image(path: &Path) -> bool {
@@ -50,7 +51,11 @@ fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
     limits.max_image_width = Some(MAX_SIDE as u32);
     limits.max_image_height = Some(MAX_SIDE as u32);
     reader.limits(limits);
-    Ok(reader.decode().map_err(|e| error(e.to_string()))?.into_rgb8())
+    let bad = |e: image::ImageError| {
+        let reason = e.to_string();
+        error(format!("{}; expected an intact image of at most {MAX_SIDE} pixels a side", reason.trim_end_matches('.')))
+    };
+    Ok(reader.decode().map_err(bad)?.into_rgb8())
 }
 
 /// Writes `00000.png`, `00001.png`, … into a folder, which is made if need be. If one cannot be written, none appears.
@@ -68,6 +73,7 @@ pub(super) fn write_folder(folder: &Path, frames: &Frames) -> Result<(), VideoEr
 fn write_all(folder: &Path, frames: &Frames) -> Result<(), VideoError> {
     let temporary =
         tempfile::Builder::new().prefix(".v2l-").suffix(".partial").tempdir_in(folder).map_err(io_error(folder))?;
+    let _unfinished = Unfinished::new(temporary.path());
     let names: Vec<String> = (0..frames.count()).map(|i| format!("{i:05}.png")).collect();
     let (width, height) = (frames.width() as u32, frames.height() as u32);
     for (name, frame) in names.iter().zip(frames) {

@@ -1,0 +1,923 @@
+//! Bad input through the real binaries: the exit code of its class, a message with what, expected, found and the way out
+//! (see the snapshots), and nothing left behind.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value as Json;
+
+use crate::support::fixtures;
+use crate::tools::{
+    RawTensor, Run, Scratch, args, binary, command, output, run_ok, sample, sample_model, tamper, write,
+};
+
+const USAGE: i32 = 2;
+const BAD_MODEL: i32 = 3;
+const UNSUPPORTED: i32 = 4;
+const BAD_ADAPTER: i32 = 5;
+const VERSION: i32 = 6;
+const IO: i32 = 9;
+
+/// Runs a command that has to fail with `exit` and leave `scratch` as it was; gives the message.
+#[track_caller]
+fn refuse(scratch: &Scratch, command: Command, exit: i32) -> String {
+    let before = scratch.listing();
+    let run = output(command);
+    let message = scratch.stable(&run.stderr);
+    assert_eq!(run.code, exit, "{message}\n{}", run.stdout);
+    assert!(message.starts_with("error: "), "{message}");
+    assert!(!message.contains("panicked"), "{message}");
+    assert_eq!(scratch.listing(), before, "something was left behind");
+    message
+}
+
+#[track_caller]
+fn refuse_export(scratch: &Scratch, model: &Path, exit: i32) -> String {
+    refuse(scratch, command("export", args![model, "-o", scratch.path("bundle")]), exit)
+}
+
+/// A small text-to-video transformer, free to be damaged.
+fn transformer(scratch: &Scratch) -> (PathBuf, PathBuf) {
+    let model = scratch.copy(&fixtures().join("adapter/transformer"), "model");
+    let weights = model.join("diffusion_pytorch_model.safetensors");
+    (model, weights)
+}
+
+fn edit_json(path: &Path, change: impl FnOnce(&mut Json)) {
+    let mut json: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+}
+
+// Checkpoints.
+
+#[test]
+fn checkpoint_with_a_missing_key_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| drop(t.remove("transformer_blocks.0.attn1.to_q.weight")));
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn checkpoint_with_a_surplus_key_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| drop(t.insert("transformer_blocks.0.attn1.to_x.weight".into(), RawTensor::f32s(&[2], 0.0))));
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn checkpoint_with_a_wrong_shape_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| {
+        let weight = t.get_mut("proj_out.weight").unwrap();
+        *weight = weight.resized(&[3, 5]);
+    });
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn checkpoint_with_integers_for_weights_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| {
+        let weight = t.get_mut("proj_out.weight").unwrap();
+        weight.dtype = safetensors::Dtype::I32;
+        weight.data = vec![0; 4 * weight.shape.iter().product::<usize>()];
+    });
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn config_with_too_many_layers_is_refused() {
+    let scratch = Scratch::new();
+    let (model, _) = transformer(&scratch);
+    edit_json(&model.join("config.json"), |c| c["num_layers"] = 9.into());
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn config_of_another_class_is_refused() {
+    let scratch = Scratch::new();
+    let (model, _) = transformer(&scratch);
+    edit_json(&model.join("config.json"), |c| c["_class_name"] = "UNet2DConditionModel".into());
+    insta::assert_snapshot!(refuse_export(&scratch, &model, UNSUPPORTED));
+}
+
+#[test]
+fn config_that_is_no_json_is_refused() {
+    let scratch = Scratch::new();
+    let (model, _) = transformer(&scratch);
+    std::fs::write(model.join("config.json"), "{\"num_layers\": ").unwrap();
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+}
+
+#[test]
+fn config_with_absurd_sizes_is_refused() {
+    let mut messages = Vec::new();
+    for (key, value, exit) in [
+        ("num_layers", 4_000_000_000, UNSUPPORTED),
+        ("num_attention_heads", u64::MAX / 2, UNSUPPORTED),
+        ("attention_head_dim", 0, UNSUPPORTED),
+        ("patch_size", 0, UNSUPPORTED),
+    ] {
+        let scratch = Scratch::new();
+        let (model, _) = transformer(&scratch);
+        edit_json(&model.join("config.json"), |c| c[key] = value.into());
+        messages.push(refuse_export(&scratch, &model, exit));
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn truncated_safetensors_are_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    let bytes = std::fs::read(&weights).unwrap();
+    std::fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    insta::assert_snapshot!(refuse_export(&scratch, &model, BAD_MODEL));
+    for length in [0, 7, 8, 100] {
+        std::fs::write(&weights, &bytes[..length]).unwrap();
+        refuse_export(&scratch, &model, BAD_MODEL);
+    }
+}
+
+#[test]
+fn hostile_safetensors_are_refused() {
+    let entry = |start: u64, end: u64, shape: &str| {
+        format!(r#""w{start}":{{"dtype":"F32","shape":[{shape}],"data_offsets":[{start},{end}]}}"#)
+    };
+    let file = |header: &str, data: usize| {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        bytes
+    };
+    let overlap = format!("{{{},{}}}", entry(0, 8, "2"), entry(4, 12, "2"));
+    let overflow = format!("{{{}}}", entry(0, 8, "18446744073709551615,2"));
+    let outside = format!("{{{}}}", entry(0, 1 << 40, "274877906944"));
+    let backwards = format!("{{{}}}", entry(8, 0, "2"));
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let cases = [
+        ("header length of 2^64 - 1", u64::MAX.to_le_bytes().to_vec()),
+        ("header length beyond the file", [1_000_000u64.to_le_bytes().as_slice(), b"{}"].concat()),
+        ("overlapping tensors", file(&overlap, 12)),
+        ("shape that overflows", file(&overflow, 8)),
+        ("tensor outside the file", file(&outside, 8)),
+        ("tensor that ends before it starts", file(&backwards, 8)),
+        ("deeply nested header", file(&deep, 0)),
+        ("no JSON", file("\u{0}\u{1}", 0)),
+    ];
+    let mut messages = String::new();
+    for (name, bytes) in cases {
+        let scratch = Scratch::new();
+        let (model, weights) = transformer(&scratch);
+        std::fs::write(&weights, bytes).unwrap();
+        messages += &format!("{name}\n  {}\n", refuse_export(&scratch, &model, BAD_MODEL));
+        refuse(&scratch, command("inspect", &[&weights]), BAD_MODEL);
+    }
+    insta::assert_snapshot!(messages);
+}
+
+#[test]
+fn reserved_names_in_a_checkpoint_are_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| drop(t.insert("v2l/manifest".into(), RawTensor::f32s(&[1], 0.0))));
+    insta::assert_snapshot!(refuse_export(&scratch, &model, UNSUPPORTED));
+}
+
+#[test]
+fn shard_index_that_points_outside_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    std::fs::rename(&weights, scratch.path("x.safetensors")).unwrap();
+    let index = model.join("diffusion_pytorch_model.safetensors.index.json");
+    let absolute = scratch.path("x.safetensors");
+    for (shard, snapshot) in [("../x.safetensors", true), (absolute.to_str().unwrap(), false), ("", false)] {
+        std::fs::write(&index, serde_json::json!({ "weight_map": { "proj_out.weight": shard } }).to_string()).unwrap();
+        let message = refuse_export(&scratch, &model, BAD_MODEL);
+        if snapshot {
+            insta::assert_snapshot!(message);
+        }
+    }
+}
+
+#[test]
+fn shard_that_is_missing_is_refused() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    std::fs::remove_file(&weights).unwrap();
+    let index = serde_json::json!({ "weight_map": { "proj_out.weight": "model-00001-of-00002.safetensors" } });
+    std::fs::write(model.join("diffusion_pytorch_model.safetensors.index.json"), index.to_string()).unwrap();
+    insta::assert_snapshot!(refuse_export(&scratch, &model, IO));
+}
+
+#[test]
+fn folder_without_a_model_is_refused() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("empty")).unwrap();
+    let empty = refuse_export(&scratch, &scratch.path("empty"), BAD_MODEL);
+    let missing = refuse_export(&scratch, &scratch.path("missing"), BAD_MODEL);
+    insta::assert_snapshot!(format!("{empty}\n{missing}"));
+}
+
+// Hypernetworks.
+
+/// A small predictor: transformer, hypernetwork and LiLoRA files.
+struct Predictor {
+    scratch: Scratch,
+    model: PathBuf,
+    hypernetwork: PathBuf,
+    lilora: PathBuf,
+}
+
+impl Predictor {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let from = fixtures().join("hypernetwork/subset");
+        let model = scratch.copy(&from.join("transformer"), "transformer");
+        let hypernetwork = scratch.copy(&from.join("hypernetwork.safetensors"), "hypernetwork.safetensors");
+        let lilora = scratch.copy(&from.join("checkpoint-checkpoint-100.safetensors"), "lilora.safetensors");
+        Self { scratch, model, hypernetwork, lilora }
+    }
+
+    fn tokens(&self, shape: [usize; 3]) {
+        tamper(&self.hypernetwork, |t| {
+            for (_, table) in t.iter_mut().filter(|(name, _)| name.ends_with("block_pos_emb")) {
+                *table = table.resized(&shape);
+            }
+        });
+    }
+
+    fn auxiliary(&self, change: impl Fn(&str, &RawTensor) -> Vec<usize>) {
+        tamper(&self.lilora, |t| {
+            for (name, tensor) in t.iter_mut() {
+                let shape = change(name, tensor);
+                if shape != tensor.shape {
+                    *tensor = tensor.resized(&shape);
+                }
+            }
+        });
+    }
+
+    #[track_caller]
+    fn refuse(&self, exit: i32) -> String {
+        let Self { scratch, model, hypernetwork, lilora } = self;
+        let args = args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--lilora", lilora];
+        refuse(scratch, command("export", args), exit)
+    }
+}
+
+#[test]
+fn hypernetwork_with_another_number_of_tokens_is_refused() {
+    let predictor = Predictor::new();
+    predictor.tokens([1, 10, 68]);
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn token_width_that_is_no_multiple_of_a_plus_b_is_refused() {
+    let predictor = Predictor::new();
+    predictor.auxiliary(|name, t| {
+        if name.ends_with("down_aux") { vec![t.shape[0] - 1, t.shape[1]] } else { t.shape.clone() }
+    });
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn token_width_of_64_or_less_is_refused() {
+    let predictor = Predictor::new();
+    predictor.tokens([1, 12, 64]);
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn auxiliary_matrices_of_other_features_are_refused() {
+    let longer = |ending: &'static str, axis: usize| {
+        let predictor = Predictor::new();
+        predictor.auxiliary(|name, t| {
+            let mut shape = t.shape.clone();
+            shape[axis] += usize::from(name.ends_with(ending));
+            shape
+        });
+        predictor.refuse(BAD_ADAPTER)
+    };
+    let down = longer("0_attn1_to_v.down_aux", 1);
+    let up = longer("0_ff_net_2.up_aux", 0);
+    insta::assert_snapshot!(format!("{down}\n{up}"));
+}
+
+#[test]
+fn lilora_of_another_backbone_is_refused() {
+    let predictor = Predictor::new();
+    tamper(&predictor.lilora, |t| {
+        let moved = t.remove("lora_unet__transformer_blocks_0_attn1_to_v.down_aux").unwrap();
+        t.insert("lora_unet__transformer_blocks_7_attn1_to_v.down_aux".into(), moved);
+    });
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn lilora_with_half_a_layer_is_refused() {
+    let predictor = Predictor::new();
+    tamper(&predictor.lilora, |t| drop(t.remove("lora_unet__transformer_blocks_0_ff_net_2.up_aux")));
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn hypernetwork_with_a_missing_key_is_refused() {
+    let predictor = Predictor::new();
+    tamper(&predictor.hypernetwork, |t| drop(t.remove("img_weight_generator.feature_proj.weight")));
+    insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
+}
+
+#[test]
+fn hypernetwork_without_a_transformer_is_refused() {
+    let predictor = Predictor::new();
+    let model = fixtures().join("t5/relu");
+    let Predictor { scratch, hypernetwork, lilora, .. } = &predictor;
+    let args = args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--lilora", lilora];
+    insta::assert_snapshot!(refuse(scratch, command("export", args), BAD_MODEL));
+}
+
+// ONNX.
+
+#[track_caller]
+fn refuse_compile(scratch: &Scratch, onnx: &Path, exit: i32) -> String {
+    refuse(scratch, command("compile", args![onnx, "-o", scratch.path("x.engine")]), exit)
+}
+
+fn onnx(scratch: &Scratch) -> PathBuf {
+    scratch.copy(&sample().bundle().join("transformer"), "transformer").join("step.onnx")
+}
+
+/// Replaces every occurrence of a text by one of equal length.
+fn patch(path: &Path, from: &str, to: &str) {
+    assert_eq!(from.len(), to.len());
+    let mut bytes = std::fs::read(path).unwrap();
+    let mut found = 0;
+    for at in 0..=bytes.len() - from.len() {
+        if &bytes[at..at + from.len()] == from.as_bytes() {
+            bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
+            found += 1;
+        }
+    }
+    assert!(found > 0, "{} does not hold {from}", path.display());
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn truncated_onnx_is_refused() {
+    let scratch = Scratch::new();
+    let path = onnx(&scratch);
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    insta::assert_snapshot!(refuse_compile(&scratch, &path, BAD_MODEL));
+    for length in [0, 1, 10, 100, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        refuse_compile(&scratch, &path, BAD_MODEL);
+    }
+}
+
+#[test]
+fn garbage_for_onnx_is_refused() {
+    let scratch = Scratch::new();
+    let path = scratch.write("x.onnx", [0xff; 100]);
+    let compile = refuse_compile(&scratch, &path, BAD_MODEL);
+    let inspect = refuse(&scratch, command("inspect", &[&path]), BAD_MODEL);
+    assert_eq!(compile, inspect);
+    insta::assert_snapshot!(compile);
+}
+
+#[test]
+fn external_data_outside_the_folder_are_refused() {
+    let scratch = Scratch::new();
+    let path = onnx(&scratch);
+    let original = std::fs::read(&path).unwrap();
+    let mut messages = Vec::new();
+    for location in ["../weig.bin", "/tmp/we.bin", "a/../../b.b"] {
+        std::fs::write(&path, &original).unwrap();
+        patch(&path, "weights.bin", location);
+        messages.push(refuse_compile(&scratch, &path, BAD_MODEL));
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[cfg(unix)]
+#[test]
+fn external_data_behind_a_symbolic_link_outside_are_refused() {
+    let scratch = Scratch::new();
+    let path = onnx(&scratch);
+    let weights = path.with_file_name("weights.bin");
+    std::fs::rename(&weights, scratch.path("elsewhere.bin")).unwrap();
+    std::os::unix::fs::symlink(scratch.path("elsewhere.bin"), &weights).unwrap();
+    insta::assert_snapshot!(refuse_compile(&scratch, &path, BAD_MODEL));
+}
+
+#[test]
+fn external_data_that_are_too_short_are_refused() {
+    let scratch = Scratch::new();
+    let path = onnx(&scratch);
+    std::fs::write(path.with_file_name("weights.bin"), [0; 100]).unwrap();
+    let message = refuse_compile(&scratch, &path, BAD_MODEL);
+    assert!(message.contains("truncated or belongs to another model"), "{message}");
+}
+
+#[test]
+fn engine_directory_given_to_compile_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let message = refuse(&scratch, command("compile", args![engines, "-o", scratch.path("new")]), BAD_MODEL);
+    insta::assert_snapshot!(message);
+}
+
+// Outputs.
+
+#[test]
+fn output_folder_of_somebody_else_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    scratch.write("precious/thesis.txt", "years of work");
+    let target = scratch.path("precious");
+    let export = refuse(&scratch, command("export", args![fixtures().join("t5/relu"), "-o", &target]), USAGE);
+    let compile = refuse(&scratch, command("compile", args![sample.bundle(), "-o", &target]), USAGE);
+    assert_eq!(export, compile);
+    insta::assert_snapshot!(export);
+}
+
+#[test]
+fn earlier_bundle_is_replaced_and_a_failed_export_leaves_it() {
+    let scratch = Scratch::new();
+    let target = scratch.path("bundle");
+    run_ok("export", args![fixtures().join("t5/relu"), "-o", &target]);
+    run_ok("export", args![fixtures().join("t5/gated_gelu"), "-o", &target]);
+    let (model, weights) = transformer(&scratch);
+    tamper(&weights, |t| drop(t.remove("proj_out.weight")));
+    refuse_export(&scratch, &model, BAD_MODEL);
+}
+
+#[test]
+fn missing_parents_are_made_and_go_again_with_a_failure() {
+    let scratch = Scratch::new();
+    let (model, weights) = transformer(&scratch);
+    let target = scratch.path("a/b/bundle");
+    run_ok("export", args![&model, "-o", &target]);
+    std::fs::remove_dir_all(scratch.path("a")).unwrap();
+    tamper(&weights, |t| drop(t.remove("proj_out.weight")));
+    refuse(&scratch, command("export", args![&model, "-o", &target]), BAD_MODEL);
+}
+
+#[test]
+fn output_file_in_a_missing_folder_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let (onnx, target) = (sample.bundle().join("transformer/step.onnx"), scratch.path("missing/x.engine"));
+    let compile = refuse(&scratch, command("compile", args![onnx, "-o", target]), IO);
+    let target = scratch.path("missing/x.mp4");
+    let run = refuse(&scratch, command("run", args!["--engine", sample.engines(), "-o", target]), USAGE);
+    insta::assert_snapshot!(format!("{compile}\n{run}"));
+}
+
+/// A command that can write no file larger than `kib`, as on a disk that is full.
+#[cfg(unix)]
+fn on_a_full_disk(tool: &str, arguments: &[OsString], kib: u32) -> Command {
+    let mut command = Command::new("bash");
+    command.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\""), binary(tool)]).args(arguments);
+    command.stdin(std::process::Stdio::null());
+    command
+}
+
+#[cfg(unix)]
+#[test]
+fn full_disk_leaves_no_bundle() {
+    let scratch = Scratch::new();
+    let full = on_a_full_disk("export", args![sample_model(), "-o", scratch.path("bundle")], 16);
+    let message = refuse(&scratch, full, IO);
+    assert!(message.contains(".partial/transformer/") && message.contains("File too large"), "{message}");
+    assert!(message.contains("free space"), "{message}");
+}
+
+#[cfg(unix)]
+#[test]
+fn full_disk_leaves_no_engines() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let full = on_a_full_disk("compile", args![sample.bundle(), "-o", scratch.path("engines")], 16);
+    let message = refuse(&scratch, full, IO);
+    assert!(message.contains("transformer.engine: File too large"), "{message}");
+    let onnx = sample.bundle().join("transformer/step.onnx");
+    let full = on_a_full_disk("compile", args![onnx, "-o", scratch.path("x.engine")], 16);
+    insta::assert_snapshot!(refuse(&scratch, full, IO));
+}
+
+#[cfg(unix)]
+#[test]
+fn full_disk_leaves_no_video_and_no_tensors() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
+    for target in ["x.mp4", "x.gif", "x.safetensors", "frames/"] {
+        let args = args!["--engine", sample.engines(), "--decode", &latents, "-o", scratch.path(target)];
+        let message = refuse(&scratch, on_a_full_disk("run", args, 1), IO);
+        assert!(message.to_lowercase().contains("file too large"), "{message}");
+    }
+}
+
+// Running.
+
+fn latents(scratch: &Scratch, shape: &[usize]) -> PathBuf {
+    let path = scratch.path("latents.safetensors");
+    let mut latents = RawTensor::f32s(shape, 0.0);
+    let count = latents.data.len() / 4;
+    latents.data = (0..count).flat_map(|i| ((i as f32 * 0.7).sin()).to_le_bytes()).collect();
+    write(&path, &[("latents".to_owned(), latents)].into(), None);
+    path
+}
+
+fn generate(engines: &Path, extra: &[OsString]) -> Command {
+    let small = args![
+        "--engine", engines, "--image", sample_model().join("image.png"), "--num-frames", "5", "--steps", "1",
+        "--guidance", "1", "--width", "32", "--height", "32",
+    ];
+    command("run", &[small, extra].concat())
+}
+
+#[test]
+fn video_that_ffmpeg_cannot_read_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let video = scratch.write("x.mp4", [7; 5000]);
+    let run = generate(&sample.engines(), args!["--reference", &video, "-o", scratch.path("out.mp4")]);
+    let message = refuse(&scratch, run, IO);
+    assert!(message.contains("x.mp4: ffmpeg ended with") && message.contains("Invalid data"), "{message}");
+    let missing = scratch.path("missing.mp4");
+    let run = generate(&sample.engines(), args!["--reference", &missing, "-o", scratch.path("out.mp4")]);
+    insta::assert_snapshot!(refuse(&scratch, run, IO));
+}
+
+#[test]
+fn image_that_is_none_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let image = scratch.write("x.png", "no image");
+    let run = command("run", args!["--engine", sample.engines(), "--image", image, "-o", scratch.path("out.mp4")]);
+    insta::assert_snapshot!(refuse(&scratch, run, IO));
+}
+
+#[test]
+fn folder_without_frames_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    std::fs::create_dir(scratch.path("frames")).unwrap();
+    let run = generate(&sample.engines(), args!["--reference", scratch.path("frames"), "-o", scratch.path("out.mp4")]);
+    insta::assert_snapshot!(refuse(&scratch, run, USAGE));
+}
+
+#[test]
+fn requests_that_the_model_cannot_carry_out_are_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let mut messages = Vec::new();
+    for extra in [
+        &["--width", "100", "--height", "72"][..],
+        &["--width", "0", "--height", "16"],
+        &["--width", "16000", "--height", "16"],
+        &["--num-frames", "0"],
+        &["--num-frames", "1000000000"],
+        &["--steps", "0"],
+        &["--steps", "100000"],
+        &["--guidance", "NaN"],
+        &["--fps", "0"],
+        &["--noise-aug-strength=-1"],
+        &["--reference-frames", "some"],
+    ] {
+        let mut command = command("run", args!["--engine", sample.engines(), "-o", scratch.path("out.mp4")]);
+        command.args(extra);
+        messages.push(format!("{}\n  {}", extra.join(" "), refuse(&scratch, command, USAGE)));
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn video_of_unknown_format_is_refused_before_any_work() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let run = generate(&sample.engines(), args!["-o", scratch.path("out.avi"), "--ort-lib", scratch.path("none.so")]);
+    insta::assert_snapshot!(refuse(&scratch, run, USAGE));
+}
+
+#[test]
+fn prompt_beyond_the_tokenizer_is_truncated_with_a_warning() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let target = scratch.path("out.safetensors");
+    let prompt = "a cat runs on the beach ".repeat(80);
+    let run = output(generate(&sample.engines(), args!["--prompt", prompt, "-o", &target]));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("warning: the text is too long: its last "), "{}", run.stderr);
+    assert!(target.is_file());
+}
+
+#[test]
+fn initial_noise_of_another_shape_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let noise = latents(&scratch, &[1, 3, 16, 4, 4]);
+    let run = generate(&sample.engines(), args!["--latents", noise, "-o", scratch.path("out.safetensors")]);
+    insta::assert_snapshot!(refuse(&scratch, run, USAGE));
+}
+
+#[test]
+fn latents_and_pixels_of_impossible_shapes_are_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let wrong = latents(&scratch, &[1, 4, 2, 8, 12]);
+    let run = |args: &[OsString]| refuse(&scratch, command("run", args), USAGE);
+    let decode = run(args!["--engine", sample.engines(), "--decode", &wrong, "-o", scratch.path("out.safetensors")]);
+    let encode = run(args!["--engine", sample.engines(), "--encode", &wrong, "--outputs", scratch.path("o.safetensors")]);
+    let matrix = latents(&scratch, &[4, 4]);
+    let flat = run(args!["--engine", sample.engines(), "--decode", &matrix, "-o", scratch.path("out.safetensors")]);
+    insta::assert_snapshot!(format!("{decode}\n{encode}\n{flat}"));
+}
+
+#[test]
+fn missing_onnx_runtime_is_reported_in_every_mode() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let (engines, model) = (sample.engines(), sample_model());
+    let nowhere = scratch.path("libonnxruntime.so");
+    let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
+    let out = scratch.path("out.safetensors");
+    let modes: [&[OsString]; 5] = [
+        args!["--engine", &engines, "--decode", &latents, "-o", &out],
+        args!["--engine", &engines, "--encode", model.join("image.png"), "--outputs", &out],
+        args!["--engine", &engines, "--reference", model.join("image.png"), "--save-lora", &out],
+        args!["--engine", &engines, "--image", model.join("image.png"), "-o", &out],
+        args!["--engine", sample.engine("vae_decoder"), "--inputs", &latents, "--outputs", &out, "--graph", "first"],
+    ];
+    let mut messages = Vec::new();
+    for mode in modes {
+        let flag = refuse(&scratch, command("run", &[mode, args!["--ort-lib", &nowhere]].concat()), VERSION);
+        let mut variable = command("run", mode);
+        variable.env("V2L_ORT_LIB", &nowhere);
+        let variable = refuse(&scratch, variable, VERSION);
+        assert!(variable.contains("V2L_ORT_LIB names [TMP]/libonnxruntime.so, which does not exist"), "{variable}");
+        messages.push(flag);
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn library_that_is_not_onnx_runtime_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let library = scratch.write("libonnxruntime.so", "no library");
+    let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
+    let args = args![
+        "--engine", sample.engines(), "--decode", latents, "-o", scratch.path("o.safetensors"), "--ort-lib", library,
+    ];
+    let message = refuse(&scratch, command("run", args), VERSION);
+    assert!(message.contains("cannot be loaded as ONNX Runtime"), "{message}");
+}
+
+#[test]
+fn missing_ffmpeg_is_reported_before_any_work() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let nowhere = scratch.path("ffmpeg");
+    let out = args!["-o", scratch.path("out.mp4"), "--ffmpeg", &nowhere];
+    let writing = refuse(&scratch, generate(&sample.engines(), out), VERSION);
+    let reference = args![
+        "--reference", sample_model().join("reference.mp4"), "-o", scratch.path("o.safetensors"), "--ffmpeg", &nowhere,
+    ];
+    let reading = refuse(&scratch, generate(&sample.engines(), reference), VERSION);
+    assert_eq!(writing, reading);
+    insta::assert_snapshot!(writing);
+}
+
+#[test]
+fn engine_of_a_newer_format_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let engine = engines.join("vae_decoder.engine");
+    patch(&engine, "\"format_version\":1", "\"format_version\":9");
+    let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
+    let inspect = refuse(&scratch, command("inspect", &[&engine]), VERSION);
+    let args = args!["--engine", &engines, "--decode", latents, "-o", scratch.path("out.safetensors")];
+    let run = refuse(&scratch, command("run", args), VERSION);
+    insta::assert_snapshot!(format!("{inspect}\n{run}"));
+}
+
+#[test]
+fn pipeline_of_a_newer_version_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    edit_json(&engines.join("pipeline.json"), |p| p["version"] = 7.into());
+    let run = generate(&engines, args!["-o", scratch.path("out.safetensors")]);
+    insta::assert_snapshot!(refuse(&scratch, run, VERSION));
+}
+
+#[test]
+fn pipeline_that_points_outside_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    edit_json(&engines.join("pipeline.json"), |p| p["components"]["transformer"]["engine"] = "../x.engine".into());
+    let run = generate(&engines, args!["-o", scratch.path("out.safetensors")]);
+    insta::assert_snapshot!(refuse(&scratch, run, BAD_MODEL));
+}
+
+#[test]
+fn damaged_weight_is_found_with_verify_hashes() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let engine = engines.join("vae_decoder.engine");
+    let mut bytes = std::fs::read(&engine).unwrap();
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[8 + header + 3] ^= 1;
+    std::fs::write(&engine, bytes).unwrap();
+    let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
+    let target = scratch.path("out.safetensors");
+    let args = args!["--engine", &engines, "--decode", latents, "-o", target, "--verify-hashes"];
+    let run = refuse(&scratch, command("run", args), BAD_MODEL);
+    for path in [&engine, &engines] {
+        let inspect = refuse(&scratch, command("inspect", args![path, "--verify-hashes"]), BAD_MODEL);
+        assert_eq!(inspect, run);
+    }
+    assert!(run.contains("expected BLAKE3") && run.contains("copy or compile it again"), "{run}");
+    run_ok("inspect", &[&engine]);
+}
+
+#[test]
+fn engine_cut_short_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let bytes = std::fs::read(sample.engine("transformer")).unwrap();
+    let engine = scratch.write("x.engine", &bytes[..bytes.len() - 1]);
+    insta::assert_snapshot!(refuse(&scratch, command("inspect", &[&engine]), BAD_MODEL));
+}
+
+#[test]
+fn bundle_given_for_an_engine_directory_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let bundle = scratch.copy(&sample.bundle(), "bundle");
+    let run = generate(&bundle, args!["-o", scratch.path("out.safetensors")]);
+    insta::assert_snapshot!(refuse(&scratch, run, USAGE));
+}
+
+#[test]
+fn folder_given_for_an_engine_directory_is_refused() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("empty")).unwrap();
+    let run = generate(&scratch.path("empty"), args!["-o", scratch.path("out.safetensors")]);
+    let empty = refuse(&scratch, run, IO);
+    let run = generate(&scratch.path("missing"), args!["-o", scratch.path("out.safetensors")]);
+    let missing = refuse(&scratch, run, USAGE);
+    insta::assert_snapshot!(format!("{empty}\n{missing}"));
+}
+
+#[test]
+fn raw_inputs_that_the_graph_does_not_take_are_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let path = scratch.path("in.safetensors");
+    let target = scratch.path("out.safetensors");
+    let tokens = RawTensor { dtype: safetensors::Dtype::I64, shape: vec![1, 4], data: vec![0; 32] };
+    let mut messages = Vec::new();
+    let mut attempt = |inputs: &[(&str, RawTensor)], graph: &str| {
+        write(&path, &inputs.iter().map(|(name, t)| ((*name).to_owned(), t.clone())).collect(), None);
+        let engine = sample.engine("text_encoder");
+        let mut args = args!["--engine", engine, "--inputs", &path, "--outputs", &target].to_vec();
+        if !graph.is_empty() {
+            args.extend(["--graph".into(), graph.into()]);
+        }
+        messages.push(refuse(&scratch, command("run", &args), USAGE));
+    };
+    attempt(&[("ids", tokens.clone())], "encode");
+    attempt(&[("input_ids", tokens.clone()), ("surplus", tokens.clone())], "encode");
+    attempt(&[("input_ids", RawTensor::f32s(&[1, 4], 0.5))], "encode");
+    attempt(&[("input_ids", RawTensor { shape: vec![4], ..tokens.clone() })], "encode");
+    attempt(&[("ids", tokens.clone())], "");
+    attempt(&[("input_ids", tokens)], "decode");
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+// Adapters.
+
+/// An adapter for the sample's transformer in diffusers' form.
+fn adapter(scratch: &Scratch, module: &str, value: f32) -> PathBuf {
+    let path = scratch.path("lora.safetensors");
+    let tensors = [
+        ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight".to_owned(), RawTensor::f32s(&[2, 32], value)),
+        ("transformer.transformer_blocks.0.attn1.to_q.lora_B.weight".to_owned(), RawTensor::f32s(&[32, 2], 0.01)),
+        (format!("transformer.{module}.lora_A.weight"), RawTensor::f32s(&[2, 32], 0.01)),
+        (format!("transformer.{module}.lora_B.weight"), RawTensor::f32s(&[32, 2], 0.01)),
+    ];
+    write(&path, &tensors.into(), None);
+    path
+}
+
+fn generate_with(engines: &Path, lora: impl Into<OsString>, target: &Path, extra: &[&str]) -> Command {
+    let mut command = generate(engines, args!["-o", target, "--lora", lora.into()]);
+    command.args(extra);
+    command
+}
+
+#[test]
+fn adapter_with_unmatched_keys_is_refused_and_accepted_with_allow_partial() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let (engines, target) = (sample.engines(), scratch.path("out.safetensors"));
+    let lora = adapter(&scratch, "transformer_blocks.40.attn1.to_q", 0.01);
+    let run = refuse(&scratch, generate_with(&engines, &lora, &target, &[]), BAD_ADAPTER);
+    let inspect = refuse(&scratch, command("inspect", args![&lora, "--engine", &engines]), BAD_ADAPTER);
+    assert_eq!(run, inspect);
+    let Run { code, stderr, .. } = output(generate_with(&engines, &lora, &target, &["--allow-partial"]));
+    let stderr = scratch.stable(&stderr);
+    assert_eq!(code, 0, "{stderr}");
+    let warning = stderr.lines().find(|line| line.starts_with("warning")).unwrap_or_else(|| panic!("{stderr}"));
+    run_ok("inspect", args![&lora, "--engine", &engines, "--allow-partial"]);
+    insta::assert_snapshot!(format!("{run}\n{warning}"));
+}
+
+#[test]
+fn adapter_without_any_key_that_matches_is_refused_even_with_allow_partial() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let lora = scratch.path("lora.safetensors");
+    let tensors = [("transformer.x.lora_A.weight", [2, 32]), ("transformer.x.lora_B.weight", [32, 2])];
+    write(&lora, &tensors.map(|(name, shape)| (name.to_owned(), RawTensor::f32s(&shape, 0.0))).into(), None);
+    let run = generate_with(&sample.engines(), &lora, &scratch.path("out.safetensors"), &["--allow-partial"]);
+    insta::assert_snapshot!(refuse(&scratch, run, BAD_ADAPTER));
+}
+
+#[test]
+fn adapter_with_nan_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let lora = adapter(&scratch, "transformer_blocks.1.attn1.to_q", f32::NAN);
+    let run = generate_with(&sample.engines(), &lora, &scratch.path("out.safetensors"), &[]);
+    insta::assert_snapshot!(refuse(&scratch, run, BAD_ADAPTER));
+}
+
+#[test]
+fn adapter_of_another_size_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let lora = adapter(&scratch, "transformer_blocks.0.ff.net.0.proj", 0.01);
+    let run = generate_with(&sample.engines(), &lora, &scratch.path("out.safetensors"), &[]);
+    insta::assert_snapshot!(refuse(&scratch, run, BAD_ADAPTER));
+}
+
+#[test]
+fn files_that_are_no_adapters_are_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let target = scratch.path("out.safetensors");
+    let truncated = scratch.write("cut.safetensors", [9; 30]);
+    let missing = scratch.path("missing.safetensors");
+    std::fs::create_dir(scratch.path("empty")).unwrap();
+    let cases = [
+        (sample_model().join("hypernetwork.safetensors"), BAD_ADAPTER),
+        (sample_model().join("checkpoint-checkpoint-100.safetensors"), BAD_ADAPTER),
+        (scratch.path("empty"), BAD_ADAPTER),
+        (truncated, BAD_ADAPTER),
+        (missing, IO),
+    ];
+    let messages = cases.map(|(path, exit)| refuse(&scratch, generate_with(&sample.engines(), path, &target, &[]), exit));
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn strength_that_is_no_number_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let lora = adapter(&scratch, "transformer_blocks.1.attn1.to_q", 0.01);
+    let target = scratch.path("out.safetensors");
+    let mut messages = Vec::new();
+    for strength in ["much", "", "NaN", "inf"] {
+        let text = format!("{}={strength}", lora.display());
+        messages.push(refuse(&scratch, generate_with(&sample.engines(), text, &target, &[]), USAGE));
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn tokens_of_another_predictor_are_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let light = scratch.path("light.safetensors");
+    let reference = sample_model().join("image.png");
+    run_ok("run", args!["--engine", sample.engines(), "--reference", reference, "--save-lora", &light, "--lora-format", "light"]);
+    let from = |text: String| text.replace("light.safetensors", "LIGHT");
+    // Without a predictor.
+    let inputs = latents(&scratch, &[1, 2]);
+    let target = scratch.path("out.safetensors");
+    let engine = sample.engine("transformer");
+    let args = args!["--engine", engine, "--inputs", inputs, "--outputs", target, "--lora", &light];
+    let single = refuse(&scratch, command("run", args), BAD_ADAPTER);
+    // With another one.
+    let bytes = std::fs::read(&light).unwrap();
+    let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
+    let hash = text.split("\"auxiliary\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    patch(&light, &hash, &"0".repeat(hash.len()));
+    let other = refuse(&scratch, generate_with(&sample.engines(), &light, &scratch.path("o.safetensors"), &[]), BAD_ADAPTER);
+    let inspect = refuse(&scratch, command("inspect", args![&light, "--engine", sample.engines()]), BAD_ADAPTER);
+    assert_eq!(other, inspect);
+    insta::assert_snapshot!(from(format!("{single}\n{}", other.replace(&hash, "[HASH]"))));
+}
+
+#[test]
+fn reference_without_a_hypernetwork_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    edit_json(&engines.join("pipeline.json"), |p| {
+        p["components"].as_object_mut().unwrap().remove("hypernetwork");
+    });
+    let reference = sample_model().join("image.png");
+    let run = generate(&engines, args!["--reference", &reference, "-o", scratch.path("out.safetensors")]);
+    let video = refuse(&scratch, run, USAGE);
+    let args = args!["--engine", &engines, "--reference", &reference, "--save-lora", scratch.path("l.safetensors")];
+    let adapter = refuse(&scratch, command("run", args), USAGE);
+    assert_eq!(video, adapter);
+    insta::assert_snapshot!(video);
+}
