@@ -95,6 +95,8 @@ pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
     use io::ErrorKind::{FileTooLarge, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     let source = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).next_back()?;
     match source.kind() {
+        // Made by v2l, with its own way out.
+        _ if source.get_ref().is_some() => None,
         StorageFull | QuotaExceeded | FileTooLarge => {
             Some("free space there or choose another place, and run it again")
         }

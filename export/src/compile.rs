@@ -121,6 +121,7 @@ fn compile_component(
         raise_precision(&mut model);
         v2l_graphs::passes::optimize(&mut model)
             .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
+        v2l_graphs::passes::infer_shapes(&mut model);
         check_graph(&label, &model)?;
         let bytes = map_file(path).map_err(ExportError::io(path))?;
         made_from.insert(format!("{graph}.onnx"), format!("blake3:{}", blake3::hash(&bytes).to_hex()));
@@ -310,6 +311,7 @@ fn lazy_variant(model: &Model, weights: &BTreeMap<String, StoredWeight>) -> Mode
         ..Node::default()
     });
     model.graph.nodes.splice(0..0, nodes.collect::<Vec<_>>());
+    v2l_graphs::passes::infer_shapes(&mut model);
     model
 }
 

@@ -33,7 +33,7 @@ pub struct Component {
 
 impl Component {
     /// Records name, slots and attributes in every graph's `metadata_props`, optimises the graphs, brings them into
-    /// the component's precision and checks them.
+    /// the component's precision, infers the shapes of all values and checks them.
     ///
     /// # Errors
     /// [`ExportError::Graph`] if a graph turns out malformed: a defect of v2l, not of the checkpoint.
@@ -48,6 +48,7 @@ impl Component {
             let weights = &model.graph.initializers;
             let slots: Vec<&Slot> = self.slots.iter().filter(|s| weights.contains_key(&s.tensor)).collect();
             model.metadata.insert(metadata::SLOTS.into(), json!(slots).to_string());
+            v2l_graphs::passes::infer_shapes(model);
             crate::check_graph(&label, model)?;
         }
         Ok(self)

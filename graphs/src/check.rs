@@ -9,7 +9,9 @@ pub use slots::{LinearWeight, SlotError, check_slots, linear_weights};
 
 use crate::passes::{is_onnx, label, order};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
-use operators::{Operator, Out, operator};
+use operators::{Operator, operator};
+
+pub(crate) use operators::result_type;
 
 /// No more findings than this are collected.
 pub const MAX_FINDINGS: usize = 50;
@@ -314,8 +316,11 @@ impl<'a> Checker<'a> {
             for output in node.outputs.iter().filter(|o| !o.is_empty()) {
                 self.define(graph, &mut scope, output, Definition::Node(node));
             }
-            if let (Some(dtype), Some(output)) = (result_type(node, &scope), node.outputs.first()) {
-                scope.types.entry(output).or_insert(dtype);
+            for (index, output) in node.outputs.iter().enumerate() {
+                let input = |i: usize| scope.types.get(node.inputs.get(i)?.as_str()).copied();
+                if let Some(dtype) = result_type(node, index, input) {
+                    scope.types.entry(output).or_insert(dtype);
+                }
             }
         }
         self.outputs(graph, &scope);
@@ -479,20 +484,5 @@ const VALUES: [&str; 8] = [
 ];
 
 /// Type of the node's first output, where operator and operands tell.
-fn result_type(node: &Node, scope: &Scope<'_>) -> Option<DataType> {
-    if !is_onnx(node) {
-        return None;
-    }
-    match operator(&node.op_type)?.result {
-        Out::Like(index) => scope.types.get(node.inputs.get(index)?.as_str()).copied(),
-        Out::Is(dtype) => Some(dtype),
-        Out::To => DataType::from_onnx(i32::try_from(node.int("to")?).ok()?),
-        Out::Open => match node.attributes.get("value") {
-            Some(Attribute::Tensor(value)) => Some(value.dtype),
-            _ => None,
-        },
-    }
-}
-
 #[cfg(test)]
 mod tests;

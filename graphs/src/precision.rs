@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use crate::builder::ISLAND;
+use crate::check::result_type;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node, TensorData};
 
 /// Element types of all values of a graph in topological order, as far as the operators tell.
-pub(crate) fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
+fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
     let mut types: HashMap<String, DataType> = HashMap::new();
     let declared = graph.inputs.iter().chain(&graph.value_info).chain(&graph.outputs);
     for info in declared {
@@ -19,35 +20,13 @@ pub(crate) fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
     }
     for node in &graph.nodes {
         for (index, output) in node.outputs.iter().enumerate() {
-            let dtype = output_type(node, index, &types);
+            let dtype = result_type(node, index, |i| types.get(node.inputs.get(i)?).copied());
             if let (Some(dtype), false) = (dtype, output.is_empty()) {
                 types.insert(output.clone(), dtype);
             }
         }
     }
     types
-}
-
-fn output_type(node: &Node, index: usize, types: &HashMap<String, DataType>) -> Option<DataType> {
-    let input = |i: usize| node.inputs.get(i).and_then(|name| types.get(name)).copied();
-    match (node.op_type.as_str(), index) {
-        ("Cast", _) => i32::try_from(node.int("to")?).ok().and_then(DataType::from_onnx),
-        ("CastLike", _) => input(1),
-        ("Shape" | "Size" | "NonZero" | "ArgMax" | "ArgMin", _) | ("TopK", 1) => Some(DataType::Int64),
-        (
-            "Equal" | "Less" | "LessOrEqual" | "Greater" | "GreaterOrEqual" | "And" | "Or" | "Not" | "Xor" | "IsNaN"
-            | "IsInf",
-            _,
-        )
-        | ("Dropout", 1) => Some(DataType::Bool),
-        ("Where", _) => input(1),
-        ("Constant" | "ConstantOfShape", _) => match node.attributes.values().next() {
-            Some(Attribute::Tensor(t)) => Some(t.dtype),
-            Some(Attribute::Int(_) | Attribute::Ints(_)) => Some(DataType::Int64),
-            _ => Some(DataType::Float),
-        },
-        _ => input(0),
-    }
 }
 
 /// Brings a float32 graph into `to` (`float16` or `bfloat16`): weights, constants and arithmetic.

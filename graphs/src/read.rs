@@ -12,8 +12,12 @@ use crate::attribute::Other;
 use crate::onnx::{self, attribute_proto::AttributeType, tensor_proto::DataLocation};
 use crate::{Attribute, DataType, Dim, Function, Graph, Initializer, Model, Node, TensorData, TensorType, ValueInfo};
 
-/// A float tensor of at least this many bytes counts as a weight even if it was stored inside the graph file.
+/// A float tensor of at least this many bytes counts as a weight even if it was stored inside the graph file, except in
+/// models that v2l wrote: there the producer has decided.
 const WEIGHT_BYTES: usize = 1024;
+
+/// The metadata key that every model written by v2l's exporters has.
+const OWN_MODEL_KEY: &str = "v2l.component";
 
 /// How [`read_model`] gets at files.
 pub struct ReadOptions<'a> {
@@ -107,13 +111,15 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
     let proto = onnx::ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
     let graph = proto.graph.ok_or_else(|| not_onnx("it holds no graph".to_owned()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut reader = Reader { folder, options, files: HashMap::new() };
+    let metadata = entries(proto.metadata_props);
+    let inline_weights = !metadata.contains_key(OWN_MODEL_KEY);
+    let mut reader = Reader { folder, options, files: HashMap::new(), inline_weights };
     Ok(Model {
         ir_version: proto.ir_version.unwrap_or_default(),
         producer_name: proto.producer_name.unwrap_or_default(),
         producer_version: proto.producer_version.unwrap_or_default(),
         opsets: proto.opset_import.into_iter().map(|o| (domain(o.domain), o.version.unwrap_or_default())).collect(),
-        metadata: entries(proto.metadata_props),
+        metadata,
         graph: reader.graph(graph)?,
         functions: proto.functions.into_iter().map(Function).collect(),
     })
@@ -132,6 +138,8 @@ struct Reader<'a> {
     folder: &'a Path,
     options: &'a ReadOptions<'a>,
     files: HashMap<PathBuf, Bytes>,
+    /// Large float tensors inside the graph file are weights.
+    inline_weights: bool,
 }
 
 impl Reader<'_> {
@@ -239,7 +247,7 @@ impl Reader<'_> {
                 bytes.len()
             )));
         }
-        value.external |= dtype.is_float() && bytes.len() >= WEIGHT_BYTES;
+        value.external |= self.inline_weights && dtype.is_float() && bytes.len() >= WEIGHT_BYTES;
         value.data = TensorData::raw(bytes);
         Ok(value)
     }

@@ -6,7 +6,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 
 /// Bytes held back before they go to the file.
 const BUFFER: usize = 1 << 20;
@@ -48,7 +48,9 @@ fn remove(path: &Path) {
 /// [`commit`]: AtomicFile::commit
 #[derive(Debug)]
 pub struct AtomicFile {
-    out: BufWriter<NamedTempFile>,
+    // Written to directly, so that errors are the system's own and do not name the temporary.
+    out: BufWriter<File>,
+    temporary: TempPath,
     destination: PathBuf,
     /// Dropped last, so that the temporary is gone or in place before it is forgotten.
     _unfinished: Unfinished,
@@ -64,6 +66,11 @@ impl AtomicFile {
         let name = destination
             .file_name()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "expected a file name, found a folder"))?;
+        let folder = folder_of(destination);
+        if !folder.is_dir() {
+            let message = format!("the folder {} does not exist; create it first", folder.display());
+            return Err(io::Error::new(io::ErrorKind::NotFound, message));
+        }
         let mut prefix = std::ffi::OsString::from(".");
         prefix.push(name);
         prefix.push(".");
@@ -71,10 +78,10 @@ impl AtomicFile {
         builder.prefix(&prefix).suffix(".partial");
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temporary = builder.tempfile_in(folder_of(destination)).map_err(plain)?;
-        let unfinished = Unfinished::new(temporary.path());
-        let out = BufWriter::with_capacity(BUFFER, temporary);
-        Ok(Self { out, destination: destination.to_owned(), _unfinished: unfinished })
+        let (file, temporary) = builder.tempfile_in(folder)?.into_parts();
+        let unfinished = Unfinished::new(&*temporary);
+        let out = BufWriter::with_capacity(BUFFER, file);
+        Ok(Self { out, temporary, destination: destination.to_owned(), _unfinished: unfinished })
     }
 
     /// Flushes, waits until the bytes are on disk, and renames the temporary over the destination.
@@ -82,9 +89,9 @@ impl AtomicFile {
     /// # Errors
     /// If a step fails (a full disk, say); the temporary is then removed and the destination left as it was.
     pub fn commit(self) -> io::Result<()> {
-        let temporary = self.out.into_inner().map_err(|e| plain(e.into_error()))?;
-        temporary.as_file().sync_all()?;
-        temporary.persist(&self.destination).map_err(|e| e.error)?;
+        let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        self.temporary.persist(&self.destination).map_err(|e| e.error)?;
         // The rename itself reaches the disk with the folder; a file system that cannot sync folders loses nothing else.
         if let Ok(folder) = File::open(folder_of(&self.destination)) {
             let _ = folder.sync_all();
@@ -95,18 +102,12 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.out.write(bytes).map_err(plain)
+        self.out.write(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush().map_err(plain)
+        self.out.flush()
     }
-}
-
-/// The system's own error, without the temporary's name, which would tell nobody anything.
-fn plain(error: io::Error) -> io::Error {
-    let source = error.get_ref().and_then(|wrapped| wrapped.source()?.downcast_ref::<io::Error>()?.raw_os_error());
-    source.map_or(error, io::Error::from_raw_os_error)
 }
 
 /// The folder that holds `path`, `.` for a bare name.

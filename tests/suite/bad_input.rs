@@ -282,9 +282,11 @@ fn hypernetwork_with_another_number_of_tokens_is_refused() {
 #[test]
 fn token_width_that_is_no_multiple_of_a_plus_b_is_refused() {
     let predictor = Predictor::new();
-    predictor.auxiliary(|name, t| {
-        if name.ends_with("down_aux") { vec![t.shape[0] - 1, t.shape[1]] } else { t.shape.clone() }
-    });
+    predictor.auxiliary(
+        |name, t| {
+            if name.ends_with("down_aux") { vec![t.shape[0] - 1, t.shape[1]] } else { t.shape.clone() }
+        },
+    );
     insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
 }
 
@@ -536,8 +538,20 @@ fn latents(scratch: &Scratch, shape: &[usize]) -> PathBuf {
 
 fn generate(engines: &Path, extra: &[OsString]) -> Command {
     let small = args![
-        "--engine", engines, "--image", sample_model().join("image.png"), "--num-frames", "5", "--steps", "1",
-        "--guidance", "1", "--width", "32", "--height", "32",
+        "--engine",
+        engines,
+        "--image",
+        sample_model().join("image.png"),
+        "--num-frames",
+        "5",
+        "--steps",
+        "1",
+        "--guidance",
+        "1",
+        "--width",
+        "32",
+        "--height",
+        "32",
     ];
     command("run", &[small, extra].concat())
 }
@@ -626,7 +640,8 @@ fn latents_and_pixels_of_impossible_shapes_are_refused() {
     let wrong = latents(&scratch, &[1, 4, 2, 8, 12]);
     let run = |args: &[OsString]| refuse(&scratch, command("run", args), USAGE);
     let decode = run(args!["--engine", sample.engines(), "--decode", &wrong, "-o", scratch.path("out.safetensors")]);
-    let encode = run(args!["--engine", sample.engines(), "--encode", &wrong, "--outputs", scratch.path("o.safetensors")]);
+    let encode =
+        run(args!["--engine", sample.engines(), "--encode", &wrong, "--outputs", scratch.path("o.safetensors")]);
     let matrix = latents(&scratch, &[4, 4]);
     let flat = run(args!["--engine", sample.engines(), "--decode", &matrix, "-o", scratch.path("out.safetensors")]);
     insta::assert_snapshot!(format!("{decode}\n{encode}\n{flat}"));
@@ -664,7 +679,14 @@ fn library_that_is_not_onnx_runtime_is_refused() {
     let library = scratch.write("libonnxruntime.so", "no library");
     let latents = latents(&scratch, &[1, 16, 2, 8, 12]);
     let args = args![
-        "--engine", sample.engines(), "--decode", latents, "-o", scratch.path("o.safetensors"), "--ort-lib", library,
+        "--engine",
+        sample.engines(),
+        "--decode",
+        latents,
+        "-o",
+        scratch.path("o.safetensors"),
+        "--ort-lib",
+        library,
     ];
     let message = refuse(&scratch, command("run", args), VERSION);
     assert!(message.contains("cannot be loaded as ONNX Runtime"), "{message}");
@@ -677,7 +699,12 @@ fn missing_ffmpeg_is_reported_before_any_work() {
     let out = args!["-o", scratch.path("out.mp4"), "--ffmpeg", &nowhere];
     let writing = refuse(&scratch, generate(&sample.engines(), out), VERSION);
     let reference = args![
-        "--reference", sample_model().join("reference.mp4"), "-o", scratch.path("o.safetensors"), "--ffmpeg", &nowhere,
+        "--reference",
+        sample_model().join("reference.mp4"),
+        "-o",
+        scratch.path("o.safetensors"),
+        "--ffmpeg",
+        &nowhere,
     ];
     let reading = refuse(&scratch, generate(&sample.engines(), reference), VERSION);
     assert_eq!(writing, reading);
@@ -865,7 +892,8 @@ fn files_that_are_no_adapters_are_refused() {
         (truncated, BAD_ADAPTER),
         (missing, IO),
     ];
-    let messages = cases.map(|(path, exit)| refuse(&scratch, generate_with(&sample.engines(), path, &target, &[]), exit));
+    let messages =
+        cases.map(|(path, exit)| refuse(&scratch, generate_with(&sample.engines(), path, &target, &[]), exit));
     insta::assert_snapshot!(messages.join("\n"));
 }
 
@@ -887,7 +915,10 @@ fn tokens_of_another_predictor_are_refused() {
     let (scratch, sample) = (Scratch::new(), sample());
     let light = scratch.path("light.safetensors");
     let reference = sample_model().join("image.png");
-    run_ok("run", args!["--engine", sample.engines(), "--reference", reference, "--save-lora", &light, "--lora-format", "light"]);
+    run_ok(
+        "run",
+        args!["--engine", sample.engines(), "--reference", reference, "--save-lora", &light, "--lora-format", "light"],
+    );
     let from = |text: String| text.replace("light.safetensors", "LIGHT");
     // Without a predictor.
     let inputs = latents(&scratch, &[1, 2]);
@@ -900,7 +931,8 @@ fn tokens_of_another_predictor_are_refused() {
     let text = String::from_utf8_lossy(&bytes[8..]).into_owned();
     let hash = text.split("\"auxiliary\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
     patch(&light, &hash, &"0".repeat(hash.len()));
-    let other = refuse(&scratch, generate_with(&sample.engines(), &light, &scratch.path("o.safetensors"), &[]), BAD_ADAPTER);
+    let other =
+        refuse(&scratch, generate_with(&sample.engines(), &light, &scratch.path("o.safetensors"), &[]), BAD_ADAPTER);
     let inspect = refuse(&scratch, command("inspect", args![&light, "--engine", sample.engines()]), BAD_ADAPTER);
     assert_eq!(other, inspect);
     insta::assert_snapshot!(from(format!("{single}\n{}", other.replace(&hash, "[HASH]"))));

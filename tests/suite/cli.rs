@@ -86,10 +86,7 @@ fn json_output_of_every_tool_is_one_event_per_line() {
 fn json_output_of_a_failure_ends_with_an_error_event() {
     let scratch = Scratch::new();
     let path = scratch.write("x.onnx", [0xff; 100]);
-    for (tool, arguments) in [
-        ("inspect", args![&path]),
-        ("compile", args![&path, "-o", scratch.path("x.engine")]),
-    ] {
+    for (tool, arguments) in [("inspect", args![&path]), ("compile", args![&path, "-o", scratch.path("x.engine")])] {
         let run = output(command(tool, &[arguments, args!["--json"]].concat()));
         let (name, event) = events(&run.stdout).pop().unwrap();
         assert_eq!((name.as_str(), &event["class"], &event["code"]), ("error", &"bad_model".into(), &3.into()));

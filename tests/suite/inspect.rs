@@ -17,7 +17,7 @@ fn inspect(scratch: &Scratch, folder: &Path, args: &[std::ffi::OsString]) -> Str
 
 /// A line without hashes, and without the size of an engine file, which counts its graphs' bytes too.
 fn stable(line: &str) -> String {
-    let words: Vec<String> = line.split(' ').map(|word| hashless(word)).collect();
+    let words: Vec<String> = line.split(' ').map(hashless).collect();
     let words = words.join(" ");
     let engine = line.contains(", storage ") || line.ends_with(".engine");
     match words.split_once(" bytes") {
@@ -153,7 +153,11 @@ fn inspect_of_a_partial_adapter_says_what_becomes_of_every_key() {
     let refused = output(command("inspect", args![&path, "--engine", sample.engines()]));
     assert_eq!(refused.code, 5, "{}", refused.stderr);
     let allowed = inspect(&scratch, &sample.engines(), args![&path, "--engine", sample.engines(), "--allow-partial"]);
-    insta::assert_snapshot!(format!("{}\n{}\n\n{allowed}", scratch.stable(&refused.stdout), scratch.stable(&refused.stderr)));
+    insta::assert_snapshot!(format!(
+        "{}\n{}\n\n{allowed}",
+        scratch.stable(&refused.stdout),
+        scratch.stable(&refused.stderr)
+    ));
 }
 
 #[test]
@@ -165,7 +169,16 @@ fn inspect_of_predicted_adapters_is_as_recorded() {
         let reference = sample_model().join("image.png");
         run_ok(
             "run",
-            args!["--engine", sample.engines(), "--reference", reference, "--save-lora", &path, "--lora-format", format],
+            args![
+                "--engine",
+                sample.engines(),
+                "--reference",
+                reference,
+                "--save-lora",
+                &path,
+                "--lora-format",
+                format
+            ],
         );
         text += &inspect(&scratch, &sample.engines(), args![&path, "--engine", sample.engines()]);
     }

@@ -2,9 +2,15 @@
 
 mod support;
 
+mod architecture;
+mod bad_input;
+mod cli;
 mod hypernetwork;
+mod inspect;
 mod overrides;
 mod pipeline;
+mod shapes;
 mod t5;
+mod tools;
 mod transformer;
 mod vae;

@@ -207,8 +207,8 @@ pub(crate) fn write(
     tensors: &BTreeMap<String, RawTensor>,
     metadata: Option<std::collections::HashMap<String, String>>,
 ) {
-    let views = tensors.iter().map(|(name, t)| {
-        (name, safetensors::tensor::TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap())
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, t)| (name, safetensors::tensor::TensorView::new(t.dtype, t.shape.clone(), &t.data).unwrap()));
     std::fs::write(path, safetensors::serialize(views, metadata).unwrap()).unwrap();
 }

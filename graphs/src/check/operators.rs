@@ -1,6 +1,7 @@
 //! The common ONNX operators as data: arities, required attributes, element types. Operator sets 13 and later.
 
-use crate::DataType;
+use crate::passes::is_onnx;
+use crate::{Attribute, DataType, Node};
 
 /// What is known of an operator.
 pub(super) struct Operator {
@@ -26,6 +27,8 @@ pub(super) enum Out {
     Is(DataType),
     /// The one that attribute `to` names.
     To,
+    /// That of a constant in the attributes.
+    Constant,
     /// Not known here.
     Open,
 }
@@ -66,8 +69,8 @@ static OPERATORS: &[Operator] = &[
     op("Ceil", 1, 1, NONE, LIKE),
     op("Clip", 1, 3, ALL, LIKE),
     op("Concat", 1, MANY, ALL, LIKE).required(&["axis"]),
-    op("Constant", 0, 0, NONE, Out::Open),
-    op("ConstantOfShape", 1, 1, NONE, Out::Open),
+    op("Constant", 0, 0, NONE, Out::Constant),
+    op("ConstantOfShape", 1, 1, NONE, Out::Constant),
     op("Conv", 2, 3, ALL, LIKE),
     op("ConvTranspose", 2, 3, ALL, LIKE),
     op("Cos", 1, 1, NONE, LIKE),
@@ -126,7 +129,10 @@ static OPERATORS: &[Operator] = &[
     op("RandomNormalLike", 1, 1, NONE, Out::Open),
     op("Range", 3, 3, ALL, LIKE),
     op("Reciprocal", 1, 1, NONE, LIKE),
+    op("ReduceL1", 1, 2, NONE, LIKE),
     op("ReduceL2", 1, 2, NONE, LIKE),
+    op("ReduceLogSum", 1, 2, NONE, LIKE),
+    op("ReduceLogSumExp", 1, 2, NONE, LIKE),
     op("ReduceMax", 1, 2, NONE, LIKE),
     op("ReduceMean", 1, 2, NONE, LIKE),
     op("ReduceMin", 1, 2, NONE, LIKE),
@@ -166,6 +172,33 @@ static OPERATORS: &[Operator] = &[
 /// The operator of ONNX's own domain with this name, if it is in the table.
 pub(super) fn operator(name: &str) -> Option<&'static Operator> {
     OPERATORS.binary_search_by(|o| o.name.cmp(name)).ok().map(|i| &OPERATORS[i])
+}
+
+/// Element type of output `index` of a node, as far as the operator tells; `input` gives those of its inputs.
+pub(crate) fn result_type(node: &Node, index: usize, input: impl Fn(usize) -> Option<DataType>) -> Option<DataType> {
+    if !is_onnx(node) {
+        return None;
+    }
+    let result = match (node.op_type.as_str(), index) {
+        (op, 0) => operator(op)?.result,
+        ("Split", _) => LIKE,
+        ("MaxPool" | "TopK", 1) => INT64,
+        ("Dropout", 1) => BOOL,
+        _ => Out::Open,
+    };
+    match result {
+        Out::Like(index) => input(index),
+        Out::Is(dtype) => Some(dtype),
+        Out::To => DataType::from_onnx(i32::try_from(node.int("to")?).ok()?),
+        Out::Constant => match node.attributes.values().next() {
+            Some(Attribute::Tensor(value)) => Some(value.dtype),
+            Some(Attribute::Int(_) | Attribute::Ints(_)) => Some(DataType::Int64),
+            Some(Attribute::Float(_) | Attribute::Floats(_)) => Some(DataType::Float),
+            None if node.op_type == "ConstantOfShape" => Some(DataType::Float),
+            _ => None,
+        },
+        Out::Open => None,
+    }
 }
 
 #[cfg(test)]

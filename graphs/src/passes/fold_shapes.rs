@@ -1,81 +1,42 @@
 //! Makes constants of extents that are known before the model runs.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
-use super::evaluate::{evaluate, shape_range};
-use super::shapes::known_shapes;
-use super::tensor::Tensor;
+use super::infer_shapes::constant_values;
 use super::walk::{is_onnx, only_output, output_names, remove_nodes};
-use crate::{Dim, Graph, Model, Node};
+use crate::Model;
 
 /// Replaces `Shape` nodes of the main graph by constants where every extent asked for is a number, and `Gather`,
-/// `Slice` and `Squeeze` of a `Shape` where the extents picked are; returns how many.
+/// `Slice` and `Squeeze` of such shapes where the extents picked are; returns how many.
 ///
-/// Extents come from graph inputs, initializers, recorded types and simple operators over these. They are taken at
-/// their word: a model whose recorded types are wrong computes something else afterwards.
+/// Extents come from graph inputs, initializers, recorded types and operators over these. They are taken at their word:
+/// a model whose recorded types are wrong computes something else afterwards.
 pub fn fold_shapes(model: &mut Model) -> usize {
     let graph = &mut model.graph;
     let outputs = output_names(graph);
-    let known = known_shapes(graph);
-    let mut extents: HashMap<&str, Vec<Dim>> = HashMap::new();
-    let mut constants = Vec::new();
+    let mut known = constant_values(graph);
+    let mut folded = HashSet::new();
     for (index, node) in graph.nodes.iter().enumerate().filter(|(_, n)| is_onnx(n)) {
-        let Some(name) = only_output(node) else { continue };
-        let value = if node.op_type == "Shape" {
-            let Some(shape) = node.inputs.first().and_then(|input| known.get(input)) else { continue };
-            let Some(range) = shape_range(node, shape.len()) else { continue };
-            let asked = shape[range].to_vec();
-            let value = numbers(&asked).and_then(|v| Tensor::ints(&[v.len()], &v));
-            extents.insert(name, asked);
-            value
-        } else {
-            picked(graph, node, &extents)
-        };
-        if let Some(value) = value.filter(|_| !outputs.contains(name) && !graph.initializers.contains_key(name)) {
-            constants.push((index, name.to_owned(), value));
+        if !matches!(node.op_type.as_str(), "Shape" | "Gather" | "Slice" | "Squeeze") {
+            continue;
         }
-    }
-    let folded: HashSet<usize> = constants.iter().map(|(index, ..)| *index).collect();
-    for (_, name, value) in constants {
-        graph.initializers.insert(name, value.into_initializer());
+        let Some(name) = only_output(node) else { continue };
+        if outputs.contains(name) || graph.initializers.contains_key(name) {
+            continue;
+        }
+        if let Some(value) = known.remove(name) {
+            folded.insert(index);
+            graph.initializers.insert(name.to_owned(), value.into_initializer());
+        }
     }
     remove_nodes(graph, &folded);
     folded.len()
 }
 
-fn numbers(extents: &[Dim]) -> Option<Vec<i64>> {
-    let number = |d: &Dim| match d {
-        Dim::Fixed(n) => i64::try_from(*n).ok(),
-        _ => None,
-    };
-    extents.iter().map(number).collect()
-}
-
-/// What a node picks from a partly known shape: it is evaluated over the positions, which are then looked up.
-fn picked(graph: &Graph, node: &Node, extents: &HashMap<&str, Vec<Dim>>) -> Option<Tensor> {
-    if !matches!(node.op_type.as_str(), "Gather" | "Slice" | "Squeeze") {
-        return None;
-    }
-    let asked = extents.get(node.inputs.first()?.as_str())?;
-    let positions: Vec<i64> = (0..asked.len() as i64).collect();
-    let mut operands = vec![Some(Tensor::ints(&[asked.len()], &positions)?)];
-    for name in &node.inputs[1..] {
-        operands.push(match name.as_str() {
-            "" => None,
-            name => Some(Tensor::from_initializer(graph.initializers.get(name).filter(|i| !i.external)?)?),
-        });
-    }
-    let operands: Vec<Option<&Tensor>> = operands.iter().map(Option::as_ref).collect();
-    let chosen = evaluate(node, &operands)?;
-    let dims: Vec<Dim> =
-        chosen.indices()?.into_iter().map(|i| asked.get(usize::try_from(i).ok()?).cloned()).collect::<Option<_>>()?;
-    Tensor::ints(&chosen.shape, &numbers(&dims)?)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Builder, DataType, Initializer, TensorData, Value};
+    use crate::{Builder, DataType, Dim, Initializer, TensorData, Value};
 
     /// The int64 values that `build` was folded to, for an input `x [batch, 4, width 6]`.
     fn folded(build: impl FnOnce(&mut Builder, &Value) -> Value) -> Option<(Vec<usize>, Vec<i64>)> {

@@ -8,7 +8,7 @@ mod evaluate;
 mod fold_constants;
 mod fold_shapes;
 mod fold_weight_layout;
-mod shapes;
+mod infer_shapes;
 mod tensor;
 mod topological_sort;
 mod transforms;
@@ -18,6 +18,7 @@ pub use dead_nodes::remove_dead_nodes;
 pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
+pub use infer_shapes::infer_shapes;
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 

@@ -49,6 +49,11 @@ fn check_shape<'p>(
         match dim {
             Dim::Fixed(n) if *n != extent => return Err(mismatch(&port.name, describe(port), found(tensor))),
             Dim::Fixed(_) => {}
+            // Graphs carry the extents of intermediate values, which hold from one element on.
+            Dim::Symbol(symbol) if extent == 0 => {
+                let expected = format!("{} with {symbol} of at least 1", describe(port));
+                return Err(mismatch(&port.name, expected, found(tensor)));
+            }
             Dim::Symbol(symbol) => {
                 let (bound, by) = *symbols.entry(symbol).or_insert((extent, &port.name));
                 if bound != extent {
@@ -119,6 +124,13 @@ mod tests {
         let bound = bind(&ports, &[("x", &x), ("t", &t)]).unwrap();
         assert_eq!(*bound[0], Tensor::I64(ArrayD::from_elem(IxDyn(&[1]), 999)));
         assert_eq!(*bound[1], filled(&[1, 2], 0.5));
+    }
+
+    #[test]
+    fn bind_rejects_an_empty_input() {
+        let ports = [port("x", Dtype::F32, &[symbol("frames"), Dim::Fixed(2)])];
+        let message = bind(&ports, &[("x", &filled(&[0, 2], 1.0))]).unwrap_err().to_string();
+        assert!(message.contains("frames of at least 1") && message.contains("[0, 2]"), "{message}");
     }
 
     #[test]

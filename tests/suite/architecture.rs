@@ -1,0 +1,249 @@
+//! The rules of ARCHITECTURE.md that a build does not enforce by itself: who imports whom, what ships, licences, lints,
+//! and where unsafe code is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value as Json;
+
+/// Who may import whom. A crate that is not here may not exist.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("v2l", &["v2l-export", "v2l-runtime"]),
+    ("v2l-calibration", &["v2l-graphs"]),
+    ("v2l-capi", &["v2l-runtime"]),
+    ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime"]),
+    ("v2l-graphs", &[]),
+    ("v2l-runtime", &["v2l-trt"]),
+    ("v2l-trt", &[]),
+];
+
+/// The package whose tests may import every crate: it owns the end-to-end tests.
+const ROOT: &str = "v2l";
+
+/// What may not be among the normal dependencies of `v2l-runtime`, however deep: compile-time code does not ship.
+const NOT_SHIPPED: &[&str] = &["clap", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
+
+/// The files with unsafe code, all of them: fusion, the memory map, the ONNX Runtime backend's borrowed tensors.
+const UNSAFE_FILES: &[&str] = &[
+    "runtime/src/fuse.rs",
+    "runtime/src/map.rs",
+    "runtime/src/ort_backend/open.rs",
+    "runtime/src/ort_backend/session.rs",
+    "runtime/src/ort_backend/value.rs",
+];
+
+/// Split so that this file does not find itself.
+const UNSAFE: &str = concat!("un", "safe");
+
+struct Package {
+    name: String,
+    license: Option<String>,
+    manifest: PathBuf,
+    dependencies: Vec<Dependency>,
+}
+
+struct Dependency {
+    name: String,
+    /// Only tests, examples and benches see it.
+    dev: bool,
+    /// It lies in this repository.
+    local: bool,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.current_dir(root());
+    cargo
+}
+
+fn stdout(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn metadata(arguments: &[&str]) -> Json {
+    let text = stdout(cargo().args(["metadata", "--format-version", "1", "--locked", "--offline"]).args(arguments));
+    serde_json::from_str(&text).unwrap()
+}
+
+fn text(value: &Json) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn list(value: &Json) -> &[Json] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn members() -> Vec<Package> {
+    let dependency =
+        |d: &Json| Dependency { name: text(&d["name"]), dev: d["kind"] == "dev", local: d["path"].is_string() };
+    let package = |p: &Json| Package {
+        name: text(&p["name"]),
+        license: p["license"].as_str().map(str::to_owned),
+        manifest: text(&p["manifest_path"]).into(),
+        dependencies: list(&p["dependencies"]).iter().map(dependency).collect(),
+    };
+    let members: Vec<Package> = list(&metadata(&["--no-deps"])["packages"]).iter().map(package).collect();
+    assert!(members.iter().any(|p| p.name == ROOT), "cargo metadata does not list the root package");
+    members
+}
+
+/// Every import that [`IMPORTS`] does not allow, in words.
+fn forbidden_imports(packages: &[Package]) -> Vec<String> {
+    let mut findings = Vec::new();
+    for package in packages {
+        let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == package.name) else {
+            findings.push(format!("{} has no place in ARCHITECTURE.md", package.name));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let ours = dependency.local || dependency.name.starts_with("v2l");
+            let test_only = dependency.dev && package.name == ROOT;
+            if ours && !test_only && !allowed.contains(&dependency.name.as_str()) {
+                findings.push(format!("{} may not import {}", package.name, dependency.name));
+            }
+        }
+        let library = package.name != ROOT;
+        if library && package.dependencies.iter().any(|d| d.name == "anyhow") {
+            findings.push(format!("{} may not import anyhow: libraries return their own errors", package.name));
+        }
+    }
+    findings
+}
+
+/// Names of all crates that `package` is built with, itself included, from a resolved dependency graph; build scripts and
+/// development dependencies do not count.
+fn tree(metadata: &Json, package: &str) -> BTreeSet<String> {
+    let names: BTreeMap<&str, &str> =
+        list(&metadata["packages"]).iter().filter_map(|p| Some((p["id"].as_str()?, p["name"].as_str()?))).collect();
+    let nodes: BTreeMap<&str, &Json> =
+        list(&metadata["resolve"]["nodes"]).iter().filter_map(|n| Some((n["id"].as_str()?, n))).collect();
+    let mut open: Vec<&str> = names.iter().filter(|(_, name)| **name == package).map(|(id, _)| *id).collect();
+    assert_eq!(open.len(), 1, "{package} is not in the dependency graph");
+    let mut seen = BTreeSet::new();
+    while let Some(id) = open.pop() {
+        if seen.insert(id) {
+            let normal = |d: &&Json| list(&d["dep_kinds"]).iter().any(|kind| kind["kind"].is_null());
+            open.extend(list(&nodes[id]["deps"]).iter().filter(normal).filter_map(|d| d["pkg"].as_str()));
+        }
+    }
+    seen.into_iter().map(|id| names[id].to_owned()).collect()
+}
+
+/// True if the manifest has `workspace = true` under `[lints]`.
+fn takes_workspace_lints(manifest: &str) -> bool {
+    let mut lines = manifest.lines().map(str::trim).skip_while(|line| *line != "[lints]").skip(1);
+    lines.by_ref().take_while(|line| !line.starts_with('[')).any(|line| line.replace(' ', "") == "workspace=true")
+}
+
+/// True if a line of code, comments aside, has the keyword.
+fn has_unsafe(source: &str) -> bool {
+    let part_of_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    source.lines().map(|line| line.split("//").next().unwrap_or_default()).any(|code| {
+        code.match_indices(UNSAFE).any(|(at, word)| {
+            !part_of_word(code[..at].chars().next_back()) && !part_of_word(code[at + word.len()..].chars().next())
+        })
+    })
+}
+
+/// Rust sources below `folder`, except what is hidden, fetched or built.
+fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display())) {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if path.is_dir() && !path.is_symlink() {
+            if !name.starts_with('.') && !["target", "vendor", "demo"].contains(&&name[..]) {
+                sources(&path, found);
+            }
+        } else if name.ends_with(".rs") {
+            found.push(path);
+        }
+    }
+}
+
+fn planted(name: &str, dependencies: &[(&str, bool)]) -> Vec<String> {
+    let dependencies =
+        dependencies.iter().map(|(name, dev)| Dependency { name: (*name).into(), dev: *dev, local: false }).collect();
+    forbidden_imports(&[Package { name: name.into(), license: None, manifest: PathBuf::new(), dependencies }])
+}
+
+#[test]
+fn workspace_imports_follow_the_architecture() {
+    let findings = forbidden_imports(&members());
+    assert!(findings.is_empty(), "{}; see ARCHITECTURE.md", findings.join("; "));
+}
+
+#[test]
+fn import_rule_refuses_a_planted_edge() {
+    assert_eq!(planted("v2l-runtime", &[("v2l-graphs", false)]), ["v2l-runtime may not import v2l-graphs"]);
+    assert_eq!(planted("v2l-runtime", &[("v2l-graphs", true)]), ["v2l-runtime may not import v2l-graphs"]);
+    assert_eq!(planted("v2l-graphs", &[("v2l-export", false)]), ["v2l-graphs may not import v2l-export"]);
+    assert_eq!(planted("v2l", &[("v2l-graphs", false)]), ["v2l may not import v2l-graphs"]);
+    assert_eq!(planted("v2l-server", &[]), ["v2l-server has no place in ARCHITECTURE.md"]);
+    assert_eq!(planted("v2l-export", &[("anyhow", false)]).len(), 1);
+}
+
+#[test]
+fn import_rule_accepts_the_edges_of_the_architecture() {
+    assert!(planted("v2l", &[("v2l-export", false), ("v2l-runtime", false), ("anyhow", false)]).is_empty());
+    assert!(planted("v2l", &[("v2l-graphs", true)]).is_empty(), "end-to-end tests may import every crate");
+    assert!(
+        planted("v2l-export", &[("v2l-calibration", false), ("v2l-graphs", false), ("v2l-runtime", false)]).is_empty()
+    );
+    assert!(planted("v2l-graphs", &[("prost", false)]).is_empty());
+}
+
+#[test]
+fn runtime_is_built_without_compile_time_crates() {
+    let host = stdout(cargo().arg("-vV"));
+    let host = host.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo -vV names the host");
+    // Of other platforms' crates there need not be a copy on this machine.
+    let resolved = metadata(&["--filter-platform", host]);
+    let shipped = tree(&resolved, "v2l-runtime");
+    assert!(shipped.contains("ort"), "the dependency graph was not followed");
+    let wrong: Vec<_> = NOT_SHIPPED.iter().filter(|name| shipped.contains(**name)).collect();
+    assert!(wrong.is_empty(), "v2l-runtime is built with {wrong:?}; compile-time code does not ship");
+    assert!(tree(&resolved, "v2l-export").contains("prost"), "the check above would not see prost");
+}
+
+#[test]
+fn every_crate_has_both_licences_and_the_workspace_lints() {
+    for package in members() {
+        assert_eq!(package.license.as_deref(), Some("MIT OR Apache-2.0"), "{}", package.name);
+        let manifest = std::fs::read_to_string(&package.manifest).unwrap();
+        assert!(takes_workspace_lints(&manifest), "{}: `[lints] workspace = true` is missing", package.name);
+    }
+    for file in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        assert!(root().join(file).is_file(), "{file} is missing");
+    }
+    assert!(!takes_workspace_lints("[lints]\n[dependencies]\nworkspace = true\n"));
+}
+
+#[test]
+fn unsafe_code_is_only_where_the_architecture_says() {
+    let mut files = Vec::new();
+    sources(root(), &mut files);
+    let mut found: Vec<String> = files
+        .iter()
+        .filter(|path| has_unsafe(&std::fs::read_to_string(path).unwrap()))
+        .map(|path| path.strip_prefix(root()).unwrap().to_string_lossy().replace('\\', "/"))
+        .collect();
+    found.sort();
+    assert_eq!(found, UNSAFE_FILES, "the list in this test names every such file, and no other");
+}
+
+#[test]
+fn unsafe_scan_finds_the_keyword_and_not_its_mention() {
+    for code in ["@ { f() }", "pub @ fn f()", "x.map(|x| @{x})", "#[@(no_mangle)]"] {
+        assert!(has_unsafe(&code.replace('@', UNSAFE)), "{code}");
+    }
+    for code in ["// @", "let x = 1; // @ { }", "#[allow(@_code)]", "fn un@()"] {
+        assert!(!has_unsafe(&code.replace('@', UNSAFE)), "{code}");
+    }
+}
