@@ -1,8 +1,9 @@
 //! Finding what v2l does not link: ONNX Runtime and ffmpeg.
 //!
-//! Order: an explicit path, the environment, next to the executable, `vendor/` in a folder above the executable or the
-//! current directory (what `bin/setup` fetches), the system's own search path. The first two are never passed over:
-//! if they name something that is not there, that is an error.
+//! Order: an explicit path, the environment, next to the executable, `vendor/` in a folder above the executable or in the
+//! checkout that it was built from (what `bin/setup` fetches), the system's own search path. The first two are never
+//! passed over: if they name something that is not there, that is an error. The current directory is not searched: what
+//! lies there may be anybody's.
 
 use std::env;
 use std::ffi::OsStr;
@@ -83,7 +84,7 @@ struct Search<'a> {
     what: &'static str,
     flag: &'static str,
     variables: &'a [&'static str],
-    /// Folders below one that holds the executable or the current directory, and whether a file name in them will do.
+    /// Folder below one that holds the executable, or below the checkout, and whether a file name in it will do.
     vendored: &'a str,
     matches: &'a dyn Fn(&str) -> bool,
     /// The system's search path, for files of the exact name.
@@ -164,10 +165,10 @@ impl Search<'_> {
 
     fn folders(&self) -> Vec<(PathBuf, String)> {
         let executable = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
-        let current = env::current_dir().ok();
+        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|folder| folder.is_dir());
         let mut folders = Vec::new();
         folders.extend(executable.iter().map(|f| (f.clone(), "next to the executable".to_owned())));
-        for start in executable.iter().chain(&current) {
+        for start in executable.as_deref().into_iter().chain(checkout) {
             let vendored = start.ancestors().map(|f| f.join(self.vendored));
             // One line for what is not there at all: the folders above are many.
             folders.extend(vendored.filter(|f| f.is_dir()).map(|f| (f, "vendor".to_owned())));
