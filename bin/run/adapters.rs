@@ -21,6 +21,16 @@ pub(crate) fn split(text: &str) -> anyhow::Result<(&Path, f32)> {
     }
 }
 
+/// True if some `--lora` holds predicted tokens, which take a predictor to expand.
+pub(crate) fn any_light(loras: &[String]) -> anyhow::Result<bool> {
+    for text in loras {
+        if adapter::detect(split(text)?.0)? == AdapterFormat::Light {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Loads every `--lora` for these slots; `predictor` expands light adapters.
 pub(crate) fn load(
     loras: &[String],

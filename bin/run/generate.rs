@@ -84,16 +84,17 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     // Nothing is loaded or predicted for a request that cannot be carried out.
     let settings = pipeline.settings(&request, &mut ())?;
 
-    let light = directory.has(HYPERNETWORK) && (args.reference.is_some() || !args.lora.is_empty());
-    let mut predictor = if light { Some(open_predictor(args, &mut directory)?) } else { None };
-    let mut adapters = Vec::new();
-    if args.reference.is_some() {
-        let Some(predictor) = &mut predictor else { return Err(no_predictor(args)) };
+    let mut predictor = if args.reference.is_some() || adapters::any_light(&args.lora)? {
+        Some(open_predictor(args, &mut directory)?)
+    } else {
+        None
+    };
+    let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
+    let mut adapters = adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?;
+    if let (Some(_), Some(predictor)) = (&args.reference, &mut predictor) {
         let adapter = predict(args, &mut directory, &pipeline, predictor, request.image.as_ref(), output)?;
         adapters.push((adapter, args.strength));
     }
-    let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
-    adapters.extend(adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?);
     drop(predictor);
     if !adapters.is_empty() {
         let report = directory.set_adapters(adapters)?.fused.clone();

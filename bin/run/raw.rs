@@ -26,7 +26,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut predictor = None;
     let engine = if args.engine.is_dir() {
         let mut directory = EngineDirectory::open(&args.engine, options.clone())?;
-        if directory.has(HYPERNETWORK) && !args.lora.is_empty() {
+        if directory.has(HYPERNETWORK) && adapters::any_light(&args.lora)? {
             predictor = Some(Predictor::open(directory.engine(HYPERNETWORK)?, &options)?);
         }
         choose_engine(args, &mut directory, &tensors)?

@@ -79,7 +79,7 @@ pub fn export(
         defaults: Defaults { negative_prompt: String::new(), ..Defaults::default() },
     };
     let dir = AtomicDir::create(output)?;
-    let mut bundle = BundleWriter { folder: dir.path(), progress, reports: Vec::new() };
+    let mut bundle = BundleWriter { folder: dir.path(), shown: output, progress, reports: Vec::new() };
     if let Some(folder) = &source.transformer {
         let config: cogvideox_transformer::Config = read_json(&folder.join("config.json"))?;
         let component = cogvideox_transformer::export(&config, &Checkpoint::open_folder(folder)?)?;
@@ -281,7 +281,10 @@ fn shortest_decimal(value: f32) -> f64 {
 }
 
 struct BundleWriter<'a> {
+    /// The temporary folder that is written.
     folder: &'a Path,
+    /// The folder that it will be, for messages.
+    shown: &'a Path,
     progress: &'a mut dyn FnMut(Progress<'_>),
     reports: Vec<ComponentReport>,
 }
@@ -294,33 +297,33 @@ impl BundleWriter<'_> {
             file.write_all(bytes)?;
             file.sync_all()
         };
-        write().map_err(ExportError::io(&path))
+        write().map_err(ExportError::io(self.shown.join(name)))
     }
 
     /// Streams a component's weights and writes its graphs over them.
     fn write(&mut self, pipeline: &mut PipelineConfig, component: &Component) -> Result<(), ExportError> {
         let folder = self.folder.join(&component.name);
-        std::fs::create_dir(&folder).map_err(ExportError::io(&folder))?;
+        let shown = self.shown.join(&component.name);
+        std::fs::create_dir(&folder).map_err(ExportError::io(&shown))?;
         let mut weights = IndexMap::new();
         for (_, model) in &component.graphs {
             weights.extend(model.graph.initializers.iter().filter(|(_, w)| w.external));
         }
         let bytes = weights.values().map(|w| w.data.len() as u64).sum();
         (self.progress)(Progress::Component { name: &component.name, bytes });
-        let path = folder.join(WEIGHTS_FILE);
-        let fail = ExportError::io(&path);
-        let mut data = File::create(&path)
+        let shown = shown.join(WEIGHTS_FILE);
+        let mut data = File::create(folder.join(WEIGHTS_FILE))
             .map(|file| ExternalDataWriter::new(BufWriter::with_capacity(1 << 20, file), WEIGHTS_FILE))
-            .map_err(ExportError::io(&path))?;
+            .map_err(ExportError::io(&shown))?;
         for (name, weight) in weights {
-            data.append(name, &weight.data).map_err(ExportError::io(&path))?;
+            data.append(name, &weight.data).map_err(ExportError::io(&shown))?;
             (self.progress)(Progress::Written { bytes: data.len() });
         }
         let mut graphs = BTreeMap::new();
         for (name, model) in &component.graphs {
             let file = format!("{}/{name}.onnx", component.name);
             let encoded = encode_model(model, &|weight| data.location(weight).cloned())
-                .map_err(ExportError::io(self.folder.join(&file)))?;
+                .map_err(ExportError::io(self.shown.join(&file)))?;
             self.write_file(&file, &encoded)?;
             graphs.insert(name.clone(), file);
         }
@@ -328,7 +331,7 @@ impl BundleWriter<'_> {
             .into_inner()
             .map_err(std::io::IntoInnerError::into_error)
             .and_then(|f| f.sync_all())
-            .map_err(fail)?;
+            .map_err(ExportError::io(&shown))?;
         self.reports.push(ComponentReport {
             name: component.name.clone(),
             graphs: graphs.keys().cloned().collect(),

@@ -497,7 +497,7 @@ fn full_disk_leaves_no_bundle() {
     let scratch = Scratch::new();
     let full = on_a_full_disk("export", args![sample_model(), "-o", scratch.path("bundle")], 16);
     let message = refuse(&scratch, full, IO);
-    assert!(message.contains(".partial/transformer/") && message.contains("File too large"), "{message}");
+    assert!(message.contains("bundle/transformer/") && message.contains("File too large"), "{message}");
     assert!(message.contains("free space"), "{message}");
 }
 
