@@ -19,7 +19,7 @@ FAMILIES = {
     "deformation": ("grow", "squash", "dissolve"),
 }
 EFFECTS = tuple(effect for family in FAMILIES.values() for effect in family)
-ZERO_SHOT = ("up_right", "to_green")  # variants that no training stage sees as an effect to carry
+ZERO_SHOT = ("up_right", "to_green")  # variants that the hypernetwork never trains on (VAE and backbone know them)
 STILL = "still"  # nothing happens: what a model that ignores the effect may show
 CLASSES = EFFECTS + ZERO_SHOT + (STILL,)
 
@@ -183,7 +183,8 @@ def render(s: Scene, effect: str, v: Variant, frames: int = 9, size: int = 48):
 
 def clip(split: str, index: int, effect: str, frames: int = 9, size: int = 48, variant_index: int | None = None):
     """Clip number `index` of a split, with that number's variant unless told: (pixels, coverage)."""
-    return render(scene(split, index), effect, variant(split, index if variant_index is None else variant_index), frames, size)
+    how = variant(split, index if variant_index is None else variant_index)
+    return render(scene(split, index), effect, how, frames, size)
 
 
 def sheet(rows, path: Path, zoom: int = 2):

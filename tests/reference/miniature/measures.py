@@ -165,7 +165,8 @@ def accuracy(classifier, videos, effects, allowed=None):
 
 def held_out(count, frames=9, size=48, classes=clips.CLASSES):
     """(videos, coverage, effects): `count` clips per class, scenes of their own."""
-    pairs = [(clips.clip("held_out", k * 100_000 + i, e, frames, size), e) for k, e in enumerate(classes) for i in range(count)]
+    numbered = [(k * 100_000 + i, e) for k, e in enumerate(classes) for i in range(count)]
+    pairs = [(clips.clip("held_out", i, e, frames, size), e) for i, e in numbered]
     return [c for (c, _), _ in pairs], [a for (_, a), _ in pairs], [e for _, e in pairs]
 
 
