@@ -1,7 +1,7 @@
 //! Checkpoints to ONNX bundles, and ONNX graphs to engines.
 //!
 //! [`export`] reads a diffusers-layout folder, builds the graphs of its components ([`architectures`]) over the
-//! checkpoint's own memory map, and streams a bundle; [`compile`](mod@compile) turns a bundle or a single ONNX file into
+//! checkpoint's own memory map, and streams a bundle; [`compile()`] turns a bundle or a single ONNX file into
 //! engines. Both write to a temporary sibling and rename it: a failure leaves nothing behind.
 
 pub mod architectures;
@@ -27,7 +27,7 @@ pub use component::{Component, metadata};
 pub use error::ExportError;
 pub use inspect::{OnnxSummary, summarize_onnx};
 
-/// What [`export`] or [`compile`](compile()) is doing.
+/// What [`export`] or [`compile()`] is doing.
 #[derive(Clone, Debug)]
 pub enum Progress<'a> {
     /// A component is read and planned; its weights are written next.

@@ -10,7 +10,6 @@ use super::*;
 use crate::adapter::{Adapter, LowRank};
 use crate::engine::manifest::{Graph, GraphFiles, Slot};
 use crate::engine::{Engine, testing};
-use crate::library;
 use crate::raw;
 use crate::session::{Dim, Port, Session};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -21,17 +20,6 @@ const LINEARS: [(&str, usize, usize); 5] =
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ort_overrides").join(name)
-}
-
-/// False, with a word on stderr, where there is no ONNX Runtime.
-fn present() -> bool {
-    match library::onnxruntime(None) {
-        Ok(_) => true,
-        Err(error) => {
-            eprintln!("skipped: {error}");
-            false
-        }
-    }
 }
 
 fn part(case: &NamedTensors, prefix: &str) -> NamedTensors {
@@ -123,9 +111,6 @@ const CASES: [(Dtype, OrtWeights); 6] = [
 
 #[test]
 fn ort_engine_with_every_weight_overridden_equals_a_graph_that_embeds_them() {
-    if !present() {
-        return;
-    }
     for (storage, mode) in CASES {
         let case = read_tensors(fixture(&format!("{storage}.safetensors"))).unwrap();
         let noise = part(&case, "weight.");
@@ -145,9 +130,6 @@ fn ort_engine_with_every_weight_overridden_equals_a_graph_that_embeds_them() {
 
 #[test]
 fn ort_engine_over_pristine_weights_equals_a_graph_that_embeds_them() {
-    if !present() {
-        return;
-    }
     for (storage, mode) in CASES {
         let case = read_tensors(fixture(&format!("{storage}.safetensors"))).unwrap();
         let (engine, _dir) = engine(&part(&case, "weight."), storage);
@@ -161,9 +143,6 @@ fn ort_engine_over_pristine_weights_equals_a_graph_that_embeds_them() {
 
 #[test]
 fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
-    if !present() {
-        return;
-    }
     for (storage, mode) in CASES {
         let case = read_tensors(fixture(&format!("{storage}.safetensors"))).unwrap();
         let weights = part(&case, "weight.");
@@ -200,9 +179,6 @@ fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
 
 #[test]
 fn ort_session_stays_usable_after_a_wrong_input() {
-    if !present() {
-        return;
-    }
     let case = read_tensors(fixture("f32.safetensors")).unwrap();
     let (engine, _dir) = engine(&part(&case, "weight."), Dtype::F32);
     let mut ort = OrtEngine::open(engine, &OpenOptions::default()).unwrap();
@@ -220,9 +196,6 @@ fn ort_session_stays_usable_after_a_wrong_input() {
 
 #[test]
 fn ort_engine_refuses_an_override_of_the_wrong_length() {
-    if !present() {
-        return;
-    }
     let case = read_tensors(fixture("bf16.safetensors")).unwrap();
     let (engine, _dir) = engine(&part(&case, "weight."), Dtype::Bf16);
     let mut ort = OrtEngine::open(engine, &options(OrtWeights::Widened)).unwrap();

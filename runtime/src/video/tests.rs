@@ -6,18 +6,9 @@ fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
 
-/// The ffmpeg of a developer's set-up; tests that need one report that they were skipped without it.
-fn ffmpeg() -> Option<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vendor/ffmpeg/imageio_ffmpeg/binaries");
-    let found = std::fs::read_dir(folder)
-        .ok()?
-        .filter_map(|e| e.ok())
-        .map(|e| e.path())
-        .find(|p| p.file_name().and_then(OsStr::to_str).is_some_and(|n| n.starts_with("ffmpeg-")));
-    if found.is_none() {
-        eprintln!("skipped: no ffmpeg under vendor/");
-    }
-    found
+/// The ffmpeg of a developer's set-up. A test that needs one fails without it: it must not pass unseen.
+fn ffmpeg() -> PathBuf {
+    crate::library::find_ffmpeg(None).expect("bin/setup fetches ffmpeg").path
 }
 
 fn gradient(width: usize, height: usize, count: usize) -> Frames {
@@ -38,7 +29,7 @@ fn frames_refuse_sizes_that_do_not_fit() {
 
 #[test]
 fn sample_video_gives_all_its_frames() {
-    let Some(ffmpeg) = ffmpeg() else { return };
+    let ffmpeg = ffmpeg();
     let frames = read_frames(&fixture("sample/reference.mp4"), Some(&ffmpeg)).unwrap();
     assert_eq!((frames.width(), frames.height(), frames.count()), (96, 64, 17));
     assert_eq!(frames.fps(), Some(8.0));
@@ -46,7 +37,7 @@ fn sample_video_gives_all_its_frames() {
 
 #[test]
 fn written_mp4_has_equal_bytes_and_reads_back_alike() {
-    let Some(ffmpeg) = ffmpeg() else { return };
+    let ffmpeg = ffmpeg();
     let folder = tempfile::tempdir().unwrap();
     let frames = gradient(48, 32, 9);
     let paths = ["a.mp4", "b.mp4"].map(|name| folder.path().join(name));
@@ -63,7 +54,7 @@ fn written_mp4_has_equal_bytes_and_reads_back_alike() {
 
 #[test]
 fn other_containers_are_written_by_extension() {
-    let Some(ffmpeg) = ffmpeg() else { return };
+    let ffmpeg = ffmpeg();
     let folder = tempfile::tempdir().unwrap();
     for name in ["a.gif", "a.webm", "a.mkv", "a.mov"] {
         let path = folder.path().join(name);
@@ -89,7 +80,7 @@ fn folder_of_png_files_keeps_every_byte() {
 
 #[test]
 fn unreadable_video_gives_the_words_of_ffmpeg() {
-    let Some(ffmpeg) = ffmpeg() else { return };
+    let ffmpeg = ffmpeg();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("noise.mp4");
     std::fs::write(&path, [7; 4096]).unwrap();
