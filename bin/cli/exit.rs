@@ -86,7 +86,7 @@ impl Failure {
 }
 
 /// The exit code of an error: that of the most specific error of v2l in its chain.
-pub fn exit_of(error: &anyhow::Error) -> Exit {
+pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     error.chain().filter_map(class).next_back().unwrap_or(Exit::Io)
 }
 

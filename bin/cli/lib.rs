@@ -3,7 +3,7 @@
 mod exit;
 mod output;
 
-pub use exit::{Exit, Failure, exit_of};
+pub use exit::{Exit, Failure};
 pub use output::{Output, OutputOptions};
 
 /// Runs a tool: prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an exit code.
@@ -17,7 +17,7 @@ pub fn run(options: OutputOptions, body: impl FnOnce(&mut Output) -> anyhow::Res
     match body(&mut output) {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
-            let exit = exit_of(&error);
+            let exit = exit::exit_of(&error);
             output.failure(&error, exit);
             exit.into()
         }

@@ -3,7 +3,6 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value as Json, json};
-
 use v2l_export::Progress;
 
 use crate::Exit;

@@ -10,13 +10,11 @@ use v2l_runtime::adapter::{
     AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter, read_light,
 };
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::ort_backend::OpenOptions;
 use v2l_runtime::predictor;
 
 use super::count;
-
-const HYPERNETWORK: &str = "hypernetwork";
 
 /// Format, layers, ranks and alphas; with an engine, what becomes of every key.
 pub(crate) fn show(path: &Path, engine: Option<&Path>, allow_partial: bool, output: &mut Output) -> anyhow::Result<()> {

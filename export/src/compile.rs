@@ -327,13 +327,9 @@ pub(crate) fn slots(models: &[(String, Model)]) -> Result<Vec<Slot>, ExportError
             None => v2l_graphs::check::linear_weights(&model.graph)
                 .into_iter()
                 .map(|w| Slot {
-                    name: w.name.strip_suffix(".weight").unwrap_or(&w.name).to_owned(),
-                    tensor: w.name,
-                    out_features: w.out_features,
-                    in_features: w.in_features,
                     transposed: w.transposed,
-                    rows: None,
-                    aliases: Vec::new(),
+                    tensor: w.name.clone(),
+                    ..Slot::linear(w.name.strip_suffix(".weight").unwrap_or(&w.name), w.out_features, w.in_features)
                 })
                 .collect(),
         };

@@ -55,20 +55,6 @@ impl Component {
     }
 }
 
-/// The slot of a linear layer `[out, in]` whose weight keeps the checkpoint's orientation.
-pub(crate) fn linear_slot(name: impl Into<String>, out_features: usize, in_features: usize) -> Slot {
-    let name = name.into();
-    Slot {
-        tensor: format!("{name}.weight"),
-        name,
-        out_features,
-        in_features,
-        transposed: false,
-        rows: None,
-        aliases: Vec::new(),
-    }
-}
-
 /// Finishes a builder.
 pub(crate) fn finish(graph: &str, builder: Builder) -> Result<Model, ExportError> {
     builder.finish().map_err(|names| ExportError::Graph {

@@ -209,3 +209,22 @@ fn deeply_nested_bodies_are_an_error_and_no_stack_overflow() {
     }
     assert!(matches!(read_wire(wire::bytes(7, &graph)), Err(ReadError::NotOnnx { .. })));
 }
+
+#[test]
+fn large_inline_tensor_is_a_weight_unless_the_model_is_of_v2l() {
+    let dir = folder();
+    let path = dir.path().join("m.onnx");
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [1usize, 300]);
+    let table = b.floats(&[1, 300], &[0.1; 300]);
+    let y = b.op("Mul", &[&x, &table]);
+    b.output("y", &y, DataType::Float, [1usize, 300]);
+    let mut model = b.finish().unwrap();
+    for (of_v2l, external) in [(false, true), (true, false)] {
+        if of_v2l {
+            model.metadata.insert("v2l.component".into(), "transformer".into());
+        }
+        fs::write(&path, encode_model(&model, &|_| None).unwrap()).unwrap();
+        assert_eq!(read(&path).unwrap().graph.initializers[table.name()].external, external);
+    }
+}

@@ -168,12 +168,13 @@ impl Search<'_> {
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|folder| folder.is_dir());
         let mut folders = Vec::new();
         folders.extend(executable.iter().map(|f| (f.clone(), "next to the executable".to_owned())));
-        for start in executable.as_deref().into_iter().chain(checkout) {
-            let vendored = start.ancestors().map(|f| f.join(self.vendored));
+        if let Some(start) = &executable {
             // One line for what is not there at all: the folders above are many.
+            let vendored = start.ancestors().map(|f| f.join(self.vendored));
             folders.extend(vendored.filter(|f| f.is_dir()).map(|f| (f, "vendor".to_owned())));
             folders.push((start.join(self.vendored), "vendor".to_owned()));
         }
+        folders.extend(checkout.map(|f| (f.join(self.vendored), "vendor".to_owned())));
         if let Some(list) = env::var_os(self.system.0) {
             let listed = env::split_paths(&list).filter(|f| f.join(self.system.1).is_file());
             folders.extend(listed.map(|f| (f, format!("${}", self.system.0))));

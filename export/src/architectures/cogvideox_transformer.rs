@@ -10,7 +10,7 @@ use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 
 use super::layers;
-use crate::component::{self, Component, linear_slot};
+use crate::component::{self, Component};
 use crate::{Checkpoint, ExportError, Vars};
 
 /// Epsilon of the layer norms on queries and keys, fixed in `CogVideoXBlock`.
@@ -131,17 +131,17 @@ impl Config {
         let (d, te) = (self.width(), self.time_embed_dim);
         let mut slots = Vec::with_capacity(8 * self.num_layers + 8);
         if self.patch_size_t.is_some() {
-            slots.push(linear_slot("patch_embed.proj", d, self.in_channels * self.patch_volume()));
+            slots.push(Slot::linear("patch_embed.proj", d, self.in_channels * self.patch_volume()));
         }
-        slots.push(linear_slot("patch_embed.text_proj", d, self.text_embed_dim));
-        slots.push(linear_slot("time_embedding.linear_1", te, d));
-        slots.push(linear_slot("time_embedding.linear_2", te, te));
+        slots.push(Slot::linear("patch_embed.text_proj", d, self.text_embed_dim));
+        slots.push(Slot::linear("time_embedding.linear_1", te, d));
+        slots.push(Slot::linear("time_embedding.linear_2", te, te));
         if let Some(ofs) = self.ofs_embed_dim {
-            slots.push(linear_slot("ofs_embedding.linear_1", ofs, ofs));
-            slots.push(linear_slot("ofs_embedding.linear_2", ofs, ofs));
+            slots.push(Slot::linear("ofs_embedding.linear_1", ofs, ofs));
+            slots.push(Slot::linear("ofs_embedding.linear_2", ofs, ofs));
         }
         for i in 0..self.num_layers {
-            let block = |name: &str, out, input| linear_slot(format!("transformer_blocks.{i}.{name}"), out, input);
+            let block = |name: &str, out, input| Slot::linear(format!("transformer_blocks.{i}.{name}"), out, input);
             slots.extend([
                 block("norm1.linear", 6 * d, te),
                 block("attn1.to_q", d, d),
@@ -153,8 +153,8 @@ impl Config {
                 block("ff.net.2", d, 4 * d),
             ]);
         }
-        slots.push(linear_slot("norm_out.linear", 2 * d, te));
-        slots.push(linear_slot("proj_out", self.out_channels * self.patch_volume(), d));
+        slots.push(Slot::linear("norm_out.linear", 2 * d, te));
+        slots.push(Slot::linear("proj_out", self.out_channels * self.patch_volume(), d));
         slots
     }
 

@@ -7,7 +7,7 @@ use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 
 use super::layers;
-use crate::component::{self, Component, linear_slot};
+use crate::component::{self, Component};
 use crate::{Checkpoint, ExportError, Vars};
 
 /// `config.json` of a T5 encoder; absent keys take transformers' defaults.
@@ -80,7 +80,7 @@ impl Config {
         let (d, inner) = (self.d_model, self.num_heads * self.d_kv);
         let mut slots = Vec::new();
         for i in 0..self.num_layers {
-            let layer = |name: &str, out, input| linear_slot(format!("encoder.block.{i}.layer.{name}"), out, input);
+            let layer = |name: &str, out, input| Slot::linear(format!("encoder.block.{i}.layer.{name}"), out, input);
             slots.extend([
                 layer("0.SelfAttention.q", inner, d),
                 layer("0.SelfAttention.k", inner, d),

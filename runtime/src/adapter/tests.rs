@@ -11,23 +11,11 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/adapter").join(name)
 }
 
-fn slot(name: &str, out_features: usize, in_features: usize) -> Slot {
-    Slot {
-        name: name.into(),
-        tensor: format!("{name}.weight"),
-        out_features,
-        in_features,
-        transposed: false,
-        rows: None,
-        aliases: vec![],
-    }
-}
-
 /// Slots of the fixture's transformer: its 2-D weights.
 fn slots() -> Vec<Slot> {
     let file = WeightFile::open(fixture("transformer/diffusion_pytorch_model.safetensors")).unwrap();
     let linear = |name: String| match (name.strip_suffix(".weight"), file.shape(&name)) {
-        (Some(module), Some(&[out, inner])) => Some(slot(module, out, inner)),
+        (Some(module), Some(&[out, inner])) => Some(Slot::linear(module, out, inner)),
         _ => None,
     };
     file.names().into_iter().filter_map(linear).collect()
@@ -128,7 +116,7 @@ fn read_adapter_with_keys_that_match_no_slot_is_an_error_unless_partial_is_allow
     tensors.insert("lora_te_text_model.lora_down.weight".into(), extra.clone());
     tensors.insert("what.is.this".into(), extra);
     let path = written(&dir, &tensors);
-    let slots = [slot("a", 2, 1)];
+    let slots = [Slot::linear("a", 2, 1)];
     let error = read_adapter(&path, &slots, &ReadOptions::default()).unwrap_err();
     assert!(error.to_string().contains("2 of 4 keys match no slot"), "{error}");
     let loaded = read_adapter(&path, &slots, &ReadOptions { allow_partial: true }).unwrap();
@@ -136,7 +124,7 @@ fn read_adapter_with_keys_that_match_no_slot_is_an_error_unless_partial_is_allow
     let json = serde_json::to_value(&loaded.coverage).unwrap();
     assert_eq!(json["keys"][0]["outcome"], "applied");
     // Nothing to apply is an error even then.
-    assert!(read_adapter(&path, &[slot("b", 2, 1)], &ReadOptions { allow_partial: true }).is_err());
+    assert!(read_adapter(&path, &[Slot::linear("b", 2, 1)], &ReadOptions { allow_partial: true }).is_err());
 }
 
 #[test]
@@ -144,7 +132,7 @@ fn read_adapter_names_the_key_that_is_damaged_or_does_not_fit() {
     let dir = tempfile::tempdir().unwrap();
     let message = |tensors: &NamedTensors| {
         let path = written(&dir, tensors);
-        read_adapter(&path, &[slot("a", 2, 1)], &ReadOptions::default()).unwrap_err().to_string()
+        read_adapter(&path, &[Slot::linear("a", 2, 1)], &ReadOptions::default()).unwrap_err().to_string()
     };
     let nan = message(&one(&[1.0, f32::NAN], &[3.0]));
     assert!(nan.contains("`diffusion_model.a.lora_B.weight` holds NaN"), "{nan}");
@@ -163,7 +151,7 @@ fn read_adapter_in_kohya_form_refuses_a_name_of_two_slots() {
     let dir = tempfile::tempdir().unwrap();
     let factor = Tensor::F32(ArrayD::zeros(IxDyn(&[1, 1])));
     let tensors = NamedTensors::from([("lora_unet_a_b.lora_down.weight".to_owned(), factor)]);
-    let slots = [slot("a.b", 1, 1), slot("a_b", 1, 1)];
+    let slots = [Slot::linear("a.b", 1, 1), Slot::linear("a_b", 1, 1)];
     let error = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap_err();
     let AdapterError::Unmatched { coverage } = error else { panic!("{error}") };
     assert!(matches!(&coverage.keys[0].outcome, Outcome::Error { reason } if reason.contains("several slots")));

@@ -118,6 +118,15 @@ pub struct Slot {
     pub aliases: Vec<String>,
 }
 
+impl Slot {
+    /// The linear layer at module path `name`, its weight `<name>.weight` stored `[out, in]` as in a checkpoint.
+    pub fn linear(name: impl Into<String>, out_features: usize, in_features: usize) -> Self {
+        let name = name.into();
+        let tensor = format!("{name}.weight");
+        Self { name, tensor, out_features, in_features, transposed: false, rows: None, aliases: Vec::new() }
+    }
+}
+
 /// Output features `start..end` of an initializer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowRange {

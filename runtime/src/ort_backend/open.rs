@@ -237,8 +237,8 @@ fn configured(environment: &Environment, mode: WeightMode, threads: Option<usize
             builder = builder.with_intra_threads(threads)?;
         }
         if mode == WeightMode::Lazy {
-            // The graphs are optimised when they are compiled. What ONNX Runtime could still fuse saves little beside
-            // widening the weights in every use, and looking for it takes most of the time that opening takes.
+            // The graphs are optimised when they are compiled; looking for more takes most of the time that opening takes,
+            // and opening fast is what this mode is for.
             builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
             let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
             builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?.with_memory_pattern(false)?;

@@ -60,15 +60,8 @@ fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::Tem
         files: GraphFiles { widened, lazy },
         profiles: vec![],
     };
-    let slot = |&(name, out_features, in_features): &(&str, usize, usize)| Slot {
-        name: name.into(),
-        tensor: format!("{name}.weight"),
-        out_features,
-        in_features,
-        transposed: false,
-        rows: None,
-        aliases: vec![],
-    };
+    let slot =
+        |&(name, out_features, in_features): &(&str, usize, usize)| Slot::linear(name, out_features, in_features);
     let manifest = testing::manifest(&tensors, storage, vec![graph], LINEARS.iter().map(slot).collect());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("test.engine");
