@@ -25,7 +25,7 @@ fn main() -> ExitCode {
 
 /// Chooses the task from the flags given.
 fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    for path in [&args.output, &args.outputs, &args.save_lora].into_iter().flatten() {
+    for path in [&args.output, &args.outputs, &args.save_lora, &args.contact_sheet].into_iter().flatten() {
         check_parent(path)?;
     }
     vae::check_output(args)?;

@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Video to write: .mp4, .mov, .mkv, .webm, .gif, a folder for PNG frames, or .safetensors for `pixels`.
     #[arg(short, long, value_name = "VIDEO", help_heading = "Generate")]
     pub(crate) output: Option<PathBuf>,
+    /// Picture to write beside the video: the reference, the video without adapters, the video (a PNG). Generates twice.
+    #[arg(long, value_name = "PNG", requires = "output", help_heading = "Generate")]
+    pub(crate) contact_sheet: Option<PathBuf>,
     /// What the video shows.
     #[arg(long, value_name = "TEXT", help_heading = "Generate")]
     pub(crate) prompt: Option<String>,

@@ -9,7 +9,7 @@ use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::video::{Frames, frames_to_pixels};
+use v2l_runtime::video::{Frames, frames_to_pixels, pixels_to_frames, write_contact_sheet};
 use v2l_runtime::weights::write_tensors;
 
 use crate::adapters;
@@ -91,11 +91,18 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     };
     let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
     let mut adapters = adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?;
+    let mut compared = Vec::new();
     if let (Some(_), Some(predictor)) = (&args.reference, &mut predictor) {
-        let adapter = predict(args, &mut directory, &pipeline, predictor, request.image.as_ref(), output)?;
-        adapters.push((adapter, args.strength));
+        let predicted = predict(args, &mut directory, &pipeline, predictor, request.image.as_ref(), output)?;
+        adapters.push((predicted.adapter, args.strength));
+        compared.push(predicted.reference);
     }
     drop(predictor);
+    if args.contact_sheet.is_some() && !adapters.is_empty() {
+        let base = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
+        compared.push(pipeline.decode(&mut directory, &base, &mut Listener::new(output))?);
+        output.finish();
+    }
     if !adapters.is_empty() {
         let report = directory.set_adapters(adapters)?.fused.clone();
         adapters::report(&report, output);
@@ -130,6 +137,14 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
                 settings.fps
             )
         });
+        compared.push(frames);
+    }
+    if let Some(path) = &args.contact_sheet {
+        write_contact_sheet(path, &compared.iter().collect::<Vec<_>>())?;
+        let rows = compared.len();
+        output.result("contact_sheet", json!({ "path": path, "rows": rows }), || {
+            format!("{}: {rows} rows, the result last", path.display())
+        });
     }
     Ok(())
 }
@@ -153,6 +168,12 @@ fn open_predictor(args: &Args, directory: &mut EngineDirectory) -> anyhow::Resul
     Ok(predictor)
 }
 
+/// What came of `--reference`.
+struct Predicted {
+    adapter: Adapter,
+    reference: Frames,
+}
+
 /// Predicts the adapter of `--reference` and saves it where `--save-lora` says.
 fn predict(
     args: &Args,
@@ -161,23 +182,26 @@ fn predict(
     predictor: &mut Predictor,
     image: Option<&Frames>,
     output: &mut Output,
-) -> anyhow::Result<Adapter> {
+) -> anyhow::Result<Predicted> {
     let path = args.reference.as_ref().ok_or_else(|| Failure::usage("--reference is missing"))?;
     let seed = args.seed.unwrap_or(pipeline.config().defaults.seed);
     let size = target_size(args, pipeline, image)?;
     let mut listener = Listener::new(output);
-    let latents = if is_tensors(path) {
+    let (latents, reference) = if is_tensors(path) {
         let pixels = read_single(path, "[1, 3, F, H, W] in [-1, 1]")?;
-        pipeline.reference_latents(directory, Reference::Pixels(&pixels), size, None, seed, &mut listener)?
+        let given = Reference::Pixels(&pixels);
+        let latents = pipeline.reference_latents(directory, given, size, None, seed, &mut listener)?;
+        (latents, pixels_to_frames(&pixels, None)?)
     } else {
         let frames = read_frames(args, path)?;
-        pipeline.reference_latents(directory, Reference::Frames(&frames), size, None, seed, &mut listener)?
+        let given = Reference::Frames(&frames);
+        (pipeline.reference_latents(directory, given, size, None, seed, &mut listener)?, frames)
     };
     output.finish();
     let tokens = predictor.predict(&Tensor::from(latents.into_dyn()))?;
     let adapter = predictor.expand(&tokens)?;
     save(args, predictor, tokens, &adapter, output)?;
-    Ok(adapter)
+    Ok(Predicted { adapter, reference })
 }
 
 fn save(

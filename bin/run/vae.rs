@@ -48,8 +48,11 @@ pub(crate) fn read_frames(args: &Args, path: &Path) -> anyhow::Result<Frames> {
     }
 }
 
-/// Refuses a video that could not be written in the end, before any work is done.
+/// Refuses a video or picture that could not be written in the end, before any work is done.
 pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
+    if let Some(path) = &args.contact_sheet {
+        video::check_contact_sheet(path)?;
+    }
     if let Some(path) = args.output.as_ref().filter(|path| !is_tensors(path))
         && video::needs_ffmpeg(path)?
     {

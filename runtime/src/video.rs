@@ -7,9 +7,11 @@ mod decode;
 mod encode;
 mod images;
 mod pixels;
+mod sheet;
 
 pub use encode::{needs_ffmpeg, write_video};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
+pub use sheet::{check_contact_sheet, write_contact_sheet};
 
 /// Longest side of a frame, in pixels.
 pub const MAX_SIDE: usize = 8192;
@@ -197,6 +199,12 @@ pub enum VideoError {
     /// The file name says no known format.
     #[error("{}: unknown video format; expected .mp4, .mov, .mkv, .webm, .gif, or a folder (a path that ends in /) for PNG files", path.display())]
     Extension {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file name of a picture says another format than PNG.
+    #[error("{}: a contact sheet is a PNG file; expected a name that ends in .png", path.display())]
+    NotPng {
         /// The file.
         path: PathBuf,
     },

@@ -150,9 +150,10 @@ def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed, 
 
 
 class FunModel:
-    """The sample model's components, weights widened to f32."""
+    """A stored pipeline's components and its predictor, weights widened to f32; texts have `text` tokens."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, text=TEXT):
+        self.text = text
         self.transformer = CogVideoXTransformer3DModel.from_pretrained(directory / "transformer").float().eval()
         self.vae = AutoencoderKLCogVideoX.from_pretrained(directory / "vae").float().eval()
         self.text_encoder = T5EncoderModel.from_pretrained(directory / "text_encoder").float().eval()
@@ -162,17 +163,18 @@ class FunModel:
         self.aux = load_file(directory / LILORA_FILE)
 
     def encode_text(self, texts):
-        tokens = self.tokenizer(texts, padding="max_length", max_length=TEXT, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding="max_length", max_length=self.text, truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids).last_hidden_state
 
     def encode_video(self, pixels):
         """Mean of the latent distribution, times the scaling factor."""
         return self.vae.encode(pixels).latent_dist.mean * self.vae.config.scaling_factor
 
-    def predict(self, images, size):
-        """Reference frames -> (their pixels as u8, latents, tokens)."""
+    def predict(self, images, size, signed=False):
+        """Reference frames -> (their pixels as u8, latents, tokens); in [0,1], or [-1,1] if `signed`."""
         stack = np.stack([np.array(image.convert("RGB").resize(size)) for image in images])
-        pixels = torch.from_numpy(stack).float() / 255  # [F,H,W,3]; not shifted to [-1,1]
+        pixels = torch.from_numpy(stack).float() / 255  # [F,H,W,3]
+        pixels = 2 * pixels - 1 if signed else pixels
         latents = self.encode_video(pixels.permute(3, 0, 1, 2)[None])
         return torch.from_numpy(stack), latents, self.hypernetwork(latents)
 
@@ -186,11 +188,15 @@ def resize_mask(mask, latents):
     return torch.cat(parts, dim=2)
 
 
-def run_fun(model: FunModel, image, frames, latents, augmentation=None, changes=None):
+def run_fun(
+    model: FunModel, image, frames, latents, augmentation=None, changes=None,
+    texts=(NEGATIVE, PROMPT), steps=STEPS, guidance=GUIDANCE,
+):  # fmt: skip
     """Inpainting pipeline for one first frame of the target size; `augmentation` is added to the
-    condition wherever that is not exactly -1."""
+    condition wherever that is not exactly -1. With one text there is no guidance."""
     width, height = image.size
-    trace = {"prompt_embeds": model.encode_text([NEGATIVE, PROMPT])}
+    trace = {"prompt_embeds": model.encode_text(list(texts))}
+    batch = len(texts)
 
     first = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
     mask = torch.ones(1, 1, frames, height, width)
@@ -206,15 +212,16 @@ def run_fun(model: FunModel, image, frames, latents, augmentation=None, changes=
     cos, sin = fun_tables(model.transformer.config, height, width, latents.shape[1])
     trace |= {"image_rotary_emb_cos": cos, "image_rotary_emb_sin": sin}
 
-    model.scheduler.set_timesteps(STEPS)
+    model.scheduler.set_timesteps(steps)
     trace["timesteps"] = model.scheduler.timesteps.clone()
     x = latents * model.scheduler.init_noise_sigma
     with fused(model.transformer, changes or {}):
         for step, t in enumerate(model.scheduler.timesteps):
-            hidden = torch.cat([torch.cat([x, x]), torch.cat([inpaint, inpaint])], dim=2)
-            v = model.transformer(hidden, trace["prompt_embeds"], t.expand(2), image_rotary_emb=(cos, sin)).sample
-            unconditional, conditional = v.chunk(2)
-            v = unconditional + GUIDANCE * (conditional - unconditional)
+            hidden = torch.cat([torch.cat([x] * batch), torch.cat([inpaint] * batch)], dim=2)
+            v = model.transformer(hidden, trace["prompt_embeds"], t.expand(batch), image_rotary_emb=(cos, sin)).sample
+            if batch == 2:
+                unconditional, conditional = v.chunk(2)
+                v = unconditional + guidance * (conditional - unconditional)
             x = model.scheduler.step(v, t, x).prev_sample
             trace[f"latents_step_{step}"] = x
     trace["latents_final"] = x

@@ -2,11 +2,20 @@
 
 mod support;
 
+// Shared with the evaluation of the miniature.
+#[path = "../miniature/lab.rs"]
+mod lab;
+#[path = "../miniature/measures.rs"]
+mod measures;
+#[path = "../miniature/trials.rs"]
+mod trials;
+
 mod architecture;
 mod bad_input;
 mod cli;
 mod hypernetwork;
 mod inspect;
+mod miniature;
 mod overrides;
 mod pipeline;
 mod shapes;

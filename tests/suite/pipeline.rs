@@ -239,3 +239,30 @@ fn equal_requests_give_equal_bytes_and_another_reference_another_video() {
     assert_eq!(steered, generate("loaded", &["--lora", text(&lora)]), "the saved adapter");
     assert_ne!(base, generate("seed", &["--seed", "7"]), "another seed");
 }
+
+#[test]
+fn contact_sheet_shows_reference_base_and_result() {
+    let (built, folder) = (sample(), fixtures().join("sample"));
+    let file = |name: &str| built.folder.path().join(name);
+    let (engines, sheet, base, video) = (built.engines(), file("sheet.png"), file("base/"), file("steered/"));
+    let image = folder.join("image.png");
+    let reference = fixtures().join("pipeline/fun/reference_frames");
+    let common = ["--engine", text(&engines), "--image", text(&image), "--num-frames", "5", "--steps", "1"];
+    v2l_run(&[&common[..], &["-o", text(&base)]].concat());
+    let steered = ["--reference", text(&reference), "-o", text(&video), "--contact-sheet", text(&sheet)];
+    v2l_run(&[&common[..], &steered].concat());
+    let picture = read_frames(&sheet, None).unwrap();
+    let (base, video) = (read_frames(&base, None).unwrap(), read_frames(&video, None).unwrap());
+    assert_ne!(base, video);
+    // Nine reference frames, five of each video; each pixel of a small frame becomes a square.
+    let factor = 96usize.div_ceil(video.width().max(video.height()));
+    let (width, height) = (video.width() * factor + 4, video.height() * factor + 4);
+    assert_eq!((picture.width(), picture.height()), (9 * width + 4, 3 * height + 4));
+    for (row, frames) in [(1, &base), (2, &video)] {
+        for (column, frame) in frames.iter().enumerate() {
+            let (x, y) = (column * width + 4, row * height + 4);
+            let start = (y * picture.width() + x) * 3;
+            assert_eq!(picture.data()[start..start + 3], frame[..3], "row {row}, column {column}");
+        }
+    }
+}

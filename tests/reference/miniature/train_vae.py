@@ -26,13 +26,14 @@ import lab
 import measures
 
 MASKED = 0.1  # share of inpainting inputs
+SHOWN = clips.CLASSES + tuple(clips.TARGETS)  # recoloured objects are the hardest to keep: shown twice as often
 
 
 def batch(rng, count, frames):
     """Pixels [B,3,F,H,W] and weights [B,1,F,H,W]. A single frame is a random one of its clip."""
     videos, weights = [], []
     for _ in range(count):
-        effect = clips.CLASSES[rng.integers(len(clips.CLASSES))]
+        effect = SHOWN[rng.integers(len(SHOWN))]
         scene, variant = (int(n) for n in rng.integers(1_000_000, size=2))
         video, alpha = clips.clip("train", scene, effect, lab.FRAMES, lab.SIZE, variant)
         weight = 1 + 3 * np.maximum(alpha, alpha[:1])

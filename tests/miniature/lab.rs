@@ -1,0 +1,110 @@
+//! The miniature through the product's own path: export, compile, predict, fuse, generate.
+
+use std::path::Path;
+
+use ndarray::Array2;
+use tempfile::TempDir;
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::adapter::Adapter;
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::{ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request};
+use v2l_runtime::predictor::Predictor;
+use v2l_runtime::session::Session;
+use v2l_runtime::tensor::{Dtype, Tensor};
+use v2l_runtime::video::{Frames, frames_to_pixels, pixels_to_frames};
+
+use crate::trials::Trial;
+
+/// How the miniature was trained to sample.
+pub(crate) const STEPS: usize = 20;
+
+/// Sessions stay open from one video to the next.
+struct Kept(EngineDirectory);
+
+impl Components for Kept {
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        self.0.session(component, graph)
+    }
+
+    fn release(&mut self, _: &str) {}
+}
+
+/// The opened miniature.
+pub(crate) struct Lab {
+    components: Kept,
+    pipeline: Pipeline,
+    predictor: Predictor,
+    _folder: TempDir,
+}
+
+impl Lab {
+    /// Exports the model folder, compiles it with this storage type (`None`: the checkpoint's) and opens it.
+    pub(crate) fn new(model: &Path, storage: Option<Dtype>, weights: OrtWeights) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
+        let predictor =
+            Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
+        v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
+        v2l_export::compile(&bundle, &engines, &CompileOptions { storage }, &mut |_| {})?;
+        let options = OpenOptions { weights, ..OpenOptions::default() };
+        let mut directory = EngineDirectory::open(&engines, options.clone())?;
+        let mut config = directory.config().clone();
+        config.reference.range = PixelRange::Signed;
+        let pipeline = Pipeline::new(config, directory.tokenizer()?.as_deref())?;
+        let predictor = Predictor::open(directory.engine(HYPERNETWORK)?, &options)?;
+        predictor.check_backbone(&directory.engine(TRANSFORMER)?.manifest().slots)?;
+        Ok(Self { components: Kept(directory), pipeline, predictor, _folder: folder })
+    }
+
+    /// The tokens that the hypernetwork reads from a reference, one row for each slot.
+    pub(crate) fn tokens(&mut self, reference: &Frames) -> anyhow::Result<Array2<f32>> {
+        let size = (reference.width(), reference.height());
+        let given = Reference::Frames(reference);
+        let latents = self.pipeline.reference_latents(&mut self.components, given, size, None, 0, &mut ())?;
+        Ok(self.predictor.predict(&Tensor::from(latents.into_dyn()))?)
+    }
+
+    /// The adapter that tokens stand for.
+    pub(crate) fn adapter(&mut self, tokens: &Array2<f32>) -> anyhow::Result<Adapter> {
+        Ok(self.predictor.expand(tokens)?)
+    }
+
+    /// Fuses these adapters for the videos to come; none is the base model.
+    pub(crate) fn steer(&mut self, adapters: Vec<(Adapter, f32)>) -> anyhow::Result<()> {
+        self.components.0.set_adapters(adapters)?;
+        Ok(())
+    }
+
+    /// Animates the trial's image; the seed is the only other thing that counts.
+    pub(crate) fn generate(&mut self, trial: &Trial, seed: u64) -> anyhow::Result<Frames> {
+        self.finish(&Request { seed: Some(seed), ..request(trial) }).map(|(_, frames)| frames)
+    }
+
+    /// Any request, with its latent.
+    pub(crate) fn finish(&mut self, request: &Request) -> anyhow::Result<(Generated, Frames)> {
+        let generated = self.pipeline.generate(&mut self.components, request, &mut ())?;
+        let frames = self.pipeline.decode(&mut self.components, &generated, &mut ())?;
+        Ok((generated, frames))
+    }
+
+    /// A clip through the autoencoder and back.
+    pub(crate) fn reconstruct(&mut self, clip: &Frames) -> anyhow::Result<Frames> {
+        let pixels = frames_to_pixels(clip, true);
+        let moments = self.pipeline.encode_video(&mut self.components, &pixels, &mut ())?;
+        let back = self.pipeline.decode_video(&mut self.components, &moments.mean, &mut ())?;
+        Ok(pixels_to_frames(&back, None)?)
+    }
+}
+
+/// What the miniature was trained to be asked: its image and caption, without guidance.
+pub(crate) fn request(trial: &Trial) -> Request {
+    Request {
+        prompt: trial.caption.clone(),
+        image: Some(trial.image.clone()),
+        num_frames: Some(trial.reference.count()),
+        num_inference_steps: Some(STEPS),
+        guidance_scale: Some(1.0),
+        ..Request::default()
+    }
+}

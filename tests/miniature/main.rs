@@ -1,0 +1,204 @@
+//! How well the miniature's videos carry their reference's effect, through the product's own path.
+//!
+//! ```text
+//! cargo run --release --example miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick] [--json]
+//! ```
+//!
+//! For the first N held-out trials of every effect (a reference, and the first frame of another scene with its caption),
+//! each from the same noise in every mode:
+//! `reconstructed` (the reference through the autoencoder and back), `base` (no adapter), `steered` (the reference's
+//! adapter), `other` (the adapter of the next effect's reference), then `steered` again for every storage precision and
+//! way to give weights to ONNX Runtime. A clip counts if the classifier, out of all its classes, says the nominal effect.
+
+mod lab;
+mod measures;
+mod trials;
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::ensure;
+use clap::Parser;
+use indexmap::IndexMap;
+use serde_json::json;
+use v2l_runtime::ort_backend::OrtWeights;
+use v2l_runtime::tensor::Dtype;
+use v2l_runtime::video::{Frames, write_contact_sheet};
+
+use lab::Lab;
+use measures::Classifier;
+use trials::{Index, Trial};
+
+/// Score the trained miniature: base model, steered, steered by another effect, every precision and fusion mode.
+#[derive(Parser)]
+#[command(name = "miniature")]
+struct Args {
+    /// Trials of each effect.
+    #[arg(long, value_name = "N", default_value_t = 10)]
+    count: usize,
+    /// The model folder.
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/miniature"))]
+    model: PathBuf,
+    /// Write a contact sheet: the first trial of each effect, three rows each (reference, base, steered).
+    #[arg(long, value_name = "PNG")]
+    sheet: Option<PathBuf>,
+    /// Leave out the other precisions and fusion modes.
+    #[arg(long)]
+    quick: bool,
+    /// Print one JSON event per line.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The shares of clips that showed what they should.
+struct Score {
+    hits: IndexMap<String, Vec<bool>>,
+}
+
+impl Score {
+    fn share(&self, effects: &[String]) -> f64 {
+        let hits: Vec<bool> = effects.iter().flat_map(|e| self.hits[e].iter().copied()).collect();
+        hits.iter().filter(|hit| **hit).count() as f64 / hits.len() as f64
+    }
+}
+
+struct Evaluation<'a> {
+    args: &'a Args,
+    index: Index,
+    classifier: Classifier,
+    effects: Vec<String>,
+    trials: Vec<Trial>,
+}
+
+/// What a mode animates a trial with.
+#[derive(Clone, Copy, PartialEq)]
+enum Mode {
+    Reconstructed,
+    Base,
+    Steered,
+    Other,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    ensure!(args.count > 0, "--count 0: expected at least one trial of each effect");
+    let index = Index::read(&args.model)?;
+    let effects: Vec<String> = index.effects().cloned().collect();
+    let gather = |effects: &[String]| -> anyhow::Result<Vec<Trial>> {
+        let groups: anyhow::Result<Vec<_>> =
+            effects.iter().map(|effect| index.trials(&args.model, effect, args.count)).collect();
+        Ok(groups?.into_iter().flatten().collect())
+    };
+    let (trials, unseen) = (gather(&effects)?, gather(&index.zero_shot)?);
+    let classifier = Classifier::read(&args.model.join("classifier.json"))?;
+    let mut this = Evaluation { args: &args, index, classifier, effects, trials };
+
+    let mut lab = Lab::new(&args.model, None, OrtWeights::Widened)?;
+    this.mode(&mut lab, "reconstructed", Mode::Reconstructed)?;
+    let base = this.mode(&mut lab, "base", Mode::Base)?;
+    let steered = this.mode(&mut lab, "steered", Mode::Steered)?;
+    this.mode(&mut lab, "other", Mode::Other)?;
+    if let Some(path) = &args.sheet {
+        let firsts = (0..this.effects.len()).map(|effect| effect * args.count);
+        let rows = firsts.flat_map(|i| [&this.trials[i].reference, &base[i], &steered[i]]);
+        write_contact_sheet(path, &rows.collect::<Vec<_>>())?;
+    }
+    if !args.quick {
+        for (name, storage, weights) in [
+            ("steered, bf16 lazy", None, OrtWeights::Lazy),
+            ("steered, fp16 widened", Some(Dtype::F16), OrtWeights::Widened),
+            ("steered, fp16 lazy", Some(Dtype::F16), OrtWeights::Lazy),
+            ("steered, fp32", Some(Dtype::F32), OrtWeights::Widened),
+        ] {
+            let mut other = Lab::new(&args.model, storage, weights)?;
+            this.mode(&mut other, name, Mode::Steered)?;
+        }
+    }
+    this.effects = std::mem::take(&mut this.index.zero_shot);
+    this.trials = unseen;
+    this.index.families.clear();
+    this.mode(&mut lab, "zero-shot, base", Mode::Base)?;
+    this.mode(&mut lab, "zero-shot, steered", Mode::Steered)?;
+    Ok(())
+}
+
+impl Evaluation<'_> {
+    /// Makes and scores one clip for each trial, and prints the score.
+    fn mode(&self, lab: &mut Lab, name: &str, mode: Mode) -> anyhow::Result<Vec<Frames>> {
+        let start = Instant::now();
+        lab.steer(Vec::new())?;
+        let mut clips = Vec::with_capacity(self.trials.len());
+        for (i, trial) in self.trials.iter().enumerate() {
+            let reference = match mode {
+                Mode::Reconstructed => {
+                    clips.push(lab.reconstruct(&trial.reference)?);
+                    continue;
+                }
+                Mode::Base => None,
+                Mode::Steered => Some(&trial.reference),
+                Mode::Other => Some(&self.trials[self.of_next_effect(i)].reference),
+            };
+            if let Some(reference) = reference {
+                let tokens = lab.tokens(reference)?;
+                let adapter = lab.adapter(&tokens)?;
+                lab.steer(vec![(adapter, 1.0)])?;
+            }
+            clips.push(lab.generate(trial, i as u64)?);
+            if !self.args.json {
+                eprint!("\r{name}: {}/{}", i + 1, self.trials.len());
+            }
+        }
+        if !self.args.json {
+            eprint!("\r{:40}\r", "");
+        }
+        let answers: Vec<&str> = clips.iter().map(|clip| self.classifier.classify(clip)).collect();
+        let score = self.score(&answers, |i| &self.trials[i].effect);
+        let follows = (mode == Mode::Other).then(|| {
+            let followed = self.score(&answers, |i| &self.trials[self.of_next_effect(i)].effect);
+            followed.share(&self.effects)
+        });
+        self.print(name, &score, follows, &answers, start.elapsed().as_secs_f64());
+        Ok(clips)
+    }
+
+    /// The same trial of the effect after this one's.
+    fn of_next_effect(&self, trial: usize) -> usize {
+        (trial + self.args.count) % self.trials.len()
+    }
+
+    fn score<'b>(&'b self, answers: &[&str], expected: impl Fn(usize) -> &'b String) -> Score {
+        let mut hits: IndexMap<String, Vec<bool>> = IndexMap::new();
+        for (i, answer) in answers.iter().enumerate() {
+            hits.entry(self.trials[i].effect.clone()).or_default().push(expected(i) == answer);
+        }
+        Score { hits }
+    }
+
+    fn print(&self, name: &str, score: &Score, follows: Option<f64>, answers: &[&str], seconds: f64) {
+        let share = |effects: &[String]| score.share(effects);
+        let families: IndexMap<&String, f64> = self.index.families.iter().map(|(f, e)| (f, share(e))).collect();
+        let effects: IndexMap<&String, f64> =
+            self.effects.iter().map(|e| (e, share(std::slice::from_ref(e)))).collect();
+        let overall = share(&self.effects);
+        if self.args.json {
+            let pairs = self.trials.iter().zip(answers).map(|(trial, answer)| json!([trial.effect, answer]));
+            let event = json!({
+                "event": "mode", "mode": name, "clips": answers.len(), "accuracy": overall, "families": families,
+                "effects": effects, "follows": follows, "answers": pairs.collect::<Vec<_>>(), "seconds": seconds,
+            });
+            println!("{event}");
+            return;
+        }
+        let list = |shares: &IndexMap<&String, f64>| {
+            shares.iter().map(|(n, share)| format!("{n} {share:.2}")).collect::<Vec<_>>().join(", ")
+        };
+        println!("{name}: {overall:.3} of {} clips ({seconds:.0} s)", answers.len());
+        if let Some(follows) = follows {
+            println!("  shows the effect of the reference it was given: {follows:.3}");
+        }
+        if !families.is_empty() {
+            println!("  families: {}", list(&families));
+        }
+        println!("  effects: {}", list(&effects));
+    }
+}
