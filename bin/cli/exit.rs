@@ -176,6 +176,8 @@ fn engine(error: &EngineError) -> Exit {
 fn fuse(error: &FuseError) -> Exit {
     match error {
         FuseError::Engine(e) => engine(e),
+        FuseError::Memory { .. } => Exit::Memory,
+        FuseError::Cancelled => Exit::Interrupted,
         _ => Exit::BadAdapter,
     }
 }

@@ -66,19 +66,25 @@ pub(crate) fn load(
     Ok(adapters)
 }
 
+/// Below this gain a warning says that rounding loses a noticeable part of the adapter.
+const LEAST_GAIN: f64 = 0.9;
+
 /// Says what a fuse did.
 pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     if fused.slots.is_empty() {
         return;
     }
-    let least = fused.slots.iter().map(|s| s.survived).fold(f64::INFINITY, f64::min);
-    output.event("fused", json!({ "slots": fused.slots.len(), "least_survived": least }));
+    let overall = fused.overall();
+    let survey = overall.survey;
+    output.event("fused", json!({ "count": fused.slots.len(), "overall": overall, "slots": fused.slots }));
     output.note(&format!(
-        "fused {} slots; at least {:.1} % of each update survives rounding",
+        "fused {} slots: {:.1} % of the update survives rounding (error {:.1} %, {:.1} % of the weights unchanged)",
         fused.slots.len(),
-        100.0 * least
+        100.0 * survey.survived(),
+        100.0 * survey.relative_error(),
+        100.0 * overall.unchanged()
     ));
-    if least < 0.9 {
+    if survey.survived() < LEAST_GAIN {
         output.warning(
             "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
              with --precision fp32",

@@ -5,25 +5,31 @@
 //! So results depend neither on threads nor on the processor, and an update of zero gives the base bit for bit.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use indexmap::IndexMap;
-use ndarray::Array2;
+use ndarray::ArrayView2;
 use rayon::prelude::*;
 
 use crate::adapter::{Adapter, LowRank};
 use crate::engine::manifest::Slot;
 use crate::engine::{Engine, EngineError};
-use crate::raw::{vec_into_bytes, widen, widen_into};
+use crate::raw::widen_bytes;
 use crate::tensor::Dtype;
 use crate::weights::WeightView;
 
-/// Rows that one thread fuses at a time.
-const ROWS: usize = 16;
-/// Columns that stay in cache while a thread's rows are fused.
-const COLUMNS: usize = 512;
+mod arena;
+mod kernel;
+mod lanes;
+mod report;
+
+pub use arena::Pool;
+pub use kernel::{Packed, Path, Survey};
+pub use report::{FuseReport, SlotReport};
+
+/// Elements that one thread fuses at a time, about.
+const PIECE: usize = 1 << 16;
 
 /// The type of fused weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +38,26 @@ pub enum FuseTarget {
     F32,
     /// The storage type.
     Storage,
+}
+
+/// How to fuse.
+#[derive(Clone, Copy)]
+pub struct FuseOptions<'a> {
+    /// The type of the results.
+    pub target: FuseTarget,
+    /// The instructions to use; all give the same bits.
+    pub path: Path,
+    /// Where the memory comes from, and is kept for the next time; fresh memory without one.
+    pub pool: Option<&'a Pool>,
+    /// Asked now and then, on any thread: true stops the fuse.
+    pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
+}
+
+impl FuseOptions<'_> {
+    /// Into this type, on the fastest path, in fresh memory.
+    pub fn new(target: FuseTarget) -> Self {
+        Self { target, path: Path::best(), pool: None, cancelled: None }
+    }
 }
 
 /// Why adapters could not be fused. Nothing has then changed.
@@ -88,29 +114,20 @@ pub enum FuseError {
         /// The type.
         dtype: Dtype,
     },
+    /// There is no memory for the results; the base and whatever was fused before are as they were.
+    #[error("fused weights need {needed} bytes of memory: {source}; free memory, or use an adapter for fewer layers")]
+    Memory {
+        /// Bytes needed.
+        needed: usize,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// It was stopped.
+    #[error("fusing was cancelled")]
+    Cancelled,
     /// The engine lacks the weight.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-/// What a fuse did to one slot.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
-pub struct SlotReport {
-    /// The slot.
-    pub slot: String,
-    /// Sum of the adapters' ranks.
-    pub rank: usize,
-    /// `‖ΔW‖`, Frobenius.
-    pub delta_norm: f64,
-    /// Part of ΔW that survived rounding, `⟨W' − W, ΔW⟩ / ‖ΔW‖²`: 1 if all of it, 1 for an update of zero.
-    pub survived: f64,
-}
-
-/// What a fuse did.
-#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
-pub struct FuseReport {
-    /// Per changed slot, in the engine's order.
-    pub slots: Vec<SlotReport>,
 }
 
 /// Fused weights.
@@ -132,11 +149,20 @@ struct Term<'a> {
 
 /// Fuses adapters, each with its strength, into the weights they change.
 ///
-/// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot.
+/// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot; up to a
+/// rank of about 8 it takes the time of copying the weights.
 ///
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
 pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -> Result<Fused, FuseError> {
+    fuse_with(engine, adapters, &FuseOptions::new(target))
+}
+
+/// [`fuse`] with a choice of instructions and memory, and a way to stop it.
+///
+/// # Errors
+/// [`FuseError`]; no result is then visible anywhere.
+pub fn fuse_with(engine: &Engine, adapters: &[(&Adapter, f32)], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
     let mut terms = resolve(engine, adapters)?;
     let mut by_tensor: IndexMap<&str, Vec<(&Slot, Vec<Term<'_>>)>> = IndexMap::new();
     for slot in &engine.manifest().slots {
@@ -144,13 +170,207 @@ pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -
             by_tensor.entry(&slot.tensor).or_default().push((slot, terms));
         }
     }
-    let mut fused = Fused::default();
-    for (tensor, slots) in by_tensor {
-        let (data, reports) = fuse_tensor(&engine.weight(tensor)?, &slots, target)?;
-        fused.weights.insert(tensor.to_owned(), data);
-        fused.report.slots.extend(reports);
+    let mut tensors = Vec::with_capacity(by_tensor.len());
+    for (tensor, slots) in &by_tensor {
+        tensors.push(Changed { name: tensor, base: engine.weight(tensor)?, slots });
     }
-    Ok(fused)
+    fuse_tensors(&tensors, options)
+}
+
+/// A tensor, and what is fused into its slots.
+struct Changed<'a> {
+    name: &'a str,
+    base: WeightView<'a>,
+    slots: &'a [(&'a Slot, Vec<Term<'a>>)],
+}
+
+impl Changed<'_> {
+    fn target(&self, target: FuseTarget) -> Dtype {
+        if target == FuseTarget::F32 { Dtype::F32 } else { self.base.dtype }
+    }
+
+    fn length(&self, target: FuseTarget) -> usize {
+        self.base.data.len() / self.base.dtype.size() * self.target(target).size()
+    }
+
+    /// Elements of a row in memory; the engine's reader has checked that the tensor is a matrix of floats.
+    fn stride(&self) -> usize {
+        self.base.shape.last().copied().unwrap_or(0)
+    }
+}
+
+/// One slot's factors, and where the slot lies in its tensor: a row of `left` combines the rows of `right`.
+struct Job {
+    first_row: usize,
+    rows: usize,
+    first_column: usize,
+    columns: usize,
+    packed: Packed,
+}
+
+impl Job {
+    fn new(slot: &Slot, terms: &[Term<'_>], path: Path, base: Dtype) -> Self {
+        let range = slot.row_range();
+        let (first_row, rows, first_column, columns) = if slot.transposed {
+            (0, slot.in_features, range.start, slot.out_features)
+        } else {
+            (range.start, slot.out_features, 0, slot.in_features)
+        };
+        let pairs: Vec<(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)> = terms
+            .iter()
+            .map(|term| {
+                let LowRank { down, up, .. } = term.update;
+                let (left, right) = if slot.transposed { (down.t(), up.t()) } else { (up.view(), down.view()) };
+                // The one point where strength enters.
+                (left, right, term.strength * term.update.scale())
+            })
+            .collect();
+        Self { first_row, rows, first_column, columns, packed: Packed::new(path, base, (rows, columns), &pairs) }
+    }
+}
+
+/// A piece of work: some rows of a tensor, and the slots that cover them.
+struct Piece<'a> {
+    tensor: usize,
+    /// Indices into the tensor's slots.
+    jobs: std::ops::Range<usize>,
+    first_row: usize,
+    base: &'a [u8],
+    out: &'a mut [u8],
+}
+
+/// Fuses all tensors at once, so that large and small ones share the threads evenly.
+fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
+    let no_memory = |needed| move |source| FuseError::Memory { needed, source };
+    let lengths = tensors.iter().map(|tensor| tensor.length(options.target));
+    let overflow = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);
+    let (offsets, needed) = arena::layout(lengths).ok_or_else(overflow).map_err(no_memory(usize::MAX))?;
+    let fresh = Pool::default();
+    let pool = options.pool.unwrap_or(&fresh);
+    let mut buffer = pool.take(needed).map_err(no_memory(needed))?;
+
+    let jobs: Vec<Vec<Job>> = tensors
+        .par_iter()
+        .map(|tensor| {
+            tensor
+                .slots
+                .par_iter()
+                .map(|(slot, terms)| Job::new(slot, terms, options.path, tensor.base.dtype))
+                .collect()
+        })
+        .collect();
+    let pieces = cut(tensors, &jobs, &offsets, options.target, buffer.bytes_mut());
+    let stopped = AtomicBool::new(false);
+    let surveys: Vec<(usize, usize, Survey)> = pieces
+        .into_par_iter()
+        .flat_map_iter(|piece| {
+            let stop = stopped.load(Ordering::Relaxed) || options.cancelled.is_some_and(|cancelled| cancelled());
+            if stop {
+                stopped.store(true, Ordering::Relaxed);
+                return Vec::new();
+            }
+            let (tensor, jobs) = (&tensors[piece.tensor], &jobs[piece.tensor]);
+            piece.fuse(tensor, jobs, tensor.target(options.target))
+        })
+        .collect();
+    if stopped.into_inner() {
+        return Err(FuseError::Cancelled);
+    }
+
+    let mut report = FuseReport::default();
+    for (t, tensor) in tensors.iter().enumerate() {
+        for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
+            let of_slot = surveys.iter().filter(|(tensor, slot, _)| (*tensor, *slot) == (t, s));
+            let survey = of_slot.fold(Survey::default(), |sum, (.., survey)| sum.plus(*survey));
+            if !survey.is_finite() {
+                return Err(FuseError::Overflow { slot: slot.name.clone(), dtype: tensor.target(options.target) });
+            }
+            let rank = terms.iter().map(|term| term.update.rank()).sum();
+            let weights = (slot.out_features * slot.in_features) as u64;
+            report.slots.push(SlotReport { slot: slot.name.clone(), rank, weights, survey });
+        }
+    }
+    if options.pool.is_some() {
+        pool.remember(&buffer);
+    }
+    let bytes = buffer.into_bytes();
+    let weights = tensors
+        .iter()
+        .zip(offsets)
+        .map(|(tensor, start)| (tensor.name.to_owned(), bytes.slice(start..start + tensor.length(options.target))));
+    Ok(Fused { weights: weights.collect(), report })
+}
+
+/// Cuts the results into pieces, each of which one thread fuses.
+fn cut<'a>(
+    tensors: &'a [Changed<'_>],
+    jobs: &[Vec<Job>],
+    offsets: &[usize],
+    target: FuseTarget,
+    mut memory: &'a mut [u8],
+) -> Vec<Piece<'a>> {
+    let (mut pieces, mut taken) = (Vec::new(), 0);
+    for (t, tensor) in tensors.iter().enumerate() {
+        let (_, rest) = std::mem::take(&mut memory).split_at_mut(offsets[t] - taken);
+        let (mut out, rest) = rest.split_at_mut(tensor.length(target));
+        memory = rest;
+        taken = offsets[t] + out.len();
+        let (in_size, out_size) = (tensor.base.dtype.size(), tensor.target(target).size());
+        let stride = tensor.stride();
+        for (rows, covering) in segments(tensor, &jobs[t]) {
+            // Pieces begin at whole blocks of the slot's rows.
+            let block = jobs[t].first().map_or(1, |job| job.packed.block());
+            let step = (PIECE / stride.max(1)).next_multiple_of(block).max(block);
+            for first_row in rows.clone().step_by(step) {
+                let count = step.min(rows.end - first_row);
+                let (piece, rest) = std::mem::take(&mut out).split_at_mut(count * stride * out_size);
+                out = rest;
+                let base = &tensor.base.data[first_row * stride * in_size..][..count * stride * in_size];
+                pieces.push(Piece { tensor: t, jobs: covering.clone(), first_row, base, out: piece });
+            }
+        }
+    }
+    pieces
+}
+
+/// All rows of a tensor in order, cut where slots begin and end, each part with the slots that cover it.
+fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+    let rows = tensor.base.shape.first().copied().unwrap_or(0);
+    if tensor.slots.iter().any(|(slot, _)| slot.transposed) {
+        // Each slot has all rows, and columns of its own.
+        return vec![(0..rows, 0..jobs.len())];
+    }
+    let mut order: Vec<usize> = (0..jobs.len()).collect();
+    order.sort_by_key(|&job| jobs[job].first_row);
+    let (mut segments, mut end) = (Vec::new(), 0);
+    for job in order {
+        let start = jobs[job].first_row;
+        segments.push((end..start, 0..0));
+        end = start + jobs[job].rows;
+        segments.push((start..end, job..job + 1));
+    }
+    segments.push((end..rows, 0..0));
+    segments.retain(|(rows, _)| !rows.is_empty());
+    segments
+}
+
+impl Piece<'_> {
+    /// Gives what happened to each slot: (tensor, slot, survey).
+    fn fuse(self, tensor: &Changed<'_>, jobs: &[Job], target: Dtype) -> Vec<(usize, usize, Survey)> {
+        let (stride, base) = (tensor.stride(), tensor.base.dtype);
+        let covered: usize = jobs[self.jobs.clone()].iter().map(|job| job.columns).sum();
+        if covered < stride {
+            widen_bytes(base, self.base, target, self.out);
+        }
+        let mut surveys = Vec::with_capacity(self.jobs.len());
+        for slot in self.jobs {
+            let job = &jobs[slot];
+            let first = self.first_row - job.first_row;
+            let survey = job.packed.fuse(first, job.first_column, stride, (base, self.base), (target, &mut *self.out));
+            surveys.push((self.tensor, slot, survey));
+        }
+        surveys
+    }
 }
 
 /// Names of the tensors that adapters change; layers that the engine lacks are passed over.
@@ -216,241 +436,6 @@ fn check(slot: &Slot, term: &Term<'_>) -> Result<(), FuseError> {
             Err(FuseError::NotFinite { adapter: term.adapter.to_owned(), slot: slot.name.clone(), factor })
         }
         None => Ok(()),
-    }
-}
-
-fn fuse_tensor(
-    base: &WeightView<'_>,
-    slots: &[(&Slot, Vec<Term<'_>>)],
-    target: FuseTarget,
-) -> Result<(Bytes, Vec<SlotReport>), FuseError> {
-    match (target, base.dtype) {
-        (FuseTarget::Storage, Dtype::F16) => fuse_into(base, slots, copied::<f16>(&base.data)),
-        (FuseTarget::Storage, Dtype::Bf16) => fuse_into(base, slots, copied::<bf16>(&base.data)),
-        // Slots are floating-point, the engine's reader has checked that: `widen` gives all elements.
-        _ => fuse_into(base, slots, widen(base.dtype, &base.data).unwrap_or_default()),
-    }
-}
-
-fn copied<T: bytemuck::AnyBitPattern + Send>(bytes: &[u8]) -> Vec<T> {
-    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
-}
-
-/// Fuses `slots` of one tensor into `out`, which holds the pristine elements in the target type.
-fn fuse_into<O: Element>(
-    base: &WeightView<'_>,
-    slots: &[(&Slot, Vec<Term<'_>>)],
-    mut out: Vec<O>,
-) -> Result<(Bytes, Vec<SlotReport>), FuseError> {
-    let mut reports = Vec::with_capacity(slots.len());
-    for (slot, terms) in slots {
-        let job = Job::new(base, slot, terms);
-        let stride = job.stride;
-        let window = &mut out[job.first_row * stride..][..job.rows * stride];
-        let stats: Vec<Stats> = window
-            .par_chunks_mut(ROWS * stride)
-            .enumerate()
-            .map(|(chunk, rows)| job.fuse_rows(chunk * ROWS, rows))
-            .collect();
-        let total = stats.into_iter().fold(Stats::default(), Stats::plus);
-        if total.overflow {
-            return Err(FuseError::Overflow { slot: slot.name.clone(), dtype: O::DTYPE });
-        }
-        reports.push(SlotReport {
-            slot: slot.name.clone(),
-            rank: terms.iter().map(|term| term.update.rank()).sum(),
-            delta_norm: total.norm.sqrt(),
-            survived: if total.norm > 0.0 { total.dot / total.norm } else { 1.0 },
-        });
-    }
-    Ok((vec_into_bytes(out), reports))
-}
-
-/// One slot's fuse, seen as rows in memory: a row of `left` picks the combination of the rows of `right`.
-struct Job<'a> {
-    base: &'a [u8],
-    dtype: Dtype,
-    /// Elements per row of the tensor.
-    stride: usize,
-    first_row: usize,
-    rows: usize,
-    first_column: usize,
-    columns: usize,
-    products: Vec<Product>,
-}
-
-struct Product {
-    /// `[rows, rank]`.
-    left: Array2<f32>,
-    /// `[rank, columns]`, row-major.
-    right: Array2<f32>,
-    /// `strength · alpha / rank`: the one point where strength enters.
-    factor: f32,
-}
-
-#[derive(Clone, Copy, Default)]
-struct Stats {
-    /// `⟨W' − W, ΔW⟩`.
-    dot: f64,
-    /// `‖ΔW‖²`.
-    norm: f64,
-    overflow: bool,
-}
-
-impl Stats {
-    fn plus(self, other: Self) -> Self {
-        Self { dot: self.dot + other.dot, norm: self.norm + other.norm, overflow: self.overflow | other.overflow }
-    }
-}
-
-impl<'a> Job<'a> {
-    fn new(base: &'a WeightView<'_>, slot: &Slot, terms: &[Term<'_>]) -> Self {
-        let range = slot.row_range();
-        let stride = base.shape.last().copied().unwrap_or(0);
-        let (first_row, rows, first_column, columns) = if slot.transposed {
-            (0, slot.in_features, range.start, slot.out_features)
-        } else {
-            (range.start, slot.out_features, 0, slot.in_features)
-        };
-        let products = terms
-            .iter()
-            .map(|term| {
-                let LowRank { down, up, .. } = term.update;
-                let (left, right) = if slot.transposed { (down.t(), up.t()) } else { (up.view(), down.view()) };
-                Product {
-                    left: left.as_standard_layout().into_owned(),
-                    right: right.as_standard_layout().into_owned(),
-                    factor: term.strength * term.update.scale(),
-                }
-            })
-            .collect();
-        Self { base: &base.data, dtype: base.dtype, stride, first_row, rows, first_column, columns, products }
-    }
-
-    /// Fuses the rows in `out`, the first of which is row `start` of the slot.
-    fn fuse_rows<O: Element>(&self, start: usize, out: &mut [O]) -> Stats {
-        let mut stats = Stats::default();
-        let mut scratch = Scratch::new();
-        for panel in (0..self.columns).step_by(COLUMNS) {
-            let width = COLUMNS.min(self.columns - panel);
-            for (i, row) in out.chunks_exact_mut(self.stride).enumerate() {
-                let column = self.first_column + panel;
-                let Scratch { base, delta, product } = &mut scratch;
-                let (base, delta, product) = (&mut base[..width], &mut delta[..width], &mut product[..width]);
-                let size = self.dtype.size();
-                let at = ((self.first_row + start + i) * self.stride + column) * size;
-                widen_into(self.dtype, &self.base[at..at + width * size], base);
-                self.delta(start + i, panel, delta, product);
-                let fused = &mut product[..];
-                for ((fused, &w), &d) in fused.iter_mut().zip(&*base).zip(&*delta) {
-                    // An update of zero keeps the base's bits, the sign of a zero too.
-                    *fused = if d == 0.0 { w } else { w + d };
-                }
-                let row = &mut row[column..column + width];
-                O::round(fused, row);
-                stats = stats.plus(survey(row, base, delta));
-            }
-        }
-        stats
-    }
-
-    /// `ΔW[row, panel..]`, summed over the adapters.
-    fn delta(&self, row: usize, panel: usize, delta: &mut [f32], product: &mut [f32]) {
-        delta.fill(0.0);
-        for Product { left, right, factor } in &self.products {
-            product.fill(0.0);
-            for (k, right) in right.outer_iter().enumerate() {
-                if let Some(right) = right.to_slice() {
-                    multiply_add(left[[row, k]], &right[panel..panel + product.len()], product);
-                }
-            }
-            multiply_add(*factor, product, delta);
-        }
-    }
-}
-
-struct Scratch {
-    base: [f32; COLUMNS],
-    delta: [f32; COLUMNS],
-    product: [f32; COLUMNS],
-}
-
-impl Scratch {
-    fn new() -> Self {
-        Self { base: [0.0; COLUMNS], delta: [0.0; COLUMNS], product: [0.0; COLUMNS] }
-    }
-}
-
-fn survey<O: Element>(fused: &[O], base: &[f32], delta: &[f32]) -> Stats {
-    let mut stats = Stats::default();
-    for ((&fused, &w), &d) in fused.iter().zip(base).zip(delta) {
-        let fused = fused.to_f32();
-        stats.dot += f64::from(fused - w) * f64::from(d);
-        stats.norm += f64::from(d) * f64::from(d);
-        stats.overflow |= !fused.is_finite();
-    }
-    stats
-}
-
-/// `sum[j] = fma(factor, values[j], sum[j])`: one rounding each, whatever the processor.
-fn multiply_add(factor: f32, values: &[f32], sum: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-        // SAFETY: the processor has both features.
-        #[allow(unsafe_code)]
-        return unsafe { multiply_add_fma(factor, values, sum) };
-    }
-    multiply_add_portable(factor, values, sum);
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn multiply_add_fma(factor: f32, values: &[f32], sum: &mut [f32]) {
-    multiply_add_portable(factor, values, sum);
-}
-
-#[inline(always)]
-fn multiply_add_portable(factor: f32, values: &[f32], sum: &mut [f32]) {
-    for (sum, &value) in sum.iter_mut().zip(values) {
-        *sum = factor.mul_add(value, *sum);
-    }
-}
-
-/// A type that weights are fused into.
-trait Element: bytemuck::NoUninit + Send + Sync {
-    const DTYPE: Dtype;
-    fn to_f32(self) -> f32;
-    /// Rounds to nearest, ties to even; the slices have equal lengths.
-    fn round(values: &[f32], out: &mut [Self]);
-}
-
-impl Element for f32 {
-    const DTYPE: Dtype = Dtype::F32;
-    fn to_f32(self) -> f32 {
-        self
-    }
-    fn round(values: &[f32], out: &mut [Self]) {
-        out.copy_from_slice(values);
-    }
-}
-
-impl Element for f16 {
-    const DTYPE: Dtype = Dtype::F16;
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
-    fn round(values: &[f32], out: &mut [Self]) {
-        out.convert_from_f32_slice(values);
-    }
-}
-
-impl Element for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
-    fn round(values: &[f32], out: &mut [Self]) {
-        out.convert_from_f32_slice(values);
     }
 }
 

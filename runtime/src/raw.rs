@@ -93,6 +93,15 @@ pub(crate) fn widen_into(dtype: Dtype, bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Copies elements of type `from` into `out` as `to`: the same type, or f32 from a floating-point one.
+pub(crate) fn widen_bytes(from: Dtype, bytes: &[u8], to: Dtype, out: &mut [u8]) {
+    if from == to {
+        out.copy_from_slice(bytes);
+    } else if let Ok(values) = bytemuck::try_cast_slice_mut(out) {
+        widen_into(from, bytes, values);
+    }
+}
+
 fn widen_elements<T: AnyBitPattern>(bytes: &[u8], out: &mut [f32], widen: impl Fn(T) -> f32) {
     for (value, bytes) in out.iter_mut().zip(bytes.chunks_exact(size_of::<T>())) {
         *value = widen(bytemuck::pod_read_unaligned(bytes));

@@ -26,7 +26,8 @@ const NOT_SHIPPED: &[&str] = &["clap", "prost", "v2l-calibration", "v2l-export",
 
 /// The files with unsafe code, all of them: fusion, the memory map, the ONNX Runtime backend's borrowed tensors.
 const UNSAFE_FILES: &[&str] = &[
-    "runtime/src/fuse.rs",
+    "runtime/src/fuse/kernel.rs",
+    "runtime/src/fuse/lanes.rs",
     "runtime/src/map.rs",
     "runtime/src/ort_backend/open.rs",
     "runtime/src/ort_backend/session.rs",

@@ -1,0 +1,195 @@
+//! Time of fusing one square bf16 matrix over the time of copying it.
+//!
+//! ```text
+//! cargo bench -p v2l-runtime --bench fuse -- [--size N] [--rounds N] [--json]
+//! ```
+//!
+//! Every round measures the copy and each case in turn, so that whatever else the machine does meets all alike; a ratio is
+//! the median over the rounds of case over copy. *warm*: source and destination were touched before. *fresh*: the
+//! destination is memory that the system has yet to provide, for the copy too. Times include laying out the factors.
+//! Nothing is asserted.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use half::bf16;
+use memmap2::{Advice, MmapMut};
+use ndarray::Array2;
+use serde_json::json;
+use v2l_runtime::fuse::{Packed, Path};
+use v2l_runtime::tensor::Dtype;
+
+const RANKS: [usize; 4] = [1, 4, 16, 128];
+
+struct Options {
+    size: usize,
+    rounds: usize,
+    json: bool,
+}
+
+/// `cargo bench` adds `--bench`; anything else that is unknown is an error.
+fn options() -> Result<Options, String> {
+    let mut options = Options { size: 3072, rounds: 21, json: false };
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || {
+            let value = arguments.next().and_then(|n| n.parse().ok()).filter(|n| (1..=1 << 15).contains(n));
+            value.ok_or(format!("{argument}: expected a number from 1 to 32768"))
+        };
+        match &argument[..] {
+            "--size" => options.size = number()?,
+            "--rounds" => options.rounds = number()?,
+            "--json" => options.json = true,
+            "--bench" => {}
+            other => return Err(format!("unknown argument {other}; known are --size N, --rounds N, --json")),
+        }
+    }
+    Ok(options)
+}
+
+struct Case {
+    name: String,
+    fresh: bool,
+    run: Box<dyn FnMut() -> f64>,
+    seconds: Vec<f64>,
+}
+
+fn timed(work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    start.elapsed().as_secs_f64()
+}
+
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Numbers in [-0.5, 0.5), the same every time.
+fn values(count: usize) -> impl Iterator<Item = f32> {
+    let mut state = 1u32;
+    (0..count).map(move |_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 / 16_777_216.0 - 0.5
+    })
+}
+
+fn factors(rank: usize, size: usize) -> (Array2<f32>, Array2<f32>) {
+    let matrix = |rows, columns| {
+        Array2::from_shape_vec((rows, columns), values(rank * size).collect()).unwrap_or_else(|e| panic!("{e}"))
+    };
+    (matrix(size, rank), matrix(rank, size))
+}
+
+/// Fuses the whole matrix, laying out the factors first.
+fn fuse(path: Path, (up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: (Dtype, &mut [u8])) {
+    let size = up.nrows();
+    let packed = Packed::new(path, Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
+    black_box(packed.fuse(0, 0, size, (Dtype::Bf16, base), out));
+}
+
+fn fuse_on_two_threads((up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: &mut [u8]) {
+    let size = up.nrows();
+    let packed = Packed::new(Path::best(), Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
+    let middle = (size / 2).next_multiple_of(packed.block());
+    let (low, high) = out.split_at_mut(middle * size * 2);
+    let (base_low, base_high) = base.split_at(middle * size * 2);
+    let part = |first, base, out| {
+        black_box(packed.fuse(first, 0, size, (Dtype::Bf16, base), (Dtype::Bf16, out)));
+    };
+    rayon::join(|| part(0, base_low, low), || part(middle, base_high, high));
+}
+
+fn fresh_memory(bytes: usize, huge: bool) -> MmapMut {
+    let map = MmapMut::map_anon(bytes).unwrap_or_else(|e| panic!("{bytes} bytes: {e}"));
+    if huge {
+        // As the fuse's own memory.
+        let _ = map.advise(Advice::HugePage);
+    }
+    map
+}
+
+fn warm_memory(bytes: usize) -> MmapMut {
+    let mut map = fresh_memory(bytes, true);
+    map.fill(1);
+    map
+}
+
+fn main() {
+    let options = options().unwrap_or_else(|message| {
+        eprintln!("{message}");
+        std::process::exit(2);
+    });
+    let size = options.size;
+    let base: &'static [u8] =
+        values(size * size).flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect::<Vec<u8>>().leak();
+    let mut cases: Vec<Case> = Vec::new();
+    let mut add = |name: String, fresh, run: Box<dyn FnMut() -> f64>| {
+        cases.push(Case { name, fresh, run, seconds: Vec::new() });
+    };
+
+    let mut out = warm_memory(base.len());
+    add("copy".into(), false, Box::new(move || timed(|| black_box(&mut out).copy_from_slice(black_box(base)))));
+    for rank in RANKS {
+        for path in Path::available() {
+            if path == Path::Portable && rank > 16 {
+                continue;
+            }
+            let (factors, mut out) = (factors(rank, size), warm_memory(base.len()));
+            let run = move || timed(|| fuse(path, &factors, base, (Dtype::Bf16, &mut out)));
+            add(format!("rank {rank}, {path:?}"), false, Box::new(run));
+        }
+        let (two, mut out) = (factors(rank, size), warm_memory(base.len()));
+        add(
+            format!("rank {rank}, 2 threads"),
+            false,
+            Box::new(move || timed(|| fuse_on_two_threads(&two, base, &mut out))),
+        );
+        let (wide, mut out) = (factors(rank, size), warm_memory(size * size * 4));
+        let run = move || {
+            let out = (Dtype::F32, &mut out[..]);
+            timed(|| fuse(Path::best(), &wide, base, out))
+        };
+        add(format!("rank {rank}, into f32"), false, Box::new(run));
+    }
+    add(
+        "copy".into(),
+        true,
+        Box::new(move || timed(|| black_box(&mut fresh_memory(base.len(), false)).copy_from_slice(black_box(base)))),
+    );
+    for rank in RANKS {
+        let factors = factors(rank, size);
+        let run =
+            move || timed(|| fuse(Path::best(), &factors, base, (Dtype::Bf16, &mut fresh_memory(base.len(), true))));
+        add(format!("rank {rank}, {:?}", Path::best()), true, Box::new(run));
+    }
+
+    for _ in 0..options.rounds {
+        for case in &mut cases {
+            let seconds = (case.run)();
+            case.seconds.push(seconds);
+        }
+    }
+
+    let machine = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let machine = machine.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("unknown processor");
+    let machine = machine.trim_start_matches([' ', '\t', ':']);
+    if options.json {
+        println!("{}", json!({ "event": "machine", "cpu": machine, "size": size, "rounds": options.rounds }));
+    } else {
+        println!("{machine}; {size} x {size} bf16, medians of {} rounds", options.rounds);
+    }
+    for case in &cases {
+        let copy = cases.iter().find(|other| other.fresh == case.fresh).map_or(&case.seconds, |copy| &copy.seconds);
+        let ratio = median(case.seconds.iter().zip(copy).map(|(a, b)| a / b));
+        let milliseconds = 1e3 * median(case.seconds.iter().copied());
+        let memory = if case.fresh { "fresh" } else { "warm" };
+        if options.json {
+            let (name, ms) = (&case.name, milliseconds);
+            println!("{}", json!({ "event": "case", "memory": memory, "case": name, "ms": ms, "ratio": ratio }));
+        } else {
+            println!("{memory:<6}{:<24}{milliseconds:>9.3} ms{ratio:>9.2} x copy", case.name);
+        }
+    }
+}

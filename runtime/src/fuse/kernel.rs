@@ -1,0 +1,454 @@
+//! The kernel: rows of one matrix, `W' = round(f32(W) + Σᵢ fᵢ · Lᵢ · Rᵢ)`, in one pass over W.
+//!
+//! Blocks of [`BLOCK`] rows and [`Packed::tile`] columns keep their sums in registers while the ranks go by. For every
+//! element the order is the same on every path: ranks ascending, one fused multiply-add each, into the product of one
+//! factor pair; the products, each times its factor, by fused multiply-add into ΔW; one addition to W; one rounding.
+#![allow(unsafe_code)]
+
+use std::sync::OnceLock;
+
+use ndarray::ArrayView2;
+
+use super::lanes::{Bf16Bits, F16Bits, Lanes, PAIR, Portable, Stored};
+use crate::tensor::Dtype;
+
+/// Rows whose sums are in registers at once.
+const BLOCK: usize = 6;
+/// The sums of a survey have as many lanes on every path; a lane takes two neighbouring columns of every [`WIDEST`].
+const SURVEY_LANES: usize = 16;
+/// Results of at least this many bytes are written past the caches, which would not keep them anyway.
+const STREAMED: usize = 1 << 20;
+/// The widest tile of any path.
+const WIDEST: usize = 32;
+
+/// The instructions that a fuse uses. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Path {
+    /// AVX-512 F, BW, DQ: 16 values at once.
+    Avx512,
+    /// AVX2, FMA, F16C: 8 values at once.
+    Avx2,
+    /// What the compiler makes of plain Rust; slow on an x86-64 without FMA, which is then computed in software.
+    Portable,
+}
+
+impl Path {
+    /// The fastest path of this processor.
+    pub fn best() -> Self {
+        static BEST: OnceLock<Path> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available()[0])
+    }
+
+    /// The paths of this processor, fastest first.
+    pub fn available() -> Vec<Self> {
+        [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|path| path.is_here()).collect()
+    }
+
+    fn is_here(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_here()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+                    && is_x86_feature_detected!("popcnt")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    const fn width(self) -> usize {
+        match self {
+            Self::Avx512 => 16,
+            Self::Avx2 | Self::Portable => 8,
+        }
+    }
+}
+
+/// One factor pair, laid out for the kernel.
+struct Product {
+    rank: usize,
+    factor: f32,
+    /// Blocks of rows; in each, rank by rank, the rows' values. Rows that do not fill a block follow one by one.
+    left: Vec<f32>,
+    /// Tiles of columns; in each, rank by rank, the columns' values, zeros beyond the last column.
+    right: Vec<f32>,
+}
+
+/// Factor pairs of one matrix `[rows, columns]`, laid out for one path.
+pub struct Packed {
+    path: Path,
+    /// Even columns of a tile come before odd ones.
+    zipped: bool,
+    rows: usize,
+    columns: usize,
+    products: Vec<Product>,
+}
+
+/// What rounding left of an update, over some elements. Sums are of f32 terms in a fixed order, good to about 1e-6.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// `‖ΔW‖²`.
+    pub norm: f64,
+    /// `⟨W' − W, ΔW⟩`.
+    pub dot: f64,
+    /// `‖W' − W − ΔW‖²`.
+    pub error: f64,
+    /// Elements with `W' = W`.
+    pub unchanged: u64,
+}
+
+impl Survey {
+    /// False if some W' is not finite: what an infinite or undefined weight differs by is neither.
+    ///
+    /// Also false for finite weights that differ by so much, about 10¹⁹, that the sums leave the range of f32.
+    pub fn is_finite(&self) -> bool {
+        self.error.is_finite()
+    }
+
+    /// Of both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            norm: self.norm + other.norm,
+            dot: self.dot + other.dot,
+            error: self.error + other.error,
+            unchanged: self.unchanged + other.unchanged,
+        }
+    }
+}
+
+impl Packed {
+    /// Lays out `left` `[rows, rank]` and `right` `[rank, columns]` of each pair, with its factor, for a matrix that is
+    /// stored as `base`.
+    ///
+    /// Costs one pass over the factors, and as much memory.
+    ///
+    /// # Panics
+    /// If the shapes of a pair do not go together.
+    pub fn new(
+        path: Path,
+        base: Dtype,
+        (rows, columns): (usize, usize),
+        pairs: &[(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)],
+    ) -> Self {
+        let tile = path.width() * PAIR;
+        let zipped = base == Dtype::Bf16;
+        let products = pairs.iter().map(|(left, right, factor)| {
+            let rank = left.ncols();
+            assert_eq!((left.nrows(), right.dim()), (rows, (rank, columns)), "factors do not fit the matrix");
+            let full = rows - rows % BLOCK;
+            let mut packed_left = Vec::with_capacity(rows * rank);
+            for block in (0..full).step_by(BLOCK) {
+                packed_left.extend((0..rank).flat_map(|k| (block..block + BLOCK).map(move |row| left[[row, k]])));
+            }
+            packed_left.extend((full..rows).flat_map(|row| (0..rank).map(move |k| left[[row, k]])));
+            let mut packed_right = vec![0.0; columns.div_ceil(tile) * tile * rank];
+            for (k, row) in right.outer_iter().enumerate() {
+                let row = row.as_standard_layout();
+                for (i, values) in row.as_slice().unwrap_or_default().chunks(tile).enumerate() {
+                    let packed = &mut packed_right[(i * rank + k) * tile..][..tile];
+                    if zipped {
+                        values.iter().step_by(2).zip(&mut *packed).for_each(|(value, at)| *at = *value);
+                        let odd = &mut packed[path.width()..];
+                        values.iter().skip(1).step_by(2).zip(odd).for_each(|(value, at)| *at = *value);
+                    } else {
+                        packed[..values.len()].copy_from_slice(values);
+                    }
+                }
+            }
+            Product { rank, factor: *factor, left: packed_left, right: packed_right }
+        });
+        Self { path, zipped, rows, columns, products: products.collect() }
+    }
+
+    /// Rows that are best fused together: work should be cut at multiples of this.
+    pub const fn block(&self) -> usize {
+        BLOCK
+    }
+
+    /// Fuses the rows `first ..` of the matrix, as many as `out` holds.
+    ///
+    /// `base` and `out` hold the same rows, little-endian in their types, without gaps: `stride` elements each, of which
+    /// those from `column` on belong to the matrix; the others are left alone. `first` is a multiple of [`Self::block`], and so is
+    /// the number of rows unless they are the last.
+    ///
+    /// # Panics
+    /// If lengths, `first` or types are others than that.
+    pub fn fuse(
+        &self,
+        first: usize,
+        column: usize,
+        stride: usize,
+        base: (Dtype, &[u8]),
+        out: (Dtype, &mut [u8]),
+    ) -> Survey {
+        let (base_type, base) = base;
+        let (out_type, out) = out;
+        assert!(column + self.columns <= stride && first.is_multiple_of(BLOCK), "rows of the matrix");
+        let rows = base.len() / (stride * base_type.size()).max(1);
+        if rows == 0 || self.columns == 0 {
+            return Survey::default();
+        }
+        assert_eq!(base.len(), rows * stride * base_type.size(), "bytes of the base");
+        assert_eq!(out.len(), rows * stride * out_type.size(), "bytes of the result");
+        let whole = rows.is_multiple_of(BLOCK) || first + rows == self.rows;
+        assert!(whole && first + rows <= self.rows, "rows of the matrix");
+        assert_eq!(base_type == Dtype::Bf16, self.zipped, "the type that the factors were laid out for");
+        let aligned = |n: usize| (n * out_type.size()).is_multiple_of(64);
+        let stream =
+            out.len() >= STREAMED && out.as_ptr().addr().is_multiple_of(64) && aligned(stride) && aligned(column);
+        let window = Window { first, rows, column, stride, stream, base: base.as_ptr(), out: out.as_mut_ptr() };
+        // SAFETY: the assertions above are what `Window` promises.
+        unsafe {
+            match (base_type, out_type) {
+                (Dtype::F32, Dtype::F32) => self.dispatch::<f32, f32>(&window),
+                (Dtype::F16, Dtype::F16) => self.dispatch::<F16Bits, F16Bits>(&window),
+                (Dtype::F16, Dtype::F32) => self.dispatch::<F16Bits, f32>(&window),
+                (Dtype::Bf16, Dtype::Bf16) => self.dispatch::<Bf16Bits, Bf16Bits>(&window),
+                (Dtype::Bf16, Dtype::F32) => self.dispatch::<Bf16Bits, f32>(&window),
+                other => panic!("no kernel for {other:?}"),
+            }
+        }
+    }
+
+    /// # Safety
+    /// `window` is as it promises for these types.
+    unsafe fn dispatch<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        // SAFETY: a path is only made if the processor has its features.
+        unsafe {
+            match self.path {
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512 => self.avx512::<S, T>(window),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2 => self.avx2::<S, T>(window),
+                _ => self.run::<Portable, S, T>(window),
+            }
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma,f16c,popcnt")]
+    unsafe fn avx512<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        unsafe { self.run::<super::lanes::x86::Avx512, S, T>(window) }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    unsafe fn avx2<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        unsafe { self.run::<super::lanes::x86::Avx2, S, T>(window) }
+    }
+
+    #[inline(always)]
+    unsafe fn run<V: Lanes, S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        let mut survey = Survey::default();
+        let full = self.rows - self.rows % BLOCK;
+        let mut row = 0;
+        while row < window.rows {
+            let blocked = window.first + row + BLOCK <= full && row + BLOCK <= window.rows;
+            // SAFETY: the rows lie within the window.
+            unsafe {
+                if blocked {
+                    survey = survey.plus(self.rows::<V, S, T, BLOCK>(window, row));
+                    row += BLOCK;
+                } else {
+                    survey = survey.plus(self.rows::<V, S, T, 1>(window, row));
+                    row += 1;
+                }
+            }
+        }
+        if window.stream {
+            // SAFETY: the path's features are there.
+            unsafe { V::fence() };
+        }
+        survey
+    }
+
+    /// `R` rows, from `row` of the window on: a whole block, or one.
+    ///
+    /// # Safety
+    /// They lie within the window.
+    #[inline(always)]
+    unsafe fn rows<V: Lanes, S: Stored, T: Stored, const R: usize>(&self, window: &Window, row: usize) -> Survey {
+        let tile = V::WIDTH * PAIR;
+        let start = window.first + row;
+        let mut sums = [Sums::default(); R];
+        let mut unchanged = 0;
+        let (base, out) = (window.base.cast::<S>(), window.out.cast::<T>());
+        let full = self.columns - self.columns % tile;
+        for column in (0..full).step_by(tile) {
+            let at = row * window.stride + window.column + column;
+            // SAFETY: a full tile of R rows lies within the window.
+            unsafe {
+                let stream = window.stream;
+                let rows = Rows { base: base.add(at), out: out.add(at), stride: window.stride, stream };
+                unchanged += u64::from(self.tile::<V, S, T, R>(start, column / tile, &rows, &mut sums));
+            }
+        }
+        let rest = self.columns - full;
+        if rest > 0 {
+            // The last columns go through buffers; what lies beyond them is zero and stays so.
+            let mut padded = ([[S::default(); WIDEST]; R], [[T::default(); WIDEST]; R]);
+            let at = |i: usize| (row + i) * window.stride + window.column + full;
+            // SAFETY: `rest` elements of each row lie within the window, and fewer than a tile.
+            unsafe {
+                for (i, line) in padded.0.iter_mut().enumerate() {
+                    copy_bytes(base.add(at(i)), line.as_mut_ptr(), rest);
+                }
+                let (from, to) = (padded.0.as_ptr().cast(), padded.1.as_mut_ptr().cast());
+                let rows = Rows { base: from, out: to, stride: WIDEST, stream: false };
+                let found = self.tile::<V, S, T, R>(start, full / tile, &rows, &mut sums);
+                unchanged += u64::from(found) - (R * (tile - rest)) as u64;
+                for (i, line) in padded.1.iter().enumerate() {
+                    copy_bytes(line.as_ptr(), out.add(at(i)), rest);
+                }
+            }
+        }
+        let survey = sums.iter().fold(Survey::default(), |survey, sums| survey.plus(sums.survey()));
+        Survey { unchanged, ..survey }
+    }
+
+    /// One tile of `R` rows; gives the number of unchanged elements.
+    ///
+    /// # Safety
+    /// `rows` are as they promise for this tile.
+    #[inline(always)]
+    unsafe fn tile<V: Lanes, S: Stored, T: Stored, const R: usize>(
+        &self,
+        start: usize,
+        tile: usize,
+        rows: &Rows<S, T>,
+        sums: &mut [Sums; R],
+    ) -> u32 {
+        let width = V::WIDTH * PAIR;
+        let zero = V::splat(0.0);
+        // Plain indices of known extent: anything else keeps these arrays out of registers.
+        let mut delta = [[zero; PAIR]; R];
+        for Product { rank, factor, left, right } in &self.products {
+            // R rows of a block lie together rank by rank, single rows after one another: both begin here.
+            let left = left[start * rank..][..R * rank].as_ptr();
+            let right = right[tile * rank * width..][..rank * width].as_ptr();
+            let mut product = [[zero; PAIR]; R];
+            for k in 0..*rank {
+                let mut values = [zero; PAIR];
+                for c in 0..PAIR {
+                    // SAFETY: within the slice just taken.
+                    values[c] = unsafe { V::load_f32(right.add(k * width + c * V::WIDTH)) };
+                }
+                for i in 0..R {
+                    // SAFETY: within the slice just taken.
+                    let factor = V::splat(unsafe { *left.add(k * R + i) });
+                    for c in 0..PAIR {
+                        product[i][c] = values[c].mul_add(factor, product[i][c]);
+                    }
+                }
+            }
+            let factor = V::splat(*factor);
+            for i in 0..R {
+                for c in 0..PAIR {
+                    delta[i][c] = product[i][c].mul_add(factor, delta[i][c]);
+                }
+            }
+        }
+        let mut unchanged = 0;
+        // A lane takes the same columns on every path.
+        let lanes = if S::ZIPPED { [tile * V::WIDTH % SURVEY_LANES; PAIR] } else { [0, V::WIDTH % SURVEY_LANES] };
+        for i in 0..R {
+            let at = i * rows.stride;
+            // SAFETY: a row of the tile.
+            let base = unsafe { S::load::<V>(rows.base.add(at)) };
+            let mut rounded = [zero; PAIR];
+            let mut totals = sums[i].load::<V>(lanes[0]);
+            for c in 0..PAIR {
+                if c == 1 && lanes[1] != lanes[0] {
+                    sums[i].store(totals, lanes[0]);
+                    totals = sums[i].load::<V>(lanes[1]);
+                }
+                let delta = delta[i][c];
+                rounded[c] = T::round(V::updated(base[c], delta));
+                let realised = rounded[c].sub(base[c]);
+                let lost = realised.sub(delta);
+                totals[0] = delta.mul_add(delta, totals[0]);
+                totals[1] = realised.mul_add(delta, totals[1]);
+                totals[2] = lost.mul_add(lost, totals[2]);
+            }
+            sums[i].store(totals, lanes[1]);
+            let equal = [rounded[0].equal(base[0]), rounded[1].equal(base[1])];
+            unchanged += (equal[0] | equal[1] << V::WIDTH).count_ones();
+            // SAFETY: a row of the tile.
+            unsafe { T::store(rounded, S::ZIPPED, rows.out.add(at), rows.stream) };
+        }
+        unchanged
+    }
+}
+
+/// Copies `count` elements that need no alignment.
+///
+/// # Safety
+/// As many can be read and written, and they do not overlap.
+unsafe fn copy_bytes<T>(from: *const T, to: *mut T, count: usize) {
+    // SAFETY: as promised; bytes have no alignment.
+    unsafe { std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.cast::<u8>(), count * size_of::<T>()) }
+}
+
+/// Some rows in memory: `rows · stride` elements at each pointer.
+struct Window {
+    /// The first row, counted within the matrix.
+    first: usize,
+    rows: usize,
+    /// The matrix's first column within a row.
+    column: usize,
+    stride: usize,
+    /// Past the caches.
+    stream: bool,
+    base: *const u8,
+    out: *mut u8,
+}
+
+/// The rows of one tile: a full tile of elements every `stride` elements.
+struct Rows<S, T> {
+    base: *const S,
+    out: *mut T,
+    stride: usize,
+    stream: bool,
+}
+
+/// A row's sums, lane by lane: `‖ΔW‖²`, `⟨W' − W, ΔW⟩`, `‖W' − W − ΔW‖²`.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+struct Sums([[f32; SURVEY_LANES]; 3]);
+
+impl Sums {
+    #[inline(always)]
+    fn load<V: Lanes>(&self, lane: usize) -> [V; 3] {
+        let mut values = [V::splat(0.0); 3];
+        for (value, sum) in values.iter_mut().zip(&self.0) {
+            // SAFETY: WIDTH lanes, as the slice says.
+            *value = unsafe { V::load_f32(sum[lane..][..V::WIDTH].as_ptr()) };
+        }
+        values
+    }
+
+    #[inline(always)]
+    fn store<V: Lanes>(&mut self, values: [V; 3], lane: usize) {
+        for (value, sum) in values.into_iter().zip(&mut self.0) {
+            // SAFETY: WIDTH lanes, as the slice says.
+            unsafe { value.store_f32(sum[lane..][..V::WIDTH].as_mut_ptr(), false) };
+        }
+    }
+
+    fn survey(&self) -> Survey {
+        let [norm, dot, error] = self.0.map(|lanes| lanes.iter().map(|&lane| f64::from(lane)).sum());
+        Survey { norm, dot, error, unchanged: 0 }
+    }
+}

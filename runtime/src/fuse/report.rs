@@ -1,0 +1,83 @@
+//! What survives of an adapter when weights are rounded.
+
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+
+use super::Survey;
+
+/// What a fuse did to one slot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SlotReport {
+    /// The slot.
+    pub slot: String,
+    /// Sum of the adapters' ranks.
+    pub rank: usize,
+    /// Weights of the slot.
+    pub weights: u64,
+    /// Sums over them.
+    pub survey: Survey,
+}
+
+/// What a fuse did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct FuseReport {
+    /// Per changed slot, tensor by tensor in the engine's order.
+    pub slots: Vec<SlotReport>,
+}
+
+impl Survey {
+    /// `‖ΔW‖`, Frobenius.
+    pub fn delta_norm(&self) -> f64 {
+        self.norm.sqrt()
+    }
+
+    /// Realised gain `⟨W' − W, ΔW⟩ / ‖ΔW‖²`: 1 if all of the update survives on average, 1 for an update of zero.
+    pub fn survived(&self) -> f64 {
+        if self.norm > 0.0 { self.dot / self.norm } else { 1.0 }
+    }
+
+    /// `‖W' − W − ΔW‖ / ‖ΔW‖`: 0 if W' − W is the update itself, 0 for an update of zero.
+    pub fn relative_error(&self) -> f64 {
+        if self.norm > 0.0 { (self.error / self.norm).sqrt() } else { 0.0 }
+    }
+}
+
+impl SlotReport {
+    /// Part of the weights with `W' = W`.
+    pub fn unchanged(&self) -> f64 {
+        if self.weights == 0 { 1.0 } else { self.survey.unchanged as f64 / self.weights as f64 }
+    }
+}
+
+impl FuseReport {
+    /// All slots together, as one.
+    pub fn overall(&self) -> SlotReport {
+        let survey = self.slots.iter().fold(Survey::default(), |sum, slot| sum.plus(slot.survey));
+        let rank = self.slots.iter().map(|slot| slot.rank).max().unwrap_or(0);
+        let weights = self.slots.iter().map(|slot| slot.weights).sum();
+        SlotReport { slot: "overall".to_owned(), rank, weights, survey }
+    }
+}
+
+impl Serialize for SlotReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("SlotReport", 7)?;
+        fields.serialize_field("slot", &self.slot)?;
+        fields.serialize_field("rank", &self.rank)?;
+        fields.serialize_field("weights", &self.weights)?;
+        fields.serialize_field("delta_norm", &self.survey.delta_norm())?;
+        fields.serialize_field("survived", &self.survey.survived())?;
+        fields.serialize_field("relative_error", &self.survey.relative_error())?;
+        fields.serialize_field("unchanged", &self.unchanged())?;
+        fields.end()
+    }
+}
+
+impl Serialize for FuseReport {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("FuseReport", 2)?;
+        fields.serialize_field("overall", &self.overall())?;
+        fields.serialize_field("slots", &self.slots)?;
+        fields.end()
+    }
+}
