@@ -24,6 +24,13 @@ struct Args {
     /// Type in which matrices are stored [default: as the model stores them]. Arithmetic on the ort backend is fp32.
     #[arg(long, value_enum)]
     precision: Option<Precision>,
+    /// Also compile the graphs with low-rank branches, for adapters whose ranks sum to at most MAX in a layer.
+    #[arg(long, value_name = "MAX", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    lora_rank: Option<u32>,
+    /// How adapters may be applied: `fuse` into the weights, `side` as inputs of low-rank branches (needs --lora-rank)
+    /// [default: fuse, and side with --lora-rank].
+    #[arg(long, value_enum, value_delimiter = ',')]
+    fuse_modes: Vec<FuseMode>,
     /// Backend to compile for.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
@@ -36,6 +43,12 @@ enum Precision {
     Fp32,
     Fp16,
     Bf16,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum FuseMode {
+    Fuse,
+    Side,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -62,7 +75,16 @@ fn compile(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         Precision::Fp16 => Dtype::F16,
         Precision::Bf16 => Dtype::Bf16,
     });
-    let options = CompileOptions { storage };
+    let asked = |mode| args.fuse_modes.contains(&mode);
+    if asked(FuseMode::Side) && args.lora_rank.is_none() {
+        return Err(Failure::usage("--fuse-modes side needs --lora-rank MAX, the largest sum of ranks in a layer"));
+    }
+    let side = args.fuse_modes.is_empty() || asked(FuseMode::Side);
+    let options = CompileOptions {
+        storage,
+        lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
+        side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
+    };
     let report = v2l_export::compile(&args.input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for e in &report.engines {

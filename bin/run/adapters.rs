@@ -5,9 +5,13 @@ use std::path::Path;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
 use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
-use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::engine::manifest::{SIDE_SUFFIX, Slot};
+use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
 use v2l_runtime::fuse::FuseReport;
+use v2l_runtime::pipeline::StepGraph;
 use v2l_runtime::predictor::Predictor;
+
+use crate::args::{Args, FuseMode};
 
 /// Splits `PATH[=STRENGTH]`; a path that exists as it stands has strength 1.
 pub(crate) fn split(text: &str) -> anyhow::Result<(&Path, f32)> {
@@ -66,6 +70,60 @@ pub(crate) fn load(
     Ok(adapters)
 }
 
+/// Applies adapters to the transformer, fused or as inputs of its step; gives the step to run.
+pub(crate) fn apply(
+    args: &Args,
+    directory: &mut EngineDirectory,
+    adapters: Vec<(Adapter, f32)>,
+    output: &mut Output,
+) -> anyhow::Result<StepGraph> {
+    let manifest = directory.engine(TRANSFORMER)?;
+    let (fused, side) = (StepGraph::default().graph, format!("{}{SIDE_SUFFIX}", StepGraph::default().graph));
+    let has = |graph: &str| manifest.manifest().graph(graph).is_some();
+    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    let say = |mode: &str, reason: &str, output: &mut Output| {
+        output.event("fuse_mode", json!({ "mode": mode, "reason": reason }));
+    };
+    match args.fuse_mode {
+        FuseMode::Side if !has(&side) => return Err(no_branches()),
+        FuseMode::Side => {
+            let step = directory.side_step(&borrowed)?;
+            say("side", "asked for", output);
+            return Ok(step);
+        }
+        FuseMode::Auto if !has(&fused) && has(&side) => {
+            let step = directory.side_step(&borrowed)?;
+            say("side", "the engine has no other", output);
+            return Ok(step);
+        }
+        _ if adapters.is_empty() => return Ok(StepGraph::default()),
+        _ => {}
+    }
+    let fused = directory.set_adapters(adapters.clone(), None)?.fused.clone();
+    let gain = fused.overall().survey.survived();
+    if args.fuse_mode == FuseMode::Auto && gain < LEAST_GAIN && has(&side) {
+        match directory.side_step(&borrowed) {
+            Ok(step) => {
+                directory.set_adapters(Vec::new(), None)?;
+                let lost = 100.0 * (1.0 - gain);
+                let reason = format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding");
+                output.note(&format!("adapters are applied in low-rank branches: {reason}"));
+                say("side", &reason, output);
+                return Ok(step);
+            }
+            Err(error) => output.note(&format!("no low-rank branches: {error}")),
+        }
+    }
+    say("fuse", if args.fuse_mode == FuseMode::Fuse { "asked for" } else { "nothing speaks against it" }, output);
+    report(&fused, output);
+    Ok(StepGraph::default())
+}
+
+/// The engine was compiled without low-rank branches.
+pub(crate) fn no_branches() -> anyhow::Error {
+    Failure::usage("the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX")
+}
+
 /// Below this gain a warning says that rounding loses a noticeable part of the adapter.
 const LEAST_GAIN: f64 = 0.9;
 
@@ -87,7 +145,7 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     if survey.survived() < LEAST_GAIN {
         output.warning(
             "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
-             with --precision fp32",
+             with --precision fp32, or with --lora-rank and use --fuse-mode side",
         );
     }
 }

@@ -73,6 +73,9 @@ pub(crate) struct Args {
     /// Adapter to fuse, with a strength if not 1. Repeatable.
     #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<String>,
+    /// How adapters are applied: `fuse` into the weights, `side` as inputs of low-rank branches.
+    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
+    pub(crate) fuse_mode: FuseMode,
     /// Accept adapters whose keys do not all match a slot.
     #[arg(long, help_heading = "Adapters")]
     pub(crate) allow_partial: bool,
@@ -163,6 +166,17 @@ impl From<LoraFormat> for AdapterFormat {
     }
 }
 
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+pub(crate) enum FuseMode {
+    /// Fuse, unless rounding would lose a noticeable part and the engine has branches for these ranks.
+    #[default]
+    Auto,
+    /// Costs the fuse, then nothing.
+    Fuse,
+    /// Costs a little in every step, loses nothing, and swaps at once. The engine must have been compiled with --lora-rank.
+    Side,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 pub(crate) enum Range {
     /// [0, 1]
@@ -212,7 +226,7 @@ impl Args {
                 Weights::Lazy => OrtWeights::Lazy,
             },
             threads: self.threads,
-            adapters: Vec::new(),
+            ..OpenOptions::default()
         }
     }
 

@@ -66,7 +66,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let (mut directory, pipeline) = open(args)?;
     let image = args.image.as_ref().map(|path| read_frames(args, path)).transpose()?;
     let initial_noise = args.latents.as_ref().map(|path| read_single(path, "[1, T, 16, h, w]")).transpose()?;
-    let request = Request {
+    let mut request = Request {
         prompt: args.prompt.clone().unwrap_or_default(),
         negative_prompt: args.negative_prompt.clone(),
         image,
@@ -99,14 +99,12 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     drop(predictor);
     if args.contact_sheet.is_some() && !adapters.is_empty() {
+        request.step = adapters::apply(args, &mut directory, Vec::new(), output)?;
         let base = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
         compared.push(pipeline.decode(&mut directory, &base, &mut Listener::new(output))?);
         output.finish();
     }
-    if !adapters.is_empty() {
-        let report = directory.set_adapters(adapters)?.fused.clone();
-        adapters::report(&report, output);
-    }
+    request.step = adapters::apply(args, &mut directory, adapters, output)?;
 
     let generated = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
     output.finish();

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
+use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Graph, Manifest};
+use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
 use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::session::Session;
+use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::adapters;
-use crate::args::Args;
+use crate::args::{Args, FuseMode};
 
 /// Runs one graph once.
 pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
@@ -39,7 +41,17 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
     let slots = &engine.manifest().slots;
     let adapters = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
-    let mut backend = OrtEngine::open(Arc::clone(&engine), &OpenOptions { adapters, ..options })?;
+    let (mut tensors, mut graph, mut fused) = (tensors, graph, adapters);
+    if args.fuse_mode == FuseMode::Side {
+        let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+        graph = format!("{}{SIDE_SUFFIX}", graph.trim_end_matches(SIDE_SUFFIX));
+        if engine.manifest().graph(&graph).is_none() {
+            return Err(adapters::no_branches());
+        }
+        tensors.extend(side::inputs(&engine, engine.graph(&graph)?, &borrowed)?);
+        fused.clear();
+    }
+    let mut backend = OrtEngine::open(Arc::clone(&engine), &OpenOptions { adapters: fused, ..options })?;
     let report = backend.report();
     output.event("opened", json!({ "weights": report.mode.to_string(), "reason": report.reason }));
     adapters::report(&report.fused, output);

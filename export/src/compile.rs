@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use indexmap::IndexMap;
 use serde_json::Value as Json;
+use v2l_graphs::passes::{SideSlot, add_side_branches};
 use v2l_graphs::{
     Attribute, DataType, Dim, Initializer, Location, Model, Node, ReadOptions, TensorData, ValueInfo, encode_model,
     raise_precision, read_model,
 };
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Manifest, WEIGHTS_PLACEHOLDER};
-use v2l_runtime::engine::manifest::{RESERVED_PREFIX, Slot};
+use v2l_runtime::engine::manifest::{RESERVED_PREFIX, SIDE_SUFFIX, Slot};
 use v2l_runtime::map::map_file;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
 use v2l_runtime::session::{self, Port};
@@ -28,6 +29,11 @@ pub struct CompileOptions {
     /// Type in which matrices are stored; `None` keeps the one that the model stores them in. Vectors (biases, norm
     /// scales) always keep theirs.
     pub storage: Option<Dtype>,
+    /// Largest sum of ranks of a layer for which a variant of each graph takes LoRA factors as inputs; `None`: no such
+    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one.
+    pub lora_rank: Option<usize>,
+    /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
+    pub side_only: bool,
 }
 
 /// Engines that were written.
@@ -134,13 +140,21 @@ fn compile_component(
     };
     let attributes: Json =
         facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let weights = plan_weights(&models, options)?;
-    let storage = matrix_type(&weights);
     let slots = slots(&models)?;
+    let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
+    if options.side_only {
+        models.retain(|(graph, _)| !side.iter().any(|(of, _)| of == graph));
+    }
+    let weights = plan_weights(models.iter().chain(&side), options)?;
+    let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
     for (graph, model) in &models {
         compiled.push(compile_graph(graph, model, &weights, &mut blobs)?);
+    }
+    for (graph, model) in &side {
+        let graph = compile_graph(&format!("{graph}{SIDE_SUFFIX}"), model, &weights, &mut blobs)?;
+        compiled.push(Graph { lora_rank: options.lora_rank, ..graph });
     }
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -166,9 +180,39 @@ fn compile_component(
         path: output.to_owned(),
         bytes: std::fs::metadata(output).map_err(ExportError::io(output))?.len(),
         storage,
-        graphs: models.into_iter().map(|(name, _)| name).collect(),
+        graphs: manifest.graphs.iter().map(|graph| graph.name.clone()).collect(),
         slots: manifest.slots.len(),
     })
+}
+
+/// For each graph that reads a slot's weight, the variant with low-rank branches.
+fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
+    let mut variants = Vec::new();
+    for (graph, model) in models {
+        let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
+        let mut sides = Vec::new();
+        for slot in slots {
+            let Some(weight) = model.graph.initializers.get(&slot.tensor) else { continue };
+            let range = slot.row_range();
+            let total_rows = weight.shape.get(usize::from(slot.transposed)).copied();
+            sides.push(SideSlot {
+                name: slot.name.clone(),
+                tensor: slot.tensor.clone(),
+                rows: (range.start, range.end),
+                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
+                in_features: slot.in_features,
+            });
+        }
+        if sides.is_empty() {
+            continue;
+        }
+        let mut variant = model.clone();
+        add_side_branches(&mut variant, &sides).map_err(|e| fail(e.to_string()))?;
+        v2l_graphs::passes::infer_shapes(&mut variant);
+        check_graph(graph, &variant)?;
+        variants.push((graph.clone(), variant));
+    }
+    Ok(variants)
 }
 
 /// Weight bytes as an engine source.
@@ -188,8 +232,8 @@ struct StoredWeight {
 }
 
 /// The union of the graphs' weights, each in its storage type.
-fn plan_weights(
-    models: &[(String, Model)],
+fn plan_weights<'a>(
+    models: impl Iterator<Item = &'a (String, Model)>,
     options: &CompileOptions,
 ) -> Result<BTreeMap<String, StoredWeight>, ExportError> {
     let mut union: BTreeMap<&str, (&str, &Initializer)> = BTreeMap::new();
@@ -280,6 +324,7 @@ fn compile_graph(
         weights: used,
         files: GraphFiles { widened, lazy },
         profiles: Vec::new(),
+        lora_rank: None,
     })
 }
 

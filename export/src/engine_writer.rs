@@ -287,6 +287,7 @@ mod tests {
                 weights: vec!["a.weight".into()],
                 files: GraphFiles { widened: "v2l/graphs/step/widened.onnx".into(), lazy: None },
                 profiles: vec![],
+                lora_rank: None,
             }],
             slots: vec![Slot {
                 name: "a".into(),

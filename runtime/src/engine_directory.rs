@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::Adapter;
+use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::{Engine, EngineError};
 use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError, OrtSession};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
-use crate::pipeline::{ComponentError, Components};
+use crate::pipeline::{ComponentError, Components, StepGraph};
 use crate::session::Session;
+use crate::side;
 
 /// The component that adapters change.
 pub const TRANSFORMER: &str = "transformer";
@@ -64,6 +66,28 @@ pub struct EngineDirectory {
 struct OpenComponent {
     backend: OrtEngine,
     sessions: HashMap<String, OrtSession>,
+}
+
+impl OpenComponent {
+    /// Fuses and opens every open graph again; on an error all is as before.
+    fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+    ) -> Result<(), OrtError> {
+        let before = self.backend.set_adapters(adapters, cancelled)?;
+        let graphs: Vec<String> = self.sessions.keys().cloned().collect();
+        let opened: Result<HashMap<_, _>, OrtError> =
+            graphs.into_iter().map(|graph| self.backend.session(&graph).map(|session| (graph, session))).collect();
+        match opened {
+            Ok(sessions) => self.sessions = sessions,
+            Err(error) => {
+                self.backend.restore(before);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl EngineDirectory {
@@ -133,16 +157,41 @@ impl EngineDirectory {
         Ok(engine)
     }
 
-    /// Sets what is fused into the transformer, each with its strength, and fuses it now.
+    /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
+    ///
+    /// Sessions of the transformer that are open are replaced by sessions over the new weights. While that goes on, the
+    /// fused weights of both are in memory.
     ///
     /// # Errors
-    /// [`DirectoryError::Ort`] if an adapter does not fit or memory does not suffice; the earlier adapters then stay.
-    pub fn set_adapters(&mut self, adapters: Vec<(Adapter, f32)>) -> Result<&OpenReport, DirectoryError> {
-        let backend = self.backend(TRANSFORMER, &adapters)?;
+    /// [`DirectoryError::Ort`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and
+    /// then on any thread, says so. Adapters and sessions are then the earlier ones, as they were.
+    pub fn set_adapters(
+        &mut self,
+        adapters: Vec<(Adapter, f32)>,
+        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+    ) -> Result<&OpenReport, DirectoryError> {
+        let mut component = match self.open.remove(TRANSFORMER) {
+            Some(component) => component,
+            None => OpenComponent { backend: self.backend(TRANSFORMER, &[])?, sessions: HashMap::new() },
+        };
+        let result = component.set_adapters(&adapters, cancelled);
+        let component = self.open.entry(TRANSFORMER.to_owned()).or_insert(component);
+        result?;
         self.adapters = adapters;
-        let component = OpenComponent { backend, sessions: HashMap::new() };
-        self.open.remove(TRANSFORMER);
-        Ok(self.open.entry(TRANSFORMER.to_owned()).or_insert(component).backend.report())
+        Ok(component.backend.report())
+    }
+
+    /// The transformer's step with low-rank branches, and the inputs that stand for these adapters, each with its
+    /// strength. No session is rebuilt for other adapters or strengths; what is fused counts besides.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Ort`] if the step was compiled without branches, or an adapter does not fit.
+    pub fn side_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
+        let engine = self.engine(TRANSFORMER)?;
+        let step = StepGraph::default();
+        let graph = format!("{}{SIDE_SUFFIX}", step.graph);
+        let inputs = side::inputs(&engine, engine.graph(&graph)?, adapters).map_err(OrtError::Fuse)?;
+        Ok(StepGraph { graph, inputs })
     }
 
     /// How a component that is open holds its weights.

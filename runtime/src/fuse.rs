@@ -114,6 +114,19 @@ pub enum FuseError {
         /// The type.
         dtype: Dtype,
     },
+    /// More ranks than the branches were compiled for.
+    #[error(
+        "slot `{slot}`: the adapters' ranks sum to {rank}, the low-rank branches were compiled for {max}; compile with \
+         `--lora-rank {rank}`, or use `--fuse-mode fuse`"
+    )]
+    Rank {
+        /// The slot.
+        slot: String,
+        /// Sum of ranks.
+        rank: usize,
+        /// What the graph was compiled for.
+        max: usize,
+    },
     /// There is no memory for the results; the base and whatever was fused before are as they were.
     #[error("fused weights need {needed} bytes of memory: {source}; free memory, or use an adapter for fewer layers")]
     Memory {
@@ -141,10 +154,17 @@ pub struct Fused {
 
 /// One adapter's update of one slot.
 #[derive(Clone, Copy, Debug)]
-struct Term<'a> {
+pub(crate) struct Term<'a> {
     adapter: &'a str,
-    update: &'a LowRank,
+    pub(crate) update: &'a LowRank,
     strength: f32,
+}
+
+impl Term<'_> {
+    /// Strength times `alpha / rank`: the one point where strength enters.
+    pub(crate) fn factor(&self) -> f32 {
+        self.strength * self.update.scale()
+    }
 }
 
 /// Fuses adapters, each with its strength, into the weights they change.
@@ -221,8 +241,7 @@ impl Job {
             .map(|term| {
                 let LowRank { down, up, .. } = term.update;
                 let (left, right) = if slot.transposed { (down.t(), up.t()) } else { (up.view(), down.view()) };
-                // The one point where strength enters.
-                (left, right, term.strength * term.update.scale())
+                (left, right, term.factor())
             })
             .collect();
         Self { first_row, rows, first_column, columns, packed: Packed::new(path, base, (rows, columns), &pairs) }
@@ -379,8 +398,8 @@ pub fn touched_tensors<'a>(engine: &Engine, adapters: impl IntoIterator<Item = &
     layers.filter_map(|name| Some(engine.manifest().slot(name)?.tensor.clone())).collect()
 }
 
-/// Slot name → terms, in the order of fusion.
-fn resolve<'a>(
+/// Slot name → terms, in the order of fusion, all checked.
+pub(crate) fn resolve<'a>(
     engine: &'a Engine,
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<Term<'a>>>, FuseError> {

@@ -18,6 +18,7 @@ pub mod resize;
 pub mod rope;
 pub mod scheduler;
 pub mod session;
+pub mod side;
 pub mod tensor;
 pub mod tokenizer;
 pub mod vae;

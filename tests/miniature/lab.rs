@@ -46,7 +46,7 @@ impl Lab {
         let predictor =
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
         v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
-        v2l_export::compile(&bundle, &engines, &CompileOptions { storage }, &mut |_| {})?;
+        v2l_export::compile(&bundle, &engines, &CompileOptions { storage, ..CompileOptions::default() }, &mut |_| {})?;
         let options = OpenOptions { weights, ..OpenOptions::default() };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;
         let mut config = directory.config().clone();
@@ -72,7 +72,7 @@ impl Lab {
 
     /// Fuses these adapters for the videos to come; none is the base model.
     pub(crate) fn steer(&mut self, adapters: Vec<(Adapter, f32)>) -> anyhow::Result<()> {
-        self.components.0.set_adapters(adapters)?;
+        self.components.0.set_adapters(adapters, None)?;
         Ok(())
     }
 

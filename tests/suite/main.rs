@@ -19,6 +19,8 @@ mod miniature;
 mod overrides;
 mod pipeline;
 mod shapes;
+mod side;
+mod swaps;
 mod t5;
 mod tools;
 mod transformer;

@@ -72,11 +72,15 @@ pub(crate) struct Built {
 impl Built {
     /// Exports and compiles `model`; `storage` as `v2l-compile --precision`.
     pub(crate) fn new(model: &Path, options: &ExportOptions, storage: Option<Dtype>) -> Self {
+        Self::with(model, options, &CompileOptions { storage, ..CompileOptions::default() })
+    }
+
+    pub(crate) fn with(model: &Path, options: &ExportOptions, compile: &CompileOptions) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let bundle = folder.path().join("bundle");
         v2l_export::export(model, &bundle, options, &mut |_| {}).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         let engines = folder.path().join("engines");
-        v2l_export::compile(&bundle, &engines, &CompileOptions { storage }, &mut |_| {})
+        v2l_export::compile(&bundle, &engines, compile, &mut |_| {})
             .unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         Self { folder }
     }

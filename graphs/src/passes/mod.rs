@@ -9,6 +9,7 @@ mod fold_constants;
 mod fold_shapes;
 mod fold_weight_layout;
 mod infer_shapes;
+mod side_branch;
 mod tensor;
 mod topological_sort;
 mod transforms;
@@ -19,6 +20,7 @@ pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
 pub use infer_shapes::infer_shapes;
+pub use side_branch::{SideBranchError, SideSlot, add_side_branches};
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 

@@ -16,6 +16,10 @@ pub const FORMAT: &str = "v2l-engine";
 pub const MANIFEST_TENSOR: &str = "v2l/manifest";
 /// Prefix of every name that is not a weight; reserved in checkpoints.
 pub const RESERVED_PREFIX: &str = "v2l/";
+/// Behind a graph's name: its variant that takes LoRA factors as inputs.
+pub const SIDE_SUFFIX: &str = ".side";
+/// Behind a slot's name: the rank of its factors, the only extent of an input that may be 0.
+pub const RANK_SUFFIX: &str = ".lora_rank";
 /// Prefix of the tensors that align the weights.
 pub const PAD_PREFIX: &str = "v2l/pad/";
 /// External-data location that the stored graphs name for every weight. The file of that name is always empty:
@@ -72,6 +76,10 @@ pub struct Graph {
     /// Ranges that it was compiled for: per profile, input name → range.
     #[serde(default)]
     pub profiles: Vec<IndexMap<String, ShapeRange>>,
+    /// For a graph with low-rank branches: the largest sum of ranks that a slot's inputs `<slot>.lora_down` `[rank, in]`
+    /// and `<slot>.lora_up` `[out, rank]` may have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora_rank: Option<usize>,
 }
 
 /// Tensors that hold a graph's ONNX bytes.

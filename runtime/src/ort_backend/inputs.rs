@@ -1,8 +1,9 @@
 //! Matching what is given to what a graph takes, before the backend sees it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
+use crate::engine::manifest::RANK_SUFFIX;
 use crate::raw::standard_layout;
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{Dtype, Tensor};
@@ -14,11 +15,13 @@ use crate::tensor::{Dtype, Tensor};
 /// [`SessionError`] that names the input, what the graph declares and what was given.
 pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, &'a Tensor)]) -> Result<Vec<Cow<'a, Tensor>>, SessionError> {
     let expected = || ports.iter().map(describe).collect::<Vec<_>>().join(", ");
-    for (i, (name, _)) in given.iter().enumerate() {
-        if !ports.iter().any(|port| port.name == *name) {
-            return Err(SessionError::UnknownInput { name: (*name).to_owned(), expected: expected() });
+    let known: HashSet<&str> = ports.iter().map(|port| &port.name[..]).collect();
+    let mut tensors: HashMap<&str, &'a Tensor> = HashMap::with_capacity(given.len());
+    for &(name, tensor) in given {
+        if !known.contains(name) {
+            return Err(SessionError::UnknownInput { name: name.to_owned(), expected: expected() });
         }
-        if given[..i].iter().any(|(other, _)| other == name) {
+        if tensors.insert(name, tensor).is_some() {
             return Err(mismatch(name, "one tensor", "two"));
         }
     }
@@ -26,9 +29,8 @@ pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, &'a Tensor)]) -> Result<V
     ports
         .iter()
         .map(|port| {
-            let (_, tensor) = given
-                .iter()
-                .find(|(name, _)| *name == port.name)
+            let tensor = *tensors
+                .get(&port.name[..])
                 .ok_or_else(|| SessionError::MissingInput { name: port.name.clone(), expected: expected() })?;
             check_shape(port, tensor, &mut symbols)?;
             convert(tensor, port.dtype).ok_or_else(|| mismatch(&port.name, describe(port), found(tensor)))
@@ -49,8 +51,8 @@ fn check_shape<'p>(
         match dim {
             Dim::Fixed(n) if *n != extent => return Err(mismatch(&port.name, describe(port), found(tensor))),
             Dim::Fixed(_) => {}
-            // Graphs carry the extents of intermediate values, which hold from one element on.
-            Dim::Symbol(symbol) if extent == 0 => {
+            // Graphs carry the extents of intermediate values, which hold from one element on; a rank is in none of them.
+            Dim::Symbol(symbol) if extent == 0 && !symbol.ends_with(RANK_SUFFIX) => {
                 let expected = format!("{} with {symbol} of at least 1", describe(port));
                 return Err(mismatch(&port.name, expected, found(tensor)));
             }

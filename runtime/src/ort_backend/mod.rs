@@ -10,7 +10,7 @@ mod session;
 mod value;
 
 pub use memory::available_memory;
-pub use open::{OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
+pub use open::{FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
 pub use session::OrtSession;
 
 use crate::engine::EngineError;

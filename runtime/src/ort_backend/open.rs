@@ -19,7 +19,7 @@ use super::value::borrow;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, WEIGHTS_PLACEHOLDER};
-use crate::fuse::{self, FuseReport, FuseTarget};
+use crate::fuse::{self, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
 use crate::raw;
 use crate::tensor::Dtype;
@@ -78,6 +78,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
     pub adapters: Vec<(Adapter, f32)>,
+    /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
+    pub memory: Option<u64>,
 }
 
 /// What was decided on opening, and why.
@@ -93,6 +95,14 @@ pub struct OpenReport {
     pub fused: FuseReport,
 }
 
+/// Fused weights that were replaced.
+#[derive(Clone, Debug)]
+pub struct FusedState {
+    weights: IndexMap<String, Bytes>,
+    report: FuseReport,
+    private_bytes: u64,
+}
+
 /// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
 pub struct OrtEngine {
     engine: Arc<Engine>,
@@ -101,6 +111,11 @@ pub struct OrtEngine {
     report: OpenReport,
     /// Weights that are not the pristine ones, in the type that the graphs take.
     overrides: HashMap<String, Bytes>,
+    /// Weights that adapters are fused into; they come before the overrides.
+    fused: IndexMap<String, Bytes>,
+    /// Their memory, used again by the next adapters.
+    pool: Pool,
+    memory: Option<u64>,
     /// Pristine weights in private f32 buffers.
     widened: HashMap<String, Bytes>,
 }
@@ -112,17 +127,84 @@ impl OrtEngine {
     /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
         let environment = library::onnxruntime(options.ort_lib.as_deref())?;
-        let plan = WeightPlan::new(&engine, options, available_memory())?;
-        let target = match plan.mode {
+        let available = available_memory().into_iter().chain(options.memory).min();
+        let plan = WeightPlan::new(&engine, options.weights, &options.adapters, available)?;
+        plan.check(0, available)?;
+        let report = OpenReport {
+            mode: plan.mode,
+            reason: plan.reason,
+            private_bytes: plan.private,
+            fused: FuseReport::default(),
+        };
+        let mut this = Self {
+            engine,
+            environment,
+            threads: options.threads,
+            report,
+            overrides: HashMap::new(),
+            fused: IndexMap::new(),
+            pool: options
+                .memory
+                .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
+            memory: options.memory,
+            widened: HashMap::new(),
+        };
+        this.fuse(&options.adapters, None)?;
+        Ok(this)
+    }
+
+    /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`].
+    ///
+    /// The weights are held as before. Sessions that are open keep what they have, and so do sessions opened from now on
+    /// until this returns. `cancelled` is asked now and then, on any thread. Private memory: that of the fused weights
+    /// once more while sessions hold the earlier ones.
+    ///
+    /// # Errors
+    /// [`OrtError`]: too little memory (before anything is allocated), an adapter that does not fit, or cancelled; the
+    /// earlier adapters then stay.
+    pub fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+    ) -> Result<FusedState, OrtError> {
+        let held = match self.report.mode {
+            WeightMode::Widened => OrtWeights::Widened,
+            WeightMode::Lazy => OrtWeights::Lazy,
+        };
+        let plan = WeightPlan::new(&self.engine, held, adapters, None)?;
+        // Sessions hold the earlier weights until they are replaced. The system has counted these as taken, a limit has not.
+        let earlier: u64 = self.fused.values().map(|weight| weight.len() as u64).sum();
+        plan.check(0, available_memory())?;
+        plan.check(earlier, self.memory)?;
+        let before = self.fuse(adapters, cancelled)?;
+        self.report.private_bytes = plan.private;
+        Ok(before)
+    }
+
+    /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
+    pub fn restore(&mut self, before: FusedState) {
+        self.fused = before.weights;
+        self.report.fused = before.report;
+        self.report.private_bytes = before.private_bytes;
+    }
+
+    fn fuse(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+    ) -> Result<FusedState, OrtError> {
+        let target = match self.report.mode {
             WeightMode::Widened => FuseTarget::F32,
             WeightMode::Lazy => FuseTarget::Storage,
         };
-        let adapters: Vec<(&Adapter, f32)> = options.adapters.iter().map(|(a, strength)| (a, *strength)).collect();
-        let fused = fuse::fuse(&engine, &adapters, target)?;
-        let overrides = fused.weights.into_iter().collect();
-        let report =
-            OpenReport { mode: plan.mode, reason: plan.reason, private_bytes: plan.private, fused: fused.report };
-        Ok(Self { engine, environment, threads: options.threads, report, overrides, widened: HashMap::new() })
+        let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
+        let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
+        let fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
+        Ok(FusedState {
+            weights: std::mem::replace(&mut self.fused, fused.weights),
+            report: std::mem::replace(&mut self.report.fused, fused.report),
+            private_bytes: self.report.private_bytes,
+        })
     }
 
     /// What was decided, and why.
@@ -200,7 +282,8 @@ impl OrtEngine {
 
     /// The bytes for ONNX Runtime: an override, the map, or a private copy that is widened or aligned.
     fn weight_data(&mut self, name: &str, stored: Dtype, wanted: Dtype, pristine: Bytes) -> Bytes {
-        if let Some(data) = self.overrides.get(name).or_else(|| self.widened.get(name)) {
+        let replaced = self.fused.get(name).or_else(|| self.overrides.get(name));
+        if let Some(data) = replaced.or_else(|| self.widened.get(name)) {
             return data.clone();
         }
         if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
@@ -266,11 +349,16 @@ struct WeightPlan {
 }
 
 impl WeightPlan {
-    fn new(engine: &Engine, options: &OpenOptions, available: Option<u64>) -> Result<Self, OrtError> {
+    fn new(
+        engine: &Engine,
+        asked: OrtWeights,
+        adapters: &[(Adapter, f32)],
+        available: Option<u64>,
+    ) -> Result<Self, OrtError> {
         let weights = graph_weights(engine)?;
         let widened_total: u64 = weights.values().map(|w| w.widened).sum();
         let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
-        let (mode, reason) = match (options.weights, available) {
+        let (mode, reason) = match (asked, available) {
             (OrtWeights::Widened, _) => (WeightMode::Widened, "asked for".to_owned()),
             (OrtWeights::Lazy, _) => (WeightMode::Lazy, "asked for".to_owned()),
             (OrtWeights::Auto, None) => {
@@ -288,7 +376,7 @@ impl WeightPlan {
                 (if fits { WeightMode::Widened } else { WeightMode::Lazy }, reason)
             }
         };
-        let fused = fuse::touched_tensors(engine, options.adapters.iter().map(|(adapter, _)| adapter));
+        let fused = fuse::touched_tensors(engine, adapters.iter().map(|(adapter, _)| adapter));
         let private = match mode {
             // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
             WeightMode::Widened => weights
@@ -300,15 +388,21 @@ impl WeightPlan {
                 .sum(),
             WeightMode::Lazy => weights.iter().filter(|(name, _)| fused.contains(**name)).map(|(_, w)| w.stored).sum(),
         };
+        Ok(Self { mode, reason, private })
+    }
+
+    /// Refuses the plan if it does not fit beside what is `held`.
+    fn check(&self, held: u64, available: Option<u64>) -> Result<(), OrtError> {
+        let needed = self.private.saturating_add(held);
         match available {
-            Some(available) if private > available => {
-                let way_out = match mode {
+            Some(available) if needed > available => {
+                let way_out = match self.mode {
                     WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
                     WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
                 };
-                Err(OrtError::Memory { mode, needed: private, available, way_out })
+                Err(OrtError::Memory { mode: self.mode, needed, available, way_out })
             }
-            _ => Ok(Self { mode, reason, private }),
+            _ => Ok(()),
         }
     }
 }

@@ -59,6 +59,7 @@ fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::Tem
         weights: weights.keys().cloned().collect(),
         files: GraphFiles { widened, lazy },
         profiles: vec![],
+        lora_rank: None,
     };
     let slot =
         |&(name, out_features, in_features): &(&str, usize, usize)| Slot::linear(name, out_features, in_features);

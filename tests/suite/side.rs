@@ -1,0 +1,88 @@
+//! Low-rank branches give what fusing in f32 gives, without touching a weight.
+
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::adapter::Adapter;
+use v2l_runtime::engine_directory::TRANSFORMER;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::session::Session;
+use v2l_runtime::side;
+
+use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
+use crate::swaps::adapter;
+
+/// Largest rank that the branches are compiled for.
+const MAX: usize = 8;
+
+fn built(side_only: bool) -> Built {
+    let compile = CompileOptions { lora_rank: Some(MAX), side_only, ..CompileOptions::default() };
+    Built::with(&fixtures().join("transformer/fun_inp"), &ExportOptions::default(), &compile)
+}
+
+#[test]
+fn side_branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
+    let built = built(false);
+    let engine = built.engine(TRANSFORMER);
+    let slots = &engine.manifest().slots;
+    // Ranks 0 to 3 and 0 to 4, in places one, none or both of them.
+    let (a, b) = (adapter("a", slots.iter().step_by(2), 3, 1), adapter("b", slots.iter().step_by(3), 4, 2));
+    let mixes: [&[(&Adapter, f32)]; 6] =
+        [&[(&a, 1.0)], &[(&a, -1.0)], &[(&b, 2.0)], &[(&a, 0.5), (&b, 0.5)], &[(&b, -0.3), (&a, 0.7)], &[]];
+    for path in cases(&fixtures().join("transformer/fun_inp")) {
+        let case = Case::read(&path);
+        let mut sessions = WEIGHT_MODES.map(|mode| (mode, built.session(TRANSFORMER, "step.side", mode)));
+        for mix in mixes {
+            let adapters = mix.iter().map(|&(a, strength)| (a.clone(), strength)).collect();
+            let options = OpenOptions { weights: OrtWeights::Widened, adapters, ..OpenOptions::default() };
+            let mut fused = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step").unwrap();
+            let expected = f32s(&run(&mut fused, &case.inputs)["sample"]);
+            for (mode, session) in &mut sessions {
+                let mut inputs = case.inputs.clone();
+                inputs.extend(side::inputs(&engine, engine.graph("step.side").unwrap(), mix).unwrap());
+                let found = f32s(&run(&mut **session, &inputs)["sample"]);
+                assert_close(&format!("{} {mode:?}", case.name), &found, &expected, 1e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches() {
+    let built = built(true);
+    let engine = built.engine(TRANSFORMER);
+    let graphs: Vec<&str> = engine.manifest().graphs.iter().map(|g| &g.name[..]).collect();
+    assert_eq!(graphs, ["step.side"], "side only");
+    let slots = &engine.manifest().slots;
+    let (a, b) = (adapter("a", slots.iter(), 5, 1), adapter("b", slots.iter(), 5, 2));
+    let graph = engine.graph("step.side").unwrap();
+    assert!(side::inputs(&engine, graph, &[(&a, 1.0)]).is_ok());
+    let error = side::inputs(&engine, graph, &[(&a, 1.0), (&b, 1.0)]).unwrap_err().to_string();
+    let expected =
+        "the adapters' ranks sum to 10, the low-rank branches were compiled for 8; compile with `--lora-rank 10`";
+    assert!(error.contains(expected), "{error}");
+
+    let plain = Built::plain(&fixtures().join("transformer/fun_inp"));
+    let engine = plain.engine(TRANSFORMER);
+    let error = side::inputs(&engine, engine.graph("step").unwrap(), &[(&a, 1.0)]).unwrap_err().to_string();
+    assert!(error.contains("no graph `step.side`"), "{error}");
+}
+
+#[test]
+fn swapping_adapters_in_side_branches_needs_no_other_session() {
+    let built = built(false);
+    let engine = built.engine(TRANSFORMER);
+    let case = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]);
+    let mut session: Box<dyn Session> = built.session(TRANSFORMER, "step.side", OrtWeights::Lazy);
+    let (a, b) =
+        (adapter("a", engine.manifest().slots.iter(), 3, 1), adapter("b", engine.manifest().slots.iter(), 3, 2));
+    let mut with = |adapters: &[(&Adapter, f32)]| {
+        let mut inputs = case.inputs.clone();
+        inputs.extend(side::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
+        run(&mut *session, &inputs)
+    };
+    let (base, first, other) = (with(&[]), with(&[(&a, 1.0)]), with(&[(&b, 1.0)]));
+    assert_ne!(first, base);
+    assert_ne!(other, first);
+    assert_eq!(with(&[(&a, 1.0)]), first);
+    assert_eq!(with(&[(&a, 0.0)]), base, "strength 0");
+    assert_eq!(with(&[]), base);
+}

@@ -1,0 +1,111 @@
+//! Adapters are swapped as a transaction: whatever fails, the base and every adapter come back bit for bit.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::Array2;
+use v2l_export::ExportOptions;
+use v2l_runtime::adapter::{Adapter, LowRank};
+use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::Components;
+use v2l_runtime::tensor::{Dtype, NamedTensors};
+
+use crate::support::{Built, Case, cases, fixtures, run};
+
+/// The same values for the same seed, in [-0.5, 0.5).
+pub(crate) fn numbers(mut seed: u64) -> impl FnMut() -> f32 {
+    move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    }
+}
+
+/// An adapter of these slots; the ranks go from 0 to `most` and begin again.
+pub(crate) fn adapter<'a>(name: &str, slots: impl Iterator<Item = &'a Slot>, most: usize, seed: u64) -> Adapter {
+    let mut next = numbers(seed);
+    let layer = |(i, slot): (usize, &Slot)| {
+        let rank = i % (most + 1);
+        let down = Array2::from_shape_simple_fn((rank, slot.in_features), &mut next);
+        let up = Array2::from_shape_simple_fn((slot.out_features, rank), &mut next);
+        (slot.name.clone(), LowRank { down, up, alpha: 1.5 })
+    };
+    Adapter { name: name.to_owned(), layers: slots.enumerate().map(layer).collect() }
+}
+
+fn step(directory: &mut EngineDirectory, inputs: &NamedTensors) -> NamedTensors {
+    run(directory.session(TRANSFORMER, "step").unwrap(), inputs)
+}
+
+fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
+    let folder = fixtures().join("transformer/fun_inp");
+    let built = Built::new(&folder, &ExportOptions::default(), Some(storage));
+    let inputs = Case::read(&cases(&folder)[0]).inputs;
+    let manifest = built.engine(TRANSFORMER).manifest().clone();
+    let every = |n: usize, from: usize| manifest.slots.iter().skip(from).step_by(n);
+    let (a, b) = (adapter("a", every(8, 0), 3, 1), adapter("b", every(8, 3), 3, 2));
+    let all = adapter("all", manifest.slots.iter(), 2, 3);
+    let mut damaged = adapter("damaged", every(4, 0), 2, 4);
+    damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
+
+    // Enough for the states below, twice while one is swapped for another, but not for `all`.
+    let open = |memory| EngineDirectory::open(built.engines(), OpenOptions { weights, memory, ..Default::default() });
+    let mut probe = open(None).unwrap();
+    let mut private = |adapters| probe.set_adapters(adapters, None).unwrap().private_bytes;
+    let (none, some) = (private(vec![]), private(vec![(a.clone(), 0.5), (b.clone(), 0.5)]));
+    let limit = private(vec![(all.clone(), 1.0)]) - 1;
+    assert!(none < some && some + (some - none) < limit);
+    let mut directory = open(Some(limit)).unwrap();
+
+    let states: [Vec<(Adapter, f32)>; 4] =
+        [vec![], vec![(a.clone(), 1.0)], vec![(b.clone(), -0.3)], vec![(a.clone(), 0.7), (b, 0.5)]];
+    let mut firsts: [Option<NamedTensors>; 4] = [const { None }; 4];
+    let mut current = 0;
+    let mut next = numbers(seed);
+    let mut failures = [0; 3];
+    for swap in 0..100 {
+        let chosen = ((next() + 0.5) * 4.0) as usize;
+        match ((next() + 0.5) * 6.0) as usize {
+            0 => {
+                let error = directory.set_adapters(vec![(a.clone(), 1.0), (damaged.clone(), 1.0)], None).unwrap_err();
+                assert!(error.to_string().contains("holds NaN or infinity"), "{error}");
+                failures[0] += 1;
+            }
+            1 => {
+                let error = directory.set_adapters(vec![(all.clone(), 1.0)], None).unwrap_err();
+                assert!(error.to_string().contains("bytes of memory"), "{error}");
+                failures[1] += 1;
+            }
+            2 if chosen != 0 => {
+                let asked = AtomicUsize::new(0);
+                let second_piece = || asked.fetch_add(1, Ordering::Relaxed) > 0;
+                let error = directory.set_adapters(states[chosen].clone(), Some(&second_piece)).unwrap_err();
+                assert_eq!(error.to_string(), "fusing was cancelled");
+                failures[2] += 1;
+            }
+            _ => {
+                directory.set_adapters(states[chosen].clone(), None).unwrap();
+                current = chosen;
+            }
+        }
+        let outputs = step(&mut directory, &inputs);
+        let first = firsts[current].get_or_insert_with(|| outputs.clone());
+        assert_eq!(&outputs, first, "swap {swap}, state {current}");
+    }
+    assert!(failures.iter().all(|&count| count > 3) && firsts.iter().all(Option::is_some), "{failures:?}");
+    for i in 0..4 {
+        for j in 0..i {
+            assert_ne!(firsts[i], firsts[j], "states {i} and {j}");
+        }
+    }
+}
+
+#[test]
+fn a_hundred_random_swaps_with_failures_of_widened_weights_end_where_they_should() {
+    check_swaps(Dtype::F32, OrtWeights::Widened, 5);
+}
+
+#[test]
+fn a_hundred_random_swaps_with_failures_of_lazy_weights_end_where_they_should() {
+    check_swaps(Dtype::Bf16, OrtWeights::Lazy, 6);
+}
