@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use v2l_cli::{Failure, Output, OutputOptions};
-use v2l_runtime::adapter::AdapterError;
+use v2l_runtime::adapter::{AdapterError, detect};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::pipeline::config::FILE_NAME;
 use v2l_runtime::weights::WeightFile;
@@ -67,6 +67,10 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let path = &args.path;
     let kind = kind(path)?;
     if args.engine.is_some() && kind != Kind::Adapter {
+        // An update of another kind than LoRA is refused by its name.
+        if let (Kind::Checkpoint, Err(error @ AdapterError::Unsupported { .. })) = (kind, detect(path)) {
+            return Err(error.into());
+        }
         return Err(Failure::usage(format!("{}: --engine is for adapters, and this is none", path.display())));
     }
     if args.verify_hashes && !matches!(kind, Kind::Engine | Kind::Pipeline) {
@@ -82,12 +86,11 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 }
 
 fn kind(path: &Path) -> anyhow::Result<Kind> {
-    let is_adapter = |path: &Path| match v2l_runtime::adapter::detect(path) {
+    let is_adapter = |path: &Path| match detect(path) {
         Ok(_) => Ok(true),
         // Sound, but no adapter.
-        Err(AdapterError::Config { .. } | AdapterError::Unsupported { .. } | AdapterError::EmptyFolder { .. }) => {
-            Ok(false)
-        }
+        Err(AdapterError::Config { .. } | AdapterError::EmptyFolder { .. }) => Ok(false),
+        Err(AdapterError::Unsupported { .. }) if path.is_file() => Ok(false),
         Err(error) => Err(error),
     };
     if path.is_dir() {

@@ -63,10 +63,12 @@ fn layers(description: &Description, output: &mut Output) {
             format!("adapter {}", description.file.display()),
             format!("  format {}, {}", description.format.name(), count(description.keys, "key")),
         ];
-        if description.format == AdapterFormat::Light {
+        if matches!(description.format, AdapterFormat::Light | AdapterFormat::LightFull) {
             lines.push(format!("  {}", description.scale));
         } else {
             lines.push(format!("  alpha from {}", description.scale));
+        }
+        if !layers.is_empty() {
             let ranks: Vec<String> = ranks.iter().map(|(r, n)| format!("{r} ({})", count(*n, "layer"))).collect();
             lines.push(format!("  rank {}", ranks.join(", ")));
         }
@@ -77,8 +79,9 @@ fn layers(description: &Description, output: &mut Output) {
         output.result("layer", json!(layer), || {
             let extent = |n: Option<usize>| n.map_or("?".to_owned(), |n| n.to_string());
             let alpha = layer.alpha.map_or("= rank".to_owned(), |a| a.to_string());
+            let scale = layer.scale.map_or("?".to_owned(), |s| s.to_string());
             format!(
-                "    {:<width$}  {} -> {}  rank {}  alpha {alpha}",
+                "    {:<width$}  {} -> {}  rank {}  alpha {alpha}  scale {scale}",
                 layer.module,
                 extent(layer.in_features),
                 extent(layer.out_features),

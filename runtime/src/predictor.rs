@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, Ix3};
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Adapter, LightLora, LowRank};
+use crate::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
 use crate::engine::manifest::{Manifest, Slot};
 use crate::engine::{Engine, EngineError};
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtError};
@@ -254,7 +254,7 @@ fn read_config(path: &str, manifest: &Manifest) -> Result<(PredictorConfig, Stri
     if config.slots.len() != config.weight_num {
         return Err(fail(format!("slots: expected {}, found {}", config.weight_num, config.slots.len())));
     }
-    let auxiliary = auxiliary_hash(manifest, &config.slots).map_err(fail)?;
+    let auxiliary = manifest_hash(manifest, &config.slots).map_err(fail)?;
     Ok((config, auxiliary))
 }
 
@@ -274,19 +274,45 @@ pub fn check_light(light: &LightLora, path: &std::path::Path, manifest: &Manifes
     Ok(config.slots.len())
 }
 
-/// BLAKE3 over the manifest's hashes of the auxiliary factors, down before up, in token order.
-fn auxiliary_hash(manifest: &Manifest, slots: &[TargetSlot]) -> Result<String, String> {
-    let mut hasher = blake3::Hasher::new();
+/// The auxiliary factors that a hypernetwork engine's tokens are expanded with, in token order and the storage type: a copy
+/// of them all.
+///
+/// # Errors
+/// [`PredictorError::Config`], [`PredictorError::Engine`].
+pub fn auxiliary_factors(engine: &Engine) -> Result<Vec<AuxiliaryFactors>, PredictorError> {
+    let path = engine.path().display().to_string();
+    let fail = |reason: String| PredictorError::Config { path: path.clone(), reason };
+    let (config, _) = read_config(&path, engine.manifest())?;
+    let read = |name: &str| {
+        let tensor = engine.weight(name)?.to_tensor();
+        tensor.ok_or_else(|| fail(format!("the length of tensor `{name}` disagrees with its shape")))
+    };
+    let factors = |slot: TargetSlot| {
+        let [down, up] = auxiliary_names(engine.manifest(), &slot.name).map_err(fail)?;
+        Ok(AuxiliaryFactors { down: read(&down)?, up: read(&up)?, slot: slot.name })
+    };
+    config.slots.into_iter().map(factors).collect()
+}
+
+/// The tensors with a layer's auxiliary factors, down and up.
+fn auxiliary_names(manifest: &Manifest, slot: &str) -> Result<[String; 2], String> {
+    let underscored = slot.replace('.', "_");
+    let stems = [slot.to_owned(), format!("lora_unet__{underscored}"), format!("lora_unet_{underscored}")];
+    let find = |part: &str| {
+        let names = stems.iter().map(|stem| format!("{stem}.{part}"));
+        let name = names.into_iter().find(|name| manifest.tensors.contains_key(name));
+        name.ok_or_else(|| format!("expected a tensor `{slot}.{part}`, found none"))
+    };
+    Ok([find("down_aux")?, find("up_aux")?])
+}
+
+/// The hash of the auxiliary factors, by the manifest's hashes.
+fn manifest_hash(manifest: &Manifest, slots: &[TargetSlot]) -> Result<String, String> {
+    let mut hashes = Vec::new();
     for slot in slots {
-        let underscored = slot.name.replace('.', "_");
-        let stems = [slot.name.clone(), format!("lora_unet__{underscored}"), format!("lora_unet_{underscored}")];
-        for part in ["down_aux", "up_aux"] {
-            let record = stems.iter().find_map(|stem| manifest.tensors.get(&format!("{stem}.{part}")));
-            let record = record.ok_or_else(|| format!("expected a tensor `{}.{part}`, found none", slot.name))?;
-            hasher.update(record.blake3.as_bytes());
-        }
+        hashes.extend(auxiliary_names(manifest, &slot.name)?.map(|name| manifest.tensors[&name].blake3));
     }
-    Ok(hasher.finalize().to_hex().to_string())
+    Ok(auxiliary_hash(hashes))
 }
 
 /// An output of the expected shape, all finite.

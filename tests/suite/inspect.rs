@@ -161,10 +161,41 @@ fn inspect_of_a_partial_adapter_says_what_becomes_of_every_key() {
 }
 
 #[test]
+fn inspect_refuses_updates_of_other_kinds_by_name() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let module = "diffusion_model.transformer_blocks.0.attn1.to_q";
+    let low_rank = [("lora_A.weight", vec![2, 32]), ("lora_B.weight", vec![32, 2])];
+    for (with_low_rank, part, shape, kind) in [
+        (true, "dora_scale", vec![32, 1], "a DoRA magnitude"),
+        (true, "lora_magnitude_vector", vec![32], "a DoRA magnitude"),
+        (true, "diff_b", vec![32], "a full difference of a bias"),
+        (true, "lora_B.bias", vec![32], "an update of a bias"),
+        (true, "lora_mid.weight", vec![2, 2, 1, 1], "a Tucker (LoCon) factor"),
+        (false, "diff", vec![32, 32], "a full difference"),
+        (false, "hada_w1_a", vec![32, 2], "a LoHa factor"),
+        (false, "lokr_w1", vec![4, 4], "a LoKr factor"),
+        (false, "oft_blocks", vec![4, 8, 8], "an OFT factor"),
+        (false, "vera_lambda_b", vec![32], "a VeRA vector"),
+    ] {
+        let path = scratch.path("lora.safetensors");
+        let parts =
+            low_rank.iter().filter(|_| with_low_rank).map(|(part, shape)| (*part, shape)).chain([(part, &shape)]);
+        let tensors = parts.map(|(part, shape)| (format!("{module}.{part}"), RawTensor::f32s(shape, 0.5)));
+        write(&path, &tensors.collect(), None);
+        for extra in [&[][..], &["--allow-partial".into()][..]] {
+            let args = [args![&path, "--engine", sample.engines()], extra].concat();
+            let refused = output(command("inspect", &args));
+            assert_eq!(refused.code, 5, "{part}: {}", refused.stderr);
+            assert!(refused.stderr.contains(&format!("{module}.{part}` is {kind}")), "{part}: {}", refused.stderr);
+        }
+    }
+}
+
+#[test]
 fn inspect_of_predicted_adapters_is_as_recorded() {
     let (scratch, sample) = (Scratch::new(), sample());
     let mut text = String::new();
-    for format in ["light", "comfy"] {
+    for format in ["light", "light-full", "comfy"] {
         let path = scratch.path(&format!("{format}.safetensors"));
         let reference = sample_model().join("image.png");
         run_ok(

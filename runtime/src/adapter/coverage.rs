@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::AdapterFormat;
+use super::{AdapterError, AdapterFormat, ReadOptions};
 
 /// What became of every key of a file.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,7 +39,7 @@ pub struct KeyOutcome {
 pub enum Outcome {
     /// It changes a slot.
     Applied {
-        /// The slot.
+        /// The slot; several if the key is of a fused layer, with the rows if it is of a part of one.
         slot: String,
     },
     /// It changes nothing, and need not.
@@ -67,5 +67,18 @@ impl Coverage {
     /// Keys in error.
     pub fn unmatched(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().filter(|key| matches!(key.outcome, Outcome::Error { .. })).map(|key| &key.key[..])
+    }
+
+    /// Keys in error become ignored if `options` allow that and some slot is covered; an error otherwise.
+    pub(super) fn accept(mut self, options: &ReadOptions) -> Result<Self, AdapterError> {
+        if (self.counts().2 > 0 && !options.allow_partial) || self.slots_covered == 0 {
+            return Err(AdapterError::Unmatched { coverage: Box::new(self) });
+        }
+        for key in &mut self.keys {
+            if let Outcome::Error { reason } = &key.outcome {
+                key.outcome = Outcome::Ignored { reason: format!("{reason}; a partial adapter was allowed") };
+            }
+        }
+        Ok(self)
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::keys::{self, Key, Part};
 use super::light;
-use super::read::{locate, scale_config};
+use super::read::{alpha, locate, scale_config};
 use super::{AdapterError, AdapterFormat, detect};
 use crate::weights::WeightFile;
 
@@ -39,14 +39,17 @@ pub struct LayerDescription {
     pub in_features: Option<usize>,
     /// Rows of `up`.
     pub out_features: Option<usize>,
-    /// From the layer's own key or the configuration; absent: the scale is 1.
+    /// From the layer's own key or the configuration; absent: equal to the rank.
     pub alpha: Option<f32>,
+    /// What `up · down` is multiplied by at strength 1: `alpha / rank`. Absent without a rank.
+    pub scale: Option<f32>,
 }
 
 /// Describes an adapter's file or folder; reads the header and the alphas, not the factors.
 ///
 /// # Errors
-/// As [`detect`]; [`AdapterError::Config`] for an unusable configuration.
+/// As [`detect`]; [`AdapterError::Config`] for an unusable configuration; [`AdapterError::Mismatch`] or
+/// [`AdapterError::NotFinite`] for an alpha that is no finite number.
 pub fn describe(path: &Path) -> Result<Description, AdapterError> {
     let format = detect(path)?;
     let file = WeightFile::open(locate(path)?)?;
@@ -59,8 +62,9 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
         others: Vec::new(),
         keys: keys.len(),
     };
-    if format == AdapterFormat::Light {
+    if matches!(format, AdapterFormat::Light | AdapterFormat::LightFull) {
         described.scale = light::facts(&file);
+        described.layers = light::layers(&file)?;
         return Ok(described);
     }
     let (config, scale) = scale_config(file.path(), &file)?;
@@ -78,22 +82,20 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
                 continue;
             }
         };
-        let layer = layers.entry(module.to_owned()).or_default();
+        let layer = layers.entry(module.into_owned()).or_default();
         let shape = file.shape(key).unwrap_or_default();
         let extent = |axis: usize| shape.get(axis).copied();
         match part {
             Part::Down => (layer.rank, layer.in_features) = (extent(0), extent(1)),
             Part::Up => layer.out_features = extent(0),
-            Part::Alpha => {
-                let tensor = file.get(key)?.to_tensor().and_then(crate::tensor::Tensor::into_f32);
-                layer.alpha = tensor.and_then(|values| values.first().copied());
-            }
+            Part::Alpha => layer.alpha = Some(alpha(&file, key)?),
         }
     }
     for (module, layer) in &mut layers {
         module.clone_into(&mut layer.module);
         let configured = || config.as_ref()?.alpha(module, layer.rank?);
         layer.alpha = layer.alpha.or_else(configured);
+        layer.scale = layer.rank.map(|rank| layer.alpha.map_or(1.0, |alpha| alpha / rank.max(1) as f32));
     }
     described.layers = layers.into_values().collect();
     Ok(described)

@@ -1,5 +1,7 @@
 //! Taking an adapter's keys apart: form, module, part.
 
+use std::borrow::Cow;
+
 use super::AdapterFormat;
 
 /// What a key holds for its module.
@@ -21,7 +23,7 @@ pub(super) enum Key<'a> {
         /// How the key is spelled.
         format: AdapterFormat,
         /// Module path; with underscores for dots in kohya's form.
-        module: &'a str,
+        module: Cow<'a, str>,
         /// What it holds.
         part: Part,
     },
@@ -31,11 +33,10 @@ pub(super) enum Key<'a> {
     Unknown,
 }
 
+/// What follows the module. `.lora_A.<adapter>.weight` is taken apart by [`named`].
 const PARTS: [(&str, Part); 13] = [
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
-    (".lora_A.default.weight", Part::Down),
-    (".lora_B.default.weight", Part::Up),
     (".lora_down.weight", Part::Down),
     (".lora_up.weight", Part::Up),
     (".lora.down.weight", Part::Down),
@@ -44,51 +45,107 @@ const PARTS: [(&str, Part); 13] = [
     (".lora_B", Part::Up),
     (".lora_linear_layer.down.weight", Part::Down),
     (".lora_linear_layer.up.weight", Part::Up),
+    ("_lora.down.weight", Part::Down),
+    ("_lora.up.weight", Part::Up),
     (".alpha", Part::Alpha),
 ];
 
-/// Marks of updates that are no plain LoRA.
-const OTHERS: [(&str, &str); 18] = [
-    (".lora_magnitude_vector", "a DoRA magnitude"),
-    (".dora_scale", "a DoRA magnitude"),
-    (".magnitude", "a DoRA magnitude"),
-    (".hada_", "a LoHa factor"),
-    (".lokr_", "a LoKr factor"),
-    (".lora_mid", "a Tucker (LoCon) factor"),
-    (".lora_embedding_", "an embedding update"),
-    (".lora_B.bias", "an update of a bias"),
-    (".lora_up.bias", "an update of a bias"),
+/// Ends of keys that hold something other than a low-rank update.
+const OTHER_ENDS: [(&str, &str); 18] = [
     (".diff_b", "a full difference of a bias"),
     (".diff_m", "a full difference"),
     (".diff", "a full difference"),
+    (".w_norm", "a full weight of a norm"),
+    (".b_norm", "a full bias of a norm"),
     (".set_weight", "a full weight"),
-    (".oft_", "an OFT factor"),
-    (".boft_", "a BOFT factor"),
-    (".ia3_", "an IA3 vector"),
-    (".vera_", "a VeRA vector"),
-    ("_aux", "part of a LiLoRA checkpoint (export it with its hypernetwork)"),
+    (".reshape_weight", "a change of a weight's shape"),
+    (".lora_A.bias", "an update of a bias"),
+    (".lora_B.bias", "an update of a bias"),
+    (".lora_down.bias", "an update of a bias"),
+    (".lora_up.bias", "an update of a bias"),
+    (".on_input", "an IA3 vector"),
+    (".a1.weight", "a GLoRA factor"),
+    (".a2.weight", "a GLoRA factor"),
+    (".b1.weight", "a GLoRA factor"),
+    (".b2.weight", "a GLoRA factor"),
+    (".down_aux", "part of a LiLoRA checkpoint (export it with its hypernetwork)"),
+    (".up_aux", "part of a LiLoRA checkpoint (export it with its hypernetwork)"),
 ];
 
-const PREFIXES: [(&str, AdapterFormat); 6] = [
+/// Starts of a path segment, one of a key's last three, that mark updates of another kind.
+const OTHER_SEGMENTS: [(&str, &str); 24] = [
+    ("lora_magnitude_vector", "a DoRA magnitude"),
+    ("dora_scale", "a DoRA magnitude"),
+    ("magnitude", "a DoRA magnitude"),
+    ("hada_", "a LoHa factor"),
+    ("lokr_", "a LoKr factor"),
+    ("lora_mid", "a Tucker (LoCon) factor"),
+    ("lora_embedding_", "an embedding update"),
+    ("lora_E", "an AdaLoRA factor"),
+    ("oft_", "an OFT factor"),
+    ("boft_", "a BOFT factor"),
+    ("ia3_", "an IA3 vector"),
+    ("vera_", "a VeRA vector"),
+    ("glora_", "a GLoRA factor"),
+    ("vblora_", "a VB-LoRA factor"),
+    ("randlora_", "a RandLoRA factor"),
+    ("fourierft_", "a FourierFT spectrum"),
+    ("waveft_", "a WaveFT spectrum"),
+    ("hra_", "an HRA factor"),
+    ("bone_", "a Bone factor"),
+    ("miss_", "a MiSS factor"),
+    ("road_", "a RoAd factor"),
+    ("c3a_", "a C3A kernel"),
+    ("shira_", "a SHiRA weight"),
+    ("ln_tuning_", "a tuned norm"),
+];
+
+const PREFIXES: [(&str, AdapterFormat); 8] = [
     ("base_model.model.", AdapterFormat::Peft),
+    ("model.diffusion_model.", AdapterFormat::Comfy),
     ("diffusion_model.", AdapterFormat::Comfy),
     ("transformer.", AdapterFormat::Diffusers),
-    ("lora_unet__", AdapterFormat::Kohya),
+    ("lora_unet__", AdapterFormat::VideoxFun),
     ("lora_unet_", AdapterFormat::Kohya),
     ("lora_transformer_", AdapterFormat::Kohya),
+    ("lycoris_", AdapterFormat::Kohya),
 ];
 
 /// Takes a key apart.
 pub(super) fn parse(key: &str) -> Key<'_> {
-    if let Some((_, kind)) = OTHERS.iter().find(|(mark, _)| key.contains(mark)) {
-        return Key::Other(kind);
-    }
-    let Some((rest, part)) = PARTS.iter().find_map(|&(suffix, part)| Some((key.strip_suffix(suffix)?, part))) else {
-        return Key::Unknown;
+    let known = PARTS.iter().find_map(|&(suffix, part)| Some((key.strip_suffix(suffix)?, suffix, part)));
+    let Some((rest, suffix, part)) = known.or_else(|| named(key)) else {
+        return other(key).map_or(Key::Unknown, Key::Other);
     };
     let prefixed = PREFIXES.iter().find_map(|&(prefix, format)| Some((rest.strip_prefix(prefix)?, format)));
     let (module, format) = prefixed.unwrap_or((rest, AdapterFormat::Bare));
-    Key::LoRa { format, module, part }
+    Key::LoRa { format, module: processorless(module, suffix.starts_with('_')), part }
+}
+
+fn other(key: &str) -> Option<&'static str> {
+    let end = OTHER_ENDS.iter().find(|(end, _)| key.ends_with(end));
+    let segment =
+        || key.rsplit('.').take(3).find_map(|s| OTHER_SEGMENTS.iter().find(|(start, _)| s.starts_with(start)));
+    end.or_else(segment).map(|&(_, kind)| kind)
+}
+
+/// `<module>.lora_A.<adapter>.weight`: PEFT's names in a model that holds adapters by name, `default` unless said otherwise.
+fn named(key: &str) -> Option<(&str, &'static str, Part)> {
+    let (rest, adapter) = key.strip_suffix(".weight")?.rsplit_once('.')?;
+    let part = |suffix, part| Some((rest.strip_suffix(suffix)?, suffix, part));
+    part(".lora_A", Part::Down).or_else(|| part(".lora_B", Part::Up)).filter(|_| !adapter.is_empty())
+}
+
+/// The module that an attention processor's `to_q_lora` belongs to; its output projection leaves out the `.0`.
+fn processorless(module: &str, of_processor: bool) -> Cow<'_, str> {
+    let mut module = match module.split_once(".processor.") {
+        Some((before, after)) => Cow::Owned(format!("{before}.{after}")),
+        None => Cow::Borrowed(module),
+    };
+    if of_processor && module.ends_with("to_out") {
+        module.to_mut().push_str(".0");
+    }
+    module
 }
 
 #[cfg(test)]
@@ -99,31 +156,72 @@ mod tests {
     fn parse_takes_every_form_apart() {
         let cases = [
             ("base_model.model.b.0.to_q.lora_A.weight", AdapterFormat::Peft, "b.0.to_q", Part::Down),
+            ("base_model.model.b.0.to_q.lora_A.default.weight", AdapterFormat::Peft, "b.0.to_q", Part::Down),
             ("transformer.b.0.to_q.lora_B.weight", AdapterFormat::Diffusers, "b.0.to_q", Part::Up),
             ("diffusion_model.b.0.to_q.lora_up.weight", AdapterFormat::Comfy, "b.0.to_q", Part::Up),
+            ("model.diffusion_model.b.0.to_q.lora_A", AdapterFormat::Comfy, "b.0.to_q", Part::Down),
             ("lora_unet_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
-            ("lora_unet__b_0_to_q.alpha", AdapterFormat::Kohya, "b_0_to_q", Part::Alpha),
+            ("lora_transformer_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
+            ("lycoris_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
+            ("lora_unet__b_0_to_q.alpha", AdapterFormat::VideoxFun, "b_0_to_q", Part::Alpha),
             ("transformer_blocks.0.to_q.lora_A.weight", AdapterFormat::Bare, "transformer_blocks.0.to_q", Part::Down),
+            ("a.magnitude_proj.lora_A.weight", AdapterFormat::Bare, "a.magnitude_proj", Part::Down),
         ];
         for (key, format, module, part) in cases {
-            assert_eq!(parse(key), Key::LoRa { format, module, part }, "{key}");
+            assert_eq!(parse(key), Key::LoRa { format, module: module.into(), part }, "{key}");
         }
+    }
+
+    #[test]
+    fn parse_takes_every_dialect_of_suffixes_apart() {
+        for (down, up) in [
+            ("a.to_q.lora_A.weight", "a.to_q.lora_B.weight"),
+            ("a.to_q.lora_A", "a.to_q.lora_B"),
+            ("a.to_q.lora_A.default.weight", "a.to_q.lora_B.default.weight"),
+            ("a.to_q.lora_A.my-effect.weight", "a.to_q.lora_B.my-effect.weight"),
+            ("a.to_q.lora_down.weight", "a.to_q.lora_up.weight"),
+            ("a.to_q.lora.down.weight", "a.to_q.lora.up.weight"),
+            ("a.to_q.lora_linear_layer.down.weight", "a.to_q.lora_linear_layer.up.weight"),
+            ("a.to_q_lora.down.weight", "a.to_q_lora.up.weight"),
+            ("a.processor.to_q_lora.down.weight", "a.processor.to_q_lora.up.weight"),
+        ] {
+            for (key, part) in [(down, Part::Down), (up, Part::Up)] {
+                assert_eq!(
+                    parse(key),
+                    Key::LoRa { format: AdapterFormat::Bare, module: "a.to_q".into(), part },
+                    "{key}"
+                );
+            }
+        }
+        let output = Key::LoRa { format: AdapterFormat::Bare, module: "a.to_out.0".into(), part: Part::Up };
+        assert_eq!(parse("a.processor.to_out_lora.up.weight"), output);
     }
 
     #[test]
     fn parse_names_other_kinds_of_update() {
         let cases = [
             ("m.lora_magnitude_vector", "DoRA"),
+            ("m.lora_magnitude_vector.default.weight", "DoRA"),
             ("lora_unet_m.dora_scale", "DoRA"),
             ("m.hada_w1_a", "LoHa"),
             ("m.lokr_w2", "LoKr"),
+            ("m.lora_mid.weight", "Tucker"),
+            ("m.oft_blocks", "OFT"),
+            ("m.boft_R", "BOFT"),
+            ("m.vera_lambda_b", "VeRA"),
+            ("m.a1.weight", "GLoRA"),
+            ("m.ia3_l", "IA3"),
             ("diffusion_model.m.diff", "difference"),
             ("diffusion_model.m.diff_b", "bias"),
+            ("m.lora_B.bias", "bias"),
+            ("m.set_weight", "full weight"),
             ("lora_unet__m.down_aux", "LiLoRA"),
         ];
         for (key, kind) in cases {
             assert!(matches!(parse(key), Key::Other(found) if found.contains(kind)), "{key}");
         }
-        assert_eq!(parse("m.weight"), Key::Unknown);
+        for key in ["m.weight", "model.diffusion_model.m.weight", "m.lora_A..weight", "m.lora_C.x.weight"] {
+            assert_eq!(parse(key), Key::Unknown, "{key}");
+        }
     }
 }

@@ -6,8 +6,10 @@ mod coverage;
 mod describe;
 mod keys;
 mod light;
+mod names;
 mod read;
 mod scale;
+mod wan;
 mod write;
 
 use std::path::PathBuf;
@@ -20,7 +22,8 @@ use crate::weights::WeightError;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome};
 pub use describe::{Description, LayerDescription, describe};
-pub use light::{LightLora, read_light, write_light};
+pub(crate) use light::auxiliary_hash;
+pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use read::{Loaded, ReadOptions, detect, read_adapter};
 pub use write::write_adapter;
 
@@ -61,7 +64,7 @@ impl LowRank {
 
 /// How an adapter's file spells its keys.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum AdapterFormat {
     /// `base_model.model.<module>.lora_A.weight`, with `adapter_config.json` or the same in the header.
     Peft,
@@ -69,12 +72,16 @@ pub enum AdapterFormat {
     Diffusers,
     /// `lora_unet_<module with underscores>.lora_down.weight`, with `.alpha`.
     Kohya,
+    /// `lora_unet__<module with underscores>.lora_down.weight`, with `.alpha`.
+    VideoxFun,
     /// `diffusion_model.<module>.lora_A.weight`, with `.alpha`.
     Comfy,
     /// The slot's own names, without a prefix.
     Bare,
     /// Video2LoRA's predicted tokens; means something only to the predictor that made them.
     Light,
+    /// Video2LoRA's predicted tokens with the auxiliary factors that expand them.
+    LightFull,
 }
 
 impl AdapterFormat {
@@ -84,10 +91,17 @@ impl AdapterFormat {
             Self::Peft => "peft",
             Self::Diffusers => "diffusers",
             Self::Kohya => "kohya",
+            Self::VideoxFun => "videox-fun",
             Self::Comfy => "comfy",
             Self::Bare => "bare",
             Self::Light => "light",
+            Self::LightFull => "light-full",
         }
+    }
+
+    /// True if modules have underscores for dots.
+    const fn underscores(self) -> bool {
+        matches!(self, Self::Kohya | Self::VideoxFun)
     }
 }
 

@@ -1,22 +1,30 @@
 //! Reading an adapter's file against the slots of a component.
 
-use std::collections::HashMap;
-use std::fs;
+use std::borrow::Cow;
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use ndarray::{Array2, ArrayD};
+use ndarray::{Array2, ArrayD, Axis, concatenate, s};
 use serde_json::{Map, Value};
 
 use super::keys::{self, Key, Part};
 use super::light;
+use super::names::{Piece, SlotNames, Target};
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
 use crate::engine::manifest::Slot;
 use crate::weights::{WeightError, WeightFile};
 
 /// PEFT's configuration file, beside the weights.
-const CONFIG_FILE: &str = "adapter_config.json";
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+/// PEFT's weights, in a folder.
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The largest configuration that is read, in bytes.
+const MAX_CONFIG: u64 = 1 << 24;
 
 /// How to read an adapter.
 #[derive(Clone, Debug, Default)]
@@ -34,42 +42,45 @@ pub struct Loaded {
     pub coverage: Coverage,
 }
 
-/// Reads an adapter in PEFT, diffusers, kohya or ComfyUI form: a file, or a folder with `adapter_config.json`.
+/// Reads an adapter in any form but [`AdapterFormat::Light`]: a file, or a folder with `adapter_config.json`.
+///
+/// A module that is a fused layer of several slots (`to_qkv` of `to_q`, `to_k`, `to_v`), or a part of one, changes the rows
+/// that are its own. Wan's own layer names stand for those of diffusers.
 ///
 /// # Errors
 /// [`AdapterError`]; [`AdapterError::Unmatched`] carries the coverage if keys match no slot and `allow_partial` is off.
 pub fn read_adapter(path: &Path, slots: &[Slot], options: &ReadOptions) -> Result<Loaded, AdapterError> {
     let path = locate(path)?;
     let file = WeightFile::open(&path)?;
-    if light::is_light(&file) {
-        return Err(AdapterError::NeedsPredictor { path });
+    match light::kind(&file) {
+        Some(AdapterFormat::Light) => return Err(AdapterError::NeedsPredictor { path }),
+        Some(_) => return light::read_full(&file, slots, options),
+        None => {}
     }
     let (config, scale) = scale_config(&path, &file)?;
-    let mut reader =
-        Reader { file: &file, slots: SlotNames::new(slots), layers: IndexMap::new(), keys: Vec::new(), format: None };
+    let mut reader = Reader {
+        file: &file,
+        names: SlotNames::new(slots),
+        config,
+        modules: IndexMap::new(),
+        keys: Vec::new(),
+        format: None,
+    };
     for key in file.names() {
         reader.key(key)?;
     }
-    let covered = reader.layers.len();
+    let covered: HashSet<&str> =
+        reader.modules.values().flat_map(|(target, _)| target.pieces()).map(|piece| &piece.slot.name[..]).collect();
     let coverage = Coverage {
         file: path.clone(),
         format: reader.format.unwrap_or(AdapterFormat::Bare),
         scale,
-        keys: reader.keys.clone(),
-        slots_covered: covered,
+        keys: std::mem::take(&mut reader.keys),
+        slots_covered: covered.len(),
         slots_total: slots.len(),
     };
-    if (coverage.counts().2 > 0 && !options.allow_partial) || covered == 0 {
-        return Err(AdapterError::Unmatched { coverage: Box::new(coverage) });
-    }
-    let mut coverage = coverage;
-    for key in &mut coverage.keys {
-        if let Outcome::Error { reason } = &key.outcome {
-            key.outcome = Outcome::Ignored { reason: format!("{reason}; a partial adapter was allowed") };
-        }
-    }
-    let adapter = Adapter { name: name_of(&path), layers: reader.finish(config.as_ref())? };
-    Ok(Loaded { adapter, coverage })
+    let coverage = coverage.accept(options)?;
+    Ok(Loaded { adapter: Adapter { name: name_of(&path), layers: reader.finish()? }, coverage })
 }
 
 /// How a file spells its keys, by the first key that says.
@@ -79,8 +90,8 @@ pub fn read_adapter(path: &Path, slots: &[Slot], options: &ReadOptions) -> Resul
 pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
     let path = locate(path)?;
     let file = WeightFile::open(&path)?;
-    if light::is_light(&file) {
-        return Ok(AdapterFormat::Light);
+    if let Some(format) = light::kind(&file) {
+        return Ok(format);
     }
     let form = |key: &String| match keys::parse(key) {
         Key::LoRa { format, .. } => Some(format),
@@ -105,7 +116,7 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
     if !path.is_dir() {
         return Ok(path.to_owned());
     }
-    ["adapter_model.safetensors", "pytorch_lora_weights.safetensors"]
+    [WEIGHTS_FILE, "pytorch_lora_weights.safetensors"]
         .into_iter()
         .map(|name| path.join(name))
         .find(|file| file.is_file())
@@ -113,7 +124,7 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
 }
 
 /// A file's own name, or its folder's if the file is called as every other.
-fn name_of(path: &Path) -> String {
+pub(super) fn name_of(path: &Path) -> String {
     let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
     match stem(path) {
         Some(name) if name != "adapter_model" && name != "pytorch_lora_weights" => name,
@@ -121,7 +132,13 @@ fn name_of(path: &Path) -> String {
     }
 }
 
+/// What the file's header, or the file beside it, says of ranks and alphas; and where they come from, in words.
 pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<ScaleConfig>, String), AdapterError> {
+    let configured = |path: &Path, config: &Map<String, Value>, from: &str| {
+        let config = ScaleConfig::new(path, config)?;
+        let how = if config.rslora { ", rank-stabilised (alpha / √rank)" } else { "" };
+        Ok((Some(config), format!("{from}{how}")))
+    };
     let parse = |path: &Path, text: &str| {
         serde_json::from_str::<Map<String, Value>>(text)
             .map_err(|e| AdapterError::Config { path: path.to_owned(), reason: e.to_string() })
@@ -134,53 +151,23 @@ pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<Sca
                 config.insert(key.to_owned(), value);
             }
         }
-        return Ok((Some(ScaleConfig::new(path, &config)?), "lora_adapter_metadata in the header".to_owned()));
+        return configured(path, &config, "lora_adapter_metadata in the header");
     }
     let beside = path.with_file_name(CONFIG_FILE);
-    if path.file_name().is_some_and(|name| name == "adapter_model.safetensors") && beside.is_file() {
-        let text = fs::read_to_string(&beside)
-            .map_err(|source| WeightError::Io { path: beside.clone(), source })
-            .map_err(AdapterError::Weights)?;
-        return Ok((Some(ScaleConfig::new(&beside, &parse(&beside, &text)?)?), CONFIG_FILE.to_owned()));
+    if path.file_name().is_some_and(|name| name == WEIGHTS_FILE) && beside.is_file() {
+        let io = |source| AdapterError::Weights(WeightError::Io { path: beside.clone(), source });
+        let mut text = String::new();
+        File::open(&beside).map_err(io)?.take(MAX_CONFIG + 1).read_to_string(&mut text).map_err(io)?;
+        if text.len() as u64 > MAX_CONFIG {
+            let reason = format!("expected at most {MAX_CONFIG} bytes, found more; is this PEFT's configuration?");
+            return Err(AdapterError::Config { path: beside, reason });
+        }
+        return configured(&beside, &parse(&beside, &text)?, CONFIG_FILE);
     }
-    Ok((None, "alpha keys; 1 where there is none".to_owned()))
+    Ok((None, "alpha keys; alpha = rank where there is none".to_owned()))
 }
 
-/// Slots by the names that files use.
-struct SlotNames<'a> {
-    dotted: HashMap<&'a str, &'a Slot>,
-    /// With underscores for dots; `None` where two slots share a name.
-    underscored: HashMap<String, Option<&'a Slot>>,
-}
-
-impl<'a> SlotNames<'a> {
-    fn new(slots: &'a [Slot]) -> Self {
-        let (mut dotted, mut underscored) = (HashMap::new(), HashMap::new());
-        for slot in slots {
-            for name in std::iter::once(&slot.name).chain(&slot.aliases) {
-                dotted.insert(&name[..], slot);
-                underscored
-                    .entry(name.replace('.', "_"))
-                    .and_modify(|other: &mut Option<&Slot>| *other = other.filter(|o| o.name == slot.name))
-                    .or_insert(Some(slot));
-            }
-        }
-        Self { dotted, underscored }
-    }
-
-    fn find(&self, format: AdapterFormat, module: &str) -> Result<&'a Slot, String> {
-        if format != AdapterFormat::Kohya {
-            return self.dotted.get(module).copied().ok_or_else(|| format!("no slot `{module}`"));
-        }
-        match self.underscored.get(module) {
-            Some(Some(slot)) => Ok(slot),
-            Some(None) => Err(format!("`{module}` may be one of several slots")),
-            None => Err(format!("no slot `{module}`")),
-        }
-    }
-}
-
-/// What a file holds for one slot.
+/// What a file holds for one of its modules.
 #[derive(Default)]
 struct Parts {
     module: String,
@@ -189,15 +176,25 @@ struct Parts {
     alpha: Option<f32>,
 }
 
+/// An update of some of a slot's output features.
+struct RowUpdate {
+    /// Key of the up factor.
+    key: String,
+    first_row: usize,
+    update: LowRank,
+}
+
 struct Reader<'a> {
     file: &'a WeightFile,
-    slots: SlotNames<'a>,
-    layers: IndexMap<String, (&'a Slot, Parts)>,
+    names: SlotNames<'a>,
+    config: Option<ScaleConfig>,
+    /// By what the module stands for, in words.
+    modules: IndexMap<String, (Target<'a>, Parts)>,
     keys: Vec<KeyOutcome>,
     format: Option<AdapterFormat>,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn key(&mut self, key: String) -> Result<(), AdapterError> {
         let path = || self.file.path().to_owned();
         let (format, module, part) = match keys::parse(&key) {
@@ -209,107 +206,168 @@ impl Reader<'_> {
             }
         };
         self.format.get_or_insert(format);
-        let slot = match self.slots.find(format, module) {
-            Ok(slot) => slot,
+        let target = match self.names.find(format, &module) {
+            Ok(target) => target,
             Err(reason) => {
                 self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason } });
                 return Ok(());
             }
         };
-        let values = self.values(&key)?;
-        let mismatch = |expected: &str, found: String| AdapterError::Mismatch {
-            path: path(),
-            key: key.clone(),
-            expected: expected.to_owned(),
-            found,
-        };
-        let (_, parts) = self.layers.entry(slot.name.clone()).or_insert_with(|| (slot, Parts::default()));
+        let slot = target.describe();
+        let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
         let taken = match part {
             Part::Down => parts.down.is_some(),
             Part::Up => parts.up.is_some(),
             Part::Alpha => parts.alpha.is_some(),
         };
         if taken {
-            return Err(mismatch("one key of this kind for the slot", format!("a second one for `{}`", slot.name)));
+            let found = format!("a second one for `{slot}`");
+            return Err(mismatch(self.file, &key, "one key of this kind for the slot", found));
         }
-        module.clone_into(&mut parts.module);
-        let shape = format!("{:?}", values.shape());
         match part {
-            Part::Alpha => match (values.len(), values.first()) {
-                (1, Some(&alpha)) => parts.alpha = Some(alpha),
-                _ => return Err(mismatch("one number", shape)),
-            },
-            Part::Down | Part::Up => {
-                let matrix = matrix(values).ok_or_else(|| mismatch("a matrix", shape))?;
-                let target = if part == Part::Down { &mut parts.down } else { &mut parts.up };
-                *target = Some((key.clone(), matrix));
-            }
+            Part::Alpha => parts.alpha = Some(alpha(self.file, &key)?),
+            Part::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
+            Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
         }
-        self.keys.push(KeyOutcome { key, outcome: Outcome::Applied { slot: slot.name.clone() } });
+        if parts.module.is_empty() {
+            parts.module = Cow::into_owned(module);
+        }
+        self.keys.push(KeyOutcome { key, outcome: Outcome::Applied { slot } });
         Ok(())
     }
 
-    fn values(&self, key: &str) -> Result<ArrayD<f32>, AdapterError> {
-        let path = || self.file.path().to_owned();
-        let view = self.file.get(key)?;
-        let values =
-            view.to_tensor().and_then(crate::tensor::Tensor::into_f32).ok_or_else(|| AdapterError::Mismatch {
-                path: path(),
-                key: key.to_owned(),
-                expected: "floating-point values".to_owned(),
-                found: view.dtype.to_string(),
-            })?;
-        if values.iter().all(|v| v.is_finite()) {
-            Ok(values)
-        } else {
-            Err(AdapterError::NotFinite { path: path(), key: key.to_owned() })
-        }
-    }
-
-    fn finish(self, config: Option<&ScaleConfig>) -> Result<IndexMap<String, LowRank>, AdapterError> {
-        let mismatch = |key: String, expected: String, found: String| AdapterError::Mismatch {
-            path: self.file.path().to_owned(),
-            key,
-            expected,
-            found,
-        };
-        let mut layers = IndexMap::new();
-        for (name, (slot, parts)) in self.layers {
-            let (down_key, down, up_key, up) = match (parts.down, parts.up) {
-                (Some((down_key, down)), Some((up_key, up))) => (down_key, down, up_key, up),
-                (Some((key, _)), None) => return Err(mismatch(key, "its up factor too".to_owned(), "none".to_owned())),
-                (None, Some((key, _))) => {
-                    return Err(mismatch(key, "its down factor too".to_owned(), "none".to_owned()));
-                }
-                (None, None) => {
-                    return Err(mismatch(
-                        format!("{}.alpha", parts.module),
-                        "factors too".to_owned(),
-                        "none".to_owned(),
-                    ));
-                }
+    /// Pairs the factors, and gives every slot what is its own.
+    fn finish(self) -> Result<IndexMap<String, LowRank>, AdapterError> {
+        let mut slots: IndexMap<&'a str, (usize, Vec<RowUpdate>)> = IndexMap::new();
+        for (target, parts) in self.modules.into_values() {
+            let pieces = target.pieces();
+            let (key, update) = pair(self.file, self.config.as_ref(), &pieces, parts)?;
+            let mut push = |piece: &Piece<'a>, update| {
+                let (_, updates) =
+                    slots.entry(&piece.slot.name).or_insert_with(|| (piece.slot.out_features, Vec::new()));
+                updates.push(RowUpdate { key: key.clone(), first_row: piece.to, update });
             };
-            if down.ncols() != slot.in_features {
-                return Err(mismatch(down_key, format!("[rank, {}]", slot.in_features), format!("{:?}", down.shape())));
+            if let [piece] = &pieces[..] {
+                push(piece, update);
+                continue;
             }
-            let rank = down.nrows();
-            if up.dim() != (slot.out_features, rank) {
-                return Err(mismatch(up_key, format!("[{}, {rank}]", slot.out_features), format!("{:?}", up.shape())));
+            for piece in &pieces {
+                let up = update.up.slice(s![piece.from..piece.from + piece.rows, ..]).to_owned();
+                push(piece, LowRank { down: update.down.clone(), up, alpha: update.alpha });
             }
-            let configured = || config.and_then(|config| config.alpha(&parts.module, rank));
-            let alpha = parts.alpha.or_else(configured).unwrap_or(rank as f32);
-            layers.insert(name, LowRank { down, up, alpha });
         }
-        Ok(layers)
+        let merge = |(name, (rows, updates))| Ok((String::from(name), merge(self.file, name, rows, updates)?));
+        slots.into_iter().map(merge).collect()
+    }
+}
+
+/// The update that a module's parts make, checked against what it stands for; and the key of its up factor.
+fn pair(
+    file: &WeightFile,
+    config: Option<&ScaleConfig>,
+    pieces: &[Piece<'_>],
+    parts: Parts,
+) -> Result<(String, LowRank), AdapterError> {
+    let (down_key, down, up_key, up) = match (parts.down, parts.up) {
+        (Some((down_key, down)), Some((up_key, up))) => (down_key, down, up_key, up),
+        (Some((key, _)), None) => return Err(mismatch(file, &key, "its up factor too", "none".to_owned())),
+        (None, Some((key, _))) => return Err(mismatch(file, &key, "its down factor too", "none".to_owned())),
+        (None, None) => {
+            return Err(mismatch(file, &format!("{}.alpha", parts.module), "factors too", "none".to_owned()));
+        }
+    };
+    let (rank, out_features) = (down.nrows(), pieces.iter().map(|piece| piece.rows).sum::<usize>());
+    let in_features = pieces.first().map_or(0, |piece| piece.slot.in_features);
+    if down.ncols() != in_features {
+        return Err(mismatch(file, &down_key, &format!("[rank, {in_features}]"), format!("{:?}", down.shape())));
+    }
+    if up.dim() != (out_features, rank) {
+        return Err(mismatch(file, &up_key, &format!("[{out_features}, {rank}]"), format!("{:?}", up.shape())));
+    }
+    if let Some(expected) = config.and_then(|config| config.rank(&parts.module)).filter(|&expected| expected != rank) {
+        let expected = format!("rank {expected}, as the configuration says");
+        return Err(mismatch(file, &down_key, &expected, format!("rank {rank}")));
+    }
+    let configured = || config.and_then(|config| config.alpha(&parts.module, rank));
+    let alpha = parts.alpha.or_else(configured).unwrap_or(rank as f32);
+    Ok((up_key, LowRank { down, up, alpha }))
+}
+
+/// One update of a slot with `rows` output features from updates of some of them, ranks side by side:
+/// `up` has each one's factor in its own rows and columns and zeros elsewhere, `down` has all factors.
+fn merge(file: &WeightFile, slot: &str, rows: usize, mut updates: Vec<RowUpdate>) -> Result<LowRank, AdapterError> {
+    updates.sort_by_key(|update| update.first_row);
+    let overlap = updates.windows(2).find(|pair| pair[1].first_row < pair[0].first_row + pair[0].update.up.nrows());
+    if let Some([_, second]) = overlap {
+        let found = format!("another one of the same rows of `{slot}`");
+        return Err(mismatch(file, &second.key, "one update of each row", found));
+    }
+    if updates.len() == 1 && updates[0].update.up.nrows() == rows {
+        return Ok(updates.swap_remove(0).update);
+    }
+    let rank = updates.iter().map(|update| update.update.rank()).sum();
+    let scale = updates.first().map_or(1.0, |update| update.update.scale());
+    let equal = updates.iter().all(|update| update.update.scale() == scale);
+    let mut up = Array2::zeros((rows, rank));
+    let mut column = 0;
+    for RowUpdate { first_row, update, .. } in &updates {
+        let mut block = up.slice_mut(s![*first_row..first_row + update.up.nrows(), column..column + update.rank()]);
+        // Of unequal scales none can stay outside.
+        block.assign(&(&update.up * if equal { 1.0 } else { update.scale() }));
+        column += update.rank();
+    }
+    let downs: Vec<_> = updates.iter().map(|update| update.update.down.view()).collect();
+    let down = concatenate(Axis(0), &downs)
+        .map_err(|e| mismatch(file, &updates[0].key, "factors of one width", e.to_string()))?;
+    Ok(LowRank { down, up, alpha: if equal { scale * rank as f32 } else { rank as f32 } })
+}
+
+fn mismatch(file: &WeightFile, key: &str, expected: &str, found: String) -> AdapterError {
+    AdapterError::Mismatch { path: file.path().to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
+}
+
+/// The finite floating-point values of a key.
+pub(super) fn values(file: &WeightFile, key: &str) -> Result<ArrayD<f32>, AdapterError> {
+    let view = file.get(key)?;
+    let values = view
+        .to_tensor()
+        .and_then(crate::tensor::Tensor::into_f32)
+        .ok_or_else(|| mismatch(file, key, "floating-point values", view.dtype.to_string()))?;
+    finite(file, key, values.iter().copied())?;
+    Ok(values)
+}
+
+fn finite(file: &WeightFile, key: &str, mut values: impl Iterator<Item = f32>) -> Result<(), AdapterError> {
+    if values.all(f32::is_finite) {
+        Ok(())
+    } else {
+        Err(AdapterError::NotFinite { path: file.path().to_owned(), key: key.to_owned() })
     }
 }
 
 /// A matrix, also if extents of 1 follow (a 1×1 convolution's factor).
-fn matrix(values: ArrayD<f32>) -> Option<Array2<f32>> {
-    let shape = values.shape();
-    let (&[rows, columns], rest) = shape.split_first_chunk::<2>()?;
-    if rest.iter().any(|&extent| extent != 1) {
-        return None;
+pub(super) fn matrix(file: &WeightFile, key: &str) -> Result<Array2<f32>, AdapterError> {
+    let values = values(file, key)?;
+    let shape = values.shape().to_vec();
+    let no_matrix = || mismatch(file, key, "a matrix", format!("{shape:?}"));
+    match shape.split_first_chunk::<2>() {
+        Some((&[rows, columns], rest)) if rest.iter().all(|&extent| extent == 1) => {
+            values.into_shape_with_order((rows, columns)).map_err(|_| no_matrix())
+        }
+        _ => Err(no_matrix()),
     }
-    values.into_shape_with_order((rows, columns)).ok()
+}
+
+/// A single finite number; trainers also store it as an integer or in f64.
+pub(super) fn alpha(file: &WeightFile, key: &str) -> Result<f32, AdapterError> {
+    let view = file.raw(key)?;
+    let number = match view.dtype {
+        safetensors::Dtype::F64 => view.data[..].try_into().ok().map(|bytes| f64::from_le_bytes(bytes) as f32),
+        safetensors::Dtype::I64 => view.data[..].try_into().ok().map(|bytes| i64::from_le_bytes(bytes) as f32),
+        safetensors::Dtype::I32 => view.data[..].try_into().ok().map(|bytes| i32::from_le_bytes(bytes) as f32),
+        _ => values(file, key)?.iter().copied().next().filter(|_| view.shape.iter().all(|&extent| extent == 1)),
+    };
+    let number = number.ok_or_else(|| mismatch(file, key, "one number", format!("{:?}", view.shape)))?;
+    finite(file, key, std::iter::once(number))?;
+    Ok(number)
 }

@@ -1,4 +1,4 @@
-//! Where a layer's `alpha` comes from: its own key, a PEFT configuration, or nowhere.
+//! What a PEFT configuration says of a layer's rank and `alpha`.
 
 use std::path::Path;
 
@@ -9,10 +9,31 @@ use super::AdapterError;
 /// A PEFT configuration, as far as it changes what is computed.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ScaleConfig {
+    rank: Option<usize>,
+    /// `None` if a pattern is no module's name.
+    rank_pattern: Option<Vec<(String, usize)>>,
     alpha: Option<f32>,
     alpha_pattern: Vec<(String, f32)>,
-    rslora: bool,
+    /// Alpha is divided by the root of the rank.
+    pub(super) rslora: bool,
 }
+
+/// Entries that change what an adapter computes if they are true, or there at all.
+const UNSUPPORTED: [(&str, &str); 10] = [
+    ("use_dora", "DoRA"),
+    ("fan_in_fan_out", "transposed factors"),
+    ("lora_bias", "bias updates"),
+    ("use_qalora", "QALoRA"),
+    ("use_bdlora", "block-diagonal LoRA"),
+    ("kasa_config", "KaSA"),
+    ("arrow_config", "Arrow routing"),
+    ("alora_invocation_tokens", "activated LoRA"),
+    ("layer_replication", "replicated layers"),
+    ("trainable_token_indices", "trained tokens"),
+];
+
+/// Starts of `init_lora_weights` that change the base weights: the factors then belong to other weights than the model's.
+const CHANGED_BASES: [&str; 5] = ["pissa", "corda", "olora", "loftq", "lora_ga"];
 
 impl ScaleConfig {
     /// Reads the object that is `adapter_config.json`, or that the header's `lora_adapter_metadata` holds once the
@@ -22,29 +43,44 @@ impl ScaleConfig {
         if let Some(kind) = config.get("peft_type").and_then(Value::as_str).filter(|kind| *kind != "LORA") {
             return Err(fail(format!("expected peft_type LORA, found {kind}; v2l applies plain LoRA only")));
         }
-        for (key, kind) in
-            [("use_dora", "DoRA"), ("fan_in_fan_out", "transposed factors"), ("lora_bias", "bias updates")]
-        {
-            if config.get(key).and_then(Value::as_bool) == Some(true) {
-                return Err(fail(format!("`{key}` is true: v2l does not apply {kind}")));
+        for (key, kind) in UNSUPPORTED {
+            if config.get(key).is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false))) {
+                return Err(fail(format!("`{key}` is set: v2l does not apply {kind}")));
             }
         }
+        let init = config.get("init_lora_weights").and_then(Value::as_str).unwrap_or_default().to_lowercase();
+        if CHANGED_BASES.iter().any(|start| init.starts_with(start)) {
+            return Err(fail(format!(
+                "init_lora_weights is `{init}`, which changes the base weights too; save the adapter with \
+                 `path_initial_model_for_weight_conversion`, which makes a plain LoRA of it"
+            )));
+        }
+        let patterns = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
+        let rank_pattern = patterns("rank_pattern")
+            .map(|(pattern, value)| Some((literal(pattern)?, usize::try_from(value.as_u64()?).ok()?)))
+            .collect();
         let mut alpha_pattern = Vec::new();
-        if let Some(patterns) = config.get("alpha_pattern").and_then(Value::as_object) {
-            for (pattern, value) in patterns {
-                let value =
-                    number(value).ok_or_else(|| fail(format!("alpha_pattern `{pattern}`: {value} is no number")))?;
-                let literal = literal(pattern).ok_or_else(|| {
-                    fail(format!("alpha_pattern `{pattern}` is a regular expression; write module names"))
-                })?;
-                alpha_pattern.push((literal, value));
-            }
+        for (pattern, value) in patterns("alpha_pattern") {
+            let value =
+                number(value).ok_or_else(|| fail(format!("alpha_pattern `{pattern}`: {value} is no number")))?;
+            let literal = literal(pattern).ok_or_else(|| {
+                fail(format!("alpha_pattern `{pattern}` is a regular expression; write module names"))
+            })?;
+            alpha_pattern.push((literal, value));
         }
         Ok(Self {
+            rank: config.get("r").and_then(Value::as_u64).and_then(|rank| usize::try_from(rank).ok()),
+            rank_pattern,
             alpha: config.get("lora_alpha").and_then(number),
             alpha_pattern,
             rslora: config.get("use_rslora").and_then(Value::as_bool) == Some(true),
         })
+    }
+
+    /// The rank that a module's factors must have; `None` if the configuration does not say, or in patterns that are not read.
+    pub(super) fn rank(&self, module: &str) -> Option<usize> {
+        let pattern = self.rank_pattern.as_ref()?.iter().find(|(pattern, _)| names(pattern, module));
+        pattern.map(|&(_, rank)| rank).or(self.rank)
     }
 
     /// `alpha` of a module, such that its scale is `alpha / rank`; `None` if the configuration does not say.
@@ -95,6 +131,15 @@ mod tests {
     }
 
     #[test]
+    fn scale_config_says_the_rank_unless_a_pattern_is_an_expression() {
+        let plain =
+            config(&json!({"r": 4, "rank_pattern": {"to_v": 1}, "use_dora": false, "kasa_config": null})).unwrap();
+        assert_eq!((plain.rank("a.to_v"), plain.rank("a.to_q")), (Some(1), Some(4)));
+        let expression = config(&json!({"r": 4, "rank_pattern": {"to_[vk]": 1}})).unwrap();
+        assert_eq!(expression.rank("a.to_q"), None);
+    }
+
+    #[test]
     fn scale_config_with_rslora_divides_by_the_root_of_the_rank() {
         let config = config(&json!({"lora_alpha": 8, "use_rslora": true})).unwrap();
         assert_eq!(config.alpha("a", 16).unwrap() / 16.0, 8.0 / 4.0);
@@ -104,6 +149,8 @@ mod tests {
     fn scale_config_refuses_what_would_change_the_result() {
         for (value, word) in [
             (json!({"use_dora": true}), "DoRA"),
+            (json!({"layer_replication": [[0, 4]]}), "replicated layers"),
+            (json!({"init_lora_weights": "pissa_niter_16"}), "changes the base weights"),
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"alpha_pattern": {"to_[qk]": 2}}), "regular expression"),
         ] {

@@ -25,6 +25,66 @@ fn read(path: &Path) -> Result<Loaded, AdapterError> {
     read_adapter(path, &slots(), &ReadOptions::default())
 }
 
+/// Every form that a writer is asked for by name.
+const WRITABLE: [AdapterFormat; 6] = [
+    AdapterFormat::Peft,
+    AdapterFormat::Diffusers,
+    AdapterFormat::Kohya,
+    AdapterFormat::VideoxFun,
+    AdapterFormat::Comfy,
+    AdapterFormat::Bare,
+];
+
+/// `ΔW` at strength 1.
+fn delta(update: &LowRank) -> Array2<f32> {
+    update.up.dot(&update.down) * update.scale()
+}
+
+fn assert_near(what: &str, found: &Array2<f32>, expected: &Array2<f32>) {
+    let norm = |a: &Array2<f32>| a.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+    assert_eq!(found.dim(), expected.dim(), "{what}");
+    let error = norm(&(found - expected)) / norm(expected).max(1e-30);
+    assert!(error <= 1e-6, "{what}: {error:e}");
+}
+
+/// Seeded normal values.
+struct Noise(rand_chacha::ChaCha8Rng);
+
+impl Noise {
+    fn new(seed: u64) -> Self {
+        Self(rand::SeedableRng::seed_from_u64(seed))
+    }
+
+    fn matrix(&mut self, rows: usize, columns: usize) -> Array2<f32> {
+        Array2::from_shape_simple_fn((rows, columns), || {
+            rand_distr::Distribution::<f32>::sample(&rand_distr::StandardNormal, &mut self.0)
+        })
+    }
+
+    fn update(&mut self, out: usize, inner: usize, rank: usize, alpha: f32) -> LowRank {
+        LowRank { down: self.matrix(rank, inner), up: self.matrix(out, rank), alpha }
+    }
+
+    /// A number from 1 to `most`.
+    fn count(&mut self, most: usize) -> usize {
+        1 + (self.matrix(1, 1)[[0, 0]].abs() * 1e4) as usize % most
+    }
+}
+
+/// Tensors of ComfyUI's form.
+fn comfy(layers: &[(&str, &LowRank)]) -> NamedTensors {
+    let mut tensors = NamedTensors::new();
+    for (module, update) in layers {
+        let mut put = |part: &str, values: ArrayD<f32>| {
+            tensors.insert(format!("diffusion_model.{module}.{part}"), Tensor::F32(values));
+        };
+        put("lora_A.weight", update.down.clone().into_dyn());
+        put("lora_B.weight", update.up.clone().into_dyn());
+        put("alpha", ArrayD::from_elem(IxDyn(&[]), update.alpha));
+    }
+    tensors
+}
+
 fn one(up: &[f32], down: &[f32]) -> NamedTensors {
     let tensor = |shape: [usize; 2], values: &[f32]| Tensor::from_f32(&shape, values.to_vec()).unwrap();
     NamedTensors::from([
@@ -94,9 +154,7 @@ fn write_adapter_then_read_adapter_gives_equal_layers_in_every_form() {
     let mut reference = read(&fixture("kohya.safetensors")).unwrap().adapter;
     reference.layers[3].alpha = 1.5;
     let dir = tempfile::tempdir().unwrap();
-    for format in
-        [AdapterFormat::Peft, AdapterFormat::Diffusers, AdapterFormat::Kohya, AdapterFormat::Comfy, AdapterFormat::Bare]
-    {
+    for format in WRITABLE {
         let path = dir.path().join(format!("{}.safetensors", format.name()));
         write_adapter(&path, &reference, format).unwrap();
         let loaded = read(&path).unwrap();
@@ -158,6 +216,287 @@ fn read_adapter_in_kohya_form_refuses_a_name_of_two_slots() {
 }
 
 #[test]
+fn write_adapter_then_read_adapter_gives_equal_layers_of_any_rank_alpha_and_name() {
+    let plain =
+        ["proj_out", "a.proj_out", "transformer_blocks.0.attn1.to_q", "transformer_blocks.10.attn1.to_q", "b_c.d"];
+    let wan = ["proj_out", "blocks.0.attn1.to_q", "blocks.10.attn2.add_k_proj", "condition_embedder.time_proj"];
+    for seed in 0..24 {
+        let mut noise = Noise::new(seed);
+        let names: &[&str] = if seed % 2 == 0 { &plain } else { &wan };
+        let mut adapter = Adapter { name: String::new(), layers: IndexMap::new() };
+        let mut slots = Vec::new();
+        for name in names {
+            let (out, inner, rank) = (noise.count(9), noise.count(9), noise.count(17));
+            // One layer in two has the rank and alpha of the others, so that patterns and defaults are both written.
+            let (rank, alpha) = if noise.count(2) == 1 { (4, 7.0) } else { (rank, noise.matrix(1, 1)[[0, 0]] * 9.0) };
+            slots.push(Slot::linear(*name, out, inner));
+            adapter.layers.insert((*name).to_owned(), noise.update(out, inner, rank, alpha));
+        }
+        let dir = tempfile::tempdir().unwrap();
+        for (format, file) in WRITABLE
+            .map(|f| (f, format!("{}.safetensors", f.name())))
+            .into_iter()
+            .chain([(AdapterFormat::Peft, "peft".to_owned())])
+        {
+            let path = dir.path().join(&file);
+            write_adapter(&path, &adapter, format).unwrap();
+            let loaded = read_adapter(&path, &slots, &ReadOptions::default()).unwrap();
+            assert_eq!(loaded.coverage.format, format, "{seed} {file}");
+            for (slot, update) in &adapter.layers {
+                assert_eq!(&loaded.adapter.layers[slot], update, "{seed} {file} {slot}");
+            }
+        }
+    }
+}
+
+#[test]
+fn write_adapter_in_peft_form_makes_the_folder_that_peft_reads_and_replaces_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, update) = (dir.path().join("effect"), Noise::new(1).update(2, 3, 1, 5.0));
+    let adapter = Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update)]) };
+    write_adapter(&path, &adapter, AdapterFormat::Peft).unwrap();
+    let config = std::fs::read_to_string(path.join("adapter_config.json")).unwrap();
+    let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+    assert_eq!((&config["r"], &config["lora_alpha"]), (&1.into(), &5.0.into()));
+    assert_eq!(
+        read_adapter(&path, &[Slot::linear("a", 2, 3)], &ReadOptions::default()).unwrap().adapter.name,
+        "effect"
+    );
+    let error = write_adapter(&path, &adapter, AdapterFormat::Peft).unwrap_err();
+    assert!(error.to_string().contains("expected a new or empty folder"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn read_adapter_gives_equal_layers_from_every_dialect_of_suffixes() {
+    let slots = [Slot::linear("b.0.attn1.to_q", 5, 4), Slot::linear("b.0.attn1.to_out.0", 4, 5)];
+    let mut noise = Noise::new(2);
+    let (query, output) = (noise.update(5, 4, 2, 2.0), noise.update(4, 5, 3, 3.0));
+    let dir = tempfile::tempdir().unwrap();
+    for (to_out, down, up) in [
+        ("to_out.0", ".lora_A.weight", ".lora_B.weight"),
+        ("to_out.0", ".lora_A", ".lora_B"),
+        ("to_out.0", ".lora_A.default.weight", ".lora_B.default.weight"),
+        ("to_out.0", ".lora_A.effect.weight", ".lora_B.effect.weight"),
+        ("to_out.0", ".lora_down.weight", ".lora_up.weight"),
+        ("to_out.0", ".lora.down.weight", ".lora.up.weight"),
+        ("to_out.0", ".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+        ("to_out", "_lora.down.weight", "_lora.up.weight"),
+        ("processor.to_out", "_lora.down.weight", "_lora.up.weight"),
+    ] {
+        for prefix in ["", "transformer.", "diffusion_model.", "model.diffusion_model.", "base_model.model."] {
+            let mut tensors = NamedTensors::new();
+            for (module, update) in [(&*to_out.replace("to_out", "to_q").replace(".0", ""), &query), (to_out, &output)]
+            {
+                for (suffix, factor) in [(down, &update.down), (up, &update.up)] {
+                    tensors
+                        .insert(format!("{prefix}b.0.attn1.{module}{suffix}"), Tensor::F32(factor.clone().into_dyn()));
+                }
+            }
+            let loaded = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap();
+            assert_eq!(loaded.adapter.layers["b.0.attn1.to_q"], query, "{prefix} {down}");
+            assert_eq!(loaded.adapter.layers["b.0.attn1.to_out.0"], output, "{prefix} {down}");
+        }
+    }
+}
+
+#[test]
+fn read_adapter_with_names_of_wan_equals_the_converter_of_diffusers() {
+    let converted = read_tensors(fixture("wan/diffusers.safetensors")).unwrap();
+    let factor = |module: &str, part: &str| &converted[&format!("transformer.{module}.{part}.weight")];
+    let modules = converted.keys().filter_map(|k| k.strip_prefix("transformer.")?.strip_suffix(".lora_A.weight"));
+    let slot = |module| Slot::linear(module, factor(module, "lora_B").shape()[0], factor(module, "lora_A").shape()[1]);
+    let slots: Vec<Slot> = modules.map(slot).collect();
+    let read = |name: &str| read_adapter(&fixture(name), &slots, &ReadOptions::default()).unwrap().adapter.layers;
+    let expected = read("wan/diffusers.safetensors");
+    assert_eq!(expected.len(), 20);
+    for (file, layers) in [("wan/comfy.safetensors", 20), ("wan/kohya.safetensors", 12)] {
+        let found = read(file);
+        assert_eq!(found.len(), layers, "{file}");
+        for (slot, update) in &found {
+            assert_near(&format!("{file} {slot}"), &delta(update), &delta(&expected[slot]));
+        }
+    }
+}
+
+#[test]
+fn write_adapter_in_forms_of_wans_own_programs_has_their_names() {
+    let update = Noise::new(3).update(2, 3, 1, 1.0);
+    let names = ["blocks.0.attn2.to_out.0", "proj_out"].map(str::to_owned);
+    let adapter = Adapter { name: String::new(), layers: names.map(|name| (name, update.clone())).into() };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("w.safetensors");
+    for (format, keys) in [
+        (AdapterFormat::Comfy, ["diffusion_model.blocks.0.cross_attn.o.alpha", "diffusion_model.head.head.alpha"]),
+        (AdapterFormat::Kohya, ["lora_unet_blocks_0_cross_attn_o.alpha", "lora_unet_head_head.alpha"]),
+        (AdapterFormat::VideoxFun, ["lora_unet__blocks_0_cross_attn_o.alpha", "lora_unet__head_head.alpha"]),
+        (AdapterFormat::Bare, ["blocks.0.attn2.to_out.0.alpha", "proj_out.alpha"]),
+    ] {
+        write_adapter(&path, &adapter, format).unwrap();
+        let file = WeightFile::open(&path).unwrap();
+        assert!(keys.iter().all(|key| file.contains(key)), "{format:?}: {:?}", file.names());
+    }
+}
+
+#[test]
+fn read_adapter_for_a_fused_layer_gives_each_of_its_slots_its_rows() {
+    let mut noise = Noise::new(4);
+    let fused = noise.update(4 + 4 + 2, 3, 2, 5.0);
+    let expected = delta(&fused);
+    let dir = tempfile::tempdir().unwrap();
+    for (slots, module) in [
+        (["a.to_q", "a.to_k", "a.to_v"], "a.to_qkv"),
+        (["a.to_q", "a.to_k", "a.to_v"], "a.qkv"),
+        (["a.q_proj", "a.k_proj", "a.v_proj"], "a.qkv_proj"),
+        (["a.add_q_proj", "a.add_k_proj", "a.add_v_proj"], "a.to_added_qkv"),
+        (["blocks.0.attn1.to_q", "blocks.0.attn1.to_k", "blocks.0.attn1.to_v"], "blocks.0.self_attn.qkv"),
+    ] {
+        let slots = [(slots[0], 4), (slots[1], 4), (slots[2], 2)].map(|(name, out)| Slot::linear(name, out, 3));
+        let path = written(&dir, &comfy(&[(module, &fused)]));
+        let loaded = read_adapter(&path, &slots, &ReadOptions::default()).unwrap();
+        assert_eq!((loaded.coverage.counts(), loaded.coverage.slots_covered), ((3, 0, 0), 3), "{module}");
+        for (slot, rows) in slots.iter().zip([0..4, 4..8, 8..10]) {
+            let expected = expected.slice(ndarray::s![rows, ..]).to_owned();
+            assert_near(&slot.name, &delta(&loaded.adapter.layers[&slot.name]), &expected);
+        }
+    }
+    // Rows that do not add up are named.
+    let slots = ["a.to_q", "a.to_k", "a.to_v"].map(|name| Slot::linear(name, 4, 3));
+    let error = read_adapter(&written(&dir, &comfy(&[("a.to_qkv", &fused)])), &slots, &ReadOptions::default());
+    assert!(error.unwrap_err().to_string().contains("expected [12, 2], found [10, 2]"));
+}
+
+#[test]
+fn read_adapter_for_parts_of_a_fused_slot_puts_each_into_its_rows() {
+    let mut noise = Noise::new(5);
+    let parts = [noise.update(4, 3, 1, 3.0), noise.update(4, 3, 4, 7.0), noise.update(4, 3, 2, 6.0)];
+    let slot = [Slot::linear("b.0.attn.to_qkv", 12, 3)];
+    let dir = tempfile::tempdir().unwrap();
+    let dense = |parts: &[(usize, &LowRank)]| {
+        let mut dense = Array2::zeros((12, 3));
+        for (row, part) in parts {
+            dense.slice_mut(ndarray::s![*row..row + 4, ..]).assign(&delta(part));
+        }
+        dense
+    };
+    let [q, k, v] = ["b.0.attn.to_q", "b.0.attn.to_k", "b.0.attn.to_v"];
+    let read = |tensors: &NamedTensors| read_adapter(&written(&dir, tensors), &slot, &ReadOptions::default());
+    // In any order, with mixed ranks and scales; of equal scales too, and with a part missing.
+    let all = read(&comfy(&[(v, &parts[2]), (q, &parts[0]), (k, &parts[1])])).unwrap();
+    assert_eq!((all.coverage.slots_covered, all.adapter.layers["b.0.attn.to_qkv"].rank()), (1, 7));
+    let expected = dense(&[(0, &parts[0]), (4, &parts[1]), (8, &parts[2])]);
+    assert_near("all", &delta(&all.adapter.layers["b.0.attn.to_qkv"]), &expected);
+    let equal = read(&comfy(&[(q, &parts[0]), (v, &LowRank { alpha: 6.0, ..parts[2].clone() })])).unwrap();
+    let update = &equal.adapter.layers["b.0.attn.to_qkv"];
+    assert_eq!(update.scale(), 3.0);
+    assert_near("equal scales", &delta(update), &dense(&[(0, &parts[0]), (8, &parts[2])]));
+    let kohya = comfy(&[(v, &parts[2])]).into_iter().map(|(key, tensor)| {
+        let (module, part) = key.strip_prefix("diffusion_model.").unwrap().split_once("to_v.").unwrap();
+        (format!("lora_unet_{}to_v.{part}", module.replace('.', "_")), tensor)
+    });
+    let one = read(&kohya.collect()).unwrap();
+    assert_near("one part", &delta(&one.adapter.layers["b.0.attn.to_qkv"]), &dense(&[(8, &parts[2])]));
+    assert!(
+        matches!(&one.coverage.keys[0].outcome, Outcome::Applied { slot } if slot == "b.0.attn.to_qkv, rows 8..12")
+    );
+    // The fused layer and a part of it are two updates of the same rows.
+    let whole = noise.update(12, 3, 1, 1.0);
+    let error = read(&comfy(&[("b.0.attn.to_qkv", &whole), (k, &parts[1])])).unwrap_err().to_string();
+    assert!(error.contains("expected one update of each row, found another one"), "{error}");
+}
+
+#[test]
+fn split_adapter_on_slots_that_share_an_initializer_fuses_into_its_rows() {
+    use crate::engine::manifest::RowRange;
+    use crate::engine::{Engine, testing};
+    use crate::fuse::{FuseTarget, fuse};
+    use crate::tensor::Dtype;
+
+    let mut noise = Noise::new(6);
+    let base = noise.matrix(12, 3);
+    let weights = NamedTensors::from([("a.to_qkv.weight".to_owned(), Tensor::F32(base.clone().into_dyn()))]);
+    let slot = |(index, name): (usize, &str)| Slot {
+        tensor: "a.to_qkv.weight".to_owned(),
+        rows: Some(RowRange { start: 4 * index, end: 4 * index + 4 }),
+        ..Slot::linear(name, 4, 3)
+    };
+    let slots: Vec<Slot> = ["a.to_q", "a.to_k", "a.to_v"].into_iter().enumerate().map(slot).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let engine = dir.path().join("t.engine");
+    testing::write(&engine, &weights, &testing::manifest(&weights, Dtype::F32, vec![], slots.clone()));
+    let (q, v) = (noise.update(4, 3, 2, 3.0), noise.update(4, 3, 1, 5.0));
+    let path = written(&dir, &comfy(&[("a.to_q", &q), ("a.to_v", &v)]));
+    let loaded = read_adapter(&path, &slots, &ReadOptions::default()).unwrap();
+    let fused = fuse(&Engine::open(&engine).unwrap(), &[(&loaded.adapter, 1.0)], FuseTarget::F32).unwrap();
+    let values = crate::raw::widen(Dtype::F32, &fused.weights["a.to_qkv.weight"]).unwrap();
+    let mut expected = base;
+    for (row, update) in [(0, &q), (8, &v)] {
+        let mut rows = expected.slice_mut(ndarray::s![row..row + 4, ..]);
+        rows += &delta(update);
+    }
+    assert_near("fused", &Array2::from_shape_vec((12, 3), values).unwrap(), &expected);
+}
+
+#[test]
+fn read_adapter_takes_alpha_of_any_type_and_factors_of_16_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let slots = [Slot::linear("a", 2, 1)];
+    let mut tensors = one(&[1.0, -2.0], &[0.5]);
+    for tensor in tensors.values_mut() {
+        *tensor = Tensor::Bf16(tensor.to_f32().unwrap().mapv(half::bf16::from_f32));
+    }
+    for alpha in [
+        Tensor::I64(ArrayD::from_elem(IxDyn(&[]), 3)),
+        Tensor::I32(ArrayD::from_elem(IxDyn(&[1]), 3)),
+        Tensor::F16(ArrayD::from_elem(IxDyn(&[]), half::f16::from_f32(3.0))),
+    ] {
+        tensors.insert("diffusion_model.a.alpha".to_owned(), alpha);
+        let loaded = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap();
+        assert_eq!(loaded.adapter.layers["a"].alpha, 3.0);
+        assert_eq!(delta(&loaded.adapter.layers["a"]), ndarray::array![[1.5], [-3.0]]);
+    }
+    for (alpha, message) in [
+        (Tensor::F32(ArrayD::zeros(IxDyn(&[2]))), "expected one number, found [2]"),
+        (Tensor::I64(ArrayD::zeros(IxDyn(&[0]))), "expected one number, found [0]"),
+        (Tensor::F32(ArrayD::from_elem(IxDyn(&[]), f32::NAN)), "NaN"),
+    ] {
+        tensors.insert("diffusion_model.a.alpha".to_owned(), alpha);
+        let error = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn read_adapter_refuses_a_rank_that_contradicts_the_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    let tensors = one(&[1.0, 2.0], &[3.0]);
+    let path = dir.path().join("a.safetensors");
+    let read = |config: &str| {
+        write_tensors(&path, &tensors, &IndexMap::from([("lora_adapter_metadata".to_owned(), config.to_owned())]))
+            .unwrap();
+        read_adapter(&path, &[Slot::linear("a", 2, 1)], &ReadOptions::default())
+    };
+    let error = read(r#"{"r": 2, "lora_alpha": 4}"#).unwrap_err().to_string();
+    assert!(error.contains("expected rank 2, as the configuration says, found rank 1"), "{error}");
+    let loaded = read(r#"{"r": 2, "lora_alpha": 4, "rank_pattern": {"a": 1}, "use_rslora": true}"#).unwrap();
+    assert_eq!(loaded.adapter.layers["a"].scale(), 4.0);
+    assert!(loaded.coverage.scale.contains("rank-stabilised"), "{}", loaded.coverage.scale);
+}
+
+#[test]
+fn read_adapter_says_for_which_component_a_key_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let factor = Tensor::F32(ArrayD::zeros(IxDyn(&[1, 1])));
+    let keys = ["text_encoder.a.lora_A.weight", "lora_te1_a.lora_down.weight", "transformer_2.a.lora_A.weight"];
+    let tensors: NamedTensors = keys.map(|key| (key.to_owned(), factor.clone())).into();
+    let error = read_adapter(&written(&dir, &tensors), &[Slot::linear("a", 1, 1)], &ReadOptions::default());
+    let Err(AdapterError::Unmatched { coverage }) = error else { panic!("{error:?}") };
+    for (key, component) in coverage.keys.iter().zip(["text encoder", "text encoder", "second transformer"]) {
+        assert!(matches!(&key.outcome, Outcome::Error { reason } if reason.contains(component)), "{key:?}");
+    }
+}
+
+#[test]
 fn light_lora_round_trips_and_is_no_plain_adapter() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("light.safetensors");
@@ -170,4 +509,95 @@ fn light_lora_round_trips_and_is_no_plain_adapter() {
     let wrong = LightLora { down_dim: 5, ..light };
     write_light(&path, &wrong).unwrap();
     assert!(matches!(read_light(&path), Err(AdapterError::Mismatch { .. })));
+}
+
+#[test]
+fn light_lora_takes_its_values_and_at_most_a_kilobyte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("light.safetensors");
+    for (layers, down_dim, up_dim, rank) in [(341, 100, 50, 1), (168, 100, 50, 1), (1, 4000, 2000, 16), (1, 1, 1, 1)] {
+        let width = (down_dim + up_dim) * rank;
+        let tokens = Array2::from_elem((layers, width), 0.25);
+        let auxiliary = blake3::hash(b"factors").to_hex().to_string();
+        write_light(&path, &LightLora { tokens, down_dim, up_dim, rank, auxiliary }).unwrap();
+        let file = WeightFile::open(&path).unwrap();
+        let payload: usize = file.names().iter().map(|name| file.raw(name).unwrap().data.len()).sum();
+        assert_eq!(payload, layers * width * size_of::<f32>());
+        let size = std::fs::metadata(&path).unwrap().len() as usize;
+        assert!(size <= payload + 1024, "{size} bytes for {payload}");
+    }
+}
+
+/// Two layers' tokens of rank 2 with their auxiliary factors.
+fn light_full(noise: &mut Noise) -> (LightLora, Vec<AuxiliaryFactors>) {
+    use crate::engine::manifest::Hash;
+    use crate::raw::tensor_bytes;
+
+    let (down_dim, up_dim, rank) = (3, 2, 2);
+    let mut tensor = |rows, columns| Tensor::Bf16(noise.matrix(rows, columns).mapv(half::bf16::from_f32).into_dyn());
+    let factors = [("b.1.to_q", 5, 4), ("b.0.to_q", 4, 6)].map(|(slot, out, inner)| AuxiliaryFactors {
+        slot: slot.to_owned(),
+        down: tensor(down_dim, inner),
+        up: tensor(out, up_dim),
+    });
+    let hashes = factors.iter().flat_map(|f| [&f.down, &f.up]).map(|tensor| Hash::of(&tensor_bytes(tensor)));
+    let auxiliary = auxiliary_hash(hashes);
+    let tokens = noise.matrix(2, (down_dim + up_dim) * rank);
+    (LightLora { tokens, down_dim, up_dim, rank, auxiliary }, factors.into())
+}
+
+#[test]
+fn light_lora_with_its_auxiliary_factors_expands_to_the_product_of_all_four() {
+    let (light, factors) = light_full(&mut Noise::new(7));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("full.safetensors");
+    write_light_full(&path, &light, &factors).unwrap();
+    assert_eq!(detect(&path).unwrap(), AdapterFormat::LightFull);
+    assert_eq!(read_light(&path).unwrap(), light);
+    let slots = [Slot::linear("b.0.to_q", 4, 6), Slot::linear("b.1.to_q", 5, 4)];
+    let loaded = read_adapter(&path, &slots, &ReadOptions::default()).unwrap();
+    assert_eq!((loaded.coverage.counts(), loaded.coverage.format), ((5, 0, 0), AdapterFormat::LightFull));
+    for (token, factors) in light.tokens.outer_iter().zip(&factors) {
+        let value = |tensor: &Tensor| tensor.to_f32().unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
+        let (down_aux, up_aux) = (value(&factors.down), value(&factors.up));
+        let d = Array2::from_shape_fn((2, 3), |(row, column)| token[row * 3 + column]);
+        let u = Array2::from_shape_fn((2, 2), |(row, column)| token[6 + row * 2 + column]);
+        let expected = up_aux.dot(&u).dot(&d.dot(&down_aux));
+        assert_near(&factors.slot, &delta(&loaded.adapter.layers[&factors.slot]), &expected);
+    }
+    let layers = describe(&path).unwrap().layers;
+    assert_eq!(
+        layers.iter().map(|l| (l.rank, l.in_features, l.out_features)).collect::<Vec<_>>(),
+        [(Some(2), Some(4), Some(5)), (Some(2), Some(6), Some(4))]
+    );
+}
+
+#[test]
+fn light_lora_with_auxiliary_factors_that_are_not_its_own_is_refused() {
+    let (light, mut factors) = light_full(&mut Noise::new(8));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("full.safetensors");
+    write_light_full(&path, &light, &factors).unwrap();
+    let whole = std::fs::read(&path).unwrap();
+    let slots = |inner| [Slot::linear("b.0.to_q", 4, inner), Slot::linear("b.1.to_q", 5, 4)];
+    let read = |slots: &[Slot]| read_adapter(&path, slots, &ReadOptions::default()).unwrap_err().to_string();
+    let other_model = read(&slots(7));
+    assert!(other_model.contains("expected [3, 7], found [3, 6]"), "{other_model}");
+    let missing = read(&slots(6)[..1]);
+    assert!(missing.contains("match no slot"), "{missing}");
+    // The last bytes are a factor's.
+    let mut damaged = whole;
+    *damaged.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    let damaged = read(&slots(6));
+    assert!(damaged.contains("expected auxiliary factors"), "{damaged}");
+    // A rank without bounds would ask for memory without bounds.
+    let empty = LightLora { tokens: Array2::zeros((2, 0)), down_dim: 0, up_dim: 0, rank: usize::MAX, ..light.clone() };
+    write_light_full(&path, &empty, &factors).unwrap();
+    let endless = read(&slots(6));
+    assert!(endless.contains("a rank up to 4, found 0, 0"), "{endless}");
+    factors.swap(0, 1);
+    assert!(matches!(write_light_full(&path, &light, &factors), Err(AdapterError::Unwritable { .. })));
+    factors.pop();
+    assert!(matches!(write_light_full(&path, &light, &factors), Err(AdapterError::Unwritable { .. })));
 }

@@ -6,39 +6,47 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
 use serde_json::{Map, Value, json};
 
-use super::{Adapter, AdapterError, AdapterFormat, LowRank};
+use super::read::{CONFIG_FILE, WEIGHTS_FILE};
+use super::{Adapter, AdapterError, AdapterFormat, LowRank, wan};
+use crate::atomic::Unfinished;
 use crate::tensor::{NamedTensors, Tensor};
-use crate::weights::write_tensors;
+use crate::weights::{WeightError, write_tensors};
 
-/// Writes an adapter as one safetensors file, whole or not at all. Equal adapters give equal bytes.
+/// Writes an adapter, whole or not at all. Equal adapters give equal bytes.
 ///
-/// PEFT and diffusers forms carry `alpha` in the header (`lora_adapter_metadata`), kohya and ComfyUI forms in keys.
+/// One safetensors file; PEFT form as PEFT's folder of two files if `path` does not end in `.safetensors`. In PEFT and
+/// diffusers forms `alpha` is in the configuration (the folder's `adapter_config.json`, the header's
+/// `lora_adapter_metadata`), in the others in keys. ComfyUI's, kohya's and VideoX-Fun's forms have Wan's own layer names for
+/// a Wan transformer, as these programs do.
 ///
 /// # Errors
-/// [`AdapterError::Unwritable`] for [`AdapterFormat::Light`], which only a predictor writes; [`AdapterError::Weights`].
+/// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for keys that would be equal, or if
+/// something else is where PEFT's folder should be; [`AdapterError::Weights`].
 pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> Result<(), AdapterError> {
+    let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
+    let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
     let mut tensors = NamedTensors::new();
     for (slot, update) in &adapter.layers {
+        let native = || wan.then(|| wan::native(slot)).flatten().unwrap_or_else(|| slot.clone());
         let (module, down, up, alpha) = match format {
             AdapterFormat::Peft => (format!("base_model.model.{slot}"), "lora_A", "lora_B", false),
             AdapterFormat::Diffusers => (format!("transformer.{slot}"), "lora_A", "lora_B", false),
             AdapterFormat::Bare => (slot.clone(), "lora_A", "lora_B", true),
-            AdapterFormat::Comfy => (format!("diffusion_model.{slot}"), "lora_A", "lora_B", true),
-            AdapterFormat::Kohya => (format!("lora_unet_{}", slot.replace('.', "_")), "lora_down", "lora_up", true),
-            AdapterFormat::Light => {
-                let reason =
-                    "only a predictor's tokens can be written as LightLoRA; use peft, kohya or comfy".to_owned();
-                return Err(AdapterError::Unwritable { path: path.to_owned(), reason });
+            AdapterFormat::Comfy => (format!("diffusion_model.{}", native()), "lora_A", "lora_B", true),
+            AdapterFormat::Kohya => (format!("lora_unet_{}", underscored(&native())), "lora_down", "lora_up", true),
+            AdapterFormat::VideoxFun => {
+                (format!("lora_unet__{}", underscored(&native())), "lora_down", "lora_up", true)
+            }
+            AdapterFormat::Light | AdapterFormat::LightFull => {
+                let reason = "only a predictor's tokens can be written as LightLoRA; use peft, kohya or comfy";
+                return Err(unwritable(reason.to_owned()));
             }
         };
         let mut put = |part: &str, values: ArrayD<f32>| {
             let key = format!("{module}.{part}");
             match tensors.insert(key.clone(), Tensor::F32(values)) {
                 None => Ok(()),
-                Some(_) => Err(AdapterError::Unwritable {
-                    path: path.to_owned(),
-                    reason: format!("two layers would share the key `{key}`; use peft or comfy"),
-                }),
+                Some(_) => Err(unwritable(format!("two layers would share the key `{key}`; use peft or diffusers"))),
             }
         };
         put(&format!("{down}.weight"), update.down.clone().into_dyn())?;
@@ -48,6 +56,9 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
         }
     }
     let mut metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
+    if format == AdapterFormat::Peft && path.extension().is_none_or(|extension| extension != "safetensors") {
+        return write_folder(path, &tensors, &metadata, &peft_config(adapter));
+    }
     let prefix = match format {
         AdapterFormat::Peft => Some(""),
         AdapterFormat::Diffusers => Some("transformer."),
@@ -61,12 +72,42 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
     Ok(write_tensors(path, &tensors, &metadata)?)
 }
 
-/// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ.
+fn underscored(module: &str) -> String {
+    module.replace('.', "_")
+}
+
+/// PEFT's folder: made beside its destination, where there may be nothing but an empty folder, and moved there.
+fn write_folder(
+    path: &Path,
+    tensors: &NamedTensors,
+    metadata: &IndexMap<String, String>,
+    config: &Map<String, Value>,
+) -> Result<(), AdapterError> {
+    let io = |source| AdapterError::Weights(WeightError::Io { path: path.to_owned(), source });
+    if path.is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        let reason = "expected a new or empty folder, or a name that ends in `.safetensors` for a single file; found \
+                      something there";
+        return Err(AdapterError::Unwritable { path: path.to_owned(), reason: reason.to_owned() });
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let temporary = tempfile::Builder::new().prefix(".adapter.").suffix(".partial").tempdir_in(parent).map_err(io)?;
+    let _unfinished = Unfinished::new(temporary.path());
+    write_tensors(temporary.path().join(WEIGHTS_FILE), tensors, metadata)?;
+    let text = format!("{:#}\n", Value::Object(config.clone()));
+    std::fs::write(temporary.path().join(CONFIG_FILE), text).map_err(io)?;
+    #[cfg(unix)]
+    std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(io)?;
+    std::fs::rename(temporary.path(), path).map_err(io)?;
+    let _ = temporary.keep();
+    Ok(())
+}
+
+/// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ, each for one layer only.
 fn peft_config(adapter: &Adapter) -> Map<String, Value> {
     let rank = most_frequent(adapter.layers.values().map(LowRank::rank)).unwrap_or(0);
     let alpha = most_frequent(adapter.layers.values().map(|l| l.alpha.to_bits())).map_or(0.0, f32::from_bits);
     let others = |differs: &dyn Fn(&LowRank) -> Option<Value>| -> Map<String, Value> {
-        adapter.layers.iter().filter_map(|(slot, update)| Some((slot.clone(), differs(update)?))).collect()
+        adapter.layers.iter().filter_map(|(slot, update)| Some((format!("^{slot}"), differs(update)?))).collect()
     };
     let ranks = others(&|update| (update.rank() != rank).then(|| json!(update.rank())));
     let alphas = others(&|update| (update.alpha.to_bits() != alpha.to_bits()).then(|| json!(update.alpha)));
