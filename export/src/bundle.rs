@@ -271,7 +271,8 @@ fn describe_vae(config: &cogvideox_vae::Config, pipeline: &PipelineConfig) -> Va
         sample_height: config.sample_height,
         invert_scale_latents: config.invert_scale_latents,
         chunking: Chunking { encode_frames: 8, decode: if fun { DecodeChunks::Fun } else { DecodeChunks::Diffusers } },
-        tiling: Tiling::for_sample(config.sample_height, config.sample_width, fun),
+        tiling: Tiling::for_sample(config.sample_height, config.sample_width, fun)
+            .off_unless_tiles_join(config.spatial_factor()),
     }
 }
 

@@ -8,7 +8,9 @@ use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request};
+use v2l_runtime::pipeline::{
+    ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request, StepGraph,
+};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, Tensor};
@@ -30,31 +32,54 @@ impl Components for Kept {
     fn release(&mut self, _: &str) {}
 }
 
+/// How the miniature is compiled and opened.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Setup {
+    /// Storage type of the matrices; `None`: the checkpoint's.
+    pub(crate) storage: Option<Dtype>,
+    pub(crate) weights: OrtWeights,
+    /// Adapters as inputs of low-rank branches, not fused.
+    pub(crate) side: bool,
+}
+
 /// The opened miniature.
 pub(crate) struct Lab {
     components: Kept,
     pipeline: Pipeline,
     predictor: Predictor,
+    side: bool,
+    step: StepGraph,
     _folder: TempDir,
 }
 
 impl Lab {
-    /// Exports the model folder, compiles it with this storage type (`None`: the checkpoint's) and opens it.
-    pub(crate) fn new(model: &Path, storage: Option<Dtype>, weights: OrtWeights) -> anyhow::Result<Self> {
+    /// Exports the model folder, compiles it and opens it.
+    pub(crate) fn new(model: &Path, setup: Setup) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
         let predictor =
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
         v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
-        v2l_export::compile(&bundle, &engines, &CompileOptions { storage, ..CompileOptions::default() }, &mut |_| {})?;
-        let options = OpenOptions { weights, ..OpenOptions::default() };
+        let lora_rank = setup.side.then_some(1);
+        let compile = CompileOptions { storage: setup.storage, lora_rank, side_only: setup.side };
+        v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
+        let options = OpenOptions { weights: setup.weights, ..OpenOptions::default() };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;
         let mut config = directory.config().clone();
         config.reference.range = PixelRange::Signed;
         let pipeline = Pipeline::new(config, directory.tokenizer()?.as_deref())?;
         let predictor = Predictor::open(directory.engine(HYPERNETWORK)?, &options)?;
         predictor.check_backbone(&directory.engine(TRANSFORMER)?.manifest().slots)?;
-        Ok(Self { components: Kept(directory), pipeline, predictor, _folder: folder })
+        let mut this = Self {
+            components: Kept(directory),
+            pipeline,
+            predictor,
+            side: setup.side,
+            step: StepGraph::default(),
+            _folder: folder,
+        };
+        this.steer(Vec::new())?;
+        Ok(this)
     }
 
     /// The tokens that the hypernetwork reads from a reference, one row for each slot.
@@ -70,9 +95,15 @@ impl Lab {
         Ok(self.predictor.expand(tokens)?)
     }
 
-    /// Fuses these adapters for the videos to come; none is the base model.
+    /// Applies these adapters in the videos to come; none is the base model.
     pub(crate) fn steer(&mut self, adapters: Vec<(Adapter, f32)>) -> anyhow::Result<()> {
-        self.components.0.set_adapters(adapters, None)?;
+        if self.side {
+            let borrowed: Vec<(&Adapter, f32)> =
+                adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+            self.step = self.components.0.side_step(&borrowed)?;
+        } else {
+            self.components.0.set_adapters(adapters, None)?;
+        }
         Ok(())
     }
 
@@ -83,7 +114,8 @@ impl Lab {
 
     /// Any request, with its latent.
     pub(crate) fn finish(&mut self, request: &Request) -> anyhow::Result<(Generated, Frames)> {
-        let generated = self.pipeline.generate(&mut self.components, request, &mut ())?;
+        let request = Request { step: self.step.clone(), ..request.clone() };
+        let generated = self.pipeline.generate(&mut self.components, &request, &mut ())?;
         let frames = self.pipeline.decode(&mut self.components, &generated, &mut ())?;
         Ok((generated, frames))
     }

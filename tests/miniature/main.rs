@@ -14,6 +14,7 @@ mod lab;
 mod measures;
 mod trials;
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -25,7 +26,7 @@ use v2l_runtime::ort_backend::OrtWeights;
 use v2l_runtime::tensor::Dtype;
 use v2l_runtime::video::{Frames, write_contact_sheet};
 
-use lab::Lab;
+use lab::{Lab, Setup};
 use measures::Classifier;
 use trials::{Index, Trial};
 
@@ -93,7 +94,8 @@ fn main() -> anyhow::Result<()> {
     let classifier = Classifier::read(&args.model.join("classifier.json"))?;
     let mut this = Evaluation { args: &args, index, classifier, effects, trials };
 
-    let mut lab = Lab::new(&args.model, None, OrtWeights::Widened)?;
+    let widened = Setup { weights: OrtWeights::Widened, ..Setup::default() };
+    let mut lab = Lab::new(&args.model, widened)?;
     this.mode(&mut lab, "reconstructed", Mode::Reconstructed)?;
     let base = this.mode(&mut lab, "base", Mode::Base)?;
     let steered = this.mode(&mut lab, "steered", Mode::Steered)?;
@@ -104,14 +106,15 @@ fn main() -> anyhow::Result<()> {
         write_contact_sheet(path, &rows.collect::<Vec<_>>())?;
     }
     if !args.quick {
-        for (name, storage, weights) in [
-            ("steered, bf16 lazy", None, OrtWeights::Lazy),
-            ("steered, fp16 widened", Some(Dtype::F16), OrtWeights::Widened),
-            ("steered, fp16 lazy", Some(Dtype::F16), OrtWeights::Lazy),
-            ("steered, fp32", Some(Dtype::F32), OrtWeights::Widened),
+        let lazy = Setup { weights: OrtWeights::Lazy, ..widened };
+        for (name, setup) in [
+            ("steered, bf16 lazy", lazy),
+            ("steered, fp16 widened", Setup { storage: Some(Dtype::F16), ..widened }),
+            ("steered, fp16 lazy", Setup { storage: Some(Dtype::F16), ..lazy }),
+            ("steered, fp32", Setup { storage: Some(Dtype::F32), ..widened }),
+            ("steered, bf16 lazy, side branch", Setup { side: true, ..lazy }),
         ] {
-            let mut other = Lab::new(&args.model, storage, weights)?;
-            this.mode(&mut other, name, Mode::Steered)?;
+            this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered)?;
         }
     }
     this.effects = std::mem::take(&mut this.index.zero_shot);
@@ -126,6 +129,7 @@ impl Evaluation<'_> {
     /// Makes and scores one clip for each trial, and prints the score.
     fn mode(&self, lab: &mut Lab, name: &str, mode: Mode) -> anyhow::Result<Vec<Frames>> {
         let start = Instant::now();
+        let shows_progress = !self.args.json && std::io::stderr().is_terminal();
         lab.steer(Vec::new())?;
         let mut clips = Vec::with_capacity(self.trials.len());
         for (i, trial) in self.trials.iter().enumerate() {
@@ -144,12 +148,12 @@ impl Evaluation<'_> {
                 lab.steer(vec![(adapter, 1.0)])?;
             }
             clips.push(lab.generate(trial, i as u64)?);
-            if !self.args.json {
+            if shows_progress {
                 eprint!("\r{name}: {}/{}", i + 1, self.trials.len());
             }
         }
-        if !self.args.json {
-            eprint!("\r{:40}\r", "");
+        if shows_progress {
+            eprint!("\r{:60}\r", "");
         }
         let answers: Vec<&str> = clips.iter().map(|clip| self.classifier.classify(clip)).collect();
         let score = self.score(&answers, |i| &self.trials[i].effect);

@@ -10,6 +10,7 @@ mod measures;
 #[path = "../miniature/trials.rs"]
 mod trials;
 
+mod adapters;
 mod architecture;
 mod bad_input;
 mod cli;

@@ -4,14 +4,14 @@
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
-use ndarray::{Array2, Axis, Ix5, concatenate, s};
+use ndarray::{Array2, Axis, Ix5};
 use serde::Deserialize;
-use v2l_runtime::adapter::Adapter;
+use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::ort_backend::OrtWeights;
 use v2l_runtime::pipeline::Request;
 use v2l_runtime::video::{Frames, frames_to_pixels};
 
-use crate::lab::{Lab, request};
+use crate::lab::{Lab, Setup, request};
 use crate::measures::{Classifier, FEATURES, features};
 use crate::support::{Case, assert_close, cases, fixtures};
 use crate::trials::{Index, Trial};
@@ -54,7 +54,7 @@ fn measures_equal_the_reference_implementation() {
 
 #[test]
 fn autoencoder_keeps_what_the_measures_see() {
-    let mut lab = Lab::new(&model(), None, OrtWeights::Auto).unwrap();
+    let mut lab = Lab::new(&model(), Setup::default()).unwrap();
     let (index, classifier) =
         (Index::read(&model()).unwrap(), Classifier::read(&model().join("classifier.json")).unwrap());
     let references: Vec<Trial> =
@@ -87,7 +87,7 @@ fn shown(
 /// The semantic test, and the three ways to break steering that it must notice.
 #[test]
 fn videos_show_the_effect_of_their_reference_and_only_with_the_right_adapter_in_place() {
-    let mut lab = Lab::new(&model(), None, OrtWeights::Auto).unwrap();
+    let mut lab = Lab::new(&model(), Setup::default()).unwrap();
     let trials = one_per_family(&Index::read(&model()).unwrap());
     let tokens: Vec<Array2<f32>> = trials.iter().map(|t| lab.tokens(&t.reference).unwrap()).collect();
 
@@ -102,12 +102,28 @@ fn videos_show_the_effect_of_their_reference_and_only_with_the_right_adapter_in_
     let wrong = shown(&mut lab, &trials, |lab, i| Some((lab.adapter(&tokens[(i + 1) % 3]).unwrap(), 1.0)));
     assert_eq!(wrong, [false; 3], "another effect's adapter");
 
+    // Each update in the place of the same layer one block further on, around at the end.
     let shifted = shown(&mut lab, &trials, |lab, i| {
-        let rows = &tokens[i];
-        let rolled = concatenate(Axis(0), &[rows.slice(s![1.., ..]), rows.slice(s![..1, ..])]).unwrap();
-        Some((lab.adapter(&rolled).unwrap(), 1.0))
+        let adapter = lab.adapter(&tokens[i]).unwrap();
+        Some((Adapter { layers: shift_by_one_block(&adapter.layers), ..adapter }, 1.0))
     });
-    assert_ne!(shifted, [true; 3], "every token in its neighbour's slot");
+    assert_ne!(shifted, [true; 3], "updates in the wrong slots");
+}
+
+fn shift_by_one_block(layers: &IndexMap<String, LowRank>) -> IndexMap<String, LowRank> {
+    const BLOCKS: usize = 4;
+    let moved = |name: &str| match name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.')) {
+        Some((block, rest)) => {
+            let next = (block.parse::<usize>().unwrap() + 1) % BLOCKS;
+            format!("transformer_blocks.{next}.{rest}")
+        }
+        None => name.to_owned(),
+    };
+    let shifted: IndexMap<String, LowRank> =
+        layers.iter().map(|(name, update)| (moved(name), update.clone())).collect();
+    assert_eq!(shifted.len(), layers.len());
+    assert!(shifted.keys().all(|name| layers.contains_key(name)));
+    shifted
 }
 
 /// A whole request from given noise: reference, tokens, adapter, 20 steps, decoder.
@@ -116,7 +132,7 @@ fn steered_requests_equal_pytorch_from_the_same_noise() {
     let index = Index::read(&model()).unwrap();
     let trials = one_per_family(&index);
     // Widened, a fuse is exact to f32, as PyTorch's is.
-    let mut lab = Lab::new(&model(), None, OrtWeights::Widened).unwrap();
+    let mut lab = Lab::new(&model(), Setup { weights: OrtWeights::Widened, ..Setup::default() }).unwrap();
     let golden = cases(&model().join("golden"));
     assert_eq!(golden.len(), trials.len());
     for trial in &trials {

@@ -279,6 +279,16 @@ impl Tiling {
             tile_overlap_factor_width: 1.0 / 5.0,
         }
     }
+
+    /// The same, switched off if its tiles would not join: what a tile advances by must be a multiple of `ratio`, the pixels
+    /// per latent pixel. The defaults of very small models are not.
+    #[must_use]
+    pub fn off_unless_tiles_join(mut self, ratio: usize) -> Self {
+        self.enabled &= ratio > 0
+            && tiles_join(self.tile_sample_min_height, ratio, self.tile_overlap_factor_height)
+            && tiles_join(self.tile_sample_min_width, ratio, self.tile_overlap_factor_width);
+        self
+    }
 }
 
 /// The sampler.
