@@ -10,6 +10,7 @@ use v2l_runtime::fuse::FuseError;
 use v2l_runtime::library::LibraryError;
 use v2l_runtime::ort_backend::OrtError;
 use v2l_runtime::pipeline::{ComponentError, ConfigError, PipelineError};
+use v2l_runtime::prediction_cache::CacheError;
 use v2l_runtime::predictor::PredictorError;
 use v2l_runtime::scheduler::SchedulerError;
 use v2l_runtime::session::SessionError;
@@ -123,6 +124,7 @@ fn class(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
         AdapterError => |_: &AdapterError| Exit::BadAdapter,
         FuseError => fuse,
         PredictorError => predictor,
+        CacheError => |_: &CacheError| Exit::Io,
         LibraryError => |_: &LibraryError| Exit::Version,
         OrtError => ort,
         DirectoryError => directory,

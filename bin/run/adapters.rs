@@ -74,7 +74,7 @@ pub(crate) fn load(
 pub(crate) fn apply(
     args: &Args,
     directory: &mut EngineDirectory,
-    adapters: Vec<(Adapter, f32)>,
+    adapters: &[(Adapter, f32)],
     output: &mut Output,
 ) -> anyhow::Result<StepGraph> {
     let manifest = directory.engine(TRANSFORMER)?;
@@ -99,7 +99,7 @@ pub(crate) fn apply(
         _ if adapters.is_empty() => return Ok(StepGraph::default()),
         _ => {}
     }
-    let fused = directory.set_adapters(adapters.clone(), None)?.fused.clone();
+    let fused = directory.set_adapters(adapters.to_vec(), None)?.fused.clone();
     let gain = fused.overall().survey.survived();
     if args.fuse_mode == FuseMode::Auto && gain < LEAST_GAIN && has(&side) {
         match directory.side_step(&borrowed) {

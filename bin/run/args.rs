@@ -85,6 +85,12 @@ pub(crate) struct Args {
     /// Format of --save-lora.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) lora_format: LoraFormat,
+    /// Folder to keep predictions in: a reference that comes again needs neither autoencoder nor hypernetwork.
+    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    pub(crate) prediction_cache: Option<PathBuf>,
+    /// Bytes that --prediction-cache may take; what was not used for longest goes.
+    #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]
+    pub(crate) prediction_cache_size: u64,
     /// Range of reference pixels that the checkpoint was trained with [default: the pipeline's].
     #[arg(long, value_enum, help_heading = "Adapters")]
     pub(crate) reference_range: Option<Range>,
@@ -141,17 +147,21 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum LoraFormat {
-    /// PEFT: `base_model.model.….lora_A.weight`.
+    /// PEFT: `base_model.model.….lora_A.weight`; a folder unless the name ends in `.safetensors`.
     #[default]
     Peft,
     /// diffusers: `transformer.….lora_A.weight`.
     Diffusers,
     /// kohya: `lora_unet_….lora_down.weight`.
     Kohya,
+    /// VideoX-Fun: `lora_unet__….lora_down.weight`.
+    VideoxFun,
     /// ComfyUI: `diffusion_model.….lora_A.weight`.
     Comfy,
     /// The predicted tokens alone, for the same hypernetwork.
     Light,
+    /// The predicted tokens with the auxiliary factors of the hypernetwork.
+    LightFull,
 }
 
 impl From<LoraFormat> for AdapterFormat {
@@ -160,8 +170,10 @@ impl From<LoraFormat> for AdapterFormat {
             LoraFormat::Peft => Self::Peft,
             LoraFormat::Diffusers => Self::Diffusers,
             LoraFormat::Kohya => Self::Kohya,
+            LoraFormat::VideoxFun => Self::VideoxFun,
             LoraFormat::Comfy => Self::Comfy,
             LoraFormat::Light => Self::Light,
+            LoraFormat::LightFull => Self::LightFull,
         }
     }
 }

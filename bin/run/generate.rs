@@ -4,11 +4,13 @@ use indexmap::IndexMap;
 use ndarray::Array2;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
-use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light};
+use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light, write_light_full};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
-use v2l_runtime::predictor::Predictor;
+use v2l_runtime::prediction_cache::{Determined, Key, PredictionCache};
+use v2l_runtime::predictor::{Predictor, auxiliary_factors};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::vae::ENCODER;
 use v2l_runtime::video::{Frames, frames_to_pixels, pixels_to_frames, write_contact_sheet};
 use v2l_runtime::weights::write_tensors;
 
@@ -99,12 +101,12 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     drop(predictor);
     if args.contact_sheet.is_some() && !adapters.is_empty() {
-        request.step = adapters::apply(args, &mut directory, Vec::new(), output)?;
+        request.step = adapters::apply(args, &mut directory, &[], output)?;
         let base = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
         compared.push(pipeline.decode(&mut directory, &base, &mut Listener::new(output))?);
         output.finish();
     }
-    request.step = adapters::apply(args, &mut directory, adapters, output)?;
+    request.step = adapters::apply(args, &mut directory, &adapters, output)?;
 
     let generated = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
     output.finish();
@@ -184,26 +186,53 @@ fn predict(
     let path = args.reference.as_ref().ok_or_else(|| Failure::usage("--reference is missing"))?;
     let seed = args.seed.unwrap_or(pipeline.config().defaults.seed);
     let size = target_size(args, pipeline, image)?;
-    let mut listener = Listener::new(output);
-    let (latents, reference) = if is_tensors(path) {
-        let pixels = read_single(path, "[1, 3, F, H, W] in [-1, 1]")?;
-        let given = Reference::Pixels(&pixels);
-        let latents = pipeline.reference_latents(directory, given, size, None, seed, &mut listener)?;
-        (latents, pixels_to_frames(&pixels, None)?)
-    } else {
-        let frames = read_frames(args, path)?;
-        let given = Reference::Frames(&frames);
-        (pipeline.reference_latents(directory, given, size, None, seed, &mut listener)?, frames)
+    let pixels = is_tensors(path).then(|| read_single(path, "[1, 3, F, H, W] in [-1, 1]")).transpose()?;
+    let frames = match &pixels {
+        Some(pixels) => pixels_to_frames(pixels, None)?,
+        None => read_frames(args, path)?,
     };
-    output.finish();
-    let tokens = predictor.predict(&Tensor::from(latents.into_dyn()))?;
+    let reference = pixels.as_ref().map_or(Reference::Frames(&frames), Reference::Pixels);
+    let cache = args.prediction_cache.as_ref();
+    let cache = cache.map(|folder| PredictionCache::open(folder, args.prediction_cache_size)).transpose()?;
+    let key = match &cache {
+        Some(_) => Some(Key::new(&Determined {
+            reference,
+            size,
+            config: pipeline.config(),
+            seed,
+            encoder: &*directory.engine(ENCODER)?,
+            hypernetwork: &*directory.engine(HYPERNETWORK)?,
+            options: &args.open_options(),
+        })),
+        None => None,
+    };
+    let kept = cache.as_ref().zip(key.as_ref()).map(|(cache, key)| cache.get(key)).transpose()?.flatten();
+    let tokens = match kept {
+        Some(tokens) => {
+            output.event("prediction", json!({ "cached": true }));
+            output.note("the prediction for this reference was kept: autoencoder and hypernetwork are not needed");
+            tokens
+        }
+        None => {
+            let mut listener = Listener::new(output);
+            let latents = pipeline.reference_latents(directory, reference, size, None, seed, &mut listener)?;
+            output.finish();
+            let tokens = predictor.predict(&Tensor::from(latents.into_dyn()))?;
+            if let (Some(cache), Some(key)) = (&cache, &key) {
+                output.event("prediction", json!({ "cached": false }));
+                cache.put(key, &tokens)?;
+            }
+            tokens
+        }
+    };
     let adapter = predictor.expand(&tokens)?;
-    save(args, predictor, tokens, &adapter, output)?;
-    Ok(Predicted { adapter, reference })
+    save(args, directory, predictor, tokens, &adapter, output)?;
+    Ok(Predicted { adapter, reference: frames })
 }
 
 fn save(
     args: &Args,
+    directory: &mut EngineDirectory,
     predictor: &Predictor,
     tokens: Array2<f32>,
     adapter: &Adapter,
@@ -211,10 +240,13 @@ fn save(
 ) -> anyhow::Result<()> {
     let Some(path) = &args.save_lora else { return Ok(()) };
     let format = AdapterFormat::from(args.lora_format);
-    if format == AdapterFormat::Light {
-        write_light(path, &predictor.light(tokens))?;
-    } else {
-        write_adapter(path, adapter, format)?;
+    match format {
+        AdapterFormat::Light => write_light(path, &predictor.light(tokens))?,
+        AdapterFormat::LightFull => {
+            let factors = auxiliary_factors(&*directory.engine(HYPERNETWORK)?)?;
+            write_light_full(path, &predictor.light(tokens), &factors)?;
+        }
+        _ => write_adapter(path, adapter, format)?,
     }
     let layers = adapter.layers.len();
     output.result("adapter", json!({ "path": path, "format": format, "layers": layers }), || {

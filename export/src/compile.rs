@@ -15,6 +15,7 @@ use v2l_graphs::{
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Manifest, WEIGHTS_PLACEHOLDER};
 use v2l_runtime::engine::manifest::{RESERVED_PREFIX, SIDE_SUFFIX, Slot};
 use v2l_runtime::map::map_file;
+use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
 use v2l_runtime::session::{self, Port};
 use v2l_runtime::tensor::Dtype;
@@ -30,7 +31,8 @@ pub struct CompileOptions {
     /// scales) always keep theirs.
     pub storage: Option<Dtype>,
     /// Largest sum of ranks of a layer for which a variant of each graph takes LoRA factors as inputs; `None`: no such
-    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one.
+    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one; of a
+    /// bundle, only the transformer's.
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
     pub side_only: bool,
@@ -91,7 +93,11 @@ pub fn compile(
         };
         let graphs: Vec<_> = bundle.graphs.iter().map(|(graph, file)| (graph.clone(), input.join(file))).collect();
         let file = format!("{name}.engine");
-        let mut report = compile_component(Some(name), &graphs, &dir.path().join(&file), options, progress)?;
+        // Adapters change the transformer only.
+        let branches = name == TRANSFORMER;
+        let lora_rank = options.lora_rank.filter(|_| branches);
+        let options = CompileOptions { lora_rank, side_only: options.side_only && branches, ..options.clone() };
+        let mut report = compile_component(Some(name), &graphs, &dir.path().join(&file), &options, progress)?;
         report.path = output.join(&file);
         engines.push(report);
         *files = ComponentFiles::Engine(EngineFiles { engine: file });

@@ -12,6 +12,7 @@ pub mod map;
 pub mod noise;
 pub mod ort_backend;
 pub mod pipeline;
+pub mod prediction_cache;
 pub mod predictor;
 pub mod raw;
 pub mod resize;

@@ -86,6 +86,7 @@ pub enum EngineError {
 pub struct Engine {
     file: WeightFile,
     manifest: Manifest,
+    fingerprint: Hash,
 }
 
 impl Engine {
@@ -112,7 +113,8 @@ impl Engine {
         }
         let manifest = parse_manifest(&file)?;
         Check { file: &file, manifest: &manifest }.run()?;
-        Ok(Self { file, manifest })
+        let fingerprint = Hash::of(&file.get(MANIFEST_TENSOR)?.data);
+        Ok(Self { file, manifest, fingerprint })
     }
 
     /// Where the engine was opened.
@@ -123,6 +125,11 @@ impl Engine {
     /// What the engine holds.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The hash of the manifest, which holds the hash of every tensor: engines that differ in anything differ in it.
+    pub fn fingerprint(&self) -> &Hash {
+        &self.fingerprint
     }
 
     /// A pristine weight, in place.

@@ -237,15 +237,21 @@ impl Packed {
         }
     }
 
+    /// # Safety
+    /// As [`Self::dispatch`], and the processor has the features.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma,f16c,popcnt")]
     unsafe fn avx512<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        // SAFETY: as promised to this function.
         unsafe { self.run::<super::lanes::x86::Avx512, S, T>(window) }
     }
 
+    /// # Safety
+    /// As [`Self::dispatch`], and the processor has the features.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     unsafe fn avx2<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+        // SAFETY: as promised to this function.
         unsafe { self.run::<super::lanes::x86::Avx2, S, T>(window) }
     }
 
@@ -323,6 +329,7 @@ impl Packed {
     /// # Safety
     /// `rows` are as they promise for this tile.
     #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "indices of known extent keep the arrays in registers")]
     unsafe fn tile<V: Lanes, S: Stored, T: Stored, const R: usize>(
         &self,
         start: usize,
@@ -332,7 +339,6 @@ impl Packed {
     ) -> u32 {
         let width = V::WIDTH * PAIR;
         let zero = V::splat(0.0);
-        // Plain indices of known extent: anything else keeps these arrays out of registers.
         let mut delta = [[zero; PAIR]; R];
         for Product { rank, factor, left, right } in &self.products {
             // R rows of a block lie together rank by rank, single rows after one another: both begin here.

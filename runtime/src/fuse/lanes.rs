@@ -3,7 +3,9 @@
 //! Every operation is defined element by element (one rounding each, to nearest, ties to even), so all widths give the
 //! same bits. The types for AVX2 and AVX-512 may only be used where those features are: inside the functions of
 //! [`super::kernel`] that are compiled for them and entered after the processor was asked.
-#![allow(unsafe_code)]
+//!
+//! SAFETY of every block here: what [`Lanes`] and [`Stored`] ask of their users is all that the instructions need.
+#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
 
 use half::f16;
 
@@ -252,8 +254,6 @@ pub(super) mod x86 {
     #[derive(Clone, Copy)]
     pub(in crate::fuse) struct Avx2(__m256);
 
-    // SAFETY of every block: see the trait; the features are there, and pointers are good for `WIDTH` elements.
-    #[allow(clippy::undocumented_unsafe_blocks)]
     impl Lanes for Avx2 {
         const WIDTH: usize = 8;
 
@@ -343,8 +343,6 @@ pub(super) mod x86 {
     #[derive(Clone, Copy)]
     pub(in crate::fuse) struct Avx512(__m512);
 
-    // SAFETY of every block: see the trait; the features are there, and pointers are good for `WIDTH` elements.
-    #[allow(clippy::undocumented_unsafe_blocks)]
     impl Lanes for Avx512 {
         const WIDTH: usize = 16;
 

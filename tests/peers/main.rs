@@ -1,0 +1,83 @@
+//! v2l's side of the comparison that `peers.py` runs: fuses when told to, and says how long it took.
+//!
+//! ```text
+//! peers ENGINE ADAPTER                      one fuse for each line on stdin, one JSON line each on stdout
+//! peers ENGINE ADAPTER --inputs FILE        opens, fuses, runs the step once; one JSON line
+//! ```
+
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::Parser;
+use serde_json::json;
+use v2l_runtime::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::fuse::{FuseOptions, FuseTarget, Pool, fuse_with};
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::session::Session;
+use v2l_runtime::side;
+use v2l_runtime::tensor::Tensor;
+use v2l_runtime::weights::read_tensors;
+
+/// Fuse an adapter into an engine's weights, timed.
+#[derive(Parser)]
+struct Args {
+    engine: PathBuf,
+    adapter: PathBuf,
+    /// Run the step once on these tensors.
+    #[arg(long)]
+    inputs: Option<PathBuf>,
+    /// Hold weights as stored.
+    #[arg(long)]
+    lazy: bool,
+}
+
+fn main() -> anyhow::Result<()> {
+    let start = Instant::now();
+    let args = Args::parse();
+    let engine = Arc::new(Engine::open(&args.engine)?);
+    let adapter = read_adapter(&args.adapter, &engine.manifest().slots, &ReadOptions { allow_partial: false })?.adapter;
+    if let Some(inputs) = &args.inputs {
+        let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
+        let options = OpenOptions { weights, adapters: vec![(adapter, 1.0)], ..OpenOptions::default() };
+        let mut opened = OrtEngine::open(engine, &options)?;
+        let fused = start.elapsed().as_secs_f64();
+        let mut session = opened.session("step")?;
+        let ready = start.elapsed().as_secs_f64();
+        let tensors = read_tensors(inputs)?;
+        let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+        session.run(&inputs)?;
+        let done = start.elapsed().as_secs_f64();
+        println!("{}", json!({ "fused": fused, "ready": ready, "done": done, "private": private_memory()? }));
+        return Ok(());
+    }
+    // The weights are in the page cache, as the peers' are in memory.
+    engine.verify_hashes()?;
+    let pool = Pool::default();
+    for line in std::io::stdin().lock().lines() {
+        let adapters = [(&adapter, 1.0)];
+        let start = Instant::now();
+        match &line?[..] {
+            "fuse" => drop(fuse_with(
+                &engine,
+                &adapters,
+                &FuseOptions { pool: Some(&pool), ..FuseOptions::new(FuseTarget::Storage) },
+            )?),
+            "fuse fresh" => drop(fuse_with(&engine, &adapters, &FuseOptions::new(FuseTarget::Storage))?),
+            "side" => drop(side::inputs(&engine, engine.graph("step.side")?, &adapters)?),
+            other => anyhow::bail!("{other}: expected `fuse`, `fuse fresh` or `side`"),
+        }
+        println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));
+    }
+    Ok(())
+}
+
+/// Bytes of anonymous memory of this process.
+fn private_memory() -> anyhow::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
+    Ok(1024 * line.split_whitespace().next().context("RssAnon")?.parse::<u64>()?)
+}

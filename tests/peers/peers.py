@@ -1,0 +1,219 @@
+"""Fusing against PEFT and plain PyTorch on a 6-layer CogVideoX transformer of full width (3072), bf16.
+
+Run: python tests/peers/peers.py --work DIR [--ranks 1 16 128] [--rounds 5]
+In a virtual environment of tests/reference/requirements.txt; builds the release binaries with cargo; about 8 GB of disk
+and 8 GB of memory. Two threads on either side. Every round measures, one after the other:
+
+- peft: diffusers' `fuse_lora` of a loaded adapter (attention and ff: 36 linears), then `unfuse_lora`, not counted;
+- addmm: `torch.addmm(W, B, A, out=W')` for the same 36 weights, W' warm;
+- v2l: the same adapter file into the engine's weights in bf16, into the memory of the fuse before it (warm) and into new
+  memory (fresh), with the survival report;
+- side: the inputs of the low-rank branches for the same adapter: what swapping it costs there.
+
+Then, in new processes: from the checkpoint on disk to the first forward (290 tokens) with the adapter fused, and the
+private memory at the end. Prints medians and the ratios of the pairs; `--json` one event per line. Nothing is asserted.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+LAYERS, WIDTH = 6, 3072
+MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
+
+
+def make_model(folder: Path):
+    torch.manual_seed(0)
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=48,
+        attention_head_dim=64,
+        num_layers=LAYERS,
+        in_channels=33,
+        out_channels=16,
+        use_rotary_positional_embeddings=True,
+    )
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def make_adapter(model, rank, path: Path):
+    """diffusers' form; ‖ΔW‖ is about 1 % of ‖W‖."""
+    generator, tensors = torch.Generator().manual_seed(rank), {}
+    for block in range(LAYERS):
+        for module in MODULES:
+            name = f"transformer_blocks.{block}.{module}"
+            linear = model.get_submodule(name)
+            down = torch.randn(rank, linear.in_features, generator=generator)
+            up = torch.randn(linear.out_features, rank, generator=generator)
+            scale = 0.01 * linear.weight.float().norm() / (down.norm() * up.norm() / rank**0.5)
+            tensors[f"transformer.{name}.lora_A.weight"] = down
+            tensors[f"transformer.{name}.lora_B.weight"] = up * scale
+    save_file(tensors, path)
+
+
+def linears(model):
+    return [model.get_submodule(f"transformer_blocks.{b}.{m}") for b in range(LAYERS) for m in MODULES]
+
+
+class Worker:
+    """v2l's side, waiting for orders."""
+
+    def __init__(self, *arguments):
+        command = [str(a) for a in arguments]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def __call__(self, order):
+        print(order, file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())["seconds"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def timed(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def rounds(work: Path, peers: Path, rank, count):
+    """{case: [seconds]}"""
+    adapter = work / f"rank{rank}.safetensors"
+    model = CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=torch.bfloat16)
+    if not adapter.exists():
+        make_adapter(model, rank, adapter)
+    v2l = Worker(peers, work / "engines/transformer.engine", adapter)
+    factors = load_file(adapter)
+    names = [key.removesuffix(".lora_A.weight") for key in factors if key.endswith(".lora_A.weight")]
+    down = {n: factors[f"{n}.lora_A.weight"].to(torch.bfloat16) for n in names}
+    up = {n: factors[f"{n}.lora_B.weight"].to(torch.bfloat16) for n in names}
+    plain = [(model.get_submodule(n.removeprefix("transformer.")).weight.data, up[n], down[n]) for n in names]
+    warm = [torch.empty_like(w) for w, _, _ in plain]
+
+    def addmm():
+        for (w, b, a), out in zip(plain, warm):
+            torch.addmm(w, b, a, out=out)
+
+    times = {"addmm": [], "v2l warm": [], "v2l fresh": [], "v2l side": [], "peft": []}
+    with torch.no_grad():
+        for number in range(count + 1):
+            seconds = {"addmm": timed(addmm)}
+            seconds |= {"v2l warm": v2l("fuse"), "v2l fresh": v2l("fuse fresh"), "v2l side": v2l("side")}
+            if number:  # the first round warms up
+                for case, value in seconds.items():
+                    times[case].append(value)
+        model.load_lora_adapter({k: v.clone() for k, v in factors.items()}, adapter_name="a", prefix="transformer")
+        for number in range(count):
+            times["v2l warm"].append(v2l("fuse"))
+            times["peft"].append(timed(lambda: model.fuse_lora(adapter_names=["a"])))
+            model.unfuse_lora()
+    v2l.close()
+    return times
+
+
+FORWARD = """
+import sys, time
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from safetensors.torch import load_file
+torch.set_num_threads(2)
+start = time.perf_counter()
+model = CogVideoXTransformer3DModel.from_pretrained(sys.argv[1], torch_dtype=torch.bfloat16)
+model.load_lora_adapter(sys.argv[2], use_safetensors=True, prefix="transformer")
+model.fuse_lora()
+fused = time.perf_counter() - start
+i = load_file(sys.argv[3])
+with torch.no_grad():
+    model(
+        torch.cat([i["hidden_states"], i["inpaint_latents"]], dim=2).bfloat16(), i["encoder_hidden_states"].bfloat16(),
+        i["timestep"], image_rotary_emb=(i["image_rotary_emb_cos"], i["image_rotary_emb_sin"]),
+    )
+done = time.perf_counter() - start
+private = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+import json
+print(json.dumps({"fused": fused, "done": done, "private": private}))
+"""
+
+
+def forward_inputs(path: Path):
+    """64 latent tokens and 226 of text."""
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    generator = torch.Generator().manual_seed(1)
+    cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (8, 8)), (8, 8), 1)
+    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    tensors = {
+        "hidden_states": randn(1, 1, 16, 16, 16),
+        "inpaint_latents": randn(1, 1, 17, 16, 16),
+        "encoder_hidden_states": randn(1, 226, 4096),
+        "timestep": torch.tensor([500]),
+        "image_rotary_emb_cos": cos.float(),
+        "image_rotary_emb_sin": sin.float(),
+    }
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+
+
+def last_line(command):
+    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 16, 128])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    torch.set_num_threads(2)
+    work = a.work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["cargo", "build", "--release", "--locked", "--bins", "--example", "peers"], cwd=ROOT, check=True)
+    metadata = subprocess.run(
+        ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True, capture_output=True
+    )
+    tools = Path(json.loads(metadata.stdout)["target_directory"]) / "release"
+    if not (work / "engines").exists():
+        make_model(work / "transformer")
+        run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
+        run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
+        run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", "--lora-rank", 128, "--quiet")
+
+    machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+    say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
+    say({"event": "machine", "cpu": machine, "torch": torch.__version__}, f"{machine}, 2 threads, torch {torch.__version__}")
+    peers = tools / "examples" / "peers"
+    for rank in a.ranks:
+        times = rounds(work, peers, rank, a.rounds)
+        medians = {case: statistics.median(values) for case, values in times.items()}
+        over = {
+            "peft / v2l": statistics.median(p / v for p, v in zip(times["peft"], times["v2l warm"][a.rounds :])),
+            "v2l / addmm": statistics.median(v / p for v, p in zip(times["v2l warm"], times["addmm"])),
+        }
+        line = ", ".join(f"{case} {1e3 * seconds:.1f} ms" for case, seconds in medians.items())
+        line += "; " + ", ".join(f"{name} {ratio:.2f}" for name, ratio in over.items())
+        say({"event": "fuse", "rank": rank, "seconds": medians, "ratios": over}, f"rank {rank}: {line}")
+    inputs, adapter = work / "inputs.safetensors", work / f"rank{a.ranks[0]}.safetensors"
+    forward_inputs(inputs)
+    engine = work / "engines/transformer.engine"
+    for name, command in (
+        ("diffusers bf16", [sys.executable, "-c", FORWARD, work / "transformer", adapter, inputs]),
+        ("v2l widened", [peers, engine, adapter, "--inputs", inputs]),
+        ("v2l lazy", [peers, engine, adapter, "--inputs", inputs, "--lazy"]),
+    ):
+        taken = last_line(command)
+        text = f"{name}: fused after {taken['fused']:.2f} s, first forward done after {taken['done']:.2f} s"
+        say({"event": "first forward", "case": name} | taken, f"{text}, {taken['private'] / 1e9:.2f} GB private")
+
+
+if __name__ == "__main__":
+    main()
