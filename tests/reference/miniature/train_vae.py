@@ -8,7 +8,7 @@ Loss: w (L1 + 2 MSE) with w = 1 + 3 where the object is or was in frame 0, plus 
 runs in the runtime's chunks [1,2]. Some clips are inpainting inputs (first frame, then -1), which the backbone's
 condition needs. Every class is shown, the zero-shot variants too: what is held out there is the effect's transfer.
 
---init FILE starts from stored weights (checkpoints/vae.safetensors) with clips at once; with --minutes 0 it only
+--init FILE starts from stored weights (the vae/ folder's safetensors) with clips at once; with --minutes 0 it only
 evaluates them. --decoder-only continues DIR/vae.pt as a stage of its own (vae_decoder.pt) with the encoder frozen:
 latents, cache, backbone and hypernetwork stay valid, and the scaling factor stays as it is.
 """
