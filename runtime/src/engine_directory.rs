@@ -170,15 +170,20 @@ impl EngineDirectory {
         adapters: Vec<(Adapter, f32)>,
         cancelled: Option<&(dyn Fn() -> bool + Sync)>,
     ) -> Result<&OpenReport, DirectoryError> {
-        let mut component = match self.open.remove(TRANSFORMER) {
-            Some(component) => component,
-            None => OpenComponent { backend: self.backend(TRANSFORMER, &[])?, sessions: HashMap::new() },
-        };
-        let result = component.set_adapters(&adapters, cancelled);
-        let component = self.open.entry(TRANSFORMER.to_owned()).or_insert(component);
-        result?;
+        if let Some(component) = self.open.get_mut(TRANSFORMER) {
+            component.set_adapters(&adapters, cancelled)?;
+        } else {
+            // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
+            let backend = self.backend(TRANSFORMER, &[])?;
+            let mut component = OpenComponent { backend, sessions: HashMap::new() };
+            component.set_adapters(&adapters, cancelled)?;
+            self.open.insert(TRANSFORMER.to_owned(), component);
+        }
         self.adapters = adapters;
-        Ok(component.backend.report())
+        match self.open.get(TRANSFORMER) {
+            Some(component) => Ok(component.backend.report()),
+            None => unreachable!("opened above"),
+        }
     }
 
     /// The transformer's step with low-rank branches, and the inputs that stand for these adapters, each with its

@@ -65,6 +65,9 @@ fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
     let mut failures = [0; 3];
     for swap in 0..100 {
         let chosen = ((next() + 0.5) * 4.0) as usize;
+        if next() > 0.3 {
+            directory.release(TRANSFORMER);
+        }
         match ((next() + 0.5) * 6.0) as usize {
             0 => {
                 let error = directory.set_adapters(vec![(a.clone(), 1.0), (damaged.clone(), 1.0)], None).unwrap_err();

@@ -145,15 +145,22 @@ impl Portable {
     }
 }
 
-/// `a · b + c`, rounded once, where there may be no instruction for it.
+/// True if `value` may be an f64 that was rounded to the middle between two f32, or is near the subnormal f32, whose middles
+/// lie elsewhere.
+#[inline(always)]
+fn is_risky(value: f64) -> bool {
+    let bits = value.to_bits();
+    let (middle, size) = (bits & 0x1fff_ffff == 0x1000_0000, bits & (u64::MAX >> 1));
+    let smallest_normal = f64::from(f32::MIN_POSITIVE).to_bits();
+    middle | ((size != 0) & (size < smallest_normal))
+}
+
+/// `a · b + c`, rounded once, without an instruction for it.
 ///
 /// The product of two f32 is exact in f64. Its sum with `c` is rounded to odd, which keeps enough of what was cut off for
 /// the last rounding to be right (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008).
 #[inline(always)]
 fn fused_multiply_add(a: f32, b: f32, c: f32) -> f32 {
-    if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
-        return a.mul_add(b, c);
-    }
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
     // What the addition cut off, exactly.
@@ -176,7 +183,16 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn mul_add(self, factor: Self, sum: Self) -> Self {
-        Self(std::array::from_fn(|j| fused_multiply_add(self.0[j], factor.0[j], sum.0[j])))
+        if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+            return Self(std::array::from_fn(|j| self.0[j].mul_add(factor.0[j], sum.0[j])));
+        }
+        // Rounding to f64 and then to f32 goes wrong only where the first lands between two f32.
+        let wide: [f64; 8] =
+            std::array::from_fn(|j| f64::from(self.0[j]) * f64::from(factor.0[j]) + f64::from(sum.0[j]));
+        if wide.iter().fold(false, |risk, &value| risk | is_risky(value)) {
+            return Self(std::array::from_fn(|j| fused_multiply_add(self.0[j], factor.0[j], sum.0[j])));
+        }
+        Self(wide.map(|value| value as f32))
     }
     #[inline(always)]
     fn sub(self, other: Self) -> Self {
@@ -447,12 +463,22 @@ mod tests {
         for _ in 0..200_000 {
             let (a, b, c) = (next(), next(), next() * next());
             for c in [c, -a * b, 0.0] {
-                let (found, expected) = (fused_multiply_add(a, b, c), a.mul_add(b, c));
-                assert_eq!(found.to_bits(), expected.to_bits(), "{a:e} * {b:e} + {c:e}: {found:e}, not {expected:e}");
+                let expected = a.mul_add(b, c);
+                let lanes = Portable::splat(a).mul_add(Portable::splat(b), Portable::splat(c));
+                for found in [fused_multiply_add(a, b, c), lanes.0[7]] {
+                    assert_eq!(
+                        found.to_bits(),
+                        expected.to_bits(),
+                        "{a:e} * {b:e} + {c:e}: {found:e}, not {expected:e}"
+                    );
+                }
             }
         }
         for (a, b, c) in [(1e-30, 1e-10, 1e-45), (-1e-30, 1e-15, 1e-45), (3e38, 2.0, -3e38), (-0.0, 1.0, -0.0)] {
-            assert_eq!(fused_multiply_add(a, b, c).to_bits(), a.mul_add(b, c).to_bits(), "{a:e} * {b:e} + {c:e}");
+            let lanes = Portable::splat(a).mul_add(Portable::splat(b), Portable::splat(c));
+            for found in [fused_multiply_add(a, b, c), lanes.0[7]] {
+                assert_eq!(found.to_bits(), a.mul_add(b, c).to_bits(), "{a:e} * {b:e} + {c:e}");
+            }
         }
     }
 }
