@@ -86,7 +86,7 @@ fn factors(rank: usize, size: usize) -> (Array2<f32>, Array2<f32>) {
 fn fuse(path: Path, (up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: (Dtype, &mut [u8])) {
     let size = up.nrows();
     let packed = Packed::new(path, Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
-    black_box(packed.fuse(0, 0, size, (Dtype::Bf16, base), out));
+    black_box(packed.fuse(0, 0, size, (Dtype::Bf16, base), out, true));
 }
 
 fn fuse_on_two_threads((up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: &mut [u8]) {
@@ -96,7 +96,7 @@ fn fuse_on_two_threads((up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out
     let (low, high) = out.split_at_mut(middle * size * 2);
     let (base_low, base_high) = base.split_at(middle * size * 2);
     let part = |first, base, out| {
-        black_box(packed.fuse(first, 0, size, (Dtype::Bf16, base), (Dtype::Bf16, out)));
+        black_box(packed.fuse(first, 0, size, (Dtype::Bf16, base), (Dtype::Bf16, out), true));
     };
     rayon::join(|| part(0, base_low, low), || part(middle, base_high, high));
 }

@@ -30,6 +30,8 @@ pub use report::{FuseReport, SlotReport};
 
 /// Elements that one thread fuses at a time, about.
 const PIECE: usize = 1 << 16;
+/// Results of at least this many bytes in all are written past the caches, which would not keep them until they are used.
+const STREAMED: usize = 4 << 20;
 
 /// The type of fused weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +103,7 @@ pub enum FuseError {
         adapter: String,
         /// The slot.
         slot: String,
-        /// `down`, `up`, `alpha` or `strength`.
+        /// `down`, `up`, `alpha`, `strength` or their product.
         factor: &'static str,
     },
     /// The sum leaves the range of the target type.
@@ -189,6 +191,9 @@ pub fn fuse_with(engine: &Engine, adapters: &[(&Adapter, f32)], options: &FuseOp
         if let Some(terms) = terms.swap_remove(&slot.name[..]) {
             by_tensor.entry(&slot.tensor).or_default().push((slot, terms));
         }
+    }
+    if by_tensor.is_empty() {
+        return Ok(Fused::default());
     }
     let mut tensors = Vec::with_capacity(by_tensor.len());
     for (tensor, slots) in &by_tensor {
@@ -289,18 +294,20 @@ fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fu
                 return Vec::new();
             }
             let (tensor, jobs) = (&tensors[piece.tensor], &jobs[piece.tensor]);
-            piece.fuse(tensor, jobs, tensor.target(options.target))
+            piece.fuse(tensor, jobs, tensor.target(options.target), needed >= STREAMED)
         })
         .collect();
     if stopped.into_inner() {
         return Err(FuseError::Cancelled);
     }
 
+    let mut totals: Vec<Vec<Survey>> = tensors.iter().map(|t| vec![Survey::default(); t.slots.len()]).collect();
+    for (tensor, slot, survey) in surveys {
+        totals[tensor][slot] = totals[tensor][slot].plus(survey);
+    }
     let mut report = FuseReport::default();
-    for (t, tensor) in tensors.iter().enumerate() {
-        for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
-            let of_slot = surveys.iter().filter(|(tensor, slot, _)| (*tensor, *slot) == (t, s));
-            let survey = of_slot.fold(Survey::default(), |sum, (.., survey)| sum.plus(*survey));
+    for (tensor, surveys) in tensors.iter().zip(totals) {
+        for ((slot, terms), survey) in tensor.slots.iter().zip(surveys) {
             if !survey.is_finite() {
                 return Err(FuseError::Overflow { slot: slot.name.clone(), dtype: tensor.target(options.target) });
             }
@@ -309,10 +316,7 @@ fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fu
             report.slots.push(SlotReport { slot: slot.name.clone(), rank, weights, survey });
         }
     }
-    if options.pool.is_some() {
-        pool.remember(&buffer);
-    }
-    let bytes = buffer.into_bytes();
+    let bytes = buffer.share();
     let weights = tensors
         .iter()
         .zip(offsets)
@@ -375,7 +379,7 @@ fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, 
 
 impl Piece<'_> {
     /// Gives what happened to each slot: (tensor, slot, survey).
-    fn fuse(self, tensor: &Changed<'_>, jobs: &[Job], target: Dtype) -> Vec<(usize, usize, Survey)> {
+    fn fuse(self, tensor: &Changed<'_>, jobs: &[Job], target: Dtype, stream: bool) -> Vec<(usize, usize, Survey)> {
         let (stride, base) = (tensor.stride(), tensor.base.dtype);
         let covered: usize = jobs[self.jobs.clone()].iter().map(|job| job.columns).sum();
         if covered < stride {
@@ -385,7 +389,8 @@ impl Piece<'_> {
         for slot in self.jobs {
             let job = &jobs[slot];
             let first = self.first_row - job.first_row;
-            let survey = job.packed.fuse(first, job.first_column, stride, (base, self.base), (target, &mut *self.out));
+            let (from, to) = ((base, self.base), (target, &mut *self.out));
+            let survey = job.packed.fuse(first, job.first_column, stride, from, to, stream);
             surveys.push((self.tensor, slot, survey));
         }
         surveys
@@ -449,6 +454,7 @@ fn check(slot: &Slot, term: &Term<'_>) -> Result<(), FuseError> {
         ("up", up.iter().all(|v| v.is_finite())),
         ("alpha", alpha.is_finite()),
         ("strength", term.strength.is_finite()),
+        ("strength times alpha / rank", term.factor().is_finite()),
     ];
     match finite.into_iter().find(|(_, finite)| !finite) {
         Some((factor, _)) => {

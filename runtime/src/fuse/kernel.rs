@@ -16,8 +16,6 @@ use crate::tensor::Dtype;
 const BLOCK: usize = 6;
 /// The sums of a survey have as many lanes on every path; a lane takes two neighbouring columns of every [`WIDEST`].
 const SURVEY_LANES: usize = 16;
-/// Results of at least this many bytes are written past the caches, which would not keep them anyway.
-const STREAMED: usize = 1 << 20;
 /// The widest tile of any path.
 const WIDEST: usize = 32;
 
@@ -135,13 +133,14 @@ impl Packed {
     /// Costs one pass over the factors, and as much memory.
     ///
     /// # Panics
-    /// If the shapes of a pair do not go together.
+    /// If the shapes of a pair do not go together, or this processor lacks the path: see [`Path::available`].
     pub fn new(
         path: Path,
         base: Dtype,
         (rows, columns): (usize, usize),
         pairs: &[(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)],
     ) -> Self {
+        assert!(path.is_here(), "this processor has no {path:?}");
         let tile = path.width() * PAIR;
         let zipped = base == Dtype::Bf16;
         let products = pairs.iter().map(|(left, right, factor)| {
@@ -183,6 +182,8 @@ impl Packed {
     /// those from `column` on belong to the matrix; the others are left alone. `first` is a multiple of [`Self::block`], and so is
     /// the number of rows unless they are the last.
     ///
+    /// `stream` writes past the caches, where alignment allows: faster for results that they would not keep.
+    ///
     /// # Panics
     /// If lengths, `first` or types are others than that.
     pub fn fuse(
@@ -192,22 +193,25 @@ impl Packed {
         stride: usize,
         base: (Dtype, &[u8]),
         out: (Dtype, &mut [u8]),
+        stream: bool,
     ) -> Survey {
         let (base_type, base) = base;
         let (out_type, out) = out;
-        assert!(column + self.columns <= stride && first.is_multiple_of(BLOCK), "rows of the matrix");
-        let rows = base.len() / (stride * base_type.size()).max(1);
-        if rows == 0 || self.columns == 0 {
+        if base.is_empty() || self.columns == 0 {
             return Survey::default();
         }
-        assert_eq!(base.len(), rows * stride * base_type.size(), "bytes of the base");
-        assert_eq!(out.len(), rows * stride * out_type.size(), "bytes of the result");
-        let whole = rows.is_multiple_of(BLOCK) || first + rows == self.rows;
-        assert!(whole && first + rows <= self.rows, "rows of the matrix");
+        let row_bytes = |dtype: Dtype| stride.checked_mul(dtype.size()).filter(|&bytes| bytes > 0);
+        let (base_row, out_row) =
+            (row_bytes(base_type).unwrap_or(usize::MAX), row_bytes(out_type).unwrap_or(usize::MAX));
+        let rows = base.len() / base_row;
+        assert!(base.len().is_multiple_of(base_row) && out.len().is_multiple_of(out_row), "whole rows");
+        assert_eq!(out.len() / out_row, rows, "rows of the result");
+        assert!(self.columns <= stride && column <= stride - self.columns, "columns of the matrix");
+        assert!(first.is_multiple_of(BLOCK) && first <= self.rows && rows <= self.rows - first, "rows of the matrix");
+        assert!(rows.is_multiple_of(BLOCK) || rows == self.rows - first, "whole blocks");
         assert_eq!(base_type == Dtype::Bf16, self.zipped, "the type that the factors were laid out for");
         let aligned = |n: usize| (n * out_type.size()).is_multiple_of(64);
-        let stream =
-            out.len() >= STREAMED && out.as_ptr().addr().is_multiple_of(64) && aligned(stride) && aligned(column);
+        let stream = stream && out.as_ptr().addr().is_multiple_of(64) && aligned(stride) && aligned(column);
         let window = Window { first, rows, column, stride, stream, base: base.as_ptr(), out: out.as_mut_ptr() };
         // SAFETY: the assertions above are what `Window` promises.
         unsafe {
@@ -225,7 +229,7 @@ impl Packed {
     /// # Safety
     /// `window` is as it promises for these types.
     unsafe fn dispatch<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
-        // SAFETY: a path is only made if the processor has its features.
+        // SAFETY: factors are only laid out for a path that the processor has.
         unsafe {
             match self.path {
                 #[cfg(target_arch = "x86_64")]

@@ -131,6 +131,11 @@ fn fuse_equals_a_sum_in_f64_to_one_rounding() {
     }
 }
 
+fn both_targets_on_every_path() -> Vec<(FuseTarget, Path)> {
+    let paths = Path::available();
+    [FuseTarget::F32, FuseTarget::Storage].into_iter().flat_map(|t| paths.iter().map(move |&path| (t, path))).collect()
+}
+
 #[test]
 fn fuse_gives_equal_bits_in_both_orientations_and_in_a_row_range() {
     let mut case = Case::new(3);
@@ -138,19 +143,21 @@ fn fuse_gives_equal_bits_in_both_orientations_and_in_a_row_range() {
     let update = case.update(out, inner, 4);
     let values = case.values(total * inner, 2.0);
     for dtype in DTYPES {
-        for target in [FuseTarget::F32, FuseTarget::Storage] {
+        for (target, path) in both_targets_on_every_path() {
+            let on = |shape: &[usize], data: &Bytes, slot: &Slot| {
+                let options = FuseOptions { path, ..FuseOptions::new(target) };
+                run_on(dtype, shape, data, slot, vec![term(&update, 1.0)], &options).unwrap()
+            };
             let wide = target_dtype(dtype, target);
             let data = stored(dtype, &values);
             let rows = Some((start, start + out));
-            let straight =
-                run(dtype, &[total, inner], &data, &slot(out, inner, false, rows), vec![term(&update, 1.0)], target);
+            let straight = on(&[total, inner], &data, &slot(out, inner, false, rows));
             let mut turned = vec![0.0; values.len()];
             for (i, &v) in values.iter().enumerate() {
                 turned[(i % inner) * total + i / inner] = v;
             }
             let turned = stored(dtype, &turned);
-            let across =
-                run(dtype, &[inner, total], &turned, &slot(out, inner, true, rows), vec![term(&update, 1.0)], target);
+            let across = on(&[inner, total], &turned, &slot(out, inner, true, rows));
             let (straight, across) = (floats(wide, &straight.0), floats(wide, &across.0));
             let base = floats(dtype, &data);
             for i in 0..straight.len() {
@@ -167,7 +174,8 @@ fn fuse_gives_equal_bits_in_both_orientations_and_in_a_row_range() {
 #[test]
 fn fuse_does_not_depend_on_threads() {
     let mut case = Case::new(4);
-    let (out, inner) = (65, 257);
+    // Several pieces, the last one short.
+    let (out, inner) = (700, 257);
     let data = stored(Dtype::Bf16, &case.values(out * inner, 2.0));
     let update = case.update(out, inner, 2);
     let layer = slot(out, inner, false, None);
@@ -183,7 +191,7 @@ fn fuse_does_not_depend_on_threads() {
 #[test]
 fn fuse_gives_equal_bits_and_reports_on_every_path() {
     let mut case = Case::new(5);
-    for (out, inner) in [(1, 1), (5, 7), (6, 16), (7, 31), (13, 32), (12, 65), (29, 100), (6, 0), (0, 9)] {
+    for (out, inner) in [(1, 1), (5, 7), (6, 16), (7, 31), (13, 32), (12, 65), (29, 100), (6, 0), (0, 9), (700, 257)] {
         for ranks in [vec![0], vec![1], vec![4, 3], vec![37]] {
             let updates: Vec<LowRank> = ranks.iter().map(|&rank| case.update(out, inner, rank)).collect();
             let mut values = case.values(out * inner, 2.0);
@@ -208,6 +216,52 @@ fn fuse_gives_equal_bits_and_reports_on_every_path() {
                 }
             }
         }
+    }
+}
+
+/// Results that are written past the caches: whole matrices, and a window of columns.
+#[test]
+fn fuse_that_streams_gives_equal_bits_on_every_path() {
+    let mut case = Case::new(11);
+    let (rows, stride) = (9, 1 << 17);
+    for dtype in DTYPES {
+        let data = stored(dtype, &case.values(rows * stride, 2.0));
+        for (column, columns) in [(0, stride), (64, stride - 192), (64, 1000)] {
+            let (left, right) = (case.matrix(rows, 3, 0.1), case.matrix(3, columns, 1.0));
+            for (target, path) in both_targets_on_every_path() {
+                let wide = target_dtype(dtype, target);
+                let fuse = |path: Path, stream: bool| {
+                    let pool = Pool::default();
+                    let mut out = pool.take(rows * stride * wide.size()).unwrap();
+                    out.bytes_mut().fill(0);
+                    let packed = Packed::new(path, dtype, (rows, columns), &[(left.view(), right.view(), 0.5)]);
+                    let (base, to) = ((dtype, &data[..]), (wide, out.bytes_mut()));
+                    let survey = packed.fuse(0, column, stride, base, to, stream);
+                    (out.bytes_mut().to_vec(), survey)
+                };
+                let (streamed, plain) = (fuse(path, true), fuse(Path::Portable, false));
+                assert!(streamed == plain, "{path:?} {dtype} {target:?} columns {columns} from {column}");
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_factors_refuse_what_lies_outside_the_matrix() {
+    let packed = Packed::new(Path::Portable, Dtype::Bf16, (1, 16), &[]);
+    for (first, column, stride, bytes) in [
+        (0, usize::MAX - 15, 16, 32),
+        (0, 0, (1 << 62) + 1, 32),
+        (usize::MAX - 3, 0, 16, 32),
+        (0, 1, 16, 32),
+        (0, 0, 16, 64),
+        (0, 0, 16, 31),
+    ] {
+        let (base, mut out) = (vec![0; bytes], vec![0; bytes]);
+        let outside = std::panic::AssertUnwindSafe(|| {
+            packed.fuse(first, column, stride, (Dtype::Bf16, &base), (Dtype::Bf16, &mut out), true)
+        });
+        assert!(std::panic::catch_unwind(outside).is_err(), "{first} {column} {stride} {bytes}");
     }
 }
 
@@ -291,7 +345,7 @@ fn fuse_that_is_cancelled_or_finds_no_memory_gives_an_error_and_the_pool_its_buf
         run_on(Dtype::Bf16, &[out, inner], &data, &layer, vec![term(&update, 1.0)], &options)
     };
     assert!(matches!(fuse(&pool, true), Err(FuseError::Cancelled)));
-    assert_eq!(pool.held(), 0);
+    assert_eq!((pool.held(), pool.free()), (512, 512), "kept for the next fuse");
     let kept = fuse(&pool, false).unwrap();
     assert!(matches!(fuse(&pool, false), Err(FuseError::Memory { needed: 512, .. })));
     let again = kept.clone();
@@ -331,6 +385,9 @@ fn check_rejects_a_with_wrong_in_features_and_values_that_are_not_finite() {
     bad.up[[3, 0]] = f32::NAN;
     assert!(matches!(check(&layer, &term(&bad, 1.0)), Err(FuseError::NotFinite { factor: "up", .. })));
     let good = case.update(8, 4, 1);
+    let huge = LowRank { alpha: 3e38, ..good.clone() };
+    assert!(check(&layer, &term(&huge, 1.0)).is_ok());
+    assert!(matches!(check(&layer, &term(&huge, 2.0)), Err(FuseError::NotFinite { .. })));
     assert!(matches!(check(&layer, &term(&good, f32::INFINITY)), Err(FuseError::NotFinite { factor: "strength", .. })));
 }
 
