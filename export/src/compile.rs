@@ -82,6 +82,10 @@ pub fn compile(
     }
     let mut pipeline =
         PipelineConfig::read(input).map_err(|e| ExportError::config(input.join(FILE_NAME), e.to_string()))?;
+    if options.lora_rank.is_some() && !pipeline.components.contains_key(TRANSFORMER) {
+        let reason = "it has no transformer, which alone can have low-rank branches; compile without --lora-rank";
+        return Err(ExportError::config(input.join(FILE_NAME), reason));
+    }
     let dir = AtomicDir::create(output)?;
     let mut engines = Vec::new();
     for (name, files) in &mut pipeline.components {
@@ -207,6 +211,7 @@ fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(Stri
                 rows: (range.start, range.end),
                 total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
                 in_features: slot.in_features,
+                transposed: slot.transposed,
             });
         }
         if sides.is_empty() {

@@ -1,9 +1,11 @@
 //! Predictions kept on disk: the second request with the same reference needs neither the autoencoder nor the
 //! hypernetwork.
 //!
-//! A [`Key`] is the hash of everything that determines the tokens. An entry is a file `<key>.tokens`: the BLAKE3 hash of
-//! the rest (32 bytes), the extents of the tokens (two u64), the tokens (f32), all little-endian. Files appear whole by
-//! renaming, so any number of processes may share a folder; one that is damaged is removed and made again.
+//! A [`Key`] is the hash of everything that determines the tokens, but for the last bits in which processors and versions of
+//! ONNX Runtime may differ: machines that differ so should not share a folder. An entry is a file `<key>.tokens`: a BLAKE3
+//! hash over the key and the rest (32 bytes), the extents of the tokens (two u64), the tokens (f32), all little-endian. Files
+//! appear whole by renaming, so any number of processes may share a folder; one that is damaged is removed and made
+//! again. Files of other names are left alone.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +26,7 @@ const EXTENTS: usize = 16;
 /// Largest entry that is read, in bytes.
 const MAX_ENTRY: u64 = 1 << 30;
 
-/// The hash of everything that determines a prediction.
+/// The hash of what determines a prediction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key(blake3::Hash);
 
@@ -130,7 +132,7 @@ impl PredictionCache {
         };
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(&mut file, MAX_ENTRY), &mut bytes).map_err(error(&path))?;
-        let tokens = decode(&bytes);
+        let tokens = decode(key, &bytes);
         if tokens.is_some() {
             // Reading must not fail where only reading is allowed.
             let _ = file.set_modified(SystemTime::now());
@@ -146,25 +148,25 @@ impl PredictionCache {
     /// # Errors
     /// [`CacheError`] if it cannot be written.
     pub fn put(&self, key: &Key, tokens: &Array2<f32>) -> Result<(), CacheError> {
-        let bytes = encode(tokens);
-        if bytes.len() as u64 > self.limit {
+        let bytes = encode(key, tokens);
+        if bytes.len() as u64 > self.limit.min(MAX_ENTRY) {
             return Ok(());
         }
         let path = self.path(key);
         let mut file = AtomicFile::create(&path).map_err(error(&path))?;
         file.write_all(&bytes).and_then(|()| file.commit()).map_err(error(&path))?;
-        self.shrink()
+        self.shrink();
+        Ok(())
     }
 
-    /// Removes what was not used for longest. Other processes may do so at the same time.
-    fn shrink(&self) -> Result<(), CacheError> {
+    /// Removes what was not used for longest. Other processes may do so at the same time; what cannot be removed stays.
+    fn shrink(&self) {
         let mut entries = Vec::new();
-        for entry in std::fs::read_dir(&self.folder).map_err(error(&self.folder))? {
-            let path = entry.map_err(error(&self.folder))?.path();
-            if path.extension().is_some_and(|extension| extension == EXTENSION)
-                && let Ok(metadata) = path.metadata()
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if let Some(metadata) =
+                entry.metadata().ok().filter(|metadata| metadata.is_file() && is_entry(&entry.path()))
             {
-                entries.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len(), path));
+                entries.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len(), entry.path()));
             }
         }
         entries.sort();
@@ -173,15 +175,21 @@ impl PredictionCache {
             if total <= self.limit {
                 break;
             }
-            remove(&path)?;
-            total -= bytes;
+            if remove(&path).is_ok() {
+                total -= bytes;
+            }
         }
-        Ok(())
     }
 
     fn path(&self, key: &Key) -> PathBuf {
         self.folder.join(format!("{}.{EXTENSION}", key.0.to_hex()))
     }
+}
+
+/// True for the name of an entry: a hash and the extension.
+fn is_entry(path: &Path) -> bool {
+    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+    path.extension().is_some_and(|extension| extension == EXTENSION) && blake3::Hash::from_hex(stem).is_ok()
 }
 
 fn error(path: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
@@ -196,21 +204,26 @@ fn remove(path: &Path) -> Result<(), CacheError> {
     }
 }
 
-fn encode(tokens: &Array2<f32>) -> Vec<u8> {
+/// What stands at the start of an entry: a file under another key's name is damaged.
+fn checksum(key: &Key, rest: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(key.0.as_bytes()).update(rest).finalize()
+}
+
+fn encode(key: &Key, tokens: &Array2<f32>) -> Vec<u8> {
     let mut rest = Vec::with_capacity(EXTENTS + tokens.len() * 4);
     for extent in tokens.shape() {
         rest.extend((*extent as u64).to_le_bytes());
     }
     rest.extend_from_slice(&raw::tensor_bytes(&Tensor::F32(tokens.clone().into_dyn())));
-    let mut bytes = blake3::hash(&rest).as_bytes().to_vec();
+    let mut bytes = checksum(key, &rest).as_bytes().to_vec();
     bytes.extend(rest);
     bytes
 }
 
 /// `None` if it is not what [`encode`] made.
-fn decode(bytes: &[u8]) -> Option<Array2<f32>> {
+fn decode(key: &Key, bytes: &[u8]) -> Option<Array2<f32>> {
     let (hash, rest) = bytes.split_at_checked(HASH)?;
-    if blake3::hash(rest).as_bytes() != hash {
+    if checksum(key, rest).as_bytes() != hash {
         return None;
     }
     let (extents, values) = rest.split_at_checked(EXTENTS)?;
@@ -259,7 +272,9 @@ mod tests {
         assert_eq!(good.len() as u64, ENTRY);
         let mut flipped = good.clone();
         flipped[70] ^= 1;
-        for damaged in [&flipped[..], &good[..50], &good[..10], &[]] {
+        cache.put(&key(2), &tokens(2)).unwrap();
+        let other = std::fs::read(cache.path(&key(2))).unwrap();
+        for damaged in [&flipped[..], &good[..50], &good[..10], &[], &other] {
             std::fs::write(&path, damaged).unwrap();
             assert_eq!(cache.get(&key(1)).unwrap(), None);
             assert!(!path.exists());
@@ -276,6 +291,9 @@ mod tests {
             let file = std::fs::File::open(cache.path(&key(n))).unwrap();
             file.set_modified(SystemTime::now() - Duration::from_secs(seconds)).unwrap();
         };
+        let foreign = dir.path().join("mine.tokens");
+        std::fs::write(&foreign, [0; 1000]).unwrap();
+        std::fs::create_dir(cache.path(&key(9))).unwrap();
         cache.put(&key(1), &tokens(1)).unwrap();
         cache.put(&key(2), &tokens(2)).unwrap();
         age(1, 100);
@@ -284,6 +302,7 @@ mod tests {
         cache.put(&key(3), &tokens(3)).unwrap();
         let there: Vec<bool> = (1..4).map(|n| cache.get(&key(n)).unwrap().is_some()).collect();
         assert_eq!(there, [true, false, true]);
+        assert!(foreign.exists(), "files of other names are left alone");
         PredictionCache::open(dir.path(), ENTRY - 1).unwrap().put(&key(4), &tokens(4)).unwrap();
         assert_eq!(cache.get(&key(4)).unwrap(), None, "larger than the limit");
     }

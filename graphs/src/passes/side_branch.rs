@@ -18,6 +18,8 @@ pub struct SideSlot {
     pub total_rows: usize,
     /// Input features.
     pub in_features: usize,
+    /// True if the weight is stored `[in, out]`, false if `[out, in]`.
+    pub transposed: bool,
 }
 
 /// Why a layer cannot have a branch.
@@ -26,8 +28,8 @@ pub struct SideSlot {
 pub enum SideBranchError {
     /// The product is not of the plain form.
     #[error(
-        "slot `{slot}`: node `{node}` ({op_type}) has no plain linear form; expected MatMul, or Gemm with transA = 0 and \
-         alpha = beta = 1: compile without --lora-rank"
+        "slot `{slot}`: node `{node}` ({op_type}) is no plain product with the weight as the slot has it; expected MatMul, or \
+         Gemm with transA = 0 and alpha = beta = 1, outside bodies of If, Loop and Scan: compile without --lora-rank"
     )]
     Form {
         /// The slot.
@@ -74,7 +76,10 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
     }
     let reads = |node: &Node| node.inputs.get(1).and_then(|weight| by_tensor.get_key_value(&weight[..]));
     for node in &model.graph.nodes {
-        if let Some((_, slots)) = reads(node).filter(|_| !is_plain(node)) {
+        let refused = reads(node)
+            .filter(|(_, slots)| !is_plain(node, slots[0].transposed))
+            .or_else(|| bodies(node).flat_map(|body| body_inputs(body)).find_map(|name| by_tensor.get_key_value(name)));
+        if let Some((_, slots)) = refused {
             let (node, op_type) = (label(node), node.op_type.clone());
             return Err(SideBranchError::Form { slot: slots[0].name.clone(), node, op_type });
         }
@@ -95,8 +100,23 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
     Ok(wanted.len())
 }
 
-/// `x · W` or `x · Wᵀ + bias`.
-fn is_plain(node: &Node) -> bool {
+/// The graphs that a node holds.
+fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
+    node.attributes.values().filter_map(|attribute| match attribute {
+        Attribute::Graph(body) => Some(&**body),
+        _ => None,
+    })
+}
+
+/// Every value that a body's nodes read, and those of the bodies in it.
+fn body_inputs(body: &Graph) -> Vec<&str> {
+    let mut names: Vec<&str> = body.nodes.iter().flat_map(|node| &node.inputs).map(String::as_str).collect();
+    names.extend(body.nodes.iter().flat_map(bodies).flat_map(body_inputs));
+    names
+}
+
+/// `x · W`, or `x · Wᵀ + bias`, as the orientation wants it.
+fn is_plain(node: &Node, transposed: bool) -> bool {
     let one = |name: &str| match node.attributes.get(name) {
         None => true,
         Some(Attribute::Float(value)) => *value == 1.0,
@@ -104,8 +124,11 @@ fn is_plain(node: &Node) -> bool {
     };
     match node.op_type.as_str() {
         _ if !is_onnx(node) => false,
-        "MatMul" => true,
-        "Gemm" => node.int("transA").unwrap_or(0) == 0 && one("alpha") && one("beta"),
+        "MatMul" => transposed,
+        "Gemm" => {
+            let turned = node.int("transB").unwrap_or(0) != 0;
+            turned != transposed && node.int("transA").unwrap_or(0) == 0 && one("alpha") && one("beta")
+        }
         _ => false,
     }
 }
@@ -175,7 +198,15 @@ mod tests {
     use crate::{Builder, Initializer, TensorData};
 
     fn slot(name: &str, tensor: &str, rows: (usize, usize), total_rows: usize) -> SideSlot {
-        SideSlot { name: name.into(), tensor: tensor.into(), rows, total_rows, in_features: 4 }
+        // W is stored [in, out], V [out, in].
+        SideSlot {
+            name: name.into(),
+            tensor: tensor.into(),
+            rows,
+            total_rows,
+            in_features: 4,
+            transposed: tensor == "w",
+        }
     }
 
     /// `y = x · W` with W `[4, 8]`, and a Gemm of `a` with `V` `[8, 4]`.
@@ -220,5 +251,16 @@ mod tests {
         let form = add_side_branches(&mut refused, &[slot("b", "v", (0, 8), 8)]);
         assert!(matches!(form, Err(SideBranchError::Form { ref slot, .. }) if slot == "b"), "{form:?}");
         assert_eq!(format!("{:?}", refused.graph), before);
+
+        // Read the other way round, and inside a body.
+        let mut model = model();
+        let turned = SideSlot { transposed: false, ..slot("a", "w", (0, 8), 8) };
+        assert!(matches!(add_side_branches(&mut model, &[turned]), Err(SideBranchError::Form { .. })));
+        let body = Graph { nodes: vec![node("MatMul", &["h", "w"], "inner", &[])], ..Graph::default() };
+        let mut outer = node("If", &["flag"], "outer", &[]);
+        outer.attributes.insert("then_branch".into(), Attribute::Graph(Box::new(body)));
+        model.graph.nodes.push(outer);
+        let found = add_side_branches(&mut model, &[slot("a", "w", (0, 8), 8)]);
+        assert!(matches!(found, Err(SideBranchError::Form { ref op_type, .. }) if op_type == "If"), "{found:?}");
     }
 }

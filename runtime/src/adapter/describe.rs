@@ -93,7 +93,7 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
     }
     for (module, layer) in &mut layers {
         module.clone_into(&mut layer.module);
-        let configured = || config.as_ref()?.alpha(module, layer.rank?);
+        let configured = || Some(config.as_ref()?.alpha(module, layer.rank?));
         layer.alpha = layer.alpha.or_else(configured);
         layer.scale = layer.rank.map(|rank| layer.alpha.map_or(1.0, |alpha| alpha / rank.max(1) as f32));
     }

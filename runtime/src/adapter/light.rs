@@ -1,6 +1,7 @@
 //! LightLoRA files: a predictor's tokens, a few kilobytes that this predictor's auxiliary factors turn into an adapter; and
 //! the same with the auxiliary factors, which needs no predictor.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -202,6 +203,10 @@ pub(super) fn read_full(file: &WeightFile, slots: &[Slot], options: &ReadOptions
     if listed.len() != light.tokens.nrows() {
         let tokens = light.tokens.nrows();
         return Err(config(format!("`{SLOTS}`: expected {tokens} layers, one per token, found {}", listed.len())));
+    }
+    let mut seen = HashSet::new();
+    if let Some(twice) = listed.iter().find(|module| !seen.insert(&module[..])) {
+        return Err(config(format!("`{SLOTS}` names `{twice}` twice")));
     }
     let names = SlotNames::new(slots);
     let mut hashes = Vec::new();

@@ -288,7 +288,7 @@ fn pair(
         let expected = format!("rank {expected}, as the configuration says");
         return Err(mismatch(file, &down_key, &expected, format!("rank {rank}")));
     }
-    let configured = || config.and_then(|config| config.alpha(&parts.module, rank));
+    let configured = || config.map(|config| config.alpha(&parts.module, rank));
     let alpha = parts.alpha.or_else(configured).unwrap_or(rank as f32);
     Ok((up_key, LowRank { down, up, alpha }))
 }

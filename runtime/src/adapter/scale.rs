@@ -12,11 +12,16 @@ pub(super) struct ScaleConfig {
     rank: Option<usize>,
     /// `None` if a pattern is no module's name.
     rank_pattern: Option<Vec<(String, usize)>>,
-    alpha: Option<f32>,
+    alpha: f32,
     alpha_pattern: Vec<(String, f32)>,
     /// Alpha is divided by the root of the rank.
     pub(super) rslora: bool,
 }
+
+/// `lora_alpha` where a configuration leaves it out, as in PEFT's `LoraConfig`.
+const DEFAULT_ALPHA: f32 = 8.0;
+/// Each is compared with every module.
+const MAX_PATTERNS: usize = 4096;
 
 /// Entries that change what an adapter computes if they are true, or there at all.
 const UNSUPPORTED: [(&str, &str); 10] = [
@@ -68,10 +73,18 @@ impl ScaleConfig {
             })?;
             alpha_pattern.push((literal, value));
         }
+        let alpha = match config.get("lora_alpha") {
+            // PEFT's own default.
+            None => DEFAULT_ALPHA,
+            Some(value) => number(value).ok_or_else(|| fail(format!("lora_alpha: {value} is no number")))?,
+        };
+        if alpha_pattern.len().max(patterns("rank_pattern").count()) > MAX_PATTERNS {
+            return Err(fail(format!("more than {MAX_PATTERNS} patterns; write fewer, each for several modules")));
+        }
         Ok(Self {
             rank: config.get("r").and_then(Value::as_u64).and_then(|rank| usize::try_from(rank).ok()),
             rank_pattern,
-            alpha: config.get("lora_alpha").and_then(number),
+            alpha,
             alpha_pattern,
             rslora: config.get("use_rslora").and_then(Value::as_bool) == Some(true),
         })
@@ -83,12 +96,12 @@ impl ScaleConfig {
         pattern.map(|&(_, rank)| rank).or(self.rank)
     }
 
-    /// `alpha` of a module, such that its scale is `alpha / rank`; `None` if the configuration does not say.
-    pub(super) fn alpha(&self, module: &str, rank: usize) -> Option<f32> {
+    /// `alpha` of a module, such that its scale is `alpha / rank`.
+    pub(super) fn alpha(&self, module: &str, rank: usize) -> f32 {
         let pattern = self.alpha_pattern.iter().find(|(pattern, _)| names(pattern, module));
-        let alpha = pattern.map(|&(_, alpha)| alpha).or(self.alpha)?;
+        let alpha = pattern.map_or(self.alpha, |&(_, alpha)| alpha);
         // Rank-stabilised LoRA scales by alpha / √rank.
-        Some(if self.rslora { alpha * (rank as f32).sqrt() } else { alpha })
+        if self.rslora { alpha * (rank as f32).sqrt() } else { alpha }
     }
 }
 
@@ -125,7 +138,7 @@ mod tests {
     fn scale_config_prefers_a_pattern_that_ends_the_module_name() {
         let config =
             config(&json!({"lora_alpha": 8, "alpha_pattern": {"to_q": 2, "^a.to_k": 3, "b\\.to_v": 5}})).unwrap();
-        let alpha = |module| config.alpha(module, 4).unwrap();
+        let alpha = |module| config.alpha(module, 4);
         assert_eq!([alpha("a.to_q"), alpha("a.not_to_q"), alpha("a.to_k"), alpha("b.a.to_k")], [2.0, 8.0, 3.0, 8.0]);
         assert_eq!(alpha("b.to_v"), 5.0);
     }
@@ -142,7 +155,12 @@ mod tests {
     #[test]
     fn scale_config_with_rslora_divides_by_the_root_of_the_rank() {
         let config = config(&json!({"lora_alpha": 8, "use_rslora": true})).unwrap();
-        assert_eq!(config.alpha("a", 16).unwrap() / 16.0, 8.0 / 4.0);
+        assert_eq!(config.alpha("a", 16) / 16.0, 8.0 / 4.0);
+    }
+
+    #[test]
+    fn scale_config_without_alpha_has_the_default_of_peft() {
+        assert_eq!(config(&json!({"r": 4})).unwrap().alpha("a", 4), 8.0);
     }
 
     #[test]
@@ -153,6 +171,7 @@ mod tests {
             (json!({"init_lora_weights": "pissa_niter_16"}), "changes the base weights"),
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"alpha_pattern": {"to_[qk]": 2}}), "regular expression"),
+            (json!({"lora_alpha": "16"}), "no number"),
         ] {
             let error = config(&value).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

@@ -1,6 +1,6 @@
 //! Opening an engine: map, then check everything that can be checked without reading the weights.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -279,6 +279,13 @@ impl Check<'_> {
         let mut ranges: Vec<_> =
             self.manifest.slots.iter().map(|s| (&s.tensor, s.row_range().start, s.row_range().end, &s.name)).collect();
         ranges.sort_unstable();
+        let orientations: BTreeSet<_> =
+            self.manifest.slots.iter().map(|slot| (&slot.tensor, slot.transposed)).collect();
+        for pair in orientations.iter().collect::<Vec<_>>().windows(2) {
+            if pair[0].0 == pair[1].0 {
+                return Err(self.structure(format!("slots of `{}`", pair[0].0), "one orientation", "two"));
+            }
+        }
         for pair in ranges.windows(2) {
             if pair[0].0 == pair[1].0 && pair[0].2 > pair[1].1 {
                 let what = format!("slots `{}` and `{}`", pair[0].3, pair[1].3);

@@ -129,7 +129,7 @@ impl OrtEngine {
         let environment = library::onnxruntime(options.ort_lib.as_deref())?;
         let available = available_memory().into_iter().chain(options.memory).min();
         let plan = WeightPlan::new(&engine, options.weights, &options.adapters, available)?;
-        plan.check(0, available)?;
+        check_memory(plan.mode, plan.private, available)?;
         let report = OpenReport {
             mode: plan.mode,
             reason: plan.reason,
@@ -155,9 +155,9 @@ impl OrtEngine {
 
     /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`].
     ///
-    /// The weights are held as before. Sessions that are open keep what they have, and so do sessions opened from now on
-    /// until this returns. `cancelled` is asked now and then, on any thread. Private memory: that of the fused weights
-    /// once more while sessions hold the earlier ones.
+    /// The weights are held as before; sessions that are open keep what they have. `cancelled` is asked now and then, on any
+    /// thread. Private memory: the fused weights and, once sessions are opened again, ONNX Runtime's packed copies, once
+    /// more until the earlier sessions are gone.
     ///
     /// # Errors
     /// [`OrtError`]: too little memory (before anything is allocated), an adapter that does not fit, or cancelled; the
@@ -167,18 +167,39 @@ impl OrtEngine {
         adapters: &[(Adapter, f32)],
         cancelled: Option<&(dyn Fn() -> bool + Sync)>,
     ) -> Result<FusedState, OrtError> {
-        let held = match self.report.mode {
+        let mode = self.report.mode;
+        let asked = match mode {
             WeightMode::Widened => OrtWeights::Widened,
             WeightMode::Lazy => OrtWeights::Lazy,
         };
-        let plan = WeightPlan::new(&self.engine, held, adapters, None)?;
-        // Sessions hold the earlier weights until they are replaced. The system has counted these as taken, a limit has not.
-        let earlier: u64 = self.fused.values().map(|weight| weight.len() as u64).sum();
-        plan.check(0, available_memory())?;
-        plan.check(earlier, self.memory)?;
+        let plan = WeightPlan::new(&self.engine, asked, adapters, None)?;
+        let (needed, held) = self.growth(adapters)?;
+        let free = self.pool.free() as u64;
+        check_memory(mode, needed.saturating_sub(free), available_memory())?;
+        check_memory(mode, needed.saturating_add(held), self.memory)?;
         let before = self.fuse(adapters, cancelled)?;
         self.report.private_bytes = plan.private;
+        self.widened.retain(|name, _| !self.fused.contains_key(name));
         Ok(before)
+    }
+
+    /// Bytes that swapping takes until the earlier sessions are gone, and those that are held before it, free ones not
+    /// counted.
+    fn growth(&self, adapters: &[(Adapter, f32)]) -> Result<(u64, u64), OrtError> {
+        let touched = fuse::touched_tensors(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+        let (mut needed, mut packed) = (0u64, 0u64);
+        for (name, weight) in graph_weights(&self.engine)? {
+            if self.report.mode == WeightMode::Lazy {
+                needed += if touched.contains(name) { weight.stored } else { 0 };
+                continue;
+            }
+            let there = weight.stored_wide || self.widened.contains_key(name);
+            needed += if touched.contains(name) || !there { weight.widened } else { 0 };
+            packed += if weight.matrix { weight.widened } else { 0 };
+        }
+        let widened: u64 = self.widened.values().map(|weight| weight.len() as u64).sum();
+        let used = (self.pool.held() - self.pool.free()) as u64;
+        Ok((needed + packed, widened + used + packed))
     }
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
@@ -390,20 +411,19 @@ impl WeightPlan {
         };
         Ok(Self { mode, reason, private })
     }
+}
 
-    /// Refuses the plan if it does not fit beside what is `held`.
-    fn check(&self, held: u64, available: Option<u64>) -> Result<(), OrtError> {
-        let needed = self.private.saturating_add(held);
-        match available {
-            Some(available) if needed > available => {
-                let way_out = match self.mode {
-                    WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
-                    WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
-                };
-                Err(OrtError::Memory { mode: self.mode, needed, available, way_out })
-            }
-            _ => Ok(()),
+/// Refuses what does not fit.
+fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>) -> Result<(), OrtError> {
+    match available {
+        Some(available) if needed > available => {
+            let way_out = match mode {
+                WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
+                WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
+            };
+            Err(OrtError::Memory { mode, needed, available, way_out })
         }
+        _ => Ok(()),
     }
 }
 
