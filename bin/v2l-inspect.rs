@@ -10,13 +10,15 @@ mod engine;
 mod model;
 #[path = "inspect/pipeline.rs"]
 mod pipeline;
+#[path = "inspect/survival.rs"]
+mod survival;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_cli::{Failure, Output, OutputOptions, split_strength};
 use v2l_runtime::adapter::{AdapterError, detect};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::pipeline::config::FILE_NAME;
@@ -29,7 +31,7 @@ use v2l_runtime::weights::WeightFile;
 #[derive(Parser)]
 #[command(name = "v2l-inspect", version)]
 struct Args {
-    /// What to look at.
+    /// What to look at; with --survival an adapter, with a strength if not 1: ADAPTER=STRENGTH.
     #[arg(value_name = "FILE_OR_DIR")]
     path: PathBuf,
     /// Engine, or engine directory, to hold an adapter against: which keys change a slot, and which do not.
@@ -38,6 +40,13 @@ struct Args {
     /// Accept an adapter whose keys do not all match a slot of --engine.
     #[arg(long, requires = "engine")]
     allow_partial: bool,
+    /// How much of the adapter survives, layer by layer, when it is fused into the type that --engine stores its weights in.
+    /// Reads the weights, runs nothing.
+    #[arg(long, requires = "engine")]
+    survival: bool,
+    /// Picture of it to write (a PNG): a column for each block, a row for each module, the brighter the more survives.
+    #[arg(long, value_name = "PNG", requires = "survival")]
+    heat_map: Option<PathBuf>,
     /// List every node of an ONNX model.
     #[arg(long)]
     nodes: bool,
@@ -64,7 +73,10 @@ enum Kind {
 }
 
 fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let path = &args.path;
+    let (path, strength) = match args.path.to_str() {
+        Some(text) if args.survival => split_strength(text)?,
+        _ => (args.path.as_path(), 1.0),
+    };
     let kind = kind(path)?;
     if args.engine.is_some() && kind != Kind::Adapter {
         // An update of another kind than LoRA is refused by its name.
@@ -79,7 +91,13 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     match kind {
         Kind::Pipeline => pipeline::show(path, args.verify_hashes, args.nodes, output),
         Kind::Engine => engine::show(path, args.verify_hashes, output),
-        Kind::Adapter => adapter::show(path, args.engine.as_deref(), args.allow_partial, output),
+        Kind::Adapter => match &args.engine {
+            Some(engine) if args.survival => {
+                let heat_map = args.heat_map.as_deref();
+                survival::show((path, strength), engine, args.allow_partial, heat_map, output)
+            }
+            engine => adapter::show(path, engine.as_deref(), args.allow_partial, output),
+        },
         Kind::Checkpoint => checkpoint::show(path, output),
         Kind::Onnx => model::show(path, args.nodes, output),
     }

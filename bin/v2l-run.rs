@@ -6,6 +6,8 @@ mod adapters;
 mod args;
 #[path = "run/generate.rs"]
 mod generate;
+#[path = "run/predictor.rs"]
+mod predictor;
 #[path = "run/raw.rs"]
 mod raw;
 #[path = "run/vae.rs"]
@@ -38,6 +40,14 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let directory = args.engine.is_dir();
     match (&args.inputs, &args.encode, &args.decode) {
         (Some(inputs), None, None) => raw::run(args, inputs, output),
+        (None, None, None)
+            if args.predictor.is_some()
+                && args.save_lora.is_some()
+                && args.output.is_none()
+                && args.outputs.is_none() =>
+        {
+            predictor::adapter(args, output)
+        }
         _ if !directory => Err(Failure::usage(format!(
             "{}: not an engine directory; for a single engine give --inputs and --outputs",
             args.engine.display()
@@ -47,8 +57,8 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         (None, None, None) if args.output.is_some() || args.outputs.is_some() => generate::video(args, output),
         (None, None, None) if args.reference.is_some() && args.save_lora.is_some() => generate::adapter(args, output),
         (None, None, None) => Err(Failure::usage(
-            "nothing to do: give -o VIDEO to generate, --reference with --save-lora to predict an adapter, --encode, \
-             --decode, or --inputs with --outputs",
+            "nothing to do: give -o VIDEO to generate, --reference or --predictor with --save-lora to predict an adapter, \
+             --encode, --decode, or --inputs with --outputs",
         )),
         _ => Err(Failure::usage("--inputs, --encode and --decode exclude each other")),
     }

@@ -191,6 +191,7 @@ fn predictor(error: &PredictorError) -> Exit {
         PredictorError::Engine(e) => engine(e),
         PredictorError::Session(e) => session(e),
         PredictorError::NotFinite { .. } => Exit::Numeric,
+        PredictorError::MapFile { .. } => Exit::Io,
         _ => Exit::BadAdapter,
     }
 }

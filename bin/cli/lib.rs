@@ -1,8 +1,10 @@
-//! What the four command-line tools share: exit codes, progress, JSON events, error reporting.
+//! What the four command-line tools share: exit codes, progress, JSON events, error reporting, adapters as flags name them.
 
+mod adapters;
 mod exit;
 mod output;
 
+pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure};
 pub use output::{Output, OutputOptions};
 

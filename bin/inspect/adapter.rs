@@ -5,12 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Output, open_transformer};
 use v2l_runtime::adapter::{
-    AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter, read_light,
+    Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter,
+    read_light,
 };
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
 use v2l_runtime::ort_backend::OpenOptions;
 use v2l_runtime::predictor;
 
@@ -24,11 +25,16 @@ pub(crate) fn show(path: &Path, engine: Option<&Path>, allow_partial: bool, outp
     if description.format == AdapterFormat::Light {
         return light(path, engine, output);
     }
-    let engine = transformer(engine)?;
+    read(path, &*open_transformer(engine)?, allow_partial, output)?;
+    Ok(())
+}
+
+/// Reads an adapter for an engine, and says what becomes of every key, also if that is refused.
+pub(crate) fn read(path: &Path, engine: &Engine, allow_partial: bool, output: &mut Output) -> anyhow::Result<Adapter> {
     match read_adapter(path, &engine.manifest().slots, &ReadOptions { allow_partial }) {
         Ok(loaded) => {
             coverage(&loaded.coverage, output);
-            Ok(())
+            Ok(loaded.adapter)
         }
         Err(error) => {
             if let AdapterError::Unmatched { coverage: found } = &error {
@@ -37,14 +43,6 @@ pub(crate) fn show(path: &Path, engine: Option<&Path>, allow_partial: bool, outp
             Err(error.into())
         }
     }
-}
-
-/// The engine itself, or the transformer of an engine directory.
-fn transformer(path: &Path) -> anyhow::Result<Arc<Engine>> {
-    if path.is_dir() {
-        return Ok(EngineDirectory::open(path, OpenOptions::default())?.engine(TRANSFORMER)?);
-    }
-    Ok(Arc::new(Engine::open(path)?))
 }
 
 fn layers(description: &Description, output: &mut Output) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Output, split_strength};
 use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
 use v2l_runtime::engine::manifest::{SIDE_SUFFIX, Slot};
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
@@ -13,22 +13,10 @@ use v2l_runtime::predictor::Predictor;
 
 use crate::args::{Args, FuseMode};
 
-/// Splits `PATH[=STRENGTH]`; a path that exists as it stands has strength 1.
-pub(crate) fn split(text: &str) -> anyhow::Result<(&Path, f32)> {
-    let path = Path::new(text);
-    match text.rsplit_once('=') {
-        Some((path, strength)) if !Path::new(text).exists() => match strength.parse::<f32>() {
-            Ok(strength) if strength.is_finite() => Ok((Path::new(path), strength)),
-            _ => Err(Failure::usage(format!("--lora {text}: strength `{strength}` is no finite number"))),
-        },
-        _ => Ok((path, 1.0)),
-    }
-}
-
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[String]) -> anyhow::Result<bool> {
     for text in loras {
-        if adapter::detect(split(text)?.0)? == AdapterFormat::Light {
+        if adapter::detect(split_strength(text)?.0)? == AdapterFormat::Light {
             return Ok(true);
         }
     }
@@ -45,7 +33,7 @@ pub(crate) fn load(
 ) -> anyhow::Result<Vec<(Adapter, f32)>> {
     let mut adapters = Vec::new();
     for text in loras {
-        let (path, strength) = split(text)?;
+        let (path, strength) = split_strength(text)?;
         let adapter = if adapter::detect(path)? == AdapterFormat::Light {
             let light = adapter::read_light(path)?;
             match predictor.as_deref_mut() {
@@ -100,12 +88,11 @@ pub(crate) fn apply(
         _ => {}
     }
     let fused = directory.set_adapters(adapters.to_vec(), None)?.fused.clone();
-    let gain = fused.overall().survey.survived();
-    if args.fuse_mode == FuseMode::Auto && gain < LEAST_GAIN && has(&side) {
+    if args.fuse_mode == FuseMode::Auto && fused.warning().is_some() && has(&side) {
         match directory.side_step(&borrowed) {
             Ok(step) => {
                 directory.set_adapters(Vec::new(), None)?;
-                let lost = 100.0 * (1.0 - gain);
+                let lost = 100.0 * (1.0 - fused.overall().survey.survived());
                 let reason = format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding");
                 output.note(&format!("adapters are applied in low-rank branches: {reason}"));
                 say("side", &reason, output);
@@ -124,9 +111,6 @@ pub(crate) fn no_branches() -> anyhow::Error {
     Failure::usage("the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX")
 }
 
-/// Below this gain a warning says that rounding loses a noticeable part of the adapter.
-const LEAST_GAIN: f64 = 0.9;
-
 /// Says what a fuse did.
 pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     if fused.slots.is_empty() {
@@ -142,10 +126,15 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         100.0 * survey.relative_error(),
         100.0 * overall.unchanged()
     ));
-    if survey.survived() < LEAST_GAIN {
-        output.warning(
-            "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
-             with --precision fp32, or with --lora-rank and use --fuse-mode side",
-        );
+    if let Some(warning) = fused.warning() {
+        output.warning(warning);
     }
+}
+
+/// Says where a prediction was saved.
+pub(crate) fn saved(path: &Path, format: AdapterFormat, adapter: &Adapter, output: &mut Output) {
+    let layers = adapter.layers.len();
+    output.result("adapter", json!({ "path": path, "format": format, "layers": layers }), || {
+        format!("{}: {layers} layers, {}", path.display(), format.name())
+    });
 }

@@ -13,7 +13,8 @@ use v2l_runtime::pipeline::config::{
 /// Run compiled engines.
 ///
 /// With an engine directory: generate a video (-o), predict an adapter from a reference (--reference, --save-lora), or
-/// use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs).
+/// use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs), or save what
+/// a predictor of any kind gives for it (--predictor, --save-lora).
 #[derive(Parser)]
 #[command(name = "v2l-run", version)]
 pub(crate) struct Args {
@@ -65,8 +66,23 @@ pub(crate) struct Args {
     pub(crate) latents: Option<PathBuf>,
 
     /// Reference to predict an adapter from: a video, a folder of images, an image, or safetensors with `pixels`.
-    #[arg(long, value_name = "REF", help_heading = "Adapters")]
+    #[arg(long, value_name = "REF", group = "prediction", help_heading = "Adapters")]
     pub(crate) reference: Option<PathBuf>,
+    /// Predictor that v2l does not know by name: an engine of any graph whose outputs are low-rank factors.
+    #[arg(
+        long,
+        value_name = "ENGINE",
+        group = "prediction",
+        requires_all = ["predictor_map", "predictor_inputs"],
+        help_heading = "Adapters"
+    )]
+    pub(crate) predictor: Option<PathBuf>,
+    /// JSON file that says which outputs of --predictor are the factors of which slots.
+    #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
+    pub(crate) predictor_map: Option<PathBuf>,
+    /// Named input tensors of --predictor.
+    #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
+    pub(crate) predictor_inputs: Option<PathBuf>,
     /// Strength of the predicted adapter.
     #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Adapters")]
     pub(crate) strength: f32,
@@ -80,7 +96,7 @@ pub(crate) struct Args {
     #[arg(long, help_heading = "Adapters")]
     pub(crate) allow_partial: bool,
     /// Where to save the predicted adapter.
-    #[arg(long, value_name = "FILE", requires = "reference", help_heading = "Adapters")]
+    #[arg(long, value_name = "FILE", requires = "prediction", help_heading = "Adapters")]
     pub(crate) save_lora: Option<PathBuf>,
     /// Format of --save-lora.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]

@@ -16,6 +16,7 @@ use v2l_runtime::weights::write_tensors;
 
 use crate::adapters;
 use crate::args::Args;
+use crate::predictor;
 use crate::vae::{is_tensors, open, read_frames, read_single, write_frames, write_pixels};
 
 /// Passes what the pipeline tells on to the user.
@@ -93,6 +94,9 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     };
     let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
     let mut adapters = adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?;
+    if let Some(predicted) = predictor::predict(args, &slots, output)? {
+        adapters.push((predicted, args.strength));
+    }
     let mut compared = Vec::new();
     if let (Some(_), Some(predictor)) = (&args.reference, &mut predictor) {
         let predicted = predict(args, &mut directory, &pipeline, predictor, request.image.as_ref(), output)?;
@@ -248,10 +252,7 @@ fn save(
         }
         _ => write_adapter(path, adapter, format)?,
     }
-    let layers = adapter.layers.len();
-    output.result("adapter", json!({ "path": path, "format": format, "layers": layers }), || {
-        format!("{}: {layers} layers, {}", path.display(), format.name())
-    });
+    adapters::saved(path, format, adapter, output);
     Ok(())
 }
 

@@ -40,8 +40,9 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     }
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
     let slots = &engine.manifest().slots;
-    let adapters = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
-    let (mut tensors, mut graph, mut fused) = (tensors, graph, adapters);
+    let mut fused = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
+    fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
+    let (mut tensors, mut graph) = (tensors, graph);
     if args.fuse_mode == FuseMode::Side {
         let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         graph = format!("{}{SIDE_SUFFIX}", graph.trim_end_matches(SIDE_SUFFIX));

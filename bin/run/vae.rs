@@ -51,7 +51,7 @@ pub(crate) fn read_frames(args: &Args, path: &Path) -> anyhow::Result<Frames> {
 /// Refuses a video or picture that could not be written in the end, before any work is done.
 pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.contact_sheet {
-        video::check_contact_sheet(path)?;
+        video::check_png(path)?;
     }
     if let Some(path) = args.output.as_ref().filter(|path| !is_tensors(path))
         && video::needs_ffmpeg(path)?

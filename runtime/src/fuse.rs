@@ -23,10 +23,12 @@ mod arena;
 mod kernel;
 mod lanes;
 mod report;
+mod survival;
 
 pub use arena::Pool;
 pub use kernel::{Packed, Path, Survey};
 pub use report::{FuseReport, SlotReport};
+pub use survival::{Survival, survival};
 
 /// Elements that one thread fuses at a time, about.
 const PIECE: usize = 1 << 16;
@@ -185,13 +187,7 @@ pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
 pub fn fuse_with(engine: &Engine, adapters: &[(&Adapter, f32)], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
-    let mut terms = resolve(engine, adapters)?;
-    let mut by_tensor: IndexMap<&str, Vec<(&Slot, Vec<Term<'_>>)>> = IndexMap::new();
-    for slot in &engine.manifest().slots {
-        if let Some(terms) = terms.swap_remove(&slot.name[..]) {
-            by_tensor.entry(&slot.tensor).or_default().push((slot, terms));
-        }
-    }
+    let by_tensor = by_tensor(engine, adapters)?;
     if by_tensor.is_empty() {
         return Ok(Fused::default());
     }
@@ -202,11 +198,29 @@ pub fn fuse_with(engine: &Engine, adapters: &[(&Adapter, f32)], options: &FuseOp
     fuse_tensors(&tensors, options)
 }
 
+/// A slot, and what is fused into it.
+type SlotTerms<'a> = (&'a Slot, Vec<Term<'a>>);
+
+/// Tensor name → what is fused into its slots, in the engine's order, all checked.
+fn by_tensor<'a>(
+    engine: &'a Engine,
+    adapters: &[(&'a Adapter, f32)],
+) -> Result<IndexMap<&'a str, Vec<SlotTerms<'a>>>, FuseError> {
+    let mut terms = resolve(engine, adapters)?;
+    let mut by_tensor: IndexMap<&str, Vec<SlotTerms<'_>>> = IndexMap::new();
+    for slot in &engine.manifest().slots {
+        if let Some(terms) = terms.swap_remove(&slot.name[..]) {
+            by_tensor.entry(&slot.tensor).or_default().push((slot, terms));
+        }
+    }
+    Ok(by_tensor)
+}
+
 /// A tensor, and what is fused into its slots.
 struct Changed<'a> {
     name: &'a str,
     base: WeightView<'a>,
-    slots: &'a [(&'a Slot, Vec<Term<'a>>)],
+    slots: &'a [SlotTerms<'a>],
 }
 
 impl Changed<'_> {
@@ -224,23 +238,35 @@ impl Changed<'_> {
     }
 }
 
-/// One slot's factors, and where the slot lies in its tensor: a row of `left` combines the rows of `right`.
-struct Job {
+/// Where a slot lies in its tensor.
+#[derive(Clone, Copy)]
+struct Region {
     first_row: usize,
     rows: usize,
     first_column: usize,
     columns: usize,
+}
+
+impl Region {
+    fn of(slot: &Slot) -> Self {
+        let range = slot.row_range();
+        if slot.transposed {
+            Self { first_row: 0, rows: slot.in_features, first_column: range.start, columns: slot.out_features }
+        } else {
+            Self { first_row: range.start, rows: slot.out_features, first_column: 0, columns: slot.in_features }
+        }
+    }
+}
+
+/// One slot's factors, and where the slot lies in its tensor: a row of `left` combines the rows of `right`.
+struct Job {
+    region: Region,
     packed: Packed,
 }
 
 impl Job {
     fn new(slot: &Slot, terms: &[Term<'_>], path: Path, base: Dtype) -> Self {
-        let range = slot.row_range();
-        let (first_row, rows, first_column, columns) = if slot.transposed {
-            (0, slot.in_features, range.start, slot.out_features)
-        } else {
-            (range.start, slot.out_features, 0, slot.in_features)
-        };
+        let region = Region::of(slot);
         let pairs: Vec<(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)> = terms
             .iter()
             .map(|term| {
@@ -249,7 +275,7 @@ impl Job {
                 (left, right, term.factor())
             })
             .collect();
-        Self { first_row, rows, first_column, columns, packed: Packed::new(path, base, (rows, columns), &pairs) }
+        Self { region, packed: Packed::new(path, base, (region.rows, region.columns), &pairs) }
     }
 }
 
@@ -364,12 +390,12 @@ fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, 
         return vec![(0..rows, 0..jobs.len())];
     }
     let mut order: Vec<usize> = (0..jobs.len()).collect();
-    order.sort_by_key(|&job| jobs[job].first_row);
+    order.sort_by_key(|&job| jobs[job].region.first_row);
     let (mut segments, mut end) = (Vec::new(), 0);
     for job in order {
-        let start = jobs[job].first_row;
+        let start = jobs[job].region.first_row;
         segments.push((end..start, 0..0));
-        end = start + jobs[job].rows;
+        end = start + jobs[job].region.rows;
         segments.push((start..end, job..job + 1));
     }
     segments.push((end..rows, 0..0));
@@ -381,16 +407,16 @@ impl Piece<'_> {
     /// Gives what happened to each slot: (tensor, slot, survey).
     fn fuse(self, tensor: &Changed<'_>, jobs: &[Job], target: Dtype, stream: bool) -> Vec<(usize, usize, Survey)> {
         let (stride, base) = (tensor.stride(), tensor.base.dtype);
-        let covered: usize = jobs[self.jobs.clone()].iter().map(|job| job.columns).sum();
+        let covered: usize = jobs[self.jobs.clone()].iter().map(|job| job.region.columns).sum();
         if covered < stride {
             widen_bytes(base, self.base, target, self.out);
         }
         let mut surveys = Vec::with_capacity(self.jobs.len());
         for slot in self.jobs {
             let job = &jobs[slot];
-            let first = self.first_row - job.first_row;
+            let first = self.first_row - job.region.first_row;
             let (from, to) = ((base, self.base), (target, &mut *self.out));
-            let survey = job.packed.fuse(first, job.first_column, stride, from, to, stream);
+            let survey = job.packed.fuse(first, job.region.first_column, stride, from, to, stream);
             surveys.push((self.tensor, slot, survey));
         }
         surveys

@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod engine;
 pub mod engine_directory;
 pub mod fuse;
+pub mod heat_map;
 pub mod library;
 pub mod map;
 pub mod noise;

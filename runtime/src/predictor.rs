@@ -1,7 +1,10 @@
 //! The predictor: a hypernetwork that turns a reference's latents into an adapter.
 //!
-//! Two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank factors).
+//! [`Predictor`] has two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank
+//! factors). [`GenericPredictor`] is any graph, with a file that says which outputs are which factors.
 
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -14,6 +17,10 @@ use crate::engine::{Engine, EngineError};
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtError};
 use crate::session::{Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
+
+mod generic;
+
+pub use generic::{GenericPredictor, MapSlot, PredictorMap};
 
 /// The attribute `kind` of engines that this module runs.
 pub const KIND: &str = "video2lora";
@@ -101,6 +108,22 @@ pub enum PredictorError {
         /// The tensor.
         what: String,
     },
+    /// The file that assigns outputs to slots cannot be read.
+    #[error("{}: {source}", path.display())]
+    MapFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The file that assigns outputs to slots is malformed, or does not fit the predictor or the model.
+    #[error("{}: {reason}", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, what was expected, and the way out.
+        reason: String,
+    },
     /// Tokens were made by another predictor.
     #[error(
         "the tokens belong to auxiliary factors {expected}, this predictor has {found}; use the predictor that made them"
@@ -158,10 +181,7 @@ impl Predictor {
     /// # Errors
     /// [`PredictorError::Backbone`] for the first layer that is missing or differs.
     pub fn check_backbone(&self, slots: &[Slot]) -> Result<(), PredictorError> {
-        let mut known: IndexMap<&str, &Slot> = IndexMap::new();
-        for slot in slots {
-            known.extend(std::iter::once(&slot.name).chain(&slot.aliases).map(|name| (&name[..], slot)));
-        }
+        let known = by_name(slots);
         for target in &self.config.slots {
             let expected = format!("a linear layer {} → {}", target.in_features, target.out_features);
             let found = match known.get(&target.name[..]) {
@@ -236,6 +256,13 @@ impl Predictor {
         }
         self.expand(&light.tokens)
     }
+}
+
+/// Slots by their names and aliases.
+fn by_name(slots: &[Slot]) -> HashMap<&str, &Slot> {
+    let names =
+        slots.iter().flat_map(|slot| std::iter::once(&slot.name).chain(&slot.aliases).map(move |name| (name, slot)));
+    names.map(|(name, slot)| (&name[..], slot)).collect()
 }
 
 /// What a predictor's manifest says, checked, and the hash of its auxiliary factors.
@@ -347,7 +374,7 @@ mod tests {
     use crate::tensor::Dtype;
 
     /// Gives the same outputs whatever comes in.
-    struct Fixed(NamedTensors);
+    pub(super) struct Fixed(pub(super) NamedTensors);
 
     impl Session for Fixed {
         fn inputs(&self) -> &[Port] {

@@ -7,11 +7,14 @@ mod decode;
 mod encode;
 mod images;
 mod pixels;
+mod png;
 mod sheet;
 
 pub use encode::{needs_ffmpeg, write_video};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
-pub use sheet::{check_contact_sheet, write_contact_sheet};
+pub use png::check_png;
+pub(crate) use png::write_png;
+pub use sheet::write_contact_sheet;
 
 /// Longest side of a frame, in pixels.
 pub const MAX_SIDE: usize = 8192;
@@ -203,7 +206,7 @@ pub enum VideoError {
         path: PathBuf,
     },
     /// The file name of a picture says another format than PNG.
-    #[error("{}: a contact sheet is a PNG file; expected a name that ends in .png", path.display())]
+    #[error("{}: this picture is written as a PNG file; expected a name that ends in .png", path.display())]
     NotPng {
         /// The file.
         path: PathBuf,

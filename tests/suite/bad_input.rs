@@ -21,7 +21,7 @@ const IO: i32 = 9;
 
 /// Runs a command that has to fail with `exit` and leave `scratch` as it was; gives the message.
 #[track_caller]
-fn refuse(scratch: &Scratch, command: Command, exit: i32) -> String {
+pub(crate) fn refuse(scratch: &Scratch, command: Command, exit: i32) -> String {
     let before = scratch.listing();
     let run = output(command);
     let message = scratch.stable(&run.stderr);
@@ -536,7 +536,7 @@ fn latents(scratch: &Scratch, shape: &[usize]) -> PathBuf {
     path
 }
 
-fn generate(engines: &Path, extra: &[OsString]) -> Command {
+pub(crate) fn generate(engines: &Path, extra: &[OsString]) -> Command {
     let small = args![
         "--engine",
         engines,

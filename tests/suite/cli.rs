@@ -46,7 +46,7 @@ fn wrong_flags_exit_with_2() {
 
 /// Every line of `text` as a JSON object with an event name.
 #[track_caller]
-fn events(text: &str) -> Vec<(String, Json)> {
+pub(crate) fn events(text: &str) -> Vec<(String, Json)> {
     text.lines()
         .map(|line| {
             let event: Json = serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"));

@@ -166,7 +166,7 @@ pub enum AdapterError {
     },
     /// The file holds predicted tokens, not factors.
     #[error(
-        "{path} holds LightLoRA tokens; only the predictor that made them expands them: give the engine with its hypernetwork"
+        "{path} holds LightLoRA tokens; only the predictor that made them expands them: give the engine directory with its hypernetwork"
     )]
     NeedsPredictor {
         /// The file.

@@ -5,6 +5,9 @@ use serde::{Serialize, Serializer};
 
 use super::Survey;
 
+/// Realised gain below which rounding loses a noticeable part of the adapters.
+const LEAST_GAIN: f64 = 0.9;
+
 /// What a fuse did to one slot.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SlotReport {
@@ -56,6 +59,14 @@ impl FuseReport {
         let rank = self.slots.iter().map(|slot| slot.rank).max().unwrap_or(0);
         let weights = self.slots.iter().map(|slot| slot.weights).sum();
         SlotReport { slot: "overall".to_owned(), rank, weights, survey }
+    }
+
+    /// What to tell the user, with the ways out, if less than 90 % of the update survives overall; else `None`.
+    pub fn warning(&self) -> Option<&'static str> {
+        (self.overall().survey.survived() < LEAST_GAIN).then_some(
+            "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
+             with --precision fp32 (fp16 loses less than bf16), or with --lora-rank and use --fuse-mode side",
+        )
     }
 }
 

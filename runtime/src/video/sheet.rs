@@ -1,13 +1,11 @@
 //! Contact sheets: several videos one below the other in a single picture.
 
-use std::io::{Cursor, Write};
 use std::path::Path;
 
 use image::imageops::{self, FilterType};
-use image::{ImageFormat, Rgb, RgbImage};
+use image::{Rgb, RgbImage};
 
-use super::{Frames, VideoError, extension, io_error};
-use crate::atomic::AtomicFile;
+use super::{Frames, VideoError, write_png};
 
 /// Frames shown of one video, at most.
 const COLUMNS: usize = 9;
@@ -29,21 +27,8 @@ const EMPTY: Rgb<u8> = Rgb([0, 0, 0]);
 /// [`VideoError::NotPng`] if `path` does not end in `.png`, [`VideoError::NoFrames`] without a row,
 /// [`VideoError::Io`].
 pub fn write_contact_sheet(path: &Path, rows: &[&Frames]) -> Result<(), VideoError> {
-    check_contact_sheet(path)?;
     let sheet = draw(rows).ok_or_else(|| VideoError::NoFrames { path: path.to_owned() })?;
-    let mut bytes = Cursor::new(Vec::new());
-    let image_error = |e: image::ImageError| VideoError::Image { path: path.to_owned(), message: e.to_string() };
-    sheet.write_to(&mut bytes, ImageFormat::Png).map_err(image_error)?;
-    let mut file = AtomicFile::create(path).map_err(io_error(path))?;
-    file.write_all(bytes.get_ref()).and_then(|()| file.commit()).map_err(io_error(path))
-}
-
-/// Refuses a name that [`write_contact_sheet`] would refuse.
-///
-/// # Errors
-/// [`VideoError::NotPng`].
-pub fn check_contact_sheet(path: &Path) -> Result<(), VideoError> {
-    if extension(path) == "png" { Ok(()) } else { Err(VideoError::NotPng { path: path.to_owned() }) }
+    write_png(path, &sheet)
 }
 
 /// The picture, or `None` without a row.

@@ -1,0 +1,55 @@
+//! `--predictor`: any graph whose outputs are low-rank factors.
+
+use std::sync::Arc;
+
+use serde_json::json;
+use v2l_cli::{Failure, Output, open_transformer};
+use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::predictor::{GenericPredictor, PredictorMap};
+use v2l_runtime::weights::read_tensors;
+
+use crate::adapters::saved;
+use crate::args::Args;
+
+/// `--predictor … --save-lora FILE`: the prediction alone.
+pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let engine = open_transformer(&args.engine)?;
+    if args.verify_hashes {
+        engine.verify_hashes()?;
+    }
+    predict(args, &engine.manifest().slots, output)?;
+    Ok(())
+}
+
+/// The adapter of `--predictor`, if there is one, for a model with these slots; saved where `--save-lora` says.
+pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyhow::Result<Option<Adapter>> {
+    let Some(path) = &args.predictor else { return Ok(None) };
+    let missing = || Failure::usage("--predictor needs --predictor-map FILE and --predictor-inputs FILE");
+    let (map, inputs) = args.predictor_map.as_ref().zip(args.predictor_inputs.as_ref()).ok_or_else(missing)?;
+    let format = AdapterFormat::from(args.lora_format);
+    if matches!(format, AdapterFormat::Light | AdapterFormat::LightFull) {
+        return Err(Failure::usage(format!(
+            "--lora-format {} is for Video2LoRA's tokens, and --predictor gives factors; use peft, diffusers, kohya, \
+             videox-fun or comfy",
+            format.name()
+        )));
+    }
+    let (parsed, inputs) = (PredictorMap::read(map)?, read_tensors(inputs)?);
+    let engine = Arc::new(Engine::open(path)?);
+    if args.verify_hashes {
+        engine.verify_hashes()?;
+    }
+    let mut predictor = GenericPredictor::open(engine, map, parsed, slots, &args.open_options())?;
+    if !predictor.unused().is_empty() {
+        output.event("unused_outputs", json!({ "path": path, "outputs": predictor.unused() }));
+        output.note(&format!("{}: no slot uses the outputs {}", path.display(), predictor.unused().join(", ")));
+    }
+    let adapter = predictor.predict(&inputs)?;
+    if let Some(path) = &args.save_lora {
+        write_adapter(path, &adapter, format)?;
+        saved(path, format, &adapter, output);
+    }
+    Ok(Some(adapter))
+}

@@ -1,0 +1,192 @@
+//! A picture of what survives of adapters, by block and module.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::Path;
+
+use image::{Rgb, RgbImage};
+
+use crate::engine::manifest::Slot;
+use crate::fuse::FuseReport;
+use crate::video::{MAX_SIDE, VideoError, write_png};
+
+/// Side of a cell in pixels, unless the picture would then be too large.
+const CELL: usize = 16;
+/// Colours of a survived part of 0, 1/8, … 1: viridis, whose lightness rises evenly, in print and for every kind of colour
+/// vision.
+const RAMP: [[u8; 3]; 9] = [
+    [68, 1, 84],
+    [71, 45, 123],
+    [59, 82, 139],
+    [44, 114, 142],
+    [33, 144, 140],
+    [39, 173, 129],
+    [93, 200, 99],
+    [170, 220, 50],
+    [253, 231, 37],
+];
+/// Colour of slots that no adapter changes.
+pub const NOT_CHANGED: [u8; 3] = [176, 176, 176];
+/// Colour of places where the model has no slot.
+pub const NO_SLOT: [u8; 3] = [255, 255, 255];
+
+/// The colour of a survived part, 0 to 1; what lies beyond has the colour of the nearer end.
+pub fn colour(survived: f64) -> [u8; 3] {
+    let at = survived.clamp(0.0, 1.0) * (RAMP.len() - 1) as f64;
+    let low = (at as usize).min(RAMP.len() - 2);
+    let part = at - low as f64;
+    std::array::from_fn(|i| {
+        let (a, b) = (f64::from(RAMP[low][i]), f64::from(RAMP[low + 1][i]));
+        (a + part * (b - a)).round() as u8
+    })
+}
+
+/// One cell for each slot of a model: a row for each module path, a column for each block.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HeatMap {
+    /// Module paths from top to bottom, in the model's order; `*` stands for the number of the block.
+    pub rows: Vec<String>,
+    /// Numbers of the blocks from left to right; `None`, always the first, has the slots outside any block.
+    pub columns: Vec<Option<u64>>,
+    /// (row, column) → colour, where there is a slot.
+    cells: HashMap<(usize, usize), [u8; 3]>,
+}
+
+impl HeatMap {
+    /// The picture of a report on some of these slots.
+    pub fn new(slots: &[Slot], report: &FuseReport) -> Self {
+        let survived: HashMap<&str, f64> =
+            report.slots.iter().map(|slot| (&slot.slot[..], slot.survey.survived())).collect();
+        let places: Vec<(String, Option<u64>)> = slots.iter().map(|slot| place(&slot.name)).collect();
+        let blocks: BTreeSet<Option<u64>> = places.iter().map(|(_, block)| *block).collect();
+        let columns: Vec<Option<u64>> = blocks.into_iter().collect();
+        let (mut rows, mut row_of) = (Vec::new(), HashMap::new());
+        let mut cells = HashMap::new();
+        for (slot, (module, block)) in slots.iter().zip(places) {
+            let row = *row_of.entry(module).or_insert_with_key(|module| {
+                rows.push(module.clone());
+                rows.len() - 1
+            });
+            // Every block is a column.
+            let Ok(column) = columns.binary_search(&block) else { continue };
+            cells.insert((row, column), survived.get(&slot.name[..]).map_or(NOT_CHANGED, |&part| colour(part)));
+        }
+        Self { rows, columns, cells }
+    }
+
+    /// Side of a cell in pixels: 16, or less if a side of the picture would have more than [`MAX_SIDE`] pixels.
+    pub fn cell(&self) -> usize {
+        (MAX_SIDE / self.rows.len().max(self.columns.len()).max(1)).clamp(1, CELL)
+    }
+
+    /// Writes the picture as a PNG, whole or not at all.
+    ///
+    /// # Errors
+    /// [`VideoError::NotPng`] if `path` does not end in `.png`, [`VideoError::Size`] without a slot or with more than
+    /// [`MAX_SIDE`] rows or columns, [`VideoError::Io`].
+    pub fn write(&self, path: &Path) -> Result<(), VideoError> {
+        write_png(path, &self.draw()?)
+    }
+
+    fn draw(&self) -> Result<RgbImage, VideoError> {
+        let side = self.cell();
+        let (width, height) = (self.columns.len() * side, self.rows.len() * side);
+        if ![width, height].iter().all(|side| (1..=MAX_SIDE).contains(side)) {
+            return Err(VideoError::Size { width, height, frames: 1 });
+        }
+        Ok(RgbImage::from_fn(width as u32, height as u32, |x, y| {
+            Rgb(self.cells.get(&(y as usize / side, x as usize / side)).copied().unwrap_or(NO_SLOT))
+        }))
+    }
+}
+
+/// Row and block of a slot: `transformer_blocks.7.attn1.to_q` is `transformer_blocks.*.attn1.to_q` in block 7.
+fn place(name: &str) -> (String, Option<u64>) {
+    let mut parts: Vec<&str> = name.split('.').collect();
+    let number = |at: usize| parts[at + 1].parse::<u64>().ok().filter(|_| parts[at].ends_with("blocks"));
+    match (0..parts.len() - 1).find_map(|at| Some((at, number(at)?))) {
+        Some((at, block)) => {
+            parts[at + 1] = "*";
+            (parts.join("."), Some(block))
+        }
+        None => (name.to_owned(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuse::{SlotReport, Survey};
+
+    fn report(survived: &[(&str, f64)]) -> FuseReport {
+        let slot = |(name, survived): &(&str, f64)| SlotReport {
+            slot: (*name).to_owned(),
+            rank: 1,
+            weights: 1,
+            survey: Survey { norm: 1.0, dot: *survived, error: 0.0, unchanged: 0 },
+        };
+        FuseReport { slots: survived.iter().map(slot).collect() }
+    }
+
+    #[test]
+    fn heat_map_has_a_column_for_each_block_and_one_at_the_left_for_the_rest() {
+        let names = [
+            "patch_embed.proj",
+            "transformer_blocks.10.attn1.to_q",
+            "transformer_blocks.2.attn1.to_q",
+            "transformer_blocks.2.ff.net.0.proj",
+        ];
+        let slots = names.map(|name| Slot::linear(name, 2, 3));
+        let map = HeatMap::new(&slots, &report(&[(names[0], 1.0), (names[1], 0.0), (names[2], 0.5)]));
+        let rows = ["patch_embed.proj", "transformer_blocks.*.attn1.to_q", "transformer_blocks.*.ff.net.0.proj"];
+        assert_eq!(map.rows, rows);
+        assert_eq!(map.columns, [None, Some(2), Some(10)]);
+        let picture = map.draw().unwrap();
+        assert_eq!(picture.dimensions(), (3 * 16, 3 * 16));
+        let expected = [[RAMP[8], NO_SLOT, NO_SLOT], [NO_SLOT, RAMP[4], RAMP[0]], [NO_SLOT, NOT_CHANGED, NO_SLOT]];
+        for (x, y, pixel) in picture.enumerate_pixels() {
+            assert_eq!(pixel.0, expected[y as usize / 16][x as usize / 16], "{x}, {y}");
+        }
+    }
+
+    #[test]
+    fn heat_map_knows_blocks_of_wan_and_nothing_else_as_blocks() {
+        assert_eq!(place("blocks.7.self_attn.q"), ("blocks.*.self_attn.q".to_owned(), Some(7)));
+        assert_eq!(place("up.blocks.x.1.proj"), ("up.blocks.x.1.proj".to_owned(), None));
+        assert_eq!(place("head"), ("head".to_owned(), None));
+    }
+
+    #[test]
+    fn heat_map_colours_get_lighter_as_more_survives() {
+        let light = |survived: f64| {
+            let [r, g, b] = colour(survived).map(f64::from);
+            0.2126 * r + 0.7152 * g + 0.0722 * b
+        };
+        for step in 1..=100 {
+            assert!(light(f64::from(step) / 100.0) > light(f64::from(step - 1) / 100.0), "{step}");
+        }
+        assert_eq!((colour(-0.1), colour(1.01)), (RAMP[0], RAMP[8]));
+    }
+
+    #[test]
+    fn heat_map_cells_shrink_before_a_picture_gets_too_large() {
+        let slots = |count: usize| -> Vec<Slot> {
+            (0..count).map(|block| Slot::linear(format!("blocks.{block}.q"), 1, 1)).collect()
+        };
+        assert_eq!(HeatMap::new(&slots(1000), &report(&[])).draw().unwrap().dimensions(), (8000, 8));
+        for count in [0, MAX_SIDE + 1] {
+            let refused = HeatMap::new(&slots(count), &report(&[])).draw();
+            assert!(matches!(refused, Err(VideoError::Size { .. })), "{count}");
+        }
+    }
+
+    #[test]
+    fn heat_map_is_written_as_a_png_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let map = HeatMap::new(&[Slot::linear("head", 1, 1)], &report(&[("head", 0.25)]));
+        let refused = map.write(&dir.path().join("map.jpg"));
+        assert!(matches!(refused, Err(VideoError::NotPng { .. })));
+        let path = dir.path().join("map.png");
+        map.write(&path).unwrap();
+        assert_eq!(image::open(&path).unwrap().into_rgb8(), map.draw().unwrap());
+    }
+}
