@@ -6,6 +6,8 @@ mod adapters;
 mod args;
 #[path = "run/generate.rs"]
 mod generate;
+#[path = "run/modes.rs"]
+mod modes;
 #[path = "run/predictor.rs"]
 mod predictor;
 #[path = "run/raw.rs"]

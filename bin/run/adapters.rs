@@ -3,15 +3,16 @@
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output, split_strength};
+use v2l_cli::{Output, split_strength};
 use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
-use v2l_runtime::engine::manifest::{SIDE_SUFFIX, Slot};
+use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
 use v2l_runtime::fuse::FuseReport;
 use v2l_runtime::pipeline::StepGraph;
 use v2l_runtime::predictor::Predictor;
 
 use crate::args::{Args, FuseMode};
+use crate::modes::{self, Way};
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[String]) -> anyhow::Result<bool> {
@@ -65,50 +66,39 @@ pub(crate) fn apply(
     adapters: &[(Adapter, f32)],
     output: &mut Output,
 ) -> anyhow::Result<StepGraph> {
-    let manifest = directory.engine(TRANSFORMER)?;
-    let (fused, side) = (StepGraph::default().graph, format!("{}{SIDE_SUFFIX}", StepGraph::default().graph));
-    let has = |graph: &str| manifest.manifest().graph(graph).is_some();
-    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let say = |mode: &str, reason: &str, output: &mut Output| {
-        output.event("fuse_mode", json!({ "mode": mode, "reason": reason }));
-    };
-    match args.fuse_mode {
-        FuseMode::Side if !has(&side) => return Err(no_branches()),
-        FuseMode::Side => {
-            let step = directory.side_step(&borrowed)?;
-            say("side", "asked for", output);
-            return Ok(step);
-        }
-        FuseMode::Auto if !has(&fused) && has(&side) => {
-            let step = directory.side_step(&borrowed)?;
-            say("side", "the engine has no other", output);
-            return Ok(step);
-        }
-        _ if adapters.is_empty() => return Ok(StepGraph::default()),
-        _ => {}
+    let engine = directory.engine(TRANSFORMER)?;
+    let step = StepGraph::default();
+    let (way, reason) = modes::decide(args.fuse_mode, engine.manifest(), &step.graph)?;
+    if way == Way::Fuse && adapters.is_empty() {
+        return Ok(step);
     }
-    let fused = directory.set_adapters(adapters.to_vec(), None)?.fused.clone();
-    if args.fuse_mode == FuseMode::Auto && fused.warning().is_some() && has(&side) {
-        match directory.side_step(&borrowed) {
-            Ok(step) => {
-                directory.set_adapters(Vec::new(), None)?;
-                let lost = 100.0 * (1.0 - fused.overall().survey.survived());
-                let reason = format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding");
-                output.note(&format!("adapters are applied in low-rank branches: {reason}"));
-                say("side", &reason, output);
+    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    let mut say = |mode: &str, reason: &str| output.event("fuse_mode", json!({ "mode": mode, "reason": reason }));
+    if way == Way::Side {
+        let step = directory.side_step(&borrowed)?;
+        say("side", reason);
+        return Ok(step);
+    }
+    let may_change = args.fuse_mode == FuseMode::Auto && modes::has_branches(engine.manifest(), &step.graph);
+    let instead = match directory.set_adapters(adapters.to_vec(), None) {
+        Ok(opened) => {
+            let fused = opened.fused.clone();
+            if fused.warning().is_none() || !may_change {
+                say("fuse", reason);
+                report(&fused, output);
                 return Ok(step);
             }
-            Err(error) => output.note(&format!("no low-rank branches: {error}")),
+            let lost = 100.0 * (1.0 - fused.overall().survey.survived());
+            format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding")
         }
-    }
-    say("fuse", if args.fuse_mode == FuseMode::Fuse { "asked for" } else { "nothing speaks against it" }, output);
-    report(&fused, output);
-    Ok(StepGraph::default())
-}
-
-/// The engine was compiled without low-rank branches.
-pub(crate) fn no_branches() -> anyhow::Error {
-    Failure::usage("the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX")
+        Err(error) if may_change && modes::branches_may_help(&error) => error.to_string(),
+        Err(error) => return Err(error.into()),
+    };
+    let step = directory.side_step(&borrowed)?;
+    say("side", &instead);
+    output.note(&format!("adapters are applied in low-rank branches: {instead}"));
+    directory.set_adapters(Vec::new(), None)?;
+    Ok(step)
 }
 
 /// Says what a fuse did.

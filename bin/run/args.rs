@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "VIDEO", help_heading = "Generate")]
     pub(crate) output: Option<PathBuf>,
     /// Picture to write beside the video: the reference, the video without adapters, the video (a PNG). Generates twice.
-    #[arg(long, value_name = "PNG", requires = "output", help_heading = "Generate")]
+    #[arg(long, value_name = "PNG", requires = "output", conflicts_with_all = ["inputs", "encode", "decode"], help_heading = "Generate")]
     pub(crate) contact_sheet: Option<PathBuf>,
     /// What the video shows.
     #[arg(long, value_name = "TEXT", help_heading = "Generate")]
@@ -101,8 +101,8 @@ pub(crate) struct Args {
     /// Format of --save-lora.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) lora_format: LoraFormat,
-    /// Folder to keep predictions in: a reference that comes again needs neither autoencoder nor hypernetwork.
-    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    /// Folder to keep predictions in: for a reference that comes again, autoencoder and hypernetwork do not run.
+    #[arg(long, value_name = "DIR", requires = "reference", help_heading = "Adapters")]
     pub(crate) prediction_cache: Option<PathBuf>,
     /// Bytes that --prediction-cache may take; what was not used for longest goes.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]
@@ -196,7 +196,8 @@ impl From<LoraFormat> for AdapterFormat {
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
 pub(crate) enum FuseMode {
-    /// Fuse, unless rounding would lose a noticeable part and the engine has branches for these ranks.
+    /// Fuse, unless that fails or rounding would lose a noticeable part, and the engine has branches for these ranks; with
+    /// --inputs, fuse if the engine has such a graph.
     #[default]
     Auto,
     /// Costs the fuse, then nothing.

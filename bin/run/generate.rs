@@ -16,6 +16,7 @@ use v2l_runtime::weights::write_tensors;
 
 use crate::adapters;
 use crate::args::Args;
+use crate::modes;
 use crate::predictor;
 use crate::vae::{is_tensors, open, read_frames, read_single, write_frames, write_pixels};
 
@@ -86,6 +87,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     };
     // Nothing is loaded or predicted for a request that cannot be carried out.
     let settings = pipeline.settings(&request, &mut ())?;
+    modes::decide(args.fuse_mode, directory.engine(TRANSFORMER)?.manifest(), &request.step.graph)?;
 
     let mut predictor = if args.reference.is_some() || adapters::any_light(&args.lora)? {
         Some(open_predictor(args, &mut directory)?)
@@ -105,10 +107,12 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     drop(predictor);
     if args.contact_sheet.is_some() && !adapters.is_empty() {
+        output.event("video_of", json!({ "what": "base" }));
         request.step = adapters::apply(args, &mut directory, &[], output)?;
         let base = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
         compared.push(pipeline.decode(&mut directory, &base, &mut Listener::new(output))?);
         output.finish();
+        output.event("video_of", json!({ "what": "result" }));
     }
     request.step = adapters::apply(args, &mut directory, &adapters, output)?;
 
@@ -214,7 +218,7 @@ fn predict(
     let tokens = match kept {
         Some(tokens) => {
             output.event("prediction", json!({ "cached": true }));
-            output.note("the prediction for this reference was kept: autoencoder and hypernetwork are not needed");
+            output.note("the prediction for this reference was kept: autoencoder and hypernetwork do not run");
             tokens
         }
         None => {
@@ -224,7 +228,9 @@ fn predict(
             let tokens = predictor.predict(&Tensor::from(latents.into_dyn()))?;
             if let (Some(cache), Some(key)) = (&cache, &key) {
                 output.event("prediction", json!({ "cached": false }));
-                cache.put(key, &tokens)?;
+                if let Err(error) = cache.put(key, &tokens) {
+                    output.warning(&format!("the prediction is not kept: {error}"));
+                }
             }
             tokens
         }

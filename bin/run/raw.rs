@@ -19,6 +19,7 @@ use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::adapters;
 use crate::args::{Args, FuseMode};
+use crate::modes::{self, Way};
 
 /// Runs one graph once.
 pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
@@ -43,14 +44,21 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut fused = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
     let (mut tensors, mut graph) = (tensors, graph);
-    if args.fuse_mode == FuseMode::Side {
-        let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-        graph = format!("{}{SIDE_SUFFIX}", graph.trim_end_matches(SIDE_SUFFIX));
-        if engine.manifest().graph(&graph).is_none() {
-            return Err(adapters::no_branches());
+    let base = graph.trim_end_matches(SIDE_SUFFIX).to_owned();
+    let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;
+    let side = if asked_by_name {
+        graph != base
+    } else {
+        modes::decide(args.fuse_mode, engine.manifest(), &base)?.0 == Way::Side || graph != base
+    };
+    if side {
+        graph = format!("{base}{SIDE_SUFFIX}");
+        let stored = engine.graph(&graph)?;
+        if !tensors.keys().any(|name| is_factor(stored, name)) {
+            let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+            tensors.extend(side::inputs(&engine, stored, &borrowed)?);
+            fused.clear();
         }
-        tensors.extend(side::inputs(&engine, engine.graph(&graph)?, &borrowed)?);
-        fused.clear();
     }
     let mut backend = OrtEngine::open(Arc::clone(&engine), &OpenOptions { adapters: fused, ..options })?;
     let report = backend.report();
@@ -95,9 +103,15 @@ fn choose_engine(args: &Args, directory: &mut EngineDirectory, tensors: &NamedTe
     }
 }
 
-/// True if `tensors` are exactly the graph's inputs.
+/// True if `tensors` are the graph's inputs; the factors of low-rank branches may be left out, for adapters to give.
 fn takes(graph: &Graph, tensors: &NamedTensors) -> bool {
-    graph.inputs.len() == tensors.len() && graph.inputs.iter().all(|port| tensors.contains_key(&port.name))
+    tensors.keys().all(|name| graph.inputs.iter().any(|port| port.name == *name))
+        && graph.inputs.iter().all(|port| tensors.contains_key(&port.name) || is_factor(graph, &port.name))
+}
+
+/// True for a factor of one of the graph's low-rank branches.
+fn is_factor(graph: &Graph, input: &str) -> bool {
+    graph.lora_rank.is_some() && (input.ends_with(".lora_down") || input.ends_with(".lora_up"))
 }
 
 /// The graph asked for, or the one that takes exactly these inputs.

@@ -140,12 +140,18 @@ pub enum PredictorError {
 pub struct Predictor {
     config: PredictorConfig,
     auxiliary: String,
-    predict: Box<dyn Session>,
+    predict: Predict,
     expand: Box<dyn Session>,
 }
 
+/// The graph that most of the weights belong to; a saved or kept prediction does not need it.
+enum Predict {
+    Open(Box<dyn Session>),
+    Closed(Box<OrtEngine>),
+}
+
 impl Predictor {
-    /// Opens a hypernetwork engine on ONNX Runtime.
+    /// Opens a hypernetwork engine on ONNX Runtime; the graph `predict` not before it is needed.
     ///
     /// # Errors
     /// [`PredictorError::Config`], [`PredictorError::Open`].
@@ -153,8 +159,10 @@ impl Predictor {
         let path = engine.path().display().to_string();
         let manifest = engine.manifest().clone();
         let mut ort = OrtEngine::open(engine, options)?;
-        let (predict, expand) = (ort.session("predict")?, ort.session("expand")?);
-        Self::from_sessions(&path, &manifest, Box::new(predict), Box::new(expand))
+        ort.engine().graph("predict")?;
+        let expand = Box::new(ort.session("expand")?);
+        let (config, auxiliary) = read_config(&path, &manifest)?;
+        Ok(Self { config, auxiliary, predict: Predict::Closed(Box::new(ort)), expand })
     }
 
     /// A predictor over open graphs; `path` serves error messages.
@@ -168,7 +176,7 @@ impl Predictor {
         expand: Box<dyn Session>,
     ) -> Result<Self, PredictorError> {
         let (config, auxiliary) = read_config(path, manifest)?;
-        Ok(Self { config, auxiliary, predict, expand })
+        Ok(Self { config, auxiliary, predict: Predict::Open(predict), expand })
     }
 
     /// What the engine says of itself.
@@ -208,7 +216,13 @@ impl Predictor {
                 found: format!("{:?}", latents.shape()),
             });
         }
-        let mut outputs = self.predict.run(&[("latents", latents)])?;
+        if let Predict::Closed(ort) = &mut self.predict {
+            self.predict = Predict::Open(Box::new(ort.session("predict")?));
+        }
+        let mut outputs = match &mut self.predict {
+            Predict::Open(session) => session.run(&[("latents", latents)])?,
+            Predict::Closed(_) => unreachable!("opened above"),
+        };
         let expected = [1, self.config.weight_num, self.config.weight_dim];
         let tokens = take(&mut outputs, "pred_weights", &expected)?;
         let shape = (self.config.weight_num, self.config.weight_dim);

@@ -17,6 +17,7 @@ mod cli;
 mod hypernetwork;
 mod inspect;
 mod miniature;
+mod modes;
 mod overrides;
 mod pipeline;
 mod predictors;

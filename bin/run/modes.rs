@@ -1,0 +1,50 @@
+//! `--fuse-mode`: how adapters get into a graph.
+
+use v2l_cli::Failure;
+use v2l_runtime::engine::manifest::{Manifest, SIDE_SUFFIX};
+use v2l_runtime::engine_directory::DirectoryError;
+use v2l_runtime::fuse::FuseError;
+use v2l_runtime::ort_backend::OrtError;
+
+use crate::args::FuseMode;
+
+/// A way to apply adapters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Into the weights.
+    Fuse,
+    /// As inputs of low-rank branches.
+    Side,
+}
+
+/// The way to begin with, and why; refuses what the engine was not compiled for. `graph` is a name without `.side`.
+pub(crate) fn decide(asked: FuseMode, manifest: &Manifest, graph: &str) -> anyhow::Result<(Way, &'static str)> {
+    let (fuse, side) = (manifest.graph(graph).is_some(), has_branches(manifest, graph));
+    match asked {
+        FuseMode::Side if !side => Err(Failure::usage(
+            "the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX",
+        )),
+        FuseMode::Fuse if !fuse => Err(Failure::usage(
+            "the engine takes adapters in low-rank branches only; use --fuse-mode side, or compile with --fuse-modes fuse,side",
+        )),
+        FuseMode::Side => Ok((Way::Side, "asked for")),
+        FuseMode::Fuse => Ok((Way::Fuse, "asked for")),
+        FuseMode::Auto if !fuse && side => Ok((Way::Side, "the engine has no other")),
+        FuseMode::Auto => Ok((Way::Fuse, "nothing speaks against it")),
+    }
+}
+
+/// True if there is a variant of `graph` with low-rank branches.
+pub(crate) fn has_branches(manifest: &Manifest, graph: &str) -> bool {
+    manifest.graph(&format!("{graph}{SIDE_SUFFIX}")).is_some()
+}
+
+/// True for failures of a fuse that low-rank branches do not have.
+pub(crate) fn branches_may_help(error: &DirectoryError) -> bool {
+    let fuse = |error: &FuseError| matches!(error, FuseError::Overflow { .. } | FuseError::Memory { .. });
+    match error {
+        DirectoryError::Ort(OrtError::Fuse(error)) => fuse(error),
+        DirectoryError::Ort(OrtError::Memory { .. }) => true,
+        _ => false,
+    }
+}

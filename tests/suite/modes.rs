@@ -1,0 +1,190 @@
+//! `--fuse-mode` and `--prediction-cache` through the real binaries, on the trained miniature.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::ArrayD;
+use serde_json::Value as Json;
+use tempfile::TempDir;
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures};
+use crate::tools::{Run, args, command, output, run_ok};
+
+struct Miniature {
+    folder: TempDir,
+    model: PathBuf,
+}
+
+impl Miniature {
+    /// Exported, and compiled as `engines` with these flags.
+    fn new(compile: &[&str]) -> Self {
+        let model = fixtures().join("miniature");
+        let folder = tempfile::tempdir().unwrap();
+        let lilora = model.join("checkpoint-checkpoint-100.safetensors");
+        let hypernetwork = model.join("hypernetwork.safetensors");
+        let this = Self { folder, model };
+        let bundle = this.file("bundle");
+        run_ok(
+            "export",
+            args![&this.model, "-o", &bundle, "--hypernetwork", &hypernetwork, "--lilora", &lilora, "--quiet"],
+        );
+        this.compile("engines", compile);
+        this
+    }
+
+    fn compile(&self, engines: &str, flags: &[&str]) {
+        let mut arguments = args![self.file("bundle"), "-o", self.file(engines), "--quiet"].to_vec();
+        arguments.extend(flags.iter().map(Into::into));
+        run_ok("compile", &arguments);
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Two steps from one of the references; the final latents go to `<name>.safetensors`.
+    fn generate(&self, name: &str, flags: &[&str]) -> Run {
+        self.generate_with("engines", name, flags)
+    }
+
+    fn generate_with(&self, engines: &str, name: &str, flags: &[&str]) -> Run {
+        let arguments = args![
+            "--engine",
+            self.file(engines),
+            "--image",
+            self.model.join("images/01.png"),
+            "--prompt",
+            "a large striped white triangle on a plain grey background",
+            "--reference-range",
+            "signed",
+            "--num-frames",
+            "9",
+            "--steps",
+            "2",
+            "--guidance",
+            "1",
+            "--outputs",
+            self.file(&format!("{name}.safetensors")),
+            "--json",
+        ];
+        let mut arguments = arguments.to_vec();
+        if !flags.contains(&"--reference") {
+            arguments.extend(args!["--reference", self.model.join("references/grow")].to_vec());
+        }
+        arguments.extend(flags.iter().map(Into::into));
+        output(command("run", &arguments))
+    }
+
+    fn latents(&self, name: &str) -> ArrayD<f32> {
+        latents(&self.file(&format!("{name}.safetensors")))
+    }
+}
+
+fn latents(path: &Path) -> ArrayD<f32> {
+    f32s(&read_tensors(path).unwrap()["latents"])
+}
+
+/// The first event of this name; the run has to have succeeded.
+#[track_caller]
+fn event(run: &Run, name: &str) -> Json {
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let events = run.stdout.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    events.into_iter().find(|event| event["event"] == name).unwrap_or_else(|| panic!("no {name}: {}", run.stdout))
+}
+
+#[test]
+fn fuse_modes_give_the_same_video_and_say_which_they_are() {
+    let miniature = Miniature::new(&["--lora-rank", "1"]);
+    let widened = ["--ort-weights", "widened"];
+    let with = |name: &str, flags: &[&str]| miniature.generate(name, &[&widened[..], flags].concat());
+    let fused = with("fused", &["--fuse-mode", "fuse"]);
+    assert_eq!(event(&fused, "fuse_mode")["mode"], "fuse");
+    let side = with("side", &["--fuse-mode", "side"]);
+    assert_eq!(event(&side, "fuse_mode")["mode"], "side");
+    let auto = with("auto", &[]);
+    assert_eq!(event(&auto, "fuse_mode")["mode"], "fuse", "widened weights lose nothing");
+    with("base", &["--fuse-mode", "side", "--strength", "0"]);
+    assert_close("side", &miniature.latents("side"), &miniature.latents("fused"), 1e-5);
+    assert_eq!(miniature.latents("auto"), miniature.latents("fused"));
+    assert_ne!(miniature.latents("base"), miniature.latents("side"));
+
+    // A small update of weights held in bf16 would be lost in rounding.
+    let small = miniature.generate("small", &["--ort-weights", "lazy", "--strength", "0.001"]);
+    let mode = event(&small, "fuse_mode");
+    assert_eq!(mode["mode"], "side");
+    assert!(mode["reason"].as_str().unwrap().contains("would be lost in rounding"), "{mode}");
+    let exact = with("exact", &["--fuse-mode", "fuse", "--strength", "0.001"]);
+    assert_eq!(exact.code, 0);
+    assert_close("small", &miniature.latents("small"), &miniature.latents("exact"), 1e-5);
+}
+
+#[test]
+fn fuse_modes_that_an_engine_lacks_are_refused_before_anything_runs() {
+    let miniature = Miniature::new(&["--lora-rank", "1", "--fuse-modes", "side"]);
+    let refused = miniature.generate("x", &["--fuse-mode", "fuse"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("low-rank branches only"), "{}", refused.stderr);
+    assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
+    assert_eq!(event(&miniature.generate("side", &[]), "fuse_mode")["reason"], "the engine has no other");
+
+    miniature.compile("plain", &[]);
+    let refused = miniature.generate_with("plain", "x", &["--fuse-mode", "side"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("compile with --lora-rank"), "{}", refused.stderr);
+    assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
+}
+
+/// An engine by itself, on named tensors, its branches unused.
+#[test]
+fn engines_with_branches_only_run_on_the_inputs_of_the_plain_graph() {
+    let folder = fixtures().join("transformer/fun_inp");
+    let compile = CompileOptions { lora_rank: Some(2), side_only: true, ..CompileOptions::default() };
+    let built = Built::with(&folder, &ExportOptions::default(), &compile);
+    let case = Case::read(&cases(&folder)[0]);
+    let file = |name: &str| built.folder.path().join(name);
+    let (inputs, outputs) = (file("inputs.safetensors"), file("outputs.safetensors"));
+    write_tensors(&inputs, &case.inputs, &Default::default()).unwrap();
+    for engine in [built.engines(), built.engines().join("transformer.engine")] {
+        for flags in [&[][..], &["--graph", "step.side"], &["--fuse-mode", "side"]] {
+            let mut arguments = args!["--engine", &engine, "--inputs", &inputs, "--outputs", &outputs].to_vec();
+            arguments.extend(flags.iter().map(Into::into));
+            run_ok("run", &arguments);
+            assert_close("sample", &f32s(&read_tensors(&outputs).unwrap()["sample"]), &case.output("sample"), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn a_prediction_is_kept_for_the_same_reference_and_settings_only() {
+    let miniature = Miniature::new(&[]);
+    let cache = miniature.file("cache");
+    let cached = |name: &str, flags: &[&str]| {
+        let cache = ["--prediction-cache", cache.to_str().unwrap()];
+        let run = miniature.generate(name, &[&cache[..], flags].concat());
+        event(&run, "prediction")["cached"].as_bool().unwrap()
+    };
+    assert!(!cached("first", &[]));
+    assert!(cached("second", &[]));
+    assert_eq!(miniature.latents("first"), miniature.latents("second"));
+    assert!(cached("seed", &["--seed", "7"]), "the mean of the latent needs no seed");
+    assert!(!cached("sampled", &["--reference-latent", "sample", "--seed", "7"]));
+    assert!(!cached("sampled", &["--reference-latent", "sample", "--seed", "8"]));
+    assert!(cached("sampled", &["--reference-latent", "sample", "--seed", "7"]));
+    assert!(!cached("frames", &["--reference-frames", "5"]));
+    assert!(!cached("other", &["--reference", miniature.model.join("references/left").to_str().unwrap()]));
+    assert!(!cached("lazy", &["--ort-weights", "lazy"]));
+    assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 6);
+
+    miniature.compile("fp16", &["--precision", "fp16"]);
+    let flags = ["--prediction-cache", cache.to_str().unwrap()];
+    let other_engine = miniature.generate_with("fp16", "fp16", &flags);
+    assert_eq!(event(&other_engine, "prediction")["cached"], false);
+
+    // A damaged entry is made again.
+    for entry in std::fs::read_dir(&cache).unwrap() {
+        std::fs::write(entry.unwrap().path(), b"damaged").unwrap();
+    }
+    assert!(!cached("again", &[]));
+    assert_eq!(miniature.latents("again"), miniature.latents("first"));
+}
