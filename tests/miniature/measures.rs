@@ -74,15 +74,14 @@ impl Picture<'_> {
     /// Mean absolute difference between neighbours, both directions.
     fn edges(&self) -> f64 {
         let (mut across, mut down) = (0.0, 0.0);
+        let differ = |a: Rgb, b: Rgb| a.iter().zip(b).map(|(a, b)| (a - b).abs()).sum::<f64>();
         for (x, y, ..) in self.pixels() {
             let here = self.at(x, y);
-            for c in 0..3 {
-                if x + 1 < self.width {
-                    across += (self.at(x + 1, y)[c] - here[c]).abs();
-                }
-                if y + 1 < self.height {
-                    down += (self.at(x, y + 1)[c] - here[c]).abs();
-                }
+            if x + 1 < self.width {
+                across += differ(self.at(x + 1, y), here);
+            }
+            if y + 1 < self.height {
+                down += differ(self.at(x, y + 1), here);
             }
         }
         let (width, height) = (self.width as f64, self.height as f64);
@@ -106,6 +105,14 @@ fn solve(matrix: [[f64; 3]; 3], side: Rgb) -> Rgb {
     })
 }
 
+/// A pixel, and how much of it is the object.
+struct Point {
+    weight: f64,
+    u: f64,
+    v: f64,
+    colour: Rgb,
+}
+
 /// Where the object is in one frame, and how it looks.
 struct Seen {
     total: f64,
@@ -123,27 +130,27 @@ impl Seen {
     fn new(picture: &Picture<'_>, plane: &[[f64; 3]; 3], first_border: Rgb) -> Self {
         let border = picture.border();
         let gain = [0, 1, 2].map(|c| border[c] / first_border[c].max(0.02));
-        let mask: Vec<(f64, f64, f64, Rgb)> = picture
+        let points: Vec<Point> = picture
             .pixels()
             .map(|(x, y, u, v)| {
                 let colour = picture.at(x, y);
                 let ground = |c: usize| gain[c] * (plane[c][0] + plane[c][1] * u + plane[c][2] * v);
                 let distance = (0..3).map(|c| (colour[c] - ground(c)).powi(2)).sum::<f64>().sqrt();
-                (((distance - 0.14) / 0.16).clamp(0.0, 1.0), u, v, colour)
+                Point { weight: ((distance - 0.14) / 0.16).clamp(0.0, 1.0), u, v, colour }
             })
             .collect();
-        let sum = |value: &dyn Fn(&(f64, f64, f64, Rgb)) -> f64| mask.iter().map(|p| p.0 * value(p)).sum::<f64>();
+        let sum = |value: &dyn Fn(&Point) -> f64| points.iter().map(|p| p.weight * value(p)).sum::<f64>();
         let total = sum(&|_| 1.0);
-        let mean = |value: &dyn Fn(&(f64, f64, f64, Rgb)) -> f64| sum(value) / (total + EPSILON);
-        let (x, y) = (mean(&|p| p.1), mean(&|p| p.2));
+        let mean = |value: &dyn Fn(&Point) -> f64| sum(value) / (total + EPSILON);
+        let (x, y) = (mean(&|p| p.u), mean(&|p| p.v));
         Self {
             total,
             area: total / (picture.width * picture.height) as f64,
             x,
             y,
-            spread_x: mean(&|p| (p.1 - x).powi(2)).sqrt() + 0.01,
-            spread_y: mean(&|p| (p.2 - y).powi(2)).sqrt() + 0.01,
-            coloured: [0, 1, 2].map(|c| sum(&|p| p.3[c])),
+            spread_x: mean(&|p| (p.u - x).powi(2)).sqrt() + 0.01,
+            spread_y: mean(&|p| (p.v - y).powi(2)).sqrt() + 0.01,
+            coloured: [0, 1, 2].map(|c| sum(&|p| p.colour[c])),
             ring: border.iter().sum::<f64>() / 3.0,
             edges: picture.edges(),
         }

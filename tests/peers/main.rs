@@ -42,7 +42,8 @@ fn main() -> anyhow::Result<()> {
     let adapter = read_adapter(&args.adapter, &engine.manifest().slots, &ReadOptions { allow_partial: false })?.adapter;
     if let Some(inputs) = &args.inputs {
         let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
-        let options = OpenOptions { weights, adapters: vec![(adapter, 1.0)], ..OpenOptions::default() };
+        let options =
+            OpenOptions { weights, threads: Some(2), adapters: vec![(adapter, 1.0)], ..OpenOptions::default() };
         let mut opened = OrtEngine::open(engine, &options)?;
         let fused = start.elapsed().as_secs_f64();
         let mut session = opened.session("step")?;

@@ -16,6 +16,7 @@ private memory at the end. Prints medians and the ratios of the pairs; `--json` 
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -68,7 +69,8 @@ class Worker:
 
     def __init__(self, *arguments):
         command = [str(a) for a in arguments]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen(command, env=os.environ | {"RAYON_NUM_THREADS": "2"}, **pipes)
 
     def __call__(self, order):
         print(order, file=self.process.stdin, flush=True)
@@ -163,7 +165,8 @@ def forward_inputs(path: Path):
 
 
 def last_line(command):
-    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True)
+    environment = os.environ | {"RAYON_NUM_THREADS": "2"}
+    done = subprocess.run([str(c) for c in command], check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
