@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::adapter::{Adapter, LowRank};
@@ -159,7 +159,7 @@ pub struct Fused {
 /// One adapter's update of one slot.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Term<'a> {
-    adapter: &'a str,
+    pub(crate) adapter: &'a str,
     pub(crate) update: &'a LowRank,
     strength: f32,
 }
@@ -214,6 +214,14 @@ fn by_tensor<'a>(
         }
     }
     Ok(by_tensor)
+}
+
+/// True if no element is NaN or infinite. Looks at all of them: that is faster than stopping at the first.
+pub(crate) fn all_finite(values: &Array2<f32>) -> bool {
+    match values.as_slice_memory_order() {
+        Some(values) => values.iter().fold(true, |finite, v| finite & v.is_finite()),
+        None => values.iter().all(|v| v.is_finite()),
+    }
 }
 
 /// A tensor, and what is fused into its slots.
@@ -476,8 +484,8 @@ fn check(slot: &Slot, term: &Term<'_>) -> Result<(), FuseError> {
         });
     }
     let finite = [
-        ("down", down.iter().all(|v| v.is_finite())),
-        ("up", up.iter().all(|v| v.is_finite())),
+        ("down", all_finite(down)),
+        ("up", all_finite(up)),
         ("alpha", alpha.is_finite()),
         ("strength", term.strength.is_finite()),
         ("strength times alpha / rank", term.factor().is_finite()),

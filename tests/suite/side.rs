@@ -1,7 +1,7 @@
 //! Low-rank branches give what fusing in f32 gives, without touching a weight.
 
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::adapter::Adapter;
+use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine_directory::TRANSFORMER;
 use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
 use v2l_runtime::session::Session;
@@ -59,6 +59,13 @@ fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches
     let expected =
         "the adapters' ranks sum to 10, the low-rank branches were compiled for 8; compile with `--lora-rank 10`";
     assert!(error.contains(expected), "{error}");
+
+    let huge = Adapter {
+        layers: a.layers.iter().map(|(n, u)| (n.clone(), LowRank { up: &u.up * 1e30, ..u.clone() })).collect(),
+        ..a.clone()
+    };
+    let error = side::inputs(&engine, graph, &[(&huge, 1e10)]).unwrap_err().to_string();
+    assert!(error.contains("strength times up holds NaN or infinity"), "{error}");
 
     let plain = Built::plain(&fixtures().join("transformer/fun_inp"));
     let engine = plain.engine(TRANSFORMER);

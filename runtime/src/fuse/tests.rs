@@ -1,5 +1,4 @@
 use half::{bf16, f16};
-use ndarray::Array2;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
