@@ -13,7 +13,7 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::adapter::{Adapter, LowRank};
-use crate::engine::manifest::Slot;
+use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::{Engine, EngineError};
 use crate::raw::widen_bytes;
 use crate::tensor::Dtype;
@@ -173,8 +173,8 @@ impl Term<'_> {
 
 /// Fuses adapters, each with its strength, into the weights they change.
 ///
-/// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot; up to a
-/// rank of about 8 it takes the time of copying the weights.
+/// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot; at low
+/// ranks it takes about the time of copying the weights (`benches/fuse.rs`).
 ///
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
@@ -434,7 +434,8 @@ impl Piece<'_> {
 /// Names of the tensors that adapters change; layers that the engine lacks are passed over.
 pub fn touched_tensors<'a>(engine: &Engine, adapters: impl IntoIterator<Item = &'a Adapter>) -> HashSet<String> {
     let layers = adapters.into_iter().flat_map(|adapter| adapter.layers.keys());
-    layers.filter_map(|name| Some(engine.manifest().slot(name)?.tensor.clone())).collect()
+    let slots = slots_by_name(&engine.manifest().slots);
+    layers.filter_map(|name| Some(slots.get(&name[..])?.tensor.clone())).collect()
 }
 
 /// Slot name → terms, in the order of fusion, all checked.
@@ -442,12 +443,7 @@ pub(crate) fn resolve<'a>(
     engine: &'a Engine,
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<Term<'a>>>, FuseError> {
-    let mut slots = IndexMap::new();
-    for slot in &engine.manifest().slots {
-        for name in std::iter::once(&slot.name).chain(&slot.aliases) {
-            slots.insert(&name[..], slot);
-        }
-    }
+    let slots = slots_by_name(&engine.manifest().slots);
     let mut order = adapters.to_vec();
     order.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let mut terms: IndexMap<&str, Vec<Term<'_>>> = IndexMap::new();

@@ -3,7 +3,6 @@
 //! [`Predictor`] has two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank
 //! factors). [`GenericPredictor`] is any graph, with a file that says which outputs are which factors.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use ndarray::{Array2, Ix2, Ix3};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
-use crate::engine::manifest::{Manifest, Slot};
+use crate::engine::manifest::{Manifest, Slot, slots_by_name};
 use crate::engine::{Engine, EngineError};
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtError};
 use crate::session::{Session, SessionError};
@@ -189,7 +188,7 @@ impl Predictor {
     /// # Errors
     /// [`PredictorError::Backbone`] for the first layer that is missing or differs.
     pub fn check_backbone(&self, slots: &[Slot]) -> Result<(), PredictorError> {
-        let known = by_name(slots);
+        let known = slots_by_name(slots);
         for target in &self.config.slots {
             let expected = format!("a linear layer {} → {}", target.in_features, target.out_features);
             let found = match known.get(&target.name[..]) {
@@ -270,13 +269,6 @@ impl Predictor {
         }
         self.expand(&light.tokens)
     }
-}
-
-/// Slots by their names and aliases.
-fn by_name(slots: &[Slot]) -> HashMap<&str, &Slot> {
-    let names =
-        slots.iter().flat_map(|slot| std::iter::once(&slot.name).chain(&slot.aliases).map(move |name| (name, slot)));
-    names.map(|(name, slot)| (&name[..], slot)).collect()
 }
 
 /// What a predictor's manifest says, checked, and the hash of its auxiliary factors.

@@ -1,5 +1,6 @@
 //! The JSON manifest inside an engine file: what the component is, its graphs, its slots and the hash of every tensor.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use indexmap::IndexMap;
@@ -133,6 +134,13 @@ impl Slot {
         let tensor = format!("{name}.weight");
         Self { name, tensor, out_features, in_features, transposed: false, rows: None, aliases: Vec::new() }
     }
+}
+
+/// Slots by their names and aliases.
+pub fn slots_by_name(slots: &[Slot]) -> HashMap<&str, &Slot> {
+    let names =
+        slots.iter().flat_map(|slot| std::iter::once(&slot.name).chain(&slot.aliases).map(move |name| (name, slot)));
+    names.map(|(name, slot)| (&name[..], slot)).collect()
 }
 
 /// Output features `start..end` of an initializer.

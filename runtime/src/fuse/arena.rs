@@ -9,7 +9,7 @@ use memmap2::MmapMut;
 /// Where each tensor begins: good for every vector type and for a cache line.
 const ALIGNMENT: usize = 64;
 
-/// Buffers of fused weights that were let go, kept for the next fuse: warm memory takes a tenth of the time of fresh.
+/// Buffers of fused weights that were let go, kept for the next fuse: fresh memory costs time of its own.
 ///
 /// A buffer is free once no [`Bytes`] of its fuse are left. Buffers that do not suit the next fuse are given back to the
 /// system.

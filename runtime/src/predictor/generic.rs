@@ -9,10 +9,10 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, ArrayView2, Axis, Ix2};
 use serde::{Deserialize, Serialize};
 
-use super::{PredictorError, by_name};
+use super::PredictorError;
 use crate::adapter::{Adapter, LowRank};
 use crate::engine::Engine;
-use crate::engine::manifest::{Graph, Slot};
+use crate::engine::manifest::{Graph, Slot, slots_by_name};
 use crate::ort_backend::{OpenOptions, OrtEngine};
 use crate::session::Session;
 use crate::tensor::{NamedTensors, Tensor};
@@ -209,7 +209,7 @@ fn check(
     outputs: &[String],
     slots: &[Slot],
 ) -> Result<(Vec<Target>, Vec<String>), PredictorError> {
-    let known = by_name(slots);
+    let known = slots_by_name(slots);
     let (mut seen, mut used) = (HashSet::new(), HashSet::new());
     let mut targets = Vec::with_capacity(map.slots.len());
     for map in map.slots {
