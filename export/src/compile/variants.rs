@@ -1,0 +1,114 @@
+//! The variants of a graph that an engine stores.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use v2l_graphs::passes::{SideSlot, add_side_branches};
+use v2l_graphs::{Attribute, DataType, Location, Model, Node, encode_model};
+use v2l_runtime::engine::manifest::{Graph, GraphFiles, RESERVED_PREFIX, Slot, WEIGHTS_PLACEHOLDER};
+use v2l_runtime::tensor::Dtype;
+
+use super::types::{from_runtime, ports};
+use super::weights::StoredWeight;
+use crate::engine_writer::EngineBlob;
+use crate::{ExportError, check_graph};
+
+/// For each graph that reads a slot's weight, the variant with low-rank branches.
+pub(super) fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
+    let mut variants = Vec::new();
+    for (graph, model) in models {
+        let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
+        let mut sides = Vec::new();
+        for slot in slots {
+            let Some(weight) = model.graph.initializers.get(&slot.tensor) else { continue };
+            let range = slot.row_range();
+            let total_rows = weight.shape.get(usize::from(slot.transposed)).copied();
+            sides.push(SideSlot {
+                name: slot.name.clone(),
+                tensor: slot.tensor.clone(),
+                rows: (range.start, range.end),
+                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
+                in_features: slot.in_features,
+                transposed: slot.transposed,
+            });
+        }
+        if sides.is_empty() {
+            continue;
+        }
+        let mut variant = model.clone();
+        add_side_branches(&mut variant, &sides).map_err(|e| fail(e.to_string()))?;
+        v2l_graphs::passes::infer_shapes(&mut variant);
+        check_graph(graph, &variant)?;
+        variants.push((graph.clone(), variant));
+    }
+    Ok(variants)
+}
+
+/// Stores the graph's two variants and describes it.
+pub(super) fn compile_graph(
+    name: &str,
+    model: &Model,
+    weights: &BTreeMap<String, StoredWeight>,
+    blobs: &mut Vec<EngineBlob>,
+) -> Result<Graph, ExportError> {
+    let mut store = |variant: &str, model: &Model| -> Result<String, ExportError> {
+        let file = format!("{RESERVED_PREFIX}graphs/{name}/{variant}.onnx");
+        // Every weight arrives through an override; the placeholder file is empty.
+        let location = |weight: &str| {
+            let value = model.graph.initializers.get(weight)?;
+            let length = value.expected_len()? as u64;
+            Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
+        };
+        let bytes = encode_model(model, &location).map_err(ExportError::io(&file))?;
+        blobs.push(EngineBlob { name: file.clone(), data: Bytes::from(bytes) });
+        Ok(file)
+    };
+    let used: Vec<String> =
+        model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect();
+    let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
+    let widened = store("widened", model)?;
+    let lazy = if narrow { Some(store("lazy", &lazy_variant(model, weights))?) } else { None };
+    Ok(Graph {
+        name: name.to_owned(),
+        backend: "ort".into(),
+        precision: "fp32".into(),
+        inputs: ports(name, &model.graph.inputs)?,
+        outputs: ports(name, &model.graph.outputs)?,
+        weights: used,
+        files: GraphFiles { widened, lazy },
+        profiles: Vec::new(),
+        lora_rank: None,
+    })
+}
+
+/// The graph whose narrow weights keep their storage type, each behind one Cast to float32.
+fn lazy_variant(model: &Model, weights: &BTreeMap<String, StoredWeight>) -> Model {
+    let mut model = model.clone();
+    let mut casts = Vec::new();
+    for (name, value) in model.graph.initializers.iter_mut().filter(|(_, w)| w.external) {
+        let stored = from_runtime(weights[name].dtype);
+        if stored == value.dtype {
+            continue;
+        }
+        value.data = value.data.clone().converted(value.dtype, stored);
+        value.dtype = stored;
+        casts.push(name.clone());
+    }
+    let widened = |name: &str| format!("{name}.float32");
+    for node in &mut model.graph.nodes {
+        for input in node.inputs.iter_mut().filter(|i| casts.contains(i)) {
+            *input = widened(input);
+        }
+    }
+    let nodes = casts.iter().map(|name| Node {
+        name: format!("{name}/Cast"),
+        op_type: "Cast".into(),
+        inputs: vec![name.clone()],
+        outputs: vec![widened(name)],
+        attributes: [("to".to_owned(), Attribute::Int(DataType::Float.onnx().into()))].into_iter().collect(),
+        ..Node::default()
+    });
+    model.graph.nodes.splice(0..0, nodes.collect::<Vec<_>>());
+    v2l_graphs::passes::infer_shapes(&mut model);
+    model
+}
