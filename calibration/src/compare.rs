@@ -9,11 +9,14 @@ pub struct Comparison {
     pub relative_l2: f64,
     /// Cosine of the angle between them; 1 if both are zero.
     pub cosine: f64,
-    /// Values that are not finite in the result.
+    /// Values that are not finite in the result, though they are in the reference.
     pub non_finite: usize,
 }
 
 impl Comparison {
+    /// That of equal values.
+    pub const EQUAL: Self = Self { max_abs: 0.0, relative_l2: 0.0, cosine: 1.0, non_finite: 0 };
+
     /// True if the relative L2 error is at most `tolerance` and nothing became infinite or not a number.
     pub fn within(&self, tolerance: f64) -> bool {
         self.relative_l2 <= tolerance && self.non_finite == 0
@@ -39,7 +42,7 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
     let mut non_finite = 0;
     for (&a, &e) in actual.iter().zip(expected) {
         let (a, e) = (f64::from(a), f64::from(e));
-        if !a.is_finite() {
+        if !a.is_finite() && e.is_finite() {
             non_finite += 1;
         }
         // Equal infinities, or two NaNs, do not differ.

@@ -1,7 +1,7 @@
 //! ONNX graphs to an engine: one component per file, weights once, graphs without weights.
 
 mod slots;
-mod types;
+pub(crate) mod types;
 mod variants;
 mod weights;
 

@@ -12,6 +12,7 @@ mod compile;
 mod component;
 pub mod engine_writer;
 mod error;
+mod execute;
 mod inspect;
 mod tokenizer;
 
@@ -25,6 +26,7 @@ pub use checkpoint::{Checkpoint, Vars};
 pub use compile::{CompileOptions, CompileReport, EngineReport, compile};
 pub use component::{Component, metadata};
 pub use error::ExportError;
+pub use execute::{ExecuteError, OrtExecutor};
 pub use inspect::{OnnxSummary, summarize_onnx};
 
 /// What [`export`] or [`compile()`] is doing.

@@ -7,7 +7,7 @@ use crate::check::result_type;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node, TensorData};
 
 /// Element types of all values of a graph in topological order, as far as the operators tell.
-fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
+pub(crate) fn infer_types(graph: &Graph) -> HashMap<String, DataType> {
     let mut types: HashMap<String, DataType> = HashMap::new();
     let declared = graph.inputs.iter().chain(&graph.value_info).chain(&graph.outputs);
     for info in declared {

@@ -31,7 +31,7 @@ pub(super) fn ports(graph: &str, infos: &[ValueInfo]) -> Result<Vec<Port>, Expor
         .collect()
 }
 
-pub(super) fn to_runtime(dtype: DataType) -> Option<Dtype> {
+pub(crate) fn to_runtime(dtype: DataType) -> Option<Dtype> {
     Some(match dtype {
         DataType::Float => Dtype::F32,
         DataType::Float16 => Dtype::F16,

@@ -5,6 +5,7 @@
 
 mod expr;
 mod operators;
+mod settle;
 mod symbols;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,8 @@ use crate::check::result_type;
 use crate::{DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 use expr::Expr;
 use symbols::Symbols;
+
+pub use settle::settle_extents;
 use values::Ints;
 
 /// A shape whose extents may be open.

@@ -5,6 +5,7 @@
 
 mod dead_nodes;
 mod evaluate;
+mod extract;
 mod fold_constants;
 mod fold_shapes;
 mod fold_weight_layout;
@@ -16,16 +17,18 @@ mod transforms;
 mod walk;
 
 pub use dead_nodes::remove_dead_nodes;
+pub use extract::Extractor;
 pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
-pub use infer_shapes::infer_shapes;
+pub use infer_shapes::{infer_shapes, settle_extents};
 pub use side_branch::{SideBranchError, SideSlot, add_side_branches};
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
 pub(crate) use topological_sort::order;
-pub(crate) use walk::{is_onnx, label};
+pub(crate) use walk::is_onnx;
+pub use walk::label;
 
 use crate::Model;
 

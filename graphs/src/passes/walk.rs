@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use crate::{Attribute, Graph, Node};
 
 /// What an error calls a node: its name, or for a nameless one its operator and first output.
-pub(crate) fn label(node: &Node) -> String {
+pub fn label(node: &Node) -> String {
     if !node.name.is_empty() {
         return node.name.clone();
     }

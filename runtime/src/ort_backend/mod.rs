@@ -3,12 +3,15 @@
 //! Every weight reaches ONNX Runtime as an override over memory that v2l holds: the engine's map or a private buffer.
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
 
+mod graph;
 mod inputs;
 mod memory;
 mod open;
 mod session;
 mod value;
+mod weighted;
 
+pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
 pub use open::{FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
 pub use session::OrtSession;

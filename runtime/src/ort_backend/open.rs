@@ -10,15 +10,15 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use ort::environment::Environment;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use tempfile::TempDir;
 
 use super::OrtError;
+use super::graph::Interface;
 use super::memory::available_memory;
 use super::session::OrtSession;
-use super::value::borrow;
+use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
-use crate::engine::manifest::{Graph, WEIGHTS_PLACEHOLDER};
+use crate::engine::manifest::Graph;
 use crate::fuse::{self, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
 use crate::raw;
@@ -267,30 +267,22 @@ impl OrtEngine {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
-        let mut builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
-        let folder = placeholder_folder()?;
-        let path = folder.path().to_string_lossy();
-        builder = builder.with_config_entry(EXTERNAL_FOLDER, path).map_err(|e| backend(e.to_string()))?;
-        let mut held = Vec::with_capacity(graph.weights.len());
+        let builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
+        let mut builder = WeightedBuilder::new(&graph.name, builder)?;
         for name in &graph.weights {
             let view = engine.weight(name)?;
             let dtype = self.graph_dtype(view.dtype);
             let data = self.weight_data(name, view.dtype, dtype, view.data);
-            // SAFETY: the bytes are shared with `held`, which `OrtSession` keeps until the session is gone; on an error
-            // below, `builder` and its values are dropped, and no session was made. Nothing writes to them.
-            #[allow(unsafe_code)]
-            let value = unsafe { borrow(dtype, view.shape, &data) }.map_err(|e| backend(format!("`{name}`: {e}")))?;
-            builder = builder.with_initializer(name, value).map_err(|e| backend(format!("`{name}`: {e}")))?;
-            held.push(data);
+            builder = builder.add(name, dtype, view.shape, data)?;
         }
         let file = match (self.report.mode, &graph.files.lazy) {
             (WeightMode::Lazy, Some(lazy)) => lazy,
             _ => &graph.files.widened,
         };
         let bytes = engine.blob(file)?;
-        let session = builder.commit_from_memory(&bytes).map_err(|e| backend(e.to_string()))?;
-        drop(builder);
-        OrtSession::new(graph, session, held)
+        let (session, held) = builder.commit(&bytes)?;
+        let Graph { name, inputs, outputs, .. } = graph.clone();
+        OrtSession::new(Interface { name, inputs, outputs }, session, held)
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.
@@ -317,6 +309,11 @@ impl OrtEngine {
     }
 }
 
+/// The bytes, copied only if they are not aligned to their elements.
+pub(super) fn aligned(dtype: Dtype, bytes: Bytes) -> Bytes {
+    if bytes.as_ptr().addr().is_multiple_of(dtype.size()) { bytes } else { aligned_copy(&bytes) }
+}
+
 /// A copy that is aligned for every type.
 fn aligned_copy(bytes: &[u8]) -> Bytes {
     let mut words = vec![0u64; bytes.len().div_ceil(8)];
@@ -324,16 +321,17 @@ fn aligned_copy(bytes: &[u8]) -> Bytes {
     raw::vec_into_bytes(words).slice(..bytes.len())
 }
 
-/// Configuration key: where external data are looked for when a graph comes from memory.
-const EXTERNAL_FOLDER: &str = "session.model_external_initializers_file_folder_path";
-
 /// Optimisers that read weights. They would find the placeholder empty and fail the session; what they do belongs to
 /// the compiler. (Names as registered in ONNX Runtime 1.31; an unknown name is ignored.)
 const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider;\
     NchwcTransformer;NhwcTransformer;FuseFp16InitializerToFp32NodeTransformer;UnsqueezeElimination;\
     ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
 
-fn configured(environment: &Environment, mode: WeightMode, threads: Option<usize>) -> Result<SessionBuilder, String> {
+pub(super) fn configured(
+    environment: &Environment,
+    mode: WeightMode,
+    threads: Option<usize>,
+) -> Result<SessionBuilder, String> {
     let build = || -> ort::Result<SessionBuilder> {
         let mut builder = SessionBuilder::new(environment)?;
         builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
@@ -350,16 +348,6 @@ fn configured(environment: &Environment, mode: WeightMode, threads: Option<usize
         Ok(builder)
     };
     build().map_err(|e| e.to_string())
-}
-
-/// A folder with an empty file in place of external data. Only making a session needs it; it goes when dropped.
-fn placeholder_folder() -> Result<TempDir, OrtError> {
-    let make = || {
-        let folder = tempfile::Builder::new().prefix("v2l-").tempdir()?;
-        std::fs::File::create(folder.path().join(WEIGHTS_PLACEHOLDER))?;
-        Ok(folder)
-    };
-    make().map_err(|source| OrtError::Placeholder { source })
 }
 
 /// How the weights will be held, and what that takes.

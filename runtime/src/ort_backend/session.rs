@@ -5,9 +5,9 @@ use ort::session::SessionInputValue;
 use ort::value::ValueType;
 
 use super::OrtError;
+use super::graph::Interface;
 use super::inputs::bind;
 use super::value::{borrow, copy_out, dtype_of};
-use crate::engine::manifest::Graph;
 use crate::raw::tensor_bytes;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
@@ -23,17 +23,22 @@ pub struct OrtSession {
 }
 
 impl OrtSession {
-    /// Takes a committed session over `weights`, after checking that it is the graph that the manifest describes.
-    pub(super) fn new(graph: &Graph, session: ort::session::Session, weights: Vec<Bytes>) -> Result<Self, OrtError> {
-        check_interface(graph, "input", &graph.inputs, session.inputs())?;
-        check_interface(graph, "output", &graph.outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, inputs: graph.inputs.clone(), outputs: graph.outputs.clone() })
+    /// Takes a committed session over `weights`, after checking that it is the graph that is expected.
+    pub(super) fn new(
+        interface: Interface,
+        session: ort::session::Session,
+        weights: Vec<Bytes>,
+    ) -> Result<Self, OrtError> {
+        let Interface { name, inputs, outputs } = interface;
+        check_interface(&name, "input", &inputs, session.inputs())?;
+        check_interface(&name, "output", &outputs, session.outputs())?;
+        Ok(Self { session, _weights: weights, inputs, outputs })
     }
 }
 
-fn check_interface(graph: &Graph, what: &str, ports: &[Port], outlets: &[ort::value::Outlet]) -> Result<(), OrtError> {
+fn check_interface(graph: &str, what: &str, ports: &[Port], outlets: &[ort::value::Outlet]) -> Result<(), OrtError> {
     let fail = |what: String, expected: String, found: String| {
-        Err(OrtError::Interface { graph: graph.name.clone(), what, expected, found })
+        Err(OrtError::Interface { graph: graph.to_owned(), what, expected, found })
     };
     if ports.len() != outlets.len() {
         return fail(format!("number of {what}s"), ports.len().to_string(), outlets.len().to_string());

@@ -155,9 +155,14 @@ fn broadcast(symbols: &mut Symbols, a: &Partial, b: &Partial) -> Partial {
         (Some(x), Some(y)) if x == y => Some(x),
         (Some(x), y) if x.number() == Some(1) => y,
         (x, Some(y)) if y.number() == Some(1) => x,
+        (Some(x), Some(y)) if x.number().is_some() || y.number().is_some() => {
+            symbols.must_equal(&x, &y);
+            Some(if x.number().is_some() { x } else { y })
+        }
         (Some(x), _) if x.number().is_some() => Some(x),
         (_, Some(y)) if y.number().is_some() => Some(y),
         (Some(x), Some(y)) => {
+            symbols.must_equal(&x, &y);
             let above_one = |e: &Expr| symbols.low(e).is_some_and(|low| low > 1);
             match (above_one(&x), above_one(&y)) {
                 // It is not 1, so the other is 1 or the same.
@@ -172,8 +177,11 @@ fn broadcast(symbols: &mut Symbols, a: &Partial, b: &Partial) -> Partial {
 }
 
 /// One extent for several that must be equal: a number if there is one, else the last that is known.
-fn same(extents: impl Iterator<Item = Option<Expr>>) -> Option<Expr> {
-    extents.flatten().reduce(|kept, next| if kept.number().is_some() { kept } else { next })
+fn same(symbols: &mut Symbols, extents: impl Iterator<Item = Option<Expr>>) -> Option<Expr> {
+    extents.flatten().reduce(|kept, next| {
+        symbols.must_equal(&kept, &next);
+        if kept.number().is_some() { kept } else { next }
+    })
 }
 
 fn matmul(cx: &mut Inference<'_>, node: &Node) -> Option<Partial> {
@@ -185,8 +193,11 @@ fn matmul(cx: &mut Inference<'_>, node: &Node) -> Option<Partial> {
     if column {
         b.push(number(1));
     }
-    let (_, rows) = (a.pop()?, a.pop()?);
-    let (columns, _) = (b.pop()?, b.pop()?);
+    let (inner, rows) = (a.pop()?, a.pop()?);
+    let (columns, depth) = (b.pop()?, b.pop()?);
+    if let (Some(inner), Some(depth)) = (&inner, &depth) {
+        cx.symbols.must_equal(inner, depth);
+    }
     let mut shape = broadcast(&mut cx.symbols, &a, &b);
     shape.extend((!row).then_some(rows));
     shape.extend((!column).then_some(columns));

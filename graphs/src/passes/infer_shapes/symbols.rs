@@ -40,11 +40,12 @@ pub(super) struct Symbols {
     known: HashMap<Meaning, Symbol>,
     names: HashSet<String>,
     open: usize,
+    equal: Vec<(Expr, Expr)>,
 }
 
 impl Symbols {
     pub(super) fn new(least: i64) -> Self {
-        Self { least, entries: Vec::new(), known: HashMap::new(), names: HashSet::new(), open: 0 }
+        Self { least, entries: Vec::new(), known: HashMap::new(), names: HashSet::new(), open: 0, equal: Vec::new() }
     }
 
     /// The extent that the model calls `name`.
@@ -68,6 +69,26 @@ impl Symbols {
         self.open += 1;
         let name = self.unused(format!("unk__{}", self.open));
         self.intern(Meaning::Open(self.open), name.clone(), name, 0, None)
+    }
+
+    /// Notes that a run in which these two extents differ fails (or broadcasts one of them).
+    pub(super) fn must_equal(&mut self, a: &Expr, b: &Expr) {
+        if a != b {
+            self.equal.push((a.clone(), b.clone()));
+        }
+    }
+
+    /// What [`Self::must_equal`] noted, in order.
+    pub(super) fn equalities(&self) -> &[(Expr, Expr)] {
+        &self.equal
+    }
+
+    /// The model's own name of the symbol, if it has one.
+    pub(super) fn declared_name(&self, symbol: Symbol) -> Option<&str> {
+        match &self.entries[symbol].meaning {
+            Meaning::Declared(name) => Some(name),
+            _ => None,
+        }
     }
 
     /// `⌊a / n⌋`.

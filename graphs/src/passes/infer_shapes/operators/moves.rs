@@ -10,7 +10,7 @@ use crate::{Attribute, Node};
 /// Ends from here on mean the end of the axis.
 const FAR: i64 = i32::MAX as i64;
 
-pub(super) fn concat(cx: &Inference<'_>, node: &Node) -> Option<Partial> {
+pub(super) fn concat(cx: &mut Inference<'_>, node: &Node) -> Option<Partial> {
     let parts = (0..node.inputs.len()).map(|i| like(cx, node, i)).collect::<Option<Vec<_>>>()?;
     let rank = parts.first()?.len();
     let at = axis(node.int("axis")?, rank)?;
@@ -19,7 +19,7 @@ pub(super) fn concat(cx: &Inference<'_>, node: &Node) -> Option<Partial> {
     }
     let extent = |a: usize| {
         let mut extents = parts.iter().map(|p| p[a].clone());
-        if a == at { extents.try_fold(Expr::from(0), |sum, e| sum.add(&e?)) } else { same(extents) }
+        if a == at { extents.try_fold(Expr::from(0), |sum, e| sum.add(&e?)) } else { same(&mut cx.symbols, extents) }
     };
     Some((0..rank).map(extent).collect())
 }

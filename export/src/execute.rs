@@ -1,0 +1,109 @@
+//! Models, and pieces of them, on ONNX Runtime: the compiler looks at what they compute.
+
+use std::borrow::Cow;
+
+use indexmap::IndexMap;
+use v2l_calibration::Executor;
+use v2l_graphs::{Location, Model, encode_model};
+use v2l_runtime::engine::manifest::WEIGHTS_PLACEHOLDER;
+use v2l_runtime::ort_backend::{GraphWeight, Interface, OpenOptions, OrtError, OrtSession};
+use v2l_runtime::session::{Dim, Port, Session, SessionError};
+use v2l_runtime::tensor::Tensor;
+
+use crate::compile::types::to_runtime;
+
+/// Why a model did not run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecuteError {
+    /// A weight cannot be read or converted.
+    #[error("weight `{name}`: {reason}")]
+    Weight {
+        /// The weight.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// An output's element type is unknown, or nothing that can be looked at.
+    #[error("output `{name}`: its element type is unknown; run shape inference on the model first")]
+    Output {
+        /// The output.
+        name: String,
+    },
+    /// The graph cannot be written.
+    #[error(transparent)]
+    Encode(#[from] std::io::Error),
+    /// ONNX Runtime refuses the graph.
+    #[error(transparent)]
+    Open(#[from] OrtError),
+    /// ONNX Runtime cannot run it.
+    #[error(transparent)]
+    Run(#[from] SessionError),
+}
+
+/// Runs models on ONNX Runtime as they stand, on the CPU.
+///
+/// Weights that lie in a map in the graph's own type are used in place; others are made in private memory for one run.
+#[derive(Clone, Debug, Default)]
+pub struct OrtExecutor {
+    /// Library and threads.
+    pub options: OpenOptions,
+    /// Weights to use in place of the model's own, in the graph's type: fused ones.
+    pub overrides: IndexMap<String, bytes::Bytes>,
+}
+
+impl OrtExecutor {
+    /// A session over the model with these input extents.
+    ///
+    /// # Errors
+    /// [`ExecuteError`].
+    pub fn session(&self, model: &Model, inputs: Vec<Port>) -> Result<OrtSession, ExecuteError> {
+        let location = |name: &str| {
+            let length = model.graph.initializers.get(name)?.expected_len()? as u64;
+            Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
+        };
+        let onnx = encode_model(model, &location)?;
+        let mut weights = Vec::new();
+        for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
+            let fail = |reason: String| ExecuteError::Weight { name: name.clone(), reason };
+            let dtype = to_runtime(weight.dtype).ok_or_else(|| fail(format!("type {} cannot run", weight.dtype)))?;
+            let data = match self.overrides.get(name) {
+                Some(data) => data.clone(),
+                None => weight.data.to_bytes().map_err(|e| fail(e.to_string()))?,
+            };
+            weights.push(GraphWeight { name: name.clone(), dtype, shape: weight.shape.clone(), data });
+        }
+        let outputs = model.graph.outputs.iter().map(|output| {
+            let dtype = output.ty.as_ref().and_then(|ty| to_runtime(ty.dtype));
+            let dtype = dtype.ok_or_else(|| ExecuteError::Output { name: output.name.clone() })?;
+            Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
+        });
+        let interface = Interface {
+            name: model.graph.name.clone(),
+            inputs,
+            outputs: outputs.collect::<Result<_, ExecuteError>>()?,
+        };
+        Ok(OrtSession::from_graph(interface, &onnx, weights, &self.options)?)
+    }
+}
+
+impl Executor for OrtExecutor {
+    type Value = Tensor;
+    type Error = ExecuteError;
+
+    fn run(&mut self, model: &Model, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, ExecuteError> {
+        let port = |(name, tensor): &(&str, &Tensor)| {
+            let shape = tensor.shape().iter().map(|&n| Dim::Fixed(n)).collect();
+            Port { name: (*name).to_owned(), dtype: tensor.dtype(), shape }
+        };
+        let mut session = self.session(model, inputs.iter().map(port).collect())?;
+        Ok(session.run(inputs)?.into_iter().collect())
+    }
+
+    fn floats(value: &Tensor) -> Option<Cow<'_, [f32]>> {
+        match value {
+            Tensor::F32(array) if array.is_standard_layout() => array.as_slice().map(Cow::Borrowed),
+            other => other.to_f32().map(|array| Cow::Owned(array.iter().copied().collect())),
+        }
+    }
+}

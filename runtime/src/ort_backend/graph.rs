@@ -1,0 +1,78 @@
+//! Graphs that belong to no engine: what the compiler runs to see what a model computes.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use ort::session::builder::SessionBuilder;
+
+use super::OrtError;
+use super::open::{OpenOptions, WeightMode, aligned, configured};
+use super::session::OrtSession;
+use super::weighted::WeightedBuilder;
+use crate::library;
+use crate::session::Port;
+use crate::tensor::Dtype;
+
+/// A weight for a graph that names it as external data.
+#[derive(Clone, Debug)]
+pub struct GraphWeight {
+    /// Initializer.
+    pub name: String,
+    /// Element type, as the graph declares it.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Little-endian elements; not copied if they are aligned.
+    pub data: Bytes,
+}
+
+/// A graph's name in messages, and what it takes and gives.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// What messages call the graph.
+    pub name: String,
+    /// Inputs, in graph order.
+    pub inputs: Vec<Port>,
+    /// Outputs, in graph order.
+    pub outputs: Vec<Port>,
+}
+
+impl OrtSession {
+    /// Opens the ONNX bytes `onnx`, whose external data are called
+    /// [`WEIGHTS_PLACEHOLDER`](crate::engine::manifest::WEIGHTS_PLACEHOLDER), over `weights`, as it stands: without
+    /// optimisation or private copies. `options` gives library and threads.
+    ///
+    /// # Errors
+    /// [`OrtError`] if ONNX Runtime refuses the graph, or takes or gives something else than `interface` says.
+    pub fn from_graph(
+        interface: Interface,
+        onnx: &[u8],
+        weights: Vec<GraphWeight>,
+        options: &OpenOptions,
+    ) -> Result<Self, OrtError> {
+        let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
+        let mut builder = WeightedBuilder::new(&interface.name, plain(options).map_err(backend)?)?;
+        for GraphWeight { name, dtype, shape, data } in weights {
+            builder = builder.add(&name, dtype, &shape, aligned(dtype, data))?;
+        }
+        let (session, held) = builder.commit(onnx)?;
+        Self::new(interface, session, held)
+    }
+
+    /// Opens an ONNX file, and its external data, as they stand: nothing of v2l's is between the file and ONNX Runtime.
+    ///
+    /// # Errors
+    /// [`OrtError`] if ONNX Runtime refuses the file, or takes or gives something else than `interface` says.
+    pub fn from_file(interface: Interface, path: &Path, options: &OpenOptions) -> Result<Self, OrtError> {
+        let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
+        let mut builder = plain(options).map_err(backend)?;
+        let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
+        drop(builder);
+        Self::new(interface, session, Vec::new())
+    }
+}
+
+fn plain(options: &OpenOptions) -> Result<SessionBuilder, String> {
+    let environment = library::onnxruntime(options.ort_lib.as_deref()).map_err(|e| e.to_string())?;
+    configured(&environment, WeightMode::Lazy, options.threads)
+}
