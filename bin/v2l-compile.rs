@@ -1,23 +1,33 @@
 //! `v2l-compile`: ONNX to engines.
 
-use std::path::PathBuf;
+#[path = "compile/check.rs"]
+mod check;
+#[path = "compile/debug.rs"]
+mod debug;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Output, OutputOptions};
 use v2l_export::CompileOptions;
 use v2l_runtime::tensor::Dtype;
 
+use check::CheckArgs;
+use debug::DebugArgs;
+
 /// Compile ONNX to engines.
 ///
 /// A bundle written by v2l-export becomes an engine directory, a single ONNX file an engine file.
 #[derive(Parser)]
-#[command(name = "v2l-compile", version)]
+#[command(name = "v2l-compile", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Bundle folder or ONNX file.
-    #[arg(value_name = "BUNDLE|MODEL.onnx")]
-    input: PathBuf,
+    #[arg(value_name = "BUNDLE|MODEL.onnx", required = true)]
+    input: Option<PathBuf>,
     /// Engine directory or engine file to write [default for an ONNX file: its name with .engine].
     #[arg(short, long, visible_alias = "saveEngine", value_name = "PATH")]
     output: Option<PathBuf>,
@@ -35,7 +45,14 @@ struct Args {
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
     #[command(flatten)]
+    check: CheckArgs,
+    #[command(flatten)]
     output_options: OutputOptions,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Debug(DebugArgs),
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -43,6 +60,16 @@ enum Precision {
     Fp32,
     Fp16,
     Bf16,
+}
+
+impl Precision {
+    fn storage(self) -> Dtype {
+        match self {
+            Self::Fp32 => Dtype::F32,
+            Self::Fp16 => Dtype::F16,
+            Self::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -60,34 +87,35 @@ enum Backend {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| compile(&args, output))
+    v2l_cli::run(args.output_options, |output| match (&args.command, &args.input) {
+        (Some(Command::Debug(args)), _) => debug::run(args, output),
+        (None, Some(input)) => compile(&args, input, output),
+        (None, None) => Err(Failure::usage("expected a bundle folder or an ONNX file")),
+    })
 }
 
-fn compile(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()> {
     let Backend::Ort = args.backend;
     let target = match &args.output {
         Some(path) => path.clone(),
-        None if args.input.is_dir() => return Err(Failure::usage("a bundle needs -o ENGINE_DIR")),
-        None => args.input.with_extension("engine"),
+        None if input.is_dir() => return Err(Failure::usage("a bundle needs -o ENGINE_DIR")),
+        None => input.with_extension("engine"),
     };
-    let storage = args.precision.map(|p| match p {
-        Precision::Fp32 => Dtype::F32,
-        Precision::Fp16 => Dtype::F16,
-        Precision::Bf16 => Dtype::Bf16,
-    });
     let asked = |mode| args.fuse_modes.contains(&mode);
     if asked(FuseMode::Side) && args.lora_rank.is_none() {
         return Err(Failure::usage("--fuse-modes side needs --lora-rank MAX, the largest sum of ranks in a layer"));
     }
     let side = args.fuse_modes.is_empty() || asked(FuseMode::Side);
     let options = CompileOptions {
-        storage,
+        storage: args.precision.map(Precision::storage),
         lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
+        check: args.check.options(),
     };
-    let report = v2l_export::compile(&args.input, &target, &options, &mut |progress| output.follow(&progress))?;
+    let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for e in &report.engines {
+        check::show(&e.checks, args.check.asked_for(), output);
         let fields = json!({
             "component": e.component, "path": e.path, "bytes": e.bytes, "storage": e.storage,
             "graphs": e.graphs, "slots": e.slots,

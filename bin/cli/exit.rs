@@ -147,6 +147,7 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Engine(e) => engine_write(e),
         ExportError::Weights(e) => weight(e),
         ExportError::Occupied { .. } => Exit::Usage,
+        ExportError::Numeric(_) | ExportError::NotChecked { .. } => Exit::Numeric,
         ExportError::Predictor(_) => Exit::BadAdapter,
         e if e.is_unsupported() => Exit::Unsupported,
         _ => Exit::BadModel,

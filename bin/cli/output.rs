@@ -87,6 +87,7 @@ impl Output {
     pub fn follow(&mut self, progress: &Progress<'_>) {
         match progress {
             Progress::Component { name, bytes } => self.start(name, *bytes, true),
+            Progress::Checking { name } => self.start(&format!("checking {name}"), 1, false),
             Progress::Written { bytes } => self.progress(*bytes),
         }
     }

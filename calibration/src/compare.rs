@@ -5,6 +5,8 @@ use std::fmt;
 pub struct Comparison {
     /// Largest absolute difference; infinite if a value is not finite in one place only.
     pub max_abs: f64,
+    /// Largest difference relative to the reference's magnitude; infinite where only the reference is 0.
+    pub max_relative: f64,
     /// `‖actual − expected‖₂ / ‖expected‖₂`; 0 if both are zero, infinite if only the reference is.
     pub relative_l2: f64,
     /// Cosine of the angle between them; 1 if both are zero.
@@ -15,7 +17,7 @@ pub struct Comparison {
 
 impl Comparison {
     /// That of equal values.
-    pub const EQUAL: Self = Self { max_abs: 0.0, relative_l2: 0.0, cosine: 1.0, non_finite: 0 };
+    pub const EQUAL: Self = Self { max_abs: 0.0, max_relative: 0.0, relative_l2: 0.0, cosine: 1.0, non_finite: 0 };
 
     /// True if the relative L2 error is at most `tolerance` and nothing became infinite or not a number.
     pub fn within(&self, tolerance: f64) -> bool {
@@ -38,7 +40,8 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
     if actual.len() != expected.len() {
         return None;
     }
-    let (mut difference, mut reference, mut own, mut product, mut max_abs) = (0.0, 0.0, 0.0, 0.0, 0.0f64);
+    let (mut difference, mut reference, mut own, mut product) = (0.0, 0.0, 0.0, 0.0);
+    let (mut max_abs, mut max_relative) = (0.0f64, 0.0f64);
     let mut non_finite = 0;
     for (&a, &e) in actual.iter().zip(expected) {
         let (a, e) = (f64::from(a), f64::from(e));
@@ -47,7 +50,11 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
         }
         // Equal infinities, or two NaNs, do not differ.
         let d = if a == e || (a.is_nan() && e.is_nan()) { 0.0 } else { a - e };
-        max_abs = max_abs.max(if d.is_nan() { f64::INFINITY } else { d.abs() });
+        let distance = if d.is_nan() { f64::INFINITY } else { d.abs() };
+        max_abs = max_abs.max(distance);
+        if distance > 0.0 {
+            max_relative = max_relative.max(distance / e.abs());
+        }
         difference += d * d;
         reference += e * e;
         own += a * a;
@@ -60,7 +67,7 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
         (d, r) => (d / r).sqrt(),
     };
     let cosine = if own == 0.0 && reference == 0.0 { 1.0 } else { product / (own.sqrt() * reference.sqrt()) };
-    Some(Comparison { max_abs, relative_l2, cosine, non_finite })
+    Some(Comparison { max_abs, max_relative, relative_l2, cosine, non_finite })
 }
 
 #[cfg(test)]

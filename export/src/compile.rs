@@ -2,24 +2,27 @@
 
 mod slots;
 pub(crate) mod types;
-mod variants;
-mod weights;
+pub(crate) mod variants;
+pub(crate) mod weights;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::{Model, ReadOptions, raise_precision, read_model};
+use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
 use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
 use v2l_runtime::tensor::Dtype;
 
+use self::types::from_runtime;
 use self::variants::{compile_graph, side_variants};
 use self::weights::{Streamed, matrix_type, plan_weights};
 use crate::atomic_dir::AtomicDir;
-use crate::engine_writer::{EngineWeight, write_engine};
+use crate::check::{CheckOptions, Checks, Source, check_engine};
+use crate::engine_writer::{EngineWeight, stage_engine};
 use crate::{ExportError, Progress, check_graph, metadata};
 
 pub(crate) use self::slots::slots;
@@ -36,6 +39,8 @@ pub struct CompileOptions {
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
     pub side_only: bool,
+    /// Compare each engine with its source before it is put in its place; `None` does not.
+    pub check: Option<CheckOptions>,
 }
 
 /// Engines that were written.
@@ -60,6 +65,8 @@ pub struct EngineReport {
     pub graphs: Vec<String>,
     /// What adapters may change in it.
     pub slots: usize,
+    /// How far its outputs lie from the source's.
+    pub checks: Checks,
 }
 
 /// Compiles a bundle to an engine directory, or a single ONNX file to an engine file.
@@ -122,7 +129,7 @@ fn graph_name(path: &Path) -> String {
 }
 
 /// Reads a graph, checks it, brings it to f32 and optimises it.
-fn prepare(path: &Path) -> Result<Model, ExportError> {
+pub(crate) fn prepare(path: &Path) -> Result<Model, ExportError> {
     let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let label = path.display().to_string();
     check_graph(&label, &model)?;
@@ -158,14 +165,13 @@ fn compile_component(
         facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let slots = slots(&models)?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
-    if options.side_only {
-        models.retain(|(graph, _)| !side.iter().any(|(of, _)| of == graph));
-    }
-    let weights = plan_weights(models.iter().chain(&side), options.storage)?;
+    let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
+    let plain: Vec<&(String, Model)> = models.iter().filter(|(graph, _)| !replaced(graph)).collect();
+    let weights = plan_weights(plain.iter().copied().chain(&side), options.storage)?;
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
-    for (graph, model) in &models {
+    for (graph, model) in plain {
         compiled.push(compile_graph(graph, model, &weights, &mut blobs)?);
     }
     for (graph, model) in &side {
@@ -185,12 +191,24 @@ fn compile_component(
     };
     let total = weights.values().map(|w| w.data.len() as u64).sum();
     progress(Progress::Component { name: &component, bytes: total });
-    let sources: Vec<EngineWeight<'_>> = weights
+    let types: HashMap<String, DataType> = weights.iter().map(|(n, w)| (n.clone(), from_runtime(w.dtype))).collect();
+    let stored: Vec<EngineWeight<'_>> = weights
         .into_iter()
         .map(|(name, w)| EngineWeight { name, dtype: w.dtype, shape: w.shape, source: Box::new(Streamed(w.data)) })
         .collect();
-    let manifest =
-        write_engine(output, manifest, &sources, &blobs, &mut |bytes| progress(Progress::Written { bytes }))?;
+    let staged = stage_engine(output, manifest, &stored, &blobs, &mut |bytes| progress(Progress::Written { bytes }))?;
+    let checks = match &options.check {
+        Some(check) => {
+            progress(Progress::Checking { name: &component });
+            let pairs = models.iter().zip(graphs);
+            let sources: Vec<Source<'_>> =
+                pairs.map(|((graph, model), (_, path))| Source { graph, path, prepared: model }).collect();
+            let stored = |name: &str| types.get(name).copied().unwrap_or(DataType::Float);
+            check_engine(staged.path(), &component, &sources, &stored, check)?
+        }
+        None => Checks::default(),
+    };
+    let manifest = staged.commit()?;
     Ok(EngineReport {
         component,
         path: output.to_owned(),
@@ -198,5 +216,6 @@ fn compile_component(
         storage,
         graphs: manifest.graphs.iter().map(|graph| graph.name.clone()).collect(),
         slots: manifest.slots.len(),
+        checks,
     })
 }

@@ -100,20 +100,46 @@ pub enum EngineWriteError {
     },
 }
 
-/// Writes an engine: weights in the given order, blobs, then `manifest`, whose `tensors` this function fills in.
+/// An engine that is written and can be looked at, but is not in its place yet. Dropped, it leaves nothing.
+pub struct StagedEngine {
+    file: AtomicFile,
+    path: PathBuf,
+    /// With the hashes of all tensors.
+    pub manifest: Manifest,
+}
+
+impl StagedEngine {
+    /// Where it lies meanwhile.
+    pub fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    /// Puts it in its place.
+    ///
+    /// # Errors
+    /// [`EngineWriteError::Io`]; what was there stays.
+    pub fn commit(self) -> Result<Manifest, EngineWriteError> {
+        let Self { file, path, manifest } = self;
+        file.commit().map_err(|source| EngineWriteError::Io { path, source })?;
+        Ok(manifest)
+    }
+}
+
+/// Writes an engine that will be `path`: weights in the given order, blobs, then `manifest`, whose `tensors` this
+/// function fills in.
 ///
 /// One streaming pass: private memory is about a megabyte plus what the sources need. `progress` gets the total of data
 /// bytes written so far. Equal weights, blobs and manifest give equal bytes.
 ///
 /// # Errors
-/// [`EngineWriteError`]; `path` is then as it was before.
-pub fn write_engine(
+/// [`EngineWriteError`]; nothing is then left.
+pub fn stage_engine(
     path: &Path,
     mut manifest: Manifest,
     weights: &[EngineWeight<'_>],
     blobs: &[EngineBlob],
     progress: &mut dyn FnMut(u64),
-) -> Result<Manifest, EngineWriteError> {
+) -> Result<StagedEngine, EngineWriteError> {
     manifest.tensors = records(weights, blobs)?;
     let manifest_len = manifest_json(path, &manifest)?.len();
     let plan = Plan::new(path, &manifest, manifest_len)?;
@@ -153,9 +179,9 @@ pub fn write_engine(
     let json = manifest_json(path, &manifest)?;
     debug_assert_eq!(json.len(), manifest_len, "hashes have a fixed width");
     out.write_all(&json).map_err(io_error)?;
-    out.commit().map_err(io_error)?;
+    out.flush().map_err(io_error)?;
     progress(written + plan.manifest_pad + json.len() as u64);
-    Ok(manifest)
+    Ok(StagedEngine { file: out, path: path.to_owned(), manifest })
 }
 
 /// Type and extents of everything to be hashed, with placeholder hashes.
@@ -322,11 +348,11 @@ mod tests {
     }
 
     fn write(path: &Path, manifest: Manifest) -> Result<Manifest, EngineWriteError> {
-        write_engine(path, manifest, &weights(), &blobs(), &mut |_| {})
+        stage_engine(path, manifest, &weights(), &blobs(), &mut |_| {})?.commit()
     }
 
     #[test]
-    fn write_engine_is_deterministic_and_readable_by_safetensors_and_engine() {
+    fn stage_engine_is_deterministic_and_readable_by_safetensors_and_engine() {
         let dir = tempfile::tempdir().unwrap();
         let (a, b) = (dir.path().join("a.engine"), dir.path().join("b.engine"));
         write(&a, manifest()).unwrap();
@@ -350,11 +376,11 @@ mod tests {
     }
 
     #[test]
-    fn write_engine_reports_progress_up_to_the_end() {
+    fn stage_engine_reports_progress_up_to_the_end() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.engine");
         let mut seen = vec![];
-        write_engine(&path, manifest(), &weights(), &blobs(), &mut |n| seen.push(n)).unwrap();
+        stage_engine(&path, manifest(), &weights(), &blobs(), &mut |n| seen.push(n)).unwrap().commit().unwrap();
         assert!(seen.is_sorted());
         let bytes = std::fs::read(&path).unwrap();
         let (length, _) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
@@ -362,22 +388,22 @@ mod tests {
     }
 
     #[test]
-    fn write_engine_with_a_source_of_the_wrong_length_leaves_no_file() {
+    fn stage_engine_with_a_source_of_the_wrong_length_leaves_no_file() {
         for bytes in [23, 25] {
             let dir = tempfile::tempdir().unwrap();
             let weights = [weight("a.weight", Dtype::F32, &[2, 3], bytes)];
             let path = dir.path().join("a.engine");
-            let error = write_engine(&path, manifest(), &weights, &blobs(), &mut |_| {}).unwrap_err();
+            let error = stage_engine(&path, manifest(), &weights, &blobs(), &mut |_| {}).err().unwrap();
             assert!(matches!(error, EngineWriteError::Length { expected: 24, found, .. } if found == bytes as u64));
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
     }
 
     #[test]
-    fn write_engine_refuses_a_weight_under_the_reserved_prefix() {
+    fn stage_engine_refuses_a_weight_under_the_reserved_prefix() {
         let dir = tempfile::tempdir().unwrap();
         let weights = [weight("v2l/x", Dtype::U8, &[1], 1)];
-        let error = write_engine(&dir.path().join("a"), manifest(), &weights, &[], &mut |_| {}).unwrap_err();
+        let error = stage_engine(&dir.path().join("a"), manifest(), &weights, &[], &mut |_| {}).err().unwrap();
         assert!(matches!(error, EngineWriteError::Reserved { .. }));
     }
 
@@ -413,7 +439,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.engine");
         let small = [weight("a.weight", Dtype::F32, &[2, 3], 24)];
-        write_engine(&path, manifest(), &small, &blobs(), &mut |_| {}).unwrap();
+        stage_engine(&path, manifest(), &small, &blobs(), &mut |_| {}).unwrap().commit().unwrap();
         let bytes = Bytes::from(std::fs::read(&path).unwrap());
         for length in (0..bytes.len()).step_by(7) {
             let file = v2l_runtime::weights::WeightFile::from_bytes("a.engine", &bytes.slice(..length));

@@ -120,6 +120,27 @@ pub enum ExportError {
         /// What is wrong, naming node and tensor.
         reason: String,
     },
+    /// Tensors that were given do not fit a graph's inputs.
+    #[error("{}: {reason}; expected {expected}", path.display())]
+    Inputs {
+        /// The file of named tensors.
+        path: PathBuf,
+        /// What does not fit.
+        reason: String,
+        /// What the graph takes.
+        expected: String,
+    },
+    /// An engine computes something else than its source.
+    #[error("{0}")]
+    Numeric(Box<crate::check::Failed>),
+    /// The numeric check that was asked for could not be made.
+    #[error("graph `{graph}` could not be checked: {reason}; give inputs that fit with --inputs, or use --no-verify")]
+    NotChecked {
+        /// The graph.
+        graph: String,
+        /// Why.
+        reason: String,
+    },
     /// A tokenizer cannot be converted.
     #[error("{}: {reason}", path.display())]
     Tokenizer {

@@ -7,6 +7,7 @@
 pub mod architectures;
 mod atomic_dir;
 mod bundle;
+pub mod check;
 mod checkpoint;
 mod compile;
 mod component;
@@ -22,6 +23,7 @@ use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
 
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
+pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
 pub use compile::{CompileOptions, CompileReport, EngineReport, compile};
 pub use component::{Component, metadata};
@@ -38,6 +40,11 @@ pub enum Progress<'a> {
         name: &'a str,
         /// Bytes of its weights.
         bytes: u64,
+    },
+    /// The component is written and compared with its source next.
+    Checking {
+        /// The component.
+        name: &'a str,
     },
     /// Bytes written of the component under way.
     Written {

@@ -22,7 +22,7 @@ pub use attribute::Attribute;
 pub use builder::{Builder, Extent, NodeBuilder, Value};
 pub use data::{DataType, TensorData};
 pub use model::{Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
-pub use precision::{lower_precision, raise_precision};
+pub use precision::{lower_precision, raise_precision, uses_narrow_floats};
 pub use read::{ReadError, ReadOptions, read_model};
 pub use write::{ExternalDataWriter, Location, encode_model};
 

@@ -147,6 +147,24 @@ fn cast(input: &str, output: &str, to: DataType) -> Node {
     }
 }
 
+/// True if the graph, or a body in it, has a float16 or bfloat16 value that it names: an input, an output, a weight, a
+/// constant, or what a Cast makes.
+pub fn uses_narrow_floats(graph: &Graph) -> bool {
+    let low = |t: DataType| matches!(t, DataType::Float16 | DataType::Bfloat16);
+    let declared = graph.inputs.iter().chain(&graph.outputs).filter_map(|info| Some(info.ty.as_ref()?.dtype));
+    let weights = graph.initializers.values().map(|w| w.dtype);
+    let in_node = |node: &Node| {
+        let to = node.int("to").and_then(|n| DataType::from_onnx(i32::try_from(n).ok()?));
+        let attribute = |a: &Attribute| match a {
+            Attribute::Tensor(tensor) => low(tensor.dtype),
+            Attribute::Graph(body) => uses_narrow_floats(body),
+            _ => false,
+        };
+        (node.op_type == "Cast" && to.is_some_and(low)) || node.attributes.values().any(attribute)
+    };
+    declared.chain(weights).any(low) || graph.nodes.iter().any(in_node)
+}
+
 /// Brings every float16 and bfloat16 value of a graph to float32; casts between them vanish.
 ///
 /// Weights are converted while they are read or written, never in memory.

@@ -84,6 +84,11 @@ impl AtomicFile {
         Ok(Self { out, temporary, destination: destination.to_owned(), _unfinished: unfinished })
     }
 
+    /// The temporary, for a look at what was written; flush before.
+    pub fn path(&self) -> &Path {
+        &self.temporary
+    }
+
     /// Flushes, waits until the bytes are on disk, and renames the temporary over the destination.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use v2l_runtime::tensor::Dtype;
 
 use crate::ExportError;
 
-pub(super) fn ports(graph: &str, infos: &[ValueInfo]) -> Result<Vec<Port>, ExportError> {
+pub(crate) fn ports(graph: &str, infos: &[ValueInfo]) -> Result<Vec<Port>, ExportError> {
     infos
         .iter()
         .map(|info| {
@@ -44,7 +44,7 @@ pub(crate) fn to_runtime(dtype: DataType) -> Option<Dtype> {
     })
 }
 
-pub(super) fn from_runtime(dtype: Dtype) -> DataType {
+pub(crate) fn from_runtime(dtype: Dtype) -> DataType {
     match dtype {
         Dtype::F32 => DataType::Float,
         Dtype::F16 => DataType::Float16,

@@ -67,7 +67,11 @@ pub(super) fn compile_graph(
         model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect();
     let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
     let widened = store("widened", model)?;
-    let lazy = if narrow { Some(store("lazy", &lazy_variant(model, weights))?) } else { None };
+    let lazy = if narrow {
+        Some(store("lazy", &stored_variant(model, &|name| from_runtime(weights[name].dtype)))?)
+    } else {
+        None
+    };
     Ok(Graph {
         name: name.to_owned(),
         backend: "ort".into(),
@@ -81,12 +85,12 @@ pub(super) fn compile_graph(
     })
 }
 
-/// The graph whose narrow weights keep their storage type, each behind one Cast to float32.
-fn lazy_variant(model: &Model, weights: &BTreeMap<String, StoredWeight>) -> Model {
+/// The f32 graph whose weights have the type that `stored` says, each narrow one behind one Cast to float32.
+pub(crate) fn stored_variant(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
     let mut model = model.clone();
     let mut casts = Vec::new();
     for (name, value) in model.graph.initializers.iter_mut().filter(|(_, w)| w.external) {
-        let stored = from_runtime(weights[name].dtype);
+        let stored = stored(name);
         if stored == value.dtype {
             continue;
         }

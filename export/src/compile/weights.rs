@@ -21,14 +21,14 @@ impl WeightSource for Streamed {
 }
 
 /// One weight as it will be stored.
-pub(super) struct StoredWeight {
-    pub(super) dtype: Dtype,
+pub(crate) struct StoredWeight {
+    pub(crate) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) data: TensorData,
 }
 
 /// The union of the graphs' weights, each in its storage type.
-pub(super) fn plan_weights<'a>(
+pub(crate) fn plan_weights<'a>(
     models: impl Iterator<Item = &'a (String, Model)>,
     storage: Option<Dtype>,
 ) -> Result<BTreeMap<String, StoredWeight>, ExportError> {

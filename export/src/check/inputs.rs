@@ -1,0 +1,196 @@
+//! What a graph is checked on: given tensors, or made ones.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use rand::RngExt;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use rand_distr::{Distribution, StandardNormal};
+use v2l_graphs::passes::settle_extents;
+use v2l_graphs::{Dim, Graph, Model, ValueInfo};
+use v2l_runtime::raw::tensor_from_bytes;
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
+use v2l_runtime::weights::read_tensors;
+
+use crate::ExportError;
+use crate::compile::types::to_runtime;
+
+/// Inputs of one run, and what messages call them.
+#[derive(Clone, Debug)]
+pub struct InputSet {
+    /// The file that they come from, or how they were made.
+    pub label: String,
+    /// By input name.
+    pub tensors: NamedTensors,
+}
+
+/// The safetensors files that `path` stands for: itself, or those in a folder by name.
+///
+/// # Errors
+/// [`ExportError`] if the folder cannot be read or holds none.
+pub fn input_files(path: &Path) -> Result<Vec<PathBuf>, ExportError> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let entries = path.read_dir().and_then(Iterator::collect::<Result<Vec<_>, _>>).map_err(ExportError::io(path))?;
+    let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|e| e == "safetensors"));
+    files.sort();
+    if files.is_empty() {
+        return Err(ExportError::config(
+            path,
+            "holds no .safetensors file; expected named tensors for the model's inputs",
+        ));
+    }
+    Ok(files)
+}
+
+/// Reads named tensors for the inputs of `graph`.
+///
+/// # Errors
+/// [`ExportError::Inputs`] if names, types or extents do not fit, saying what the graph takes.
+pub fn read_inputs(path: &Path, graph: &Graph) -> Result<InputSet, ExportError> {
+    let tensors = read_tensors(path)?;
+    let fail = |reason: String| ExportError::Inputs { path: path.to_owned(), reason, expected: signature(graph) };
+    if let Some(name) = tensors.keys().find(|name| !graph.inputs.iter().any(|i| i.name == **name)) {
+        return Err(fail(format!("the graph has no input `{name}`")));
+    }
+    let mut extents: HashMap<&str, usize> = HashMap::new();
+    for input in &graph.inputs {
+        let tensor = tensors.get(&input.name).ok_or_else(|| fail(format!("input `{}` is missing", input.name)))?;
+        let found = || format!("input `{}`: found {} {:?}", input.name, tensor.dtype(), tensor.shape());
+        let Some(ty) = &input.ty else { continue };
+        let fits = match to_runtime(ty.dtype) {
+            Some(dtype) if dtype.is_float() => tensor.dtype().is_float(),
+            Some(dtype) => dtype == tensor.dtype(),
+            None => false,
+        };
+        let Some(shape) = ty.shape.as_ref().filter(|_| fits) else {
+            return Err(fail(found()));
+        };
+        let same = shape.len() == tensor.shape().len()
+            && shape.iter().zip(tensor.shape()).all(|(dim, &n)| match dim {
+                Dim::Fixed(expected) => *expected == n,
+                Dim::Symbol(name) => *extents.entry(name).or_insert(n) == n,
+                Dim::Unknown => true,
+            });
+        if !same {
+            return Err(fail(found()));
+        }
+    }
+    let label = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+    Ok(InputSet { label, tensors })
+}
+
+/// The inputs of a graph in words.
+fn signature(graph: &Graph) -> String {
+    let shape = |info: &ValueInfo| {
+        let ty = info.ty.as_ref();
+        let dims = ty.and_then(|ty| ty.shape.as_ref()).map(|s| s.iter().map(Dim::to_string).collect::<Vec<_>>());
+        let dtype = ty.map_or_else(String::new, |ty| ty.dtype.to_string());
+        format!("`{}` {dtype} [{}]", info.name, dims.unwrap_or_default().join(", "))
+    };
+    graph.inputs.iter().map(shape).collect::<Vec<_>>().join(", ")
+}
+
+/// Extents for made inputs: the last two of four or more axes, and the others beyond the first, which is 2. Tried in
+/// order until the model runs.
+const SIZES: [(usize, usize); 5] = [(16, 8), (16, 9), (8, 4), (32, 1), (64, 16)];
+
+/// Made inputs of growing strangeness, the same for the same seed and model. Named extents in `given` are kept, others are
+/// chosen so that they fit each other as far as the graph tells.
+///
+/// Floating-point values are standard normal (timesteps uniform below 1000), token ids uniform below the size of the table
+/// that they are looked up in, masks ones.
+pub fn generate<'a>(
+    model: &'a Model,
+    given: &'a IndexMap<String, usize>,
+    seed: u64,
+) -> impl Iterator<Item = Result<InputSet, String>> + 'a {
+    SIZES.into_iter().map(move |(spatial, other)| {
+        let extents = settle_extents(model, given, &|_, axis, rank| match axis {
+            0 => 2,
+            _ if rank >= 4 && axis + 2 >= rank => spatial,
+            _ => other,
+        });
+        let mut rng = ChaCha20Rng::seed_from_u64(seed);
+        let tensors =
+            model.graph.inputs.iter().map(|input| Ok((input.name.clone(), made(model, input, &extents, &mut rng)?)));
+        let tensors: NamedTensors = tensors.collect::<Result<_, String>>()?;
+        let sizes: Vec<String> = extents.iter().map(|(name, n)| format!("{name} {n}")).collect();
+        let label = if sizes.is_empty() { "random".to_owned() } else { format!("random, {}", sizes.join(", ")) };
+        Ok(InputSet { label, tensors })
+    })
+}
+
+/// No made input is larger than this many elements.
+const MOST_ELEMENTS: usize = 1 << 26;
+
+fn made(
+    model: &Model,
+    input: &ValueInfo,
+    extents: &IndexMap<String, usize>,
+    rng: &mut ChaCha20Rng,
+) -> Result<Tensor, String> {
+    let name = &input.name;
+    let ty = input.ty.as_ref();
+    let (Some(dtype), Some(shape)) = (ty.and_then(|t| to_runtime(t.dtype)), ty.and_then(|t| t.shape.as_ref())) else {
+        return Err(format!("input `{name}` is no tensor of a supported type and known rank"));
+    };
+    let extent = |(axis, dim): (usize, &Dim)| match dim {
+        Dim::Fixed(n) => *n,
+        Dim::Symbol(symbol) if !symbol.is_empty() => extents[symbol],
+        _ => extents[&format!("{name}.{axis}")],
+    };
+    let shape: Vec<usize> = shape.iter().enumerate().map(extent).collect();
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n <= MOST_ELEMENTS);
+    let count = count.ok_or_else(|| format!("input `{name}` {shape:?} would be too large"))?;
+    let timestep = name.contains("timestep");
+    let mut bytes = Vec::with_capacity(count * dtype.size());
+    for _ in 0..count {
+        match dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {
+                let value: f64 = if timestep { rng.random_range(0.0..1000.0) } else { StandardNormal.sample(rng) };
+                match dtype {
+                    Dtype::F32 => bytes.extend((value as f32).to_le_bytes()),
+                    Dtype::F16 => bytes.extend(half::f16::from_f64(value).to_le_bytes()),
+                    _ => bytes.extend(half::bf16::from_f64(value).to_le_bytes()),
+                }
+            }
+            Dtype::Bool => bytes.push(1),
+            Dtype::U8 => bytes.push(rng.random()),
+            Dtype::I64 | Dtype::I32 => {
+                let most = i64::try_from(table_rows(model, name).unwrap_or(1000)).unwrap_or(1000).max(1);
+                let value = if name.contains("mask") { 1 } else { rng.random_range(0..most) };
+                let value = value.to_le_bytes();
+                bytes.extend(&value[..dtype.size()]);
+            }
+        }
+    }
+    tensor_from_bytes(dtype, &shape, &bytes).ok_or_else(|| format!("input `{name}` {shape:?} cannot be made"))
+}
+
+/// Rows of the smallest table that the values of `input` are looked up in.
+fn table_rows(model: &Model, input: &str) -> Option<usize> {
+    let graph = &model.graph;
+    let mut same: Vec<&str> = vec![input];
+    let mut least = None;
+    for node in &graph.nodes {
+        let reads = |at: usize| node.inputs.get(at).is_some_and(|name| same.contains(&name.as_str()));
+        match node.op_type.as_str() {
+            "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Slice" | "Expand" if reads(0) => {
+                same.extend(node.outputs.iter().map(String::as_str));
+            }
+            "Gather" if reads(1) => {
+                let table = graph.initializers.get(&node.inputs[0]);
+                let axis = usize::try_from(node.int("axis").unwrap_or(0)).ok();
+                let rows = table.zip(axis).and_then(|(table, axis)| table.shape.get(axis).copied());
+                least = least.into_iter().chain(rows).min();
+            }
+            _ => {}
+        }
+    }
+    least
+}

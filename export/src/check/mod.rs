@@ -1,0 +1,293 @@
+//! Does an engine still compute what its source computes? Measured, not argued.
+
+pub mod inputs;
+mod reference;
+mod report;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+pub use v2l_calibration::{BlockError, Comparison, NodeError, Trace};
+use v2l_calibration::{Limits, compare, trace};
+use v2l_graphs::{DataType, Graph, Model};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::engine::manifest::{RANK_SUFFIX, SIDE_SUFFIX};
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::session::{Dim, Session};
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+
+pub(crate) use self::reference::Reference;
+pub use self::report::{Failed, GraphCheck, OutputCheck, Tolerance};
+use crate::ExportError;
+use crate::compile::types::from_runtime;
+use crate::compile::variants::stored_variant;
+use crate::compile::weights::plan_weights;
+use crate::compile::{CompileOptions, prepare};
+use crate::execute::OrtExecutor;
+use inputs::{InputSet, generate, input_files, read_inputs};
+use reference::run;
+
+/// What an engine is checked on, and how strictly.
+#[derive(Clone, Debug, Default)]
+pub struct CheckOptions {
+    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph that
+    /// none serves is checked on made inputs.
+    pub inputs: Vec<PathBuf>,
+    /// Sizes of named extents for made inputs.
+    pub extents: IndexMap<String, usize>,
+    /// Largest distance allowed; chosen by what the weights are stored in if not given.
+    pub tolerance: Option<Tolerance>,
+    /// Check every way to hold the weights, however much memory it takes, and fail if a graph cannot be checked.
+    pub thorough: bool,
+    /// Seed of made inputs.
+    pub seed: u64,
+    /// Library and threads.
+    pub ort: OpenOptions,
+}
+
+/// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
+const WIDENED_LIMIT: u64 = 1 << 30;
+
+/// What was checked.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// By graph, way to hold the weights, and inputs.
+    pub done: Vec<GraphCheck>,
+    /// Graphs that could not be checked, and why.
+    pub skipped: Vec<(String, String)>,
+}
+
+/// A source graph and what the compiler made of it.
+pub(crate) struct Source<'a> {
+    pub(crate) graph: &'a str,
+    pub(crate) path: &'a Path,
+    /// In f32, optimised.
+    pub(crate) prepared: &'a Model,
+}
+
+/// Compares an engine with its sources, every output of every graph.
+///
+/// The reference is the source itself, unoptimised, in f32, on ONNX Runtime. Memory is bounded by activations: neither side
+/// copies its weights unless they are widened.
+pub(crate) fn check_engine(
+    engine: &Path,
+    component: &str,
+    sources: &[Source<'_>],
+    stored: &dyn Fn(&str) -> DataType,
+    options: &CheckOptions,
+) -> Result<Checks, ExportError> {
+    let engine = Arc::new(Engine::open(engine).map_err(|e| ExportError::config(engine, e.to_string()))?);
+    let (given, mut used) = (files(&options.inputs)?, Vec::new());
+    let mut checks = Checks::default();
+    for source in sources {
+        let graph_error = |reason: String| ExportError::Graph { graph: source.graph.to_owned(), reason };
+        let reference = Reference::read(source.path)?;
+        let graph = &reference.model.graph;
+        let serving: Vec<&PathBuf> = given.iter().filter(|(_, names)| serves(names, graph)).map(|(p, _)| p).collect();
+        used.extend(serving.iter().copied());
+        let sets: Vec<InputSet> = serving.iter().map(|path| read_inputs(path, graph)).collect::<Result<_, _>>()?;
+        let runs = if sets.is_empty() {
+            match made_run(&reference, options) {
+                Ok(run) => vec![run],
+                Err(reason) if options.thorough => {
+                    return Err(ExportError::NotChecked { graph: source.graph.to_owned(), reason });
+                }
+                Err(reason) => {
+                    checks.skipped.push((source.graph.to_owned(), reason));
+                    continue;
+                }
+            }
+        } else {
+            let mut session = reference.session(&options.ort).map_err(|e| graph_error(e.to_string()))?;
+            let expected = sets.into_iter().map(|set| {
+                let outputs =
+                    run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
+                Ok((set, outputs))
+            });
+            expected.collect::<Result<_, ExportError>>()?
+        };
+        let side = format!("{}{SIDE_SUFFIX}", source.graph);
+        let compiled = [source.graph, &side].into_iter().filter(|name| engine.manifest().graph(name).is_some());
+        let tolerance = options.tolerance.unwrap_or_else(|| default_tolerance(source.prepared, stored));
+        for name in compiled {
+            for weights in ways(&engine, options.thorough) {
+                let open = OpenOptions { weights, ..options.ort.clone() };
+                let mut backend =
+                    OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| graph_error(e.to_string()))?;
+                let mode = backend.report().mode;
+                let mut session = backend.session(name).map_err(|e| graph_error(e.to_string()))?;
+                for (set, expected) in &runs {
+                    let tensors = with_empty_factors(&session, &set.tensors);
+                    let actual = run(&mut session, &tensors).map_err(|e| graph_error(e.to_string()))?;
+                    let check = GraphCheck {
+                        component: component.to_owned(),
+                        graph: name.to_owned(),
+                        weights: mode,
+                        inputs: set.label.clone(),
+                        tolerance,
+                        outputs: outputs(&actual, expected, tolerance),
+                    };
+                    if !check.passed() {
+                        let trace =
+                            locate(&reference, source.prepared, stored, set, &options.ort, Limits::default()).ok();
+                        return Err(ExportError::Numeric(Box::new(Failed { check, trace })));
+                    }
+                    checks.done.push(check);
+                }
+            }
+        }
+    }
+    match given.iter().find(|(path, _)| !used.contains(&path)) {
+        Some((path, _)) => {
+            let [source, ..] = sources else { return Ok(checks) };
+            // Says what does not fit; with several graphs, of the first.
+            read_inputs(path, &Reference::read(source.path)?.model.graph)?;
+            Ok(checks)
+        }
+        None => Ok(checks),
+    }
+}
+
+/// The input files and the tensors that each names.
+fn files(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<String>)>, ExportError> {
+    let mut found = Vec::new();
+    for path in paths {
+        for file in input_files(path)? {
+            let names = v2l_runtime::weights::WeightFile::open(&file)?.names();
+            found.push((file, names));
+        }
+    }
+    Ok(found)
+}
+
+fn serves(names: &[String], graph: &Graph) -> bool {
+    names.len() == graph.inputs.len() && graph.inputs.iter().all(|input| names.contains(&input.name))
+}
+
+/// The first made inputs that the reference runs on, and what it gives.
+fn made_run(reference: &Reference, options: &CheckOptions) -> Result<(InputSet, NamedTensors), String> {
+    let mut session = reference.session(&options.ort).map_err(|e| e.to_string())?;
+    let mut first = None;
+    for set in generate(&reference.model, &options.extents, options.seed) {
+        match set.and_then(|set| run(&mut session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
+            Ok(done) => return Ok(done),
+            Err(reason) => drop(first.get_or_insert(reason)),
+        }
+    }
+    Err(format!("no made inputs run: {}", first.unwrap_or_default()))
+}
+
+/// The ways to hold weights that are checked.
+fn ways(engine: &Engine, thorough: bool) -> Vec<OrtWeights> {
+    let manifest = engine.manifest();
+    let narrow = manifest.graphs.iter().any(|graph| graph.files.lazy.is_some());
+    let elements = |record: &v2l_runtime::engine::manifest::TensorRecord| {
+        record.shape.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64))
+    };
+    let widened: u64 =
+        manifest.tensors.values().filter(|r| r.dtype.is_float()).map(|r| elements(r).saturating_mul(4)).sum();
+    match narrow {
+        true if thorough || widened <= WIDENED_LIMIT => vec![OrtWeights::Lazy, OrtWeights::Widened],
+        // Without a variant of its own, lazy is the same graph without private copies.
+        _ => vec![OrtWeights::Lazy],
+    }
+}
+
+/// Factors of rank 0 for every branch: nothing is added to the base.
+fn with_empty_factors(session: &dyn Session, tensors: &NamedTensors) -> NamedTensors {
+    let mut all = tensors.clone();
+    for port in session.inputs().iter().filter(|port| !tensors.contains_key(&port.name)) {
+        let extent = |dim: &Dim| match dim {
+            Dim::Fixed(n) => *n,
+            Dim::Symbol(name) if name.ends_with(RANK_SUFFIX) => 0,
+            Dim::Symbol(_) => 1,
+        };
+        let shape: Vec<usize> = port.shape.iter().map(extent).collect();
+        let count = shape.iter().product();
+        if let Some(tensor) = Tensor::from_f32(&shape, vec![0.0; count]) {
+            all.insert(port.name.clone(), tensor);
+        }
+    }
+    all
+}
+
+fn outputs(actual: &NamedTensors, expected: &NamedTensors, tolerance: Tolerance) -> Vec<OutputCheck> {
+    let check = |(name, expected): (&String, &Tensor)| {
+        let comparison = actual
+            .get(name)
+            .filter(|a| a.shape() == expected.shape())
+            .and_then(|actual| compare(&numbers(actual), &numbers(expected)));
+        let passed = comparison.is_some_and(|c| tolerance.allows(&c, || (numbers(&actual[name]), numbers(expected))));
+        OutputCheck { name: name.clone(), comparison, passed }
+    };
+    expected.iter().map(check).collect()
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f32> {
+    match tensor {
+        Tensor::I64(a) => a.iter().map(|&v| v as f32).collect(),
+        Tensor::I32(a) => a.iter().map(|&v| v as f32).collect(),
+        Tensor::U8(a) => a.iter().map(|&v| f32::from(v)).collect(),
+        Tensor::Bool(a) => a.iter().map(|&v| f32::from(u8::from(v))).collect(),
+        floats => floats.to_f32().map(|a| a.iter().copied().collect()).unwrap_or_default(),
+    }
+}
+
+/// What the storage type of the weights lets expect of a sound engine.
+fn default_tolerance(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Tolerance {
+    let rank = |ty: DataType| match ty {
+        DataType::Bfloat16 => 2,
+        DataType::Float16 => 1,
+        _ => 0,
+    };
+    let narrowed =
+        model.graph.initializers.iter().filter(|(_, w)| w.external && w.dtype.is_float()).map(|(name, w)| {
+            let (own, stored) = (w.data.widened_from().unwrap_or(w.dtype), stored(name));
+            if own == stored { 0 } else { rank(stored) }
+        });
+    Tolerance::RelativeL2(match narrowed.max() {
+        Some(2) => 5e-2,
+        Some(1) => 1e-2,
+        _ => 1e-4,
+    })
+}
+
+/// Where the compiled graph leaves its source.
+fn locate(
+    reference: &Reference,
+    prepared: &Model,
+    stored: &dyn Fn(&str) -> DataType,
+    set: &InputSet,
+    ort: &OpenOptions,
+    limits: Limits,
+) -> Result<Trace, ExportError> {
+    let executor = || OrtExecutor { options: ort.clone(), ..OrtExecutor::default() };
+    let candidate = stored_variant(prepared, stored);
+    let (mut first, mut second) = (executor(), executor());
+    trace((&mut first, &reference.model), (&mut second, &candidate), &set.tensors, limits)
+        .map_err(|e| ExportError::Graph { graph: reference.model.graph.name.clone(), reason: e.to_string() })
+}
+
+/// Compares a source graph with what would be compiled from it, block by block, then node by node in the worst block.
+/// Gives what it ran on, too.
+///
+/// # Errors
+/// [`ExportError`] if either cannot be read or run.
+pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Result<(String, Trace), ExportError> {
+    let check = options.check.clone().unwrap_or_default();
+    let reference = Reference::read(path)?;
+    let graph = path.display().to_string();
+    let set = match files(&check.inputs)?.first() {
+        Some((file, _)) => read_inputs(file, &reference.model.graph)?,
+        None => {
+            made_run(&reference, &check).map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
+        }
+    };
+    let models = [(graph, prepare(path)?)];
+    let weights = plan_weights(models.iter(), options.storage)?;
+    let stored = |name: &str| from_runtime(weights[name].dtype);
+    let limits = Limits { nodes: block_nodes, ..Limits::default() };
+    let trace = locate(&reference, &models[0].1, &stored, &set, &check.ort, limits)?;
+    Ok((set.label, trace))
+}
