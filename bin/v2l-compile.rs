@@ -4,6 +4,8 @@
 mod check;
 #[path = "compile/debug.rs"]
 mod debug;
+#[path = "compile/shapes.rs"]
+mod shapes;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
 use debug::DebugArgs;
+use shapes::ShapeArgs;
 
 /// Compile ONNX to engines.
 ///
@@ -44,6 +47,8 @@ struct Args {
     /// Backend to compile for.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
+    #[command(flatten)]
+    shapes: ShapeArgs,
     #[command(flatten)]
     check: CheckArgs,
     #[command(flatten)]
@@ -110,6 +115,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         storage: args.precision.map(Precision::storage),
         lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
+        profiles: args.shapes.profiles()?,
         check: args.check.options(),
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;

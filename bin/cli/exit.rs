@@ -146,7 +146,7 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
         ExportError::Weights(e) => weight(e),
-        ExportError::Occupied { .. } => Exit::Usage,
+        ExportError::Occupied { .. } | ExportError::Profile { .. } | ExportError::ProfileInput { .. } => Exit::Usage,
         ExportError::Numeric(_) | ExportError::NotChecked { .. } => Exit::Numeric,
         ExportError::Predictor(_) => Exit::BadAdapter,
         e if e.is_unsupported() => Exit::Unsupported,

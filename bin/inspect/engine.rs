@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use v2l_cli::Output;
-use v2l_runtime::engine::manifest::{Manifest, RESERVED_PREFIX, Slot};
+use v2l_runtime::engine::manifest::{Manifest, RESERVED_PREFIX, ShapeRange, Slot};
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::session::{Dim, Port};
@@ -55,6 +55,11 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             let mut lines = vec![format!("  graph {} ({}, {}, {weights})", graph.name, graph.backend, graph.precision)];
             lines.extend(ports("in ", &graph.inputs));
             lines.extend(ports("out", &graph.outputs));
+            for (index, profile) in graph.profiles.iter().enumerate() {
+                let range = |(name, r): (&String, &ShapeRange)| format!("{name} {:?} {:?} {:?}", r.min, r.opt, r.max);
+                let ranges: Vec<String> = profile.iter().map(range).collect();
+                lines.push(format!("    profile {index} (min, opt, max): {}", ranges.join(", ")));
+            }
             lines.join("\n")
         });
     }

@@ -1,5 +1,6 @@
 //! ONNX graphs to an engine: one component per file, weights once, graphs without weights.
 
+pub(crate) mod profiles;
 mod slots;
 pub(crate) mod types;
 pub(crate) mod variants;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
-use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, SIDE_SUFFIX};
+use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
 use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
@@ -39,6 +40,8 @@ pub struct CompileOptions {
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
     pub side_only: bool,
+    /// Shapes to compile for, by input; a graph takes those of its own inputs. Empty: any shape.
+    pub profiles: Vec<Profile>,
     /// Compare each engine with its source before it is put in its place; `None` does not.
     pub check: Option<CheckOptions>,
 }
@@ -84,6 +87,7 @@ pub fn compile(
 ) -> Result<CompileReport, ExportError> {
     if !input.is_dir() {
         let graphs = vec![(graph_name(input), input.to_owned())];
+        check_profile_inputs(&graphs, &options.profiles)?;
         let report = compile_component(None, &graphs, output, options, progress)?;
         return Ok(CompileReport { engines: vec![report] });
     }
@@ -92,6 +96,15 @@ pub fn compile(
     if options.lora_rank.is_some() && !pipeline.components.contains_key(TRANSFORMER) {
         let reason = "it has no transformer, which alone can have low-rank branches; compile without --lora-rank";
         return Err(ExportError::config(input.join(FILE_NAME), reason));
+    }
+    if !options.profiles.is_empty() {
+        let files = pipeline.components.values().filter_map(|files| match files {
+            ComponentFiles::Graphs(bundle) => {
+                Some(bundle.graphs.iter().map(|(name, file)| (name.clone(), input.join(file))))
+            }
+            ComponentFiles::Engine(_) => None,
+        });
+        check_profile_inputs(&files.flatten().collect::<Vec<_>>(), &options.profiles)?;
     }
     let dir = AtomicDir::create(output)?;
     let mut engines = Vec::new();
@@ -124,18 +137,36 @@ pub fn compile(
     Ok(CompileReport { engines })
 }
 
+/// Every input that a profile names must belong to a graph.
+fn check_profile_inputs(graphs: &[(String, PathBuf)], profiles: &[Profile]) -> Result<(), ExportError> {
+    let mut known: Vec<String> = Vec::new();
+    for (_, path) in graphs.iter().filter(|_| !profiles.is_empty()) {
+        let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
+        known.extend(model.graph.inputs.into_iter().map(|input| input.name));
+    }
+    match profiles.iter().flat_map(Profile::keys).find(|name| !known.contains(name)) {
+        Some(input) => Err(ExportError::ProfileInput { input: input.clone(), known: known.join(", ") }),
+        None => Ok(()),
+    }
+}
+
 fn graph_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "graph".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Reads a graph, checks it, brings it to f32 and optimises it.
-pub(crate) fn prepare(path: &Path) -> Result<Model, ExportError> {
+/// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it.
+pub(crate) fn prepare(graph: &str, path: &Path, profiles: &[Profile]) -> Result<Model, ExportError> {
     let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let label = path.display().to_string();
     check_graph(&label, &model)?;
     raise_precision(&mut model);
+    profiles::apply(profiles, graph, &mut model)?;
     v2l_graphs::passes::optimize(&mut model)
         .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
+    // Small matrices of a foreign file count as weights too.
+    for linear in v2l_graphs::check::linear_weights(&model.graph) {
+        model.graph.initializers[&linear.name].external = true;
+    }
     v2l_graphs::passes::infer_shapes(&mut model);
     check_graph(&label, &model)?;
     Ok(model)
@@ -151,7 +182,7 @@ fn compile_component(
     let mut models = Vec::new();
     let mut made_from = IndexMap::new();
     for (graph, path) in graphs {
-        let model = prepare(path)?;
+        let model = prepare(graph, path, &options.profiles)?;
         let bytes = map_file(path).map_err(ExportError::io(path))?;
         made_from.insert(format!("{graph}.onnx"), format!("blake3:{}", blake3::hash(&bytes).to_hex()));
         models.push((graph.clone(), model));
@@ -171,11 +202,15 @@ fn compile_component(
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
+    let mut describe = |name: &str, model: &Model| -> Result<Graph, ExportError> {
+        let graph = compile_graph(name, model, &weights, &mut blobs)?;
+        Ok(Graph { profiles: profiles::of_graph(&options.profiles, model), ..graph })
+    };
     for (graph, model) in plain {
-        compiled.push(compile_graph(graph, model, &weights, &mut blobs)?);
+        compiled.push(describe(graph, model)?);
     }
     for (graph, model) in &side {
-        let graph = compile_graph(&format!("{graph}{SIDE_SUFFIX}"), model, &weights, &mut blobs)?;
+        let graph = describe(&format!("{graph}{SIDE_SUFFIX}"), model)?;
         compiled.push(Graph { lora_rank: options.lora_rank, ..graph });
     }
     let manifest = Manifest {

@@ -130,6 +130,26 @@ pub enum ExportError {
         /// What the graph takes.
         expected: String,
     },
+    /// A profile does not fit a graph.
+    #[error("profile {index}, input `{input}` of graph `{graph}`: {reason}")]
+    Profile {
+        /// Which profile, from 0.
+        index: usize,
+        /// The input.
+        input: String,
+        /// The graph.
+        graph: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// Profiles are given for inputs that no graph has.
+    #[error("profiles name input `{input}`, which no graph has; the inputs are: {known}")]
+    ProfileInput {
+        /// The name given.
+        input: String,
+        /// The inputs of all graphs.
+        known: String,
+    },
     /// An engine computes something else than its source.
     #[error("{0}")]
     Numeric(Box<crate::check::Failed>),

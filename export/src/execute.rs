@@ -78,11 +78,8 @@ impl OrtExecutor {
             let dtype = dtype.ok_or_else(|| ExecuteError::Output { name: output.name.clone() })?;
             Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
         });
-        let interface = Interface {
-            name: model.graph.name.clone(),
-            inputs,
-            outputs: outputs.collect::<Result<_, ExecuteError>>()?,
-        };
+        let outputs = outputs.collect::<Result<_, ExecuteError>>()?;
+        let interface = Interface { name: model.graph.name.clone(), inputs, outputs, profiles: Vec::new() };
         Ok(OrtSession::from_graph(interface, &onnx, weights, &self.options)?)
     }
 }

@@ -79,6 +79,19 @@ pub enum SessionError {
         /// What was given.
         found: String,
     },
+    /// An input has extents that the graph was not compiled for.
+    #[error(
+        "input `{name}`: found {found:?}, out of what the graph was compiled for ({ranges}); \
+         give another size, or compile with a profile that holds it"
+    )]
+    OutOfProfile {
+        /// The input.
+        name: String,
+        /// Its extents.
+        found: Vec<usize>,
+        /// The ranges of each profile.
+        ranges: String,
+    },
     /// The backend refused or failed.
     #[error("{backend}: {message}")]
     Backend {

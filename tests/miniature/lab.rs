@@ -61,7 +61,8 @@ impl Lab {
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
         v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
         let lora_rank = setup.side.then_some(1);
-        let compile = CompileOptions { storage: setup.storage, lora_rank, side_only: setup.side, check: None };
+        let compile =
+            CompileOptions { storage: setup.storage, lora_rank, side_only: setup.side, ..CompileOptions::default() };
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
         let options = OpenOptions { weights: setup.weights, ..OpenOptions::default() };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;

@@ -13,6 +13,7 @@ mod trials;
 mod adapters;
 mod architecture;
 mod bad_input;
+mod checks;
 mod cli;
 mod hypernetwork;
 mod inspect;

@@ -12,7 +12,7 @@ pub use v2l_calibration::{BlockError, Comparison, NodeError, Trace};
 use v2l_calibration::{Limits, compare, trace};
 use v2l_graphs::{DataType, Graph, Model};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{RANK_SUFFIX, SIDE_SUFFIX};
+use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange};
 use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
 use v2l_runtime::session::{Dim, Session};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -21,7 +21,6 @@ pub(crate) use self::reference::Reference;
 pub use self::report::{Failed, GraphCheck, OutputCheck, Tolerance};
 use crate::ExportError;
 use crate::compile::types::from_runtime;
-use crate::compile::variants::stored_variant;
 use crate::compile::weights::plan_weights;
 use crate::compile::{CompileOptions, prepare};
 use crate::execute::OrtExecutor;
@@ -88,8 +87,8 @@ pub(crate) fn check_engine(
         used.extend(serving.iter().copied());
         let sets: Vec<InputSet> = serving.iter().map(|path| read_inputs(path, graph)).collect::<Result<_, _>>()?;
         let runs = if sets.is_empty() {
-            match made_run(&reference, options) {
-                Ok(run) => vec![run],
+            match made_runs(&reference, &sizes(&engine, source.graph, graph, options), options) {
+                Ok(runs) => runs,
                 Err(reason) if options.thorough => {
                     return Err(ExportError::NotChecked { graph: source.graph.to_owned(), reason });
                 }
@@ -165,12 +164,52 @@ fn serves(names: &[String], graph: &Graph) -> bool {
     names.len() == graph.inputs.len() && graph.inputs.iter().all(|input| names.contains(&input.name))
 }
 
-/// The first made inputs that the reference runs on, and what it gives.
-fn made_run(reference: &Reference, options: &CheckOptions) -> Result<(InputSet, NamedTensors), String> {
+/// Extents that the profiles ask for: the first one's opt, and with `thorough` every one's min, opt and max.
+fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> Vec<IndexMap<String, usize>> {
+    let profiles = engine.manifest().graph(name).map(|graph| graph.profiles.clone()).unwrap_or_default();
+    let of = |profile: &Profile, choose: fn(&ShapeRange) -> &Vec<usize>| {
+        let mut extents = options.extents.clone();
+        for input in &graph.inputs {
+            let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_ref());
+            let (Some(range), Some(shape)) = (profile.get(&input.name), shape) else { continue };
+            for (axis, dim) in shape.iter().enumerate() {
+                let name = match dim {
+                    v2l_graphs::Dim::Fixed(_) => continue,
+                    v2l_graphs::Dim::Symbol(name) if !name.is_empty() => name.clone(),
+                    _ => format!("{}.{axis}", input.name),
+                };
+                extents.insert(name, choose(range)[axis]);
+            }
+        }
+        extents
+    };
+    let mut sizes: Vec<IndexMap<String, usize>> = match options.thorough {
+        true => profiles.iter().flat_map(|p| [of(p, |r| &r.min), of(p, |r| &r.opt), of(p, |r| &r.max)]).collect(),
+        false => profiles.first().map(|p| of(p, |r| &r.opt)).into_iter().collect(),
+    };
+    sizes.dedup();
+    if sizes.is_empty() { vec![options.extents.clone()] } else { sizes }
+}
+
+/// For each of the sizes, the first made inputs that the reference runs on, and what it gives.
+fn made_runs(
+    reference: &Reference,
+    sizes: &[IndexMap<String, usize>],
+    options: &CheckOptions,
+) -> Result<Vec<(InputSet, NamedTensors)>, String> {
     let mut session = reference.session(&options.ort).map_err(|e| e.to_string())?;
+    sizes.iter().map(|extents| made_run(reference, &mut session, extents, options.seed)).collect()
+}
+
+fn made_run(
+    reference: &Reference,
+    session: &mut dyn Session,
+    extents: &IndexMap<String, usize>,
+    seed: u64,
+) -> Result<(InputSet, NamedTensors), String> {
     let mut first = None;
-    for set in generate(&reference.model, &options.extents, options.seed) {
-        match set.and_then(|set| run(&mut session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
+    for set in generate(&reference.model, extents, seed) {
+        match set.and_then(|set| run(session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
             Ok(done) => return Ok(done),
             Err(reason) => drop(first.get_or_insert(reason)),
         }
@@ -253,6 +292,16 @@ fn default_tolerance(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Tolera
     })
 }
 
+/// The f32 graph over weights that were rounded to their storage type.
+fn rounded(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
+    let mut model = model.clone();
+    for (name, weight) in model.graph.initializers.iter_mut().filter(|(_, w)| w.external && w.dtype.is_float()) {
+        let (own, stored) = (weight.dtype, stored(name));
+        weight.data = weight.data.clone().converted(own, stored).converted(stored, own);
+    }
+    model
+}
+
 /// Where the compiled graph leaves its source.
 fn locate(
     reference: &Reference,
@@ -263,7 +312,7 @@ fn locate(
     limits: Limits,
 ) -> Result<Trace, ExportError> {
     let executor = || OrtExecutor { options: ort.clone(), ..OrtExecutor::default() };
-    let candidate = stored_variant(prepared, stored);
+    let candidate = rounded(prepared, stored);
     let (mut first, mut second) = (executor(), executor());
     trace((&mut first, &reference.model), (&mut second, &candidate), &set.tensors, limits)
         .map_err(|e| ExportError::Graph { graph: reference.model.graph.name.clone(), reason: e.to_string() })
@@ -281,10 +330,15 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
     let set = match files(&check.inputs)?.first() {
         Some((file, _)) => read_inputs(file, &reference.model.graph)?,
         None => {
-            made_run(&reference, &check).map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
+            let run = reference
+                .session(&check.ort)
+                .map_err(|e| e.to_string())
+                .and_then(|mut session| made_run(&reference, &mut session, &check.extents, check.seed));
+            run.map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
         }
     };
-    let models = [(graph, prepare(path)?)];
+    let prepared = prepare(&graph, path, &options.profiles)?;
+    let models = [(graph, prepared)];
     let weights = plan_weights(models.iter(), options.storage)?;
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let limits = Limits { nodes: block_nodes, ..Limits::default() };

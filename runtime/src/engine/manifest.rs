@@ -74,9 +74,9 @@ pub struct Graph {
     pub weights: Vec<String>,
     /// The stored graphs.
     pub files: GraphFiles,
-    /// Ranges that it was compiled for: per profile, input name → range.
+    /// Ranges that it was compiled for; a run must fit one of them, and anything fits if there is none.
     #[serde(default)]
-    pub profiles: Vec<IndexMap<String, ShapeRange>>,
+    pub profiles: Vec<Profile>,
     /// For a graph with low-rank branches: the largest sum of ranks that a slot's inputs `<slot>.lora_down` `[rank, in]`
     /// and `<slot>.lora_up` `[out, rank]` may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,6 +93,9 @@ pub struct GraphFiles {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy: Option<String>,
 }
+
+/// Ranges by input; an input that it does not name is free.
+pub type Profile = IndexMap<String, ShapeRange>;
 
 /// Extents that an input may take, outermost first.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

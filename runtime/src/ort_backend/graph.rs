@@ -9,6 +9,7 @@ use super::OrtError;
 use super::open::{OpenOptions, WeightMode, aligned, configured};
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
+use crate::engine::manifest::Profile;
 use crate::library;
 use crate::session::Port;
 use crate::tensor::Dtype;
@@ -35,6 +36,8 @@ pub struct Interface {
     pub inputs: Vec<Port>,
     /// Outputs, in graph order.
     pub outputs: Vec<Port>,
+    /// Shapes that it may run on; any if there is none.
+    pub profiles: Vec<Profile>,
 }
 
 impl OrtSession {

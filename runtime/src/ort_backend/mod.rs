@@ -7,6 +7,7 @@ mod graph;
 mod inputs;
 mod memory;
 mod open;
+mod profiles;
 mod session;
 mod value;
 mod weighted;

@@ -281,8 +281,8 @@ impl OrtEngine {
         };
         let bytes = engine.blob(file)?;
         let (session, held) = builder.commit(&bytes)?;
-        let Graph { name, inputs, outputs, .. } = graph.clone();
-        OrtSession::new(Interface { name, inputs, outputs }, session, held)
+        let Graph { name, inputs, outputs, profiles, .. } = graph.clone();
+        OrtSession::new(Interface { name, inputs, outputs, profiles }, session, held)
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.

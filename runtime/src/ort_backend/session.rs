@@ -7,7 +7,9 @@ use ort::value::ValueType;
 use super::OrtError;
 use super::graph::Interface;
 use super::inputs::bind;
+use super::profiles;
 use super::value::{borrow, copy_out, dtype_of};
+use crate::engine::manifest::Profile;
 use crate::raw::tensor_bytes;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
@@ -20,6 +22,7 @@ pub struct OrtSession {
     _weights: Vec<Bytes>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    profiles: Vec<Profile>,
 }
 
 impl OrtSession {
@@ -29,10 +32,10 @@ impl OrtSession {
         session: ort::session::Session,
         weights: Vec<Bytes>,
     ) -> Result<Self, OrtError> {
-        let Interface { name, inputs, outputs } = interface;
+        let Interface { name, inputs, outputs, profiles } = interface;
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, inputs, outputs })
+        Ok(Self { session, _weights: weights, inputs, outputs, profiles })
     }
 }
 
@@ -66,6 +69,7 @@ impl Session for OrtSession {
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
         let backend = |message: String| SessionError::Backend { backend: "ort", message };
         let tensors = bind(&self.inputs, inputs)?;
+        profiles::check(&self.profiles, inputs)?;
         let bytes: Vec<_> = tensors.iter().map(|tensor| tensor_bytes(tensor)).collect();
         let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(tensors.len());
         for (tensor, bytes) in tensors.iter().zip(&bytes) {
