@@ -10,10 +10,11 @@ mod shapes;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Output, OutputOptions};
-use v2l_export::CompileOptions;
+use v2l_export::{CompileOptions, EngineReport, Pass, Passes};
 use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
@@ -44,6 +45,12 @@ struct Args {
     /// [default: fuse, and side with --lora-rank].
     #[arg(long, value_enum, value_delimiter = ',')]
     fuse_modes: Vec<FuseMode>,
+    /// Leave out an optimisation pass; may be given several times.
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Pass::ALL.map(Pass::name)))]
+    disable_pass: Vec<String>,
+    /// Say what each pass did to each graph.
+    #[arg(long)]
+    explain: bool,
     /// Backend to compile for.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
@@ -117,6 +124,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
         profiles: args.shapes.profiles()?,
         check: args.check.options(),
+        passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
@@ -137,6 +145,32 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
                 e.path.display()
             )
         });
+        if args.explain {
+            explain(e, output);
+        }
     }
     Ok(())
+}
+
+fn explain(engine: &EngineReport, output: &mut Output) {
+    for report in &engine.passes {
+        let fired: serde_json::Map<_, _> =
+            report.fired.iter().map(|(pass, count)| (pass.name().to_owned(), json!(count))).collect();
+        let fields = json!({
+            "component": engine.component, "graph": report.graph, "fired": fired,
+            "nodes_before": report.nodes_before, "nodes_after": report.nodes_after,
+        });
+        output.result("passes", fields, || {
+            let fired: Vec<String> =
+                report.fired.iter().map(|(pass, count)| format!("{} {count}", pass.name())).collect();
+            format!(
+                "{:<14} {}: {} nodes, {} before; {}",
+                engine.component,
+                report.graph,
+                report.nodes_after,
+                report.nodes_before,
+                fired.join(", ")
+            )
+        });
+    }
 }

@@ -1,5 +1,6 @@
 //! ONNX graphs to an engine: one component per file, weights once, graphs without weights.
 
+mod explain;
 pub(crate) mod profiles;
 mod slots;
 pub(crate) mod types;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
+use v2l_graphs::passes::{Lowered, Passes, Report, infer_shapes, lower_for_ort, optimize_with};
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
@@ -26,6 +28,7 @@ use crate::check::{CheckOptions, Checks, Source, check_engine};
 use crate::engine_writer::{EngineWeight, stage_engine};
 use crate::{ExportError, Progress, check_graph, metadata};
 
+pub use self::explain::GraphReport;
 pub(crate) use self::slots::slots;
 
 /// How to compile.
@@ -44,6 +47,8 @@ pub struct CompileOptions {
     pub profiles: Vec<Profile>,
     /// Compare each engine with its source before it is put in its place; `None` does not.
     pub check: Option<CheckOptions>,
+    /// Which passes run.
+    pub passes: Passes,
 }
 
 /// Engines that were written.
@@ -70,6 +75,8 @@ pub struct EngineReport {
     pub slots: usize,
     /// How far its outputs lie from the source's.
     pub checks: Checks,
+    /// What the passes did to each graph of the source.
+    pub passes: Vec<GraphReport>,
 }
 
 /// Compiles a bundle to an engine directory, or a single ONNX file to an engine file.
@@ -154,22 +161,30 @@ fn graph_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "graph".into(), |stem| stem.to_string_lossy().into_owned())
 }
 
+/// A graph as it was read and optimised, for any backend.
+pub(crate) struct Prepared {
+    pub(crate) model: Model,
+    nodes_before: usize,
+    fired: Report,
+}
+
 /// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it.
-pub(crate) fn prepare(graph: &str, path: &Path, profiles: &[Profile]) -> Result<Model, ExportError> {
+pub(crate) fn prepare(graph: &str, path: &Path, options: &CompileOptions) -> Result<Prepared, ExportError> {
     let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let label = path.display().to_string();
     check_graph(&label, &model)?;
     raise_precision(&mut model);
-    profiles::apply(profiles, graph, &mut model)?;
-    v2l_graphs::passes::optimize(&mut model)
+    let nodes_before = model.graph.nodes.len();
+    profiles::apply(&options.profiles, graph, &mut model)?;
+    let fired = optimize_with(&mut model, &options.passes)
         .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
     // Small matrices of a foreign file count as weights too.
     for linear in v2l_graphs::check::linear_weights(&model.graph) {
         model.graph.initializers[&linear.name].external = true;
     }
-    v2l_graphs::passes::infer_shapes(&mut model);
+    infer_shapes(&mut model);
     check_graph(&label, &model)?;
-    Ok(model)
+    Ok(Prepared { model, nodes_before, fired })
 }
 
 fn compile_component(
@@ -179,10 +194,11 @@ fn compile_component(
     options: &CompileOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EngineReport, ExportError> {
-    let mut models = Vec::new();
+    let (mut models, mut reports) = (Vec::new(), Vec::new());
     let mut made_from = IndexMap::new();
     for (graph, path) in graphs {
-        let model = prepare(graph, path, &options.profiles)?;
+        let Prepared { model, nodes_before, fired } = prepare(graph, path, options)?;
+        reports.push((nodes_before, fired));
         let bytes = map_file(path).map_err(ExportError::io(path))?;
         made_from.insert(format!("{graph}.onnx"), format!("blake3:{}", blake3::hash(&bytes).to_hex()));
         models.push((graph.clone(), model));
@@ -197,21 +213,27 @@ fn compile_component(
     let slots = slots(&models)?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
-    let plain: Vec<&(String, Model)> = models.iter().filter(|(graph, _)| !replaced(graph)).collect();
-    let weights = plan_weights(plain.iter().copied().chain(&side), options.storage)?;
+    let plain = models.iter().filter(|(graph, _)| !replaced(graph));
+    let weights = plan_weights(plain.chain(&side), options.storage)?;
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
-    let mut describe = |name: &str, model: &Model| -> Result<Graph, ExportError> {
-        let graph = compile_graph(name, model, &weights, &mut blobs)?;
-        Ok(Graph { profiles: profiles::of_graph(&options.profiles, model), ..graph })
+    let mut describe = |name: &str, model: &Model| -> Result<(Graph, Model, Lowered), ExportError> {
+        let mut lowered = model.clone();
+        let fired = lower_for_ort(&mut lowered, &options.passes);
+        check_graph(name, &lowered)?;
+        let graph = compile_graph(name, &lowered, &weights, &mut blobs)?;
+        Ok((Graph { profiles: profiles::of_graph(&options.profiles, model), ..graph }, lowered, fired))
     };
-    for (graph, model) in plain {
-        compiled.push(describe(graph, model)?);
+    let mut passes = Vec::new();
+    for ((graph, model), (nodes_before, fired)) in models.iter().zip(&reports).filter(|((g, _), _)| !replaced(g)) {
+        let (described, lowered, by_lowering) = describe(graph, model)?;
+        passes.push(GraphReport::new(graph, *nodes_before, &lowered, fired, by_lowering));
+        compiled.push(described);
     }
     for (graph, model) in &side {
-        let graph = describe(&format!("{graph}{SIDE_SUFFIX}"), model)?;
-        compiled.push(Graph { lora_rank: options.lora_rank, ..graph });
+        let (described, ..) = describe(&format!("{graph}{SIDE_SUFFIX}"), model)?;
+        compiled.push(Graph { lora_rank: options.lora_rank, ..described });
     }
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -252,5 +274,6 @@ fn compile_component(
         graphs: manifest.graphs.iter().map(|graph| graph.name.clone()).collect(),
         slots: manifest.slots.len(),
         checks,
+        passes,
     })
 }

@@ -25,11 +25,12 @@ use v2l_graphs::Model;
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
-pub use compile::{CompileOptions, CompileReport, EngineReport, compile};
+pub use compile::{CompileOptions, CompileReport, EngineReport, GraphReport, compile};
 pub use component::{Component, metadata};
 pub use error::ExportError;
 pub use execute::{ExecuteError, OrtExecutor};
 pub use inspect::{OnnxSummary, summarize_onnx};
+pub use v2l_graphs::passes::{Pass, Passes};
 
 /// What [`export`] or [`compile()`] is doing.
 #[derive(Clone, Debug)]

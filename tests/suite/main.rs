@@ -20,6 +20,7 @@ mod inspect;
 mod miniature;
 mod modes;
 mod overrides;
+mod passes;
 mod pipeline;
 mod predictors;
 mod shapes;

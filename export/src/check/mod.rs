@@ -337,7 +337,7 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
             run.map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
         }
     };
-    let prepared = prepare(&graph, path, &options.profiles)?;
+    let prepared = prepare(&graph, path, options)?.model;
     let models = [(graph, prepared)];
     let weights = plan_weights(models.iter(), options.storage)?;
     let stored = |name: &str| from_runtime(weights[name].dtype);

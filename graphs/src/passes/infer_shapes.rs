@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 use super::tensor::Tensor;
 use super::walk::{is_onnx, only_output};
 use crate::check::result_type;
-use crate::{DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
+use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 use expr::Expr;
 use symbols::Symbols;
 
@@ -90,13 +90,7 @@ impl<'a> Inference<'a> {
             }
         }
         for (name, value) in &graph.initializers {
-            cx.types.insert(name, value.dtype);
-            if let Some(shape) = value.shape.iter().map(|&d| i64::try_from(d).ok().map(Expr::from)).collect() {
-                cx.shapes.insert(name, shape);
-            }
-            if let Some(ints) = Some(value).filter(|v| !v.external).and_then(Ints::constant) {
-                cx.values.insert(name, ints);
-            }
+            cx.initializer(name, value);
         }
         for input in &graph.inputs {
             // An initializer that is also an input is only its default.
@@ -129,7 +123,10 @@ impl<'a> Inference<'a> {
     }
 
     fn node(&mut self, node: &'a Node) {
-        let shapes = if is_onnx(node) { operators::shapes(self, node) } else { Vec::new() };
+        let (shapes, branch_types) = match &node.op_type[..] {
+            "If" if is_onnx(node) => self.branches(node).into_iter().unzip(),
+            _ => (operators::shapes(self, node), Vec::new()),
+        };
         let mut shapes = shapes.into_iter();
         for (index, output) in node.outputs.iter().enumerate() {
             let shape = shapes.next().flatten();
@@ -138,7 +135,8 @@ impl<'a> Inference<'a> {
             }
             let input = |i: usize| self.types.get(node.inputs.get(i)?.as_str()).copied();
             let recorded = self.recorded.get(output.as_str()).copied();
-            if let Some(dtype) = result_type(node, index, input).or(recorded.map(|ty| ty.dtype)) {
+            let branches = || branch_types.get(index).copied().flatten();
+            if let Some(dtype) = result_type(node, index, input).or_else(branches).or(recorded.map(|ty| ty.dtype)) {
                 self.types.insert(output, dtype);
             }
             if let Some(shape) = self.settled(shape, recorded.and_then(|ty| ty.shape.as_deref())) {
@@ -150,6 +148,57 @@ impl<'a> Inference<'a> {
             && let Some(value) = values::value(self, node, dtype)
         {
             self.values.insert(output, value);
+        }
+    }
+
+    /// What both branches of an `If` agree on, output by output.
+    fn branches(&mut self, node: &'a Node) -> Vec<(Option<Partial>, Option<DataType>)> {
+        let bodies = ["then_branch", "else_branch"].map(|name| match node.attributes.get(name) {
+            Some(Attribute::Graph(body)) => self.body(body),
+            _ => Vec::new(),
+        });
+        let [then, other] = bodies;
+        then.into_iter()
+            .zip(other)
+            .map(|((a, a_type), (b, b_type))| {
+                let shape = match (a, b) {
+                    (Some(a), Some(b)) if a.len() == b.len() => {
+                        Some(a.into_iter().zip(b).map(|(a, b)| (a == b).then_some(a)).collect())
+                    }
+                    _ => None,
+                };
+                (shape, a_type.filter(|_| a_type == b_type))
+            })
+            .collect()
+    }
+
+    /// Shape and type of each output of a body. What it defines itself is forgotten again: the other body may use the same
+    /// names.
+    fn body(&mut self, body: &'a Graph) -> Vec<(Option<Vec<Expr>>, Option<DataType>)> {
+        for (name, value) in &body.initializers {
+            self.initializer(name, value);
+        }
+        for node in &body.nodes {
+            self.node(node);
+        }
+        let known = |name: &str| (self.shapes.get(name).cloned(), self.types.get(name).copied());
+        let outputs = body.outputs.iter().map(|output| known(&output.name)).collect();
+        let own = body.nodes.iter().flat_map(|node| &node.outputs).chain(body.initializers.keys());
+        for name in own {
+            self.shapes.remove(&name[..]);
+            self.types.remove(&name[..]);
+            self.values.remove(&name[..]);
+        }
+        outputs
+    }
+
+    fn initializer(&mut self, name: &'a str, value: &Initializer) {
+        self.types.insert(name, value.dtype);
+        if let Some(shape) = value.shape.iter().map(|&d| i64::try_from(d).ok().map(Expr::from)).collect() {
+            self.shapes.insert(name, shape);
+        }
+        if let Some(ints) = Some(value).filter(|v| !v.external).and_then(Ints::constant) {
+            self.values.insert(name, ints);
         }
     }
 

@@ -10,7 +10,10 @@ mod fold_constants;
 mod fold_shapes;
 mod fold_weight_layout;
 mod infer_shapes;
+mod lower_ort;
+mod merge_duplicates;
 mod side_branch;
+mod switches;
 mod tensor;
 mod topological_sort;
 mod transforms;
@@ -22,10 +25,14 @@ pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
 pub use infer_shapes::{infer_shapes, settle_extents};
+pub use lower_ort::{Lowered, lower_for_ort};
+pub use merge_duplicates::merge_duplicates;
 pub use side_branch::{SideBranchError, SideSlot, add_side_branches};
+pub use switches::{Pass, Passes};
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
+pub(crate) use lower_ort::CONTRIB;
 pub(crate) use topological_sort::order;
 pub(crate) use walk::is_onnx;
 pub use walk::label;
@@ -77,33 +84,45 @@ pub struct Report {
     pub shapes_folded: usize,
     /// Nodes replaced by [`fold_constants`].
     pub constants_folded: usize,
+    /// Nodes and constants removed by [`merge_duplicates`].
+    pub duplicates_merged: usize,
     /// Nodes and initializers removed by [`remove_dead_nodes`].
     pub dead_removed: usize,
     /// Rounds until nothing fired any more, the last one included.
     pub rounds: usize,
 }
 
-/// Runs every pass until none fires: sorts the nodes, then folds weight layouts, shapes and constants and removes what
-/// is left unused.
+/// [`optimize_with`] all passes.
+///
+/// # Errors
+/// As [`optimize_with`].
+pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
+    optimize_with(model, &Passes::default())
+}
+
+/// Runs the passes that are for every backend until none fires: sorts the nodes, then folds weight layouts, shapes and
+/// constants, merges duplicates and removes what is left unused.
 ///
 /// Each round costs time linear in the graph; no weight bytes are read. Every firing takes something out of the graph,
 /// so the rounds end.
 ///
 /// # Errors
 /// [`PassError`] for a cycle, and for unreadable transform metadata.
-pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
+pub fn optimize_with(model: &mut Model, passes: &Passes) -> Result<Report, PassError> {
     let mut report = Report { moved: sort_topologically(model)?, ..Report::default() };
     loop {
         report.rounds += 1;
-        let layouts = fold_weight_layout(model)?;
-        let shapes = fold_shapes(model);
-        let constants = fold_constants(model);
+        let layouts = if passes.has(Pass::WeightLayout) { fold_weight_layout(model)? } else { 0 };
+        let shapes = if passes.has(Pass::Shapes) { fold_shapes(model) } else { 0 };
+        let constants = if passes.has(Pass::Constants) { fold_constants(model) } else { 0 };
+        let duplicates = if passes.has(Pass::Duplicates) { merge_duplicates(model) } else { 0 };
         let dead = remove_dead_nodes(model);
         report.weight_layouts_folded += layouts;
         report.shapes_folded += shapes;
         report.constants_folded += constants;
+        report.duplicates_merged += duplicates;
         report.dead_removed += dead;
-        if layouts + shapes + constants + dead == 0 {
+        if layouts + shapes + constants + duplicates + dead == 0 {
             return Ok(report);
         }
     }

@@ -4,7 +4,9 @@ use super::expr::Expr;
 use super::symbols::Symbols;
 use super::{Inference, Partial};
 use crate::passes::evaluate::{permutation, shape_range};
+use crate::passes::lower_ort::CONTRIB;
 use crate::passes::tensor::axis;
+use crate::passes::walk::is_onnx;
 use crate::{Attribute, Node};
 
 mod moves;
@@ -13,9 +15,18 @@ mod windows;
 /// The shape of each output in order; `None`, or nothing, where even the rank is unknown.
 pub(super) fn shapes(cx: &mut Inference<'_>, node: &Node) -> Vec<Option<Partial>> {
     match node.op_type.as_str() {
+        _ if !is_onnx(node) => vec![contrib(cx, node)],
         "Split" => moves::split(cx, node),
         "Dropout" => vec![like(cx, node, 0); 2],
         _ => vec![first(cx, node)],
+    }
+}
+
+/// The operators of ONNX Runtime's own that [`lower_for_ort`](crate::passes::lower_for_ort) uses.
+fn contrib(cx: &Inference<'_>, node: &Node) -> Option<Partial> {
+    match &node.op_type[..] {
+        "MultiHeadAttention" | "RotaryEmbedding" if node.domain == CONTRIB => like(cx, node, 0),
+        _ => None,
     }
 }
 
