@@ -41,7 +41,7 @@ pub struct Builder {
 }
 
 /// Key of a node's metadata that keeps it in float32 whatever the precision of the graph.
-pub(crate) const ISLAND: &str = "v2l.island";
+pub const ISLAND: &str = "v2l.island";
 
 /// One extent of a shape that a graph computes: a number (also `-1`, `0` of `Reshape`) or an int64 value of one element.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -204,7 +204,7 @@ fn span((min, max): (usize, usize)) -> String {
 }
 
 /// The name with the longest common start and end, if these make up at least half of `wanted`. Linear in all names.
-fn closest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
+pub fn closest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
     let score = |name: &str| {
         let start = wanted.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
         let end = wanted.bytes().rev().zip(name.bytes().rev()).take_while(|(a, b)| a == b).count();

@@ -22,6 +22,7 @@ mod modes;
 mod overrides;
 mod passes;
 mod pipeline;
+mod precision;
 mod predictors;
 mod shapes;
 mod side;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
-use crate::precision::infer_types;
+use crate::precision::value_types;
 use crate::{DataType, Graph, Model, Node, TensorType, ValueInfo};
 
 /// Cuts pieces out of one model, whose nodes must be sorted.
@@ -27,7 +27,7 @@ impl<'a> Extractor<'a> {
             last_read.extend(node.uses().filter(|name| !graph.initializers.contains_key(*name)).map(|name| (name, at)));
         }
         last_read.extend(graph.outputs.iter().map(|o| (o.name.as_str(), graph.nodes.len())));
-        Self { model, types: infer_types(graph), made_at, last_read }
+        Self { model, types: value_types(graph), made_at, last_read }
     }
 
     /// The model that is cut.

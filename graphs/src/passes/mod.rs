@@ -34,8 +34,8 @@ pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
 pub(crate) use lower_ort::CONTRIB;
 pub(crate) use topological_sort::order;
-pub(crate) use walk::is_onnx;
 pub use walk::label;
+pub(crate) use walk::{is_onnx, rename_uses};
 
 use crate::Model;
 

@@ -59,7 +59,7 @@ fn collect_defined(graph: &Graph, names: &mut HashSet<String>) {
 }
 
 /// Lets every reader of `from` read `to` instead, also inside bodies, unless the body defines `from` itself.
-pub(super) fn rename_uses(graph: &mut Graph, renames: &HashMap<String, String>) {
+pub(crate) fn rename_uses(graph: &mut Graph, renames: &HashMap<String, String>) {
     for node in &mut graph.nodes {
         for input in &mut node.inputs {
             if let Some(to) = renames.get(input) {

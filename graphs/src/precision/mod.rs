@@ -1,0 +1,15 @@
+//! Bringing a graph into other floating-point types, node by node.
+
+mod apply;
+mod casts;
+mod emulate;
+mod raise;
+#[cfg(test)]
+mod tests;
+mod types;
+
+pub use apply::{apply_precision, lower_precision, matrix_types};
+pub use casts::{count_casts, save_casts};
+pub use emulate::emulate_precision;
+pub use raise::{raise_precision, uses_narrow_floats};
+pub use types::{Freedom, freedom, is_movement, node_labels, value_types};
