@@ -51,6 +51,10 @@ struct Args {
     /// Say what each pass did to each graph.
     #[arg(long)]
     explain: bool,
+    /// Store the matrices of linear layers in 8 bits, with a scale for each block of 32, 64, 128 or 256 inputs. Adapters then
+    /// come in low-rank branches (--lora-rank).
+    #[arg(long, value_name = "BLOCK", num_args = 0..=1, require_equals = true, default_missing_value = "64", value_parser = int8_block)]
+    int8: Option<usize>,
     /// Backend to compile for.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
@@ -97,6 +101,11 @@ enum Backend {
     Ort,
 }
 
+fn int8_block(text: &str) -> Result<usize, String> {
+    let block = text.parse().ok().filter(|block| [32, 64, 128, 256].contains(block));
+    block.ok_or_else(|| format!("expected 32, 64, 128 or 256, found `{text}`"))
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     v2l_cli::run(args.output_options, |output| match (&args.command, &args.input) {
@@ -122,6 +131,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         storage: args.precision.map(Precision::storage),
         lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
+        int8: args.int8,
         profiles: args.shapes.profiles()?,
         check: args.check.options(),
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),

@@ -19,7 +19,9 @@ pub(crate) enum Way {
 
 /// The way to begin with, and why; refuses what the engine was not compiled for. `graph` is a name without `.side`.
 pub(crate) fn decide(asked: FuseMode, manifest: &Manifest, graph: &str) -> anyhow::Result<(Way, &'static str)> {
-    let (fuse, side) = (manifest.graph(graph).is_some(), has_branches(manifest, graph));
+    let (mut fuse, side) = (manifest.graph(graph).is_some(), has_branches(manifest, graph));
+    // Weights in 8 bits stay as they are. Without branches, fusing says so.
+    fuse &= !side || manifest.slots.iter().all(|slot| slot.quantized.is_none());
     match asked {
         FuseMode::Side if !side => Err(Failure::usage(
             "the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX",

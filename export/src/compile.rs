@@ -1,6 +1,7 @@
 //! ONNX graphs to an engine: one component per file, weights once, graphs without weights.
 
 mod explain;
+mod int8;
 pub(crate) mod profiles;
 mod slots;
 pub(crate) mod types;
@@ -12,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::passes::{Lowered, Passes, Report, infer_shapes, lower_for_ort, optimize_with};
+use v2l_graphs::passes::{Passes, Report, infer_shapes, lower_for_ort, optimize_with};
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
@@ -20,6 +21,7 @@ use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
 use v2l_runtime::tensor::Dtype;
 
+use self::int8::Int8;
 use self::types::from_runtime;
 use self::variants::{compile_graph, side_variants};
 use self::weights::{Streamed, matrix_type, plan_weights};
@@ -47,6 +49,8 @@ pub struct CompileOptions {
     pub profiles: Vec<Profile>,
     /// Compare each engine with its source before it is put in its place; `None` does not.
     pub check: Option<CheckOptions>,
+    /// Store the matrices of linear layers in 8 bits, with a scale for each block of this many inputs: 32, 64, 128 or 256.
+    pub int8: Option<usize>,
     /// Which passes run.
     pub passes: Passes,
 }
@@ -194,11 +198,11 @@ fn compile_component(
     options: &CompileOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EngineReport, ExportError> {
-    let (mut models, mut reports) = (Vec::new(), Vec::new());
+    let (mut models, mut reports) = (Vec::new(), HashMap::new());
     let mut made_from = IndexMap::new();
     for (graph, path) in graphs {
         let Prepared { model, nodes_before, fired } = prepare(graph, path, options)?;
-        reports.push((nodes_before, fired));
+        reports.insert(graph.clone(), (nodes_before, fired));
         let bytes = map_file(path).map_err(ExportError::io(path))?;
         made_from.insert(format!("{graph}.onnx"), format!("blake3:{}", blake3::hash(&bytes).to_hex()));
         models.push((graph.clone(), model));
@@ -213,27 +217,31 @@ fn compile_component(
     let slots = slots(&models)?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
-    let plain = models.iter().filter(|(graph, _)| !replaced(graph));
-    let weights = plan_weights(plain.chain(&side), options.storage)?;
+    let int8 = Int8::new(options.int8, models.iter().chain(&side));
+    let slots = int8.slots(slots);
+    let mut stored: Vec<(String, Model)> =
+        models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
+    let stored_plain = stored.len();
+    stored.extend(side.iter().map(|m| int8.quantized(m)));
+    let weights = plan_weights(stored.iter(), options.storage)?;
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
-    let mut describe = |name: &str, model: &Model| -> Result<(Graph, Model, Lowered), ExportError> {
-        let mut lowered = model.clone();
-        let fired = lower_for_ort(&mut lowered, &options.passes);
-        check_graph(name, &lowered)?;
-        let graph = compile_graph(name, &lowered, &weights, &mut blobs)?;
-        Ok((Graph { profiles: profiles::of_graph(&options.profiles, model), ..graph }, lowered, fired))
-    };
     let mut passes = Vec::new();
-    for ((graph, model), (nodes_before, fired)) in models.iter().zip(&reports).filter(|((g, _), _)| !replaced(g)) {
-        let (described, lowered, by_lowering) = describe(graph, model)?;
-        passes.push(GraphReport::new(graph, *nodes_before, &lowered, fired, by_lowering));
-        compiled.push(described);
-    }
-    for (graph, model) in &side {
-        let (described, ..) = describe(&format!("{graph}{SIDE_SUFFIX}"), model)?;
-        compiled.push(Graph { lora_rank: options.lora_rank, ..described });
+    for (index, (graph, model)) in stored.into_iter().enumerate() {
+        let lora = index >= stored_plain;
+        let (name, profiles) = (
+            if lora { format!("{graph}{SIDE_SUFFIX}") } else { graph.clone() },
+            profiles::of_graph(&options.profiles, &model),
+        );
+        let mut model = model;
+        let lowered = lower_for_ort(&mut model, &options.passes);
+        check_graph(&name, &model)?;
+        if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| !lora) {
+            passes.push(GraphReport::new(&graph, *nodes_before, &model, fired, lowered));
+        }
+        let described = compile_graph(&name, &model, &weights, &mut blobs)?;
+        compiled.push(Graph { profiles, lora_rank: options.lora_rank.filter(|_| lora), ..described });
     }
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -257,9 +265,11 @@ fn compile_component(
     let checks = match &options.check {
         Some(check) => {
             progress(Progress::Checking { name: &component });
+            int8.restore(&mut models);
             let pairs = models.iter().zip(graphs);
+            let int8 = int8.is_used();
             let sources: Vec<Source<'_>> =
-                pairs.map(|((graph, model), (_, path))| Source { graph, path, prepared: model }).collect();
+                pairs.map(|((graph, model), (_, path))| Source { graph, path, prepared: model, int8 }).collect();
             let stored = |name: &str| types.get(name).copied().unwrap_or(DataType::Float);
             check_engine(staged.path(), &component, &sources, &stored, check)?
         }

@@ -322,6 +322,7 @@ mod tests {
                 in_features: 3,
                 transposed: false,
                 rows: None,
+                quantized: None,
                 aliases: vec![],
             }],
             attributes: serde_json::json!({"layers": 1}),

@@ -7,6 +7,8 @@ use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use crate::quantize::{Blocks, Part};
+
 /// ONNX tensor element types (`TensorProto.DataType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
@@ -94,6 +96,11 @@ enum Repr {
         from: DataType,
         to: DataType,
     },
+    Quantized {
+        data: Box<TensorData>,
+        layout: Blocks,
+        part: Part,
+    },
 }
 
 /// Elements that a conversion holds in private memory at a time.
@@ -131,12 +138,18 @@ impl TensorData {
         }
     }
 
+    /// One part of an f32 matrix in 8 bits per value and an f32 scale per block; see [`crate::quantize`].
+    pub fn quantized(self, layout: Blocks, part: Part) -> Self {
+        Self(Repr::Quantized { data: Box::new(self), layout, part })
+    }
+
     /// Bytes that [`TensorData::write_to`] will write.
     pub fn len(&self) -> usize {
         match &self.0 {
             Repr::Raw(bytes) => bytes.len(),
             Repr::Transposed { data, .. } => data.len(),
             Repr::Converted { data, from, to } => data.len() / from.size() * to.size(),
+            Repr::Quantized { layout, part, .. } => layout.len(*part),
         }
     }
 
@@ -171,7 +184,7 @@ impl TensorData {
     ///
     /// # Errors
     /// Those of `out`, and `InvalidData` for a conversion between types that do not convert, a finite value beyond float16's
-    /// range, or a length that is no multiple of the element size.
+    /// range, or a length that is no multiple of the element size; a quantised matrix holds its f32 values in memory.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.0 {
             Repr::Raw(bytes) => out.write_all(bytes),
@@ -179,6 +192,7 @@ impl TensorData {
                 write_transposed(&data.to_bytes()?, *rows, *cols, *size, out)
             }
             Repr::Converted { data, from, to } => write_converted(&data.to_bytes()?, *from, *to, out),
+            Repr::Quantized { data, layout, part } => layout.write(&data.to_bytes()?, *part, out),
         }
     }
 }

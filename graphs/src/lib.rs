@@ -14,6 +14,7 @@ mod model;
 mod onnx;
 pub mod passes;
 mod precision;
+pub mod quantize;
 mod read;
 mod summary;
 mod write;

@@ -108,6 +108,15 @@ pub enum FuseError {
         /// `down`, `up`, `alpha`, `strength` or their product.
         factor: &'static str,
     },
+    /// A layer's weight is stored in 8 bits.
+    #[error(
+        "slot `{slot}` is stored in 8 bits, and adapters cannot be fused into it; use `--fuse-mode side` (compiled with \
+         `--lora-rank`), or compile without `--int8`"
+    )]
+    Quantized {
+        /// The slot.
+        slot: String,
+    },
     /// The sum leaves the range of the target type.
     #[error(
         "slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `--ort-weights widened`"
@@ -207,6 +216,10 @@ fn by_tensor<'a>(
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<SlotTerms<'a>>>, FuseError> {
     let mut terms = resolve(engine, adapters)?;
+    let quantized = |name: &str| engine.manifest().slot(name).is_some_and(|slot| slot.quantized.is_some());
+    if let Some(slot) = terms.keys().find(|name| quantized(name)) {
+        return Err(FuseError::Quantized { slot: (*slot).to_owned() });
+    }
     let mut by_tensor: IndexMap<&str, Vec<SlotTerms<'_>>> = IndexMap::new();
     for slot in &engine.manifest().slots {
         if let Some(terms) = terms.swap_remove(&slot.name[..]) {

@@ -427,6 +427,7 @@ mod tests {
             in_features: 3,
             transposed: false,
             rows: None,
+            quantized: None,
             aliases: vec![],
         }
     }

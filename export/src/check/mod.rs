@@ -48,6 +48,9 @@ pub struct CheckOptions {
 /// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
 const WIDENED_LIMIT: u64 = 1 << 30;
 
+/// What weights in 8 bits let expect.
+const INT8_TOLERANCE: Tolerance = Tolerance::RelativeL2(5e-2);
+
 /// What was checked.
 #[derive(Clone, Debug, Default)]
 pub struct Checks {
@@ -63,6 +66,8 @@ pub(crate) struct Source<'a> {
     pub(crate) path: &'a Path,
     /// In f32, optimised.
     pub(crate) prepared: &'a Model,
+    /// Its weights are, in part, what an 8-bit form stands for.
+    pub(crate) int8: bool,
 }
 
 /// Compares an engine with its sources, every output of every graph.
@@ -108,7 +113,10 @@ pub(crate) fn check_engine(
         };
         let side = format!("{}{SIDE_SUFFIX}", source.graph);
         let compiled = [source.graph, &side].into_iter().filter(|name| engine.manifest().graph(name).is_some());
-        let tolerance = options.tolerance.unwrap_or_else(|| default_tolerance(source.prepared, stored));
+        let tolerance = options.tolerance.unwrap_or_else(|| match source.int8 {
+            true => INT8_TOLERANCE,
+            false => default_tolerance(source.prepared, stored),
+        });
         for name in compiled {
             for weights in ways(&engine, options.thorough) {
                 let open = OpenOptions { weights, ..options.ort.clone() };

@@ -177,7 +177,8 @@ pub(super) fn operator(name: &str) -> Option<&'static Operator> {
 /// Element type of output `index` of a node, as far as the operator tells; `input` gives those of its inputs.
 pub(crate) fn result_type(node: &Node, index: usize, input: impl Fn(usize) -> Option<DataType>) -> Option<DataType> {
     if !is_onnx(node) {
-        let known = node.domain == CONTRIB && matches!(&node.op_type[..], "MultiHeadAttention" | "RotaryEmbedding");
+        let known = node.domain == CONTRIB
+            && matches!(&node.op_type[..], "MatMulNBits" | "MultiHeadAttention" | "RotaryEmbedding");
         return input(0).filter(|_| known && index == 0);
     }
     let result = match (node.op_type.as_str(), index) {

@@ -125,6 +125,10 @@ pub struct Slot {
     /// Output features of the initializer that are this layer's, if not all (fused Q, K, V).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rows: Option<RowRange>,
+    /// For a weight stored in 8 bits, as `[out, blocks, block]` with a scale per block: inputs in a block. Adapters then
+    /// come in low-rank branches only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<usize>,
     /// Other names of the same layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
@@ -135,7 +139,16 @@ impl Slot {
     pub fn linear(name: impl Into<String>, out_features: usize, in_features: usize) -> Self {
         let name = name.into();
         let tensor = format!("{name}.weight");
-        Self { name, tensor, out_features, in_features, transposed: false, rows: None, aliases: Vec::new() }
+        Self {
+            name,
+            tensor,
+            out_features,
+            in_features,
+            transposed: false,
+            rows: None,
+            quantized: None,
+            aliases: Vec::new(),
+        }
     }
 }
 

@@ -301,12 +301,20 @@ impl Check<'_> {
             return Err(self.structure(what, format!("a weight `{}`", slot.tensor), "none"));
         };
         let found = format!("{} {:?}", record.dtype, record.shape);
-        let (rows, columns) = match (&record.shape[..], slot.transposed) {
-            (&[out, inner], false) | (&[inner, out], true) => (out, inner),
+        let (rows, columns) = match (&record.shape[..], slot.transposed, slot.quantized) {
+            (&[out, inner], false, None) | (&[inner, out], true, None) => (out, inner),
+            // The last block of a row may be padded.
+            (&[out, blocks, inner], _, Some(block))
+                if inner == block && blocks == slot.in_features.div_ceil(block.max(1)) =>
+            {
+                (out, slot.in_features)
+            }
+            (_, _, Some(block)) => return Err(self.structure(what, format!("[out, blocks, {block}]"), found)),
             _ => return Err(self.structure(what, "a 2-D weight", found)),
         };
-        if !record.dtype.is_float() || slot.tensor.starts_with(RESERVED_PREFIX) {
-            return Err(self.structure(what, "a floating-point weight", found));
+        let fitting = if slot.quantized.is_some() { record.dtype == Dtype::U8 } else { record.dtype.is_float() };
+        if !fitting || slot.tensor.starts_with(RESERVED_PREFIX) {
+            return Err(self.structure(what, "a weight of a fitting type", found));
         }
         let range = slot.row_range();
         let fits = range.start < range.end

@@ -47,6 +47,7 @@ fn slot(out: usize, inner: usize, transposed: bool, rows: Option<(usize, usize)>
         in_features: inner,
         transposed,
         rows: rows.map(|(start, end)| RowRange { start, end }),
+        quantized: None,
         aliases: vec![],
     }
 }

@@ -22,10 +22,15 @@ pub(super) fn shapes(cx: &mut Inference<'_>, node: &Node) -> Vec<Option<Partial>
     }
 }
 
-/// The operators of ONNX Runtime's own that [`lower_for_ort`](crate::passes::lower_for_ort) uses.
+/// The operators of ONNX Runtime's own that the passes use.
 fn contrib(cx: &Inference<'_>, node: &Node) -> Option<Partial> {
     match &node.op_type[..] {
         "MultiHeadAttention" | "RotaryEmbedding" if node.domain == CONTRIB => like(cx, node, 0),
+        "MatMulNBits" if node.domain == CONTRIB => {
+            let mut shape = like(cx, node, 0)?;
+            *shape.last_mut()? = number(node.int("N")?);
+            Some(shape)
+        }
         _ => None,
     }
 }

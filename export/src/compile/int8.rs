@@ -1,0 +1,63 @@
+//! Weights in 8 bits.
+
+use std::collections::HashSet;
+
+use v2l_graphs::Model;
+use v2l_graphs::passes::{INT8_SUFFIX, quantizable, quantize_weights, restore_quantized};
+use v2l_runtime::engine::manifest::Slot;
+
+/// The matrices of one component that are stored in 8 bits.
+pub(super) struct Int8 {
+    block: usize,
+    names: Vec<String>,
+}
+
+impl Int8 {
+    /// The matrices that every one of the graphs that reads them can take in 8 bits; none without a block.
+    pub(super) fn new<'a>(block: Option<usize>, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
+        let Some(block) = block else { return Self { block: 0, names: Vec::new() } };
+        let (mut fits, mut unfit) = (Vec::new(), HashSet::new());
+        let mut seen = HashSet::new();
+        for (_, model) in models {
+            let names = quantizable(&model.graph, block);
+            let good: HashSet<&String> = names.iter().collect();
+            unfit.extend(model.graph.initializers.keys().filter(|name| !good.contains(name)).cloned());
+            fits.extend(names.iter().filter(|name| seen.insert((*name).clone())).cloned());
+        }
+        fits.retain(|name| !unfit.contains(name));
+        Self { block, names: fits }
+    }
+
+    pub(super) fn is_used(&self) -> bool {
+        !self.names.is_empty()
+    }
+
+    /// The graph over 8-bit weights.
+    pub(super) fn quantized(&self, (graph, model): &(String, Model)) -> (String, Model) {
+        let mut model = model.clone();
+        quantize_weights(&mut model, &self.names, self.block);
+        (graph.clone(), model)
+    }
+
+    /// The f32 graphs over what the 8-bit weights stand for.
+    pub(super) fn restore(&self, models: &mut [(String, Model)]) {
+        for (_, model) in models {
+            restore_quantized(model, &self.names, self.block);
+        }
+    }
+
+    /// The slots, those of 8-bit weights saying so.
+    pub(super) fn slots(&self, slots: Vec<Slot>) -> Vec<Slot> {
+        let names: HashSet<&String> = self.names.iter().collect();
+        let mark = |slot: Slot| match names.contains(&slot.tensor) {
+            true => Slot {
+                tensor: format!("{}{INT8_SUFFIX}", slot.tensor),
+                transposed: false,
+                quantized: Some(self.block),
+                ..slot
+            },
+            false => slot,
+        };
+        slots.into_iter().map(mark).collect()
+    }
+}

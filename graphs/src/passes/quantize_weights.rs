@@ -1,0 +1,128 @@
+//! Linear layers over 8-bit weights.
+
+use std::collections::HashMap;
+
+use super::lower_ort::CONTRIB;
+use super::walk::{is_onnx, label};
+use crate::quantize::{Blocks, Part};
+use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
+
+/// Behind a matrix's name: its 8-bit values `[out, blocks, block]`.
+pub const INT8_SUFFIX: &str = ".int8";
+/// Behind a matrix's name: the scales of its blocks, `[out · blocks]`.
+pub const SCALES_SUFFIX: &str = ".int8_scales";
+
+/// The matrices that [`quantize_weights`] can take: f32 weights of at least one block of inputs that feed nothing but
+/// `MatMul`, or `Gemm` without scaling, as second input; in the order of the graph.
+pub fn quantizable(graph: &Graph, block: usize) -> Vec<String> {
+    let mut fits: HashMap<&str, Option<(Blocks, bool)>> = HashMap::new();
+    let mut order = Vec::new();
+    for node in &graph.nodes {
+        for (index, name) in node.inputs.iter().enumerate() {
+            let Some(weight) = graph.initializers.get(name) else { continue };
+            let own = layout(node, weight, block).filter(|(cut, _)| {
+                index == 1 && cut.cols >= block && weight.external && weight.dtype == DataType::Float
+            });
+            let known = fits.entry(name).or_insert_with(|| {
+                order.push(name);
+                own
+            });
+            // Every reader must take it the same way.
+            *known = known.filter(|known| own == Some(*known));
+        }
+        // A body that reads the weight needs it as it is.
+        for name in node.uses().filter(|name| !node.inputs.iter().any(|i| i == name)) {
+            fits.insert(name, None);
+        }
+    }
+    order.into_iter().filter(|name| fits[name.as_str()].is_some()).cloned().collect()
+}
+
+/// How the node's second input is cut, and whether it is stored `[in, out]`, if the node is a linear layer that has an 8-bit
+/// form.
+fn layout(node: &Node, weight: &Initializer, block: usize) -> Option<(Blocks, bool)> {
+    let &[a, b] = weight.shape.as_slice() else { return None };
+    let plain = |name| matches!(node.attributes.get(name), None | Some(Attribute::Float(1.0)));
+    let turned = match node.op_type.as_str() {
+        "Gemm" if is_onnx(node) && plain("alpha") && plain("beta") && node.int("transA").unwrap_or(0) == 0 => {
+            node.int("transB").unwrap_or(0) == 0
+        }
+        "MatMul" if is_onnx(node) => true,
+        _ => return None,
+    };
+    let (rows, cols) = if turned { (b, a) } else { (a, b) };
+    Some((Blocks { rows, cols, block }, turned))
+}
+
+/// Gives the layers over `names` 8-bit weights, `MatMulNBits` of ONNX Runtime's own; returns how many layers changed.
+///
+/// Blocks are of 32, 64, 128 or 256 inputs. The f32 matrices are gone from the graph; values and scales are made from them
+/// while they are written.
+pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> usize {
+    let graph = &mut model.graph;
+    let mut made: HashMap<&str, (Blocks, bool)> = HashMap::new();
+    let mut changed = 0;
+    for node in &mut graph.nodes {
+        let Some(name) = node.inputs.get(1).and_then(|name| names.iter().find(|n| *n == name)) else { continue };
+        let Some((layout, turned)) = layout(node, &graph.initializers[name], block) else { continue };
+        made.insert(name, (layout, turned));
+        let bias = node.inputs.get(2).filter(|bias| !bias.is_empty()).cloned();
+        let mut inputs = vec![node.inputs[0].clone(), format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}")];
+        if let Some(bias) = bias {
+            inputs.extend([String::new(), String::new(), bias]);
+        }
+        let int = |n: usize| Attribute::Int(n as i64);
+        let attributes = [("K", layout.cols), ("N", layout.rows), ("bits", 8), ("block_size", block)];
+        *node = Node {
+            name: label(node),
+            op_type: "MatMulNBits".into(),
+            domain: CONTRIB.into(),
+            inputs,
+            outputs: node.outputs.clone(),
+            attributes: attributes.into_iter().map(|(name, n)| (name.to_owned(), int(n))).collect(),
+            metadata: node.metadata.clone(),
+        };
+        changed += 1;
+    }
+    let initializers = std::mem::take(&mut graph.initializers);
+    for (name, weight) in initializers {
+        let Some((layout, turned)) = made.get(name.as_str()) else {
+            graph.initializers.insert(name, weight);
+            continue;
+        };
+        let data = match turned {
+            true => weight.data.transposed(layout.cols, layout.rows, DataType::Float.size()),
+            false => weight.data,
+        };
+        let values = [layout.rows, layout.per_row(), layout.block];
+        let scales = [layout.rows * layout.per_row()];
+        let of = |part| data.clone().quantized(*layout, part);
+        let (int8, scale) = (format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}"));
+        graph.initializers.insert(int8, Initializer::weight(DataType::Uint8, &values, of(Part::Values)));
+        graph.initializers.insert(scale, Initializer::weight(DataType::Float, &scales, of(Part::Scales)));
+    }
+    if changed > 0 {
+        model.opsets.insert(CONTRIB.to_owned(), 1);
+    }
+    changed
+}
+
+/// Replaces the matrices by what their 8-bit form stands for, in f32: the effect of [`quantize_weights`] for any backend.
+pub fn restore_quantized(model: &mut Model, names: &[String], block: usize) {
+    let graph = &mut model.graph;
+    for name in names {
+        let reader = graph.nodes.iter().find(|node| node.inputs.get(1) == Some(name));
+        let Some(weight) = graph.initializers.get(name) else { continue };
+        let Some((cut, turned)) = reader.and_then(|node| layout(node, weight, block)) else { continue };
+        let data = weight.data.clone();
+        let size = DataType::Float.size();
+        let data = match turned {
+            true => data
+                .transposed(cut.cols, cut.rows, size)
+                .quantized(cut, Part::Restored)
+                .transposed(cut.rows, cut.cols, size),
+            false => data.quantized(cut, Part::Restored),
+        };
+        graph.initializers[name].data = data;
+    }
+}
