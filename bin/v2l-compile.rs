@@ -48,6 +48,10 @@ struct Args {
     /// Leave out an optimisation pass; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Pass::ALL.map(Pass::name)))]
     disable_pass: Vec<String>,
+    /// Inputs that change from step to step, for a graph that v2l does not know: what depends on none of them is then computed
+    /// once for all steps, and what depends on vectors among them only, such as timesteps, once for each.
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    step_inputs: Option<Vec<String>>,
     /// Say what each pass did to each graph.
     #[arg(long)]
     explain: bool,
@@ -135,6 +139,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         profiles: args.shapes.profiles()?,
         check: args.check.options(),
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
+        step_inputs: args.step_inputs.clone(),
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
@@ -169,16 +174,19 @@ fn explain(engine: &EngineReport, output: &mut Output) {
         let fields = json!({
             "component": engine.component, "graph": report.graph, "fired": fired,
             "nodes_before": report.nodes_before, "nodes_after": report.nodes_after,
+            "weight_bytes_before": report.weight_bytes_before, "weight_bytes_after": report.weight_bytes_after,
         });
         output.result("passes", fields, || {
             let fired: Vec<String> =
                 report.fired.iter().map(|(pass, count)| format!("{} {count}", pass.name())).collect();
             format!(
-                "{:<14} {}: {} nodes, {} before; {}",
+                "{:<14} {}: {} nodes, {} before; {} bytes of weights a run, {} before; {}",
                 engine.component,
                 report.graph,
                 report.nodes_after,
                 report.nodes_before,
+                report.weight_bytes_after,
+                report.weight_bytes_before,
                 fired.join(", ")
             )
         });

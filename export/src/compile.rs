@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::passes::{Passes, Report, infer_shapes, lower_for_ort, optimize_with};
+use v2l_graphs::passes::{Passes, Report, hoist, infer_shapes, lower_for_ort, optimize_with};
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
@@ -23,7 +23,7 @@ use v2l_runtime::tensor::Dtype;
 
 use self::int8::Int8;
 use self::types::from_runtime;
-use self::variants::{compile_graph, side_variants};
+use self::variants::{compile_graph, compile_stages, side_variants};
 use self::weights::{Streamed, matrix_type, plan_weights};
 use crate::atomic_dir::AtomicDir;
 use crate::check::{CheckOptions, Checks, Source, check_engine};
@@ -53,6 +53,9 @@ pub struct CompileOptions {
     pub int8: Option<usize>,
     /// Which passes run.
     pub passes: Passes,
+    /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of others
+    /// nothing is hoisted.
+    pub step_inputs: Option<Vec<String>>,
 }
 
 /// Engines that were written.
@@ -161,6 +164,26 @@ fn check_profile_inputs(graphs: &[(String, PathBuf)], profiles: &[Profile]) -> R
     }
 }
 
+/// The inputs that change from step to step.
+fn step_inputs(
+    component: &str,
+    models: &[(String, Model)],
+    options: &CompileOptions,
+) -> Result<Vec<String>, ExportError> {
+    let Some(asked) = &options.step_inputs else {
+        let known: &[&str] = if component == TRANSFORMER { &["hidden_states", "timestep"] } else { &[] };
+        return Ok(known.iter().map(|&name| name.to_owned()).collect());
+    };
+    for (graph, model) in models {
+        let inputs: Vec<&str> = model.graph.inputs.iter().map(|input| &input.name[..]).collect();
+        if let Some(unknown) = asked.iter().find(|name| !inputs.contains(&&name[..])) {
+            let reason = format!("it has no input `{unknown}` that --step-inputs names; it has {}", inputs.join(", "));
+            return Err(ExportError::Graph { graph: graph.clone(), reason });
+        }
+    }
+    Ok(asked.clone())
+}
+
 fn graph_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "graph".into(), |stem| stem.to_string_lossy().into_owned())
 }
@@ -227,21 +250,24 @@ fn compile_component(
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
+    let step = step_inputs(&component, &models, options)?;
     let mut passes = Vec::new();
-    for (index, (graph, model)) in stored.into_iter().enumerate() {
-        let lora = index >= stored_plain;
-        let (name, profiles) = (
-            if lora { format!("{graph}{SIDE_SUFFIX}") } else { graph.clone() },
-            profiles::of_graph(&options.profiles, &model),
-        );
-        let mut model = model;
+    for (index, (graph, mut model)) in stored.into_iter().enumerate() {
+        let lora_rank = options.lora_rank.filter(|_| index >= stored_plain);
+        let name = if index >= stored_plain { format!("{graph}{SIDE_SUFFIX}") } else { graph.clone() };
+        let profiles = profiles::of_graph(&options.profiles, &model);
         let lowered = lower_for_ort(&mut model, &options.passes);
-        check_graph(&name, &model)?;
-        if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| !lora) {
-            passes.push(GraphReport::new(&graph, *nodes_before, &model, fired, lowered));
+        let mut main = model.clone();
+        let hoisted = hoist(&mut main, &step, &options.passes);
+        check_graph(&name, &main)?;
+        let described = compile_graph(&name, &main, &weights, &mut blobs)?;
+        let described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
+        if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none()) {
+            let mut report = GraphReport::new(&graph, *nodes_before, fired, lowered);
+            report.store(&main, &described, &weights);
+            passes.push(report);
         }
-        let described = compile_graph(&name, &model, &weights, &mut blobs)?;
-        compiled.push(Graph { profiles, lora_rank: options.lora_rank.filter(|_| lora), ..described });
+        compiled.push(Graph { profiles, lora_rank, ..described });
     }
     let manifest = Manifest {
         format_version: FORMAT_VERSION,

@@ -314,6 +314,7 @@ mod tests {
                 files: GraphFiles { widened: "v2l/graphs/step/widened.onnx".into(), lazy: None },
                 profiles: vec![],
                 lora_rank: None,
+                stages: None,
             }],
             slots: vec![Slot {
                 name: "a".into(),

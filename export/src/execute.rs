@@ -79,7 +79,7 @@ impl OrtExecutor {
             Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
         });
         let outputs = outputs.collect::<Result<_, ExecuteError>>()?;
-        let interface = Interface { name: model.graph.name.clone(), inputs, outputs, profiles: Vec::new() };
+        let interface = Interface { name: model.graph.name.clone(), inputs, outputs };
         Ok(OrtSession::from_graph(interface, &onnx, weights, &self.options)?)
     }
 }

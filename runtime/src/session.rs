@@ -47,6 +47,15 @@ pub trait Session: Send {
     /// # Errors
     /// [`SessionError`] if a name, type or shape does not fit, or if the backend fails; the session stays usable.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError>;
+    /// Says what runs to come will be given, so that what they share can be computed at once. `inputs` are some of the
+    /// graph's, by name: a vector such as `timestep` with an element for each run, anything else as those runs will get it. Results of
+    /// [`Self::run`] do not depend on it but for rounding.
+    ///
+    /// # Errors
+    /// [`SessionError`] as [`Self::run`]; the session stays usable.
+    fn prepare(&mut self, _inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        Ok(())
+    }
 }
 
 /// Why a session did not run.

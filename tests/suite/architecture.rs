@@ -29,7 +29,7 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/src/fuse/kernel.rs",
     "runtime/src/fuse/lanes.rs",
     "runtime/src/map.rs",
-    "runtime/src/ort_backend/session.rs",
+    "runtime/src/ort_backend/part.rs",
     "runtime/src/ort_backend/value.rs",
     "runtime/src/ort_backend/weighted.rs",
 ];

@@ -26,6 +26,7 @@ mod precision;
 mod predictors;
 mod shapes;
 mod side;
+mod stages;
 mod survival;
 mod swaps;
 mod t5;

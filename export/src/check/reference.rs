@@ -42,11 +42,7 @@ impl Reference {
         let port = |infos: &[_]| ports(&name, infos).map_err(|e| ExecuteError::Output { name: e.to_string() });
         let (inputs, outputs) = (port(&self.model.graph.inputs)?, port(&self.model.graph.outputs)?);
         if self.untouched {
-            return Ok(OrtSession::from_file(
-                Interface { name, inputs, outputs, profiles: Vec::new() },
-                &self.path,
-                options,
-            )?);
+            return Ok(OrtSession::from_file(Interface { name, inputs, outputs }, &self.path, options)?);
         }
         let stored = |name: &str| {
             let weight = &self.model.graph.initializers[name];

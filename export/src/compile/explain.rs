@@ -1,7 +1,12 @@
 //! What the passes did.
 
+use std::collections::BTreeMap;
+
 use v2l_graphs::Model;
 use v2l_graphs::passes::{Lowered, Pass, Report};
+use v2l_runtime::engine::manifest::Graph;
+
+use super::weights::StoredWeight;
 
 /// What the passes did to one graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -10,14 +15,19 @@ pub struct GraphReport {
     pub graph: String,
     /// Nodes as it was read.
     pub nodes_before: usize,
-    /// Nodes as it is stored, bodies not counted.
+    /// Nodes that every run executes as it is stored, bodies not counted.
     pub nodes_after: usize,
-    /// How often each pass fired that can be switched off, in the order in which they run.
+    /// Bytes of stored weights that a run reads without hoisting.
+    pub weight_bytes_before: u64,
+    /// Bytes of stored weights that every run reads.
+    pub weight_bytes_after: u64,
+    /// How often each pass fired that can be switched off, in the order in which they run; for the hoisting ones, how many
+    /// values they give to the step.
     pub fired: Vec<(Pass, usize)>,
 }
 
 impl GraphReport {
-    pub(super) fn new(graph: &str, nodes_before: usize, model: &Model, report: &Report, lowered: Lowered) -> Self {
+    pub(super) fn new(graph: &str, nodes_before: usize, report: &Report, lowered: Lowered) -> Self {
         let count = |pass| match pass {
             Pass::WeightLayout => report.weight_layouts_folded,
             Pass::Shapes => report.shapes_folded,
@@ -31,8 +41,30 @@ impl GraphReport {
         Self {
             graph: graph.to_owned(),
             nodes_before,
-            nodes_after: model.graph.nodes.len(),
+            nodes_after: 0,
+            weight_bytes_before: 0,
+            weight_bytes_after: 0,
             fired: Pass::ALL.map(|pass| (pass, count(pass))).to_vec(),
         }
     }
+
+    /// Adds what hoisting did: `main` is what every run executes of `stored`.
+    pub(super) fn store(&mut self, main: &Model, stored: &Graph, weights: &BTreeMap<String, StoredWeight>) {
+        self.nodes_after = main.graph.nodes.len();
+        self.weight_bytes_after = bytes(stored, weights);
+        self.weight_bytes_before = stored.parts().map(|part| bytes(part, weights)).sum();
+        let stages = stored.stages.as_ref();
+        for (pass, count) in &mut self.fired {
+            let outputs = match pass {
+                Pass::Prologue => stages.and_then(|s| Some(s.prologue.as_ref()?.outputs.len())),
+                Pass::TimestepTables => stages.and_then(|s| Some(s.times.as_ref()?.graph.outputs.len())),
+                _ => None,
+            };
+            *count = outputs.unwrap_or(*count);
+        }
+    }
+}
+
+fn bytes(graph: &Graph, weights: &BTreeMap<String, StoredWeight>) -> u64 {
+    graph.weights.iter().filter_map(|name| weights.get(name)).map(|weight| weight.data.len() as u64).sum()
 }

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use v2l_graphs::passes::{SideSlot, add_side_branches};
+use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches};
 use v2l_graphs::{Attribute, DataType, Location, Model, Node, encode_model};
-use v2l_runtime::engine::manifest::{Graph, GraphFiles, RESERVED_PREFIX, Slot, WEIGHTS_PLACEHOLDER};
+use v2l_runtime::engine::manifest::{Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, WEIGHTS_PLACEHOLDER};
 use v2l_runtime::tensor::Dtype;
 
 use super::types::{from_runtime, ports};
@@ -82,7 +82,34 @@ pub(super) fn compile_graph(
         files: GraphFiles { widened, lazy },
         profiles: Vec::new(),
         lora_rank: None,
+        stages: None,
     })
+}
+
+/// Stores a graph and what was hoisted out of it; `whole` is the graph before.
+pub(super) fn compile_stages(
+    whole: &Model,
+    main: Graph,
+    hoisted: &Hoisted,
+    weights: &BTreeMap<String, StoredWeight>,
+    blobs: &mut Vec<EngineBlob>,
+) -> Result<Graph, ExportError> {
+    if hoisted.prologue.is_none() && hoisted.times.is_none() {
+        return Ok(main);
+    }
+    let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
+        let name = format!("{}.{suffix}", main.name);
+        check_graph(&name, model)?;
+        compile_graph(&name, model, weights, blobs).map(Box::new)
+    };
+    let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
+    let times = match &hoisted.times {
+        Some(times) => Some(Times { graph: stage("times", &times.model)?, rows: times.rows.clone() }),
+        None => None,
+    };
+    let inputs = ports(&main.name, &whole.graph.inputs)?;
+    let stages = Stages { inputs: main.inputs, prologue, times };
+    Ok(Graph { inputs, stages: Some(stages), ..main })
 }
 
 /// The f32 graph whose weights have the type that `stored` says, each narrow one behind one Cast to float32.

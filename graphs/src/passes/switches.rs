@@ -21,11 +21,15 @@ pub enum Pass {
     Attention,
     /// Scale and shift behind a layer norm as the norm's own, in [`lower_for_ort`](super::lower_for_ort).
     ModulatedNorm,
+    /// What stays the same over the steps of one generation, in a graph of its own: [`hoist`](super::hoist).
+    Prologue,
+    /// What depends on the timestep only, in a graph of its own: [`hoist`](super::hoist).
+    TimestepTables,
 }
 
 impl Pass {
     /// All passes, in the order in which they run.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 9] = [
         Self::WeightLayout,
         Self::Shapes,
         Self::Constants,
@@ -33,6 +37,8 @@ impl Pass {
         Self::Rotary,
         Self::Attention,
         Self::ModulatedNorm,
+        Self::Prologue,
+        Self::TimestepTables,
     ];
 
     /// Its name on the command line.
@@ -45,6 +51,8 @@ impl Pass {
             Self::Rotary => "rotary",
             Self::Attention => "attention",
             Self::ModulatedNorm => "modulated-norm",
+            Self::Prologue => "prologue",
+            Self::TimestepTables => "timestep-tables",
         }
     }
 }

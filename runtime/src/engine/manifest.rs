@@ -81,6 +81,32 @@ pub struct Graph {
     /// and `<slot>.lora_up` `[out, rank]` may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_rank: Option<usize>,
+    /// What of the graph need not be computed in every run, in graphs of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stages: Option<Stages>,
+}
+
+/// The parts of a graph whose results several runs share. Their inputs are inputs of the graph or, for the later ones,
+/// outputs of the earlier: prologue, times, and the stored graph itself last. Callers see none of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stages {
+    /// Inputs of the stored graph itself, in graph order.
+    pub inputs: Vec<Port>,
+    /// `<graph>.prologue`: runs again when one of its inputs changes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prologue: Option<Box<Graph>>,
+    /// `<graph>.times`: runs once for each timestep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub times: Option<Times>,
+}
+
+/// A graph that computes each row of its outputs from the same row of some of its inputs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Times {
+    /// The graph.
+    pub graph: Box<Graph>,
+    /// Its inputs `[rows]`; each output is `[rows, …]`.
+    pub rows: Vec<String>,
 }
 
 /// Tensors that hold a graph's ONNX bytes.
@@ -233,6 +259,15 @@ impl Manifest {
     /// The slot called `name`, by its own name or an alias.
     pub fn slot(&self, name: &str) -> Option<&Slot> {
         self.slots.iter().find(|slot| slot.name == name || slot.aliases.iter().any(|alias| alias == name))
+    }
+}
+
+impl Graph {
+    /// The stored graph and its stages.
+    pub fn parts(&self) -> impl Iterator<Item = &Self> {
+        let stages = self.stages.iter();
+        let hoisted = stages.flat_map(|s| s.prologue.iter().chain(s.times.iter().map(|times| &times.graph)));
+        std::iter::once(self).chain(hoisted.map(|graph| &**graph))
     }
 }
 

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::manifest::{
     FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, Slot,
 };
+use crate::session::Port;
 use crate::tensor::Dtype;
 use crate::weights::{WeightError, WeightFile, WeightView};
 
@@ -246,7 +247,7 @@ impl Check<'_> {
 
     fn graphs(&self) -> Result<(), EngineError> {
         let mut names = HashSet::new();
-        for graph in &self.manifest.graphs {
+        for graph in self.manifest.graphs.iter().flat_map(Graph::parts) {
             let what = || format!("graph `{}`", graph.name);
             if !names.insert(&graph.name) {
                 return Err(self.structure(what(), "one of that name", "two"));
@@ -262,8 +263,42 @@ impl Check<'_> {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
                 }
             }
+            self.stages(graph)?;
         }
         Ok(())
+    }
+
+    /// Every input of a stage must come from somewhere, in the type that it is given in.
+    fn stages(&self, graph: &Graph) -> Result<(), EngineError> {
+        let Some(stages) = &graph.stages else { return Ok(()) };
+        let times = stages.times.as_ref();
+        let mut known: Vec<&Port> = graph.inputs.iter().collect();
+        for part in stages.prologue.iter().chain(times.map(|times| &times.graph)) {
+            let what = || format!("graph `{}`", part.name);
+            if part.stages.is_some() {
+                return Err(self.structure(what(), "no stages of a stage", "some"));
+            }
+            self.given(what(), &part.inputs, &known)?;
+            known.extend(&part.outputs);
+        }
+        self.given(format!("graph `{}`", graph.name), &stages.inputs, &known)?;
+        let Some(times) = times else { return Ok(()) };
+        let what = || format!("graph `{}`", times.graph.name);
+        let vectors = times.graph.inputs.iter().filter(|p| times.rows.contains(&p.name) && p.shape.len() == 1);
+        if times.rows.is_empty() || vectors.count() != times.rows.len() {
+            return Err(self.structure(what(), "row inputs of one axis", format!("{:?}", times.rows)));
+        }
+        match times.graph.outputs.iter().find(|port| port.shape.is_empty()) {
+            Some(port) => Err(self.structure(what(), format!("rows in `{}`", port.name), "a scalar")),
+            None => Ok(()),
+        }
+    }
+
+    fn given(&self, what: String, ports: &[Port], known: &[&Port]) -> Result<(), EngineError> {
+        let missing = ports.iter().find(|p| !known.iter().any(|k| (&k.name, k.dtype) == (&p.name, p.dtype)));
+        missing.map_or(Ok(()), |p| {
+            Err(self.structure(what, format!("an input `{}` ({}) that something gives", p.name, p.dtype), "none"))
+        })
     }
 
     fn slots(&self) -> Result<(), EngineError> {

@@ -7,9 +7,9 @@ use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
 use super::open::{OpenOptions, WeightMode, aligned, configured};
+use super::part::Part;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
-use crate::engine::manifest::Profile;
 use crate::library;
 use crate::session::Port;
 use crate::tensor::Dtype;
@@ -36,8 +36,6 @@ pub struct Interface {
     pub inputs: Vec<Port>,
     /// Outputs, in graph order.
     pub outputs: Vec<Port>,
-    /// Shapes that it may run on; any if there is none.
-    pub profiles: Vec<Profile>,
 }
 
 impl OrtSession {
@@ -59,7 +57,8 @@ impl OrtSession {
             builder = builder.add(&name, dtype, &shape, aligned(dtype, data))?;
         }
         let (session, held) = builder.commit(onnx)?;
-        Self::new(interface, session, held)
+        let inputs = interface.inputs.clone();
+        Ok(Self::new(inputs, Vec::new(), Part::new(interface, session, held)?, None))
     }
 
     /// Opens an ONNX file, and its external data, as they stand: nothing of v2l's is between the file and ONNX Runtime.
@@ -71,7 +70,8 @@ impl OrtSession {
         let mut builder = plain(options).map_err(backend)?;
         let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
         drop(builder);
-        Self::new(interface, session, Vec::new())
+        let inputs = interface.inputs.clone();
+        Ok(Self::new(inputs, Vec::new(), Part::new(interface, session, Vec::new())?, None))
     }
 }
 

@@ -7,8 +7,10 @@ mod graph;
 mod inputs;
 mod memory;
 mod open;
+mod part;
 mod profiles;
 mod session;
+mod stages;
 mod value;
 mod weighted;
 

@@ -14,7 +14,9 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use super::OrtError;
 use super::graph::Interface;
 use super::memory::available_memory;
+use super::part::Part;
 use super::session::OrtSession;
+use super::stages::Stages;
 use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
@@ -256,13 +258,27 @@ impl OrtEngine {
         Ok(())
     }
 
-    /// Opens a graph.
+    /// Opens a graph, and the stages that come before it. Nothing is computed yet; what stages compute later stays with the
+    /// session, and so belongs to the weights that it was opened with.
     ///
     /// # Errors
     /// [`OrtError`] if there is no such graph or ONNX Runtime refuses it.
     pub fn session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
         let engine = Arc::clone(&self.engine);
         let graph = engine.graph(graph)?;
+        let main = self.part(&engine, graph)?;
+        let (inputs, profiles) = (graph.inputs.clone(), graph.profiles.clone());
+        let Some(stages) = &graph.stages else { return Ok(OrtSession::new(inputs, profiles, main, None)) };
+        let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
+        let times = match &stages.times {
+            Some(times) => Some((self.part(&engine, &times.graph)?, times.rows.clone())),
+            None => None,
+        };
+        Ok(OrtSession::new(inputs, profiles, main, Some(Stages::new(prologue, times))))
+    }
+
+    /// Opens a stored graph, without its stages.
+    fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<Part, OrtError> {
         if graph.backend != "ort" {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
@@ -281,8 +297,9 @@ impl OrtEngine {
         };
         let bytes = engine.blob(file)?;
         let (session, held) = builder.commit(&bytes)?;
-        let Graph { name, inputs, outputs, profiles, .. } = graph.clone();
-        OrtSession::new(Interface { name, inputs, outputs, profiles }, session, held)
+        let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
+        let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
+        Part::new(interface, session, held)
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.
@@ -425,7 +442,8 @@ struct WeightSize {
 
 fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, OrtError> {
     let mut weights = BTreeMap::new();
-    for graph in engine.manifest().graphs.iter().filter(|graph: &&Graph| graph.backend == "ort") {
+    let graphs = engine.manifest().graphs.iter().flat_map(Graph::parts);
+    for graph in graphs.filter(|graph| graph.backend == "ort") {
         for name in &graph.weights {
             let view = engine.weight(name)?;
             let stored = view.data.len() as u64;

@@ -1,60 +1,27 @@
-//! One graph, ready to run.
+//! One graph as callers see it.
 
-use bytes::Bytes;
-use ort::session::SessionInputValue;
-use ort::value::ValueType;
-
-use super::OrtError;
-use super::graph::Interface;
 use super::inputs::bind;
+use super::part::Part;
 use super::profiles;
-use super::value::{borrow, copy_out, dtype_of};
+use super::stages::Stages;
 use crate::engine::manifest::Profile;
-use crate::raw::tensor_bytes;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
 
 /// A graph of an engine on ONNX Runtime.
 #[derive(Debug)]
 pub struct OrtSession {
-    // Fields drop in order: ONNX Runtime lets go of the weights before they go.
-    session: ort::session::Session,
-    _weights: Vec<Bytes>,
     inputs: Vec<Port>,
-    outputs: Vec<Port>,
     profiles: Vec<Profile>,
+    main: Part,
+    stages: Option<Stages>,
 }
 
 impl OrtSession {
-    /// Takes a committed session over `weights`, after checking that it is the graph that is expected.
-    pub(super) fn new(
-        interface: Interface,
-        session: ort::session::Session,
-        weights: Vec<Bytes>,
-    ) -> Result<Self, OrtError> {
-        let Interface { name, inputs, outputs, profiles } = interface;
-        check_interface(&name, "input", &inputs, session.inputs())?;
-        check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, inputs, outputs, profiles })
+    /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
+    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
+        Self { inputs, profiles, main, stages }
     }
-}
-
-fn check_interface(graph: &str, what: &str, ports: &[Port], outlets: &[ort::value::Outlet]) -> Result<(), OrtError> {
-    let fail = |what: String, expected: String, found: String| {
-        Err(OrtError::Interface { graph: graph.to_owned(), what, expected, found })
-    };
-    if ports.len() != outlets.len() {
-        return fail(format!("number of {what}s"), ports.len().to_string(), outlets.len().to_string());
-    }
-    for (i, (port, outlet)) in ports.iter().zip(outlets).enumerate() {
-        let fits = port.name == outlet.name()
-            && matches!(outlet.dtype(), ValueType::Tensor { ty, .. } if dtype_of(*ty) == Some(port.dtype));
-        if !fits {
-            let expected = format!("`{}` {}", port.name, port.dtype);
-            return fail(format!("{what} {i}"), expected, format!("`{}` {}", outlet.name(), outlet.dtype()));
-        }
-    }
-    Ok(())
 }
 
 impl Session for OrtSession {
@@ -63,29 +30,24 @@ impl Session for OrtSession {
     }
 
     fn outputs(&self) -> &[Port] {
-        &self.outputs
+        self.main.outputs()
     }
 
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
-        let backend = |message: String| SessionError::Backend { backend: "ort", message };
-        let tensors = bind(&self.inputs, inputs)?;
         profiles::check(&self.profiles, inputs)?;
-        let bytes: Vec<_> = tensors.iter().map(|tensor| tensor_bytes(tensor)).collect();
-        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(tensors.len());
-        for (tensor, bytes) in tensors.iter().zip(&bytes) {
-            // SAFETY: `tensors` and `bytes` live until the end of this function, the value and the run do not.
-            #[allow(unsafe_code)]
-            let value = unsafe { borrow(tensor.dtype(), tensor.shape(), bytes) }.map_err(backend)?;
-            values.push(value.into());
-        }
-        let results = self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?;
-        let mut outputs = NamedTensors::new();
-        for port in &self.outputs {
-            let name = &port.name;
-            let value = results.get(name).ok_or_else(|| backend(format!("output `{name}` is missing")))?;
-            let tensor = copy_out(value).map_err(|e| backend(format!("output `{name}`: {e}")))?;
-            outputs.insert(name.clone(), tensor);
-        }
-        Ok(outputs)
+        let Some(stages) = &mut self.stages else { return self.main.run(inputs) };
+        let bound = bind(&self.inputs, inputs)?;
+        let names = self.inputs.iter().map(|port| &port.name[..]);
+        let mut given: Vec<(&str, &Tensor)> = names.zip(bound.iter().map(|tensor| &**tensor)).collect();
+        let rows = stages.run(&mut given)?;
+        given.extend(rows.iter().map(|(name, tensor)| (&name[..], tensor)));
+        let wanted = self.main.inputs().iter().map(|port| &port.name);
+        let given: Vec<(&str, &Tensor)> =
+            wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
+        self.main.run(&given)
+    }
+
+    fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        self.stages.as_mut().map_or(Ok(()), |stages| stages.prepare(inputs))
     }
 }

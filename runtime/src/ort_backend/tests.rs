@@ -60,6 +60,7 @@ fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::Tem
         files: GraphFiles { widened, lazy },
         profiles: vec![],
         lora_rank: None,
+        stages: None,
     };
     let slot =
         |&(name, out_features, in_features): &(&str, usize, usize)| Slot::linear(name, out_features, in_features);

@@ -359,6 +359,8 @@ impl Pipeline {
         let mut latents = initial_noise(request, &settings, latent_shape)? * scheduler.init_noise_sigma();
         let inputs = StepInputs::new(transformer, &settings, text, condition, latent_shape)?;
 
+        inputs.prepare(components.session(TRANSFORMER, &request.step.graph)?, &request.step, schedule.timesteps())?;
+
         let total = schedule.timesteps().len();
         let mut progress = Progress::start(observer, Stage::Denoise, total);
         for (i, &timestep) in schedule.timesteps().iter().enumerate() {
@@ -455,6 +457,15 @@ impl StepInputs {
             fixed.insert("ofs".to_owned(), Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), OFS)));
         }
         Ok(Self { fixed, image_latents, batch, guidance: settings.guidance_scale as f32 })
+    }
+
+    /// Announces a whole schedule.
+    fn prepare(&self, session: &mut dyn Session, step: &StepGraph, timesteps: &[i64]) -> Result<(), PipelineError> {
+        let timesteps = Tensor::I64(ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]]));
+        let fixed = self.fixed.iter().chain(&step.inputs).map(|(name, tensor)| (name.as_str(), tensor));
+        let inputs: Vec<(&str, &Tensor)> = std::iter::once(("timestep", &timesteps)).chain(fixed).collect();
+        let graph = step.graph.clone();
+        session.prepare(&inputs).map_err(|source| PipelineError::Session { component: TRANSFORMER, graph, source })
     }
 
     /// The prediction for one latent, `[1, T, 16, h, w]`, guidance applied.

@@ -1,0 +1,215 @@
+//! Takes out of a step graph what need not be computed in every step.
+//!
+//! Graph inputs come in four kinds. *Latents* change in every step, *timesteps* too, but only a schedule's worth of them
+//! exists; everything else is *fixed* over the steps of one generation. What depends on fixed inputs alone moves into a
+//! prologue; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table. Vectors and LoRA
+//! factors among the fixed inputs are *settings*: either graph may read them besides.
+//!
+//! A stage is made only where it takes a matrix product along, and an operator at its end that only repeats or
+//! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
+//! what it was made from.
+
+mod rows;
+
+use std::collections::{HashMap, HashSet};
+
+use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
+use crate::{Dim, Graph, Model, Node, TensorType, ValueInfo};
+
+/// What [`hoist`] took out.
+#[derive(Clone, Debug, Default)]
+pub struct Hoisted {
+    /// What depends on fixed inputs alone.
+    pub prologue: Option<Model>,
+    /// What depends on timesteps alone.
+    pub times: Option<Times>,
+}
+
+/// A graph that computes each row of its results from the same row of its row inputs.
+#[derive(Clone, Debug)]
+pub struct Times {
+    /// The graph; every output has the row inputs' first extent.
+    pub model: Model,
+    /// Its inputs with one row per timestep; it takes the others whole.
+    pub rows: Vec<String>,
+}
+
+/// Operators that only repeat or rename what they read.
+const IDLE: [&str; 8] = ["ConstantOfShape", "Expand", "Identity", "Range", "Reshape", "Squeeze", "Tile", "Unsqueeze"];
+
+/// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs that
+/// change from step to step; vectors among them are timesteps, the others latents.
+///
+/// The results of a stage become inputs of the step graph, under their own names. Inputs that only stages read leave the
+/// step graph; outputs stay. Needs inferred shapes and brings those of every graph up to date. Weights are shared, not
+/// copied; one that only a stage reads leaves the step graph. Costs time linear in the graph.
+pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
+    let mut hoisted = Hoisted::default();
+    if !model.graph.inputs.iter().any(|input| step.contains(&input.name)) {
+        return hoisted;
+    }
+    if passes.has(Pass::Prologue) {
+        let kinds = Kinds::new(&model.graph, step);
+        let moved = model.graph.nodes.iter().map(|node| kinds.of(node) == FIXED).collect();
+        hoisted.prologue = split(model, moved, "prologue");
+    }
+    if passes.has(Pass::TimestepTables) {
+        // What the prologue gives is fixed.
+        let kinds = Kinds::new(&model.graph, step);
+        if let Some((lead, rows)) = kinds.rows(&model.graph, step) {
+            let moved = rows::independent(&model.graph, &rows, &lead, |node| kinds.of(node) == TIME);
+            hoisted.times = split(model, moved, "times").map(|times| {
+                let read = |name: &String| times.graph.inputs.iter().any(|input| input.name == *name);
+                Times { rows: rows.into_iter().filter(read).collect(), model: times }
+            });
+        }
+    }
+    hoisted
+}
+
+const LATENT: u8 = 1;
+const TIME: u8 = 2;
+const FIXED: u8 = 4;
+
+/// Which kinds of input each value depends on.
+struct Kinds<'a> {
+    of: HashMap<&'a str, u8>,
+}
+
+impl<'a> Kinds<'a> {
+    fn new(graph: &'a Graph, step: &[String]) -> Self {
+        let lead = leads(graph, step).next();
+        let mut of = HashMap::new();
+        for input in &graph.inputs {
+            let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_deref());
+            let kind = match (step.contains(&input.name), shape) {
+                (true, Some([_])) => TIME,
+                (true, _) => LATENT,
+                // One per sample, as the timestep is.
+                (false, Some([dim])) if Some(dim) == lead => TIME,
+                (false, Some([] | [_])) => 0,
+                (false, Some(dims)) if dims.iter().any(is_rank) => 0,
+                (false, _) => FIXED,
+            };
+            of.insert(&input.name[..], kind);
+        }
+        let mut kinds = Self { of };
+        for node in &graph.nodes {
+            let kind = kinds.of(node);
+            for output in &node.outputs {
+                kinds.of.insert(output, kind);
+            }
+        }
+        kinds
+    }
+
+    fn of(&self, node: &Node) -> u8 {
+        node.uses().fold(0, |kind, value| kind | self.of.get(value).copied().unwrap_or(0))
+    }
+
+    /// The first extent of the timesteps, and every input with a row for each.
+    fn rows(&self, graph: &Graph, step: &[String]) -> Option<(Dim, Vec<String>)> {
+        let lead = leads(graph, step).next().filter(|dim| matches!(dim, Dim::Symbol(_) | Dim::Fixed(1)))?;
+        let inputs = graph.inputs.iter().filter(|input| self.of.get(&input.name[..]) == Some(&TIME));
+        let rows: Vec<String> = inputs.map(|input| input.name.clone()).collect();
+        leads(graph, step).all(|other| other == lead).then(|| (lead.clone(), rows))
+    }
+}
+
+/// The extents of the timesteps.
+fn leads<'a>(graph: &'a Graph, step: &[String]) -> impl Iterator<Item = &'a Dim> {
+    let inputs = graph.inputs.iter().filter(|input| step.contains(&input.name));
+    inputs.filter_map(|input| match input.ty.as_ref()?.shape.as_deref() {
+        Some([lead]) => Some(lead),
+        _ => None,
+    })
+}
+
+/// True for the rank of LoRA factors.
+fn is_rank(dim: &Dim) -> bool {
+    matches!(dim, Dim::Symbol(name) if name.ends_with(".lora_rank"))
+}
+
+/// Moves the nodes marked in `moved` into a graph of their own, if that is worth it.
+fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
+    let graph = &model.graph;
+    let types: HashMap<&str, &TensorType> =
+        graph.value_info.iter().filter_map(|info| Some((&info.name[..], info.ty.as_ref()?))).collect();
+    let outputs: HashSet<&str> = graph.outputs.iter().map(|output| &output.name[..]).collect();
+    for (moved, node) in moved.iter_mut().zip(&graph.nodes) {
+        *moved &= !node.outputs.iter().any(|output| outputs.contains(&output[..]));
+    }
+    let crossing = loop {
+        let crossing = crossing(graph, &moved);
+        let mut stays = false;
+        let inside = read_by(graph, |index| moved[index]);
+        for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| moved[*index]) {
+            let mut crosses = node.outputs.iter().filter(|output| crossing.contains(&output[..])).peekable();
+            let ends = crosses.peek().is_some() && !node.outputs.iter().any(|output| inside.contains(&output[..]));
+            let idle = ends && IDLE.contains(&&node.op_type[..]);
+            if idle || crosses.any(|output| types.get(&output[..]).is_none_or(|ty| ty.shape.is_none())) {
+                stays = true;
+                unmove(graph, &mut moved, index);
+                break;
+            }
+        }
+        if !stays {
+            break crossing;
+        }
+    };
+    let product = |node: &Node| matches!(&node.op_type[..], "Gemm" | "MatMul" | "Conv");
+    if crossing.is_empty() || !graph.nodes.iter().zip(&moved).any(|(node, moved)| *moved && product(node)) {
+        return None;
+    }
+    let made = graph.nodes.iter().flat_map(|node| &node.outputs).filter(|output| crossing.contains(&output[..]));
+    let infos: Vec<ValueInfo> =
+        made.map(|name| ValueInfo { name: name.clone(), ty: types.get(&name[..]).map(|&ty| ty.clone()) }).collect();
+    let mut stage = model.clone();
+    stage.graph.name = format!("{}.{name}", graph.name);
+    stage.graph.outputs.clone_from(&infos);
+    drop_unread(&mut stage);
+    let mut kept = moved.iter();
+    model.graph.nodes.retain(|_| kept.next() == Some(&false));
+    model.graph.inputs.extend(infos);
+    drop_unread(model);
+    Some(stage)
+}
+
+/// What moved nodes make and others read.
+fn crossing<'a>(graph: &'a Graph, moved: &[bool]) -> HashSet<&'a str> {
+    let outside = read_by(graph, |index| !moved[index]);
+    let stage = graph.nodes.iter().zip(moved).filter(|(_, moved)| **moved);
+    stage.flat_map(|(node, _)| &node.outputs).map(String::as_str).filter(|value| outside.contains(value)).collect()
+}
+
+/// What the nodes read whose index is `among` these.
+fn read_by(graph: &Graph, among: impl Fn(usize) -> bool) -> HashSet<&str> {
+    let nodes = graph.nodes.iter().enumerate().filter(|(index, _)| among(*index));
+    nodes.flat_map(|(_, node)| node.uses()).collect()
+}
+
+/// Leaves a node where it is, and every node that reads from it.
+fn unmove(graph: &Graph, moved: &mut [bool], index: usize) {
+    moved[index] = false;
+    let mut left: HashSet<&str> = graph.nodes[index].outputs.iter().map(String::as_str).collect();
+    for (moved, node) in moved.iter_mut().zip(&graph.nodes).skip(index + 1) {
+        if *moved && node.uses().any(|value| left.contains(value)) {
+            *moved = false;
+            left.extend(node.outputs.iter().map(String::as_str));
+        }
+    }
+}
+
+/// Removes nodes, weights and inputs that nothing needs.
+fn drop_unread(model: &mut Model) {
+    remove_dead_nodes(model);
+    let read: HashSet<String> = model.graph.nodes.iter().flat_map(Node::uses).map(str::to_owned).collect();
+    let outputs: HashSet<String> = model.graph.outputs.iter().map(|output| output.name.clone()).collect();
+    model.graph.inputs.retain(|input| read.contains(&input.name) || outputs.contains(&input.name));
+    let given: HashSet<&str> = model.graph.inputs.iter().map(|input| &input.name[..]).collect();
+    model.graph.value_info.retain(|info| !given.contains(&info.name[..]));
+    infer_shapes(model);
+}
+
+#[cfg(test)]
+mod tests;

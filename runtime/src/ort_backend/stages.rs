@@ -1,0 +1,257 @@
+//! What several runs of a graph share: computed once, kept as long as it serves.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+
+use super::inputs::bind;
+use super::part::Part;
+use crate::raw::{tensor_bytes, tensor_from_bytes};
+use crate::session::{Dim, Port, SessionError};
+use crate::tensor::{NamedTensors, Tensor};
+
+/// Bytes of rows that a session keeps; those not used for longest go first.
+const TABLE_BYTES: usize = 512 << 20;
+
+/// Timesteps in one run.
+const RUN_ROWS: usize = 64;
+
+/// The stages before a graph, with what they computed. Weights do not change under a session, so that this depends on
+/// inputs only.
+#[derive(Debug)]
+pub(super) struct Stages {
+    prologue: Option<Prologue>,
+    times: Option<Table>,
+}
+
+impl Stages {
+    /// `times` is a graph and those of its inputs that have one row per timestep.
+    pub(super) fn new(prologue: Option<Part>, times: Option<(Part, Vec<String>)>) -> Self {
+        Self {
+            prologue: prologue.map(|part| Prologue { part, kept: None }),
+            times: times.map(|(part, row_inputs)| Table::new(part, row_inputs)),
+        }
+    }
+
+    /// Adds the prologue's results to `given`, and returns those of the timesteps.
+    pub(super) fn run<'a>(&'a mut self, given: &mut Vec<(&'a str, &'a Tensor)>) -> Result<NamedTensors, SessionError> {
+        if let Some(prologue) = &mut self.prologue {
+            let results = prologue.run(given)?;
+            given.extend(results.iter().map(|(name, tensor)| (&name[..], tensor)));
+        }
+        self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given))
+    }
+
+    /// Computes the rows of all timesteps in `given` that are not there yet, unless something else is missing.
+    pub(super) fn prepare(&mut self, given: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        let Some(times) = &mut self.times else { return Ok(()) };
+        let ports = times.part.inputs();
+        let batched = |port: &Port| match &port.shape[..] {
+            [dim] if times.row_inputs.contains(&port.name) => matches!(dim, Dim::Symbol(_)),
+            _ => true,
+        };
+        if ports.iter().all(|port| batched(port) && find(given, &port.name).is_some()) {
+            times.fill(given)?;
+        }
+        Ok(())
+    }
+}
+
+fn find<'a>(given: &[(&str, &'a Tensor)], name: &str) -> Option<&'a Tensor> {
+    given.iter().find(|(known, _)| *known == name).map(|(_, tensor)| *tensor)
+}
+
+/// What `part` takes of `given`; what is missing it will name itself.
+fn taken<'a, 't>(part: &'a Part, given: &[(&str, &'t Tensor)]) -> Vec<(&'a str, &'t Tensor)> {
+    part.inputs().iter().filter_map(|port| Some((&port.name[..], find(given, &port.name)?))).collect()
+}
+
+/// True if these are the tensors kept, byte for byte.
+fn unchanged(kept: &[Tensor], given: &[(&str, &Tensor)]) -> bool {
+    let same = |(kept, (_, tensor)): (&Tensor, &(&str, &Tensor))| {
+        kept.dtype() == tensor.dtype() && kept.shape() == tensor.shape() && tensor_bytes(kept) == tensor_bytes(tensor)
+    };
+    kept.len() == given.len() && kept.iter().zip(given).all(same)
+}
+
+fn copies(given: &[(&str, &Tensor)]) -> Vec<Tensor> {
+    given.iter().map(|(_, tensor)| (*tensor).clone()).collect()
+}
+
+#[derive(Debug)]
+struct Prologue {
+    part: Part,
+    /// The last inputs and what came of them.
+    kept: Option<(Vec<Tensor>, NamedTensors)>,
+}
+
+impl Prologue {
+    fn run(&mut self, given: &[(&str, &Tensor)]) -> Result<&NamedTensors, SessionError> {
+        let inputs: Vec<(String, &Tensor)> =
+            taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], *tensor)).collect();
+        let kept = self.kept.take().filter(|(before, _)| unchanged(before, &inputs));
+        let kept = match kept {
+            Some(kept) => kept,
+            None => (copies(&inputs), self.part.run(&inputs)?),
+        };
+        Ok(&self.kept.insert(kept).1)
+    }
+}
+
+/// Results by timestep.
+#[derive(Debug)]
+struct Table {
+    part: Part,
+    row_inputs: Vec<String>,
+    /// The other inputs that the rows were computed with.
+    settings: Vec<Tensor>,
+    rows: HashMap<Vec<u8>, Row>,
+    /// Extents of each output behind the first.
+    shapes: Vec<Vec<usize>>,
+    bytes: usize,
+    clock: u64,
+}
+
+/// One timestep's row of every output.
+#[derive(Debug)]
+struct Row {
+    parts: Vec<Vec<u8>>,
+    used: u64,
+}
+
+impl Row {
+    fn len(&self) -> usize {
+        self.parts.iter().map(Vec::len).sum()
+    }
+}
+
+/// What the table computes rows from.
+struct Rows<'a> {
+    /// All inputs; those that give a row each, with a mark.
+    inputs: Vec<(String, bool, Cow<'a, Tensor>)>,
+    /// Per row, the bytes of its elements.
+    keys: Vec<Vec<u8>>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(table: &Table, given: &[(&str, &'a Tensor)]) -> Result<Self, SessionError> {
+        let ports = table.part.inputs();
+        let bound = bind(ports, &taken(&table.part, given))?;
+        let inputs: Vec<(String, bool, Cow<'a, Tensor>)> = ports
+            .iter()
+            .zip(bound)
+            .map(|(port, tensor)| (port.name.clone(), table.row_inputs.contains(&port.name), tensor))
+            .collect();
+        let mut keys: Vec<Vec<u8>> = Vec::new();
+        for (_, _, tensor) in inputs.iter().filter(|(_, row, _)| *row) {
+            let bytes = tensor_bytes(tensor);
+            keys.resize(tensor.shape().first().copied().unwrap_or(0), Vec::new());
+            for (key, element) in keys.iter_mut().zip(bytes.chunks_exact(tensor.dtype().size())) {
+                key.extend_from_slice(element);
+            }
+        }
+        Ok(Self { inputs, keys })
+    }
+
+    fn settings(&self) -> Vec<(&str, &Tensor)> {
+        self.inputs.iter().filter(|(_, row, _)| !row).map(|(name, _, tensor)| (&name[..], &**tensor)).collect()
+    }
+
+    /// The inputs with these rows only.
+    fn select(&self, rows: &[usize]) -> Option<Vec<(&str, Cow<'_, Tensor>)>> {
+        let select = |tensor: &Tensor| {
+            let (bytes, size) = (tensor_bytes(tensor), tensor.dtype().size());
+            let chosen: Vec<u8> = rows.iter().flat_map(|&r| &bytes[r * size..(r + 1) * size]).copied().collect();
+            tensor_from_bytes(tensor.dtype(), &[rows.len()], &chosen)
+        };
+        self.inputs
+            .iter()
+            .map(|(name, row, tensor)| {
+                let tensor = if *row { Cow::Owned(select(tensor)?) } else { Cow::Borrowed(&**tensor) };
+                Some((&name[..], tensor))
+            })
+            .collect()
+    }
+}
+
+impl Table {
+    fn new(part: Part, row_inputs: Vec<String>) -> Self {
+        let shapes = Vec::new();
+        Self { part, row_inputs, settings: Vec::new(), rows: HashMap::new(), shapes, bytes: 0, clock: 0 }
+    }
+
+    /// Every output, with a row for each row of the inputs.
+    fn run(&mut self, given: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+        let keys = self.fill(given)?;
+        let mut outputs = NamedTensors::new();
+        for (at, port) in self.part.outputs().iter().enumerate() {
+            let bytes: Vec<u8> = keys.iter().flat_map(|key| &self.rows[key].parts[at]).copied().collect();
+            let shape: Vec<usize> = std::iter::once(keys.len()).chain(self.shapes[at].iter().copied()).collect();
+            let tensor = tensor_from_bytes(port.dtype, &shape, &bytes).ok_or_else(|| uneven(&port.name))?;
+            outputs.insert(port.name.clone(), tensor);
+        }
+        Ok(outputs)
+    }
+
+    /// Sees to it that there is a row for every row of the inputs, and returns their keys.
+    fn fill(&mut self, given: &[(&str, &Tensor)]) -> Result<Vec<Vec<u8>>, SessionError> {
+        let wanted = Rows::new(self, given)?;
+        if !unchanged(&self.settings, &wanted.settings()) {
+            self.rows.clear();
+            self.bytes = 0;
+            self.settings = copies(&wanted.settings());
+        }
+        self.clock += 1;
+        let mut missing: Vec<usize> = Vec::new();
+        for (at, key) in wanted.keys.iter().enumerate() {
+            match self.rows.get_mut(key) {
+                Some(row) => row.used = self.clock,
+                None if wanted.keys[..at].contains(key) => {}
+                None => missing.push(at),
+            }
+        }
+        for rows in missing.chunks(RUN_ROWS) {
+            self.compute(&wanted, rows)?;
+            self.evict();
+        }
+        Ok(wanted.keys)
+    }
+
+    fn compute(&mut self, wanted: &Rows<'_>, rows: &[usize]) -> Result<(), SessionError> {
+        let inputs = wanted.select(rows).ok_or_else(|| uneven("rows"))?;
+        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, &**tensor)).collect();
+        let outputs = self.part.run(&inputs)?;
+        let mut made: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(outputs.len()); rows.len()];
+        self.shapes.clear();
+        for (name, tensor) in &outputs {
+            let (bytes, shape) = (tensor_bytes(tensor), tensor.shape());
+            if shape.first() != Some(&rows.len()) || bytes.is_empty() {
+                return Err(uneven(name));
+            }
+            self.shapes.push(shape[1..].to_vec());
+            for (parts, row) in made.iter_mut().zip(bytes.chunks_exact(bytes.len() / rows.len())) {
+                parts.push(row.to_vec());
+            }
+        }
+        for (&at, parts) in rows.iter().zip(made) {
+            let row = Row { parts, used: self.clock };
+            self.bytes += row.len();
+            self.rows.insert(wanted.keys[at].clone(), row);
+        }
+        Ok(())
+    }
+
+    /// Forgets what was not used for longest, but nothing of this call.
+    fn evict(&mut self) {
+        while self.bytes > TABLE_BYTES {
+            let old = self.rows.iter().filter(|(_, row)| row.used < self.clock).min_by_key(|(_, row)| row.used);
+            let Some(key) = old.map(|(key, _)| key.clone()) else { return };
+            self.bytes -= self.rows.remove(&key).map_or(0, |row| row.len());
+        }
+    }
+}
+
+fn uneven(output: &str) -> SessionError {
+    let message = format!("`{output}`: expected a row for each timestep; compile the model again");
+    SessionError::Backend { backend: "ort", message }
+}

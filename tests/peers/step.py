@@ -1,0 +1,286 @@
+"""One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
+
+Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5]
+A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
+side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
+or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
+
+Every round times, one after the other: v2l's step in f32 (weights widened; timestep table and prologue are there, as
+in all steps but a generation's first), ONNX Runtime on the graph that torch.onnx exports from diffusers' model, PyTorch in f32
+and PyTorch in bf16. Then both graphs run under ONNX Runtime's profiler, in turn. *Products* are MatMul, Gemm, Conv and v2l's attention operator, which holds softmax and transpositions
+too; so the time outside of products is also given with what that operator takes beyond ONNX Runtime's two products charged to
+v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
+"""
+
+import argparse
+import collections
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from safetensors import safe_open
+from safetensors.numpy import load_file
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parents[2]
+PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "Conv", "MultiHeadAttention"}
+FRAMES, ROWS, COLUMNS = 3, 16, 16
+# As v2l's runtime has it: weights come from outside, and these optimisers would want to read them.
+WEIGHT_READERS = (
+    "ConstantFolding TransposeOptimizer TransposeOptimizer_CPUExecutionProvider NchwcTransformer NhwcTransformer "
+    "FuseFp16InitializerToFp32NodeTransformer UnsqueezeElimination ConvAddFusion ConvMulFusion ConvBNFusion "
+    "MatMul_BatchNormalization_Fusion"
+).split()
+
+
+def make_inputs(path: Path):
+    generator = torch.Generator().manual_seed(1)
+    cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (ROWS, COLUMNS)), (ROWS, COLUMNS), FRAMES)
+    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
+    tensors = {
+        "hidden_states": randn(1, FRAMES, 16, 2 * ROWS, 2 * COLUMNS),
+        "inpaint_latents": randn(1, FRAMES, 17, 2 * ROWS, 2 * COLUMNS),
+        "encoder_hidden_states": randn(1, 226, 4096),
+        "timestep": torch.tensor([500]),
+        "image_rotary_emb_cos": cos.float(),
+        "image_rotary_emb_sin": sin.float(),
+    }
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+
+
+class Plain(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, hidden_states, inpaint_latents, encoder_hidden_states, timestep, cos, sin):
+        pixels = torch.cat([hidden_states, inpaint_latents], 2)
+        return self.model(pixels, encoder_hidden_states, timestep, image_rotary_emb=(cos, sin), return_dict=False)[0]
+
+
+def make(work: Path, tools: Path, layers):
+    torch.manual_seed(0)
+    model = CogVideoXTransformer3DModel(
+        num_attention_heads=48,
+        attention_head_dim=64,
+        num_layers=layers,
+        in_channels=33,
+        out_channels=16,
+        use_rotary_positional_embeddings=True,
+    ).eval()
+    # What modulation, norms and biases start as would hide mistakes.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    model.to(torch.bfloat16).save_pretrained(work / "transformer")
+    make_inputs(work / "inputs.safetensors")
+    given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
+    order = ["hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"]
+    order += ["image_rotary_emb_cos", "image_rotary_emb_sin"]
+    with torch.no_grad():
+        torch.onnx.export(
+            Plain(model.float()),
+            tuple(given[name] for name in order),
+            work / "plain.onnx",
+            input_names=order,
+            output_names=["sample"],
+            dynamo=True,
+            external_data=True,
+            opset_version=20,
+            verbose=False,
+        )
+    run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
+    run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
+    run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", "--explain", "--quiet")
+
+
+class Worker:
+    """v2l's side, one step per line."""
+
+    def __init__(self, *arguments):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([str(a) for a in arguments], **pipes)
+
+    def __call__(self):
+        print(file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())["seconds"]
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def timed(work):
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def options(profile=None):
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = 2
+    settings.log_severity_level = 3
+    if profile:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(profile)
+    return settings
+
+
+class Stored:
+    """A graph of an engine, as v2l's runtime opens it with widened weights."""
+
+    def __init__(self, engine: Path, graph, profile=None):
+        settings, self.held = options(profile), []
+        with safe_open(engine, "pt") as file:
+            data = file.get_tensor(graph["files"]["widened"]).numpy().tobytes()
+            for name in graph["weights"]:
+                weight = file.get_tensor(name)
+                weight = (weight.float() if weight.is_floating_point() else weight).numpy()
+                value = ort.OrtValue.ortvalue_from_numpy(weight)
+                self.held.append((weight, value))
+                settings.add_initializer(name, value)
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "v2l-weights").touch()
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            self.session = ort.InferenceSession(
+                data, settings, providers=["CPUExecutionProvider"], disabled_optimizers=WEIGHT_READERS
+            )
+
+    def run(self, values):
+        given = {port.name: values[port.name] for port in self.session.get_inputs()}
+        return dict(zip((o.name for o in self.session.get_outputs()), self.session.run(None, given)))
+
+
+def profiled(session, run, rounds):
+    """{node: median ms} and {node: operator}, If's own time without its body's."""
+    for _ in range(rounds + 1):
+        run()
+    path = Path(session.end_profiling())
+    events = json.loads(path.read_text())
+    path.unlink()
+    first = next(e for e in events if e.get("name") == "model_run")
+    times, operators = collections.defaultdict(list), {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            if event["ts"] > first["ts"] + first["dur"] and event["args"]["op_name"] != "If":
+                times[event["name"]].append(event["dur"] / 1e3)
+                operators[event["name"]] = event["args"]["op_name"]
+    return {name: statistics.median(values) for name, values in times.items()}, operators
+
+
+def shares(times, operators):
+    totals = collections.Counter()
+    for name, value in times.items():
+        totals[operators[name]] += value
+    products = sum(value for op, value in totals.items() if op in PRODUCTS)
+    return totals, products, sum(totals.values()) - products
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--tools", type=Path, help="folder of built binaries")
+    parser.add_argument("--json", action="store_true")
+    a = parser.parse_args()
+    torch.set_num_threads(2)
+    work, tools = a.work.resolve(), a.tools
+    work.mkdir(parents=True, exist_ok=True)
+    if tools is None:
+        build = ["cargo", "build", "--release", "--locked", "--bins", "--example", "peers_step"]
+        subprocess.run(build, cwd=ROOT, check=True)
+        metadata = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
+        found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
+        tools = Path(json.loads(found)["target_directory"]) / "release"
+    if not (work / "engines").exists():
+        make(work, tools, a.layers)
+    say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
+    machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
+    versions = {"torch": torch.__version__, "onnxruntime": ort.__version__}
+    text = ", ".join(f"{name} {version}" for name, version in versions.items())
+    say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.layers} layers")
+
+    inputs = load_file(work / "inputs.safetensors")
+    engine = work / "engines/transformer.engine"
+    with safe_open(engine, "np") as file:
+        manifest = json.loads(file.get_tensor("v2l/manifest").tobytes())
+    step = next(graph for graph in manifest["graphs"] if graph["name"] == "step")
+    stages = [step["stages"]["prologue"], step["stages"]["times"]["graph"]]
+    size = {name: np.prod(t["shape"], dtype=np.int64) for name, t in manifest["tensors"].items()}
+    read = lambda graphs: 4 * int(sum(size[w] for w in {w for g in graphs for w in g["weights"]}))  # noqa: E731
+    before, after = read([step, *stages]), read([step])
+    text = f"weights read by a step, in f32: {before / 1e9:.3f} GB before hoisting, {after / 1e9:.3f} GB after"
+    say({"event": "weights", "before": before, "after": after}, f"{text} ({1 - after / before:.1%} less)")
+
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    v2l = Worker(tools / "examples/peers_step", engine, work / "inputs.safetensors", "--outputs", work / "v2l.safetensors")
+    v2l()
+    plain = ort.InferenceSession(str(work / "plain.onnx"), options(), providers=["CPUExecutionProvider"])
+    cases = {"v2l": v2l, "onnxruntime": lambda: timed(lambda: plain.run(None, inputs))}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype)
+        pixels = torch.cat([tensors["hidden_states"], tensors["inpaint_latents"]], 2).to(dtype)
+        text = tensors["encoder_hidden_states"].to(dtype)
+        rotary = (tensors["image_rotary_emb_cos"], tensors["image_rotary_emb_sin"])
+
+        def forward(model=model, pixels=pixels, text=text):
+            with torch.no_grad():
+                model(pixels, text, tensors["timestep"], image_rotary_emb=rotary)
+
+        cases["torch " + str(dtype).removeprefix("torch.")] = lambda forward=forward: timed(forward)
+    times = {name: [] for name in cases}
+    for number in range(a.rounds + 1):
+        for name, case in cases.items():
+            seconds = case()
+            if number:  # the first round warms up
+                times[name].append(seconds)
+    v2l.close()
+    cases.clear()
+    for name, values in times.items():
+        ratio = statistics.median(x / y for x, y in zip(values, times["v2l"]))
+        event = {"event": "step", "case": name, "seconds": statistics.median(values), "over_v2l": ratio}
+        say(event, f"{name}: {statistics.median(values):.3f} s, {ratio:.2f} of v2l's")
+    expected, found = plain.run(None, inputs)[0], load_file(work / "v2l.safetensors")["sample"]
+    error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    del plain
+
+    values = dict(inputs)
+    for stage in stages:
+        values |= Stored(engine, stage).run(values)
+    main_graph = Stored(engine, step, work / "v2l")
+    ours = profiled(main_graph.session, lambda: main_graph.run(values), a.rounds)
+    del main_graph
+    plain = ort.InferenceSession(str(work / "plain.onnx"), options(work / "plain"), providers=["CPUExecutionProvider"])
+    theirs = profiled(plain, lambda: plain.run(None, inputs), a.rounds)
+    totals, outside = {}, {}
+    for name, (nodes, operators) in (("onnxruntime", theirs), ("v2l", ours)):
+        totals[name], products, outside[name] = shares(nodes, operators)
+        largest = ", ".join(f"{op} {value:.1f}" for op, value in totals[name].most_common(10))
+        event = {"event": "profile", "case": name, "products_ms": products, "outside_ms": outside[name]}
+        text = f"{name}: {products:.0f} ms in products ({products / (products + outside[name]):.1%})"
+        say(event | {"operators_ms": totals[name]}, f"{text}, {outside[name]:.0f} ms outside; {largest}")
+    # What v2l's attention takes beyond the two products of the other's: softmax and transpositions.
+    charged = totals["v2l"]["MultiHeadAttention"] - totals["onnxruntime"]["FusedMatMul"] - totals["onnxruntime"]["MatMul"]
+    less = 1 - outside["v2l"] / outside["onnxruntime"]
+    charged = 1 - (outside["v2l"] + charged) / outside["onnxruntime"]
+    text = f"outside of products: {less:.0%} less time; {charged:.0%} less with the rest of attention charged to v2l"
+    say({"event": "outside", "less": less, "less_charged": charged}, text)
+    say({"event": "error", "relative_l2": error}, f"outputs differ by {error:.1e} (relative L2)")
+    assert error < 1e-5, error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+//! v2l's side of the comparison that `step.py` runs: one step for each line on stdin, its seconds on stdout.
+//!
+//! ```text
+//! step ENGINE INPUTS [--lazy]
+//! ```
+
+use std::io::BufRead;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use clap::Parser;
+use serde_json::json;
+use v2l_runtime::engine::Engine;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::session::Session;
+use v2l_runtime::tensor::Tensor;
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+/// Run a transformer's step, timed.
+#[derive(Parser)]
+struct Args {
+    engine: PathBuf,
+    inputs: PathBuf,
+    /// Hold weights as stored.
+    #[arg(long)]
+    lazy: bool,
+    /// Where to write the outputs of the first run.
+    #[arg(long)]
+    outputs: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
+    let options = OpenOptions { weights, threads: Some(2), ..OpenOptions::default() };
+    let mut session = OrtEngine::open(Arc::new(Engine::open(&args.engine)?), &options)?.session("step")?;
+    let tensors = read_tensors(&args.inputs)?;
+    let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+    let outputs = session.run(&inputs)?;
+    if let Some(path) = &args.outputs {
+        write_tensors(path, &outputs, &Default::default())?;
+    }
+    for line in std::io::stdin().lock().lines() {
+        line?;
+        let start = Instant::now();
+        session.run(&inputs)?;
+        println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));
+    }
+    Ok(())
+}
