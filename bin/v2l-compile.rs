@@ -14,7 +14,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Output, OutputOptions};
-use v2l_export::{CompileOptions, EngineReport, Pass, Passes};
+use v2l_export::{CompileOptions, EngineReport, Pass, Passes, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
@@ -59,6 +59,10 @@ struct Args {
     /// come in low-rank branches (--lora-rank).
     #[arg(long, value_name = "BLOCK", num_args = 0..=1, require_equals = true, default_missing_value = "64", value_parser = int8_block)]
     int8: Option<usize>,
+    /// For an ONNX file that v2l did not write: the checkpoint that it was exported from, a safetensors file or the folder of
+    /// one. Its linear layers get the checkpoint's names by their content.
+    #[arg(long, value_name = "CHECKPOINT")]
+    weights: Option<PathBuf>,
     /// Backend to compile for.
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
@@ -140,14 +144,18 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         check: args.check.options(),
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
         step_inputs: args.step_inputs.clone(),
+        weights: args.weights.clone(),
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for e in &report.engines {
         check::show(&e.checks, args.check.asked_for(), output);
+        if let Some(named) = &e.named {
+            warn_of_names(named, output);
+        }
         let fields = json!({
             "component": e.component, "path": e.path, "bytes": e.bytes, "storage": e.storage,
-            "graphs": e.graphs, "slots": e.slots,
+            "graphs": e.graphs, "slots": e.slots, "named": e.named,
         });
         output.result("engine", fields, || {
             format!(
@@ -190,5 +198,24 @@ fn explain(engine: &EngineReport, output: &mut Output) {
                 fired.join(", ")
             )
         });
+    }
+}
+
+/// Says what the checkpoint did not name.
+fn warn_of_names(named: &SlotReport, output: &mut Output) {
+    let lists = [
+        (&named.unmatched, "of the graph are not in the checkpoint and have the names that the exporter left"),
+        (&named.unused, "of the checkpoint are not in the graph as they are"),
+    ];
+    for (names, what) in lists.iter().filter(|(names, _)| !names.is_empty()) {
+        output.warning(&format!("matrices {what} ({}): {}", names.len(), names.join(", ")));
+    }
+    for a in &named.ambiguous {
+        output.warning(&format!(
+            "node `{}`: its weight `{}` may be each of {}, and nothing tells which; it is no slot",
+            a.node,
+            a.tensor,
+            a.candidates.join(", ")
+        ));
     }
 }

@@ -91,7 +91,10 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
     if !output.is_json() {
         output.result("slots", Json::Null, || {
             let width = slots.iter().map(|s| s.name.len()).max().unwrap_or(0);
-            let mut lines = vec![format!("  {}", count(slots.len(), "slot"))];
+            // One line says what all have in common.
+            let common = slots[0].found.as_ref().filter(|f| slots.iter().all(|s| s.found.as_ref() == Some(f)));
+            let by = common.map_or_else(String::new, |found| format!(", by {found}"));
+            let mut lines = vec![format!("  {}{by}", count(slots.len(), "slot"))];
             lines.extend(slots.iter().map(|s| {
                 let mut line = format!("    {:<width$}  {} -> {}", s.name, s.in_features, s.out_features);
                 if let Some(rows) = s.rows {
@@ -102,6 +105,12 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
                 }
                 if !s.aliases.is_empty() {
                     line += &format!("  also {}", s.aliases.join(", "));
+                }
+                if s.rows.is_none() && s.tensor != format!("{}.weight", s.name) {
+                    line += &format!("  in {}", s.tensor);
+                }
+                if let Some(found) = s.found.as_ref().filter(|_| common.is_none()) {
+                    line += &format!("  by {found}");
                 }
                 line
             }));

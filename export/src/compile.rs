@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::passes::{Passes, Report, hoist, infer_shapes, lower_for_ort, optimize_with};
+use v2l_graphs::passes::{
+    PassError, Passes, Report, hoist, infer_shapes, lower_for_ort, optimize_with, sort_topologically,
+};
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
@@ -28,10 +30,11 @@ use self::weights::{Streamed, matrix_type, plan_weights};
 use crate::atomic_dir::AtomicDir;
 use crate::check::{CheckOptions, Checks, Source, check_engine};
 use crate::engine_writer::{EngineWeight, stage_engine};
-use crate::{ExportError, Progress, check_graph, metadata};
+use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
 
 pub use self::explain::GraphReport;
 pub(crate) use self::slots::slots;
+pub use self::slots::{AmbiguousSlot, SlotReport};
 
 /// How to compile.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +59,9 @@ pub struct CompileOptions {
     /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of others
     /// nothing is hoisted.
     pub step_inputs: Option<Vec<String>>,
+    /// For a graph from elsewhere: the checkpoint that it was exported from, a safetensors file or the folder of one, whose
+    /// names its linear layers get by their content.
+    pub weights: Option<PathBuf>,
 }
 
 /// Engines that were written.
@@ -84,6 +90,8 @@ pub struct EngineReport {
     pub checks: Checks,
     /// What the passes did to each graph of the source.
     pub passes: Vec<GraphReport>,
+    /// With [`CompileOptions::weights`]: what is missing or uncertain.
+    pub named: Option<SlotReport>,
 }
 
 /// Compiles a bundle to an engine directory, or a single ONNX file to an engine file.
@@ -104,6 +112,10 @@ pub fn compile(
         check_profile_inputs(&graphs, &options.profiles)?;
         let report = compile_component(None, &graphs, output, options, progress)?;
         return Ok(CompileReport { engines: vec![report] });
+    }
+    if options.weights.is_some() {
+        let reason = "a bundle names its slots itself; leave --weights out, it is for a single ONNX file";
+        return Err(ExportError::config(input.join(FILE_NAME), reason));
     }
     let mut pipeline =
         PipelineConfig::read(input).map_err(|e| ExportError::config(input.join(FILE_NAME), e.to_string()))?;
@@ -199,16 +211,21 @@ pub(crate) struct Prepared {
 pub(crate) fn prepare(graph: &str, path: &Path, options: &CompileOptions) -> Result<Prepared, ExportError> {
     let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let label = path.display().to_string();
+    if let [first, rest @ ..] = &v2l_graphs::check::unsupported_operators(&model)[..] {
+        let others: Vec<&str> = rest.iter().map(|o| o.op_type.as_str()).collect();
+        let others = if others.is_empty() { String::new() } else { format!("; nor are {}", others.join(", ")) };
+        return Err(ExportError::Unsupported {
+            what: format!("{label}: node `{}`: operator {}", first.node, first.op_type),
+            reason: format!("{}{others}", first.way_out),
+        });
+    }
+    let pass = |e: PassError| ExportError::Graph { graph: label.clone(), reason: e.to_string() };
+    sort_topologically(&mut model).map_err(pass)?;
     check_graph(&label, &model)?;
     raise_precision(&mut model);
     let nodes_before = model.graph.nodes.len();
     profiles::apply(&options.profiles, graph, &mut model)?;
-    let fired = optimize_with(&mut model, &options.passes)
-        .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
-    // Small matrices of a foreign file count as weights too.
-    for linear in v2l_graphs::check::linear_weights(&model.graph) {
-        model.graph.initializers[&linear.name].external = true;
-    }
+    let fired = optimize_with(&mut model, &options.passes).map_err(pass)?;
     infer_shapes(&mut model);
     check_graph(&label, &model)?;
     Ok(Prepared { model, nodes_before, fired })
@@ -237,7 +254,8 @@ fn compile_component(
     };
     let attributes: Json =
         facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
-    let slots = slots(&models)?;
+    let checkpoint = options.weights.as_deref().map(open_checkpoint).transpose()?;
+    let (slots, named) = slots(&mut models, checkpoint.as_ref())?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
     let int8 = Int8::new(options.int8, models.iter().chain(&side));
@@ -311,5 +329,10 @@ fn compile_component(
         slots: manifest.slots.len(),
         checks,
         passes,
+        named: checkpoint.map(|_| named),
     })
+}
+
+fn open_checkpoint(path: &Path) -> Result<Checkpoint, ExportError> {
+    if path.is_dir() { Checkpoint::open_folder(path) } else { Checkpoint::open_file(path) }
 }

@@ -325,6 +325,7 @@ mod tests {
                 rows: None,
                 quantized: None,
                 aliases: vec![],
+                found: None,
             }],
             attributes: serde_json::json!({"layers": 1}),
             tensors: IndexMap::new(),

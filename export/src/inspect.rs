@@ -8,7 +8,7 @@ use v2l_graphs::{Dim, ReadOptions, ValueInfo, read_model};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::map::map_file;
 
-use crate::{ExportError, check_graph, compile, metadata};
+use crate::{CompileOptions, ExportError, compile, metadata};
 
 /// What an ONNX file holds.
 #[derive(Clone, Debug)]
@@ -33,7 +33,8 @@ pub struct OnnxSummary {
     pub weight_bytes: usize,
     /// `metadata_props`, without the slots.
     pub metadata: IndexMap<String, String>,
-    /// What adapters may change: those that the file declares, else each matrix that feeds a MatMul or Gemm directly.
+    /// What adapters may change: those that the file declares, else each matrix that feeds a MatMul or Gemm as it would be
+    /// compiled.
     pub slots: Vec<Slot>,
 }
 
@@ -42,13 +43,11 @@ pub struct OnnxSummary {
 /// # Errors
 /// [`ExportError`], as [`crate::compile`] would refuse the file.
 pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportError> {
+    let prepared = compile::prepare(&path.display().to_string(), path, &CompileOptions::default())?.model;
     let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
-    check_graph(&path.display().to_string(), &model)?;
     let text = model.summary(nodes).trim_end().to_owned();
     let graph = model.graph.name.clone();
-    let models = [(graph.clone(), model)];
-    let slots = compile::slots(&models)?;
-    let [(_, model)] = models;
+    let (slots, _) = compile::slots(&mut [(graph.clone(), prepared)], None)?;
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &model.graph.nodes {
         *operators.entry(node.op_type.clone()).or_default() += 1;

@@ -25,7 +25,7 @@ use v2l_graphs::Model;
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
-pub use compile::{CompileOptions, CompileReport, EngineReport, GraphReport, compile};
+pub use compile::{AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, SlotReport, compile};
 pub use component::{Component, metadata};
 pub use error::ExportError;
 pub use execute::{ExecuteError, OrtExecutor};

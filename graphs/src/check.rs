@@ -1,11 +1,13 @@
 //! Structural checks: what has to hold before a model is compiled.
 
+mod known;
 mod operators;
 mod slots;
 
 use std::collections::{HashMap, HashSet};
 
-pub use slots::{LinearWeight, SlotError, check_slots, linear_weights};
+pub use known::{UnsupportedOperator, unsupported_operators};
+pub use slots::{SlotError, check_slots};
 
 use crate::passes::{is_onnx, label, order};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};

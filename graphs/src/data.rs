@@ -143,6 +143,23 @@ impl TensorData {
         Self(Repr::Quantized { data: Box::new(self), layout, part })
     }
 
+    /// The bytes of `range`, shared; `None` if they are made from others as they are written, or the range is outside.
+    ///
+    /// The range must begin and end at elements.
+    pub(crate) fn slice(&self, range: std::ops::Range<usize>) -> Option<Self> {
+        match &self.0 {
+            Repr::Raw(bytes) => {
+                (range.start <= range.end && range.end <= bytes.len()).then(|| Self(Repr::Raw(bytes.slice(range))))
+            }
+            Repr::Transposed { .. } | Repr::Quantized { .. } => None,
+            Repr::Converted { data, from, to } => {
+                let source = |byte: usize| (byte / to.size()).checked_mul(from.size());
+                let data = data.slice(source(range.start)?..source(range.end)?)?;
+                Some(Self(Repr::Converted { data: Box::new(data), from: *from, to: *to }))
+            }
+        }
+    }
+
     /// Bytes that [`TensorData::write_to`] will write.
     pub fn len(&self) -> usize {
         match &self.0 {

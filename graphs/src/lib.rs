@@ -16,6 +16,7 @@ pub mod passes;
 mod precision;
 pub mod quantize;
 mod read;
+pub mod slots;
 mod summary;
 mod write;
 

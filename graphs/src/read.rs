@@ -274,7 +274,9 @@ impl Reader<'_> {
         let file = match self.files.get(&path) {
             Some(file) => file.clone(),
             None => {
-                let real = path.canonicalize().map_err(|e| fail(e.to_string()))?;
+                let gone =
+                    |e: io::Error| fail(format!("{e}; copy the file beside the model, or export the model again"));
+                let real = path.canonicalize().map_err(gone)?;
                 let home = self.folder.canonicalize().map_err(|e| fail(e.to_string()))?;
                 if !real.starts_with(home) {
                     return Err(outside());

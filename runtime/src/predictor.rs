@@ -429,6 +429,7 @@ mod tests {
             rows: None,
             quantized: None,
             aliases: vec![],
+            found: None,
         }
     }
 

@@ -953,3 +953,87 @@ fn reference_without_a_hypernetwork_is_refused() {
     assert_eq!(video, adapter);
     insta::assert_snapshot!(video);
 }
+
+// ONNX files of other tools.
+
+/// A copy of an export of the corpus.
+fn foreign(scratch: &Scratch, name: &str) -> PathBuf {
+    scratch.copy(&fixtures().join("corpus").join(name), "foreign").join("model.onnx")
+}
+
+fn edit(path: &Path, change: impl FnOnce(&mut v2l_graphs::Model)) {
+    let mut model = v2l_graphs::read_model(path, &v2l_graphs::ReadOptions::default()).unwrap();
+    change(&mut model);
+    for weight in model.graph.initializers.values_mut() {
+        weight.external = false;
+    }
+    std::fs::write(path, v2l_graphs::encode_model(&model, &|_| None).unwrap()).unwrap();
+}
+
+#[test]
+fn operators_that_nobody_supports_are_refused_with_the_node_and_the_nearest_form() {
+    let mut messages = Vec::new();
+    for (domain, op_type) in
+        [("", "Silu"), ("", "Attention"), ("org.pytorch.aten", "ATen"), ("acme", "FusedGelu"), ("", "FakeQuantize")]
+    {
+        let scratch = Scratch::new();
+        let path = foreign(&scratch, "block/ts17");
+        edit(&path, |model| {
+            let node = model.graph.nodes.iter_mut().find(|n| n.op_type == "Tanh").unwrap();
+            (node.domain, node.op_type) = (domain.into(), op_type.into());
+            if op_type == "ATen" {
+                node.attributes.insert("operator".into(), v2l_graphs::Attribute::String(b"group_norm".to_vec().into()));
+            }
+            model.opsets.insert("acme".into(), 1);
+        });
+        messages.push(refuse_compile(&scratch, &path, UNSUPPORTED));
+        assert_eq!(refuse(&scratch, command("inspect", &[&path]), UNSUPPORTED), messages[messages.len() - 1]);
+    }
+    insta::assert_snapshot!(messages.join("\n"));
+}
+
+#[test]
+fn cyclic_and_type_inconsistent_graphs_are_refused() {
+    let scratch = Scratch::new();
+    let path = foreign(&scratch, "block/ts17");
+    let original = std::fs::read(&path).unwrap();
+    edit(&path, |model| {
+        let node = model.graph.nodes.iter_mut().find(|n| n.name == "/up/MatMul").unwrap();
+        node.inputs[0] = "/again/MatMul_output_0".into();
+    });
+    let cyclic = refuse_compile(&scratch, &path, BAD_MODEL);
+    std::fs::write(&path, original).unwrap();
+    edit(&path, |model| {
+        let weight = &mut model.graph.initializers["left.bias"];
+        weight.dtype = v2l_graphs::DataType::Float16;
+        weight.data = v2l_graphs::TensorData::raw(vec![0; 32]);
+    });
+    let mixed = refuse_compile(&scratch, &path, BAD_MODEL);
+    insta::assert_snapshot!(format!("{cyclic}\n{mixed}"));
+}
+
+#[test]
+fn external_data_that_are_missing_are_refused() {
+    let scratch = Scratch::new();
+    let path = foreign(&scratch, "sd3/ts19_external");
+    std::fs::remove_file(path.with_file_name("model.onnx.data")).unwrap();
+    insta::assert_snapshot!(refuse_compile(&scratch, &path, BAD_MODEL));
+}
+
+#[test]
+fn weights_that_name_nothing_are_refused() {
+    let scratch = Scratch::new();
+    let path = foreign(&scratch, "block/ts17");
+    let compile = |input: &Path, weights: PathBuf, exit| {
+        let args = args![input, "--weights", weights, "-o", scratch.path("x.engine")];
+        refuse(&scratch, command("compile", args), exit)
+    };
+    let other = compile(&path, fixtures().join("corpus/t5/checkpoint.safetensors"), BAD_MODEL);
+    let missing = compile(&path, scratch.path("none.safetensors"), IO);
+    let named = onnx(&scratch);
+    let own = compile(&named, fixtures().join("corpus/t5/checkpoint.safetensors"), BAD_MODEL);
+    let sample = sample();
+    let bundle = compile(&sample.bundle(), fixtures().join("corpus/t5/checkpoint.safetensors"), BAD_MODEL);
+    let text = [other, missing, own, bundle].join("\n").replace(&*fixtures().to_string_lossy(), "[FIXTURES]");
+    insta::assert_snapshot!(text.replace(&*sample.bundle().to_string_lossy(), "[BUNDLE]"));
+}

@@ -15,6 +15,7 @@ mod architecture;
 mod bad_input;
 mod checks;
 mod cli;
+mod corpus;
 mod hypernetwork;
 mod inspect;
 mod miniature;

@@ -22,7 +22,7 @@ pub use self::report::{Failed, GraphCheck, OutputCheck, Tolerance};
 use crate::ExportError;
 use crate::compile::types::from_runtime;
 use crate::compile::weights::plan_weights;
-use crate::compile::{CompileOptions, prepare};
+use crate::compile::{CompileOptions, prepare, slots};
 use crate::execute::OrtExecutor;
 use inputs::{InputSet, generate, input_files, read_inputs};
 use reference::run;
@@ -346,7 +346,9 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
         }
     };
     let prepared = prepare(&graph, path, options)?.model;
-    let models = [(graph, prepared)];
+    let mut models = [(graph, prepared)];
+    // Marks what counts as a weight.
+    slots(&mut models, None)?;
     let weights = plan_weights(models.iter(), options.storage)?;
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let limits = Limits { nodes: block_nodes, ..Limits::default() };

@@ -174,6 +174,12 @@ pub(super) fn operator(name: &str) -> Option<&'static Operator> {
     OPERATORS.binary_search_by(|o| o.name.cmp(name)).ok().map(|i| &OPERATORS[i])
 }
 
+/// The names of the table.
+#[cfg(test)]
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    OPERATORS.iter().map(|o| o.name)
+}
+
 /// Element type of output `index` of a node, as far as the operator tells; `input` gives those of its inputs.
 pub(crate) fn result_type(node: &Node, index: usize, input: impl Fn(usize) -> Option<DataType>) -> Option<DataType> {
     if !is_onnx(node) {

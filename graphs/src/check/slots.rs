@@ -5,21 +5,6 @@ use std::collections::HashMap;
 use crate::passes::{is_onnx, label};
 use crate::{Graph, Node};
 
-/// A matrix that feeds a `MatMul` or `Gemm` directly.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LinearWeight {
-    /// Initializer name.
-    pub name: String,
-    /// The node that it feeds.
-    pub node: String,
-    /// True if it is stored `[in, out]`, false if `[out, in]` as in PyTorch (`Gemm` with `transB`).
-    pub transposed: bool,
-    /// Number of input features.
-    pub in_features: usize,
-    /// Number of output features.
-    pub out_features: usize,
-}
-
 /// Why an adapter cannot change a weight.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -58,25 +43,6 @@ pub enum SlotError {
 
 fn hint(closest: &Option<String>) -> String {
     closest.as_ref().map_or_else(String::new, |c| format!(", perhaps `{c}`"))
-}
-
-/// Every matrix of the main graph that is the second input of a `MatMul` or `Gemm`, in the order of the nodes; once for
-/// each node that it feeds.
-pub fn linear_weights(graph: &Graph) -> Vec<LinearWeight> {
-    let weight = |node: &Node| {
-        let gemm = match node.op_type.as_str() {
-            "Gemm" if is_onnx(node) => true,
-            "MatMul" if is_onnx(node) => false,
-            _ => return None,
-        };
-        let name = node.inputs.get(1)?;
-        let value = graph.initializers.get(name).filter(|v| v.dtype.is_float())?;
-        let &[rows, cols] = value.shape.as_slice() else { return None };
-        let transposed = !(gemm && node.int("transB").unwrap_or(0) != 0);
-        let (in_features, out_features) = if transposed { (rows, cols) } else { (cols, rows) };
-        Some(LinearWeight { name: name.clone(), node: label(node), transposed, in_features, out_features })
-    };
-    graph.nodes.iter().filter_map(weight).collect()
 }
 
 /// Says of each named weight what keeps an adapter from changing it: every reader in the main graph, and in bodies,

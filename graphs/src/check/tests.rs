@@ -189,19 +189,6 @@ fn findings_are_capped() {
 }
 
 #[test]
-fn linear_weights_tell_orientation_and_features() {
-    let mut b = Builder::new("g");
-    let (x, _) = linear(&mut b);
-    let v = b.initializer("v", Initializer::weight(DataType::Float, &[4, 8], TensorData::raw(vec![0; 128])));
-    b.op("MatMul", &[&x, &v]);
-    let model = b.finish().unwrap();
-    let found = linear_weights(&model.graph);
-    let short: Vec<_> =
-        found.iter().map(|l| (l.name.as_str(), l.node.as_str(), l.transposed, l.in_features, l.out_features)).collect();
-    assert_eq!(short, [("w", "Gemm", false, 4, 8), ("v", "MatMul", true, 4, 8)]);
-}
-
-#[test]
 fn slots_that_no_linear_node_reads_directly_are_found() {
     let mut b = Builder::new("g");
     let (x, _) = linear(&mut b);

@@ -15,6 +15,7 @@ mod lower_ort;
 mod merge_duplicates;
 mod quantize_weights;
 mod side_branch;
+mod split_weights;
 mod switches;
 mod tensor;
 mod topological_sort;
@@ -32,6 +33,7 @@ pub use lower_ort::{Lowered, lower_for_ort};
 pub use merge_duplicates::merge_duplicates;
 pub use quantize_weights::{INT8_SUFFIX, SCALES_SUFFIX, quantizable, quantize_weights, restore_quantized};
 pub use side_branch::{SideBranchError, SideSlot, add_side_branches};
+pub use split_weights::split_weights;
 pub use switches::{Pass, Passes};
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
@@ -39,7 +41,7 @@ pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 pub(crate) use lower_ort::CONTRIB;
 pub(crate) use topological_sort::order;
 pub use walk::label;
-pub(crate) use walk::{is_onnx, rename_uses};
+pub(crate) use walk::{defined_names, is_onnx, rename_uses};
 
 use crate::Model;
 
@@ -84,6 +86,8 @@ pub struct Report {
     pub moved: usize,
     /// Nodes removed by [`fold_weight_layout`].
     pub weight_layouts_folded: usize,
+    /// Nodes removed by [`split_weights`].
+    pub weights_split: usize,
     /// Nodes replaced by [`fold_shapes`].
     pub shapes_folded: usize,
     /// Nodes replaced by [`fold_constants`].
@@ -104,8 +108,8 @@ pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
     optimize_with(model, &Passes::default())
 }
 
-/// Runs the passes that are for every backend until none fires: sorts the nodes, then folds weight layouts, shapes and
-/// constants, merges duplicates and removes what is left unused.
+/// Runs the passes that are for every backend until none fires: sorts the nodes, then splits weights, folds their layouts,
+/// shapes and constants, merges duplicates and removes what is left unused.
 ///
 /// Each round costs time linear in the graph; no weight bytes are read. Every firing takes something out of the graph,
 /// so the rounds end.
@@ -116,17 +120,19 @@ pub fn optimize_with(model: &mut Model, passes: &Passes) -> Result<Report, PassE
     let mut report = Report { moved: sort_topologically(model)?, ..Report::default() };
     loop {
         report.rounds += 1;
+        let split = if passes.has(Pass::WeightLayout) { split_weights(model) } else { 0 };
         let layouts = if passes.has(Pass::WeightLayout) { fold_weight_layout(model)? } else { 0 };
         let shapes = if passes.has(Pass::Shapes) { fold_shapes(model) } else { 0 };
         let constants = if passes.has(Pass::Constants) { fold_constants(model) } else { 0 };
         let duplicates = if passes.has(Pass::Duplicates) { merge_duplicates(model) } else { 0 };
         let dead = remove_dead_nodes(model);
+        report.weights_split += split;
         report.weight_layouts_folded += layouts;
         report.shapes_folded += shapes;
         report.constants_folded += constants;
         report.duplicates_merged += duplicates;
         report.dead_removed += dead;
-        if layouts + shapes + constants + duplicates + dead == 0 {
+        if split + layouts + shapes + constants + duplicates + dead == 0 {
             return Ok(report);
         }
     }

@@ -39,7 +39,7 @@ pub(super) fn bodies_mut(node: &mut Node) -> impl Iterator<Item = &mut Graph> {
 }
 
 /// Every name that the graph or a body in it defines.
-pub(super) fn defined_names(graph: &Graph) -> HashSet<String> {
+pub(crate) fn defined_names(graph: &Graph) -> HashSet<String> {
     let mut names = HashSet::new();
     collect_defined(graph, &mut names);
     names

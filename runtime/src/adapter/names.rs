@@ -90,7 +90,7 @@ impl<'a> SlotNames<'a> {
         }
         // A layer of that very name comes before a fused layer or a part of one.
         let mut derived = IndexMap::new();
-        for (name, target) in fused(&layers) {
+        for (name, target) in fused(&layers).into_iter().chain(cut(&layers)) {
             share(&mut derived, &name, target.clone());
             names.dotted.entry(name).or_insert(target);
         }
@@ -148,6 +148,33 @@ fn fused<'a>(layers: &IndexMap<String, &'a Slot>) -> Vec<(String, Target<'a>)> {
                     found.extend(family.iter().enumerate().map(target));
                 }
             }
+        }
+    }
+    found
+}
+
+/// Layers of which each slot is some output features, called `<layer>[<first>..<end>]`, where together they are all of them.
+fn cut<'a>(layers: &IndexMap<String, &'a Slot>) -> Vec<(String, Target<'a>)> {
+    let mut parts: IndexMap<&str, Vec<(usize, usize, &Slot)>> = IndexMap::new();
+    for (name, &slot) in layers {
+        if let Some((layer, rows)) = name.strip_suffix(']').and_then(|name| name.rsplit_once('['))
+            && let Some((start, end)) = rows.split_once("..")
+            && let (Ok(start), Ok(end)) = (start.parse(), end.parse())
+        {
+            parts.entry(layer).or_default().push((start, end, slot));
+        }
+    }
+    let mut found = Vec::new();
+    for (layer, mut parts) in parts {
+        parts.sort_by_key(|(start, ..)| *start);
+        let mut next = 0;
+        let follows = |(start, end, slot): &(usize, usize, &Slot)| {
+            let fits = *start == next && end.checked_sub(*start) == Some(slot.out_features);
+            next = *end;
+            fits && slot.in_features == parts[0].2.in_features
+        };
+        if parts.iter().all(follows) {
+            found.push((layer.to_owned(), Target::Split(parts.into_iter().map(|(.., slot)| slot).collect())));
         }
     }
     found

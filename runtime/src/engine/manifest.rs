@@ -158,6 +158,73 @@ pub struct Slot {
     /// Other names of the same layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// How the compiler came by the name; engines of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub found: Option<Found>,
+}
+
+/// How the compiler came by a slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// By what.
+    pub how: How,
+    /// The checkpoint's tensor, where it was found by content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint: Option<String>,
+    /// Where several tensors of the checkpoint have this content: what told them apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settled_by: Option<How>,
+}
+
+impl Found {
+    /// Found by `how`, without a checkpoint.
+    pub const fn by(how: How) -> Self {
+        Self { how, checkpoint: None, settled_by: None }
+    }
+}
+
+impl fmt::Display for Found {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.how)?;
+        self.settled_by.map_or(Ok(()), |by| write!(f, ", told apart by {by}"))
+    }
+}
+
+/// What a slot can be found by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// The model's own list of slots.
+    Metadata,
+    /// A checkpoint's tensor has the content of the initializer.
+    Content,
+    /// A checkpoint's tensor has the content of the initializer's transpose.
+    TransposedContent,
+    /// Rows of the one are the other: a fused layer, or a part of one.
+    Slice,
+    /// The name of the bias that is added.
+    Bias,
+    /// The module path that the exporter recorded at the node.
+    Scope,
+    /// The name of the initializer.
+    Initializer,
+    /// The layers before and after it, or that it is the last one left.
+    Position,
+}
+
+impl fmt::Display for How {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Metadata => "metadata",
+            Self::Content => "content",
+            Self::TransposedContent => "transposed content",
+            Self::Slice => "slice",
+            Self::Bias => "bias",
+            Self::Scope => "scope",
+            Self::Initializer => "initializer",
+            Self::Position => "position",
+        })
+    }
 }
 
 impl Slot {
@@ -174,6 +241,7 @@ impl Slot {
             rows: None,
             quantized: None,
             aliases: Vec::new(),
+            found: None,
         }
     }
 }

@@ -49,6 +49,7 @@ fn slot(out: usize, inner: usize, transposed: bool, rows: Option<(usize, usize)>
         rows: rows.map(|(start, end)| RowRange { start, end }),
         quantized: None,
         aliases: vec![],
+        found: None,
     }
 }
 
