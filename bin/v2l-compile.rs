@@ -4,6 +4,8 @@
 mod check;
 #[path = "compile/debug.rs"]
 mod debug;
+#[path = "compile/precision.rs"]
+mod precision;
 #[path = "compile/shapes.rs"]
 mod shapes;
 
@@ -19,6 +21,7 @@ use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
 use debug::DebugArgs;
+use precision::PrecisionArgs;
 use shapes::ShapeArgs;
 
 /// Compile ONNX to engines.
@@ -35,7 +38,8 @@ struct Args {
     /// Engine directory or engine file to write [default for an ONNX file: its name with .engine].
     #[arg(short, long, visible_alias = "saveEngine", value_name = "PATH")]
     output: Option<PathBuf>,
-    /// Type in which matrices are stored [default: as the model stores them]. Arithmetic on the ort backend is fp32.
+    /// In which types the model computes and its matrices are stored [default: stored as the model stores them, arithmetic
+    /// fp32]. Below fp32, a precision plan decides node by node.
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     /// Also compile the graphs with low-rank branches, for adapters whose ranks sum to at most MAX in a layer.
@@ -67,6 +71,8 @@ struct Args {
     #[arg(long, value_enum, default_value_t)]
     backend: Backend,
     #[command(flatten)]
+    types: PrecisionArgs,
+    #[command(flatten)]
     shapes: ShapeArgs,
     #[command(flatten)]
     check: CheckArgs,
@@ -84,14 +90,18 @@ enum Precision {
     Fp32,
     Fp16,
     Bf16,
+    /// fp16 where values fit, else bf16, and fp32 where it must be.
+    Mixed,
 }
 
 impl Precision {
-    fn storage(self) -> Dtype {
+    /// Type of matrices that no plan speaks of; `None`: as the model stores them.
+    fn storage(self) -> Option<Dtype> {
         match self {
-            Self::Fp32 => Dtype::F32,
-            Self::Fp16 => Dtype::F16,
-            Self::Bf16 => Dtype::Bf16,
+            Self::Fp32 => Some(Dtype::F32),
+            Self::Fp16 => Some(Dtype::F16),
+            Self::Bf16 => Some(Dtype::Bf16),
+            Self::Mixed => None,
         }
     }
 }
@@ -136,10 +146,11 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     }
     let side = args.fuse_modes.is_empty() || asked(FuseMode::Side);
     let options = CompileOptions {
-        storage: args.precision.map(Precision::storage),
+        storage: args.precision.and_then(Precision::storage),
         lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
         int8: args.int8,
+        precision: args.types.options(args.precision, args.check.accuracy_target, args.check.seed, args.check.ort())?,
         profiles: args.shapes.profiles()?,
         check: args.check.options(),
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
@@ -148,6 +159,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
+    args.types.finish(&report.engines, output)?;
     for e in &report.engines {
         check::show(&e.checks, args.check.asked_for(), output);
         if let Some(named) = &e.named {

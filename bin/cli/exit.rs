@@ -146,9 +146,13 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
         ExportError::Weights(e) => weight(e),
-        ExportError::Occupied { .. } | ExportError::Profile { .. } | ExportError::ProfileInput { .. } => Exit::Usage,
+        ExportError::Occupied { .. }
+        | ExportError::Profile { .. }
+        | ExportError::ProfileInput { .. }
+        | ExportError::Plan(_)
+        | ExportError::Calibration { .. } => Exit::Usage,
         ExportError::Numeric(_) | ExportError::NotChecked { .. } => Exit::Numeric,
-        ExportError::Predictor(_) => Exit::BadAdapter,
+        ExportError::Predictor(_) | ExportError::Adapter(_) => Exit::BadAdapter,
         e if e.is_unsupported() => Exit::Unsupported,
         _ => Exit::BadModel,
     }
@@ -199,7 +203,7 @@ fn predictor(error: &PredictorError) -> Exit {
 
 fn ort(error: &OrtError) -> Exit {
     match error {
-        OrtError::Library(_) | OrtError::WrongBackend { .. } => Exit::Version,
+        OrtError::Library(_) | OrtError::WrongBackend { .. } | OrtError::Arithmetic { .. } => Exit::Version,
         OrtError::Engine(e) => engine(e),
         OrtError::Fuse(e) => fuse(e),
         OrtError::Memory { .. } => Exit::Memory,

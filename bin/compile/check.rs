@@ -34,7 +34,7 @@ pub(crate) struct CheckArgs {
     rtol: Option<f64>,
     /// Seed of made inputs.
     #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    pub(crate) seed: u64,
     /// ONNX Runtime's library [default: looked for as v2l-run does].
     #[arg(long, value_name = "PATH")]
     ort_lib: Option<PathBuf>,
@@ -46,6 +46,11 @@ impl CheckArgs {
         self.verify
     }
 
+    /// How ONNX Runtime is opened.
+    pub(crate) fn ort(&self) -> OpenOptions {
+        OpenOptions { ort_lib: self.ort_lib.clone(), ..OpenOptions::default() }
+    }
+
     /// `None` if it is switched off.
     pub(crate) fn options(&self) -> Option<CheckOptions> {
         let tolerance = match (self.accuracy_target, self.atol, self.rtol) {
@@ -53,7 +58,7 @@ impl CheckArgs {
             (None, None, None) => None,
             (None, atol, rtol) => Some(Tolerance::Elementwise { atol: atol.unwrap_or(0.0), rtol: rtol.unwrap_or(0.0) }),
         };
-        let ort = OpenOptions { ort_lib: self.ort_lib.clone(), ..OpenOptions::default() };
+        let ort = self.ort();
         (!self.no_verify).then(|| CheckOptions {
             inputs: self.inputs.clone(),
             tolerance,

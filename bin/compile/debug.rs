@@ -30,7 +30,7 @@ pub(crate) struct DebugArgs {
 
 pub(crate) fn run(args: &DebugArgs, output: &mut Output) -> anyhow::Result<()> {
     let options = CompileOptions {
-        storage: args.precision.map(Precision::storage),
+        storage: args.precision.and_then(Precision::storage),
         check: args.check.options(),
         ..CompileOptions::default()
     };

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
 use v2l_cli::Output;
-use v2l_runtime::engine::manifest::{Manifest, RESERVED_PREFIX, ShapeRange, Slot};
+use v2l_export::ExportError;
+use v2l_export::precision::PrecisionPlan;
+use v2l_runtime::engine::manifest::{Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot};
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::session::{Dim, Port};
@@ -63,9 +66,33 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             lines.join("\n")
         });
     }
+    if manifest.tensors.contains_key(PRECISION_PLAN) {
+        plan(&engine, output)?;
+    }
     slots(&manifest.slots, output);
     if verify {
         check_hashes(&engine, output)?;
+    }
+    Ok(())
+}
+
+/// The precision plan: per graph, its type and what is apart from it, by reason.
+fn plan(engine: &Engine, output: &mut Output) -> anyhow::Result<()> {
+    let bytes = engine.blob(PRECISION_PLAN)?;
+    let plan = PrecisionPlan::parse(PRECISION_PLAN, &String::from_utf8_lossy(&bytes)).map_err(ExportError::from)?;
+    for graph in &plan.graphs {
+        let mut reasons: IndexMap<String, usize> = IndexMap::new();
+        for island in graph.islands.values() {
+            // What follows a colon is about one node.
+            let why = island.why.split(':').next().unwrap_or_default();
+            *reasons.entry(format!("{} {why}", island.precision)).or_default() += 1;
+        }
+        let fields = json!({ "graph": graph.name, "default": graph.default, "islands": graph.islands });
+        output.result("precision_plan", fields, || {
+            let head = format!("  plan of {}: {}, {}", graph.name, graph.default, count(graph.islands.len(), "island"));
+            let lines = reasons.iter().map(|(why, n)| format!("    {n:>5}  {why}"));
+            std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n")
+        });
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
 };
@@ -145,6 +145,9 @@ pub(crate) struct Args {
     /// How ONNX Runtime gets weights that are stored in 16 bits.
     #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
     pub(crate) ort_weights: Weights,
+    /// In which types graphs compute: fp32, or as the precision plan says that they were compiled by.
+    #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
+    pub(crate) ort_arithmetic: OrtArithmetic,
     /// ONNX Runtime library [default: searched].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) ort_lib: Option<PathBuf>,
@@ -244,6 +247,14 @@ pub(crate) enum Weights {
     Lazy,
 }
 
+#[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum OrtArithmetic {
+    #[default]
+    Fp32,
+    /// Weights are then used as they are stored, and --ort-weights says nothing.
+    Plan,
+}
+
 impl Args {
     /// How engines are opened.
     pub(crate) fn open_options(&self) -> OpenOptions {
@@ -253,6 +264,10 @@ impl Args {
                 Weights::Auto => OrtWeights::Auto,
                 Weights::Widened => OrtWeights::Widened,
                 Weights::Lazy => OrtWeights::Lazy,
+            },
+            arithmetic: match self.ort_arithmetic {
+                OrtArithmetic::Fp32 => Arithmetic::Fp32,
+                OrtArithmetic::Plan => Arithmetic::Plan,
             },
             threads: self.threads,
             ..OpenOptions::default()

@@ -8,7 +8,7 @@ pub(crate) mod types;
 pub(crate) mod variants;
 pub(crate) mod weights;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -17,7 +17,7 @@ use v2l_graphs::passes::{
     PassError, Passes, Report, hoist, infer_shapes, lower_for_ort, optimize_with, sort_topologically,
 };
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
-use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, Profile, SIDE_SUFFIX};
+use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
 use v2l_runtime::map::map_file;
 use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
@@ -29,7 +29,8 @@ use self::variants::{compile_graph, compile_stages, side_variants};
 use self::weights::{Streamed, matrix_type, plan_weights};
 use crate::atomic_dir::AtomicDir;
 use crate::check::{CheckOptions, Checks, Source, check_engine};
-use crate::engine_writer::{EngineWeight, stage_engine};
+use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
+use crate::precision::{PrecisionOptions, PrecisionReport, check_served, plan_component, side_types};
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
 
 pub use self::explain::GraphReport;
@@ -48,6 +49,8 @@ pub struct CompileOptions {
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
     pub side_only: bool,
+    /// In which types nodes compute; by default all in f32.
+    pub precision: PrecisionOptions,
     /// Shapes to compile for, by input; a graph takes those of its own inputs. Empty: any shape.
     pub profiles: Vec<Profile>,
     /// Compare each engine with its source before it is put in its place; `None` does not.
@@ -86,6 +89,8 @@ pub struct EngineReport {
     pub graphs: Vec<String>,
     /// What adapters may change in it.
     pub slots: usize,
+    /// The precision plan that it was compiled by, and what was measured for it.
+    pub precision: Option<PrecisionReport>,
     /// How far its outputs lie from the source's.
     pub checks: Checks,
     /// What the passes did to each graph of the source.
@@ -146,12 +151,16 @@ pub fn compile(
         // Adapters change the transformer only.
         let branches = name == TRANSFORMER;
         let lora_rank = options.lora_rank.filter(|_| branches);
-        let options = CompileOptions { lora_rank, side_only: options.side_only && branches, ..options.clone() };
+        let mut options = CompileOptions { lora_rank, side_only: options.side_only && branches, ..options.clone() };
+        if !branches {
+            options.precision.adapters.clear();
+        }
         let mut report = compile_component(Some(name), &graphs, &dir.path().join(&file), &options, progress)?;
         report.path = output.join(&file);
         engines.push(report);
         *files = ComponentFiles::Engine(EngineFiles { engine: file });
     }
+    check_served(engines.iter().filter_map(|engine| engine.precision.as_ref()))?;
     if let Some(tokenizer) = &pipeline.tokenizer {
         let (from, to) = (input.join(&tokenizer.file), dir.path().join(&tokenizer.file));
         std::fs::copy(&from, to).map_err(ExportError::io(from))?;
@@ -259,26 +268,46 @@ fn compile_component(
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
     let int8 = Int8::new(options.int8, models.iter().chain(&side));
+    let planned = if int8.is_used() {
+        None
+    } else {
+        if options.precision.request.is_some() || options.precision.plan.is_some() {
+            progress(Progress::Calibrating { name: &component });
+        }
+        plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?
+    };
+    if name.is_none() {
+        check_served(planned.iter().map(|planned| &planned.report))?;
+    }
     let slots = int8.slots(slots);
     let mut stored: Vec<(String, Model)> =
         models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
     let stored_plain = stored.len();
     stored.extend(side.iter().map(|m| int8.quantized(m)));
-    let weights = plan_weights(stored.iter(), options.storage)?;
+    let matrices = planned.as_ref().map_or_else(BTreeMap::new, |planned| planned.storage.clone());
+    let weights = plan_weights(stored.iter(), options.storage, &matrices)?;
     let storage = matrix_type(&weights);
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
     let step = step_inputs(&component, &models, options)?;
     let mut passes = Vec::new();
-    for (index, (graph, mut model)) in stored.into_iter().enumerate() {
+    for (index, (graph, whole)) in stored.into_iter().enumerate() {
         let lora_rank = options.lora_rank.filter(|_| index >= stored_plain);
         let name = if index >= stored_plain { format!("{graph}{SIDE_SUFFIX}") } else { graph.clone() };
-        let profiles = profiles::of_graph(&options.profiles, &model);
+        let profiles = profiles::of_graph(&options.profiles, &whole);
+        let types = planned.as_ref().and_then(|planned| {
+            let types = planned.types.get(&graph)?;
+            let base = models.iter().find(|(name, _)| *name == graph)?;
+            Some(if lora_rank.is_some() { side_types(&base.1, types, &whole) } else { types.clone() })
+        });
+        let mut model = whole.clone();
         let lowered = lower_for_ort(&mut model, &options.passes);
         let mut main = model.clone();
         let hoisted = hoist(&mut main, &step, &options.passes);
         check_graph(&name, &main)?;
-        let described = compile_graph(&name, &main, &weights, &mut blobs)?;
+        // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
+        let typed = types.as_deref().map(|types| (&whole, types));
+        let described = compile_graph(&name, &main, typed, &weights, &mut blobs)?;
         let described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
         if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none()) {
             let mut report = GraphReport::new(&graph, *nodes_before, fired, lowered);
@@ -286,6 +315,11 @@ fn compile_component(
             passes.push(report);
         }
         compiled.push(Graph { profiles, lora_rank, ..described });
+    }
+    let precision = planned.map(|planned| planned.report);
+    if let Some(report) = &precision {
+        let data = bytes::Bytes::from(report.plan.to_text());
+        blobs.push(EngineBlob { name: PRECISION_PLAN.into(), data });
     }
     let manifest = Manifest {
         format_version: FORMAT_VERSION,
@@ -327,6 +361,7 @@ fn compile_component(
         storage,
         graphs: manifest.graphs.iter().map(|graph| graph.name.clone()).collect(),
         slots: manifest.slots.len(),
+        precision,
         checks,
         passes,
         named: checkpoint.map(|_| named),

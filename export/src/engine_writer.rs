@@ -311,7 +311,7 @@ mod tests {
                 inputs: vec![],
                 outputs: vec![],
                 weights: vec!["a.weight".into()],
-                files: GraphFiles { widened: "v2l/graphs/step/widened.onnx".into(), lazy: None },
+                files: GraphFiles { widened: "v2l/graphs/step/widened.onnx".into(), lazy: None, typed: None },
                 profiles: vec![],
                 lora_rank: None,
                 stages: None,

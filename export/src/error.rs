@@ -161,6 +161,20 @@ pub enum ExportError {
         /// Why.
         reason: String,
     },
+    /// A calibration file fits no graph.
+    #[error("calibration: {reason}")]
+    Calibration {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit, what was expected and what was found.
+        reason: String,
+    },
+    /// A precision plan cannot be used.
+    #[error(transparent)]
+    Plan(#[from] v2l_calibration::PlanError),
+    /// An adapter to calibrate with cannot be read.
+    #[error(transparent)]
+    Adapter(#[from] v2l_runtime::adapter::AdapterError),
     /// A tokenizer cannot be converted.
     #[error("{}: {reason}", path.display())]
     Tokenizer {

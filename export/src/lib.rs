@@ -15,6 +15,7 @@ pub mod engine_writer;
 mod error;
 mod execute;
 mod inspect;
+pub mod precision;
 mod tokenizer;
 
 use std::path::Path;
@@ -44,6 +45,11 @@ pub enum Progress<'a> {
     },
     /// The component is written and compared with its source next.
     Checking {
+        /// The component.
+        name: &'a str,
+    },
+    /// A component's values are being measured, to decide which node computes in which type.
+    Calibrating {
         /// The component.
         name: &'a str,
     },

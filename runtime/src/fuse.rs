@@ -5,6 +5,7 @@
 //! So results depend neither on threads nor on the processor, and an update of zero gives the base bit for bit.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
@@ -180,6 +181,38 @@ impl Term<'_> {
     }
 }
 
+/// Weights and slots that adapters are fused into: an engine's, or a model's that is being compiled.
+pub trait FuseBase {
+    /// What adapters may change. Each slot lies within its tensor, a matrix of floats, and no two overlap.
+    fn slots(&self) -> &[Slot];
+
+    /// A pristine weight.
+    ///
+    /// # Errors
+    /// [`EngineError`] if there is none of that name.
+    fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError>;
+}
+
+impl FuseBase for Engine {
+    fn slots(&self) -> &[Slot] {
+        &self.manifest().slots
+    }
+
+    fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
+        self.weight(name)
+    }
+}
+
+impl<T: FuseBase> FuseBase for Arc<T> {
+    fn slots(&self) -> &[Slot] {
+        (**self).slots()
+    }
+
+    fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
+        (**self).base_weight(name)
+    }
+}
+
 /// Fuses adapters, each with its strength, into the weights they change.
 ///
 /// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot; at low
@@ -195,14 +228,18 @@ pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -
 ///
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
-pub fn fuse_with(engine: &Engine, adapters: &[(&Adapter, f32)], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
-    let by_tensor = by_tensor(engine, adapters)?;
+pub fn fuse_with(
+    base: &impl FuseBase,
+    adapters: &[(&Adapter, f32)],
+    options: &FuseOptions<'_>,
+) -> Result<Fused, FuseError> {
+    let by_tensor = by_tensor(base, adapters)?;
     if by_tensor.is_empty() {
         return Ok(Fused::default());
     }
     let mut tensors = Vec::with_capacity(by_tensor.len());
     for (tensor, slots) in &by_tensor {
-        tensors.push(Changed { name: tensor, base: engine.weight(tensor)?, slots });
+        tensors.push(Changed { name: tensor, base: base.base_weight(tensor)?, slots });
     }
     fuse_tensors(&tensors, options)
 }
@@ -212,16 +249,16 @@ type SlotTerms<'a> = (&'a Slot, Vec<Term<'a>>);
 
 /// Tensor name → what is fused into its slots, in the engine's order, all checked.
 fn by_tensor<'a>(
-    engine: &'a Engine,
+    base: &'a impl FuseBase,
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<SlotTerms<'a>>>, FuseError> {
-    let mut terms = resolve(engine, adapters)?;
-    let quantized = |name: &str| engine.manifest().slot(name).is_some_and(|slot| slot.quantized.is_some());
+    let mut terms = resolve(base, adapters)?;
+    let quantized = |name: &str| base.slots().iter().any(|slot| slot.name == name && slot.quantized.is_some());
     if let Some(slot) = terms.keys().find(|name| quantized(name)) {
         return Err(FuseError::Quantized { slot: (*slot).to_owned() });
     }
     let mut by_tensor: IndexMap<&str, Vec<SlotTerms<'_>>> = IndexMap::new();
-    for slot in &engine.manifest().slots {
+    for slot in base.slots() {
         if let Some(terms) = terms.swap_remove(&slot.name[..]) {
             by_tensor.entry(&slot.tensor).or_default().push((slot, terms));
         }
@@ -453,10 +490,10 @@ pub fn touched_tensors<'a>(engine: &Engine, adapters: impl IntoIterator<Item = &
 
 /// Slot name → terms, in the order of fusion, all checked.
 pub(crate) fn resolve<'a>(
-    engine: &'a Engine,
+    base: &'a impl FuseBase,
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<Term<'a>>>, FuseError> {
-    let slots = slots_by_name(&engine.manifest().slots);
+    let slots = slots_by_name(base.slots());
     let mut order = adapters.to_vec();
     order.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
     let mut terms: IndexMap<&str, Vec<Term<'_>>> = IndexMap::new();

@@ -4,6 +4,7 @@
 
 pub mod adapter;
 pub mod atomic;
+pub mod bar_chart;
 pub mod engine;
 pub mod engine_directory;
 pub mod fuse;

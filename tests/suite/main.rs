@@ -23,6 +23,7 @@ mod modes;
 mod overrides;
 mod passes;
 mod pipeline;
+mod plans;
 mod precision;
 mod predictors;
 mod shapes;

@@ -1,4 +1,4 @@
-use v2l_graphs::{Builder, Dim, Initializer, Model, Value};
+use v2l_graphs::{Builder, Dim, Initializer, Model, TensorData, Value};
 
 use super::*;
 
@@ -8,8 +8,6 @@ fn weight(b: &mut Builder, name: &str, shape: &[usize]) -> Value {
     let bytes = vec![0; shape.iter().product::<usize>() * 4];
     b.initializer(name, Initializer::weight(F32, shape, TensorData::raw(bytes)))
 }
-
-use v2l_graphs::TensorData;
 
 /// Operator and rule of each node, in order.
 fn found(model: &Model) -> Vec<(&str, Option<Rule>)> {

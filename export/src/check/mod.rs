@@ -168,7 +168,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<String>)>, ExportError> 
     Ok(found)
 }
 
-fn serves(names: &[String], graph: &Graph) -> bool {
+pub(crate) fn serves(names: &[String], graph: &Graph) -> bool {
     names.len() == graph.inputs.len() && graph.inputs.iter().all(|input| names.contains(&input.name))
 }
 
@@ -349,7 +349,7 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
     let mut models = [(graph, prepared)];
     // Marks what counts as a weight.
     slots(&mut models, None)?;
-    let weights = plan_weights(models.iter(), options.storage)?;
+    let weights = plan_weights(models.iter(), options.storage, &Default::default())?;
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let limits = Limits { nodes: block_nodes, ..Limits::default() };
     let trace = locate(&reference, &models[0].1, &stored, &set, &check.ort, limits)?;

@@ -20,7 +20,7 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
-    pub(super) fn allows(&self, found: &Comparison, values: impl FnOnce() -> (Vec<f32>, Vec<f32>)) -> bool {
+    pub(crate) fn allows(&self, found: &Comparison, values: impl FnOnce() -> (Vec<f32>, Vec<f32>)) -> bool {
         match *self {
             Self::RelativeL2(most) => found.within(most),
             Self::Elementwise { atol, rtol } => {

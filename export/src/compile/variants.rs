@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches};
-use v2l_graphs::{Attribute, DataType, Location, Model, Node, encode_model};
-use v2l_runtime::engine::manifest::{Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, WEIGHTS_PLACEHOLDER};
+use v2l_graphs::{Attribute, DataType, Location, Model, Node, apply_precision, encode_model};
+use v2l_runtime::engine::manifest::{
+    Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
+};
 use v2l_runtime::tensor::Dtype;
 
 use super::types::{from_runtime, ports};
 use super::weights::StoredWeight;
 use crate::engine_writer::EngineBlob;
+use crate::precision::arithmetic;
 use crate::{ExportError, check_graph};
 
 /// For each graph that reads a slot's weight, the variant with low-rank branches.
@@ -44,10 +47,11 @@ pub(super) fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Resul
     Ok(variants)
 }
 
-/// Stores the graph's two variants and describes it.
+/// Stores the graph's variants and describes it; a typed one if there are types for its nodes.
 pub(super) fn compile_graph(
     name: &str,
     model: &Model,
+    typed: Option<(&Model, &[DataType])>,
     weights: &BTreeMap<String, StoredWeight>,
     blobs: &mut Vec<EngineBlob>,
 ) -> Result<Graph, ExportError> {
@@ -72,14 +76,27 @@ pub(super) fn compile_graph(
     } else {
         None
     };
+    let arithmetic = typed.map_or("fp32", |(_, types)| arithmetic(types));
+    let typed = match typed {
+        Some((model, types)) => {
+            let mut typed = model.clone();
+            apply_precision(&mut typed, types, &|name, _| from_runtime(weights[name].dtype));
+            v2l_graphs::passes::infer_shapes(&mut typed);
+            check_graph(name, &typed)?;
+            let weights =
+                typed.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect();
+            Some(TypedGraph { file: store("typed", &typed)?, weights })
+        }
+        None => None,
+    };
     Ok(Graph {
         name: name.to_owned(),
         backend: "ort".into(),
-        precision: "fp32".into(),
+        precision: arithmetic.into(),
         inputs: ports(name, &model.graph.inputs)?,
         outputs: ports(name, &model.graph.outputs)?,
         weights: used,
-        files: GraphFiles { widened, lazy },
+        files: GraphFiles { widened, lazy, typed },
         profiles: Vec::new(),
         lora_rank: None,
         stages: None,
@@ -100,7 +117,7 @@ pub(super) fn compile_stages(
     let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
         let name = format!("{}.{suffix}", main.name);
         check_graph(&name, model)?;
-        compile_graph(&name, model, weights, blobs).map(Box::new)
+        compile_graph(&name, model, None, weights, blobs).map(Box::new)
     };
     let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
     let times = match &hoisted.times {

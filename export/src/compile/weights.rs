@@ -27,10 +27,11 @@ pub(crate) struct StoredWeight {
     pub(super) data: TensorData,
 }
 
-/// The union of the graphs' weights, each in its storage type.
+/// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`.
 pub(crate) fn plan_weights<'a>(
     models: impl Iterator<Item = &'a (String, Model)>,
     storage: Option<Dtype>,
+    planned: &BTreeMap<String, DataType>,
 ) -> Result<BTreeMap<String, StoredWeight>, ExportError> {
     let mut union: BTreeMap<&str, (&str, &Initializer)> = BTreeMap::new();
     for (graph, model) in models {
@@ -60,7 +61,11 @@ pub(crate) fn plan_weights<'a>(
         .into_iter()
         .map(|(name, (graph, weight))| {
             let own = weight.data.widened_from().filter(|t| *t != DataType::Double).unwrap_or(weight.dtype);
-            let target = if weight.dtype == DataType::Float && weight.shape.len() >= 2 { matrix_type } else { own };
+            let target = if weight.dtype == DataType::Float && weight.shape.len() >= 2 {
+                planned.get(name).copied().unwrap_or(matrix_type)
+            } else {
+                own
+            };
             let data = weight.data.clone().converted(weight.dtype, target);
             let dtype = to_runtime(target).ok_or_else(|| ExportError::Unsupported {
                 what: format!("{graph}: weight `{name}` of type {target}"),

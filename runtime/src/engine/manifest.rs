@@ -21,6 +21,8 @@ pub const RESERVED_PREFIX: &str = "v2l/";
 pub const SIDE_SUFFIX: &str = ".side";
 /// Behind a slot's name: the rank of its factors, the only extent of an input that may be 0.
 pub const RANK_SUFFIX: &str = ".lora_rank";
+/// Name of the tensor that holds the text of the precision plan that the graphs were compiled by, if there is one.
+pub const PRECISION_PLAN: &str = "v2l/precision-plan";
 /// Prefix of the tensors that align the weights.
 pub const PAD_PREFIX: &str = "v2l/pad/";
 /// External-data location that the stored graphs name for every weight. The file of that name is always empty:
@@ -64,7 +66,7 @@ pub struct Graph {
     pub name: String,
     /// Backend that it is compiled for: `ort`.
     pub backend: String,
-    /// Arithmetic: `fp32`, `fp16`, `bf16` or `mixed`.
+    /// Arithmetic of the typed variant: `fp16`, `bf16`, or `mixed` for both, each beside float32; `fp32` without one.
     pub precision: String,
     /// Inputs, in graph order.
     pub inputs: Vec<Port>,
@@ -118,6 +120,19 @@ pub struct GraphFiles {
     /// Absent if the weights are stored in f32: the variants are then the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lazy: Option<String>,
+    /// The strongly typed variant, each node in the type of the precision plan, `v2l/graphs/<graph>/typed.onnx`; its
+    /// initializers have their stored type. Absent without a plan.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typed: Option<TypedGraph>,
+}
+
+/// A strongly typed variant: the whole graph, stages and all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TypedGraph {
+    /// Tensor that holds the ONNX bytes.
+    pub file: String,
+    /// Initializers that it takes from the engine's weights, in their storage type.
+    pub weights: Vec<String>,
 }
 
 /// Ranges by input; an input that it does not name is free.

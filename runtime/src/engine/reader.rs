@@ -252,13 +252,16 @@ impl Check<'_> {
             if !names.insert(&graph.name) {
                 return Err(self.structure(what(), "one of that name", "two"));
             }
-            for file in std::iter::once(&graph.files.widened).chain(&graph.files.lazy) {
+            for file in std::iter::once(&graph.files.widened)
+                .chain(&graph.files.lazy)
+                .chain(graph.files.typed.iter().map(|typed| &typed.file))
+            {
                 let stored = self.manifest.tensors.get(file);
                 if !file.starts_with(RESERVED_PREFIX) || stored.is_none_or(|record| record.dtype != Dtype::U8) {
                     return Err(self.structure(what(), format!("its bytes in `{file}`"), "none"));
                 }
             }
-            for weight in &graph.weights {
+            for weight in graph.weights.iter().chain(graph.files.typed.iter().flat_map(|typed| &typed.weights)) {
                 if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
                 }

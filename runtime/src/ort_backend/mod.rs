@@ -16,7 +16,7 @@ mod weighted;
 
 pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
-pub use open::{FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
+pub use open::{Arithmetic, FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
 pub use session::OrtSession;
 
 use crate::engine::EngineError;
@@ -57,6 +57,14 @@ pub enum OrtError {
         graph: String,
         /// Its backend.
         found: String,
+    },
+    /// A graph cannot compute by its precision plan here.
+    #[error("graph `{graph}` {reason}, or run it in float32 with `--ort-arithmetic fp32`")]
+    Arithmetic {
+        /// The graph.
+        graph: String,
+        /// Why, and a way out.
+        reason: &'static str,
     },
     /// The stored graph is not what the manifest says.
     #[error("graph `{graph}`: {what}: the manifest says {expected}, the stored graph {found}; compile the model again")]

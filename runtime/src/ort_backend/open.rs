@@ -20,10 +20,11 @@ use super::stages::Stages;
 use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
-use crate::engine::manifest::Graph;
+use crate::engine::manifest::{Graph, TypedGraph};
 use crate::fuse::{self, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
 use crate::raw;
+use crate::session::Port;
 use crate::tensor::Dtype;
 
 /// How the weights reach ONNX Runtime, as asked for.
@@ -51,6 +52,16 @@ impl FromStr for OrtWeights {
     }
 }
 
+/// In which types a graph computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Arithmetic {
+    /// float32 throughout.
+    #[default]
+    Fp32,
+    /// Each node in the type of the precision plan that the engine was compiled by; weights as they are stored.
+    Plan,
+}
+
 /// How the weights reach ONNX Runtime, as decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightMode {
@@ -76,6 +87,8 @@ pub struct OpenOptions {
     pub ort_lib: Option<PathBuf>,
     /// How the weights are held.
     pub weights: OrtWeights,
+    /// In which types graphs compute. By plan, the weights are held lazily.
+    pub arithmetic: Arithmetic,
     /// Threads within an operator; as many as there are cores if not given.
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
@@ -110,6 +123,7 @@ pub struct OrtEngine {
     engine: Arc<Engine>,
     environment: Environment,
     threads: Option<usize>,
+    arithmetic: Arithmetic,
     report: OpenReport,
     /// Weights that are not the pristine ones, in the type that the graphs take.
     overrides: HashMap<String, Bytes>,
@@ -130,7 +144,13 @@ impl OrtEngine {
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
         let environment = library::onnxruntime(options.ort_lib.as_deref())?;
         let available = available_memory().into_iter().chain(options.memory).min();
-        let plan = WeightPlan::new(&engine, options.weights, &options.adapters, available)?;
+        let plan = match options.arithmetic {
+            Arithmetic::Fp32 => WeightPlan::new(&engine, options.weights, &options.adapters, available)?,
+            Arithmetic::Plan => {
+                let lazy = WeightPlan::new(&engine, OrtWeights::Lazy, &options.adapters, available)?;
+                WeightPlan { reason: "arithmetic by plan takes weights as they are stored".to_owned(), ..lazy }
+            }
+        };
         check_memory(plan.mode, plan.private, available)?;
         let report = OpenReport {
             mode: plan.mode,
@@ -142,6 +162,7 @@ impl OrtEngine {
             engine,
             environment,
             threads: options.threads,
+            arithmetic: options.arithmetic,
             report,
             overrides: HashMap::new(),
             fused: IndexMap::new(),
@@ -266,8 +287,13 @@ impl OrtEngine {
     pub fn session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
         let engine = Arc::clone(&self.engine);
         let graph = engine.graph(graph)?;
-        let main = self.part(&engine, graph)?;
         let (inputs, profiles) = (graph.inputs.clone(), graph.profiles.clone());
+        if self.arithmetic == Arithmetic::Plan {
+            let typed = typed(graph)?;
+            let main = self.opened(&engine, graph, &typed.file, &typed.weights, inputs.clone())?;
+            return Ok(OrtSession::new(inputs, profiles, main, None));
+        }
+        let main = self.part(&engine, graph)?;
         let Some(stages) = &graph.stages else { return Ok(OrtSession::new(inputs, profiles, main, None)) };
         let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
         let times = match &stages.times {
@@ -279,25 +305,37 @@ impl OrtEngine {
 
     /// Opens a stored graph, without its stages.
     fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<Part, OrtError> {
+        let file = match (self.report.mode, &graph.files.lazy) {
+            (WeightMode::Lazy, Some(lazy)) => lazy,
+            _ => &graph.files.widened,
+        };
+        let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
+        self.opened(engine, graph, file, &graph.weights, inputs)
+    }
+
+    /// Opens one of a graph's stored variants.
+    fn opened(
+        &mut self,
+        engine: &Engine,
+        graph: &Graph,
+        file: &str,
+        weights: &[String],
+        inputs: Vec<Port>,
+    ) -> Result<Part, OrtError> {
         if graph.backend != "ort" {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
         let builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
         let mut builder = WeightedBuilder::new(&graph.name, builder)?;
-        for name in &graph.weights {
+        for name in weights {
             let view = engine.weight(name)?;
             let dtype = self.graph_dtype(view.dtype);
             let data = self.weight_data(name, view.dtype, dtype, view.data);
             builder = builder.add(name, dtype, view.shape, data)?;
         }
-        let file = match (self.report.mode, &graph.files.lazy) {
-            (WeightMode::Lazy, Some(lazy)) => lazy,
-            _ => &graph.files.widened,
-        };
         let bytes = engine.blob(file)?;
         let (session, held) = builder.commit(&bytes)?;
-        let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
         let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
         Part::new(interface, session, held)
     }
@@ -323,6 +361,18 @@ impl OrtEngine {
         let data = widened.map_or_else(|| aligned_copy(&pristine), raw::vec_into_bytes);
         self.widened.insert(name.to_owned(), data.clone());
         data
+    }
+}
+
+/// The typed variant of a graph, if the CPU runs it.
+fn typed(graph: &Graph) -> Result<&TypedGraph, OrtError> {
+    let refused = |reason| OrtError::Arithmetic { graph: graph.name.clone(), reason };
+    match (&graph.files.typed, graph.precision.as_str()) {
+        (None, _) => Err(refused("was compiled without a precision plan; compile it with `--precision fp16`")),
+        (Some(_), "bf16" | "mixed") => Err(refused(
+            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`",
+        )),
+        (Some(typed), _) => Ok(typed),
     }
 }
 

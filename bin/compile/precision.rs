@@ -1,0 +1,191 @@
+//! Which node computes in which type: the flags, and how the results are shown.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde_json::json;
+use v2l_cli::{Failure, Output, split_strength};
+use v2l_export::EngineReport;
+use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOptions, PrecisionPlan, Request};
+use v2l_runtime::atomic::AtomicFile;
+use v2l_runtime::bar_chart::{Bar, write_bar_chart};
+use v2l_runtime::ort_backend::OpenOptions;
+
+use crate::Precision;
+
+/// Deciding precision by measurement.
+#[derive(Args)]
+pub(crate) struct PrecisionArgs {
+    /// Named tensors to calibrate on: a safetensors file or a folder of them, each for the graph whose inputs it names
+    /// [default: made inputs].
+    #[arg(long, value_name = "FILE|FOLDER", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    calibration: Vec<PathBuf>,
+    /// Adapter to calibrate with, at strengths 0, 1 and --max-strength times its own. Repeatable.
+    #[arg(long, value_name = "PATH[=STRENGTH]", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    calibration_lora: Vec<String>,
+    /// Largest factor of the strengths of --calibration-lora.
+    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "calibration_lora", help_heading = "Precision")]
+    max_strength: f32,
+    /// Decide by the structure of the graph alone: no values are measured.
+    #[arg(long, help_heading = "Precision")]
+    no_calibration: bool,
+    /// Precision plan to go by.
+    #[arg(long, value_name = "FILE", help_heading = "Precision")]
+    precision_plan: Option<PathBuf>,
+    /// Where to save the precision plan.
+    #[arg(long, value_name = "FILE", help_heading = "Precision")]
+    save_precision_plan: Option<PathBuf>,
+    /// Where to save what was measured, as JSON: per value its range, percentiles and what is not finite.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    save_calibration: Option<PathBuf>,
+    /// Where to draw what each block in 16 bits does to the outputs (a PNG).
+    #[arg(long, value_name = "PNG", help_heading = "Precision")]
+    sensitivity_chart: Option<PathBuf>,
+}
+
+impl PrecisionArgs {
+    pub(crate) fn options(
+        &self,
+        precision: Option<Precision>,
+        accuracy_target: Option<f64>,
+        seed: u64,
+        ort: OpenOptions,
+    ) -> anyhow::Result<PrecisionOptions> {
+        let request = precision.map(|precision| match precision {
+            Precision::Fp32 => Request::Fp32,
+            Precision::Fp16 => Request::Fp16,
+            Precision::Bf16 => Request::Bf16,
+            Precision::Mixed => Request::Mixed,
+        });
+        let planned = self.precision_plan.is_some() || request.is_some_and(|request| request != Request::Fp32);
+        let flags = [
+            ("--calibration", !self.calibration.is_empty()),
+            ("--calibration-lora", !self.calibration_lora.is_empty()),
+            ("--no-calibration", self.no_calibration),
+            ("--save-precision-plan", self.save_precision_plan.is_some()),
+            ("--save-calibration", self.save_calibration.is_some()),
+            ("--sensitivity-chart", self.sensitivity_chart.is_some()),
+        ];
+        if let Some((flag, _)) = flags.iter().find(|(_, given)| *given && !planned) {
+            let message =
+                format!("{flag} needs --precision fp16, bf16 or mixed: in float32 there is nothing to decide");
+            return Err(Failure::usage(message));
+        }
+        if let Some(path) = &self.sensitivity_chart {
+            v2l_runtime::video::check_png(path)?;
+        }
+        if !self.max_strength.is_finite() {
+            return Err(Failure::usage(format!("--max-strength {}: expected a finite number", self.max_strength)));
+        }
+        let adapters = self.calibration_lora.iter().map(|text| {
+            let (path, strength) = split_strength(text)?;
+            Ok((path.to_owned(), strength))
+        });
+        Ok(PrecisionOptions {
+            request,
+            plan: self.precision_plan.clone(),
+            calibration: self.calibration.clone(),
+            adapters: adapters.collect::<anyhow::Result<_>>()?,
+            max_strength: self.max_strength,
+            rules_only: self.no_calibration,
+            accuracy_target,
+            sensitivity: self.sensitivity_chart.is_some(),
+            seed,
+            ort,
+        })
+    }
+
+    /// Shows what was planned, and writes the files that were asked for.
+    pub(crate) fn finish(&self, engines: &[EngineReport], output: &mut Output) -> anyhow::Result<()> {
+        let mut whole = PrecisionPlan::default();
+        let mut sensitivity = Vec::new();
+        let mut ranges = serde_json::Map::new();
+        for report in engines.iter().filter_map(|engine| engine.precision.as_ref()) {
+            for (graph, reason) in &report.skipped {
+                output.warning(&format!(
+                    "{graph} could not be run, so its plan follows the rules alone and is not checked: {reason}"
+                ));
+            }
+            for plan in &report.plan.graphs {
+                show_plan(plan, output);
+            }
+            for check in &report.checks {
+                let fields = json!({
+                    "graph": check.graph, "run": check.run, "output": check.output,
+                    "relative_l2": check.error.relative_l2, "non_finite": check.error.non_finite, "passed": check.passed,
+                });
+                output.event("plan_check", fields);
+                output.note(&format!("{} as planned, {}: `{}` {}", check.graph, check.run, check.output, check.error));
+            }
+            sensitivity.extend(report.sensitivity.iter().cloned());
+            whole.graphs.extend(report.plan.graphs.iter().cloned());
+            ranges.extend(report.ranges.iter().map(|(graph, seen)| (graph.clone(), json!(seen.table()))));
+        }
+        show_sensitivity(&sensitivity, output);
+        if let Some(path) = &self.save_precision_plan {
+            write(path, whole.to_text().as_bytes())?;
+        }
+        if let Some(path) = &self.save_calibration {
+            write(path, format!("{:#}\n", serde_json::Value::Object(ranges)).as_bytes())?;
+        }
+        if let Some(path) = &self.sensitivity_chart {
+            let several = sensitivity.iter().any(|row| row.graph != sensitivity[0].graph);
+            let bars: Vec<Bar> = sensitivity.iter().map(|row| bar(row, several)).collect();
+            write_bar_chart(path, &bars)?;
+        }
+        Ok(())
+    }
+}
+
+/// One line per graph, and one event with all of its islands.
+pub(crate) fn show_plan(plan: &v2l_export::precision::GraphPlan, output: &mut Output) {
+    let count = |ty: Type| plan.islands.values().filter(|island| island.precision == ty).count();
+    let fields = json!({
+        "graph": plan.name, "default": plan.default, "fingerprint": plan.fingerprint,
+        "fp16": count(Type::Fp16), "bf16": count(Type::Bf16), "fp32": count(Type::Fp32), "islands": plan.islands,
+    });
+    output.event("precision_plan", fields);
+    if !output.is_json() {
+        let islands: Vec<String> = [Type::Fp16, Type::Bf16, Type::Fp32]
+            .into_iter()
+            .filter(|ty| count(*ty) > 0)
+            .map(|ty| format!("{} nodes in {ty}", count(ty)))
+            .collect();
+        let islands = if islands.is_empty() { "no islands".to_owned() } else { islands.join(", ") };
+        output.note(&format!("{}: {}, {islands}", plan.name, plan.default));
+    }
+}
+
+fn show_sensitivity(rows: &[BlockSensitivity], output: &mut Output) {
+    for row in rows {
+        output.event("sensitivity", json!(row));
+    }
+    if rows.is_empty() || output.is_json() {
+        return;
+    }
+    output.result("sensitivity", json!(null), || {
+        let mut lines = vec![format!("{:>10}  {:>14}  block", "error", "bytes saved")];
+        lines.extend(rows.iter().map(|row| {
+            let error = row.error.map_or_else(|| "inf/nan".to_owned(), |error| format!("{error:.2e}"));
+            let kept = if row.kept { "" } else { "  kept in fp32" };
+            format!("{error:>10}  {:>14}  {} {}{kept}", row.saved_bytes, row.graph, row.block)
+        }));
+        lines.join("\n")
+    });
+}
+
+fn bar(row: &BlockSensitivity, several: bool) -> Bar {
+    Bar {
+        label: if several { format!("{} {}", row.graph, row.block) } else { row.block.clone() },
+        value: row.error.unwrap_or(f64::INFINITY),
+        text: row.error.map_or_else(|| "INF".to_owned(), |error| format!("{error:.1e}")),
+        marked: !row.kept,
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes)?;
+    Ok(file.commit()?)
+}
