@@ -51,7 +51,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
         let fields = json!({
             "graph": graph.name, "backend": graph.backend, "precision": graph.precision,
             "inputs": graph.inputs, "outputs": graph.outputs, "weights": graph.weights.len(),
-            "profiles": graph.profiles,
+            "profiles": graph.profiles, "stages": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
         });
         output.result("graph", fields, || {
             let weights = count(graph.weights.len(), "weight");
@@ -63,6 +63,10 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
                 let ranges: Vec<String> = profile.iter().map(range).collect();
                 lines.push(format!("    profile {index} (min, opt, max): {}", ranges.join(", ")));
             }
+            lines.extend(graph.parts().skip(1).map(|part| {
+                let (weights, values) = (count(part.weights.len(), "weight"), count(part.outputs.len(), "value"));
+                format!("    stage {} ({weights}, {values})", part.name)
+            }));
             lines.join("\n")
         });
     }

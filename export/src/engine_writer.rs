@@ -293,7 +293,8 @@ impl Write for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use v2l_runtime::engine::Engine;
-    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Slot};
+    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Slot, Stages, Times};
+    use v2l_runtime::session::{Dim, Port};
 
     use super::*;
 
@@ -435,6 +436,40 @@ mod tests {
         write(&path, wrong).unwrap();
         let error = Engine::open(&path).unwrap_err().to_string();
         assert!(error.contains("slot `a`"), "{error}");
+    }
+
+    #[test]
+    fn engine_open_rejects_stages_that_do_not_fit_together() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.engine");
+        let port = |name: &str, shape: &[&str]| Port {
+            name: name.into(),
+            dtype: Dtype::F32,
+            shape: shape.iter().map(|&extent| Dim::Symbol(extent.into())).collect(),
+        };
+        let open = |inputs: Vec<Port>, rows: &[&str], output: Port| {
+            let mut manifest = manifest();
+            let step = &mut manifest.graphs[0];
+            step.inputs = vec![port("x", &["n", "m"]), port("t", &["n"])];
+            let graph = Box::new(Graph {
+                name: "step.times".into(),
+                inputs: vec![port("t", &["n"])],
+                outputs: vec![output],
+                ..step.clone()
+            });
+            let times = Some(Times { graph, rows: rows.iter().map(|&row| row.to_owned()).collect() });
+            step.stages = Some(Stages { inputs, prologue: None, times });
+            write(&path, manifest).unwrap();
+            Engine::open(&path).map(drop).map_err(|e| e.to_string())
+        };
+        let (x, row) = (port("x", &["n", "m"]), port("row", &["n", "m"]));
+        open(vec![x.clone(), row.clone()], &["t"], row.clone()).unwrap();
+        let error = open(vec![x.clone(), port("other", &["n"])], &["t"], row.clone()).unwrap_err();
+        assert!(error.contains("an input `other` (f32) that something gives"), "{error}");
+        for (rows, output) in [(&[][..], row.clone()), (&["x"], row.clone()), (&["t"], port("row", &[]))] {
+            let error = open(vec![x.clone(), row.clone()], rows, output).unwrap_err();
+            assert!(error.contains("graph `step.times`"), "{error}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::raw::{tensor_bytes, tensor_from_bytes};
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
 
-/// Bytes of rows that a session keeps; those not used for longest go first.
+/// Bytes of rows that a session keeps, but for what a single call needs; those not used for longest go first.
 const TABLE_BYTES: usize = 512 << 20;
 
 /// Timesteps in one run.
@@ -50,7 +50,7 @@ impl Stages {
             _ => true,
         };
         if ports.iter().all(|port| batched(port) && find(given, &port.name).is_some()) {
-            times.fill(given)?;
+            times.fill(given, true)?;
         }
         Ok(())
     }
@@ -182,7 +182,7 @@ impl Table {
 
     /// Every output, with a row for each row of the inputs.
     fn run(&mut self, given: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
-        let keys = self.fill(given)?;
+        let keys = self.fill(given, false)?;
         let mut outputs = NamedTensors::new();
         for (at, port) in self.part.outputs().iter().enumerate() {
             let bytes: Vec<u8> = keys.iter().flat_map(|key| &self.rows[key].parts[at]).copied().collect();
@@ -193,8 +193,9 @@ impl Table {
         Ok(outputs)
     }
 
-    /// Sees to it that there is a row for every row of the inputs, and returns their keys.
-    fn fill(&mut self, given: &[(&str, &Tensor)]) -> Result<Vec<Vec<u8>>, SessionError> {
+    /// Sees to it that there is a row for every row of the inputs, ahead of need as many as the table holds, and returns
+    /// their keys.
+    fn fill(&mut self, given: &[(&str, &Tensor)], ahead: bool) -> Result<Vec<Vec<u8>>, SessionError> {
         let wanted = Rows::new(self, given)?;
         if !unchanged(&self.settings, &wanted.settings()) {
             self.rows.clear();
@@ -213,6 +214,9 @@ impl Table {
         for rows in missing.chunks(RUN_ROWS) {
             self.compute(&wanted, rows)?;
             self.evict();
+            if ahead && self.bytes >= TABLE_BYTES {
+                break;
+            }
         }
         Ok(wanted.keys)
     }
@@ -222,17 +226,18 @@ impl Table {
         let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, &**tensor)).collect();
         let outputs = self.part.run(&inputs)?;
         let mut made: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(outputs.len()); rows.len()];
-        self.shapes.clear();
+        let mut shapes = Vec::with_capacity(outputs.len());
         for (name, tensor) in &outputs {
             let (bytes, shape) = (tensor_bytes(tensor), tensor.shape());
             if shape.first() != Some(&rows.len()) || bytes.is_empty() {
                 return Err(uneven(name));
             }
-            self.shapes.push(shape[1..].to_vec());
+            shapes.push(shape[1..].to_vec());
             for (parts, row) in made.iter_mut().zip(bytes.chunks_exact(bytes.len() / rows.len())) {
                 parts.push(row.to_vec());
             }
         }
+        self.shapes = shapes;
         for (&at, parts) in rows.iter().zip(made) {
             let row = Row { parts, used: self.clock };
             self.bytes += row.len();
