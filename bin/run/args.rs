@@ -157,6 +157,10 @@ pub(crate) struct Args {
     /// Threads within an operator [default: all cores].
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub(crate) threads: Option<usize>,
+    /// Folder to write the inputs of every network's every run to, for v2l-compile --calibration and --inputs. It is made if
+    /// need be. Engine directories only.
+    #[arg(long, value_name = "DIR", help_heading = "Machine")]
+    pub(crate) record_inputs: Option<PathBuf>,
     /// Check the content hash of every tensor first; reads the whole engine.
     #[arg(long, help_heading = "Machine")]
     pub(crate) verify_hashes: bool,
@@ -270,6 +274,7 @@ impl Args {
                 OrtArithmetic::Plan => Arithmetic::Plan,
             },
             threads: self.threads,
+            record: self.record_inputs.clone(),
             ..OpenOptions::default()
         }
     }

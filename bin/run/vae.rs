@@ -11,13 +11,16 @@ use v2l_runtime::library::find_ffmpeg;
 use v2l_runtime::pipeline::Pipeline;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::video::{self, Frames};
-use v2l_runtime::weights::{read_tensors, write_tensors};
+use v2l_runtime::weights::{WeightError, read_tensors, write_tensors};
 
 use crate::args::Args;
 use crate::generate::Listener;
 
 /// Opens the directory, with the flags' changes to its settings.
 pub(crate) fn open(args: &Args) -> anyhow::Result<(EngineDirectory, Pipeline)> {
+    if let Some(folder) = &args.record_inputs {
+        std::fs::create_dir_all(folder).map_err(|source| WeightError::Io { path: folder.clone(), source })?;
+    }
     let mut directory = EngineDirectory::open(&args.engine, args.open_options())?;
     let mut config = directory.config().clone();
     args.adjust(&mut config)?;

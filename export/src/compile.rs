@@ -28,9 +28,10 @@ use self::types::from_runtime;
 use self::variants::{compile_graph, compile_stages, side_variants};
 use self::weights::{Streamed, matrix_type, plan_weights};
 use crate::atomic_dir::AtomicDir;
-use crate::check::{CheckOptions, Checks, Source, check_engine};
+use crate::check::inputs::not_served;
+use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
-use crate::precision::{PrecisionOptions, PrecisionReport, check_served, plan_component, side_types};
+use crate::precision::{PrecisionOptions, PrecisionReport, plan_component, side_types};
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
 
 pub use self::explain::GraphReport;
@@ -160,7 +161,9 @@ pub fn compile(
         engines.push(report);
         *files = ComponentFiles::Engine(EngineFiles { engine: file });
     }
-    check_served(engines.iter().filter_map(|engine| engine.precision.as_ref()))?;
+    let checks: Vec<&Checks> = engines.iter().map(|engine: &EngineReport| &engine.checks).collect();
+    let plans: Vec<&PrecisionReport> = engines.iter().filter_map(|engine| engine.precision.as_ref()).collect();
+    check_served(options, &checks, &plans)?;
     if let Some(tokenizer) = &pipeline.tokenizer {
         let (from, to) = (input.join(&tokenizer.file), dir.path().join(&tokenizer.file));
         std::fs::copy(&from, to).map_err(ExportError::io(from))?;
@@ -203,6 +206,15 @@ fn step_inputs(
         }
     }
     Ok(asked.clone())
+}
+
+/// Refuses files of calibration and check that no graph takes.
+fn check_served(options: &CompileOptions, checks: &[&Checks], plans: &[&PrecisionReport]) -> Result<(), ExportError> {
+    let unserved: Vec<_> = plans.iter().map(|plan| &plan.unserved).collect();
+    if let Some((path, reason)) = not_served(&options.precision.calibration, &unserved)? {
+        return Err(ExportError::Calibration { path, reason });
+    }
+    options.check.as_ref().map_or(Ok(()), |check| check_inputs_served(check, checks))
 }
 
 fn graph_name(path: &Path) -> String {
@@ -276,9 +288,6 @@ fn compile_component(
         }
         plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?
     };
-    if name.is_none() {
-        check_served(planned.iter().map(|planned| &planned.report))?;
-    }
     let slots = int8.slots(slots);
     let mut stored: Vec<(String, Model)> =
         models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
@@ -353,6 +362,10 @@ fn compile_component(
         }
         None => Checks::default(),
     };
+    if name.is_none() {
+        let plans: Vec<&PrecisionReport> = precision.iter().collect();
+        check_served(options, &[&checks], &plans)?;
+    }
     let manifest = staged.commit()?;
     Ok(EngineReport {
         component,

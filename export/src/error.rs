@@ -161,8 +161,8 @@ pub enum ExportError {
         /// Why.
         reason: String,
     },
-    /// A calibration file fits no graph.
-    #[error("calibration: {reason}")]
+    /// A file of named tensors fits no graph.
+    #[error("{reason}")]
     Calibration {
         /// The file.
         path: PathBuf,

@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod prediction_cache;
 pub mod predictor;
 pub mod raw;
+pub mod recording;
 pub mod resize;
 pub mod rope;
 pub mod scheduler;

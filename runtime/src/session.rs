@@ -101,6 +101,12 @@ pub enum SessionError {
         /// The ranges of each profile.
         ranges: String,
     },
+    /// The inputs could not be recorded.
+    #[error("recording the inputs: {source}")]
+    Record {
+        /// The reason.
+        source: Box<crate::weights::WeightError>,
+    },
     /// The backend refused or failed.
     #[error("{backend}: {message}")]
     Backend {

@@ -10,7 +10,6 @@ use crate::support::fixtures;
 use crate::tools::{RawTensor, Scratch, args, command, run_ok, write};
 
 const USAGE: i32 = 2;
-const BAD_MODEL: i32 = 3;
 const NUMERIC: i32 = 7;
 
 /// Values that look random, in [-1, 1).
@@ -161,7 +160,7 @@ fn given_inputs_are_used_and_must_fit() {
     for (given, what) in wrong {
         tensors(&inputs, given);
         let compile = command("compile", args![&model, "-o", scratch.path("b.engine"), "--inputs", &inputs]);
-        let message = refuse(&scratch, compile, BAD_MODEL);
+        let message = refuse(&scratch, compile, USAGE);
         assert!(message.contains(what) && message.contains("expected `x` float32 [batch, 16]"), "{message}");
     }
 }

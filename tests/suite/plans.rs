@@ -11,7 +11,7 @@ use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::precision::{noise, weight};
-use crate::tools::{Run, command, output};
+use crate::tools::{Run, Scratch, args, command, output, run_ok};
 
 const WIDTH: usize = 32;
 /// Relative L2 from float32 that the plans here must keep.
@@ -300,4 +300,50 @@ fn accuracy_target_takes_out_the_blocks_that_cost_most_and_draws_them() {
     let check = events.iter().find(|event| event["event"] == "plan_check").unwrap();
     assert!(check["relative_l2"].as_f64().unwrap() <= least * 1.05, "{check}");
     assert!(islands(&events).iter().any(|(_, _, why)| why.starts_with("sensitivity: block `blocks.")));
+}
+
+#[test]
+fn inputs_recorded_by_a_pipeline_calibrate_and_check_its_bundle() {
+    let scratch = Scratch::new();
+    let sample = crate::tools::sample();
+    let (recorded, video) = (scratch.path("recorded"), scratch.path("out.png"));
+    let latents = scratch.path("latents.safetensors");
+    let pixels = crate::tools::RawTensor::f32s(&[1, 3, 1, 64, 64], 0.25);
+    crate::tools::write(&video.with_extension("safetensors"), &[("pixels".to_owned(), pixels)].into(), None);
+    let encode = args![
+        "--engine",
+        sample.engines(),
+        "--encode",
+        video.with_extension("safetensors"),
+        "--outputs",
+        &latents,
+        "--record-inputs",
+        &recorded
+    ];
+    run_ok("run", encode);
+    let names: Vec<String> = scratch
+        .listing()
+        .keys()
+        .filter_map(|p| p.strip_prefix(&recorded).ok())
+        .map(|p| p.display().to_string())
+        .collect();
+    assert!(names.iter().any(|name| name == "vae_encoder.first.00000.safetensors"), "{names:?}");
+    let model = sample.bundle().join("vae_encoder/first.onnx");
+    let run = run_ok(
+        "compile",
+        args![
+            &model,
+            "-o",
+            scratch.path("a.engine"),
+            "--precision",
+            "fp16",
+            "--calibration",
+            &recorded,
+            "--inputs",
+            &recorded,
+            "--verify",
+            "--json"
+        ],
+    );
+    assert!(run.stdout.contains("\"inputs\":\"vae_encoder.first.00000.safetensors\""), "{}", run.stdout);
 }

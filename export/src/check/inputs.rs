@@ -47,6 +47,30 @@ pub fn input_files(path: &Path) -> Result<Vec<PathBuf>, ExportError> {
     Ok(files)
 }
 
+/// Input files that serve no graph of a component, and why its first graph does not take them.
+pub(crate) type Unserved = Vec<(PathBuf, String)>;
+
+/// A file of `given` that should serve a graph of some component and does not, and why. A file in a folder may belong to
+/// another model as long as one in the folder serves.
+///
+/// # Errors
+/// If a given folder cannot be read.
+pub(crate) fn not_served(
+    given: &[PathBuf],
+    by_component: &[&Unserved],
+) -> Result<Option<(PathBuf, String)>, ExportError> {
+    let [first, rest @ ..] = by_component else { return Ok(None) };
+    let nowhere = |file: &PathBuf| rest.iter().all(|list| list.iter().any(|(other, _)| other == file));
+    let useless = || first.iter().filter(|(file, _)| nowhere(file));
+    for path in given {
+        let files = input_files(path)?;
+        if files.iter().all(|file| useless().any(|(other, _)| other == file)) {
+            return Ok(useless().find(|(file, _)| files.contains(file)).cloned());
+        }
+    }
+    Ok(None)
+}
+
 /// Reads named tensors for the inputs of `graph`.
 ///
 /// # Errors

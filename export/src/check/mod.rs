@@ -58,6 +58,8 @@ pub struct Checks {
     pub done: Vec<GraphCheck>,
     /// Graphs that could not be checked, and why.
     pub skipped: Vec<(String, String)>,
+    /// Input files that serve none of the component's graphs, and why the first graph does not take them.
+    pub unserved: Vec<(PathBuf, String)>,
 }
 
 /// A source graph and what the compiler made of it.
@@ -145,14 +147,24 @@ pub(crate) fn check_engine(
             }
         }
     }
-    match given.iter().find(|(path, _)| !used.contains(&path)) {
-        Some((path, _)) => {
-            let [source, ..] = sources else { return Ok(checks) };
-            // Says what does not fit; with several graphs, of the first.
-            read_inputs(path, &Reference::read(source.path)?.model.graph)?;
-            Ok(checks)
+    if let [source, ..] = sources
+        && used.len() < given.len()
+    {
+        let reference = Reference::read(source.path)?;
+        for (path, _) in given.iter().filter(|(path, _)| !used.contains(&path)) {
+            let reason = read_inputs(path, &reference.model.graph).err().map(|e| e.to_string());
+            checks.unserved.push((path.clone(), reason.unwrap_or_default()));
         }
-        None => Ok(checks),
+    }
+    Ok(checks)
+}
+
+/// Refuses input files that serve no graph of any of the components that were checked.
+pub(crate) fn check_inputs_served(options: &CheckOptions, checks: &[&Checks]) -> Result<(), ExportError> {
+    let lists: Vec<_> = checks.iter().map(|checks| &checks.unserved).collect();
+    match inputs::not_served(&options.inputs, &lists)? {
+        Some((path, reason)) => Err(ExportError::Calibration { path, reason }),
+        None => Ok(()),
     }
 }
 

@@ -167,17 +167,6 @@ pub(crate) fn plan_component(
     Ok(Some(Planned { report, types, storage }))
 }
 
-/// Refuses a calibration file that serves no graph of any component.
-pub(crate) fn check_served<'a>(reports: impl Iterator<Item = &'a PrecisionReport>) -> Result<(), ExportError> {
-    let reports: Vec<&PrecisionReport> = reports.collect();
-    let [first, rest @ ..] = &reports[..] else { return Ok(()) };
-    let everywhere = |path: &PathBuf| rest.iter().all(|report| report.unserved.iter().any(|(other, _)| other == path));
-    match first.unserved.iter().find(|(path, _)| everywhere(path)) {
-        Some((path, reason)) => Err(ExportError::Calibration { path: path.clone(), reason: reason.clone() }),
-        None => Ok(()),
-    }
-}
-
 /// Reads a plan file of at most [`MAX_PLAN_BYTES`].
 ///
 /// # Errors

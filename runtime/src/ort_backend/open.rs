@@ -93,6 +93,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
     pub adapters: Vec<(Adapter, f32)>,
+    /// For an engine directory: the folder that every run's inputs are written to, see [`crate::recording`].
+    pub record: Option<PathBuf>,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
 }
