@@ -146,7 +146,8 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
         ExportError::Weights(e) => weight(e),
-        ExportError::Occupied { .. }
+        ExportError::Inputs { .. }
+        | ExportError::Occupied { .. }
         | ExportError::Profile { .. }
         | ExportError::ProfileInput { .. }
         | ExportError::Plan(_)
