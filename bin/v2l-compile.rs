@@ -56,11 +56,12 @@ struct Args {
     /// once for all steps, and what depends on vectors among them only, such as timesteps, once for each.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     step_inputs: Option<Vec<String>>,
-    /// Say what each pass did to each graph.
+    /// Say what each pass did to each graph, and what a run on the check's inputs spends its time on.
     #[arg(long)]
     explain: bool,
     /// Store the matrices of linear layers in 8 bits, with a scale for each block of 32, 64, 128 or 256 inputs. Adapters then
-    /// come in low-rank branches (--lora-rank).
+    /// come in low-rank branches (--lora-rank), and --precision says how the other weights are stored. With
+    /// --accuracy-target, blocks that cost too much accuracy are left as they are. A hypernetwork always is.
     #[arg(long, value_name = "BLOCK", num_args = 0..=1, require_equals = true, default_missing_value = "64", value_parser = int8_block)]
     int8: Option<usize>,
     /// For an ONNX file that v2l did not write: the checkpoint that it was exported from, a safetensors file or the folder of
@@ -150,9 +151,15 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
         int8: args.int8,
-        precision: args.types.options(args.precision, args.check.accuracy_target, args.check.seed, args.check.ort())?,
+        precision: args.types.options(
+            args.precision,
+            args.int8.is_some(),
+            args.check.accuracy_target,
+            args.check.seed,
+            args.check.ort(),
+        )?,
         profiles: args.shapes.profiles()?,
-        check: args.check.options(),
+        check: args.check.options(args.explain),
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
         step_inputs: args.step_inputs.clone(),
         weights: args.weights.clone(),
@@ -182,6 +189,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         });
         if args.explain {
             explain(e, output);
+            explain_times(e, output);
         }
     }
     Ok(())
@@ -208,6 +216,33 @@ fn explain(engine: &EngineReport, output: &mut Output) {
                 report.weight_bytes_after,
                 report.weight_bytes_before,
                 fired.join(", ")
+            )
+        });
+    }
+}
+
+/// Says what the runs of an engine's graphs spend their time on.
+fn explain_times(engine: &EngineReport, output: &mut Output) {
+    for times in &engine.checks.times {
+        let (total, products) = (times.operators.total(), times.operators.products());
+        let share = if total > 0.0 { products / total } else { 0.0 };
+        let milliseconds: serde_json::Map<_, _> =
+            times.operators.seconds.iter().map(|(name, s)| (name.clone(), json!(s * 1e3))).collect();
+        let fields = json!({
+            "component": engine.component, "graph": times.graph, "weights": times.weights.to_string(),
+            "inputs": times.inputs, "total_ms": total * 1e3, "products_share": share, "operators_ms": milliseconds,
+        });
+        output.result("times", fields, || {
+            let largest = times.operators.seconds.iter().take(6).map(|(name, s)| format!("{name} {:.1}", s * 1e3));
+            format!(
+                "{:<14} {}: {:.1} ms, {:.0} % of it matrix products, weights {}, {}; in ms {}",
+                engine.component,
+                times.graph,
+                total * 1e3,
+                share * 1e2,
+                times.weights,
+                times.inputs,
+                largest.collect::<Vec<_>>().join(", ")
             )
         });
     }

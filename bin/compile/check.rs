@@ -52,7 +52,7 @@ impl CheckArgs {
     }
 
     /// `None` if it is switched off.
-    pub(crate) fn options(&self) -> Option<CheckOptions> {
+    pub(crate) fn options(&self, times: bool) -> Option<CheckOptions> {
         let tolerance = match (self.accuracy_target, self.atol, self.rtol) {
             (Some(target), ..) => Some(Tolerance::RelativeL2(target)),
             (None, None, None) => None,
@@ -63,6 +63,7 @@ impl CheckArgs {
             inputs: self.inputs.clone(),
             tolerance,
             thorough: self.verify,
+            times,
             seed: self.seed,
             ort,
             ..CheckOptions::default()

@@ -31,7 +31,7 @@ pub(crate) struct DebugArgs {
 pub(crate) fn run(args: &DebugArgs, output: &mut Output) -> anyhow::Result<()> {
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
-        check: args.check.options(),
+        check: args.check.options(false),
         ..CompileOptions::default()
     };
     let (inputs, trace) = debug(&args.input, &options, args.block_nodes)?;

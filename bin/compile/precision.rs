@@ -48,6 +48,7 @@ impl PrecisionArgs {
     pub(crate) fn options(
         &self,
         precision: Option<Precision>,
+        int8: bool,
         accuracy_target: Option<f64>,
         seed: u64,
         ort: OpenOptions,
@@ -67,9 +68,25 @@ impl PrecisionArgs {
             ("--save-calibration", self.save_calibration.is_some()),
             ("--sensitivity-chart", self.sensitivity_chart.is_some()),
         ];
-        if let Some((flag, _)) = flags.iter().find(|(_, given)| *given && !planned) {
-            let message =
-                format!("{flag} needs --precision fp16, bf16 or mixed: in float32 there is nothing to decide");
+        let given = |flag: &str| flags.iter().any(|(name, given)| *name == flag && *given);
+        if int8 {
+            if request == Some(Request::Mixed) || self.precision_plan.is_some() {
+                let message = "--int8 stores matrices in 8 bits and plans no arithmetic: leave out --precision mixed and \
+                               --precision-plan, or --int8";
+                return Err(Failure::usage(message));
+            }
+            if given("--calibration") && accuracy_target.is_none() {
+                return Err(Failure::usage(
+                    "--calibration with --int8 needs --accuracy-target: else nothing is decided",
+                ));
+            }
+        }
+        let useless = |flag: &str| if int8 { flag != "--calibration" } else { !planned };
+        if let Some((flag, _)) = flags.iter().find(|(flag, given)| *given && useless(flag)) {
+            let message = match int8 {
+                true => format!("{flag} is about the types that nodes compute in, which --int8 leaves alone"),
+                false => format!("{flag} needs --precision fp16, bf16 or mixed: in float32 there is nothing to decide"),
+            };
             return Err(Failure::usage(message));
         }
         if let Some(path) = &self.sensitivity_chart {
@@ -101,6 +118,22 @@ impl PrecisionArgs {
         let mut whole = PrecisionPlan::default();
         let mut sensitivity = Vec::new();
         let mut ranges = serde_json::Map::new();
+        for (engine, report) in engines.iter().filter_map(|engine| Some((engine, engine.int8.as_ref()?))) {
+            let fields = json!({
+                "component": engine.component, "block": report.block, "matrices": report.matrices,
+                "left_out": report.left_out,
+            });
+            output.event("int8", fields);
+            let left_out = match report.left_out {
+                0 => String::new(),
+                count => format!(", {count} left as they are for the accuracy target"),
+            };
+            output.note(&format!(
+                "{}: {} matrices in 8 bits, a scale for {} inputs{left_out}",
+                engine.component, report.matrices, report.block
+            ));
+            sensitivity.extend(report.sensitivity.iter().cloned());
+        }
         for report in engines.iter().filter_map(|engine| engine.precision.as_ref()) {
             for (graph, reason) in &report.skipped {
                 output.warning(&format!(
@@ -168,7 +201,7 @@ fn show_sensitivity(rows: &[BlockSensitivity], output: &mut Output) {
         let mut lines = vec![format!("{:>10}  {:>14}  block", "error", "bytes saved")];
         lines.extend(rows.iter().map(|row| {
             let error = row.error.map_or_else(|| "inf/nan".to_owned(), |error| format!("{error:.2e}"));
-            let kept = if row.kept { "" } else { "  kept in fp32" };
+            let kept = if row.kept { "" } else { "  left out for the target" };
             format!("{error:>10}  {:>14}  {} {}{kept}", row.saved_bytes, row.graph, row.block)
         }));
         lines.join("\n")

@@ -19,9 +19,8 @@ pub(crate) enum Way {
 
 /// The way to begin with, and why; refuses what the engine was not compiled for. `graph` is a name without `.side`.
 pub(crate) fn decide(asked: FuseMode, manifest: &Manifest, graph: &str) -> anyhow::Result<(Way, &'static str)> {
-    let (mut fuse, side) = (manifest.graph(graph).is_some(), has_branches(manifest, graph));
-    // Weights in 8 bits stay as they are. Without branches, fusing says so.
-    fuse &= !side || manifest.slots.iter().all(|slot| slot.quantized.is_none());
+    let (fuse, side) = (manifest.graph(graph).is_some(), has_branches(manifest, graph));
+    let quantized = manifest.slots.iter().any(|slot| slot.quantized.is_some());
     match asked {
         FuseMode::Side if !side => Err(Failure::usage(
             "the engine has no low-rank branches for --fuse-mode side; compile with --lora-rank MAX",
@@ -32,6 +31,7 @@ pub(crate) fn decide(asked: FuseMode, manifest: &Manifest, graph: &str) -> anyho
         FuseMode::Side => Ok((Way::Side, "asked for")),
         FuseMode::Fuse => Ok((Way::Fuse, "asked for")),
         FuseMode::Auto if !fuse && side => Ok((Way::Side, "the engine has no other")),
+        FuseMode::Auto if quantized && side => Ok((Way::Side, "weights in 8 bits stay as they are")),
         FuseMode::Auto => Ok((Way::Fuse, "nothing speaks against it")),
     }
 }

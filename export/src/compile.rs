@@ -18,6 +18,7 @@ use v2l_graphs::passes::{
 };
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
+use v2l_runtime::engine_directory::HYPERNETWORK;
 use v2l_runtime::map::map_file;
 use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
@@ -31,7 +32,7 @@ use crate::atomic_dir::AtomicDir;
 use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
-use crate::precision::{PrecisionOptions, PrecisionReport, plan_component, side_types};
+use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, plan_component, side_types};
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
 
 pub use self::explain::GraphReport;
@@ -92,6 +93,8 @@ pub struct EngineReport {
     pub slots: usize,
     /// The precision plan that it was compiled by, and what was measured for it.
     pub precision: Option<PrecisionReport>,
+    /// What of it is in 8 bits.
+    pub int8: Option<Int8Report>,
     /// How far its outputs lie from the source's.
     pub checks: Checks,
     /// What the passes did to each graph of the source.
@@ -162,8 +165,9 @@ pub fn compile(
         *files = ComponentFiles::Engine(EngineFiles { engine: file });
     }
     let checks: Vec<&Checks> = engines.iter().map(|engine: &EngineReport| &engine.checks).collect();
-    let plans: Vec<&PrecisionReport> = engines.iter().filter_map(|engine| engine.precision.as_ref()).collect();
-    check_served(options, &checks, &plans)?;
+    let unserved: Vec<_> =
+        engines.iter().filter_map(|engine| unserved(engine.precision.as_ref(), engine.int8.as_ref())).collect();
+    check_served(options, &checks, &unserved)?;
     if let Some(tokenizer) = &pipeline.tokenizer {
         let (from, to) = (input.join(&tokenizer.file), dir.path().join(&tokenizer.file));
         std::fs::copy(&from, to).map_err(ExportError::io(from))?;
@@ -209,12 +213,23 @@ fn step_inputs(
 }
 
 /// Refuses files of calibration and check that no graph takes.
-fn check_served(options: &CompileOptions, checks: &[&Checks], plans: &[&PrecisionReport]) -> Result<(), ExportError> {
-    let unserved: Vec<_> = plans.iter().map(|plan| &plan.unserved).collect();
-    if let Some((path, reason)) = not_served(&options.precision.calibration, &unserved)? {
+fn check_served(
+    options: &CompileOptions,
+    checks: &[&Checks],
+    unserved: &[&Vec<(PathBuf, String)>],
+) -> Result<(), ExportError> {
+    if let Some((path, reason)) = not_served(&options.precision.calibration, unserved)? {
         return Err(ExportError::Calibration { path, reason });
     }
     options.check.as_ref().map_or(Ok(()), |check| check_inputs_served(check, checks))
+}
+
+/// The calibration files that serve no graph of a component, if it was calibrated.
+fn unserved<'a>(
+    precision: Option<&'a PrecisionReport>,
+    int8: Option<&'a Int8Report>,
+) -> Option<&'a Vec<(PathBuf, String)>> {
+    precision.map(|report| &report.unserved).or(int8.map(|report| &report.unserved))
 }
 
 fn graph_name(path: &Path) -> String {
@@ -279,14 +294,20 @@ fn compile_component(
     let (slots, named) = slots(&mut models, checkpoint.as_ref())?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
-    let int8 = Int8::new(options.int8, models.iter().chain(&side));
-    let planned = if int8.is_used() {
-        None
-    } else {
-        if options.precision.request.is_some() || options.precision.plan.is_some() {
-            progress(Progress::Calibrating { name: &component });
-        }
-        plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?
+    // A predictor's tensors are read by name, and what it predicts is what 8 bits would be corrected with.
+    let int8_block = options.int8.filter(|_| component != HYPERNETWORK);
+    let plans = options.precision.request.is_some() || options.precision.plan.is_some();
+    if (plans && int8_block.is_none()) || (int8_block.is_some() && options.precision.accuracy_target.is_some()) {
+        progress(Progress::Calibrating { name: &component });
+    }
+    let mut int8 = int8_block.map_or_else(Int8::default, |block| Int8::new(block, models.iter().chain(&side)));
+    let int8_report = match int8.is_used() {
+        true => Some(int8.fit(&component, &models, &options.precision)?),
+        false => None,
+    };
+    let planned = match int8_block {
+        Some(_) => None,
+        None => plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?,
     };
     let slots = int8.slots(slots);
     let mut stored: Vec<(String, Model)> =
@@ -363,8 +384,8 @@ fn compile_component(
         None => Checks::default(),
     };
     if name.is_none() {
-        let plans: Vec<&PrecisionReport> = precision.iter().collect();
-        check_served(options, &[&checks], &plans)?;
+        let unserved: Vec<_> = unserved(precision.as_ref(), int8_report.as_ref()).into_iter().collect();
+        check_served(options, &[&checks], &unserved)?;
     }
     let manifest = staged.commit()?;
     Ok(EngineReport {
@@ -375,6 +396,7 @@ fn compile_component(
         graphs: manifest.graphs.iter().map(|graph| graph.name.clone()).collect(),
         slots: manifest.slots.len(),
         precision,
+        int8: int8_report,
         checks,
         passes,
         named: checkpoint.map(|_| named),

@@ -4,10 +4,11 @@ use std::path::Path;
 
 use ndarray::Array2;
 use tempfile::TempDir;
+use v2l_export::precision::{PrecisionOptions, Request as Precision};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::{
     ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request, StepGraph,
 };
@@ -40,6 +41,10 @@ pub(crate) struct Setup {
     pub(crate) weights: OrtWeights,
     /// Adapters as inputs of low-rank branches, not fused.
     pub(crate) side: bool,
+    /// Linear layers of the transformer and the text encoder in 8 bits; needs `side`.
+    pub(crate) int8: bool,
+    /// Arithmetic of a precision plan for the storage type, instead of f32.
+    pub(crate) plan: bool,
 }
 
 /// The opened miniature.
@@ -49,6 +54,7 @@ pub(crate) struct Lab {
     predictor: Predictor,
     side: bool,
     step: StepGraph,
+    transformer_bytes: u64,
     _folder: TempDir,
 }
 
@@ -61,10 +67,21 @@ impl Lab {
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
         v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
         let lora_rank = setup.side.then_some(1);
-        let compile =
-            CompileOptions { storage: setup.storage, lora_rank, side_only: setup.side, ..CompileOptions::default() };
+        let request = match setup.storage {
+            Some(Dtype::F16) if setup.plan => Some(Precision::Fp16),
+            _ => None,
+        };
+        let compile = CompileOptions {
+            storage: setup.storage,
+            lora_rank,
+            side_only: setup.side,
+            int8: setup.int8.then_some(64),
+            precision: PrecisionOptions { request, ..PrecisionOptions::default() },
+            ..CompileOptions::default()
+        };
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
-        let options = OpenOptions { weights: setup.weights, ..OpenOptions::default() };
+        let arithmetic = if setup.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
+        let options = OpenOptions { weights: setup.weights, arithmetic, ..OpenOptions::default() };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;
         let mut config = directory.config().clone();
         config.reference.range = PixelRange::Signed;
@@ -77,10 +94,16 @@ impl Lab {
             predictor,
             side: setup.side,
             step: StepGraph::default(),
+            transformer_bytes: std::fs::metadata(engines.join("transformer.engine"))?.len(),
             _folder: folder,
         };
         this.steer(Vec::new())?;
         Ok(this)
+    }
+
+    /// Size of the transformer's engine.
+    pub(crate) fn transformer_bytes(&self) -> u64 {
+        self.transformer_bytes
     }
 
     /// The tokens that the hypernetwork reads from a reference, one row for each slot.

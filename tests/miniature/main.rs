@@ -1,7 +1,7 @@
 //! How well the miniature's videos carry their reference's effect, through the product's own path.
 //!
 //! ```text
-//! cargo run --release --example miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick] [--json]
+//! cargo run --release --example miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick | --precisions] [--json]
 //! ```
 //!
 //! For the first N held-out trials of every effect (a reference, and the first frame of another scene with its caption),
@@ -9,6 +9,10 @@
 //! `reconstructed` (the reference through the autoencoder and back), `base` (no adapter), `steered` (the reference's
 //! adapter), `other` (the adapter of the next effect's reference), then `steered` again for every storage precision and
 //! way to give weights to ONNX Runtime. A clip counts if the classifier, out of all its classes, says the nominal effect.
+//!
+//! `--precisions` is about the transformer's precision alone: `steered` in float32, then with weights stored in bf16 and
+//! fp16, in the arithmetic of an fp16 precision plan, and with weights in 8 bits; each with the size of the transformer's
+//! engine, the time, and the relative L2 distance of its pixels from those in float32.
 
 mod lab;
 mod measures;
@@ -44,8 +48,11 @@ struct Args {
     #[arg(long, value_name = "PNG")]
     sheet: Option<PathBuf>,
     /// Leave out the other precisions and fusion modes.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "precisions")]
     quick: bool,
+    /// Compare precisions of the transformer, and nothing else.
+    #[arg(long, conflicts_with = "sheet")]
+    precisions: bool,
     /// Print one JSON event per line.
     #[arg(long)]
     json: bool,
@@ -61,6 +68,22 @@ impl Score {
         let hits: Vec<bool> = effects.iter().flat_map(|e| self.hits[e].iter().copied()).collect();
         hits.iter().filter(|hit| **hit).count() as f64 / hits.len() as f64
     }
+}
+
+/// What a mode's clips cost, and how far they are from those in float32.
+struct Cost {
+    seconds: f64,
+    transformer_bytes: u64,
+    /// Relative L2 distance of the pixels.
+    distance: Option<f64>,
+}
+
+/// Relative L2 distance of the pixels of `clips` from `exact`.
+fn distance(clips: &[Frames], exact: &[Frames]) -> f64 {
+    let pairs = || clips.iter().zip(exact).flat_map(|(clip, exact)| clip.data().iter().zip(exact.data()));
+    let difference: f64 = pairs().map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum();
+    let norm: f64 = pairs().map(|(_, b)| f64::from(*b).powi(2)).sum();
+    (difference / norm).sqrt()
 }
 
 struct Evaluation<'a> {
@@ -95,39 +118,56 @@ fn main() -> anyhow::Result<()> {
     let mut this = Evaluation { args: &args, index, classifier, effects, trials };
 
     let widened = Setup { weights: OrtWeights::Widened, ..Setup::default() };
+    let lazy = Setup { weights: OrtWeights::Lazy, ..widened };
+    let fp16 = Setup { storage: Some(Dtype::F16), ..widened };
+    let fp32 = Setup { storage: Some(Dtype::F32), ..widened };
+    if args.precisions {
+        let mut exact = None;
+        for (name, setup) in [
+            ("fp32", fp32),
+            ("bf16 stored", widened),
+            ("fp16 stored", fp16),
+            ("fp16 plan", Setup { plan: true, ..fp16 }),
+            ("fp32, side branch", Setup { side: true, ..fp32 }),
+            ("int8, side branch", Setup { side: true, int8: true, ..fp32 }),
+        ] {
+            let clips = this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, exact.as_deref())?;
+            exact.get_or_insert(clips);
+        }
+        return Ok(());
+    }
     let mut lab = Lab::new(&args.model, widened)?;
-    this.mode(&mut lab, "reconstructed", Mode::Reconstructed)?;
-    let base = this.mode(&mut lab, "base", Mode::Base)?;
-    let steered = this.mode(&mut lab, "steered", Mode::Steered)?;
-    this.mode(&mut lab, "other", Mode::Other)?;
+    this.mode(&mut lab, "reconstructed", Mode::Reconstructed, None)?;
+    let base = this.mode(&mut lab, "base", Mode::Base, None)?;
+    let steered = this.mode(&mut lab, "steered", Mode::Steered, None)?;
+    this.mode(&mut lab, "other", Mode::Other, None)?;
     if let Some(path) = &args.sheet {
         let firsts = (0..this.effects.len()).map(|effect| effect * args.count);
         let rows = firsts.flat_map(|i| [&this.trials[i].reference, &base[i], &steered[i]]);
         write_contact_sheet(path, &rows.collect::<Vec<_>>())?;
     }
     if !args.quick {
-        let lazy = Setup { weights: OrtWeights::Lazy, ..widened };
         for (name, setup) in [
             ("steered, bf16 lazy", lazy),
-            ("steered, fp16 widened", Setup { storage: Some(Dtype::F16), ..widened }),
+            ("steered, fp16 widened", fp16),
             ("steered, fp16 lazy", Setup { storage: Some(Dtype::F16), ..lazy }),
-            ("steered, fp32", Setup { storage: Some(Dtype::F32), ..widened }),
+            ("steered, fp32", fp32),
             ("steered, bf16 lazy, side branch", Setup { side: true, ..lazy }),
         ] {
-            this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered)?;
+            this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, None)?;
         }
     }
     this.effects = std::mem::take(&mut this.index.zero_shot);
     this.trials = unseen;
     this.index.families.clear();
-    this.mode(&mut lab, "zero-shot, base", Mode::Base)?;
-    this.mode(&mut lab, "zero-shot, steered", Mode::Steered)?;
+    this.mode(&mut lab, "zero-shot, base", Mode::Base, None)?;
+    this.mode(&mut lab, "zero-shot, steered", Mode::Steered, None)?;
     Ok(())
 }
 
 impl Evaluation<'_> {
-    /// Makes and scores one clip for each trial, and prints the score.
-    fn mode(&self, lab: &mut Lab, name: &str, mode: Mode) -> anyhow::Result<Vec<Frames>> {
+    /// Makes and scores one clip for each trial, and prints the score; with the clips in float32, the distance from them.
+    fn mode(&self, lab: &mut Lab, name: &str, mode: Mode, exact: Option<&[Frames]>) -> anyhow::Result<Vec<Frames>> {
         let start = Instant::now();
         let shows_progress = !self.args.json && std::io::stderr().is_terminal();
         lab.steer(Vec::new())?;
@@ -161,7 +201,12 @@ impl Evaluation<'_> {
             let followed = self.score(&answers, |i| &self.trials[self.of_next_effect(i)].effect);
             followed.share(&self.effects)
         });
-        self.print(name, &score, follows, &answers, start.elapsed().as_secs_f64());
+        let cost = Cost {
+            seconds: start.elapsed().as_secs_f64(),
+            transformer_bytes: lab.transformer_bytes(),
+            distance: exact.map(|exact| distance(&clips, exact)),
+        };
+        self.print(name, &score, follows, &answers, &cost);
         Ok(clips)
     }
 
@@ -178,7 +223,7 @@ impl Evaluation<'_> {
         Score { hits }
     }
 
-    fn print(&self, name: &str, score: &Score, follows: Option<f64>, answers: &[&str], seconds: f64) {
+    fn print(&self, name: &str, score: &Score, follows: Option<f64>, answers: &[&str], cost: &Cost) {
         let share = |effects: &[String]| score.share(effects);
         let families: IndexMap<&String, f64> = self.index.families.iter().map(|(f, e)| (f, share(e))).collect();
         let effects: IndexMap<&String, f64> =
@@ -188,7 +233,8 @@ impl Evaluation<'_> {
             let pairs = self.trials.iter().zip(answers).map(|(trial, answer)| json!([trial.effect, answer]));
             let event = json!({
                 "event": "mode", "mode": name, "clips": answers.len(), "accuracy": overall, "families": families,
-                "effects": effects, "follows": follows, "answers": pairs.collect::<Vec<_>>(), "seconds": seconds,
+                "effects": effects, "follows": follows, "answers": pairs.collect::<Vec<_>>(),
+                "seconds": cost.seconds, "transformer_bytes": cost.transformer_bytes, "distance": cost.distance,
             });
             println!("{event}");
             return;
@@ -196,7 +242,12 @@ impl Evaluation<'_> {
         let list = |shares: &IndexMap<&String, f64>| {
             shares.iter().map(|(n, share)| format!("{n} {share:.2}")).collect::<Vec<_>>().join(", ")
         };
-        println!("{name}: {overall:.3} of {} clips ({seconds:.0} s)", answers.len());
+        let megabytes = cost.transformer_bytes as f64 / 1e6;
+        print!("{name}: {overall:.3} of {} clips ({:.0} s, {megabytes:.2} MB", answers.len(), cost.seconds);
+        match cost.distance {
+            Some(distance) => println!(", {distance:.1e} from fp32)"),
+            None => println!(")"),
+        }
         if let Some(follows) = follows {
             println!("  shows the effect of the reference it was given: {follows:.3}");
         }

@@ -18,6 +18,7 @@ mod cli;
 mod corpus;
 mod hypernetwork;
 mod inspect;
+mod int8;
 mod miniature;
 mod modes;
 mod overrides;

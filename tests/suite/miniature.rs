@@ -9,6 +9,7 @@ use serde::Deserialize;
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::ort_backend::OrtWeights;
 use v2l_runtime::pipeline::Request;
+use v2l_runtime::tensor::Dtype;
 use v2l_runtime::video::{Frames, frames_to_pixels};
 
 use crate::lab::{Lab, Setup, request};
@@ -138,6 +139,40 @@ fn steered_requests_equal_pytorch_from_the_same_noise() {
     for trial in &trials {
         check_parity(&mut lab, trial, &model().join(format!("golden/case_{}.safetensors", trial.effect)));
     }
+}
+
+/// How far the latent of a steered request may end from that in float32, after 20 steps that carry every error on.
+#[test]
+fn precisions_keep_the_effect() {
+    let index = Index::read(&model()).unwrap();
+    let trial = one_per_family(&index).remove(0);
+    let case = Case::read(&model().join(format!("golden/case_{}.safetensors", trial.effect)));
+    let noise = case.input("latents").into_dimensionality::<Ix5>().unwrap();
+    let expected = case.output("latents_final");
+    let classifier = Classifier::read(&model().join("classifier.json")).unwrap();
+    let fp32 = Setup { storage: Some(Dtype::F32), weights: OrtWeights::Widened, ..Setup::default() };
+    let fp16 = Setup { storage: Some(Dtype::F16), ..fp32 };
+    let int8 = Setup { side: true, int8: true, ..fp32 };
+    let mut bytes = Vec::new();
+    for (name, setup, tolerance) in [
+        ("fp32", fp32, TOLERANCE),
+        // The checkpoint's bf16 weights have fewer bits than fp16: hardly one is rounded.
+        ("fp16 stored", fp16, TOLERANCE),
+        ("fp16 plan", Setup { plan: true, ..fp16 }, 2e-3),
+        ("int8", int8, 2e-2),
+    ] {
+        let mut lab = Lab::new(&model(), setup).unwrap();
+        let tokens = lab.tokens(&trial.reference).unwrap();
+        let adapter = lab.adapter(&tokens).unwrap();
+        lab.steer(vec![(adapter, 1.0)]).unwrap();
+        let (generated, frames) =
+            lab.finish(&Request { initial_noise: Some(noise.clone()), ..request(&trial) }).unwrap();
+        assert_close(name, &generated.latents.into_dyn(), &expected, tolerance);
+        assert_eq!(classifier.classify(&frames), trial.effect, "{name}");
+        bytes.push(lab.transformer_bytes());
+    }
+    let [fp32, fp16, _, int8] = bytes[..] else { unreachable!() };
+    assert!(fp16 * 10 < fp32 * 6 && int8 < fp16, "fp32 {fp32}, fp16 {fp16}, int8 {int8} bytes");
 }
 
 fn check_parity(lab: &mut Lab, trial: &Trial, path: &Path) {

@@ -13,7 +13,7 @@ use v2l_runtime::weights::{read_tensors, write_tensors};
 use crate::precision::{noise, weight};
 use crate::tools::{Run, Scratch, args, command, output, run_ok};
 
-const WIDTH: usize = 32;
+pub(crate) const WIDTH: usize = 32;
 /// Relative L2 from float32 that the plans here must keep.
 const TARGET: f64 = 5e-3;
 
@@ -47,12 +47,12 @@ fn tensor(seed: u64, shape: &[usize], scale: f32) -> Tensor {
 }
 
 /// The model, calibration inputs and the adapter, in a folder of their own.
-struct Planted {
+pub(crate) struct Planted {
     folder: tempfile::TempDir,
 }
 
 impl Planted {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let this = Self { folder: tempfile::tempdir().unwrap() };
         write_model(&this.path("model.onnx"));
         this.write("inputs.safetensors", &[("x", tensor(1, &[6, WIDTH], 1.0))]);
@@ -62,11 +62,11 @@ impl Planted {
         this
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn text(&self, name: &str) -> String {
+    pub(crate) fn text(&self, name: &str) -> String {
         self.path(name).to_string_lossy().into_owned()
     }
 
@@ -76,7 +76,7 @@ impl Planted {
     }
 
     /// `v2l-compile model.onnx -o <engine> --json` with these arguments; `@name` is a file of the folder.
-    fn compile(&self, engine: &str, args: &[&str]) -> Run {
+    pub(crate) fn compile(&self, engine: &str, args: &[&str]) -> Run {
         let mut all = vec![self.text("model.onnx"), "-o".into(), self.text(engine), "--json".into()];
         all.extend(
             args.iter().map(|arg| arg.strip_prefix('@').map_or_else(|| (*arg).to_owned(), |name| self.text(name))),
@@ -85,7 +85,7 @@ impl Planted {
     }
 
     #[track_caller]
-    fn compiled(&self, engine: &str, args: &[&str]) -> Vec<Json> {
+    pub(crate) fn compiled(&self, engine: &str, args: &[&str]) -> Vec<Json> {
         let run = self.compile(engine, args);
         assert_eq!(run.code, 0, "{}", run.stderr);
         run.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -93,7 +93,7 @@ impl Planted {
 
     /// Fails with `code`, leaves no engine, and says each of `words`.
     #[track_caller]
-    fn refused(&self, args: &[&str], code: i32, words: &[&str]) {
+    pub(crate) fn refused(&self, args: &[&str], code: i32, words: &[&str]) {
         let run = self.compile("refused.engine", args);
         assert_eq!(run.code, code, "{}", run.stderr);
         for word in words {
@@ -104,7 +104,7 @@ impl Planted {
 
     /// The engine's output, with adapters at a strength.
     #[track_caller]
-    fn run(&self, engine: &str, strength: Option<f32>, args: &[&str]) -> Vec<f32> {
+    pub(crate) fn run(&self, engine: &str, strength: Option<f32>, args: &[&str]) -> Vec<f32> {
         let outputs = self.path("outputs.safetensors");
         let mut all =
             vec!["--engine".to_owned(), self.text(engine), "--inputs".into(), self.text("inputs.safetensors")];

@@ -13,7 +13,7 @@ use v2l_calibration::{Limits, compare, trace};
 use v2l_graphs::{DataType, Graph, Model};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange};
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::ort_backend::{OpenOptions, OperatorTimes, OrtEngine, OrtWeights, WeightMode};
 use v2l_runtime::session::{Dim, Session};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
@@ -23,7 +23,7 @@ use crate::ExportError;
 use crate::compile::types::from_runtime;
 use crate::compile::weights::plan_weights;
 use crate::compile::{CompileOptions, prepare, slots};
-use crate::execute::OrtExecutor;
+use crate::execute::{ExecuteError, OrtExecutor};
 use inputs::{InputSet, generate, input_files, read_inputs};
 use reference::run;
 
@@ -39,6 +39,8 @@ pub struct CheckOptions {
     pub tolerance: Option<Tolerance>,
     /// Check every way to hold the weights, however much memory it takes, and fail if a graph cannot be checked.
     pub thorough: bool,
+    /// Time what each graph spends a run on.
+    pub times: bool,
     /// Seed of made inputs.
     pub seed: u64,
     /// Library and threads.
@@ -48,6 +50,9 @@ pub struct CheckOptions {
 /// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
 const WIDENED_LIMIT: u64 = 1 << 30;
 
+/// Runs before the one that is timed.
+const WARM_RUNS: usize = 2;
+
 /// What weights in 8 bits let expect.
 const INT8_TOLERANCE: Tolerance = Tolerance::RelativeL2(5e-2);
 
@@ -56,10 +61,25 @@ const INT8_TOLERANCE: Tolerance = Tolerance::RelativeL2(5e-2);
 pub struct Checks {
     /// By graph, way to hold the weights, and inputs.
     pub done: Vec<GraphCheck>,
+    /// What a run of each graph spends its time on, if that was asked for.
+    pub times: Vec<GraphTimes>,
     /// Graphs that could not be checked, and why.
     pub skipped: Vec<(String, String)>,
     /// Input files that serve none of the component's graphs, and why the first graph does not take them.
     pub unserved: Vec<(PathBuf, String)>,
+}
+
+/// Where one run of a graph, its stages left out, spends its time.
+#[derive(Clone, Debug)]
+pub struct GraphTimes {
+    /// The graph.
+    pub graph: String,
+    /// How the weights were held.
+    pub weights: WeightMode,
+    /// What it ran on.
+    pub inputs: String,
+    /// By operator.
+    pub operators: OperatorTimes,
 }
 
 /// A source graph and what the compiler made of it.
@@ -145,6 +165,12 @@ pub(crate) fn check_engine(
                     checks.done.push(check);
                 }
             }
+            if let Some((set, _)) = runs.first().filter(|_| options.times) {
+                let weights = ways(&engine, options.thorough).last().copied().unwrap_or_default();
+                let open = OpenOptions { weights, profile: true, ..options.ort.clone() };
+                let times = time(&engine, name, set, &open).map_err(|e| graph_error(e.to_string()))?;
+                checks.times.push(times);
+            }
         }
     }
     if let [source, ..] = sources
@@ -157,6 +183,19 @@ pub(crate) fn check_engine(
         }
     }
     Ok(checks)
+}
+
+/// Runs a graph until its stages and ONNX Runtime's memory are settled, and times the last run.
+fn time(engine: &Arc<Engine>, graph: &str, set: &InputSet, open: &OpenOptions) -> Result<GraphTimes, ExecuteError> {
+    let mut backend = OrtEngine::open(Arc::clone(engine), open)?;
+    let weights = backend.report().mode;
+    let mut session = backend.session(graph)?;
+    let tensors = with_empty_factors(&session, &set.tensors);
+    for _ in 0..WARM_RUNS + 1 {
+        run(&mut session, &tensors)?;
+    }
+    let operators = session.operator_times()?.unwrap_or_default();
+    Ok(GraphTimes { graph: graph.to_owned(), weights, inputs: set.label.clone(), operators })
 }
 
 /// Refuses input files that serve no graph of any of the components that were checked.

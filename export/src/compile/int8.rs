@@ -6,16 +6,19 @@ use v2l_graphs::Model;
 use v2l_graphs::passes::{INT8_SUFFIX, quantizable, quantize_weights, restore_quantized};
 use v2l_runtime::engine::manifest::Slot;
 
+use crate::ExportError;
+use crate::precision::{Int8Report, PrecisionOptions, fit_int8};
+
 /// The matrices of one component that are stored in 8 bits.
+#[derive(Default)]
 pub(super) struct Int8 {
     block: usize,
     names: Vec<String>,
 }
 
 impl Int8 {
-    /// The matrices that every one of the graphs that reads them can take in 8 bits; none without a block.
-    pub(super) fn new<'a>(block: Option<usize>, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
-        let Some(block) = block else { return Self { block: 0, names: Vec::new() } };
+    /// The matrices that every one of the graphs that reads them can take in 8 bits, of `block` inputs to a scale.
+    pub(super) fn new<'a>(block: usize, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
         let (mut fits, mut unfit) = (Vec::new(), HashSet::new());
         let mut seen = HashSet::new();
         for (_, model) in models {
@@ -26,6 +29,16 @@ impl Int8 {
         }
         fits.retain(|name| !unfit.contains(name));
         Self { block, names: fits }
+    }
+
+    /// Leaves out what keeps the graphs from an accuracy target.
+    pub(super) fn fit(
+        &mut self,
+        component: &str,
+        graphs: &[(String, Model)],
+        options: &PrecisionOptions,
+    ) -> Result<Int8Report, ExportError> {
+        fit_int8(component, graphs, &mut self.names, self.block, options)
     }
 
     pub(super) fn is_used(&self) -> bool {

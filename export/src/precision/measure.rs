@@ -189,11 +189,15 @@ impl<'a> Bench<'a> {
 
     /// Runs the emulated plan on every run's inputs; each time the output that is furthest off.
     fn measure(&self, runs: &[Run], types: &[DataType], tolerance: Tolerance) -> Result<Vec<PlanCheck>, ExportError> {
-        let model = self.emulated(types);
+        self.measure_model(runs, &self.emulated(types), tolerance)
+    }
+
+    /// Runs a form of the graph on every run's inputs; each time the output that is furthest off.
+    fn measure_model(&self, runs: &[Run], model: &Model, tolerance: Tolerance) -> Result<Vec<PlanCheck>, ExportError> {
         let mut checks = Vec::new();
         for run in runs {
             let mut executor = self.executor(run.strength, true);
-            let found = walk(&mut executor, &model, &run.inputs, Limits::default(), &|_| false, &mut |_, _| {});
+            let found = walk(&mut executor, model, &run.inputs, Limits::default(), &|_| false, &mut |_, _| {});
             let found = found.map_err(|e| self.failed(&e))?;
             let errors = run.expected.iter().filter_map(|(name, expected)| {
                 let (actual, expected) =
@@ -216,8 +220,13 @@ impl<'a> Bench<'a> {
 
     /// The largest error of [`Self::measure`].
     pub(super) fn error(&self, runs: &[Run], types: &[DataType]) -> Result<f64, ExportError> {
+        self.error_of(runs, &self.emulated(types))
+    }
+
+    /// The largest error of a form of the graph.
+    pub(super) fn error_of(&self, runs: &[Run], model: &Model) -> Result<f64, ExportError> {
         let any = Tolerance::RelativeL2(f64::INFINITY);
-        Ok(self.measure(runs, types, any)?.iter().map(|check| size(&check.error)).fold(0.0, f64::max))
+        Ok(self.measure_model(runs, model, any)?.iter().map(|check| size(&check.error)).fold(0.0, f64::max))
     }
 
     /// [`Self::measure`], which must be within the tolerance, or within what 16 bits let expect of a sound plan.

@@ -167,6 +167,46 @@ pub(crate) fn plan_component(
     Ok(Some(Planned { report, types, storage }))
 }
 
+/// What an accuracy target left in 8 bits.
+#[derive(Clone, Debug)]
+pub struct Int8Report {
+    /// Inputs to a scale.
+    pub block: usize,
+    /// Matrices in 8 bits.
+    pub matrices: usize,
+    /// Matrices that could be, and that the target keeps as they were.
+    pub left_out: usize,
+    /// What each block does with its matrices in 8 bits; empty without a target.
+    pub sensitivity: Vec<BlockSensitivity>,
+    /// Calibration files that serve none of the component's graphs, and why the first graph does not take them.
+    pub unserved: Vec<(PathBuf, String)>,
+}
+
+/// Takes matrices from `names` until the 8-bit forms of the others keep every output of every graph within the target, if
+/// there is one.
+pub(crate) fn fit_int8(
+    component: &str,
+    graphs: &[(String, Model)],
+    names: &mut Vec<String>,
+    block: usize,
+    options: &PrecisionOptions,
+) -> Result<Int8Report, ExportError> {
+    let all = names.len();
+    let mut report = Int8Report { block, matrices: all, left_out: 0, sensitivity: Vec::new(), unserved: Vec::new() };
+    let Some(target) = options.accuracy_target else { return Ok(report) };
+    let (inputs, unserved) = inputs_of(graphs, options)?;
+    report.unserved = unserved;
+    for ((graph, model), files) in graphs.iter().zip(inputs) {
+        let name = format!("{component}/{graph}");
+        let bench = Bench::new(&name, model, &[], &[], options);
+        let runs = bench.reference(files, None)?;
+        report.sensitivity.extend(search::fit_int8(&bench, &runs, names, block, target)?);
+    }
+    report.matrices = names.len();
+    report.left_out = all - names.len();
+    Ok(report)
+}
+
 /// Reads a plan file of at most [`MAX_PLAN_BYTES`].
 ///
 /// # Errors

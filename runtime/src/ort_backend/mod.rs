@@ -7,6 +7,7 @@ mod graph;
 mod inputs;
 mod memory;
 mod open;
+mod operator_times;
 mod part;
 mod profiles;
 mod session;
@@ -17,6 +18,7 @@ mod weighted;
 pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
 pub use open::{Arithmetic, FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
+pub use operator_times::OperatorTimes;
 pub use session::OrtSession;
 
 use crate::engine::EngineError;

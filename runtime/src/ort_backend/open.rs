@@ -95,6 +95,8 @@ pub struct OpenOptions {
     pub adapters: Vec<(Adapter, f32)>,
     /// For an engine directory: the folder that every run's inputs are written to, see [`crate::recording`].
     pub record: Option<PathBuf>,
+    /// Time operators, for [`OrtSession::operator_times`].
+    pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
 }
@@ -125,6 +127,7 @@ pub struct OrtEngine {
     engine: Arc<Engine>,
     environment: Environment,
     threads: Option<usize>,
+    profile: bool,
     arithmetic: Arithmetic,
     report: OpenReport,
     /// Weights that are not the pristine ones, in the type that the graphs take.
@@ -164,6 +167,7 @@ impl OrtEngine {
             engine,
             environment,
             threads: options.threads,
+            profile: options.profile,
             arithmetic: options.arithmetic,
             report,
             overrides: HashMap::new(),
@@ -328,7 +332,12 @@ impl OrtEngine {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
-        let builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
+        let mut builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
+        let profile = self.profile.then(tempfile::tempdir).transpose();
+        let profile = profile.map_err(|source| OrtError::Placeholder { source })?;
+        if let Some(folder) = &profile {
+            builder = builder.with_profiling(folder.path().join("run")).map_err(|e| backend(e.to_string()))?;
+        }
         let mut builder = WeightedBuilder::new(&graph.name, builder)?;
         for name in weights {
             let view = engine.weight(name)?;
@@ -339,7 +348,7 @@ impl OrtEngine {
         let bytes = engine.blob(file)?;
         let (session, held) = builder.commit(&bytes)?;
         let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
-        Part::new(interface, session, held)
+        Ok(Part::new(interface, session, held)?.with_profile(profile))
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.

@@ -3,10 +3,12 @@
 use bytes::Bytes;
 use ort::session::SessionInputValue;
 use ort::value::ValueType;
+use tempfile::TempDir;
 
 use super::OrtError;
 use super::graph::Interface;
 use super::inputs::bind;
+use super::operator_times::OperatorTimes;
 use super::value::{borrow, copy_out, dtype_of};
 use crate::raw::tensor_bytes;
 use crate::session::{Port, SessionError};
@@ -20,6 +22,8 @@ pub(super) struct Part {
     _weights: Vec<Bytes>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    /// Where the profiler writes, if it runs.
+    profile: Option<TempDir>,
 }
 
 impl Part {
@@ -32,7 +36,7 @@ impl Part {
         let Interface { name, inputs, outputs } = interface;
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, inputs, outputs })
+        Ok(Self { session, _weights: weights, inputs, outputs, profile: None })
     }
 }
 
@@ -61,6 +65,19 @@ impl Part {
 
     pub(super) fn outputs(&self) -> &[Port] {
         &self.outputs
+    }
+
+    /// Keeps the folder that the session's profiler writes to.
+    pub(super) fn with_profile(self, folder: Option<TempDir>) -> Self {
+        Self { profile: folder, ..self }
+    }
+
+    /// Ends profiling: what the last run spent its time on; `None` if the session was opened without.
+    pub(super) fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        let Some(_folder) = self.profile.take() else { return Ok(None) };
+        let backend = |message: String| SessionError::Backend { backend: "ort", message };
+        let path = self.session.end_profiling().map_err(|e| backend(e.to_string()))?;
+        OperatorTimes::read(path.as_ref()).map(Some).map_err(backend)
     }
 
     /// Runs the graph once, on exactly its inputs.

@@ -1,6 +1,7 @@
 //! One graph as callers see it.
 
 use super::inputs::bind;
+use super::operator_times::OperatorTimes;
 use super::part::Part;
 use super::profiles;
 use super::stages::Stages;
@@ -21,6 +22,15 @@ impl OrtSession {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
         Self { inputs, profiles, main, stages }
+    }
+
+    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
+    /// engine was opened without [`OpenOptions::profile`](super::OpenOptions::profile), or on the second call.
+    ///
+    /// # Errors
+    /// [`SessionError::Backend`] if the profile cannot be read.
+    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        self.main.operator_times()
     }
 }
 
