@@ -15,7 +15,7 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_cli::{Failure, Files, Output, OutputOptions};
 use v2l_export::{CompileOptions, EngineReport, Pass, Passes, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
@@ -145,10 +145,17 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     if asked(FuseMode::Side) && args.lora_rank.is_none() {
         return Err(Failure::usage("--fuse-modes side needs --lora-rank MAX, the largest sum of ranks in a layer"));
     }
-    let side = args.fuse_modes.is_empty() || asked(FuseMode::Side);
+    if args.lora_rank.is_some() && asked(FuseMode::Fuse) && !asked(FuseMode::Side) {
+        return Err(Failure::usage("--lora-rank is for low-rank branches; add side to --fuse-modes, or leave it out"));
+    }
+    let files = Files::default()
+        .read(if input.is_dir() { "the bundle" } else { "the model" }, [input])
+        .read("--weights", &args.weights)
+        .made("-o", [&target]);
+    args.types.files(args.check.files(files))?.check()?;
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
-        lora_rank: args.lora_rank.filter(|_| side).map(|max| max as usize),
+        lora_rank: args.lora_rank.map(|max| max as usize),
         side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
         int8: args.int8,
         precision: args.types.options(
@@ -167,6 +174,11 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     args.types.finish(&report.engines, output)?;
+    if let Some(block) = args.int8.filter(|_| report.engines.iter().all(|engine| engine.int8.is_none())) {
+        output.warning(&format!(
+            "nothing is in 8 bits: no linear layer has a constant matrix with {block} inputs or more"
+        ));
+    }
     for e in &report.engines {
         check::show(&e.checks, args.check.asked_for(), output);
         if let Some(named) = &e.named {

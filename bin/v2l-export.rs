@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
-use v2l_cli::{Failure, Output, OutputOptions};
+use v2l_cli::{Failure, Files, Output, OutputOptions};
 use v2l_export::ExportOptions;
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
@@ -43,6 +43,12 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     if args.iterations == Some(0) {
         return Err(Failure::usage("--iterations 0: expected 1 or more"));
     }
+    Files::default()
+        .read("the model folder", [&args.model])
+        .read("--hypernetwork", &args.hypernetwork)
+        .read("--lilora", &args.lilora)
+        .made("-o", [&args.output])
+        .check()?;
     let options =
         ExportOptions { predictor: args.hypernetwork.clone().zip(args.lilora.clone()), iterations: args.iterations };
     let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| output.follow(&progress))?;

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use v2l_cli::{Failure, Output, OutputOptions, split_strength};
+use v2l_cli::{Failure, Files, Output, OutputOptions, split_strength};
 use v2l_runtime::adapter::{AdapterError, detect};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::pipeline::config::FILE_NAME;
@@ -77,6 +77,11 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         Some(text) if args.survival => split_strength(text)?,
         _ => (args.path.as_path(), 1.0),
     };
+    Files::default()
+        .read("the adapter", [path])
+        .read("--engine", &args.engine)
+        .written("--heat-map", &args.heat_map)
+        .check()?;
     let kind = kind(path)?;
     if args.engine.is_some() && kind != Kind::Adapter {
         // An update of another kind than LoRA is refused by its name.

@@ -15,10 +15,11 @@ mod raw;
 #[path = "run/vae.rs"]
 mod vae;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Files, Output, split_strength};
 
 use args::Args;
 
@@ -29,9 +30,7 @@ fn main() -> ExitCode {
 
 /// Chooses the task from the flags given.
 fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    for path in [&args.output, &args.outputs, &args.save_lora, &args.contact_sheet].into_iter().flatten() {
-        check_parent(path)?;
-    }
+    check_files(args)?;
     vae::check_output(args)?;
     if !args.engine.exists() {
         return Err(Failure::usage(format!(
@@ -40,6 +39,12 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         )));
     }
     let directory = args.engine.is_dir();
+    if args.record_inputs.is_some() && !directory {
+        return Err(Failure::usage(
+            "--record-inputs records what a pipeline's networks are given, and needs an engine directory; a single engine's \
+             inputs are those that --inputs names",
+        ));
+    }
     match (&args.inputs, &args.encode, &args.decode) {
         (Some(inputs), None, None) => raw::run(args, inputs, output),
         (None, None, None)
@@ -66,14 +71,24 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
 }
 
-/// Refuses an output whose folder is missing before any work is done.
-fn check_parent(path: &std::path::Path) -> anyhow::Result<()> {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() && !parent.is_dir() => Err(Failure::usage(format!(
-            "{}: the folder {} does not exist; create it first",
-            path.display(),
-            parent.display()
-        ))),
-        _ => Ok(()),
-    }
+fn check_files(args: &Args) -> anyhow::Result<()> {
+    let adapters: Vec<&Path> =
+        args.lora.iter().map(|text| Ok(split_strength(text)?.0)).collect::<anyhow::Result<_>>()?;
+    Files::default()
+        .read("--engine", [&args.engine])
+        .read("--lora", &adapters)
+        .read("--reference", &args.reference)
+        .read("--image", &args.image)
+        .read("--latents", &args.latents)
+        .read("--predictor", &args.predictor)
+        .read("--predictor-map", &args.predictor_map)
+        .read("--predictor-inputs", &args.predictor_inputs)
+        .read("--inputs", &args.inputs)
+        .read("--encode", &args.encode)
+        .read("--decode", &args.decode)
+        .written("-o", &args.output)
+        .written("--outputs", &args.outputs)
+        .written("--save-lora", &args.save_lora)
+        .written("--contact-sheet", &args.contact_sheet)
+        .check()
 }

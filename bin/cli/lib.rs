@@ -1,11 +1,14 @@
-//! What the four command-line tools share: exit codes, progress, JSON events, error reporting, adapters as flags name them.
+//! What the four command-line tools share: exit codes, progress, JSON events, error reporting, adapters and files as flags name
+//! them.
 
 mod adapters;
 mod exit;
+mod files;
 mod output;
 
 pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure};
+pub use files::Files;
 pub use output::{Output, OutputOptions};
 
 /// Runs a tool: prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an exit code.

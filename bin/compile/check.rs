@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use v2l_cli::Output;
+use v2l_cli::{Files, Output};
 use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance};
 use v2l_runtime::ort_backend::OpenOptions;
 
@@ -21,16 +21,16 @@ pub(crate) struct CheckArgs {
     no_verify: bool,
     /// Named tensors to check on: a safetensors file or a folder of them, each for the graph whose inputs it names [default:
     /// made inputs].
-    #[arg(long, value_name = "FILE|FOLDER")]
+    #[arg(long, value_name = "FILE|FOLDER", conflicts_with = "no_verify")]
     pub(crate) inputs: Vec<PathBuf>,
     /// Largest relative L2 distance of an output from the source's [default: by the type that the weights are stored in].
-    #[arg(long, value_name = "REL_L2")]
+    #[arg(long, value_name = "REL_L2", value_parser = not_negative)]
     pub(crate) accuracy_target: Option<f64>,
     /// Absolute tolerance of every element, in place of the relative L2 distance: |actual − expected| ≤ atol + rtol·|expected|.
-    #[arg(long, value_name = "ATOL", conflicts_with = "accuracy_target")]
+    #[arg(long, value_name = "ATOL", value_parser = not_negative, conflicts_with_all = ["accuracy_target", "no_verify"])]
     atol: Option<f64>,
     /// Relative tolerance of every element; see --atol.
-    #[arg(long, value_name = "RTOL", conflicts_with = "accuracy_target")]
+    #[arg(long, value_name = "RTOL", value_parser = not_negative, conflicts_with_all = ["accuracy_target", "no_verify"])]
     rtol: Option<f64>,
     /// Seed of made inputs.
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -40,10 +40,26 @@ pub(crate) struct CheckArgs {
     ort_lib: Option<PathBuf>,
 }
 
+/// A finite number that is not negative.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite() && *number >= 0.0);
+    number.ok_or_else(|| format!("expected a number that is not negative, found `{text}`"))
+}
+
 impl CheckArgs {
+    /// Adds the files that the flags name.
+    pub(crate) fn files(&self, files: Files) -> Files {
+        files.read("--inputs", &self.inputs)
+    }
+
     /// True if the check was asked for, rather than just not switched off.
     pub(crate) fn asked_for(&self) -> bool {
         self.verify
+    }
+
+    /// True if there is to be no check.
+    pub(crate) fn switched_off(&self) -> bool {
+        self.no_verify
     }
 
     /// How ONNX Runtime is opened.
@@ -80,7 +96,7 @@ pub(crate) fn show(checks: &Checks, table: bool, output: &mut Output) {
         }
     }
     for (graph, reason) in &checks.skipped {
-        output.warning(&format!("graph `{graph}` was not checked: {reason}; give inputs that fit with --inputs"));
+        output.warning(&format!("graph `{graph}` was not checked: {reason}"));
     }
 }
 

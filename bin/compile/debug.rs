@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use v2l_cli::Output;
+use v2l_cli::{Failure, Output};
 use v2l_export::check::{Comparison, Trace};
 use v2l_export::{CompileOptions, debug};
 
@@ -29,6 +29,9 @@ pub(crate) struct DebugArgs {
 }
 
 pub(crate) fn run(args: &DebugArgs, output: &mut Output) -> anyhow::Result<()> {
+    if args.check.switched_off() {
+        return Err(Failure::usage("--no-verify leaves nothing for debug to do"));
+    }
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
         check: args.check.options(false),
@@ -49,7 +52,7 @@ pub(crate) fn run(args: &DebugArgs, output: &mut Output) -> anyhow::Result<()> {
         });
         output.event("node", fields);
     }
-    let culprit = trace.culprit().filter(|node| node.added > 0.0);
+    let culprit = trace.culprit();
     let fields = json!({ "node": culprit.map(|n| &n.node), "op_type": culprit.map(|n| &n.op_type) });
     output.result("culprit", fields, || table(&inputs, &trace));
     Ok(())
@@ -73,7 +76,7 @@ fn table(inputs: &str, trace: &Trace) -> String {
         ));
     }
     match trace.culprit() {
-        Some(node) if node.added > 0.0 => {
+        Some(_) => {
             lines.push(String::new());
             lines.push("the nodes of the worst block that add most, its inputs being the source's:".to_owned());
             let mut nodes: Vec<_> = trace.nodes.iter().filter(|n| n.added > 0.0).collect();
@@ -85,7 +88,7 @@ fn table(inputs: &str, trace: &Trace) -> String {
                 ));
             }
         }
-        _ => lines.push("no block differs from the source".to_owned()),
+        None => lines.push("no block differs from the source".to_owned()),
     }
     lines.join("\n")
 }

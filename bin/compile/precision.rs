@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde_json::json;
-use v2l_cli::{Failure, Output, split_strength};
+use v2l_cli::{Failure, Files, Output, split_strength};
 use v2l_export::EngineReport;
 use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOptions, PrecisionPlan, Request};
 use v2l_runtime::atomic::AtomicFile;
@@ -13,6 +13,7 @@ use v2l_runtime::bar_chart::{Bar, write_bar_chart};
 use v2l_runtime::ort_backend::OpenOptions;
 
 use crate::Precision;
+use crate::check::not_negative;
 
 /// Deciding precision by measurement.
 #[derive(Args)]
@@ -25,8 +26,8 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, value_name = "PATH[=STRENGTH]", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
     calibration_lora: Vec<String>,
     /// Largest factor of the strengths of --calibration-lora.
-    #[arg(long, value_name = "S", default_value_t = 1.0, requires = "calibration_lora", help_heading = "Precision")]
-    max_strength: f32,
+    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = not_negative, requires = "calibration_lora", help_heading = "Precision")]
+    max_strength: f64,
     /// Decide by the structure of the graph alone: no values are measured.
     #[arg(long, help_heading = "Precision")]
     no_calibration: bool,
@@ -92,9 +93,6 @@ impl PrecisionArgs {
         if let Some(path) = &self.sensitivity_chart {
             v2l_runtime::video::check_png(path)?;
         }
-        if !self.max_strength.is_finite() {
-            return Err(Failure::usage(format!("--max-strength {}: expected a finite number", self.max_strength)));
-        }
         let adapters = self.calibration_lora.iter().map(|text| {
             let (path, strength) = split_strength(text)?;
             Ok((path.to_owned(), strength))
@@ -104,13 +102,26 @@ impl PrecisionArgs {
             plan: self.precision_plan.clone(),
             calibration: self.calibration.clone(),
             adapters: adapters.collect::<anyhow::Result<_>>()?,
-            max_strength: self.max_strength,
+            max_strength: self.max_strength as f32,
             rules_only: self.no_calibration,
             accuracy_target,
             sensitivity: self.sensitivity_chart.is_some(),
             seed,
             ort,
         })
+    }
+
+    /// Adds the files that the flags name.
+    pub(crate) fn files(&self, files: Files) -> anyhow::Result<Files> {
+        let adapters = self.calibration_lora.iter().map(|text| Ok(split_strength(text)?.0));
+        let files = files
+            .read("--calibration", &self.calibration)
+            .read("--calibration-lora", adapters.collect::<anyhow::Result<Vec<_>>>()?)
+            .read("--precision-plan", &self.precision_plan)
+            .written("--save-precision-plan", &self.save_precision_plan)
+            .written("--save-calibration", &self.save_calibration)
+            .written("--sensitivity-chart", &self.sensitivity_chart);
+        Ok(files)
     }
 
     /// Shows what was planned, and writes the files that were asked for.

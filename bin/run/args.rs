@@ -9,6 +9,7 @@ use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
 };
+use v2l_runtime::recording::Recorder;
 
 /// Run compiled engines.
 ///
@@ -274,7 +275,7 @@ impl Args {
                 OrtArithmetic::Plan => Arithmetic::Plan,
             },
             threads: self.threads,
-            record: self.record_inputs.clone(),
+            record: self.record_inputs.as_ref().map(Recorder::new),
             ..OpenOptions::default()
         }
     }

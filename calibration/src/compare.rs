@@ -7,11 +7,12 @@ pub struct Comparison {
     pub max_abs: f64,
     /// Largest difference relative to the reference's magnitude; infinite where only the reference is 0.
     pub max_relative: f64,
-    /// `‖actual − expected‖₂ / ‖expected‖₂`; 0 if both are zero, infinite if only the reference is.
+    /// `‖actual − expected‖₂ / ‖expected‖₂` over the values that are finite in both; 0 if there they are equal, infinite if
+    /// only the reference is zero.
     pub relative_l2: f64,
-    /// Cosine of the angle between them; 1 if both are zero.
+    /// Cosine of the angle between them, over the same values; 1 if both are zero.
     pub cosine: f64,
-    /// Values that are not finite in the result, though they are in the reference.
+    /// Values that are not finite in one of them, and not the same in the other.
     pub non_finite: usize,
 }
 
@@ -19,7 +20,7 @@ impl Comparison {
     /// That of equal values.
     pub const EQUAL: Self = Self { max_abs: 0.0, max_relative: 0.0, relative_l2: 0.0, cosine: 1.0, non_finite: 0 };
 
-    /// True if the relative L2 error is at most `tolerance` and nothing became infinite or not a number.
+    /// True if the relative L2 error is at most `tolerance`, and infinities and NaN are where they should be.
     pub fn within(&self, tolerance: f64) -> bool {
         self.relative_l2 <= tolerance && self.non_finite == 0
     }
@@ -45,15 +46,17 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
     let mut non_finite = 0;
     for (&a, &e) in actual.iter().zip(expected) {
         let (a, e) = (f64::from(a), f64::from(e));
-        if !a.is_finite() && e.is_finite() {
-            non_finite += 1;
+        if !(a.is_finite() && e.is_finite()) {
+            if a != e && !(a.is_nan() && e.is_nan()) {
+                non_finite += 1;
+                (max_abs, max_relative) = (f64::INFINITY, f64::INFINITY);
+            }
+            continue;
         }
-        // Equal infinities, or two NaNs, do not differ.
-        let d = if a == e || (a.is_nan() && e.is_nan()) { 0.0 } else { a - e };
-        let distance = if d.is_nan() { f64::INFINITY } else { d.abs() };
-        max_abs = max_abs.max(distance);
-        if distance > 0.0 {
-            max_relative = max_relative.max(distance / e.abs());
+        let d = a - e;
+        max_abs = max_abs.max(d.abs());
+        if d != 0.0 {
+            max_relative = max_relative.max(d.abs() / e.abs());
         }
         difference += d * d;
         reference += e * e;
@@ -63,10 +66,13 @@ pub fn compare(actual: &[f32], expected: &[f32]) -> Option<Comparison> {
     let relative_l2 = match (difference, reference) {
         (0.0, _) => 0.0,
         (_, 0.0) => f64::INFINITY,
-        (d, r) if d.is_nan() || r.is_nan() => f64::INFINITY,
         (d, r) => (d / r).sqrt(),
     };
-    let cosine = if own == 0.0 && reference == 0.0 { 1.0 } else { product / (own.sqrt() * reference.sqrt()) };
+    let cosine = match (own, reference) {
+        (0.0, 0.0) => 1.0,
+        (0.0, _) | (_, 0.0) => 0.0,
+        (own, reference) => product / (own.sqrt() * reference.sqrt()),
+    };
     Some(Comparison { max_abs, max_relative, relative_l2, cosine, non_finite })
 }
 
@@ -91,6 +97,18 @@ mod tests {
     fn compare_with_nan_never_passes() {
         let c = compare(&[f32::NAN, 1.0], &[1.0, 1.0]).unwrap();
         assert!(!c.within(f64::MAX) && c.non_finite == 1 && c.max_abs.is_infinite());
+    }
+
+    #[test]
+    fn infinities_neither_hide_an_error_nor_are_one_where_both_have_them() {
+        const INF: f32 = f32::INFINITY;
+        let c = compare(&[INF, 3.0, 4.5], &[INF, 3.0, 4.0]).unwrap();
+        assert!((c.relative_l2 - 0.1).abs() < 1e-12 && c.non_finite == 0 && c.max_abs == 0.5);
+        assert!(compare(&[f32::NAN, -INF, 1.0], &[f32::NAN, -INF, 1.0]).unwrap().within(0.0));
+        for (a, e) in [(INF, -INF), (1.0, INF), (f32::NAN, INF), (INF, 1.0), (0.0, f32::NAN)] {
+            let c = compare(&[a, 1.0], &[e, 1.0]).unwrap();
+            assert!(!c.within(f64::MAX) && c.non_finite == 1 && c.max_abs.is_infinite(), "{a} {e}");
+        }
     }
 
     #[test]

@@ -53,9 +53,9 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// The node that adds most error.
+    /// The node that adds most error, if one adds any.
     pub fn culprit(&self) -> Option<&NodeError> {
-        self.nodes.get(self.node?)
+        self.nodes.get(self.node?).filter(|node| node.added > 0.0)
     }
 }
 

@@ -243,9 +243,22 @@ pub(crate) struct Prepared {
     fired: Report,
 }
 
-/// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it.
-pub(crate) fn prepare(graph: &str, path: &Path, options: &CompileOptions) -> Result<Prepared, ExportError> {
-    let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
+/// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it. `output` may be none of its files.
+pub(crate) fn prepare(
+    graph: &str,
+    path: &Path,
+    output: Option<&Path>,
+    options: &CompileOptions,
+) -> Result<Prepared, ExportError> {
+    let output = output.and_then(|output| output.canonicalize().ok());
+    let open = |path: &Path| match &output {
+        Some(output) if path.canonicalize().is_ok_and(|path| path == *output) => {
+            let message = "the engine would replace it; write the engine to another path";
+            Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, message))
+        }
+        _ => map_file(path),
+    };
+    let mut model = read_model(path, &ReadOptions { open: &open })?;
     let label = path.display().to_string();
     if let [first, rest @ ..] = &v2l_graphs::check::unsupported_operators(&model)[..] {
         let others: Vec<&str> = rest.iter().map(|o| o.op_type.as_str()).collect();
@@ -277,7 +290,7 @@ fn compile_component(
     let (mut models, mut reports) = (Vec::new(), HashMap::new());
     let mut made_from = IndexMap::new();
     for (graph, path) in graphs {
-        let Prepared { model, nodes_before, fired } = prepare(graph, path, options)?;
+        let Prepared { model, nodes_before, fired } = prepare(graph, path, Some(output), options)?;
         reports.insert(graph.clone(), (nodes_before, fired));
         let bytes = map_file(path).map_err(ExportError::io(path))?;
         made_from.insert(format!("{graph}.onnx"), format!("blake3:{}", blake3::hash(&bytes).to_hex()));
@@ -293,6 +306,10 @@ fn compile_component(
     let checkpoint = options.weights.as_deref().map(open_checkpoint).transpose()?;
     let (slots, named) = slots(&mut models, checkpoint.as_ref())?;
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
+    if options.lora_rank.is_some() && side.is_empty() {
+        let reason = "it has no linear layer that a low-rank branch could stand beside; compile without --lora-rank";
+        return Err(ExportError::config(&graphs[0].1, reason));
+    }
     let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
     // A predictor's tensors are read by name, and what it predicts is what 8 bits would be corrected with.
     let int8_block = options.int8.filter(|_| component != HYPERNETWORK);
@@ -309,7 +326,6 @@ fn compile_component(
         Some(_) => None,
         None => plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?,
     };
-    let slots = int8.slots(slots);
     let mut stored: Vec<(String, Model)> =
         models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
     let stored_plain = stored.len();
@@ -339,7 +355,7 @@ fn compile_component(
         let typed = types.as_deref().map(|types| (&whole, types));
         let described = compile_graph(&name, &main, typed, &weights, &mut blobs)?;
         let described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
-        if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none()) {
+        if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none() || replaced(&graph)) {
             let mut report = GraphReport::new(&graph, *nodes_before, fired, lowered);
             report.store(&main, &described, &weights);
             passes.push(report);
@@ -358,7 +374,7 @@ fn compile_component(
         made_from,
         storage,
         graphs: compiled,
-        slots,
+        slots: int8.slots(slots.clone()),
         attributes,
         tensors: IndexMap::new(),
     };
@@ -375,9 +391,10 @@ fn compile_component(
             progress(Progress::Checking { name: &component });
             int8.restore(&mut models);
             let pairs = models.iter().zip(graphs);
-            let int8 = int8.is_used();
-            let sources: Vec<Source<'_>> =
-                pairs.map(|((graph, model), (_, path))| Source { graph, path, prepared: model, int8 }).collect();
+            let (int8, passes) = (int8.is_used(), &options.passes);
+            let sources: Vec<Source<'_>> = pairs
+                .map(|((graph, model), (_, path))| Source { graph, path, prepared: model, passes, slots: &slots, int8 })
+                .collect();
             let stored = |name: &str| types.get(name).copied().unwrap_or(DataType::Float);
             check_engine(staged.path(), &component, &sources, &stored, check)?
         }

@@ -43,7 +43,7 @@ pub struct OnnxSummary {
 /// # Errors
 /// [`ExportError`], as [`crate::compile`] would refuse the file.
 pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportError> {
-    let prepared = compile::prepare(&path.display().to_string(), path, &CompileOptions::default())?.model;
+    let prepared = compile::prepare(&path.display().to_string(), path, None, &CompileOptions::default())?.model;
     let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let text = model.summary(nodes).trim_end().to_owned();
     let graph = model.graph.name.clone();

@@ -10,7 +10,6 @@ use crate::engine::{Engine, EngineError};
 use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::{ComponentError, Components, StepGraph};
-use crate::recording::Recording;
 use crate::session::Session;
 use crate::side;
 
@@ -66,21 +65,10 @@ pub struct EngineDirectory {
 
 struct OpenComponent {
     backend: OrtEngine,
-    record: Option<PathBuf>,
     sessions: HashMap<String, Box<dyn Session>>,
 }
 
 impl OpenComponent {
-    fn session(&mut self, graph: &str) -> Result<Box<dyn Session>, OrtError> {
-        let session = self.backend.session(graph)?;
-        Ok(match &self.record {
-            Some(folder) => {
-                Box::new(Recording::new(session, folder, &self.backend.engine().manifest().component, graph))
-            }
-            None => Box::new(session),
-        })
-    }
-
     /// Fuses and opens every open graph again; on an error all is as before.
     fn set_adapters(
         &mut self,
@@ -90,7 +78,7 @@ impl OpenComponent {
         let before = self.backend.set_adapters(adapters, cancelled)?;
         let graphs: Vec<String> = self.sessions.keys().cloned().collect();
         let opened: Result<HashMap<_, _>, OrtError> =
-            graphs.into_iter().map(|graph| self.session(&graph).map(|session| (graph, session))).collect();
+            graphs.into_iter().map(|graph| Ok((graph.clone(), self.backend.recorded_session(&graph)?))).collect();
         match opened {
             Ok(sessions) => self.sessions = sessions,
             Err(error) => {
@@ -187,8 +175,7 @@ impl EngineDirectory {
         } else {
             // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
             let backend = self.backend(TRANSFORMER, &[])?;
-            let mut component =
-                OpenComponent { backend, record: self.options.record.clone(), sessions: HashMap::new() };
+            let mut component = OpenComponent { backend, sessions: HashMap::new() };
             component.set_adapters(&adapters, cancelled)?;
             self.open.insert(TRANSFORMER.to_owned(), component);
         }
@@ -228,14 +215,11 @@ impl EngineDirectory {
             let adapters = std::mem::take(&mut self.adapters);
             let backend = self.backend(component, &adapters);
             self.adapters = adapters;
-            self.open.insert(
-                component.to_owned(),
-                OpenComponent { backend: backend?, record: self.options.record.clone(), sessions: HashMap::new() },
-            );
+            self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
         }
         let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };
         if !open.sessions.contains_key(graph) {
-            let session = open.session(graph)?;
+            let session = open.backend.recorded_session(graph)?;
             open.sessions.insert(graph.to_owned(), session);
         }
         match open.sessions.get_mut(graph) {

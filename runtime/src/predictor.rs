@@ -159,7 +159,7 @@ impl Predictor {
         let manifest = engine.manifest().clone();
         let mut ort = OrtEngine::open(engine, options)?;
         ort.engine().graph("predict")?;
-        let expand = Box::new(ort.session("expand")?);
+        let expand = ort.recorded_session("expand")?;
         let (config, auxiliary) = read_config(&path, &manifest)?;
         Ok(Self { config, auxiliary, predict: Predict::Closed(Box::new(ort)), expand })
     }
@@ -216,7 +216,7 @@ impl Predictor {
             });
         }
         if let Predict::Closed(ort) = &mut self.predict {
-            self.predict = Predict::Open(Box::new(ort.session("predict")?));
+            self.predict = Predict::Open(ort.recorded_session("predict")?);
         }
         let mut outputs = match &mut self.predict {
             Predict::Open(session) => session.run(&[("latents", latents)])?,

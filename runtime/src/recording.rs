@@ -1,6 +1,8 @@
 //! What a pipeline gives its networks, kept in files: real inputs to calibrate and check on.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use indexmap::IndexMap;
 
@@ -8,19 +10,41 @@ use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::write_tensors;
 
-/// A session that writes the inputs of every run to `<folder>/<component>.<graph>.<run>.safetensors`, runs counted from 0,
-/// before it hands them on. Factors of adapters (`.lora_down`, `.lora_up`) are left out: they are no inputs of the base graph.
-pub struct Recording<S> {
-    session: S,
-    prefix: PathBuf,
-    runs: usize,
+/// Writes the inputs of every run of its sessions to `<folder>/<component>.<graph>.<run>.safetensors`. Runs are counted from 0
+/// by graph, over all sessions of a recorder and its clones. Files of an earlier recording are replaced one by one.
+#[derive(Clone, Debug)]
+pub struct Recorder {
+    folder: PathBuf,
+    runs: Arc<Mutex<HashMap<String, usize>>>,
 }
 
-impl<S: Session> Recording<S> {
-    /// Records what `session` is given; the folder must exist. Files of an earlier recording are replaced one by one.
-    pub fn new(session: S, folder: &Path, component: &str, graph: &str) -> Self {
-        Self { session, prefix: folder.join(format!("{component}.{graph}")), runs: 0 }
+impl Recorder {
+    /// Records to `folder`, which must exist.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into(), runs: Arc::default() }
     }
+
+    /// A session that writes what it is given before it hands it on. Factors of adapters (`.lora_down`, `.lora_up`) are left
+    /// out: they are no inputs of the base graph.
+    pub fn session<S: Session>(&self, session: S, component: &str, graph: &str) -> Recording<S> {
+        Recording { session, recorder: self.clone(), graph: format!("{component}.{graph}") }
+    }
+
+    /// The file of the next run.
+    fn next(&self, graph: &str) -> PathBuf {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let run = runs.entry(graph.to_owned()).or_default();
+        let path = self.folder.join(format!("{graph}.{run:05}.safetensors"));
+        *run += 1;
+        path
+    }
+}
+
+/// See [`Recorder::session`].
+pub struct Recording<S> {
+    session: S,
+    recorder: Recorder,
+    graph: String,
 }
 
 impl<S: Session> Session for Recording<S> {
@@ -41,9 +65,8 @@ impl<S: Session> Session for Recording<S> {
             .filter(|(name, _)| !factor(name))
             .map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()))
             .collect();
-        let path = format!("{}.{:05}.safetensors", self.prefix.display(), self.runs);
+        let path = self.recorder.next(&self.graph);
         write_tensors(&path, &tensors, &IndexMap::new()).map_err(|e| SessionError::Record { source: Box::new(e) })?;
-        self.runs += 1;
         self.session.run(inputs)
     }
 

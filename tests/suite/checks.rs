@@ -72,9 +72,18 @@ fn verify_reports_every_output_of_every_graph_in_both_weight_modes() {
         args![&bundle, "-o", engines, "--verify", "--json", "--precision", "bf16", "--lora-rank", "4"],
     );
     let checks = events(&run.stdout, "check");
-    let seen: Vec<(&str, &str)> =
-        checks.iter().map(|c| (c["graph"].as_str().unwrap(), c["weights"].as_str().unwrap())).collect();
-    let expected = [("step", "lazy"), ("step", "widened"), ("step.side", "lazy"), ("step.side", "widened")];
+    let text = |check: &Json, key: &str| check[key].as_str().unwrap().to_owned();
+    let mut seen: Vec<String> = checks
+        .iter()
+        .map(|c| format!("{} {} {}", text(c, "graph"), text(c, "weights"), kind(&text(c, "inputs"))))
+        .collect();
+    // Tables as transformers use them, and such as they never see; branches with nothing in them, and with something.
+    let mut expected = vec!["step.side lazy factors".to_owned()];
+    for (graph, weights) in [("step", "lazy"), ("step", "widened"), ("step.side", "lazy"), ("step.side", "widened")] {
+        expected.extend(["any", "pairs"].map(|kind| format!("{graph} {weights} {kind}")));
+    }
+    seen.sort();
+    expected.sort();
     assert_eq!(seen, expected);
     for check in &checks {
         let error = &check["outputs"][0]["error"];
@@ -83,6 +92,123 @@ fn verify_reports_every_output_of_every_graph_in_both_weight_modes() {
         let distance = error["relative_l2"].as_f64().unwrap();
         assert!((1e-4..5e-2).contains(&distance), "{distance}");
     }
+}
+
+/// Which of the made inputs a label speaks of.
+fn kind(label: &str) -> &'static str {
+    match label {
+        _ if label.contains("factors of rank 4") => "factors",
+        _ if label.contains("rotary tables of equal pairs") => "pairs",
+        _ => "any",
+    }
+}
+
+/// `[n, 4]` → what two layers that cancel leave over, and one infinity.
+fn infinite(scratch: &Scratch, name: &str, infinite: bool) -> PathBuf {
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [Dim::from("n"), Dim::Fixed(16)]);
+    let values = noise(1, 256);
+    let close: Vec<f32> = values.iter().map(|v| v * 1.0001).collect();
+    let (w, c) = (weight(&mut b, "w", &[16, 16], &values), weight(&mut b, "close", &[16, 16], &close));
+    let (y, z) = (b.op("MatMul", &[&x, &w]), b.op("MatMul", &[&x, &c]));
+    let y = b.op("Sub", &[&z, &y]);
+    let mut mask = [0.0; 16];
+    mask[3] = if infinite { f32::NEG_INFINITY } else { 0.0 };
+    let mask = weight(&mut b, "mask", &[16], &mask);
+    let y = b.op("Add", &[&y, &mask]);
+    b.output("y", &y, DataType::Float, [Dim::from("n"), Dim::Fixed(16)]);
+    save(scratch, name, b)
+}
+
+#[test]
+fn infinities_of_the_source_do_not_hide_what_differs_elsewhere() {
+    let scratch = Scratch::new();
+    for has_infinity in [false, true] {
+        let model = infinite(&scratch, "m.onnx", has_infinity);
+        run_ok("compile", args![&model, "-o", scratch.path("sound.engine"), "--verify"]);
+        let wrong = args![&model, "-o", scratch.path("m.engine"), "--precision", "bf16", "--no-calibration"];
+        let message = refuse(&scratch, command("compile", wrong), NUMERIC);
+        assert!(message.contains("`y` differs"), "{message}");
+        let loose =
+            args![&model, "-o", scratch.path("m.engine"), "--precision", "bf16", "--no-calibration", "--rtol", "0.1"];
+        refuse(&scratch, command("compile", loose), NUMERIC);
+    }
+}
+
+#[test]
+fn outputs_that_would_replace_inputs_are_refused_and_nothing_is_lost() {
+    let scratch = Scratch::new();
+    let model = cancelling(&scratch);
+    let inputs = scratch.path("in.safetensors");
+    tensors(&inputs, &[("x", &[3, 16])]);
+    let (bundle, plan) = (scratch.path("bundle"), scratch.path("p.txt"));
+    run_ok("export", args![fixtures().join("adapter/transformer"), "-o", &bundle]);
+    let before = scratch.listing();
+    for (flags, words) in [
+        (args![&model, "-o", &model], "would replace the model"),
+        (args![&model, "-o", &inputs, "--inputs", &inputs], "would replace --inputs"),
+        (args![&model, "-o", &inputs, "--weights", &inputs], "would replace --weights"),
+        (args![&bundle, "-o", &bundle], "would replace the bundle"),
+        (args![&model, "-o", &plan, "--precision", "fp16", "--save-precision-plan", &plan], "both name"),
+        (
+            args![&model, "--precision", "fp16", "--save-precision-plan", scratch.path("no/p.txt")],
+            "the folder [TMP]/no does not exist",
+        ),
+    ] {
+        let message = refuse(&scratch, command("compile", flags), USAGE);
+        assert!(message.contains(words), "{message}");
+    }
+    assert_eq!(scratch.listing(), before);
+}
+
+#[test]
+fn model_whose_data_the_engine_would_replace_is_refused() {
+    let (scratch, sample) = (Scratch::new(), crate::tools::sample());
+    let bundle = sample.bundle();
+    let (onnx, data) = (bundle.join("vae_decoder/first.onnx"), bundle.join("vae_decoder/weights.bin"));
+    let model = scratch.copy(&onnx, "first.onnx");
+    let data = scratch.copy(&data, "weights.bin");
+    let before = std::fs::read(&data).unwrap();
+    let message = refuse(&scratch, command("compile", args![&model, "-o", &data]), 3);
+    assert!(message.contains("weights.bin") && message.contains("write the engine to another path"), "{message}");
+    assert!(std::fs::read(&data).unwrap() == before);
+}
+
+#[test]
+fn graph_that_cannot_run_is_no_unchecked_engine() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Int64, [Dim::from("n")]);
+    let y = b.op("Relu", &[&x]);
+    b.output("y", &y, DataType::Int64, [Dim::from("n")]);
+    let model = save(&scratch, "m.onnx", b);
+    let message = refuse(&scratch, command("compile", args![&model]), 3);
+    assert!(message.contains("Relu") && message.contains("--no-verify"), "{message}");
+    run_ok("compile", args![&model, "--no-verify"]);
+}
+
+#[test]
+fn contradictory_flags_are_refused() {
+    let scratch = Scratch::new();
+    let model = cancelling(&scratch);
+    let inputs = scratch.path("in.safetensors");
+    tensors(&inputs, &[("x", &[3, 16])]);
+    for flags in [
+        args!["--no-verify", "--inputs", &inputs],
+        args!["--no-verify", "--atol", "1"],
+        args!["--accuracy-target", "nan"],
+        args!["--accuracy-target=-1"],
+        args!["--rtol=-1"],
+        args!["--lora-rank", "4", "--fuse-modes", "fuse"],
+        args!["--precision", "fp16", "--calibration-lora", "a", "--max-strength=-2"],
+    ] {
+        let all = [&args![&model, "-o", scratch.path("m.engine")][..], flags].concat();
+        refuse(&scratch, command("compile", &all), USAGE);
+    }
+    refuse(&scratch, command("compile", args!["debug", &model, "--no-verify"]), USAGE);
+    let side = args![&model, "-o", scratch.path("m.engine"), "--lora-rank", "4", "--fuse-modes", "side"];
+    let shaped = [side, args!["--optShapes", "x:5x16"]].concat();
+    run_ok("compile", &shaped);
 }
 
 #[test]
@@ -250,5 +376,28 @@ fn profiles_that_do_not_fit_are_refused() {
         all.extend(flags);
         let message = refuse(&scratch, command("compile", &all), USAGE);
         assert!(message.contains(what), "{message}");
+    }
+}
+
+#[test]
+fn explain_says_what_passes_did_and_what_runs_spend_their_time_on() {
+    let scratch = Scratch::new();
+    let (bundle, engines) = (scratch.path("bundle"), scratch.path("engines"));
+    run_ok("export", args![fixtures().join("transformer/fun_inp"), "-o", &bundle]);
+    let side = args!["--lora-rank", "4", "--fuse-modes", "side"];
+    for (flags, graphs) in [(args![], vec!["step"]), (side, vec!["step.side"])] {
+        let all = [args![&bundle, "-o", &engines, "--explain", "--json"], flags].concat();
+        let run = run_ok("compile", &all);
+        let passes = events(&run.stdout, "passes");
+        assert_eq!(passes.len(), 1);
+        assert!(passes[0]["fired"]["timestep-tables"].as_u64() > Some(0), "{}", passes[0]);
+        let times = events(&run.stdout, "times");
+        assert_eq!(times.iter().map(|t| t["graph"].as_str().unwrap()).collect::<Vec<_>>(), graphs);
+        for times in times {
+            let (total, share) = (times["total_ms"].as_f64().unwrap(), times["products_share"].as_f64().unwrap());
+            let sum: f64 = times["operators_ms"].as_object().unwrap().values().map(|ms| ms.as_f64().unwrap()).sum();
+            assert!(total > 0.0 && (sum - total).abs() < 1e-6 && share > 0.05 && share < 1.0, "{times}");
+            assert!(times["operators_ms"]["Gemm"].as_f64() > Some(0.0), "{times}");
+        }
     }
 }

@@ -303,6 +303,28 @@ fn accuracy_target_takes_out_the_blocks_that_cost_most_and_draws_them() {
 }
 
 #[test]
+fn every_network_of_a_generation_is_recorded_and_both_halves_of_a_contact_sheet_are_kept() {
+    let (scratch, sample) = (Scratch::new(), crate::tools::sample());
+    let recorded = scratch.path("recorded");
+    let image = crate::tools::sample_model().join("image.png");
+    let (video, sheet) = (scratch.path("out.safetensors"), scratch.path("sheet.png"));
+    let flags = args!["--reference", image, "-o", video, "--contact-sheet", sheet, "--record-inputs", &recorded];
+    let run = output(crate::bad_input::generate(&sample.engines(), flags));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let count = |graph: &str| {
+        let files = std::fs::read_dir(&recorded).unwrap().map(|entry| entry.unwrap().file_name());
+        files.filter(|name| name.to_string_lossy().starts_with(graph)).count()
+    };
+    let (steps, predictions) = (count("transformer.step."), count("hypernetwork.predict."));
+    assert!(predictions == 1 && steps > 0 && steps.is_multiple_of(2), "{predictions} predictions, {steps} steps");
+    assert!(count("text_encoder.") > 0 && count("vae_encoder.") > 0 && count("vae_decoder.") > 0);
+    let engine = sample.engine("transformer");
+    let single = args!["--engine", engine, "--inputs", "a", "--outputs", "b", "--record-inputs", &recorded];
+    let refused = output(command("run", single));
+    assert!(refused.code == 2 && refused.stderr.contains("needs an engine directory"), "{}", refused.stderr);
+}
+
+#[test]
 fn inputs_recorded_by_a_pipeline_calibrate_and_check_its_bundle() {
     let scratch = Scratch::new();
     let sample = crate::tools::sample();

@@ -1,6 +1,6 @@
 //! What a graph is checked on: given tensors, or made ones.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -126,11 +126,14 @@ const SIZES: [(usize, usize); 5] = [(8, 4), (16, 8), (16, 9), (32, 1), (64, 16)]
 /// Made inputs of growing strangeness, the same for the same seed and model. Named extents in `given` are kept, others are
 /// chosen so that they fit each other as far as the graph tells.
 ///
+/// In inputs that `paired` names, neighbours are equal, as in the tables of rotary embeddings.
+///
 /// Floating-point values are standard normal (timesteps uniform below 1000), token ids uniform below the size of the table
 /// that they are looked up in, masks ones.
 pub fn generate<'a>(
     model: &'a Model,
     given: &'a IndexMap<String, usize>,
+    paired: &'a HashSet<String>,
     seed: u64,
 ) -> impl Iterator<Item = Result<InputSet, String>> + 'a {
     SIZES.into_iter().map(move |(spatial, other)| {
@@ -140,11 +143,17 @@ pub fn generate<'a>(
             _ => other,
         });
         let mut rng = ChaCha20Rng::seed_from_u64(seed);
-        let tensors =
-            model.graph.inputs.iter().map(|input| Ok((input.name.clone(), made(model, input, &extents, &mut rng)?)));
+        let tensors = model
+            .graph
+            .inputs
+            .iter()
+            .map(|input| Ok((input.name.clone(), made(model, input, &extents, paired, &mut rng)?)));
         let tensors: NamedTensors = tensors.collect::<Result<_, String>>()?;
         let sizes: Vec<String> = extents.iter().map(|(name, n)| format!("{name} {n}")).collect();
-        let label = if sizes.is_empty() { "random".to_owned() } else { format!("random, {}", sizes.join(", ")) };
+        let mut label = if sizes.is_empty() { "random".to_owned() } else { format!("random, {}", sizes.join(", ")) };
+        if !paired.is_empty() {
+            label += ", rotary tables of equal pairs";
+        }
         Ok(InputSet { label, tensors })
     })
 }
@@ -156,6 +165,7 @@ fn made(
     model: &Model,
     input: &ValueInfo,
     extents: &IndexMap<String, usize>,
+    paired: &HashSet<String>,
     rng: &mut ChaCha20Rng,
 ) -> Result<Tensor, String> {
     let name = &input.name;
@@ -173,7 +183,11 @@ fn made(
     let count = count.ok_or_else(|| format!("input `{name}` {shape:?} would be too large"))?;
     let timestep = name.contains("timestep");
     let mut bytes = Vec::with_capacity(count * dtype.size());
-    for _ in 0..count {
+    for index in 0..count {
+        if index % 2 == 1 && paired.contains(name) {
+            bytes.extend_from_within(bytes.len() - dtype.size()..);
+            continue;
+        }
         match dtype {
             Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {
                 let value: f64 = if timestep { rng.random_range(0.0..1000.0) } else { StandardNormal.sample(rng) };

@@ -4,17 +4,25 @@ pub mod inputs;
 mod reference;
 mod report;
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use indexmap::IndexMap;
+use ndarray::Array2;
+use rand::SeedableRng;
+use rand_chacha::ChaCha20Rng;
+use rand_distr::{Distribution, StandardNormal};
 pub use v2l_calibration::{BlockError, Comparison, NodeError, Trace};
-use v2l_calibration::{Limits, compare, trace};
-use v2l_graphs::{DataType, Graph, Model};
+use v2l_calibration::{Limits, compare, trace, walk};
+use v2l_graphs::passes::{Passes, lower_for_ort};
+use v2l_graphs::{DataType, Graph, Model, Node};
+use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange};
-use v2l_runtime::ort_backend::{OpenOptions, OperatorTimes, OrtEngine, OrtWeights, WeightMode};
+use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange, Slot};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OperatorTimes, OrtEngine, OrtError, OrtWeights, WeightMode};
 use v2l_runtime::session::{Dim, Session};
+use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 pub(crate) use self::reference::Reference;
@@ -24,6 +32,8 @@ use crate::compile::types::from_runtime;
 use crate::compile::weights::plan_weights;
 use crate::compile::{CompileOptions, prepare, slots};
 use crate::execute::{ExecuteError, OrtExecutor};
+use crate::precision::adapted::AdaptedExecutor;
+use crate::precision::expected_of;
 use inputs::{InputSet, generate, input_files, read_inputs};
 use reference::run;
 
@@ -46,6 +56,9 @@ pub struct CheckOptions {
     /// Library and threads.
     pub ort: OpenOptions,
 }
+
+/// Rank of the factors that low-rank branches are checked with, if they take as many.
+const FACTOR_RANK: usize = 4;
 
 /// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
 const WIDENED_LIMIT: u64 = 1 << 30;
@@ -88,8 +101,21 @@ pub(crate) struct Source<'a> {
     pub(crate) path: &'a Path,
     /// In f32, optimised.
     pub(crate) prepared: &'a Model,
+    /// Which passes ran.
+    pub(crate) passes: &'a Passes,
+    /// What adapters may change in it.
+    pub(crate) slots: &'a [Slot],
     /// Its weights are, in part, what an 8-bit form stands for.
     pub(crate) int8: bool,
+}
+
+impl Source<'_> {
+    /// As ONNX Runtime gets it, in one piece.
+    fn lowered(&self) -> Model {
+        let mut model = self.prepared.clone();
+        lower_for_ort(&mut model, self.passes);
+        model
+    }
 }
 
 /// Compares an engine with its sources, every output of every graph.
@@ -107,71 +133,24 @@ pub(crate) fn check_engine(
     let (given, mut used) = (files(&options.inputs)?, Vec::new());
     let mut checks = Checks::default();
     for source in sources {
-        let graph_error = |reason: String| ExportError::Graph { graph: source.graph.to_owned(), reason };
         let reference = Reference::read(source.path)?;
         let graph = &reference.model.graph;
         let serving: Vec<&PathBuf> = given.iter().filter(|(_, names)| serves(names, graph)).map(|(p, _)| p).collect();
         used.extend(serving.iter().copied());
         let sets: Vec<InputSet> = serving.iter().map(|path| read_inputs(path, graph)).collect::<Result<_, _>>()?;
-        let runs = if sets.is_empty() {
-            match made_runs(&reference, &sizes(&engine, source.graph, graph, options), options) {
-                Ok(runs) => runs,
-                Err(reason) if options.thorough => {
-                    return Err(ExportError::NotChecked { graph: source.graph.to_owned(), reason });
-                }
-                Err(reason) => {
-                    checks.skipped.push((source.graph.to_owned(), reason));
-                    continue;
-                }
+        let lowered = source.lowered();
+        let runs = match reference_runs(&reference, source.graph, sets, &tables(&lowered.graph), &engine, options)? {
+            Ok(runs) => runs,
+            Err(reason) if options.thorough => {
+                return Err(ExportError::NotChecked { graph: source.graph.to_owned(), reason });
             }
-        } else {
-            let mut session = reference.session(&options.ort).map_err(|e| graph_error(e.to_string()))?;
-            let expected = sets.into_iter().map(|set| {
-                let outputs =
-                    run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
-                Ok((set, outputs))
-            });
-            expected.collect::<Result<_, ExportError>>()?
+            Err(reason) => {
+                checks.skipped.push((source.graph.to_owned(), reason));
+                continue;
+            }
         };
-        let side = format!("{}{SIDE_SUFFIX}", source.graph);
-        let compiled = [source.graph, &side].into_iter().filter(|name| engine.manifest().graph(name).is_some());
-        let tolerance = options.tolerance.unwrap_or_else(|| match source.int8 {
-            true => INT8_TOLERANCE,
-            false => default_tolerance(source.prepared, stored),
-        });
-        for name in compiled {
-            for weights in ways(&engine, options.thorough) {
-                let open = OpenOptions { weights, ..options.ort.clone() };
-                let mut backend =
-                    OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| graph_error(e.to_string()))?;
-                let mode = backend.report().mode;
-                let mut session = backend.session(name).map_err(|e| graph_error(e.to_string()))?;
-                for (set, expected) in &runs {
-                    let tensors = with_empty_factors(&session, &set.tensors);
-                    let actual = run(&mut session, &tensors).map_err(|e| graph_error(e.to_string()))?;
-                    let check = GraphCheck {
-                        component: component.to_owned(),
-                        graph: name.to_owned(),
-                        weights: mode,
-                        inputs: set.label.clone(),
-                        tolerance,
-                        outputs: outputs(&actual, expected, tolerance),
-                    };
-                    if !check.passed() {
-                        let trace =
-                            locate(&reference, source.prepared, stored, set, &options.ort, Limits::default()).ok();
-                        return Err(ExportError::Numeric(Box::new(Failed { check, trace })));
-                    }
-                    checks.done.push(check);
-                }
-            }
-            if let Some((set, _)) = runs.first().filter(|_| options.times) {
-                let weights = ways(&engine, options.thorough).last().copied().unwrap_or_default();
-                let open = OpenOptions { weights, profile: true, ..options.ort.clone() };
-                let times = time(&engine, name, set, &open).map_err(|e| graph_error(e.to_string()))?;
-                checks.times.push(times);
-            }
-        }
+        let check = Checked { engine: &engine, component, source, reference, lowered, stored, options };
+        check.run(&runs, &mut checks)?;
     }
     if let [source, ..] = sources
         && used.len() < given.len()
@@ -183,6 +162,174 @@ pub(crate) fn check_engine(
         }
     }
     Ok(checks)
+}
+
+/// Inputs, and what the reference gives for them.
+type Runs = Vec<(InputSet, NamedTensors)>;
+
+/// Runs the reference on the given inputs, or on made ones; why not, if the library is missing or none can be made.
+fn reference_runs(
+    reference: &Reference,
+    name: &str,
+    given: Vec<InputSet>,
+    tables: &HashSet<String>,
+    engine: &Engine,
+    options: &CheckOptions,
+) -> Result<Result<Runs, String>, ExportError> {
+    let graph_error = |reason: String| ExportError::Graph { graph: name.to_owned(), reason };
+    let mut session = match reference.session(&options.ort) {
+        Ok(session) => session,
+        Err(ExecuteError::Open(error @ OrtError::Library(_))) => return Ok(Err(error.to_string())),
+        Err(error) => return Err(graph_error(format!("{error}; --no-verify compiles it unchecked"))),
+    };
+    if given.is_empty() {
+        let sizes = sizes(engine, name, &reference.model.graph, options);
+        return Ok(made_runs(reference, &mut session, &sizes, tables, options.seed));
+    }
+    let runs = given.into_iter().map(|set| {
+        let outputs = run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
+        Ok((set, outputs))
+    });
+    runs.collect::<Result<_, ExportError>>().map(Ok)
+}
+
+/// The graph's inputs that decide between the branches of an `If`: the tables of rotary embeddings, whose neighbours are
+/// equal or not.
+fn tables(graph: &Graph) -> HashSet<String> {
+    let makers: HashMap<&str, &Node> =
+        graph.nodes.iter().flat_map(|node| node.outputs.iter().map(move |output| (output.as_str(), node))).collect();
+    let mut open: Vec<&str> = graph
+        .nodes
+        .iter()
+        .filter(|node| node.op_type == "If")
+        .filter_map(|node| Some(node.inputs.first()?.as_str()))
+        .collect();
+    let mut seen = HashSet::new();
+    while let Some(name) = open.pop() {
+        if seen.insert(name)
+            && let Some(node) = makers.get(name)
+        {
+            open.extend(node.inputs.iter().map(String::as_str));
+        }
+    }
+    graph.inputs.iter().map(|input| &input.name).filter(|name| seen.contains(name.as_str())).cloned().collect()
+}
+
+/// One graph of an engine beside its source.
+struct Checked<'a> {
+    engine: &'a Arc<Engine>,
+    component: &'a str,
+    source: &'a Source<'a>,
+    reference: Reference,
+    lowered: Model,
+    stored: &'a dyn Fn(&str) -> DataType,
+    options: &'a CheckOptions,
+}
+
+impl Checked<'_> {
+    fn failed(&self, error: &dyn std::error::Error) -> ExportError {
+        ExportError::Graph { graph: self.source.graph.to_owned(), reason: error.to_string() }
+    }
+
+    fn run(&self, runs: &Runs, checks: &mut Checks) -> Result<(), ExportError> {
+        let (source, options) = (self.source, self.options);
+        let tolerance = options.tolerance.unwrap_or_else(|| match source.int8 {
+            true => INT8_TOLERANCE,
+            false => default_tolerance(source.prepared, self.stored),
+        });
+        let side = format!("{}{SIDE_SUFFIX}", source.graph);
+        for name in [source.graph, &side] {
+            let Some(graph) = self.engine.manifest().graph(name) else { continue };
+            let ways = ways(self.engine, options.thorough);
+            for &weights in &ways {
+                let open = OpenOptions { weights, ..options.ort.clone() };
+                self.compare(name, &open, runs, tolerance, "", checks)?;
+            }
+            if graph.files.typed.is_some() && graph.precision == "fp16" {
+                let open = OpenOptions { arithmetic: Arithmetic::Plan, ..options.ort.clone() };
+                let tolerance = options.tolerance.unwrap_or_else(|| expected_of(false));
+                self.compare(name, &open, runs, tolerance, "; arithmetic as planned", checks)?;
+            }
+            if let (Some(max), Some((set, _))) = (graph.lora_rank, runs.first()) {
+                let run = self.with_factors(set, max, name)?;
+                let open = OpenOptions { weights: OrtWeights::Lazy, ..options.ort.clone() };
+                self.compare(name, &open, &vec![run], tolerance, "", checks)?;
+            }
+            if let Some((set, _)) = runs.first().filter(|_| options.times) {
+                let weights = ways.last().copied().unwrap_or_default();
+                let open = OpenOptions { weights, profile: true, ..options.ort.clone() };
+                checks.times.push(time(self.engine, name, set, &open).map_err(|e| self.failed(&e))?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares a graph of the engine, opened in one way, with what is expected. `how` says more of the way.
+    fn compare(
+        &self,
+        name: &str,
+        open: &OpenOptions,
+        runs: &Runs,
+        tolerance: Tolerance,
+        how: &str,
+        checks: &mut Checks,
+    ) -> Result<(), ExportError> {
+        let mut backend = OrtEngine::open(Arc::clone(self.engine), open).map_err(|e| self.failed(&e))?;
+        let weights = backend.report().mode;
+        let mut session = backend.session(name).map_err(|e| self.failed(&e))?;
+        for (set, expected) in runs {
+            let tensors = with_empty_factors(&session, &set.tensors);
+            let actual = run(&mut session, &tensors).map_err(|e| self.failed(&e))?;
+            let check = GraphCheck {
+                component: self.component.to_owned(),
+                graph: name.to_owned(),
+                weights,
+                inputs: format!("{}{how}", set.label),
+                tolerance,
+                outputs: outputs(&actual, expected, tolerance),
+            };
+            if !check.passed() {
+                let trace = self.locate(set).ok();
+                return Err(ExportError::Numeric(Box::new(Failed { check, trace })));
+            }
+            checks.done.push(check);
+        }
+        Ok(())
+    }
+
+    /// The same inputs with factors for every branch, and what the source gives with them in its weights.
+    fn with_factors(&self, set: &InputSet, max: usize, side: &str) -> Result<(InputSet, NamedTensors), ExportError> {
+        let rank = max.min(FACTOR_RANK);
+        let adapters = [(made_adapter(self.source.slots, rank, self.options.seed), 1.0)];
+        let mut executor = AdaptedExecutor::new(&self.options.ort, self.source.slots, &adapters, 1.0, false);
+        let model = self.source.prepared;
+        let expected = walk(&mut executor, model, &set.tensors, Limits::default(), &|_| false, &mut |_, _| {});
+        let graph = self.engine.graph(side).map_err(|e| self.failed(&e))?;
+        let mut tensors = set.tensors.clone();
+        let [(adapter, strength)] = &adapters;
+        tensors.extend(side::inputs(self.engine, graph, &[(adapter, *strength)]).map_err(|e| self.failed(&e))?);
+        let label = format!("{}, factors of rank {rank}", set.label);
+        Ok((InputSet { label, tensors }, expected.map_err(|e| self.failed(&e))?))
+    }
+
+    /// Where the compiled graph leaves its source.
+    fn locate(&self, set: &InputSet) -> Result<Trace, ExportError> {
+        locate(&self.reference, &self.lowered, self.stored, set, &self.options.ort, Limits::default())
+    }
+}
+
+/// An adapter that changes what every layer gives by about a tenth.
+fn made_adapter(slots: &[Slot], rank: usize, seed: u64) -> Adapter {
+    let mut rng = ChaCha20Rng::seed_from_u64(seed);
+    let mut normal = |shape: (usize, usize), scale: f32| {
+        Array2::from_shape_simple_fn(shape, || scale * Distribution::<f32>::sample(&StandardNormal, &mut rng))
+    };
+    let layer = |slot: &Slot| {
+        let down = normal((rank, slot.in_features), (slot.in_features as f32).sqrt().recip());
+        let up = normal((slot.out_features, rank), 0.1 * (rank as f32).sqrt().recip());
+        (slot.name.clone(), LowRank { down, up, alpha: rank as f32 })
+    };
+    Adapter { name: "made".to_owned(), layers: slots.iter().map(layer).collect() }
 }
 
 /// Runs a graph until its stages and ONNX Runtime's memory are settled, and times the last run.
@@ -225,7 +372,9 @@ pub(crate) fn serves(names: &[String], graph: &Graph) -> bool {
 
 /// Extents that the profiles ask for: the first one's opt, and with `thorough` every one's min, opt and max.
 fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> Vec<IndexMap<String, usize>> {
-    let profiles = engine.manifest().graph(name).map(|graph| graph.profiles.clone()).unwrap_or_default();
+    let manifest = engine.manifest();
+    let compiled = manifest.graph(name).or_else(|| manifest.graph(&format!("{name}{SIDE_SUFFIX}")));
+    let profiles = compiled.map(|graph| graph.profiles.clone()).unwrap_or_default();
     let of = |profile: &Profile, choose: fn(&ShapeRange) -> &Vec<usize>| {
         let mut extents = options.extents.clone();
         for input in &graph.inputs {
@@ -250,30 +399,37 @@ fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> 
     if sizes.is_empty() { vec![options.extents.clone()] } else { sizes }
 }
 
-/// For each of the sizes, the first made inputs that the reference runs on, and what it gives.
+/// For each of the sizes, the first made inputs that the reference runs on, and what it gives; where a graph tells rotary
+/// tables of equal pairs from others, such ones, too.
 fn made_runs(
     reference: &Reference,
+    session: &mut dyn Session,
     sizes: &[IndexMap<String, usize>],
-    options: &CheckOptions,
-) -> Result<Vec<(InputSet, NamedTensors)>, String> {
-    let mut session = reference.session(&options.ort).map_err(|e| e.to_string())?;
-    sizes.iter().map(|extents| made_run(reference, &mut session, extents, options.seed)).collect()
+    tables: &HashSet<String>,
+    seed: u64,
+) -> Result<Runs, String> {
+    let none = HashSet::new();
+    let kinds = [&none, tables];
+    let kinds = &kinds[..if tables.is_empty() { 1 } else { 2 }];
+    let wanted = sizes.iter().flat_map(|extents| kinds.iter().map(move |paired| (extents, *paired)));
+    wanted.map(|(extents, paired)| made_run(reference, session, extents, paired, seed)).collect()
 }
 
 fn made_run(
     reference: &Reference,
     session: &mut dyn Session,
     extents: &IndexMap<String, usize>,
+    paired: &HashSet<String>,
     seed: u64,
 ) -> Result<(InputSet, NamedTensors), String> {
     let mut first = None;
-    for set in generate(&reference.model, extents, seed) {
+    for set in generate(&reference.model, extents, paired, seed) {
         match set.and_then(|set| run(session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
             Ok(done) => return Ok(done),
             Err(reason) => drop(first.get_or_insert(reason)),
         }
     }
-    Err(format!("no made inputs run: {}", first.unwrap_or_default()))
+    Err(format!("no made inputs run: {}; give inputs that fit with --inputs", first.unwrap_or_default()))
 }
 
 /// The ways to hold weights that are checked.
@@ -361,17 +517,17 @@ fn rounded(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
     model
 }
 
-/// Where the compiled graph leaves its source.
+/// Where `compiled`, over weights as they are stored, leaves its source.
 fn locate(
     reference: &Reference,
-    prepared: &Model,
+    compiled: &Model,
     stored: &dyn Fn(&str) -> DataType,
     set: &InputSet,
     ort: &OpenOptions,
     limits: Limits,
 ) -> Result<Trace, ExportError> {
     let executor = || OrtExecutor { options: ort.clone(), ..OrtExecutor::default() };
-    let candidate = rounded(prepared, stored);
+    let candidate = rounded(compiled, stored);
     let (mut first, mut second) = (executor(), executor());
     trace((&mut first, &reference.model), (&mut second, &candidate), &set.tensors, limits)
         .map_err(|e| ExportError::Graph { graph: reference.model.graph.name.clone(), reason: e.to_string() })
@@ -386,17 +542,22 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
     let check = options.check.clone().unwrap_or_default();
     let reference = Reference::read(path)?;
     let graph = path.display().to_string();
-    let set = match files(&check.inputs)?.first() {
-        Some((file, _)) => read_inputs(file, &reference.model.graph)?,
-        None => {
+    let (mut prepared, paired) = (prepare(&graph, path, None, options)?.model, HashSet::new());
+    lower_for_ort(&mut prepared, &options.passes);
+    let set = match &files(&check.inputs)?[..] {
+        [(file, _)] => read_inputs(file, &reference.model.graph)?,
+        [] => {
             let run = reference
                 .session(&check.ort)
                 .map_err(|e| e.to_string())
-                .and_then(|mut session| made_run(&reference, &mut session, &check.extents, check.seed));
+                .and_then(|mut session| made_run(&reference, &mut session, &check.extents, &paired, check.seed));
             run.map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
         }
+        [_, (second, _), ..] => {
+            let reason = "expected one file of inputs to look into, found another one".to_owned();
+            return Err(ExportError::Calibration { path: second.clone(), reason });
+        }
     };
-    let prepared = prepare(&graph, path, options)?.model;
     let mut models = [(graph, prepared)];
     // Marks what counts as a weight.
     slots(&mut models, None)?;

@@ -27,7 +27,8 @@ impl Tolerance {
                 let (actual, expected) = values();
                 let close = |(a, e): (&f32, &f32)| {
                     let (a, e) = (f64::from(*a), f64::from(*e));
-                    a == e || (a.is_nan() && e.is_nan()) || (a - e).abs() <= atol + rtol * e.abs()
+                    let finite = a.is_finite() && e.is_finite();
+                    a == e || (a.is_nan() && e.is_nan()) || (finite && (a - e).abs() <= atol + rtol * e.abs())
                 };
                 actual.len() == expected.len() && actual.iter().zip(&expected).all(close)
             }

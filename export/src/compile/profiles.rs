@@ -56,7 +56,31 @@ pub(crate) fn apply(profiles: &[Profile], graph: &str, model: &mut Model) -> Res
             }
         }
     }
+    for (index, profile) in mine.iter().enumerate() {
+        agree(index, profile, graph, model)?;
+    }
     specialize(&mine, model);
+    Ok(())
+}
+
+/// Extents of one name must have room for a common value.
+fn agree(index: usize, profile: &Profile, graph: &str, model: &Model) -> Result<(), ExportError> {
+    let mut ranges: HashMap<&str, (&str, usize, usize)> = HashMap::new();
+    for input in &model.graph.inputs {
+        let (Some(range), Some(shape)) = (profile.get(&input.name), shape(input)) else { continue };
+        for (axis, dim) in shape.iter().enumerate() {
+            let Dim::Symbol(name) = dim else { continue };
+            let (min, max) = (range.min[axis], range.max[axis]);
+            let (other, low, high) = ranges.entry(name).or_insert((&input.name, min, max));
+            if max < *low || min > *high {
+                let reason = format!(
+                    "axis {axis}: `{name}` is {min} to {max} here and {low} to {high} for `{other}`; no extent is both"
+                );
+                return Err(ExportError::Profile { index, input: input.name.clone(), graph: graph.to_owned(), reason });
+            }
+            (*low, *high) = (min.max(*low), max.min(*high));
+        }
+    }
     Ok(())
 }
 
@@ -135,6 +159,19 @@ mod tests {
         let other = Profile::from([("t".to_owned(), ShapeRange { min: vec![1], opt: vec![2], max: vec![3] })]);
         apply(&[profile([2, 8, 4], [2, 8, 4]), other], "g", &mut m).unwrap();
         assert_eq!(text(shape(&m.graph.inputs[0]).unwrap()), "[batch, tokens, 4]");
+    }
+
+    #[test]
+    fn apply_refuses_ranges_of_one_name_without_a_common_extent() {
+        let range = |min: usize, max: usize| ShapeRange { min: vec![min], opt: vec![min], max: vec![max] };
+        let both = |min: usize, max: usize| {
+            let mut both = profile([2, 8, 4], [3, 8, 4]);
+            both.insert("t".to_owned(), range(min, max));
+            both
+        };
+        apply(&[both(3, 9)], "g", &mut model()).unwrap();
+        let message = apply(&[both(4, 9)], "g", &mut model()).unwrap_err().to_string();
+        assert!(message.contains("`batch` is 4 to 9 here and 2 to 3 for `x`"), "{message}");
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub enum AdaptedError {
 /// Runs pieces of a model with adapters in their weights.
 ///
 /// What a piece reads is fused when it runs, in private memory: as much as the touched weights of one piece take in f32.
-pub(super) struct AdaptedExecutor<'a> {
+pub(crate) struct AdaptedExecutor<'a> {
     options: OpenOptions,
     slots: &'a [Slot],
     adapters: &'a [(Adapter, f32)],
@@ -43,7 +43,7 @@ pub(super) struct AdaptedExecutor<'a> {
 
 impl<'a> AdaptedExecutor<'a> {
     /// `strength` multiplies those of the adapters; at 0 they are left out.
-    pub(super) fn new(
+    pub(crate) fn new(
         options: &OpenOptions,
         slots: &'a [Slot],
         adapters: &'a [(Adapter, f32)],

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 
-use indexmap::IndexMap;
 use v2l_calibration::{Comparison, Executor, Limits, Ranges, calibrate, compare, trace, walk};
 use v2l_graphs::{DataType, Model, apply_precision, emulate_precision, matrix_types};
 use v2l_runtime::adapter::Adapter;
@@ -120,8 +119,8 @@ impl<'a> Bench<'a> {
         let made = sets.is_empty();
         let mut first_failure = None;
         let candidates: Vec<InputSet> = if made {
-            let extents = IndexMap::new();
-            generate(self.model, &extents, self.options.seed).filter_map(Result::ok).collect()
+            let (extents, paired) = Default::default();
+            generate(self.model, &extents, &paired, self.options.seed).filter_map(Result::ok).collect()
         } else {
             sets
         };
@@ -236,8 +235,7 @@ impl<'a> Bench<'a> {
         types: &[DataType],
         tolerance: Option<Tolerance>,
     ) -> Result<Vec<PlanCheck>, ExportError> {
-        let expected = if types.contains(&DataType::Bfloat16) { 1e-1 } else { 2e-2 };
-        let tolerance = tolerance.unwrap_or(Tolerance::RelativeL2(expected));
+        let tolerance = tolerance.unwrap_or_else(|| expected_of(types.contains(&DataType::Bfloat16)));
         let checks = self.measure(runs, types, tolerance)?;
         if let Some((check, run)) = checks.iter().zip(runs).find(|(check, _)| !check.passed) {
             let (component, graph) = self.name.split_once('/').unwrap_or(("", self.name));
@@ -273,6 +271,11 @@ impl<'a> Bench<'a> {
         }
         Ok(found)
     }
+}
+
+/// What arithmetic in 16 bits lets expect of a sound plan.
+pub(crate) fn expected_of(bfloat16: bool) -> Tolerance {
+    Tolerance::RelativeL2(if bfloat16 { 1e-1 } else { 2e-2 })
 }
 
 /// Relative L2, infinite if something became infinite or not a number.

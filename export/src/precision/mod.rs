@@ -4,7 +4,7 @@
 //! plan. The plan is tried on the same inputs by emulation: a float32 graph that rounds where the plan does. With an accuracy
 //! target, blocks are taken out of 16 bits until it is met.
 
-mod adapted;
+pub(crate) mod adapted;
 mod blocks;
 mod measure;
 mod search;
@@ -22,6 +22,7 @@ use v2l_runtime::ort_backend::OpenOptions;
 pub use self::adapted::AdaptedError;
 pub use self::blocks::blocks;
 pub use self::measure::PlanCheck;
+pub(crate) use self::measure::expected_of;
 use self::measure::{Bench, inputs_of};
 pub use self::search::BlockSensitivity;
 use crate::ExportError;
@@ -142,7 +143,7 @@ pub(crate) fn plan_component(
             observe_weights(&mut ranges, model).map_err(ExportError::io(&name))?;
         }
         let mut plan = match &given {
-            Some((file, whole)) => whole.graph(file, &name)?.clone(),
+            Some((file, whole)) => agreeing(file, whole.graph(file, &name)?, options.request)?.clone(),
             None => {
                 let seen = Some(&ranges).filter(|ranges| !ranges.is_empty());
                 plan_graph(&name, model, request, seen, PlanOptions::default())
@@ -205,6 +206,24 @@ pub(crate) fn fit_int8(
     report.matrices = names.len();
     report.left_out = all - names.len();
     Ok(report)
+}
+
+/// The plan, unless it computes in another type than is asked for.
+fn agreeing<'a>(file: &str, plan: &'a GraphPlan, request: Option<Request>) -> Result<&'a GraphPlan, ExportError> {
+    let agrees = match request {
+        None | Some(Request::Mixed) => true,
+        Some(Request::Fp32) => plan.default == Precision::Fp32,
+        Some(Request::Fp16) => plan.default == Precision::Fp16,
+        Some(Request::Bf16) => plan.default == Precision::Bf16,
+    };
+    if agrees {
+        return Ok(plan);
+    }
+    let reason = format!(
+        "graph `{}` is planned in {}, and --precision asks for another type; leave --precision out, or plan anew",
+        plan.name, plan.default
+    );
+    Err(ExportError::config(file, reason))
 }
 
 /// Reads a plan file of at most [`MAX_PLAN_BYTES`].

@@ -24,7 +24,8 @@ use crate::engine::manifest::{Graph, TypedGraph};
 use crate::fuse::{self, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
 use crate::raw;
-use crate::session::Port;
+use crate::recording::Recorder;
+use crate::session::{Port, Session};
 use crate::tensor::Dtype;
 
 /// How the weights reach ONNX Runtime, as asked for.
@@ -93,8 +94,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
     pub adapters: Vec<(Adapter, f32)>,
-    /// For an engine directory: the folder that every run's inputs are written to, see [`crate::recording`].
-    pub record: Option<PathBuf>,
+    /// For engine directories and predictors: what every run's inputs are written by.
+    pub record: Option<Recorder>,
     /// Time operators, for [`OrtSession::operator_times`].
     pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
@@ -128,6 +129,7 @@ pub struct OrtEngine {
     environment: Environment,
     threads: Option<usize>,
     profile: bool,
+    record: Option<Recorder>,
     arithmetic: Arithmetic,
     report: OpenReport,
     /// Weights that are not the pristine ones, in the type that the graphs take.
@@ -168,6 +170,7 @@ impl OrtEngine {
             environment,
             threads: options.threads,
             profile: options.profile,
+            record: options.record.clone(),
             arithmetic: options.arithmetic,
             report,
             overrides: HashMap::new(),
@@ -307,6 +310,18 @@ impl OrtEngine {
             None => None,
         };
         Ok(OrtSession::new(inputs, profiles, main, Some(Stages::new(prologue, times))))
+    }
+
+    /// [`Self::session`], recorded if [`OpenOptions::record`] says so.
+    ///
+    /// # Errors
+    /// As [`Self::session`].
+    pub fn recorded_session(&mut self, graph: &str) -> Result<Box<dyn Session>, OrtError> {
+        let session = self.session(graph)?;
+        Ok(match &self.record {
+            Some(recorder) => Box::new(recorder.session(session, &self.engine.manifest().component, graph)),
+            None => Box::new(session),
+        })
     }
 
     /// Opens a stored graph, without its stages.
