@@ -202,7 +202,7 @@ fn contradictory_flags_are_refused() {
         args!["--lora-rank", "4", "--fuse-modes", "fuse"],
         args!["--precision", "fp16", "--calibration-lora", "a", "--max-strength=-2"],
     ] {
-        let all = [&args![&model, "-o", scratch.path("m.engine")][..], flags].concat();
+        let all = [args![&model, "-o", scratch.path("m.engine")], flags].concat();
         refuse(&scratch, command("compile", &all), USAGE);
     }
     refuse(&scratch, command("compile", args!["debug", &model, "--no-verify"]), USAGE);
