@@ -72,6 +72,14 @@ pub enum EngineWriteError {
         /// The reason.
         source: io::Error,
     },
+    /// A source's values cannot be stored in the form that was asked for.
+    #[error("weight `{name}`: {reason}")]
+    Values {
+        /// The weight.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
     /// A source gave too few or too many bytes.
     #[error("weight `{name}`: its shape takes {expected} bytes, its source gave {found}")]
     Length {
@@ -169,7 +177,10 @@ pub fn stage_engine(
         if found > len || (result.is_ok() && found < len) {
             return Err(EngineWriteError::Length { name: name.clone(), expected: len, found });
         }
-        result.map_err(|source| EngineWriteError::Source { path: path.to_owned(), name: name.clone(), source })?;
+        result.map_err(|source| match source.kind() {
+            io::ErrorKind::InvalidData => EngineWriteError::Values { name: name.clone(), reason: source.to_string() },
+            _ => EngineWriteError::Source { path: path.to_owned(), name: name.clone(), source },
+        })?;
         written += pad + len;
         if let Some(record) = manifest.tensors.get_mut(name) {
             record.blake3 = hash.into();
@@ -401,6 +412,21 @@ mod tests {
             assert!(matches!(error, EngineWriteError::Length { expected: 24, found, .. } if found == bytes as u64));
             assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn stage_engine_with_values_that_have_no_stored_form_names_the_weight() {
+        struct Refusing;
+        impl WeightSource for Refusing {
+            fn write_to(&self, _: &mut dyn Write) -> io::Result<()> {
+                Err(io::Error::new(io::ErrorKind::InvalidData, "a value is not finite"))
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let weights = [EngineWeight { source: Box::new(Refusing), ..weight("a.weight", Dtype::F32, &[2, 3], 24) }];
+        let error = stage_engine(&dir.path().join("a"), manifest(), &weights, &[], &mut |_| {}).err().unwrap();
+        assert_eq!(error.to_string(), "weight `a.weight`: a value is not finite");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::passes::{is_onnx, label, order};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 use operators::{Operator, operator};
 
+pub(crate) use known::DOMAINS;
 pub(crate) use operators::result_type;
 
 /// No more findings than this are collected.
@@ -390,12 +391,8 @@ impl<'a> Checker<'a> {
 
     /// Version of the node's operator set; its absence is a finding, once per domain.
     fn opset(&mut self, node: &Node) -> Option<i64> {
-        let opsets = &self.model.opsets;
-        let version = if is_onnx(node) {
-            opsets.get("").or_else(|| opsets.get("ai.onnx")).copied()
-        } else {
-            opsets.get(&node.domain).copied()
-        };
+        let model = self.model;
+        let version = if is_onnx(node) { model.opset() } else { model.opsets.get(&node.domain).copied() };
         let domain = if is_onnx(node) { "ai.onnx" } else { &node.domain };
         if version.is_none() && self.domains.insert(domain.to_owned()) {
             let (node, op_type) = (label(node), node.op_type.clone());

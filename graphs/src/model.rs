@@ -147,6 +147,13 @@ pub struct Node {
     pub metadata: IndexMap<String, String>,
 }
 
+impl Model {
+    /// Version of ONNX's own operator set.
+    pub fn opset(&self) -> Option<i64> {
+        self.opsets.get("").or_else(|| self.opsets.get("ai.onnx")).copied()
+    }
+}
+
 impl Node {
     /// The integer attribute `name`, if it is there and an integer.
     pub fn int(&self, name: &str) -> Option<i64> {

@@ -58,10 +58,13 @@ impl Blocks {
 
     fn block(&self, bytes: &[u8], part: Part, line: &mut Vec<u8>) -> io::Result<()> {
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-        let largest = values.clone().fold(0.0f32, |m, v| if v.is_nan() { f32::NAN } else { m.max(v.abs()) });
-        if !largest.is_finite() {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a value is not finite and has no 8-bit form"));
+        if values.clone().any(|v| !v.is_finite()) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "a value is not finite and has no 8-bit form; expected finite values: leave --int8 out, or export the model again",
+            ));
         }
+        let largest = values.clone().fold(0.0f32, |m, v| m.max(v.abs()));
         let scale = largest / 127.0;
         let quantized =
             values.map(|v| if scale > 0.0 { (v / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 });
@@ -114,10 +117,12 @@ mod tests {
 
     #[test]
     fn quantized_matrix_with_nan_or_infinity_is_refused() {
-        for bad in [f32::NAN, f32::INFINITY] {
-            let bytes: Vec<u8> = [1.0, bad].iter().flat_map(|v| v.to_le_bytes()).collect();
-            let layout = Blocks { rows: 1, cols: 2, block: 2 };
-            assert!(TensorData::raw(bytes).quantized(layout, Part::Values).to_bytes().is_err());
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for values in [[bad, 1.0], [1.0, bad]] {
+                let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let layout = Blocks { rows: 1, cols: 2, block: 2 };
+                assert!(TensorData::raw(bytes).quantized(layout, Part::Values).to_bytes().is_err(), "{values:?}");
+            }
         }
     }
 }

@@ -213,7 +213,12 @@ impl Reader<'_> {
             AttributeType::Ints => Attribute::Ints(proto.ints),
             AttributeType::Floats => Attribute::Floats(proto.floats),
             AttributeType::Tensor => Attribute::Tensor(self.tensor(label, proto.t.take().unwrap_or_default())?),
-            AttributeType::Graph => Attribute::Graph(Box::new(self.graph(proto.g.take().unwrap_or_default())?)),
+            AttributeType::Graph => {
+                let mut body = self.graph(proto.g.take().unwrap_or_default())?;
+                // Only those of the main graph are weights.
+                body.initializers.values_mut().for_each(|value| value.external = false);
+                Attribute::Graph(Box::new(body))
+            }
             AttributeType::Graphs => {
                 return Err(ReadError::Unsupported {
                     what: format!("attribute `{label}`: a list of graphs"),

@@ -1,9 +1,9 @@
 //! The variants of a graph that an engine stores.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
-use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches};
+use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches, rename_uses};
 use v2l_graphs::{Attribute, DataType, Location, Model, Node, apply_precision, encode_model};
 use v2l_runtime::engine::manifest::{
     Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
@@ -132,7 +132,8 @@ pub(super) fn compile_stages(
 /// The f32 graph whose weights have the type that `stored` says, each narrow one behind one Cast to float32.
 pub(crate) fn stored_variant(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
     let mut model = model.clone();
-    let mut casts = Vec::new();
+    let mut casts = HashMap::new();
+    let mut nodes = Vec::new();
     for (name, value) in model.graph.initializers.iter_mut().filter(|(_, w)| w.external) {
         let stored = stored(name);
         if stored == value.dtype {
@@ -140,23 +141,19 @@ pub(crate) fn stored_variant(model: &Model, stored: &dyn Fn(&str) -> DataType) -
         }
         value.data = value.data.clone().converted(value.dtype, stored);
         value.dtype = stored;
-        casts.push(name.clone());
+        let widened = format!("{name}.float32");
+        nodes.push(Node {
+            name: format!("{name}/Cast"),
+            op_type: "Cast".into(),
+            inputs: vec![name.clone()],
+            outputs: vec![widened.clone()],
+            attributes: [("to".to_owned(), Attribute::Int(DataType::Float.onnx().into()))].into_iter().collect(),
+            ..Node::default()
+        });
+        casts.insert(name.clone(), widened);
     }
-    let widened = |name: &str| format!("{name}.float32");
-    for node in &mut model.graph.nodes {
-        for input in node.inputs.iter_mut().filter(|i| casts.contains(i)) {
-            *input = widened(input);
-        }
-    }
-    let nodes = casts.iter().map(|name| Node {
-        name: format!("{name}/Cast"),
-        op_type: "Cast".into(),
-        inputs: vec![name.clone()],
-        outputs: vec![widened(name)],
-        attributes: [("to".to_owned(), Attribute::Int(DataType::Float.onnx().into()))].into_iter().collect(),
-        ..Node::default()
-    });
-    model.graph.nodes.splice(0..0, nodes.collect::<Vec<_>>());
+    rename_uses(&mut model.graph, &casts);
+    model.graph.nodes.splice(0..0, nodes);
     v2l_graphs::passes::infer_shapes(&mut model);
     model
 }

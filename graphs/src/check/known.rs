@@ -17,7 +17,7 @@ pub struct UnsupportedOperator {
 }
 
 /// Domains beside ONNX's own whose operators ONNX Runtime brings along.
-const DOMAINS: [&str; 2] = ["com.microsoft", "ai.onnx.ml"];
+pub(crate) const DOMAINS: [&str; 2] = ["com.microsoft", "ai.onnx.ml"];
 
 /// The operators of ONNX's own domain and the operator set in which each came, sorted by name.
 #[rustfmt::skip]
@@ -75,7 +75,7 @@ const SAME: [(&str, &str); 8] = [
 /// later operator set than the model imports. One finding per operator, in the order of the graph.
 pub fn unsupported_operators(model: &Model) -> Vec<UnsupportedOperator> {
     let functions: HashSet<(&str, &str)> = model.functions.iter().map(|f| (f.0.domain(), f.0.name())).collect();
-    let opset = model.opsets.get("").copied();
+    let opset = model.opset();
     let mut found: Vec<UnsupportedOperator> = Vec::new();
     visit(&model.graph, &mut |node| {
         let local = functions.contains(&(node.domain.as_str(), node.op_type.as_str()));

@@ -7,7 +7,9 @@ use indexmap::IndexMap;
 use super::PassError;
 use super::evaluate::permutation;
 use super::transforms::{Record, Transform};
-use super::walk::{defined_names, forget_types, is_onnx, only_output, output_names, remove_nodes, rename_uses};
+use super::walk::{
+    defined_names, forget_types, free_name, is_onnx, only_output, output_names, remove_nodes, rename_uses,
+};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// Folds `Transpose` of a matrix, `Cast` between floating-point types, `Identity` and `Constant` between a weight and
@@ -180,16 +182,6 @@ fn read_names(graph: &Graph, skip: &HashSet<usize>) -> HashSet<String> {
     let nodes = graph.nodes.iter().enumerate().filter(|(i, _)| !skip.contains(i));
     let reads = nodes.flat_map(|(_, n)| n.uses()).map(str::to_owned);
     reads.chain(output_names(graph)).collect()
-}
-
-fn free_name(wanted: &str, taken: &mut HashSet<String>) -> String {
-    let mut name = wanted.to_owned();
-    let mut count = 2;
-    while !taken.insert(name.clone()) {
-        name = format!("{wanted}_{count}");
-        count += 1;
-    }
-    name
 }
 
 fn transformed(weight: Initializer, form: Transform) -> Initializer {

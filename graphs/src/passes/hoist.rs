@@ -5,6 +5,8 @@
 //! prologue; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table. Vectors and LoRA
 //! factors among the fixed inputs are *settings*: either graph may read them besides.
 //!
+//! What is drawn at random is drawn in every step: it counts as latent.
+//!
 //! A stage is made only where it takes a matrix product along, and an operator at its end that only repeats or
 //! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
 //! what it was made from.
@@ -13,6 +15,7 @@ mod rows;
 
 use std::collections::{HashMap, HashSet};
 
+use super::walk::is_random;
 use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
 use crate::{Dim, Graph, Model, Node, TensorType, ValueInfo};
 
@@ -104,7 +107,8 @@ impl<'a> Kinds<'a> {
     }
 
     fn of(&self, node: &Node) -> u8 {
-        node.uses().fold(0, |kind, value| kind | self.of.get(value).copied().unwrap_or(0))
+        let own = if is_random(node) { LATENT } else { 0 };
+        node.uses().fold(own, |kind, value| kind | self.of.get(value).copied().unwrap_or(0))
     }
 
     /// The first extent of the timesteps, and every input with a row for each.

@@ -2,12 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::walk::{forget_types, is_onnx, output_names, remove_nodes, rename_uses};
+use super::walk::{bodies, forget_types, is_onnx, is_random, output_names, remove_nodes, rename_uses};
 use crate::{Attribute, DataType, Graph, Model, Node};
-
-/// Operators whose equal calls may give different results.
-const RANDOM: [&str; 7] =
-    ["Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
 
 /// Small constants larger than this are not compared.
 const COMPARED_BYTES: usize = 64 << 10;
@@ -15,7 +11,7 @@ const COMPARED_BYTES: usize = 64 << 10;
 /// Merges small constants of equal type, shape and bytes, and nodes of ONNX's own domain that apply the same operator with
 /// the same attributes to the same values; returns how many nodes and constants went.
 ///
-/// The first stays. Weights, random operators, nodes with bodies, tensors or unknown attributes, and producers of graph
+/// The first stays. Weights, what a `MatMul`, `Gemm` or `Conv` multiplies by whatever its size, random operators, nodes with bodies, tensors or unknown attributes, and producers of graph
 /// outputs are left alone. The nodes must be sorted. Costs time linear in the graph; no weight bytes are read.
 pub fn merge_duplicates(model: &mut Model) -> usize {
     let graph = &mut model.graph;
@@ -25,12 +21,13 @@ pub fn merge_duplicates(model: &mut Model) -> usize {
 fn merge_constants(graph: &mut Graph) -> usize {
     // An initializer that is also an input is only its default.
     let inputs: HashSet<&str> = graph.inputs.iter().map(|i| i.name.as_str()).collect();
-    let outputs = output_names(graph);
+    let mut kept = output_names(graph);
+    collect_factors(graph, &mut kept);
     let mut first: HashMap<(DataType, Vec<usize>, Vec<u8>), String> = HashMap::new();
     let mut renames = HashMap::new();
     for (name, value) in &graph.initializers {
         let small = !value.external && value.data.len() <= COMPARED_BYTES;
-        if !small || inputs.contains(name.as_str()) || outputs.contains(name) {
+        if !small || inputs.contains(name.as_str()) || kept.contains(name) {
             continue;
         }
         let Ok(bytes) = value.data.to_bytes() else { continue };
@@ -44,6 +41,16 @@ fn merge_constants(graph: &mut Graph) -> usize {
     rename_uses(graph, &renames);
     graph.initializers.retain(|name, _| !renames.contains_key(name));
     renames.len()
+}
+
+/// What linear layers multiply by: an adapter may change the matrix of one and not that of another.
+fn collect_factors(graph: &Graph, names: &mut HashSet<String>) {
+    for node in &graph.nodes {
+        if is_onnx(node) && matches!(&node.op_type[..], "Conv" | "Gemm" | "MatMul") {
+            names.extend(node.inputs.get(1).cloned());
+        }
+        bodies(node).for_each(|body| collect_factors(body, names));
+    }
 }
 
 fn merge_nodes(graph: &mut Graph) -> usize {
@@ -71,7 +78,7 @@ fn merge_nodes(graph: &mut Graph) -> usize {
 
 /// What two nodes must have in common; `None` for a node that is left alone.
 fn key(node: &Node, renames: &HashMap<String, String>) -> Option<String> {
-    if !is_onnx(node) || RANDOM.contains(&node.op_type.as_str()) || node.outputs.iter().any(String::is_empty) {
+    if !is_onnx(node) || is_random(node) || node.outputs.iter().any(String::is_empty) {
         return None;
     }
     let mut attributes: Vec<String> = Vec::with_capacity(node.attributes.len());
@@ -123,6 +130,21 @@ mod tests {
         assert_eq!(nodes, expected);
         crate::check::check(&model).unwrap();
         assert_eq!(merge_duplicates(&mut model), 0);
+    }
+
+    #[test]
+    fn merge_duplicates_leaves_equal_matrices_of_two_layers_apart() {
+        let mut b = Builder::new("g");
+        let mut x = b.input("x", DataType::Float, [Dim::from("n"), 2.into()]);
+        for (op, name) in [("MatMul", "l1"), ("MatMul", "l2"), ("Gemm", "l3"), ("Add", "c1"), ("Add", "c2")] {
+            let value = b.initializer(name, Initializer::inline(DataType::Float, &[2, 2], vec![0; 16]));
+            x = b.op(op, &[&x, &value]);
+        }
+        b.output("y", &x, DataType::Float, [Dim::from("n"), 2.into()]);
+        let mut model = b.finish().unwrap();
+        assert_eq!(merge_duplicates(&mut model), 1);
+        let read: Vec<&str> = model.graph.nodes.iter().map(|n| n.inputs[1].as_str()).collect();
+        assert_eq!(read, ["l1", "l2", "l3", "c1", "c1"]);
     }
 
     #[test]

@@ -40,8 +40,8 @@ pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
 pub(crate) use lower_ort::CONTRIB;
 pub(crate) use topological_sort::order;
-pub use walk::label;
-pub(crate) use walk::{defined_names, is_onnx, rename_uses};
+pub(crate) use walk::{defined_names, is_onnx};
+pub use walk::{label, rename_uses};
 
 use crate::Model;
 

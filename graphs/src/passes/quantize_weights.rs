@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use super::infer_shapes;
 use super::lower_ort::CONTRIB;
 use super::walk::{is_onnx, label};
 use crate::quantize::{Blocks, Part};
@@ -57,33 +58,52 @@ fn layout(node: &Node, weight: &Initializer, block: usize) -> Option<(Blocks, bo
 /// Gives the layers over `names` 8-bit weights, `MatMulNBits` of ONNX Runtime's own; returns how many layers changed.
 ///
 /// Blocks are of 32, 64, 128 or 256 inputs. The f32 matrices are gone from the graph; values and scales are made from them
-/// while they are written.
+/// while they are written. A bias that is no constant vector of a number per output feature is added behind the product.
 pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> usize {
     let graph = &mut model.graph;
     let mut made: HashMap<&str, (Blocks, bool)> = HashMap::new();
-    let mut changed = 0;
-    for node in &mut graph.nodes {
-        let Some(name) = node.inputs.get(1).and_then(|name| names.iter().find(|n| *n == name)) else { continue };
-        let Some((layout, turned)) = layout(node, &graph.initializers[name], block) else { continue };
+    let (mut changed, mut added) = (0, 0);
+    let mut nodes = Vec::with_capacity(graph.nodes.len());
+    for node in std::mem::take(&mut graph.nodes) {
+        let name = node.inputs.get(1).and_then(|name| names.iter().find(|n| *n == name));
+        let cut = name.and_then(|name| Some((name, layout(&node, &graph.initializers[name], block)?)));
+        let Some((name, (layout, turned))) = cut else {
+            nodes.push(node);
+            continue;
+        };
         made.insert(name, (layout, turned));
-        let bias = node.inputs.get(2).filter(|bias| !bias.is_empty()).cloned();
         let mut inputs = vec![node.inputs[0].clone(), format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}")];
-        if let Some(bias) = bias {
-            inputs.extend([String::new(), String::new(), bias]);
+        let (mut output, mut sum) = (node.outputs[0].clone(), None);
+        if let Some(bias) = node.inputs.get(2).filter(|bias| !bias.is_empty()).cloned() {
+            if graph.initializers.get(&bias).is_some_and(|value| value.shape == [layout.rows]) {
+                inputs.extend([String::new(), String::new(), bias]);
+            } else {
+                let product = format!("{output}/product");
+                sum = Some(Node {
+                    name: format!("{output}/Add"),
+                    op_type: "Add".into(),
+                    inputs: vec![product.clone(), bias],
+                    outputs: vec![std::mem::replace(&mut output, product)],
+                    ..Node::default()
+                });
+            }
         }
         let int = |n: usize| Attribute::Int(n as i64);
         let attributes = [("K", layout.cols), ("N", layout.rows), ("bits", 8), ("block_size", block)];
-        *node = Node {
-            name: label(node),
+        nodes.push(Node {
+            name: label(&node),
             op_type: "MatMulNBits".into(),
             domain: CONTRIB.into(),
             inputs,
-            outputs: node.outputs.clone(),
+            outputs: vec![output],
             attributes: attributes.into_iter().map(|(name, n)| (name.to_owned(), int(n))).collect(),
-            metadata: node.metadata.clone(),
-        };
+            metadata: node.metadata,
+        });
+        added += usize::from(sum.is_some());
+        nodes.extend(sum);
         changed += 1;
     }
+    graph.nodes = nodes;
     let initializers = std::mem::take(&mut graph.initializers);
     for (name, weight) in initializers {
         let Some((layout, turned)) = made.get(name.as_str()) else {
@@ -103,6 +123,9 @@ pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> us
     }
     if changed > 0 {
         model.opsets.insert(CONTRIB.to_owned(), 1);
+    }
+    if added > 0 {
+        infer_shapes(model);
     }
     changed
 }
@@ -124,5 +147,41 @@ pub fn restore_quantized(model: &mut Model, names: &[String], block: usize) {
             false => data.quantized(cut, Part::Restored),
         };
         graph.initializers[name].data = data;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, TensorData};
+
+    #[test]
+    fn bias_that_is_no_vector_is_added_behind_the_product() {
+        for (shape, operators) in [
+            (&[4][..], &["MatMulNBits"][..]),
+            (&[], &["MatMulNBits", "Add"]),
+            (&[1], &["MatMulNBits", "Add"]),
+            (&[1, 4], &["MatMulNBits", "Add"]),
+            (&[2, 1], &["MatMulNBits", "Add"]),
+        ] {
+            let mut b = Builder::new("g");
+            let x = b.input("x", DataType::Float, [2usize, 32]);
+            let w = Initializer::weight(DataType::Float, &[4, 32], TensorData::raw(vec![0; 512]));
+            let w = b.initializer("w", w);
+            let bias = b.floats(shape, &vec![0.5; shape.iter().product()]);
+            let y = b.node("Gemm", &[&x, &w, &bias]).attr("transB", 1).out();
+            b.output("y", &y, DataType::Float, [2usize, 4]);
+            let mut model = b.finish().unwrap();
+            model.graph.nodes[0].name.clear();
+            let names = quantizable(&model.graph, 32);
+            assert_eq!(quantize_weights(&mut model, &names, 32), 1);
+            let made: Vec<&str> = model.graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
+            assert_eq!(made, operators, "{shape:?}");
+            assert_eq!(model.graph.nodes[0].name, "Gemm -> y");
+            assert_eq!(model.graph.nodes.last().unwrap().outputs, ["y"]);
+            let recorded = model.graph.value_info.iter().find(|info| info.name == "y/product");
+            assert_eq!(recorded.is_some(), operators.len() > 1);
+            crate::check::check(&model).unwrap();
+        }
     }
 }

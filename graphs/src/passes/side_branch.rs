@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::walk::{is_onnx, label};
+use super::walk::{bodies, is_onnx, label};
 use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 
 /// A linear layer that gets a branch.
@@ -98,14 +98,6 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
         declare(&mut model.graph, slot);
     }
     Ok(wanted.len())
-}
-
-/// The graphs that a node holds.
-fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
-    node.attributes.values().filter_map(|attribute| match attribute {
-        Attribute::Graph(body) => Some(&**body),
-        _ => None,
-    })
 }
 
 /// Every value that a body's nodes read, and those of the bodies in it.

@@ -3,11 +3,11 @@
 use std::collections::{HashMap, HashSet};
 
 use super::tensor::{Tensor, axis};
-use super::walk::{defined_names, is_onnx, output_names, remove_nodes, rename_uses};
+use super::walk::{defined_names, free_name, is_onnx, output_names, remove_nodes, rename_uses};
 use crate::{Graph, Initializer, Model, Node};
 
 /// Replaces `Split` and `Slice` of a weight matrix along its rows by initializers of those rows, called
-/// `<weight>.rows_<start>_<end>`, and returns how many nodes went. Bytes are shared, not copied.
+/// `<weight>.rows_<start>_<end>`, with a number behind it if that is taken, and returns how many nodes went. Bytes are shared, not copied.
 ///
 /// Weights are those of [`super::fold_weight_layout`]. Nodes with a step other than 1, with sizes that are no constants, or
 /// that make graph outputs stay, as do rows of a weight that is itself transformed.
@@ -16,24 +16,21 @@ pub fn split_weights(model: &mut Model) -> usize {
     let outputs = output_names(graph);
     let mut taken = defined_names(graph);
     let (mut renames, mut folded) = (HashMap::new(), HashSet::new());
+    let mut made: HashMap<String, String> = HashMap::new();
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
         if node.outputs.iter().any(|o| outputs.contains(o)) {
             continue;
         }
         let Some(parts) = parts(graph, node) else { continue };
-        for (output, name, part) in parts {
-            let name = match graph.initializers.get(&name) {
-                // Read twice: the first one serves.
-                Some(known) if known.shape == part.shape => name,
-                Some(_) => continue,
-                None => {
-                    taken.insert(name.clone());
-                    graph.initializers.insert(name.clone(), part);
-                    name
-                }
-            };
-            renames.insert(output, name);
+        for (output, wanted, part) in parts.into_iter().filter(|(output, ..)| !output.is_empty()) {
+            // Read twice: the first one serves.
+            let name = made.entry(wanted).or_insert_with_key(|wanted| {
+                let name = free_name(wanted, &mut taken);
+                graph.initializers.insert(name.clone(), part);
+                name
+            });
+            renames.insert(output, name.clone());
         }
         folded.insert(index);
     }
@@ -42,7 +39,7 @@ pub fn split_weights(model: &mut Model) -> usize {
     folded.len()
 }
 
-/// Output, new name and rows of each part.
+/// Output, wanted name and rows of each part.
 fn parts(graph: &Graph, node: &Node) -> Option<Vec<(String, String, Initializer)>> {
     let source = node.inputs.first()?;
     let weight = graph.initializers.get(source)?;
@@ -60,7 +57,8 @@ fn parts(graph: &Graph, node: &Node) -> Option<Vec<(String, String, Initializer)
                 return None;
             }
             let count = node.outputs.len();
-            let sizes = match constant(1)? {
+            // Older operator sets had the sizes as an attribute.
+            let sizes = match constant(1)?.or_else(|| node.ints("split").map(<[i64]>::to_vec)) {
                 Some(sizes) => sizes.into_iter().map(|s| usize::try_from(s).ok()).collect::<Option<Vec<_>>>()?,
                 None => vec![rows.checked_div(count).filter(|each| each * count == rows)?; count],
             };
@@ -101,7 +99,7 @@ fn parts(graph: &Graph, node: &Node) -> Option<Vec<(String, String, Initializer)
 mod tests {
     use super::*;
     use crate::passes::optimize;
-    use crate::{Builder, DataType, TensorData};
+    use crate::{Builder, DataType, Dim, TensorData};
 
     fn weight(b: &mut Builder) -> crate::Value {
         let bytes: Vec<u8> = (0..12).flat_map(|i| (i as f32).to_le_bytes()).collect();
@@ -126,6 +124,44 @@ mod tests {
         let expected: Vec<u8> = [8f32, 10., 9., 11.].iter().flat_map(|v| v.to_le_bytes()).collect();
         assert_eq!((last.shape.as_slice(), &last.data.to_bytes().unwrap()[..]), (&[2, 2][..], &expected[..]));
         assert!(!model.graph.initializers.contains_key("w"));
+    }
+
+    #[test]
+    fn parts_keep_clear_of_weights_that_have_their_names() {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [1usize, 2]);
+        let w = weight(&mut b);
+        let other = Initializer::weight(DataType::Float, &[2, 2], TensorData::raw(vec![0; 16]));
+        let other = b.initializer("w.rows_0_2", other);
+        let sizes = b.ints(&[2, 4]);
+        let [half, again] = [(); 2].map(|()| b.node("Split", &[&w, &sizes]).outs(2)[0].clone());
+        for (at, part) in [&half, &again, &other].into_iter().enumerate() {
+            let y = b.op("MatMul", &[&x, part]);
+            b.output(&format!("y{at}"), &y, DataType::Float, [1usize, 2]);
+        }
+        let mut model = b.finish().unwrap();
+        model.graph.nodes[0].outputs[1].clear();
+        assert_eq!(split_weights(&mut model), 2);
+        let read: Vec<&str> = model.graph.nodes.iter().map(|n| n.inputs[1].as_str()).collect();
+        assert_eq!(read, ["w.rows_0_2_2", "w.rows_0_2_2", "w.rows_0_2"]);
+        let part = model.graph.initializers["w.rows_0_2_2"].data.to_bytes().unwrap();
+        assert_eq!(&part[..], [0f32, 1., 2., 3.].map(f32::to_le_bytes).concat());
+        assert_eq!(model.graph.initializers["w.rows_2_6"].shape, [4, 2]);
+    }
+
+    #[test]
+    fn sizes_in_an_attribute_count() {
+        let mut b = Builder::new("g");
+        let w = weight(&mut b);
+        let parts = b.node("Split", &[&w]).attr("split", vec![4, 2]).outs(2);
+        for (at, part) in parts.iter().enumerate() {
+            let y = b.op("Relu", &[part]);
+            b.output(&format!("y{at}"), &y, DataType::Float, [Dim::from("n"), 2.into()]);
+        }
+        let mut model = b.finish().unwrap();
+        assert_eq!(split_weights(&mut model), 1);
+        assert_eq!(model.graph.nodes[0].inputs, ["w.rows_0_4"]);
+        assert_eq!(model.graph.nodes[1].inputs, ["w.rows_4_6"]);
     }
 
     #[test]

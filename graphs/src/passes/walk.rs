@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::check::DOMAINS;
 use crate::{Attribute, Graph, Node};
 
 /// What an error calls a node: its name, or for a nameless one its operator and first output.
@@ -30,6 +31,30 @@ pub(super) fn output_names(graph: &Graph) -> HashSet<String> {
     graph.outputs.iter().map(|o| o.name.clone()).collect()
 }
 
+/// Operators that may give another result each time.
+const RANDOM: [&str; 6] =
+    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
+
+/// True unless the node, bodies included, gives the same result for the same inputs each time. A call of a model-local
+/// function is not looked into, and counts as one that may not.
+pub(super) fn is_random(node: &Node) -> bool {
+    let random = match &node.domain[..] {
+        // With a third input it may be in training mode.
+        "" | "ai.onnx" if node.op_type == "Dropout" => node.inputs.get(2).is_some_and(|mode| !mode.is_empty()),
+        "" | "ai.onnx" => RANDOM.contains(&&node.op_type[..]),
+        domain => !DOMAINS.contains(&domain),
+    };
+    random || bodies(node).any(|body| body.nodes.iter().any(is_random))
+}
+
+/// The graphs in a node's attributes.
+pub(super) fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
+    node.attributes.values().filter_map(|a| match a {
+        Attribute::Graph(g) => Some(&**g),
+        _ => None,
+    })
+}
+
 /// The graphs in a node's attributes.
 pub(super) fn bodies_mut(node: &mut Node) -> impl Iterator<Item = &mut Graph> {
     node.attributes.values_mut().filter_map(|a| match a {
@@ -50,16 +75,23 @@ fn collect_defined(graph: &Graph, names: &mut HashSet<String>) {
     names.extend(graph.initializers.keys().cloned());
     for node in &graph.nodes {
         names.extend(node.outputs.iter().cloned());
-        for attribute in node.attributes.values() {
-            if let Attribute::Graph(body) = attribute {
-                collect_defined(body, names);
-            }
-        }
+        bodies(node).for_each(|body| collect_defined(body, names));
     }
 }
 
+/// `wanted`, with a number behind it if that is taken; it is taken from then on.
+pub(super) fn free_name(wanted: &str, taken: &mut HashSet<String>) -> String {
+    let mut name = wanted.to_owned();
+    let mut count = 2;
+    while !taken.insert(name.clone()) {
+        name = format!("{wanted}_{count}");
+        count += 1;
+    }
+    name
+}
+
 /// Lets every reader of `from` read `to` instead, also inside bodies, unless the body defines `from` itself.
-pub(crate) fn rename_uses(graph: &mut Graph, renames: &HashMap<String, String>) {
+pub fn rename_uses(graph: &mut Graph, renames: &HashMap<String, String>) {
     for node in &mut graph.nodes {
         for input in &mut node.inputs {
             if let Some(to) = renames.get(input) {

@@ -1,5 +1,7 @@
 use super::*;
-use crate::{Builder, DataType, Dim, Initializer, Model, TensorData, check};
+use half::f16;
+
+use crate::{Attribute, Builder, DataType, Dim, Initializer, Model, TensorData, check};
 
 const F32: DataType = DataType::Float;
 const F16: DataType = DataType::Float16;
@@ -128,7 +130,7 @@ fn emulate_precision_rounds_behind_each_16_bit_node_and_keeps_names() {
     assert_eq!(first.dtype, F32);
     let bytes = first.data.to_bytes().unwrap();
     let third = f32::from_le_bytes(bytes[12..16].try_into().unwrap());
-    assert_eq!(third, half::f16::from_f32(3.0 / 7.0).to_f32(), "weights are rounded as they are stored");
+    assert_eq!(third, f16::from_f32(3.0 / 7.0).to_f32(), "weights are rounded as they are stored");
 }
 
 #[test]
@@ -175,4 +177,78 @@ fn node_labels_are_unique_where_names_are_not() {
     }
     model.graph.nodes[2].name.clear();
     assert_eq!(node_labels(&model.graph), ["Gemm -> Gemm", "Sqrt -> Sqrt", "Mul -> Mul", "Gemm_1"]);
+}
+
+/// `y = If(flag) Relu(c · w) else −c`, `c` a float16 cast of the float32 input `x`, all of it in float16 but `x`.
+fn branching() -> Model {
+    let body = |b: Builder| b.finish().unwrap().graph;
+    let (c, w) = (crate::Value::from("Cast"), crate::Value::from("w"));
+    let mut b = Builder::new("then");
+    let half = b.initializer("half", Initializer::inline(F16, &[], f16::from_f32(0.5).to_le_bytes().to_vec()));
+    let product = b.op("MatMul", &[&c, &w]);
+    let scaled = b.op("Mul", &[&product, &half]);
+    let back = b.scope("then", |b| {
+        let rounded = b.cast(&scaled, BF16);
+        b.cast(&rounded, F16)
+    });
+    let then = b.op("Relu", &[&back]);
+    b.output("then_y", &then, F16, [Dim::from("n"), Dim::Fixed(4)]);
+    let then = body(b);
+    let mut b = Builder::new("else");
+    let other = b.op("Neg", &[&c]);
+    b.output("else_y", &other, F16, [Dim::from("n"), Dim::Fixed(4)]);
+    let other = body(b);
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(4)]);
+    let flag = b.input("flag", DataType::Bool, [0usize; 0]);
+    let data = TensorData::raw(vec![0; 32]);
+    b.initializer("w", Initializer::weight(F16, &[4, 4], data));
+    b.cast(&x, F16);
+    let graph = |graph| Attribute::Graph(Box::new(graph));
+    let y = b.node("If", &[&flag]).attr("then_branch", graph(then)).attr("else_branch", graph(other)).out();
+    b.output("y", &y, F16, [Dim::from("n"), Dim::Fixed(4)]);
+    b.finish().unwrap()
+}
+
+#[test]
+fn raise_precision_reaches_into_bodies_and_renames_what_they_capture() {
+    let mut model = branching();
+    assert!(uses_narrow_floats(&model.graph));
+    raise_precision(&mut model);
+    assert!(!uses_narrow_floats(&model.graph));
+    check::check(&model).unwrap();
+    assert_eq!(model.graph.nodes.len(), 1, "the cast is gone");
+    let body = |name: &str| match &model.graph.nodes[0].attributes[name] {
+        Attribute::Graph(body) => (**body).clone(),
+        other => panic!("{other:?}"),
+    };
+    let lines: Vec<String> = ["then_branch", "else_branch"]
+        .iter()
+        .flat_map(|name| body(name).nodes)
+        .map(|n| format!("{}({})", n.op_type, n.inputs.join(", ")))
+        .collect();
+    // A body does not know the types of what it captures: one cast, to the type that is there, stays.
+    assert_eq!(lines, ["MatMul(x, w)", "Mul(MatMul, half)", "Cast(Mul)", "Relu(then/Cast)", "Neg(x)"]);
+    assert_eq!(body("then_branch").initializers["half"].dtype, F32);
+}
+
+#[test]
+fn raise_precision_keeps_what_bodies_read_of_an_output_that_was_cast() {
+    let mut b = Builder::new("body");
+    let inner = b.op("Neg", &[&"Relu".into()]);
+    b.output("inner", &inner, F32, [4usize]);
+    let body = b.finish().unwrap().graph;
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [4usize]);
+    let flag = b.input("flag", DataType::Bool, [0usize; 0]);
+    let made = b.op("Relu", &[&x]);
+    let cast = b.cast(&made, F16);
+    b.output("y", &cast, F16, [4usize]);
+    let graph = || Attribute::Graph(Box::new(body.clone()));
+    let z = b.node("If", &[&flag]).attr("then_branch", graph()).attr("else_branch", graph()).out();
+    b.output("z", &z, F32, [4usize]);
+    let mut model = b.finish().unwrap();
+    raise_precision(&mut model);
+    assert_eq!(nodes(&model), ["y = Relu(x)", "z = If(flag)"]);
+    check::check(&model).unwrap();
 }

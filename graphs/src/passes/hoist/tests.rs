@@ -106,3 +106,31 @@ fn hoist_without_a_step_input_changes_nothing() {
     let found = hoist(&mut model, &["other".to_owned()], &Passes::default());
     assert!(found.prologue.is_none() && found.times.is_none());
 }
+
+#[test]
+fn hoist_leaves_what_is_random_and_what_depends_on_it_in_the_step() {
+    for (op, inputs, random) in [("RandomNormalLike", 1, true), ("Dropout", 3, true), ("Dropout", 1, false)] {
+        let mut b = Builder::new("step");
+        let x = b.input("x", DataType::Float, [Dim::from("n"), 4.into()]);
+        let text = b.input("text", DataType::Float, [Dim::from("n"), 4.into()]);
+        let w = Initializer::weight(DataType::Float, &[4, 4], TensorData::raw(vec![0; 64]));
+        let w = b.initializer("w", w);
+        let projected = b.op("MatMul", &[&text, &w]);
+        let training = b.initializer("training", Initializer::inline(DataType::Bool, &[], vec![1]));
+        let ratio = b.float(0.5);
+        let noise = b.node(op, &[&projected, &ratio, &training][..inputs]).attr("seed", 1.0f32).out();
+        let noisy = b.op("Add", &[&projected, &noise]);
+        let y = b.op("Add", &[&x, &noisy]);
+        b.output("y", &y, DataType::Float, [Dim::from("n"), 4.into()]);
+        let mut model = b.finish().unwrap();
+        for value in ["RandomNormalLike", "Dropout"] {
+            let ty = Some(TensorType { dtype: DataType::Float, shape: Some(vec!["n".into(), 4.into()]) });
+            model.graph.value_info.push(ValueInfo { name: value.into(), ty });
+        }
+        infer_shapes(&mut model);
+        let prologue = hoist(&mut model, &["x".to_owned()], &Passes::default()).prologue.unwrap();
+        let crosses = if random { "MatMul" } else { "Add" };
+        assert_eq!(names(&prologue.graph.outputs), [crosses], "{op} of {inputs}");
+        assert_eq!(model.graph.nodes.iter().filter(|n| n.op_type == op).count(), usize::from(random));
+    }
+}

@@ -26,9 +26,11 @@ struct Match<'a> {
 pub(super) fn lower(model: &mut Model) -> usize {
     let graph = model.graph.clone();
     let links = Links::new(&graph);
+    // Up to operator set 12 it is the first of the axes that are taken together.
+    let softmax_axis = model.opset().map(|version| if version < 13 { 1 } else { -1 });
     let mut found = HashMap::new();
     for (at, transpose) in graph.nodes.iter().enumerate() {
-        if let Some(matched) = find(&links, transpose) {
+        if let Some(matched) = find(&links, softmax_axis, transpose) {
             found.insert(at, rewrite(model, &links, &matched));
         }
     }
@@ -37,11 +39,14 @@ pub(super) fn lower(model: &mut Model) -> usize {
     count
 }
 
-fn find<'a>(links: &Links<'a>, transpose: &'a Node) -> Option<Match<'a>> {
+fn find<'a>(links: &Links<'a>, softmax_axis: Option<i64>, transpose: &'a Node) -> Option<Match<'a>> {
     let mixed = links.transposed(transpose.outputs.first()?, &SWAP)?;
     let product = links.made_by(mixed, "MatMul").filter(|_| links.is_read_once(mixed))?;
     let (weights, v) = (&product.inputs[0], &product.inputs[1][..]);
-    let softmax = links.made_by(weights, "Softmax").filter(|node| links.is_read_once(weights) && is_last(node, 4))?;
+    let softmax = links.made_by(weights, "Softmax").filter(|_| links.is_read_once(weights))?;
+    if !is_last(softmax, softmax_axis, 4) {
+        return None;
+    }
     let mut logits = &softmax.inputs[0][..];
     let mut scale = 1.0;
     let strip = |value: &mut &'a str, scale: &mut f32| {
@@ -66,7 +71,7 @@ fn find<'a>(links: &Links<'a>, transpose: &'a Node) -> Option<Match<'a>> {
         let Some([b, h, _, d]) = links.shape(value) else { return false };
         same(b, batch) && h == heads && *d == Dim::Fixed(width)
     };
-    let usual = scale.is_finite() && scale > 0.0;
+    let usual = scale.is_finite() && scale > 0.0 && [q, k, v].iter().all(|value| links.is_f32(value));
     (alike(k) && alike(v) && usual).then_some(Match { q, k, v, heads: heads_count, dim: width, scale, transpose })
 }
 

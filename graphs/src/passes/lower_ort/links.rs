@@ -2,21 +2,21 @@
 
 use std::collections::HashMap;
 
-use crate::passes::tensor::{Numbers, Tensor};
+use crate::passes::tensor::{self, Numbers, Tensor};
 use crate::passes::walk::is_onnx;
-use crate::{Dim, Graph, Node};
+use crate::{DataType, Dim, Graph, Node, TensorType};
 
 /// Who makes and who reads each value, and what is known of it.
 pub(super) struct Links<'a> {
     graph: &'a Graph,
     producers: HashMap<&'a str, usize>,
     reads: HashMap<&'a str, usize>,
-    shapes: HashMap<&'a str, &'a [Dim]>,
+    types: HashMap<&'a str, &'a TensorType>,
 }
 
 impl<'a> Links<'a> {
     pub(super) fn new(graph: &'a Graph) -> Self {
-        let (mut producers, mut reads, mut shapes) = (HashMap::new(), HashMap::new(), HashMap::new());
+        let (mut producers, mut reads, mut types) = (HashMap::new(), HashMap::new(), HashMap::new());
         for (index, node) in graph.nodes.iter().enumerate() {
             for output in &node.outputs {
                 producers.insert(&output[..], index);
@@ -29,11 +29,11 @@ impl<'a> Links<'a> {
             *reads.entry(&output.name[..]).or_default() += 1;
         }
         for info in graph.inputs.iter().chain(&graph.value_info).chain(&graph.outputs) {
-            if let Some(shape) = info.ty.as_ref().and_then(|ty| ty.shape.as_deref()) {
-                shapes.insert(&info.name[..], shape);
+            if let Some(ty) = &info.ty {
+                types.insert(&info.name[..], ty);
             }
         }
-        Self { graph, producers, reads, shapes }
+        Self { graph, producers, reads, types }
     }
 
     /// Index of the node that makes `value`.
@@ -54,7 +54,12 @@ impl<'a> Links<'a> {
 
     /// Extents of a value that is no initializer.
     pub(super) fn shape(&self, value: &str) -> Option<&'a [Dim]> {
-        self.shapes.get(value).copied()
+        self.types.get(value)?.shape.as_deref()
+    }
+
+    /// True if `value` is no initializer and of float32, the type that ONNX Runtime's own operators are used in.
+    pub(super) fn is_f32(&self, value: &str) -> bool {
+        self.types.get(value).is_some_and(|ty| ty.dtype == DataType::Float)
     }
 
     /// The number in an f32 constant of one element, whatever its rank.
@@ -109,8 +114,8 @@ pub(super) fn same(a: &Dim, b: &Dim) -> bool {
     a == b && *a != Dim::Unknown
 }
 
-/// True for an axis attribute (`-1` if absent) that names the last of `rank` axes.
-pub(super) fn is_last(node: &Node, rank: usize) -> bool {
-    let axis = node.int("axis").unwrap_or(-1);
-    axis == -1 || usize::try_from(axis) == Ok(rank - 1)
+/// True for a node whose axis, `default` if the attribute is absent, is the last of `rank`.
+pub(super) fn is_last(node: &Node, default: Option<i64>, rank: usize) -> bool {
+    let axis = node.int("axis").or(default).and_then(|axis| tensor::axis(axis, rank));
+    axis.is_some_and(|axis| axis + 1 == rank)
 }

@@ -42,7 +42,7 @@ fn rewrite<'a>(links: &Links<'a>, add: &'a Node) -> Option<Vec<Node>> {
         let Some([b, one, d]) = links.shape(value) else { return false };
         (same(b, batch)) && *one == Dim::Fixed(1) && d == width
     };
-    if norm.outputs.len() != 1 || !is_last(norm, 3) || !per_sample(scale) || !per_sample(shift) {
+    if norm.outputs.len() != 1 || !is_last(norm, Some(-1), 3) || !per_sample(scale) || !per_sample(shift) {
         return None;
     }
     let out = &add.outputs[0];

@@ -10,6 +10,9 @@ use super::modulated_norm::replace;
 use super::{CONTRIB, ints, node};
 use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 
+/// What is written in place of a rotation needs `Shape` of some extents alone.
+const LEAST_OPSET: i64 = 15;
+
 const SWAP: [i64; 4] = [0, 2, 1, 3];
 
 /// `(x₀·cos₀ − x₁·sin₀, x₁·cos₁ + x₀·sin₁)` for the pairs of the last axis of `Transpose(x)`, `x` `[B, S, H, D]`.
@@ -25,6 +28,9 @@ struct Match<'a> {
 
 /// Rewrites every rotation of a transposed `[B, S, H, D]` by tables `[S, D/2, 1]`; returns their number.
 pub(super) fn lower(model: &mut Model) -> usize {
+    if model.opset().is_none_or(|version| version < LEAST_OPSET) {
+        return 0;
+    }
     let graph = model.graph.clone();
     let links = Links::new(&graph);
     let mut found = HashMap::new();
@@ -44,7 +50,7 @@ pub(super) fn lower(model: &mut Model) -> usize {
 
 fn find<'a>(links: &Links<'a>, reshape: &'a Node) -> Option<Match<'a>> {
     let joined = links.made_by(reshape.outputs.first()?, "Reshape")?.inputs.first()?;
-    let concat = links.made_by(joined, "Concat").filter(|node| links.is_read_once(joined) && is_last(node, 5))?;
+    let concat = links.made_by(joined, "Concat").filter(|node| links.is_read_once(joined) && is_last(node, None, 5))?;
     let [even, odd] = &concat.inputs[..] else { return None };
     let (even, odd) = (links.made_by(even, "Sub")?, links.made_by(odd, "Add")?);
     let split = split_of(links, &links.made_by(&even.inputs[0], "Mul")?.inputs)?;
@@ -58,10 +64,13 @@ fn find<'a>(links: &Links<'a>, reshape: &'a Node) -> Option<Match<'a>> {
         .and_then(|(sin1, rest)| Some((sin1, table(rest, second)?)))?;
     let turned = &links.made_by(&split.inputs[0], "Reshape")?.inputs[0];
     let x = links.transposed(turned, &SWAP)?;
-    let [batch, tokens, heads, dim] = links.shape(x)? else { return None };
-    let (heads, dim) = (fixed(heads)?, fixed(dim)?);
+    let [batch, tokens, heads, width] = links.shape(x).filter(|_| links.is_f32(x))? else { return None };
+    let (count, dim) = (fixed(heads)?, fixed(width)?);
     let half = Dim::Fixed(dim / 2);
-    let pairs = matches!(links.shape(&split.inputs[0]), Some([_, _, _, h, two]) if *h == half && *two == Dim::Fixed(2));
+    let pairs = match links.shape(&split.inputs[0])? {
+        [b, n, t, h, two] => same(b, batch) && n == heads && same(t, tokens) && *h == half && *two == Dim::Fixed(2),
+        _ => false,
+    };
     let result = match (links.shape(turned)?, links.shape(&reshape.outputs[0])?) {
         ([b0, h0, _, d0], [b1, h1, _, d1]) => same(b0, b1) && h0 == h1 && d0 == d1,
         _ => false,
@@ -70,19 +79,18 @@ fn find<'a>(links: &Links<'a>, reshape: &'a Node) -> Option<Match<'a>> {
     let fitting = tables
         .iter()
         .all(|table| matches!(links.shape(table), Some([_, h, one]) if *h == half && *one == Dim::Fixed(1)));
-    let known = *tokens != Dim::Unknown;
-    (pairs && result && fitting && known && dim % 2 == 0).then_some(Match { x, batch, tokens, heads, dim, tables })
+    (pairs && result && fitting && dim % 2 == 0).then_some(Match { x, batch, tokens, heads: count, dim, tables })
 }
 
 /// The node that splits the last axis of five into two, one of whose results is among `values`.
 fn split_of<'a>(links: &Links<'a>, values: &'a [String]) -> Option<&'a Node> {
     let split = values.iter().find_map(|value| links.made_by(value, "Split"))?;
-    (split.outputs.len() == 2 && is_last(split, 5) && split.int("axis").is_some()).then_some(split)
+    (split.outputs.len() == 2 && is_last(split, None, 5)).then_some(split)
 }
 
 /// What all rotations by the same tables share.
 struct Tables {
-    /// Are both tables of each kind equal, with a row for every token?
+    /// Are both tables of each kind equal, and has each a row for every token?
     equal: String,
     /// `[S, D/2]`.
     cos: String,
@@ -95,6 +103,7 @@ fn compare(model: &mut Model, found: &Match<'_>, at: &str, nodes: &mut Vec<Node>
     let name = |part: &str| format!("{at}/tables/{part}");
     let [cos0, cos1, sin0, sin1] = &found.tables;
     let flat = ints(model, &[-1, found.dim as i64 / 2]);
+    let list = ints(model, &[-1]);
     let axis = ints(model, &[1]);
     let extent = |axis: i64| [("start", Attribute::Int(axis)), ("end", Attribute::Int(axis + 1))];
     let to = |to: DataType| [("to", Attribute::Int(to.onnx().into()))];
@@ -102,13 +111,19 @@ fn compare(model: &mut Model, found: &Match<'_>, at: &str, nodes: &mut Vec<Node>
         node("Equal", &[cos0, cos1], &name("cos_equal"), &[]),
         node("Equal", &[sin0, sin1], &name("sin_equal"), &[]),
         node("And", &[&name("cos_equal"), &name("sin_equal")], &name("each_equal"), &[]),
-        node("Cast", &[&name("each_equal")], &name("each_number"), &to(DataType::Int32)),
-        node("ReduceMin", &[&name("each_number")], &name("all_number"), &[("keepdims", Attribute::Int(0))]),
-        node("Cast", &[&name("all_number")], &name("all_equal"), &to(DataType::Bool)),
-        node("Shape", &[cos0], &name("rows"), &extent(0)),
+        node("Reshape", &[&name("each_equal"), &list], &name("equal_list"), &[]),
         node("Shape", &[found.x], &name("tokens"), &extent(1)),
+    ]);
+    let rows = ["cos0", "cos1", "sin0", "sin1"].map(|part| name(&format!("{part}_rows")));
+    nodes.extend(found.tables.iter().zip(&rows).map(|(table, rows)| node("Shape", &[table], rows, &extent(0))));
+    let axis0 = [("axis", Attribute::Int(0))];
+    nodes.extend([
+        node("Concat", &rows.each_ref().map(String::as_str), &name("rows"), &axis0),
         node("Equal", &[&name("rows"), &name("tokens")], &name("as_many"), &[]),
-        node("And", &[&name("all_equal"), &name("as_many")], &name("equal"), &[]),
+        node("Concat", &[&name("equal_list"), &name("as_many")], &name("conditions"), &axis0),
+        node("Cast", &[&name("conditions")], &name("numbers"), &to(DataType::Int32)),
+        node("ReduceMin", &[&name("numbers")], &name("least"), &[("keepdims", Attribute::Int(0))]),
+        node("Cast", &[&name("least")], &name("equal"), &to(DataType::Bool)),
         node("Reshape", &[cos0, &flat], &name("cos"), &[]),
         node("Reshape", &[sin0, &flat], &name("sin"), &[]),
     ]);
@@ -125,6 +140,7 @@ fn rewrite(model: &mut Model, found: &Match<'_>, tables: &Tables, out: &str, nod
     let rows = ints(model, &[0, 0, heads * dim]);
     let pairs = ints(model, &[0, 0, 0, dim / 2, 2]);
     let split = ints(model, &[0, 0, heads, dim]);
+    let ones = ints(model, &[1, 1]);
     let start = ints(model, &[0]);
     let name = |part: &str| format!("{out}/{part}");
     let body = |part: &str, nodes: Vec<Node>| {
@@ -139,8 +155,7 @@ fn rewrite(model: &mut Model, found: &Match<'_>, tables: &Tables, out: &str, nod
     let last = |op: &str, inputs: &[&str], out: &str| node(op, inputs, out, &[("axis", Attribute::Int(-1))]);
     let product =
         |half: &str, table: usize, out: &str| node("Mul", &[&name(half), &tables.full[table]], &name(out), &[]);
-    let mut halves = last("Split", &[&name("pairs")], &name("x0"));
-    halves.attributes.insert("num_outputs".to_owned(), Attribute::Int(2));
+    let mut halves = last("Split", &[&name("pairs"), &ones], &name("x0"));
     halves.outputs.push(name("x1"));
     let two = vec![
         node("Reshape", &[found.x, &pairs], &name("pairs"), &[]),

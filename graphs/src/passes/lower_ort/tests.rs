@@ -82,6 +82,63 @@ fn lowering_leaves_alone_what_only_looks_alike() {
 }
 
 #[test]
+fn lowering_takes_the_axis_that_an_older_operator_set_takes() {
+    for (opset, axis, attention) in
+        [(13, None, 1), (12, None, 0), (12, Some(3), 1), (12, Some(-1), 1), (13, Some(1), 0)]
+    {
+        let mut model = block("");
+        model.opsets.insert(String::new(), opset);
+        let softmax = model.graph.nodes.iter_mut().find(|n| n.op_type == "Softmax").unwrap();
+        softmax.attributes.clear();
+        softmax.attributes.extend(axis.map(|axis: i64| ("axis".to_owned(), axis.into())));
+        let done = lower_for_ort(&mut model, &Passes::default());
+        assert_eq!((done.attention, done.rotary), (attention, 0), "operator set {opset}, {axis:?}");
+    }
+}
+
+/// `[2, 3, 2, 4]` turned, its pairs by `shape`, rotated by tables with these rows.
+fn rotation(shape: [i64; 5], rows: [usize; 4], dtype: DataType) -> Model {
+    let mut b = Builder::new("g");
+    let x = b.input("x", dtype, [2usize, 3, 2, 4]);
+    let turned = b.transpose(&x, &[0, 2, 1, 3]);
+    let [cos0, cos1, sin0, sin1] = [0, 1, 2, 3].map(|i| b.input(&format!("t{i}"), dtype, [rows[i], 2, 1]));
+    let pairs = b.reshape(&turned, &shape.map(Into::into));
+    let halves = b.split(&pairs, -1, 2);
+    let product = |b: &mut Builder, half: usize, table| b.op("Mul", &[&halves[half], table]);
+    let (a, c) = (product(&mut b, 0, &cos0), product(&mut b, 1, &sin0));
+    let even = b.op("Sub", &[&a, &c]);
+    let (a, c) = (product(&mut b, 1, &cos1), product(&mut b, 0, &sin1));
+    let odd = b.op("Add", &[&a, &c]);
+    let joined = b.concat(&[&even, &odd], -1);
+    let y = b.reshape(&joined, &[2i64, 2, 3, 4].map(Into::into));
+    b.output("y", &y, dtype, [2usize, 2, 3, 4]);
+    let mut model = b.finish().unwrap();
+    infer_shapes(&mut model);
+    model
+}
+
+#[test]
+fn rotation_is_one_of_heads_and_tokens_and_of_float32_only() {
+    let f32 = DataType::Float;
+    for (shape, rows, dtype, rotary) in [
+        ([2, 2, 3, 2, 2], [3; 4], f32, 1),
+        ([0, 0, -1, 2, 2], [3; 4], f32, 1),
+        ([2, 2, 3, 2, 2], [3, 3, 1, 1], f32, 1),
+        ([2, 1, 6, 2, 2], [6; 4], f32, 0),
+        ([1, 4, 3, 2, 2], [3; 4], f32, 0),
+        ([2, 3, 2, 2, 2], [2; 4], f32, 0),
+        ([2, 2, 3, 2, 2], [3; 4], DataType::Double, 0),
+    ] {
+        let mut model = rotation(shape, rows, dtype);
+        assert_eq!(lower_for_ort(&mut model, &Passes::default()).rotary, rotary, "{shape:?} {dtype}");
+        crate::check::check(&model).unwrap();
+    }
+    let mut old = rotation([2, 2, 3, 2, 2], [3; 4], f32);
+    old.opsets.insert(String::new(), 14);
+    assert_eq!(lower_for_ort(&mut old, &Passes::default()).rotary, 0);
+}
+
+#[test]
 fn lowering_makes_no_rewrite_that_is_switched_off() {
     let off = [Pass::Rotary, Pass::Attention, Pass::ModulatedNorm];
     let mut model = block("");
