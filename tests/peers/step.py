@@ -1,6 +1,6 @@
 """One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
 
-Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5]
+Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes]
 A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
 side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
 or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
@@ -10,6 +10,9 @@ in all steps but a generation's first), ONNX Runtime on the graph that torch.onn
 and PyTorch in bf16. Then both graphs run under ONNX Runtime's profiler, in turn. *Products* are MatMul, Gemm, Conv and v2l's attention operator, which holds softmax and transpositions
 too; so the time outside of products is also given with what that operator takes beyond ONNX Runtime's two products charged to
 v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
+
+`--passes` compares v2l with itself instead: without each pass in turn, and with two latents in one batch, as guidance needs
+them, against two runs of one.
 """
 
 import argparse
@@ -36,6 +39,8 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "Conv", "MultiHeadAttention"}
 FRAMES, ROWS, COLUMNS = 3, 16, 16
+# Those that find something in v2l's own graphs.
+PASSES = ["duplicates", "rotary", "attention", "modulated-norm", "prologue", "timestep-tables"]
 # As v2l's runtime has it: weights come from outside, and these optimisers would want to read them.
 WEIGHT_READERS = (
     "ConstantFolding TransposeOptimizer TransposeOptimizer_CPUExecutionProvider NchwcTransformer NhwcTransformer "
@@ -122,6 +127,39 @@ class Worker:
         self.process.wait()
 
 
+def against(tools, work, rounds, *cases):
+    """For each case, an engine and inputs: the median of its seconds, and of its ratios to the first case of each round."""
+    workers = [Worker(tools / "examples/peers_step", engine, work / inputs) for engine, inputs in cases]
+    for worker in workers:
+        worker()
+    times = [[worker() for worker in workers] for _ in range(rounds)]
+    for worker in workers:
+        worker.close()
+    of = lambda case: statistics.median(row[case] for row in times)  # noqa: E731
+    ratio = lambda case: statistics.median(row[case] / row[0] for row in times)  # noqa: E731
+    return [(of(case), ratio(case)) for case in range(len(workers))]
+
+
+def compare_passes(work: Path, tools: Path, rounds, say):
+    whole = work / "engines/transformer.engine"
+    for name in PASSES:
+        engines = work / "engines.without"
+        command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--disable-pass", name, "--no-verify", "--quiet"]
+        subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+        _, (seconds, ratio) = against(
+            tools, work, rounds, (whole, "inputs.safetensors"), (engines / "transformer.engine", "inputs.safetensors")
+        )
+        event = {"event": "pass", "pass": name, "seconds_without": seconds, "over_with": ratio}
+        say(event, f"without {name}: {seconds:.3f} s, {ratio:.3f} of the step with it")
+    inputs = load_file(work / "inputs.safetensors")
+    batched = {"hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"}
+    twice = {name: np.concatenate([v, v]) if name in batched else v for name, v in inputs.items()}
+    save_file({name: torch.from_numpy(value) for name, value in twice.items()}, work / "batch2.safetensors")
+    _, (seconds, ratio) = against(tools, work, rounds, (whole, "inputs.safetensors"), (whole, "batch2.safetensors"))
+    text = f"two latents in one batch: {seconds:.3f} s, {ratio / 2:.3f} of two runs of one"
+    say({"event": "batch", "seconds": seconds, "over_two_runs": ratio / 2}, text)
+
+
 def timed(work):
     start = time.perf_counter()
     work()
@@ -193,6 +231,7 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
@@ -213,6 +252,9 @@ def main():
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.layers} layers")
 
+    if a.passes:
+        compare_passes(work, tools, a.rounds, say)
+        return
     inputs = load_file(work / "inputs.safetensors")
     engine = work / "engines/transformer.engine"
     with safe_open(engine, "np") as file:
