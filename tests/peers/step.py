@@ -11,8 +11,8 @@ and PyTorch in bf16. Then both graphs run under ONNX Runtime's profiler, in turn
 too; so the time outside of products is also given with what that operator takes beyond ONNX Runtime's two products charged to
 v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 
-`--passes` compares v2l with itself instead: without each pass in turn, and with two latents in one batch, as guidance needs
-them, against two runs of one.
+`--passes` compares v2l with itself instead: the time of everything but linear layers, and the weights that a step reads, without
+each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
 """
 
 import argparse
@@ -127,37 +127,60 @@ class Worker:
         self.process.wait()
 
 
-def against(tools, work, rounds, *cases):
-    """For each case, an engine and inputs: the median of its seconds, and of its ratios to the first case of each round."""
-    workers = [Worker(tools / "examples/peers_step", engine, work / inputs) for engine, inputs in cases]
-    for worker in workers:
-        worker()
-    times = [[worker() for worker in workers] for _ in range(rounds)]
-    for worker in workers:
-        worker.close()
-    of = lambda case: statistics.median(row[case] for row in times)  # noqa: E731
-    ratio = lambda case: statistics.median(row[case] / row[0] for row in times)  # noqa: E731
-    return [(of(case), ratio(case)) for case in range(len(workers))]
+def beside_linear(engine: Path, inputs, rounds):
+    """Milliseconds of the step graph's operators other than linear layers, and the bytes of weights that it reads, in f32."""
+    step, stages, manifest = described(engine)
+    values = dict(inputs)
+    for stage in stages:
+        values |= Stored(engine, stage).run(values)
+    graph = Stored(engine, step, engine.parent / "profile")
+    times, operators = profiled(graph.session, lambda: graph.run(values), rounds)
+    return sum(value for name, value in times.items() if operators[name] != "Gemm"), weight_bytes(manifest, [step])
 
 
 def compare_passes(work: Path, tools: Path, rounds, say):
+    inputs = load_file(work / "inputs.safetensors")
     whole = work / "engines/transformer.engine"
+    with_all, all_bytes = beside_linear(whole, inputs, rounds)
+    event = {"event": "passes", "beside_linear_ms": with_all, "weight_bytes": all_bytes}
+    say(event, f"all passes: {with_all:.0f} ms beside linear layers, {all_bytes / 1e9:.3f} GB of weights")
     for name in PASSES:
         engines = work / "engines.without"
         command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--disable-pass", name, "--no-verify", "--quiet"]
         subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
-        _, (seconds, ratio) = against(
-            tools, work, rounds, (whole, "inputs.safetensors"), (engines / "transformer.engine", "inputs.safetensors")
-        )
-        event = {"event": "pass", "pass": name, "seconds_without": seconds, "over_with": ratio}
-        say(event, f"without {name}: {seconds:.3f} s, {ratio:.3f} of the step with it")
-    inputs = load_file(work / "inputs.safetensors")
+        without, size = beside_linear(engines / "transformer.engine", inputs, rounds)
+        event = {"event": "pass", "pass": name, "beside_linear_ms": without, "weight_bytes": size}
+        say(event, f"without {name}: {without:.0f} ms ({without / with_all:.2f} times), {size / 1e9:.3f} GB")
     batched = {"hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"}
     twice = {name: np.concatenate([v, v]) if name in batched else v for name, v in inputs.items()}
     save_file({name: torch.from_numpy(value) for name, value in twice.items()}, work / "batch2.safetensors")
-    _, (seconds, ratio) = against(tools, work, rounds, (whole, "inputs.safetensors"), (whole, "batch2.safetensors"))
-    text = f"two latents in one batch: {seconds:.3f} s, {ratio / 2:.3f} of two runs of one"
-    say({"event": "batch", "seconds": seconds, "over_two_runs": ratio / 2}, text)
+    # One process at a time: two would hold different pages.
+    one, two = (alone(tools, whole, work / name, rounds) for name in ("inputs.safetensors", "batch2.safetensors"))
+    text = f"two latents in one batch: {two:.3f} s, {two / (2 * one):.3f} of two runs of one"
+    say({"event": "batch", "seconds": two, "over_two_runs": two / (2 * one)}, text)
+
+
+def alone(tools, engine, inputs, rounds):
+    worker = Worker(tools / "examples/peers_step", engine, inputs)
+    worker()
+    times = [worker() for _ in range(rounds)]
+    worker.close()
+    return statistics.median(times)
+
+
+def described(engine: Path):
+    """The step graph of an engine, its stages, and the manifest."""
+    with safe_open(engine, "np") as file:
+        manifest = json.loads(file.get_tensor("v2l/manifest").tobytes())
+    step = next(graph for graph in manifest["graphs"] if graph["name"] == "step")
+    stages = step.get("stages") or {}
+    prologue, times = stages.get("prologue"), stages.get("times")
+    return step, [*([prologue] if prologue else []), *([times["graph"]] if times else [])], manifest
+
+
+def weight_bytes(manifest, graphs):
+    size = {name: np.prod(t["shape"], dtype=np.int64) for name, t in manifest["tensors"].items()}
+    return 4 * int(sum(size[w] for w in {w for g in graphs for w in g["weights"]}))
 
 
 def timed(work):
@@ -257,13 +280,8 @@ def main():
         return
     inputs = load_file(work / "inputs.safetensors")
     engine = work / "engines/transformer.engine"
-    with safe_open(engine, "np") as file:
-        manifest = json.loads(file.get_tensor("v2l/manifest").tobytes())
-    step = next(graph for graph in manifest["graphs"] if graph["name"] == "step")
-    stages = [step["stages"]["prologue"], step["stages"]["times"]["graph"]]
-    size = {name: np.prod(t["shape"], dtype=np.int64) for name, t in manifest["tensors"].items()}
-    read = lambda graphs: 4 * int(sum(size[w] for w in {w for g in graphs for w in g["weights"]}))  # noqa: E731
-    before, after = read([step, *stages]), read([step])
+    step, stages, manifest = described(engine)
+    before, after = weight_bytes(manifest, [step, *stages]), weight_bytes(manifest, [step])
     text = f"weights read by a step, in f32: {before / 1e9:.3f} GB before hoisting, {after / 1e9:.3f} GB after"
     say({"event": "weights", "before": before, "after": after}, f"{text} ({1 - after / before:.1%} less)")
 
