@@ -154,18 +154,12 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     batched = {"hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"}
     twice = {name: np.concatenate([v, v]) if name in batched else v for name, v in inputs.items()}
     save_file({name: torch.from_numpy(value) for name, value in twice.items()}, work / "batch2.safetensors")
-    # One process at a time: two would hold different pages.
-    one, two = (alone(tools, whole, work / name, rounds) for name in ("inputs.safetensors", "batch2.safetensors"))
-    text = f"two latents in one batch: {two:.3f} s, {two / (2 * one):.3f} of two runs of one"
-    say({"event": "batch", "seconds": two, "over_two_runs": two / (2 * one)}, text)
-
-
-def alone(tools, engine, inputs, rounds):
-    worker = Worker(tools / "examples/peers_step", engine, inputs)
-    worker()
-    times = [worker() for _ in range(rounds)]
-    worker.close()
-    return statistics.median(times)
+    one, two = (Worker(tools / "examples/peers_step", whole, work / name) for name in ("inputs.safetensors", "batch2.safetensors"))
+    one(), two()
+    ratio = statistics.median(two() / (one() + one()) for _ in range(rounds))
+    one.close()
+    two.close()
+    say({"event": "batch", "over_two_runs": ratio}, f"two latents in one batch: {ratio:.3f} of two runs of one")
 
 
 def described(engine: Path):
