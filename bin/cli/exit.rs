@@ -3,21 +3,7 @@ use std::process::ExitCode;
 
 use v2l_export::ExportError;
 use v2l_export::engine_writer::EngineWriteError;
-use v2l_runtime::adapter::AdapterError;
-use v2l_runtime::engine::EngineError;
-use v2l_runtime::engine_directory::DirectoryError;
-use v2l_runtime::fuse::FuseError;
-use v2l_runtime::library::LibraryError;
-use v2l_runtime::ort_backend::OrtError;
-use v2l_runtime::pipeline::{ComponentError, ConfigError, PipelineError};
-use v2l_runtime::prediction_cache::CacheError;
-use v2l_runtime::predictor::PredictorError;
-use v2l_runtime::scheduler::SchedulerError;
-use v2l_runtime::session::SessionError;
-use v2l_runtime::tokenizer::TokenizerError;
-use v2l_runtime::vae::VaeError;
-use v2l_runtime::video::VideoError;
-use v2l_runtime::weights::WeightError;
+use v2l_runtime::error_class::ErrorClass;
 
 /// Exit codes, one per class of failure. They never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +55,21 @@ impl From<Exit> for ExitCode {
     }
 }
 
+impl From<ErrorClass> for Exit {
+    fn from(class: ErrorClass) -> Self {
+        match class {
+            ErrorClass::Usage => Self::Usage,
+            ErrorClass::BadModel => Self::BadModel,
+            ErrorClass::BadAdapter => Self::BadAdapter,
+            ErrorClass::Version => Self::Version,
+            ErrorClass::Numeric => Self::Numeric,
+            ErrorClass::Memory => Self::Memory,
+            ErrorClass::Io => Self::Io,
+            ErrorClass::Cancelled => Self::Interrupted,
+        }
+    }
+}
+
 /// An error that knows its own exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -108,35 +109,16 @@ pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
 }
 
 fn class(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
-    macro_rules! of {
-        ($($ty:ty => $map:expr),* $(,)?) => {
-            $(if let Some(e) = error.downcast_ref::<$ty>() {
-                return Some($map(e));
-            })*
-        };
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return Some(failure.exit);
     }
-    of!(
-        Failure => |e: &Failure| e.exit,
-        ExportError => export,
-        EngineWriteError => engine_write,
-        WeightError => weight,
-        EngineError => engine,
-        AdapterError => |_: &AdapterError| Exit::BadAdapter,
-        FuseError => fuse,
-        PredictorError => predictor,
-        CacheError => |_: &CacheError| Exit::Io,
-        LibraryError => |_: &LibraryError| Exit::Version,
-        OrtError => ort,
-        DirectoryError => directory,
-        ConfigError => config,
-        ComponentError => |_: &ComponentError| Exit::BadModel,
-        SessionError => session,
-        VideoError => video,
-        VaeError => vae,
-        PipelineError => pipeline,
-        io::Error => |_: &io::Error| Exit::Io,
-    );
-    None
+    if let Some(error) = error.downcast_ref::<ExportError>() {
+        return Some(export(error));
+    }
+    if let Some(error) = error.downcast_ref::<EngineWriteError>() {
+        return Some(engine_write(error));
+    }
+    ErrorClass::of(error).map(Exit::from)
 }
 
 // A transparent error stands for the one that it holds, and only the outer one is in the chain.
@@ -145,7 +127,7 @@ fn export(error: &ExportError) -> Exit {
     match error {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
-        ExportError::Weights(e) => weight(e),
+        ExportError::Weights(e) => ErrorClass::of(e).map_or(Exit::BadModel, Exit::from),
         ExportError::Inputs { .. }
         | ExportError::Occupied { .. }
         | ExportError::Profile { .. }
@@ -163,113 +145,5 @@ fn engine_write(error: &EngineWriteError) -> Exit {
     match error {
         EngineWriteError::Io { .. } | EngineWriteError::Source { .. } => Exit::Io,
         _ => Exit::BadModel,
-    }
-}
-
-fn weight(error: &WeightError) -> Exit {
-    match error {
-        WeightError::Io { .. } | WeightError::Unwritable { .. } => Exit::Io,
-        _ => Exit::BadModel,
-    }
-}
-
-fn engine(error: &EngineError) -> Exit {
-    match error {
-        EngineError::Weights(e) => weight(e),
-        EngineError::Version { .. } => Exit::Version,
-        _ => Exit::BadModel,
-    }
-}
-
-fn fuse(error: &FuseError) -> Exit {
-    match error {
-        FuseError::Engine(e) => engine(e),
-        FuseError::Memory { .. } => Exit::Memory,
-        FuseError::Cancelled => Exit::Interrupted,
-        _ => Exit::BadAdapter,
-    }
-}
-
-fn predictor(error: &PredictorError) -> Exit {
-    match error {
-        PredictorError::Config { .. } => Exit::BadModel,
-        PredictorError::Open(e) => ort(e),
-        PredictorError::Engine(e) => engine(e),
-        PredictorError::Session(e) => session(e),
-        PredictorError::NotFinite { .. } => Exit::Numeric,
-        PredictorError::MapFile { .. } => Exit::Io,
-        _ => Exit::BadAdapter,
-    }
-}
-
-fn ort(error: &OrtError) -> Exit {
-    match error {
-        OrtError::Library(_) | OrtError::WrongBackend { .. } | OrtError::Arithmetic { .. } => Exit::Version,
-        OrtError::Engine(e) => engine(e),
-        OrtError::Fuse(e) => fuse(e),
-        OrtError::Memory { .. } => Exit::Memory,
-        OrtError::Placeholder { .. } => Exit::Io,
-        _ => Exit::BadModel,
-    }
-}
-
-fn directory(error: &DirectoryError) -> Exit {
-    match error {
-        DirectoryError::Config(e) => config(e),
-        DirectoryError::Engine(e) => engine(e),
-        DirectoryError::Ort(e) => ort(e),
-        DirectoryError::Missing { .. } | DirectoryError::NotCompiled { .. } => Exit::Usage,
-        _ => Exit::BadModel,
-    }
-}
-
-fn config(error: &ConfigError) -> Exit {
-    match error {
-        ConfigError::Io { .. } => Exit::Io,
-        ConfigError::Version { .. } => Exit::Version,
-        _ => Exit::BadModel,
-    }
-}
-
-fn session(error: &SessionError) -> Exit {
-    match error {
-        SessionError::Backend { .. } => Exit::BadModel,
-        _ => Exit::Usage,
-    }
-}
-
-fn video(error: &VideoError) -> Exit {
-    match error {
-        VideoError::Io { .. } | VideoError::Spawn { .. } | VideoError::Ffmpeg { .. } | VideoError::Image { .. } => {
-            Exit::Io
-        }
-        VideoError::NoFfmpeg { .. } => Exit::Version,
-        _ => Exit::Usage,
-    }
-}
-
-fn vae(error: &VaeError) -> Exit {
-    match error {
-        VaeError::Cancelled(_) => Exit::Interrupted,
-        VaeError::Input { .. } | VaeError::Tile { .. } => Exit::Usage,
-        _ => Exit::BadModel,
-    }
-}
-
-fn pipeline(error: &PipelineError) -> Exit {
-    match error {
-        PipelineError::Cancelled(_) => Exit::Interrupted,
-        PipelineError::Config(e) => config(e),
-        PipelineError::Vae(e) => vae(e),
-        PipelineError::Video(e) => video(e),
-        PipelineError::Io { .. } => Exit::Io,
-        PipelineError::NotFinite { .. } => Exit::Numeric,
-        PipelineError::Output { .. }
-        | PipelineError::Session { .. }
-        | PipelineError::Component(_)
-        | PipelineError::MissingSection(_)
-        | PipelineError::Tokenizer(TokenizerError::File(_)) => Exit::BadModel,
-        PipelineError::Scheduler(e) if !matches!(e, SchedulerError::Steps { .. }) => Exit::BadModel,
-        _ => Exit::Usage,
     }
 }

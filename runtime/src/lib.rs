@@ -7,6 +7,7 @@ pub mod atomic;
 pub mod bar_chart;
 pub mod engine;
 pub mod engine_directory;
+pub mod error_class;
 pub mod fuse;
 pub mod heat_map;
 pub mod library;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::tensor::{Dtype, NamedTensors, Tensor};
+use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 /// One extent of a graph input or output: a number, or a name such as `"frames"`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +47,16 @@ pub trait Session: Send {
     /// # Errors
     /// [`SessionError`] if a name, type or shape does not fit, or if the backend fails; the session stays usable.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError>;
+    /// As [`Self::run`], on elements that somebody else holds. A backend that reads them in place copies none whose type is the
+    /// graph's; others copy them all.
+    ///
+    /// # Errors
+    /// [`SessionError`] as [`Self::run`]; the session stays usable.
+    fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
+        let copies: Vec<Tensor> = inputs.iter().map(|(_, view)| view.to_tensor()).collect();
+        let inputs: Vec<(&str, &Tensor)> = inputs.iter().zip(&copies).map(|((name, _), copy)| (*name, copy)).collect();
+        self.run(&inputs)
+    }
     /// Says what runs to come will be given, so that what they share can be computed at once. `inputs` are some of the
     /// graph's, by name: a vector such as `timestep` with an element for each run, anything else as those runs will get it. Results of
     /// [`Self::run`] do not depend on it but for rounding.

@@ -21,11 +21,28 @@ const IMPORTS: &[(&str, &[&str])] = &[
 /// The package whose tests may import every crate: it owns the end-to-end tests.
 const ROOT: &str = "v2l";
 
-/// What may not be among the normal dependencies of `v2l-runtime`, however deep: compile-time code does not ship.
+/// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
 const NOT_SHIPPED: &[&str] = &["clap", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
-/// The files with unsafe code, all of them: fusion, the memory map, the ONNX Runtime backend's borrowed tensors.
+/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors.
 const UNSAFE_FILES: &[&str] = &[
+    "fuzz/targets.rs",
+    "runtime/capi/benches/overhead.rs",
+    "runtime/capi/src/adapter.rs",
+    "runtime/capi/src/applied.rs",
+    "runtime/capi/src/callbacks.rs",
+    "runtime/capi/src/engine.rs",
+    "runtime/capi/src/failure.rs",
+    "runtime/capi/src/frames.rs",
+    "runtime/capi/src/growing.rs",
+    "runtime/capi/src/pipeline.rs",
+    "runtime/capi/src/pointers.rs",
+    "runtime/capi/src/predictor.rs",
+    "runtime/capi/src/session.rs",
+    "runtime/capi/src/tensor.rs",
+    "runtime/capi/src/version.rs",
+    "runtime/capi/tests/threads.rs",
+    "runtime/capi/tests/tiny/mod.rs",
     "runtime/src/fuse/kernel.rs",
     "runtime/src/fuse/lanes.rs",
     "runtime/src/map.rs",
@@ -201,15 +218,17 @@ fn import_rule_accepts_the_edges_of_the_architecture() {
 }
 
 #[test]
-fn runtime_is_built_without_compile_time_crates() {
+fn runtime_and_capi_are_built_without_compile_time_crates() {
     let host = stdout(cargo().arg("-vV"));
     let host = host.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo -vV names the host");
     // Of other platforms' crates there need not be a copy on this machine.
     let resolved = metadata(&["--filter-platform", host]);
-    let shipped = tree(&resolved, "v2l-runtime");
-    assert!(shipped.contains("ort"), "the dependency graph was not followed");
-    let wrong: Vec<_> = NOT_SHIPPED.iter().filter(|name| shipped.contains(**name)).collect();
-    assert!(wrong.is_empty(), "v2l-runtime is built with {wrong:?}; compile-time code does not ship");
+    for package in ["v2l-runtime", "v2l-capi"] {
+        let shipped = tree(&resolved, package);
+        assert!(shipped.contains("ort"), "the dependency graph was not followed");
+        let wrong: Vec<_> = NOT_SHIPPED.iter().filter(|name| shipped.contains(**name)).collect();
+        assert!(wrong.is_empty(), "{package} is built with {wrong:?}; compile-time code does not ship");
+    }
     assert!(tree(&resolved, "v2l-export").contains("prost"), "the check above would not see prost");
 }
 

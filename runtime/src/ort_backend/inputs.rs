@@ -3,20 +3,58 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
+use bytemuck::cast_slice;
+use ndarray::{ArrayD, IxDyn};
+
 use crate::engine::manifest::RANK_SUFFIX;
-use crate::raw::standard_layout;
+use crate::raw::{standard_layout, widen};
 use crate::session::{Dim, Port, SessionError};
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor, TensorView};
+
+/// An input in the type that a graph takes: where it was given, or converted.
+pub(super) enum Bound<'a> {
+    /// As it was given, in place.
+    Given(TensorView<'a>),
+    /// Row-major.
+    Converted(Tensor),
+}
+
+impl Bound<'_> {
+    pub(super) fn view(&self) -> TensorView<'_> {
+        match self {
+            Self::Given(view) => *view,
+            Self::Converted(tensor) => row_major(tensor),
+        }
+    }
+}
+
+/// The elements of a tensor that was made here and so lies in row-major order.
+pub(super) fn row_major(tensor: &Tensor) -> TensorView<'_> {
+    match tensor.view() {
+        Some(view) => view,
+        None => unreachable!("made in row-major order"),
+    }
+}
+
+/// The tensors, copied only if they do not lie in row-major order.
+pub(super) fn laid_out<'a>(given: &[(&'a str, &'a Tensor)]) -> Vec<(&'a str, Cow<'a, Tensor>)> {
+    given.iter().map(|(name, tensor)| (*name, standard_layout(tensor))).collect()
+}
+
+/// Views of what [`laid_out`] gave.
+pub(super) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a str, TensorView<'a>)> {
+    laid_out.iter().map(|(name, tensor)| (*name, row_major(tensor))).collect()
+}
 
 /// The tensors of `given` in the order of `ports`, converted where that loses nothing: f16 and bf16 to f32, i32 to
 /// i64, whole-numbered f32 to i64. An extent with a name must be the same wherever the name occurs.
 ///
 /// # Errors
 /// [`SessionError`] that names the input, what the graph declares and what was given.
-pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, &'a Tensor)]) -> Result<Vec<Cow<'a, Tensor>>, SessionError> {
+pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
     let expected = || ports.iter().map(describe).collect::<Vec<_>>().join(", ");
     let known: HashSet<&str> = ports.iter().map(|port| &port.name[..]).collect();
-    let mut tensors: HashMap<&str, &'a Tensor> = HashMap::with_capacity(given.len());
+    let mut tensors: HashMap<&str, TensorView<'a>> = HashMap::with_capacity(given.len());
     for &(name, tensor) in given {
         if !known.contains(name) {
             return Err(SessionError::UnknownInput { name: name.to_owned(), expected: expected() });
@@ -32,15 +70,15 @@ pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, &'a Tensor)]) -> Result<V
             let tensor = *tensors
                 .get(&port.name[..])
                 .ok_or_else(|| SessionError::MissingInput { name: port.name.clone(), expected: expected() })?;
-            check_shape(port, tensor, &mut symbols)?;
-            convert(tensor, port.dtype).ok_or_else(|| mismatch(&port.name, describe(port), found(tensor)))
+            check_shape(port, &tensor, &mut symbols)?;
+            convert(tensor, port.dtype).ok_or_else(|| mismatch(&port.name, describe(port), found(&tensor)))
         })
         .collect()
 }
 
 fn check_shape<'p>(
     port: &'p Port,
-    tensor: &Tensor,
+    tensor: &TensorView<'_>,
     symbols: &mut HashMap<&'p str, (usize, &'p str)>,
 ) -> Result<(), SessionError> {
     let shape = tensor.shape();
@@ -68,17 +106,20 @@ fn check_shape<'p>(
     Ok(())
 }
 
-fn convert(tensor: &Tensor, dtype: Dtype) -> Option<Cow<'_, Tensor>> {
-    if tensor.dtype() == dtype {
-        return Some(standard_layout(tensor));
-    }
-    let converted = match (tensor, dtype) {
-        (Tensor::F16(_) | Tensor::Bf16(_), Dtype::F32) => Tensor::F32(tensor.to_f32()?),
-        (Tensor::I32(a), Dtype::I64) => Tensor::I64(a.mapv(i64::from)),
-        (Tensor::F32(a), Dtype::I64) if a.iter().all(is_whole) => Tensor::I64(a.mapv(|v| v as i64)),
-        _ => return None,
+fn convert(tensor: TensorView<'_>, dtype: Dtype) -> Option<Bound<'_>> {
+    let (shape, data) = (IxDyn(tensor.shape()), tensor.data());
+    let i64s = |values: Vec<i64>| ArrayD::from_shape_vec(shape.clone(), values).ok().map(Tensor::I64);
+    let converted = match (tensor.dtype(), dtype) {
+        (found, expected) if found == expected => return Some(Bound::Given(tensor)),
+        (Dtype::F16 | Dtype::Bf16, Dtype::F32) => Tensor::from_f32(tensor.shape(), widen(tensor.dtype(), data)?),
+        (Dtype::I32, Dtype::I64) => i64s(cast_slice::<u8, i32>(data).iter().map(|&v| i64::from(v)).collect()),
+        (Dtype::F32, Dtype::I64) => {
+            let values: &[f32] = cast_slice(data);
+            values.iter().all(is_whole).then(|| values.iter().map(|&v| v as i64).collect()).and_then(i64s)
+        }
+        _ => None,
     };
-    Some(Cow::Owned(standard_layout(&converted).into_owned()))
+    converted.map(Bound::Converted)
 }
 
 /// True for the whole numbers that a 64-bit integer holds for certain.
@@ -91,7 +132,7 @@ fn describe(port: &Port) -> String {
     format!("{} {} [{}]", port.name, port.dtype, extents.join(", "))
 }
 
-fn found(tensor: &Tensor) -> String {
+fn found(tensor: &TensorView<'_>) -> String {
     format!("{} {:?}", tensor.dtype(), tensor.shape())
 }
 
@@ -102,9 +143,15 @@ fn mismatch(name: &str, expected: impl Into<String>, found: impl Into<String>) -
 #[cfg(test)]
 mod tests {
     use half::bf16;
-    use ndarray::{ArrayD, IxDyn};
 
     use super::*;
+
+    /// [`bind`] on tensors; what it gives, as tensors.
+    fn bind(ports: &[Port], given: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, SessionError> {
+        let given = laid_out(given);
+        let bound = super::bind(ports, &views(&given))?;
+        Ok(bound.iter().map(|input| input.view().to_tensor()).collect())
+    }
 
     fn port(name: &str, dtype: Dtype, shape: &[Dim]) -> Port {
         Port { name: name.into(), dtype, shape: shape.to_vec() }
@@ -124,8 +171,18 @@ mod tests {
         let x = Tensor::Bf16(ArrayD::from_elem(IxDyn(&[1, 2]), bf16::from_f32(0.5)));
         let t = filled(&[1], 999.0);
         let bound = bind(&ports, &[("x", &x), ("t", &t)]).unwrap();
-        assert_eq!(*bound[0], Tensor::I64(ArrayD::from_elem(IxDyn(&[1]), 999)));
-        assert_eq!(*bound[1], filled(&[1, 2], 0.5));
+        assert_eq!(bound[0], Tensor::I64(ArrayD::from_elem(IxDyn(&[1]), 999)));
+        assert_eq!(bound[1], filled(&[1, 2], 0.5));
+    }
+
+    #[test]
+    fn bind_leaves_what_has_the_graphs_type_in_place() {
+        let ports = [port("x", Dtype::F32, &[Dim::Fixed(2)]), port("h", Dtype::F32, &[Dim::Fixed(2)])];
+        let (x, h) = (filled(&[2], 1.0), Tensor::Bf16(ArrayD::from_elem(IxDyn(&[2]), bf16::ONE)));
+        let given = [("x", x.view().unwrap()), ("h", h.view().unwrap())];
+        let bound = super::bind(&ports, &given).unwrap();
+        assert_eq!(bound[0].view().data().as_ptr(), given[0].1.data().as_ptr());
+        assert_ne!(bound[1].view().data().as_ptr(), given[1].1.data().as_ptr());
     }
 
     #[test]

@@ -10,9 +10,8 @@ use super::graph::Interface;
 use super::inputs::bind;
 use super::operator_times::OperatorTimes;
 use super::value::{borrow, copy_out, dtype_of};
-use crate::raw::tensor_bytes;
 use crate::session::{Port, SessionError};
-use crate::tensor::{NamedTensors, Tensor};
+use crate::tensor::{NamedTensors, TensorView};
 
 /// A stored graph on ONNX Runtime.
 #[derive(Debug)]
@@ -81,15 +80,15 @@ impl Part {
     }
 
     /// Runs the graph once, on exactly its inputs.
-    pub(super) fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+    pub(super) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         let backend = |message: String| SessionError::Backend { backend: "ort", message };
-        let tensors = bind(&self.inputs, inputs)?;
-        let bytes: Vec<_> = tensors.iter().map(|tensor| tensor_bytes(tensor)).collect();
-        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(tensors.len());
-        for (tensor, bytes) in tensors.iter().zip(&bytes) {
-            // SAFETY: `tensors` and `bytes` live until the end of this function, the value and the run do not.
+        let bound = bind(&self.inputs, inputs)?;
+        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(bound.len());
+        for input in &bound {
+            let view = input.view();
+            // SAFETY: `inputs` and `bound` hold the elements until the end of this function; the value and the run end before.
             #[allow(unsafe_code)]
-            let value = unsafe { borrow(tensor.dtype(), tensor.shape(), bytes) }.map_err(backend)?;
+            let value = unsafe { borrow(view.dtype(), view.shape(), view.data()) }.map_err(backend)?;
             values.push(value.into());
         }
         let results = self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?;

@@ -4,13 +4,13 @@ use std::fmt::Write;
 
 use crate::engine::manifest::{Profile, ShapeRange};
 use crate::session::SessionError;
-use crate::tensor::Tensor;
+use crate::tensor::TensorView;
 
 /// Refuses shapes that no profile holds; without profiles everything fits.
 ///
 /// # Errors
 /// [`SessionError::OutOfProfile`], naming an input that does not fit the first profile, and the ranges of all.
-pub(super) fn check(profiles: &[Profile], given: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+pub(super) fn check(profiles: &[Profile], given: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
     let misfit = |profile: &Profile| {
         given
             .iter()
@@ -37,6 +37,12 @@ fn holds(range: &ShapeRange, shape: &[usize]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tensor::Tensor;
+
+    fn check(profiles: &[Profile], given: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        let given: Vec<_> = given.iter().map(|(name, tensor)| (*name, tensor.view().unwrap())).collect();
+        super::check(profiles, &given)
+    }
 
     fn profile(min: usize, max: usize) -> Profile {
         let range = ShapeRange { min: vec![1, min], opt: vec![1, min], max: vec![1, max] };

@@ -1,13 +1,13 @@
 //! One graph as callers see it.
 
-use super::inputs::bind;
+use super::inputs::{bind, laid_out, row_major, views};
 use super::operator_times::OperatorTimes;
 use super::part::Part;
 use super::profiles;
 use super::stages::Stages;
 use crate::engine::manifest::Profile;
 use crate::session::{Port, Session, SessionError};
-use crate::tensor::{NamedTensors, Tensor};
+use crate::tensor::{NamedTensors, Tensor, TensorView};
 
 /// A graph of an engine on ONNX Runtime.
 #[derive(Debug)]
@@ -44,20 +44,24 @@ impl Session for OrtSession {
     }
 
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+        self.run_views(&views(&laid_out(inputs)))
+    }
+
+    fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         profiles::check(&self.profiles, inputs)?;
         let Some(stages) = &mut self.stages else { return self.main.run(inputs) };
         let bound = bind(&self.inputs, inputs)?;
         let names = self.inputs.iter().map(|port| &port.name[..]);
-        let mut given: Vec<(&str, &Tensor)> = names.zip(bound.iter().map(|tensor| &**tensor)).collect();
+        let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
         let rows = stages.run(&mut given)?;
-        given.extend(rows.iter().map(|(name, tensor)| (&name[..], tensor)));
+        given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         let wanted = self.main.inputs().iter().map(|port| &port.name);
-        let given: Vec<(&str, &Tensor)> =
+        let given: Vec<(&str, TensorView<'_>)> =
             wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
         self.main.run(&given)
     }
 
     fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
-        self.stages.as_mut().map_or(Ok(()), |stages| stages.prepare(inputs))
+        self.stages.as_mut().map_or(Ok(()), |stages| stages.prepare(&views(&laid_out(inputs))))
     }
 }

@@ -1,13 +1,12 @@
 //! What several runs of a graph share: computed once, kept as long as it serves.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
-use super::inputs::bind;
+use super::inputs::{Bound, bind, row_major};
 use super::part::Part;
 use crate::raw::{tensor_bytes, tensor_from_bytes};
 use crate::session::{Dim, Port, SessionError};
-use crate::tensor::{NamedTensors, Tensor};
+use crate::tensor::{NamedTensors, Tensor, TensorView};
 
 /// Bytes of rows that a session keeps, but for what a single call needs; those not used for longest go first.
 const TABLE_BYTES: usize = 512 << 20;
@@ -33,16 +32,19 @@ impl Stages {
     }
 
     /// Adds the prologue's results to `given`, and returns those of the timesteps.
-    pub(super) fn run<'a>(&'a mut self, given: &mut Vec<(&'a str, &'a Tensor)>) -> Result<NamedTensors, SessionError> {
+    pub(super) fn run<'a>(
+        &'a mut self,
+        given: &mut Vec<(&'a str, TensorView<'a>)>,
+    ) -> Result<NamedTensors, SessionError> {
         if let Some(prologue) = &mut self.prologue {
             let results = prologue.run(given)?;
-            given.extend(results.iter().map(|(name, tensor)| (&name[..], tensor)));
+            given.extend(results.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         }
         self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given))
     }
 
     /// Computes the rows of all timesteps in `given` that are not there yet, unless something else is missing.
-    pub(super) fn prepare(&mut self, given: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+    pub(super) fn prepare(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
         let Some(times) = &mut self.times else { return Ok(()) };
         let ports = times.part.inputs();
         let batched = |port: &Port| match &port.shape[..] {
@@ -56,25 +58,25 @@ impl Stages {
     }
 }
 
-fn find<'a>(given: &[(&str, &'a Tensor)], name: &str) -> Option<&'a Tensor> {
+fn find<'a>(given: &[(&str, TensorView<'a>)], name: &str) -> Option<TensorView<'a>> {
     given.iter().find(|(known, _)| *known == name).map(|(_, tensor)| *tensor)
 }
 
 /// What `part` takes of `given`; what is missing it will name itself.
-fn taken<'a, 't>(part: &'a Part, given: &[(&str, &'t Tensor)]) -> Vec<(&'a str, &'t Tensor)> {
+fn taken<'a, 't>(part: &'a Part, given: &[(&str, TensorView<'t>)]) -> Vec<(&'a str, TensorView<'t>)> {
     part.inputs().iter().filter_map(|port| Some((&port.name[..], find(given, &port.name)?))).collect()
 }
 
 /// True if these are the tensors kept, byte for byte.
-fn unchanged(kept: &[Tensor], given: &[(&str, &Tensor)]) -> bool {
-    let same = |(kept, (_, tensor)): (&Tensor, &(&str, &Tensor))| {
-        kept.dtype() == tensor.dtype() && kept.shape() == tensor.shape() && tensor_bytes(kept) == tensor_bytes(tensor)
+fn unchanged(kept: &[Tensor], given: &[(&str, TensorView<'_>)]) -> bool {
+    let same = |(kept, (_, view)): (&Tensor, &(&str, TensorView<'_>))| {
+        kept.dtype() == view.dtype() && kept.shape() == view.shape() && *tensor_bytes(kept) == *view.data()
     };
     kept.len() == given.len() && kept.iter().zip(given).all(same)
 }
 
-fn copies(given: &[(&str, &Tensor)]) -> Vec<Tensor> {
-    given.iter().map(|(_, tensor)| (*tensor).clone()).collect()
+fn copies(given: &[(&str, TensorView<'_>)]) -> Vec<Tensor> {
+    given.iter().map(|(_, view)| view.to_tensor()).collect()
 }
 
 #[derive(Debug)]
@@ -85,10 +87,10 @@ struct Prologue {
 }
 
 impl Prologue {
-    fn run(&mut self, given: &[(&str, &Tensor)]) -> Result<&NamedTensors, SessionError> {
-        let inputs: Vec<(String, &Tensor)> =
+    fn run(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<&NamedTensors, SessionError> {
+        let inputs: Vec<(String, TensorView<'_>)> =
             taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
-        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], *tensor)).collect();
+        let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, tensor)| (&name[..], *tensor)).collect();
         let kept = self.kept.take().filter(|(before, _)| unchanged(before, &inputs));
         let kept = match kept {
             Some(kept) => kept,
@@ -128,47 +130,48 @@ impl Row {
 /// What the table computes rows from.
 struct Rows<'a> {
     /// All inputs; those that give a row each, with a mark.
-    inputs: Vec<(String, bool, Cow<'a, Tensor>)>,
+    inputs: Vec<(String, bool, Bound<'a>)>,
     /// Per row, the bytes of its elements.
     keys: Vec<Vec<u8>>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(table: &Table, given: &[(&str, &'a Tensor)]) -> Result<Self, SessionError> {
+    fn new(table: &Table, given: &[(&str, TensorView<'a>)]) -> Result<Self, SessionError> {
         let ports = table.part.inputs();
         let bound = bind(ports, &taken(&table.part, given))?;
-        let inputs: Vec<(String, bool, Cow<'a, Tensor>)> = ports
+        let inputs: Vec<(String, bool, Bound<'a>)> = ports
             .iter()
             .zip(bound)
             .map(|(port, tensor)| (port.name.clone(), table.row_inputs.contains(&port.name), tensor))
             .collect();
         let mut keys: Vec<Vec<u8>> = Vec::new();
-        for (_, _, tensor) in inputs.iter().filter(|(_, row, _)| *row) {
-            let bytes = tensor_bytes(tensor);
-            keys.resize(tensor.shape().first().copied().unwrap_or(0), Vec::new());
-            for (key, element) in keys.iter_mut().zip(bytes.chunks_exact(tensor.dtype().size())) {
+        for (_, _, input) in inputs.iter().filter(|(_, row, _)| *row) {
+            let view = input.view();
+            keys.resize(view.shape().first().copied().unwrap_or(0), Vec::new());
+            for (key, element) in keys.iter_mut().zip(view.data().chunks_exact(view.dtype().size())) {
                 key.extend_from_slice(element);
             }
         }
         Ok(Self { inputs, keys })
     }
 
-    fn settings(&self) -> Vec<(&str, &Tensor)> {
-        self.inputs.iter().filter(|(_, row, _)| !row).map(|(name, _, tensor)| (&name[..], &**tensor)).collect()
+    fn settings(&self) -> Vec<(&str, TensorView<'_>)> {
+        self.inputs.iter().filter(|(_, row, _)| !row).map(|(name, _, input)| (&name[..], input.view())).collect()
     }
 
     /// The inputs with these rows only.
-    fn select(&self, rows: &[usize]) -> Option<Vec<(&str, Cow<'_, Tensor>)>> {
-        let select = |tensor: &Tensor| {
-            let (bytes, size) = (tensor_bytes(tensor), tensor.dtype().size());
-            let chosen: Vec<u8> = rows.iter().flat_map(|&r| &bytes[r * size..(r + 1) * size]).copied().collect();
-            tensor_from_bytes(tensor.dtype(), &[rows.len()], &chosen)
+    fn select(&self, rows: &[usize]) -> Option<Vec<(&str, Bound<'_>)>> {
+        let select = |view: TensorView<'_>| {
+            let size = view.dtype().size();
+            let chosen: Vec<u8> = rows.iter().flat_map(|&r| &view.data()[r * size..(r + 1) * size]).copied().collect();
+            tensor_from_bytes(view.dtype(), &[rows.len()], &chosen)
         };
         self.inputs
             .iter()
-            .map(|(name, row, tensor)| {
-                let tensor = if *row { Cow::Owned(select(tensor)?) } else { Cow::Borrowed(&**tensor) };
-                Some((&name[..], tensor))
+            .map(|(name, row, input)| {
+                let view = input.view();
+                let input = if *row { Bound::Converted(select(view)?) } else { Bound::Given(view) };
+                Some((&name[..], input))
             })
             .collect()
     }
@@ -181,7 +184,7 @@ impl Table {
     }
 
     /// Every output, with a row for each row of the inputs.
-    fn run(&mut self, given: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+    fn run(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         let keys = self.fill(given, false)?;
         let mut outputs = NamedTensors::new();
         for (at, port) in self.part.outputs().iter().enumerate() {
@@ -195,7 +198,7 @@ impl Table {
 
     /// Sees to it that there is a row for every row of the inputs, ahead of need as many as the table holds, and returns
     /// their keys.
-    fn fill(&mut self, given: &[(&str, &Tensor)], ahead: bool) -> Result<Vec<Vec<u8>>, SessionError> {
+    fn fill(&mut self, given: &[(&str, TensorView<'_>)], ahead: bool) -> Result<Vec<Vec<u8>>, SessionError> {
         let wanted = Rows::new(self, given)?;
         if !unchanged(&self.settings, &wanted.settings()) {
             self.rows.clear();
@@ -223,7 +226,7 @@ impl Table {
 
     fn compute(&mut self, wanted: &Rows<'_>, rows: &[usize]) -> Result<(), SessionError> {
         let inputs = wanted.select(rows).ok_or_else(|| uneven("rows"))?;
-        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (*name, &**tensor)).collect();
+        let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, input)| (*name, input.view())).collect();
         let outputs = self.part.run(&inputs)?;
         let mut made: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(outputs.len()); rows.len()];
         let mut shapes = Vec::with_capacity(outputs.len());

@@ -1,0 +1,181 @@
+//! What is fuzzed: every entry that takes a file from strangers. Used by cargo-fuzz and by `cargo run --example fuzz`.
+//!
+//! A target panics, or the process dies, if the input got the better of v2l; an error is what it should get.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::path::{Path, PathBuf};
+use std::ptr;
+use std::sync::OnceLock;
+
+use tempfile::TempDir;
+use v2l::*;
+use v2l_export::{CompileOptions, ExportOptions};
+
+/// The files that inputs are written to.
+struct Files {
+    folder: TempDir,
+    engine: usize,
+}
+
+fn repository() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if manifest.ends_with("fuzz") { manifest.join("..") } else { manifest.to_owned() }
+}
+
+/// The checkpoint whose weights are fuzzed, and what adapters are loaded for.
+fn model() -> PathBuf {
+    repository().join("tests/fixtures/sample/transformer")
+}
+
+fn files() -> &'static Files {
+    static FILES: OnceLock<Files> = OnceLock::new();
+    FILES.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        let engine = compiled(folder.path());
+        let (mut handle, path) = (ptr::null_mut(), c_path(&engine));
+        // SAFETY: the calls follow the header.
+        assert_eq!(unsafe { v2l_engine_new(path.as_ptr(), ptr::null(), &mut handle) }, V2L_OK);
+        std::fs::create_dir(folder.path().join("checkpoint")).unwrap();
+        std::fs::copy(model().join("config.json"), folder.path().join("checkpoint/config.json")).unwrap();
+        Files { folder, engine: handle.expose_provenance() }
+    })
+}
+
+/// The engine of [`model`], made in `folder`.
+fn compiled(folder: &Path) -> PathBuf {
+    let (bundle, engines) = (folder.join("bundle"), folder.join("engines"));
+    v2l_export::export(&model(), &bundle, &ExportOptions::default(), &mut |_| {}).unwrap();
+    v2l_export::compile(&bundle, &engines, &CompileOptions { check: None, ..CompileOptions::default() }, &mut |_| {})
+        .unwrap();
+    engines.join("transformer.engine")
+}
+
+fn c_path(path: &Path) -> CString {
+    CString::new(path.to_str().unwrap()).unwrap()
+}
+
+/// Names of the targets, and good inputs to begin with.
+#[allow(dead_code, reason = "cargo-fuzz has a corpus of its own")]
+pub(crate) fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let fixtures = repository().join("tests/fixtures");
+    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let paths = match target {
+        "engine" => vec![files().folder.path().join("engines/transformer.engine")],
+        "adapter" => {
+            ["block", "sd3", "wan_fused"].map(|name| fixtures.join(format!("corpus/{name}/adapter.safetensors"))).into()
+        }
+        "onnx" => ["block/ts17", "block/dynamo18", "block/ts17_f16"]
+            .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
+            .into(),
+        "checkpoint" => vec![model().join("diffusion_pytorch_model.safetensors")],
+        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint"),
+    };
+    paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
+}
+
+/// Gives `bytes` to a target.
+pub(crate) fn run(target: &str, bytes: &[u8]) {
+    let folder = files().folder.path();
+    let (name, call): (&str, fn(&Path)) = match target {
+        "engine" => ("input.engine", engine),
+        "adapter" => ("input.safetensors", adapter),
+        "onnx" => ("input.onnx", onnx),
+        "checkpoint" => ("checkpoint/diffusion_pytorch_model.safetensors", checkpoint),
+        other => panic!("no target {other}"),
+    };
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    call(&path);
+}
+
+/// A panic that the ABI caught is one all the same.
+fn accept(status: v2l_status) -> bool {
+    // SAFETY: the message of this thread, which does not fail meanwhile.
+    let message = unsafe { CStr::from_ptr(v2l_last_error()) };
+    assert_ne!(status, V2L_ERROR_INTERNAL, "{}", message.to_string_lossy());
+    status == V2L_OK
+}
+
+/// Opens an engine, compares its hashes, lists what it holds.
+fn engine(path: &Path) {
+    let path = c_path(path);
+    for verify_hashes in [0, 1] {
+        let mut handle = ptr::null_mut();
+        let mut options = std::mem::MaybeUninit::<v2l_open_options>::zeroed();
+        // SAFETY: the calls follow the header.
+        unsafe {
+            accept(v2l_open_options_init(options.as_mut_ptr(), size_of::<v2l_open_options>()));
+            (*options.as_mut_ptr()).verify_hashes = verify_hashes;
+            if !accept(v2l_engine_new(path.as_ptr(), options.as_ptr(), &mut handle)) {
+                return;
+            }
+            let (mut graphs, mut slots) = (0, 0);
+            accept(v2l_engine_graph_count(handle, &mut graphs));
+            accept(v2l_engine_slot_count(handle, &mut slots));
+            for index in 0..graphs {
+                let (mut name, mut count) = (ptr::null(), 0);
+                accept(v2l_engine_graph(handle, index, &mut name));
+                if accept(v2l_engine_input_count(handle, name, &mut count)) {
+                    for input in 0..count {
+                        let mut port = std::mem::zeroed::<v2l_port>();
+                        port.size = size_of::<v2l_port>();
+                        accept(v2l_engine_input(handle, name, input, &mut port));
+                    }
+                }
+            }
+            for index in 0..slots {
+                let mut slot = std::mem::zeroed::<v2l_slot>();
+                slot.size = size_of::<v2l_slot>();
+                accept(v2l_engine_slot(handle, index, &mut slot));
+            }
+            v2l_engine_free(handle);
+        }
+    }
+}
+
+/// Loads an adapter, strictly and partially, and lists its layers.
+fn adapter(path: &Path) {
+    let (path, engine) = (c_path(path), ptr::with_exposed_provenance_mut::<v2l_engine>(files().engine));
+    for allow_partial in [0, 1] {
+        let mut handle = ptr::null_mut();
+        let options = v2l_adapter_options {
+            size: size_of::<v2l_adapter_options>(),
+            predictor: ptr::null(),
+            allow_partial,
+            reserved: 0,
+        };
+        // SAFETY: the calls follow the header.
+        unsafe {
+            if !accept(v2l_adapter_new(engine, path.as_ptr(), &options, &mut handle)) {
+                continue;
+            }
+            let mut count = 0;
+            accept(v2l_adapter_layer_count(handle, &mut count));
+            for index in 0..count {
+                let mut layer = std::mem::zeroed::<v2l_adapter_layer>();
+                layer.size = size_of::<v2l_adapter_layer>();
+                accept(v2l_adapter_layer_at(handle, index, &mut layer));
+            }
+            v2l_adapter_free(handle);
+        }
+    }
+}
+
+/// Compiles an ONNX file.
+fn onnx(path: &Path) {
+    let options = CompileOptions { check: None, ..CompileOptions::default() };
+    let out = path.with_extension("engine");
+    let _ = std::fs::remove_file(&out);
+    let _ = v2l_export::compile(path, &out, &options, &mut |_| {});
+}
+
+/// Exports a checkpoint.
+fn checkpoint(path: &Path) {
+    let out = files().folder.path().join("exported");
+    let _ = std::fs::remove_dir_all(&out);
+    if let Some(folder) = path.parent() {
+        let _ = v2l_export::export(folder, &out, &ExportOptions::default(), &mut |_| {});
+    }
+}

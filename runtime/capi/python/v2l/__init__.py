@@ -1,0 +1,553 @@
+"""The v2l runtime: predict LoRA adapters from a reference, apply them to a video diffusion transformer, generate video.
+
+Arrays go in without a copy if they are C-contiguous and have the graph's type. What comes out is copied once, into arrays of your own.
+Every handle may be used from any thread; calls release the interpreter's lock. See ``v2l.h`` for what each call costs and refuses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import math
+import os
+from dataclasses import dataclass
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+import numpy as np
+
+from . import _native
+from ._native import LIBRARY as _lib
+from ._native import Error, check as _check
+
+__all__ = [
+    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "Pipeline",
+    "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "version",
+]
+
+Path = Union[str, "os.PathLike[str]"]
+#: Adapters to apply, with their strengths; none is the base model.
+AdapterSet = Sequence[Tuple["Adapter", float]]
+#: Called with the stage, the steps done and all steps of the stage.
+Progress = Callable[["Stage", int, int], None]
+
+
+class Stage(enum.IntEnum):
+    """A part of the work."""
+
+    ENCODE_TEXT = 1
+    ENCODE_REFERENCE = 2
+    ENCODE_CONDITION = 3
+    DENOISE = 4
+    DECODE = 5
+    ENCODE_VIDEO = 6
+
+
+class Weights(enum.IntEnum):
+    """How weights that are stored in 16 bits are held."""
+
+    AUTO = 0
+    WIDENED = 1
+    LAZY = 2
+
+
+class Arithmetic(enum.IntEnum):
+    """In which types graphs compute."""
+
+    FP32 = 0
+    PLAN = 1
+
+
+class AdapterMode(enum.IntEnum):
+    """How a pipeline applies adapters."""
+
+    AUTO = 0
+    FUSE = 1
+    SIDE = 2
+
+
+class Format(enum.IntEnum):
+    """How an adapter's file spells its keys."""
+
+    PEFT = 1
+    DIFFUSERS = 2
+    KOHYA = 3
+    VIDEOX_FUN = 4
+    COMFY = 5
+    BARE = 6
+    LIGHT = 7
+    LIGHT_FULL = 8
+
+
+class Range(enum.IntEnum):
+    """Range of a reference's pixels."""
+
+    DEFAULT = 0
+    UNIT = 1
+    SIGNED = 2
+
+
+class Resize(enum.IntEnum):
+    """How a reference is brought to the size of the video."""
+
+    DEFAULT = 0
+    STRETCH = 1
+    COVER_CROP = 2
+    NONE = 3
+
+
+class Latent(enum.IntEnum):
+    """Which latent of a reference the predictor gets."""
+
+    DEFAULT = 0
+    MEAN = 1
+    SAMPLE = 2
+
+
+# bfloat16 has no type in NumPy: its bits come as uint16.
+_NUMPY = {1: np.float32, 2: np.float16, 3: np.uint16, 4: np.int64, 5: np.int32, 6: np.uint8, 7: np.bool_}
+_NUMBER = {np.dtype(kind): number for number, kind in _NUMPY.items() if number != 3}
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a graph; a free extent is its name."""
+
+    name: str
+    dtype: np.dtype
+    shape: Tuple[Union[int, str], ...]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A linear layer that adapters may change."""
+
+    name: str
+    tensor: str
+    out_features: int
+    in_features: int
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """What became of an adapter's file."""
+
+    keys: int
+    applied: int
+    ignored: int
+    slots_covered: int
+    slots_total: int
+
+
+@dataclass(frozen=True)
+class AdapterReport:
+    """What became of adapters when they were applied; ``survived`` is the part of the update that rounding leaves."""
+
+    slots: int
+    survived: float
+    relative_error: float
+    unchanged: float
+
+
+def version() -> str:
+    """The library's version."""
+    return _lib.v2l_version().decode()
+
+
+def _path(path: Path) -> bytes:
+    return os.fspath(path).encode()
+
+
+def _sized(kind: type) -> ctypes.Structure:
+    value = kind()
+    value.size = ctypes.sizeof(kind)
+    return value
+
+
+def _initial(kind: type, init: Callable[..., int]) -> ctypes.Structure:
+    value = kind()
+    _check(init(ctypes.byref(value), ctypes.sizeof(kind)))
+    return value
+
+
+def _tensor(array: np.ndarray, name: Optional[str] = None) -> _native.Tensor:
+    """A view of an array, which it keeps alive."""
+    number = _NUMBER.get(array.dtype)
+    if number is None:
+        raise TypeError(f"an array of {array.dtype}; expected float32, float16, int64, int32, uint8 or bool")
+    tensor = _native.Tensor()
+    tensor.name = None if name is None else name.encode()
+    tensor.data = array.ctypes.data
+    tensor.dtype, tensor.rank = number, array.ndim
+    tensor.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+    tensor.strides = (ctypes.c_int64 * array.ndim)(*array.strides)
+    tensor.array = array
+    return tensor
+
+
+def _arrays(handle: ctypes.c_void_p) -> Dict[str, np.ndarray]:
+    """Copies of the library's tensors, which are freed."""
+    try:
+        count = ctypes.c_size_t()
+        _check(_lib.v2l_tensors_count(handle, ctypes.byref(count)))
+        arrays = {}
+        for index in range(count.value):
+            tensor = _native.Tensor()
+            _check(_lib.v2l_tensors_get(handle, index, ctypes.byref(tensor)))
+            shape = tuple(tensor.shape[: tensor.rank])
+            kind = np.dtype(_NUMPY[tensor.dtype])
+            data = ctypes.string_at(tensor.data, math.prod(shape) * kind.itemsize) if math.prod(shape) else b""
+            arrays[tensor.name.decode()] = np.frombuffer(data, kind).reshape(shape).copy()
+        return arrays
+    finally:
+        _lib.v2l_tensors_free(handle)
+
+
+class _Handle:
+    """Owns a handle of the library."""
+
+    _kind: str
+
+    def __init__(self, handle: ctypes.c_void_p) -> None:
+        self._handle = handle
+
+    def close(self) -> None:
+        """Frees the handle; it must not be used again."""
+        handle, self._handle = getattr(self, "_handle", None), None
+        if handle:
+            getattr(_lib, f"v2l_{self._kind}_free")(handle)
+
+    def __del__(self) -> None:
+        self.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _made(function: Callable[..., int], *arguments: object) -> ctypes.c_void_p:
+    handle = ctypes.c_void_p()
+    _check(function(*arguments, ctypes.byref(handle)))
+    return handle
+
+
+class Cancel(_Handle):
+    """A request to stop; any thread may make it."""
+
+    _kind = "cancel"
+
+    def __init__(self) -> None:
+        super().__init__(_made(_lib.v2l_cancel_new))
+
+    def request(self) -> None:
+        """Asks every call that was given this to stop, until :meth:`reset`."""
+        _check(_lib.v2l_cancel_request(self._handle))
+
+    def reset(self) -> None:
+        """Takes the request back."""
+        _check(_lib.v2l_cancel_reset(self._handle))
+
+
+class _Control:
+    """A call's progress and cancellation. What the progress function raises stops the call and comes out of it."""
+
+    def __init__(self, progress: Optional[Progress], cancel: Optional[Cancel]) -> None:
+        self._raised: Optional[BaseException] = None
+        self._structure = _initial(_native.Control, _lib.v2l_control_init)
+        self._structure.cancel = cancel._handle if cancel is not None else None
+
+        def on_progress(_user: object, stage: int, done: int, total: int) -> None:
+            try:
+                progress(Stage(stage), done, total)
+            except BaseException as raised:  # raised again by `run`
+                self._raised = raised
+
+        if progress is not None:
+            self._structure.progress = _native.PROGRESS_CALLBACK(on_progress)
+            self._structure.cancelled = _native.CANCELLED_CALLBACK(lambda _user: int(self._raised is not None))
+
+    def run(self, call: Callable[..., int]) -> None:
+        status = call(ctypes.byref(self._structure))
+        if self._raised is not None:
+            raise self._raised
+        _check(status)
+
+
+def _weighted(adapters: AdapterSet) -> ctypes.Array:
+    array = (_native.WeightedAdapter * max(len(adapters), 1))()
+    for place, (adapter, strength) in zip(array, adapters):
+        place.adapter, place.strength = adapter._handle, strength
+    return array
+
+
+def _open_options(
+    ort_library: Optional[Path] = None,
+    ffmpeg: Optional[Path] = None,
+    memory_limit: int = 0,
+    threads: int = 0,
+    weights: Weights = Weights.AUTO,
+    arithmetic: Arithmetic = Arithmetic.FP32,
+    adapter_mode: AdapterMode = AdapterMode.AUTO,
+    verify_hashes: bool = False,
+) -> ctypes.Structure:
+    """``v2l_open_options``: the keyword arguments of :class:`Engine`, :class:`Predictor` and :class:`Pipeline`."""
+    options = _initial(_native.OpenOptions, _lib.v2l_open_options_init)
+    options.ort_library = None if ort_library is None else _path(ort_library)
+    options.ffmpeg = None if ffmpeg is None else _path(ffmpeg)
+    options.memory_limit, options.threads = memory_limit, threads
+    options.weights, options.arithmetic, options.adapter_mode = weights, arithmetic, adapter_mode
+    options.verify_hashes = int(verify_hashes)
+    return options
+
+
+class Engine(_Handle):
+    """An engine file."""
+
+    _kind = "engine"
+
+    def __init__(self, file: Path, **options: object) -> None:
+        given = _open_options(**options)  # type: ignore[arg-type]
+        super().__init__(_made(_lib.v2l_engine_new, _path(file), ctypes.byref(given)))
+
+    @classmethod
+    def _of(cls, handle: ctypes.c_void_p) -> "Engine":
+        engine = cls.__new__(cls)
+        _Handle.__init__(engine, handle)
+        return engine
+
+    def _count(self, function: Callable[..., int], *arguments: object) -> int:
+        count = ctypes.c_size_t()
+        _check(function(self._handle, *arguments, ctypes.byref(count)))
+        return count.value
+
+    @property
+    def component(self) -> str:
+        """What the engine is: ``transformer``, …"""
+        name = ctypes.c_char_p()
+        _check(_lib.v2l_engine_component(self._handle, ctypes.byref(name)))
+        return (name.value or b"").decode()
+
+    @property
+    def graphs(self) -> List[str]:
+        """Names of the graphs."""
+        names = []
+        for index in range(self._count(_lib.v2l_engine_graph_count)):
+            name = ctypes.c_char_p()
+            _check(_lib.v2l_engine_graph(self._handle, index, ctypes.byref(name)))
+            names.append((name.value or b"").decode())
+        return names
+
+    @property
+    def slots(self) -> List[Slot]:
+        """What adapters may change, in the order of the model's traversal."""
+        slots = []
+        for index in range(self._count(_lib.v2l_engine_slot_count)):
+            slot = _sized(_native.Slot)
+            _check(_lib.v2l_engine_slot(self._handle, index, ctypes.byref(slot)))
+            slots.append(Slot(slot.name.decode(), slot.tensor.decode(), slot.out_features, slot.in_features))
+        return slots
+
+    def _ports(self, graph: str, count: Callable[..., int], port: Callable[..., int]) -> List[Port]:
+        name, ports = graph.encode(), []
+        for index in range(self._count(count, name)):
+            found = _sized(_native.Port)
+            _check(port(self._handle, name, index, ctypes.byref(found)))
+            extents = ((found.shape[axis], found.symbols[axis]) for axis in range(found.rank))
+            shape = tuple(symbol.decode() if symbol else extent for extent, symbol in extents)
+            ports.append(Port(found.name.decode(), np.dtype(_NUMPY[found.dtype]), shape))
+        return ports
+
+    def inputs(self, graph: str) -> List[Port]:
+        """Inputs of a graph, in graph order."""
+        return self._ports(graph, _lib.v2l_engine_input_count, _lib.v2l_engine_input)
+
+    def outputs(self, graph: str) -> List[Port]:
+        """Outputs of a graph, in graph order."""
+        return self._ports(graph, _lib.v2l_engine_output_count, _lib.v2l_engine_output)
+
+
+class Adapter(_Handle):
+    """Low-rank updates of some slots of an engine."""
+
+    _kind = "adapter"
+
+    def __init__(
+        self, engine: Engine, file: Path, *, predictor: Optional["Predictor"] = None, allow_partial: bool = False
+    ) -> None:
+        options = _initial(_native.AdapterOptions, _lib.v2l_adapter_options_init)
+        options.predictor = predictor._handle if predictor is not None else None
+        options.allow_partial = int(allow_partial)
+        super().__init__(_made(_lib.v2l_adapter_new, engine._handle, _path(file), ctypes.byref(options)))
+
+    @property
+    def coverage(self) -> Coverage:
+        """What became of the file; a predicted adapter has no keys."""
+        found = _sized(_native.Coverage)
+        _check(_lib.v2l_adapter_coverage(self._handle, ctypes.byref(found)))
+        return Coverage(found.keys, found.applied, found.ignored, found.slots_covered, found.slots_total)
+
+    def save(self, file: Path, format: Format = Format.PEFT) -> None:
+        """Writes the adapter, whole or not at all."""
+        _check(_lib.v2l_adapter_save(self._handle, _path(file), format))
+
+
+def _report(found: ctypes.Structure) -> AdapterReport:
+    return AdapterReport(found.slots, found.survived, found.relative_error, found.unchanged)
+
+
+class Session(_Handle):
+    """A graph of an engine, with its adapters."""
+
+    _kind = "session"
+
+    def __init__(self, engine: Engine, graph: str) -> None:
+        super().__init__(_made(_lib.v2l_session_new, engine._handle, graph.encode()))
+
+    def set_adapters(self, adapters: AdapterSet, *, cancel: Optional[Cancel] = None) -> AdapterReport:
+        """Replaces the adapters; if that fails, all is as it was."""
+        report, weighted = _sized(_native.AdapterReport), _weighted(adapters)
+        _Control(None, cancel).run(
+            lambda control: _lib.v2l_session_set_adapters(
+                self._handle, weighted, len(adapters), control, ctypes.byref(report)
+            )
+        )
+        return _report(report)
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], adapters: Optional[AdapterSet] = None
+    ) -> Dict[str, np.ndarray]:
+        """Runs the graph; with ``adapters``, these are set first and nothing comes between."""
+        tensors = [_tensor(np.asarray(array), name) for name, array in inputs.items()]
+        options = _initial(_native.RunOptions, _lib.v2l_run_options_init)
+        if adapters is not None:
+            options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
+        given = (_native.Tensor * len(tensors))(*tensors)
+        handle = _made(_lib.v2l_session_run, self._handle, given, len(tensors), ctypes.byref(options))
+        return _arrays(handle)
+
+
+class Predictor(_Handle):
+    """The predictor of an engine directory: a reference becomes an adapter."""
+
+    _kind = "predictor"
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        given = _open_options(**options)  # type: ignore[arg-type]
+        super().__init__(_made(_lib.v2l_predictor_new, _path(directory), ctypes.byref(given)))
+
+    def predict(
+        self,
+        reference: Union[Path, np.ndarray],
+        *,
+        fps: float = 0.0,
+        width: int = 0,
+        height: int = 0,
+        seed: Optional[int] = None,
+        range: Range = Range.DEFAULT,
+        resize: Resize = Resize.DEFAULT,
+        latent: Latent = Latent.DEFAULT,
+        frame_count: int = 0,
+        progress: Optional[Progress] = None,
+        cancel: Optional[Cancel] = None,
+    ) -> Adapter:
+        """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``."""
+        given = _initial(_native.Reference, _lib.v2l_reference_init)
+        if isinstance(reference, np.ndarray):
+            tensor = _tensor(reference)
+            given.frames = ctypes.pointer(tensor)
+        else:
+            given.file = _path(reference)
+        given.fps, given.width, given.height, given.frame_count = fps, width, height, frame_count
+        given.range, given.resize, given.latent = range, resize, latent
+        if seed is not None:
+            given.seed = seed
+        handle = ctypes.c_void_p()
+        _Control(progress, cancel).run(
+            lambda control: _lib.v2l_predictor_predict(
+                self._handle, ctypes.byref(given), control, ctypes.byref(handle)
+            )
+        )
+        adapter = Adapter.__new__(Adapter)
+        _Handle.__init__(adapter, handle)
+        return adapter
+
+
+class Pipeline(_Handle):
+    """An engine directory: from a prompt, an image and adapters to a video."""
+
+    _kind = "pipeline"
+
+    def __init__(self, directory: Path, **options: object) -> None:
+        given = _open_options(**options)  # type: ignore[arg-type]
+        super().__init__(_made(_lib.v2l_pipeline_new, _path(directory), ctypes.byref(given)))
+
+    def engine(self, component: str) -> Engine:
+        """The engine of a component, to load adapters for its slots."""
+        return Engine._of(_made(_lib.v2l_pipeline_engine, self._handle, component.encode()))
+
+    def set_adapters(
+        self, adapters: AdapterSet, *, cancel: Optional[Cancel] = None
+    ) -> AdapterReport:
+        """Replaces the adapters; if that fails, all is as it was."""
+        report, weighted = _sized(_native.AdapterReport), _weighted(adapters)
+        _Control(None, cancel).run(
+            lambda control: _lib.v2l_pipeline_set_adapters(
+                self._handle, weighted, len(adapters), control, ctypes.byref(report)
+            )
+        )
+        return _report(report)
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        negative_prompt: Optional[str] = None,
+        image: Union[Path, np.ndarray, None] = None,
+        initial_noise: Optional[np.ndarray] = None,
+        adapters: Optional[AdapterSet] = None,
+        width: int = 0,
+        height: int = 0,
+        num_frames: int = 0,
+        num_inference_steps: int = 0,
+        guidance_scale: Optional[float] = None,
+        fps: float = 0.0,
+        noise_aug_strength: Optional[float] = None,
+        seed: Optional[int] = None,
+        file: Optional[Path] = None,
+        progress: Optional[Progress] = None,
+        cancel: Optional[Cancel] = None,
+    ) -> Optional[Dict[str, np.ndarray]]:
+        """Generates a video: ``frames`` uint8 ``[frames, height, width, 3]`` and ``latents``, or with ``file`` a file and nothing else."""
+        options = _initial(_native.GenerateOptions, _lib.v2l_generate_options_init)
+        options.prompt = prompt.encode()
+        options.negative_prompt = None if negative_prompt is None else negative_prompt.encode()
+        if isinstance(image, np.ndarray):
+            image_tensor = _tensor(image)
+            options.image = ctypes.pointer(image_tensor)
+        elif image is not None:
+            options.image_file = _path(image)
+        if initial_noise is not None:
+            noise = _tensor(initial_noise)
+            options.initial_noise = ctypes.pointer(noise)
+        if adapters is not None:
+            options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
+        options.width, options.height = width, height
+        options.num_frames, options.num_inference_steps, options.fps = num_frames, num_inference_steps, fps
+        if guidance_scale is not None:
+            options.guidance_scale = guidance_scale
+        if noise_aug_strength is not None:
+            options.noise_aug_strength = noise_aug_strength
+        if seed is not None:
+            options.seed, options.has_seed = seed, 1
+        control = _Control(progress, cancel)
+        if file is not None:
+            control.run(
+                lambda c: _lib.v2l_pipeline_generate_file(self._handle, ctypes.byref(options), c, _path(file))
+            )
+            return None
+        handle = ctypes.c_void_p()
+        control.run(
+            lambda c: _lib.v2l_pipeline_generate(self._handle, ctypes.byref(options), c, ctypes.byref(handle))
+        )
+        return _arrays(handle)

@@ -1,0 +1,423 @@
+//! Adapters: loaded against an engine's slots or predicted, looked at, saved.
+
+use std::ffi::{CStr, CString, c_char};
+use std::sync::Arc;
+
+use ndarray::Array2;
+use v2l_runtime::adapter::{
+    self as files, Adapter, AdapterFormat, Coverage, LightLora, Outcome, ReadOptions, write_adapter, write_light,
+    write_light_full,
+};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::predictor::auxiliary_factors;
+
+pub use crate::applied::{v2l_adapter_report, v2l_weighted_adapter};
+use crate::callbacks::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
+use crate::engine::{unknown, v2l_engine};
+use crate::failure::{Failure, free, guard};
+use crate::growing::{self, growing};
+use crate::pointers::{Out, optional, path, required};
+use crate::predictor::v2l_predictor;
+use crate::status::v2l_status;
+use crate::tensor::{V2L_F32, c_name, out_of_range, v2l_tensor};
+
+/// How an adapter's file spells its keys.
+pub type v2l_adapter_format = i32;
+/// PEFT: a folder with adapter_config.json, or a file if the path ends in ".safetensors".
+pub const V2L_FORMAT_PEFT: v2l_adapter_format = 1;
+/// diffusers.
+pub const V2L_FORMAT_DIFFUSERS: v2l_adapter_format = 2;
+/// kohya.
+pub const V2L_FORMAT_KOHYA: v2l_adapter_format = 3;
+/// VideoX-Fun.
+pub const V2L_FORMAT_VIDEOX_FUN: v2l_adapter_format = 4;
+/// ComfyUI.
+pub const V2L_FORMAT_COMFY: v2l_adapter_format = 5;
+/// The slots' own names.
+pub const V2L_FORMAT_BARE: v2l_adapter_format = 6;
+/// A predictor's tokens, a few kilobytes that only this predictor expands. For predicted adapters.
+pub const V2L_FORMAT_LIGHT: v2l_adapter_format = 7;
+/// Tokens with what expands them. For predicted adapters.
+pub const V2L_FORMAT_LIGHT_FULL: v2l_adapter_format = 8;
+
+const FORMATS: [(v2l_adapter_format, AdapterFormat); 8] = [
+    (V2L_FORMAT_PEFT, AdapterFormat::Peft),
+    (V2L_FORMAT_DIFFUSERS, AdapterFormat::Diffusers),
+    (V2L_FORMAT_KOHYA, AdapterFormat::Kohya),
+    (V2L_FORMAT_VIDEOX_FUN, AdapterFormat::VideoxFun),
+    (V2L_FORMAT_COMFY, AdapterFormat::Comfy),
+    (V2L_FORMAT_BARE, AdapterFormat::Bare),
+    (V2L_FORMAT_LIGHT, AdapterFormat::Light),
+    (V2L_FORMAT_LIGHT_FULL, AdapterFormat::LightFull),
+];
+
+/// What became of a key of an adapter's file.
+pub type v2l_key_outcome = i32;
+/// It changes a slot.
+pub const V2L_KEY_APPLIED: v2l_key_outcome = 1;
+/// It changes nothing, and need not, or was allowed not to.
+pub const V2L_KEY_IGNORED: v2l_key_outcome = 2;
+
+/// Low-rank updates of some slots.
+pub struct v2l_adapter(pub(crate) Arc<Loaded>);
+
+/// An adapter, where it came from, and what C sees of it.
+pub(crate) struct Loaded {
+    pub(crate) adapter: Adapter,
+    prediction: Option<Prediction>,
+    layers: Vec<Layer>,
+    keys: Vec<Key>,
+    coverage: v2l_coverage,
+}
+
+/// What a predicted adapter was expanded from.
+pub(crate) struct Prediction {
+    pub(crate) tokens: LightLora,
+    /// The hypernetwork's.
+    pub(crate) engine: Arc<Engine>,
+}
+
+struct Layer {
+    slot: CString,
+    down: Extents,
+    up: Extents,
+}
+
+/// Extents of a matrix of the adapter, and its strides in bytes.
+struct Extents([i64; 2], [i64; 2]);
+
+impl Extents {
+    fn new(matrix: &Array2<f32>) -> Self {
+        let stride = |axis: usize| matrix.strides()[axis] as i64 * size_of::<f32>() as i64;
+        Self([matrix.nrows() as i64, matrix.ncols() as i64], [stride(0), stride(1)])
+    }
+
+    /// The matrix itself, which these must be the extents of.
+    fn tensor(&self, name: &'static CStr, matrix: &Array2<f32>) -> v2l_tensor {
+        let (shape, strides) = (self.0.as_ptr(), self.1.as_ptr());
+        v2l_tensor { name: name.as_ptr(), data: matrix.as_ptr().cast(), dtype: V2L_F32, rank: 2, shape, strides }
+    }
+}
+
+struct Key {
+    key: CString,
+    outcome: v2l_key_outcome,
+    detail: CString,
+}
+
+impl Loaded {
+    fn new(adapter: Adapter, coverage: v2l_coverage, keys: Vec<Key>, prediction: Option<Prediction>) -> Self {
+        let layer = |(slot, update): (&String, &files::LowRank)| Layer {
+            slot: c_name(slot),
+            down: Extents::new(&update.down),
+            up: Extents::new(&update.up),
+        };
+        let layers = adapter.layers.iter().map(layer).collect();
+        Self { adapter, prediction, layers, keys, coverage }
+    }
+
+    fn read(adapter: Adapter, coverage: &Coverage) -> Self {
+        let key = |key: &files::KeyOutcome| {
+            let (outcome, detail) = match &key.outcome {
+                Outcome::Applied { slot } => (V2L_KEY_APPLIED, slot),
+                Outcome::Ignored { reason } | Outcome::Error { reason } => (V2L_KEY_IGNORED, reason),
+            };
+            Key { key: c_name(&key.key), outcome, detail: c_name(detail) }
+        };
+        let (applied, ignored, errors) = coverage.counts();
+        let format = FORMATS.into_iter().find(|(_, format)| *format == coverage.format).map_or(0, |(number, _)| number);
+        let summary = v2l_coverage {
+            size: size_of::<v2l_coverage>(),
+            keys: coverage.keys.len() as u64,
+            applied: applied as u64,
+            ignored: (ignored + errors) as u64,
+            slots_covered: coverage.slots_covered as u64,
+            slots_total: coverage.slots_total as u64,
+            format,
+            reserved: 0,
+        };
+        Self::new(adapter, summary, coverage.keys.iter().map(key).collect(), None)
+    }
+
+    /// An adapter that was expanded from tokens, for a model of `slots_total` slots.
+    pub(crate) fn predicted(adapter: Adapter, prediction: Prediction, slots_total: usize) -> Self {
+        let coverage = v2l_coverage {
+            slots_covered: adapter.layers.len() as u64,
+            slots_total: slots_total as u64,
+            format: V2L_FORMAT_LIGHT,
+            ..growing::Growing::initial()
+        };
+        Self::new(adapter, coverage, Vec::new(), Some(prediction))
+    }
+}
+
+/// How an adapter is loaded. All zero: the defaults.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_adapter_options {
+    /// sizeof(v2l_adapter_options).
+    pub size: usize,
+    /// Expands a file of the form V2L_FORMAT_LIGHT; the predictor that made it. NULL: such a file is refused.
+    pub predictor: *const v2l_predictor,
+    /// Not 0: apply the rest of a file some keys of which match no slot.
+    pub allow_partial: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+growing!(
+    v2l_adapter_options,
+    Self { size: size_of::<Self>(), predictor: std::ptr::null(), allow_partial: 0, reserved: 0 }
+);
+
+/// Fills in the defaults; `size` is sizeof(v2l_adapter_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_options_init(options: *mut v2l_adapter_options, size: usize) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard(|| unsafe { growing::init(options, size) })
+}
+
+/// Loads an adapter for the slots of `engine`: a safetensors file in any V2L_FORMAT_…, or PEFT's folder. Every key is applied, ignored
+/// for a reason, or refused (V2L_ERROR_BAD_ADAPTER, unless `allow_partial`). `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_new(
+    engine: *const v2l_engine,
+    file: *const c_char,
+    options: *const v2l_adapter_options,
+    adapter: *mut *mut v2l_adapter,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all of these.
+        let (out, engine, file, options) = unsafe {
+            (
+                Out::handle(adapter, "adapter")?,
+                required(engine, "engine")?,
+                path(file, "file")?,
+                growing::read(options)?,
+            )
+        };
+        growing::unused(options.reserved)?;
+        // SAFETY: as above.
+        let predictor = unsafe { optional(options.predictor, "predictor") }?;
+        let slots = &engine.0.engine.manifest().slots;
+        let loaded = match predictor {
+            Some(predictor) if files::detect(file)? == AdapterFormat::Light => {
+                predictor.expand(&files::read_light(file)?, slots)?
+            }
+            _ => {
+                let options = ReadOptions { allow_partial: options.allow_partial != 0 };
+                let loaded = files::read_adapter(file, slots, &options)?;
+                tell(&loaded.coverage);
+                Loaded::read(loaded.adapter, &loaded.coverage)
+            }
+        };
+        out.give(v2l_adapter(Arc::new(loaded)));
+        Ok(())
+    })
+}
+
+fn tell(coverage: &Coverage) {
+    let (applied, ignored, _) = coverage.counts();
+    let file = coverage.file.display();
+    log(V2L_LOG_INFO, &format!("{file}: {applied} keys applied, {ignored} ignored"));
+    let example = coverage.keys.iter().find_map(|key| match &key.outcome {
+        Outcome::Ignored { reason } => Some(format!("{}: {reason}", key.key)),
+        _ => None,
+    });
+    if let Some(example) = example {
+        log(V2L_LOG_WARNING, &format!("{file}: {ignored} keys change nothing, for example {example}"));
+    }
+}
+
+/// Frees the handle; sessions and pipelines keep what they apply. NULL does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_free(adapter: *mut v2l_adapter) {
+    // SAFETY: the header's promise.
+    unsafe { free(adapter) }
+}
+
+/// What became of an adapter's file.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_coverage {
+    /// sizeof(v2l_coverage); set it before the call.
+    pub size: usize,
+    /// Keys of the file; 0 for an adapter that was predicted.
+    pub keys: u64,
+    /// Keys that change a slot.
+    pub applied: u64,
+    /// Keys that change nothing.
+    pub ignored: u64,
+    /// Slots that the adapter changes.
+    pub slots_covered: u64,
+    /// Slots of the engine.
+    pub slots_total: u64,
+    /// How the file spells its keys: V2L_FORMAT_…
+    pub format: v2l_adapter_format,
+    /// 0.
+    pub reserved: i32,
+}
+
+growing!(
+    v2l_coverage,
+    Self {
+        size: size_of::<Self>(),
+        keys: 0,
+        applied: 0,
+        ignored: 0,
+        slots_covered: 0,
+        slots_total: 0,
+        format: 0,
+        reserved: 0,
+    }
+);
+
+/// What became of the adapter's file; `coverage->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_coverage(adapter: *const v2l_adapter, coverage: *mut v2l_coverage) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        unsafe { growing::write(coverage, required(adapter, "adapter")?.0.coverage) }
+    })
+}
+
+/// A key of an adapter's file; lives as long as the adapter.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_adapter_key {
+    /// sizeof(v2l_adapter_key); set it before the call.
+    pub size: usize,
+    /// The key.
+    pub key: *const c_char,
+    /// The slot that it changes, or why it changes none.
+    pub detail: *const c_char,
+    /// V2L_KEY_…
+    pub outcome: v2l_key_outcome,
+    /// 0.
+    pub reserved: i32,
+}
+
+growing!(
+    v2l_adapter_key,
+    Self { size: size_of::<Self>(), key: std::ptr::null(), detail: std::ptr::null(), outcome: 0, reserved: 0 }
+);
+
+/// The key at `index`, from 0, in the file's order; `key->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_key_at(
+    adapter: *const v2l_adapter,
+    index: usize,
+    key: *mut v2l_adapter_key,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise.
+        let keys = &unsafe { required(adapter, "adapter") }?.0.keys;
+        let found = keys.get(index).ok_or_else(|| out_of_range("key", index, keys.len()))?;
+        let found = v2l_adapter_key {
+            size: size_of::<v2l_adapter_key>(),
+            key: found.key.as_ptr(),
+            detail: found.detail.as_ptr(),
+            outcome: found.outcome,
+            reserved: 0,
+        };
+        // SAFETY: as above.
+        unsafe { growing::write(key, found) }
+    })
+}
+
+/// One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_adapter_layer {
+    /// sizeof(v2l_adapter_layer); set it before the call.
+    pub size: usize,
+    /// The slot.
+    pub slot: *const c_char,
+    /// f32 [rank, in].
+    pub down: v2l_tensor,
+    /// f32 [out, rank].
+    pub up: v2l_tensor,
+    /// Numerator of the scale.
+    pub alpha: f32,
+    /// 0.
+    pub reserved: i32,
+}
+
+const NO_TENSOR: v2l_tensor = v2l_tensor {
+    name: std::ptr::null(),
+    data: std::ptr::null(),
+    dtype: 0,
+    rank: 0,
+    shape: std::ptr::null(),
+    strides: std::ptr::null(),
+};
+
+growing!(
+    v2l_adapter_layer,
+    Self { size: size_of::<Self>(), slot: std::ptr::null(), down: NO_TENSOR, up: NO_TENSOR, alpha: 0.0, reserved: 0 }
+);
+
+/// The number of slots that the adapter changes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_layer_count(adapter: *const v2l_adapter, count: *mut usize) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (adapter, out) = unsafe { (required(adapter, "adapter")?, Out::new(count, "count")?) };
+        out.set(adapter.0.layers.len());
+        Ok(())
+    })
+}
+
+/// The update at `index`, from 0; `layer->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_layer_at(
+    adapter: *const v2l_adapter,
+    index: usize,
+    layer: *mut v2l_adapter_layer,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise.
+        let loaded = &unsafe { required(adapter, "adapter") }?.0;
+        let found = loaded.layers.get(index).zip(loaded.adapter.layers.get_index(index));
+        let (found, (_, update)) = found.ok_or_else(|| out_of_range("layer", index, loaded.layers.len()))?;
+        let found = v2l_adapter_layer {
+            size: size_of::<v2l_adapter_layer>(),
+            slot: found.slot.as_ptr(),
+            down: found.down.tensor(c"down", &update.down),
+            up: found.up.tensor(c"up", &update.up),
+            alpha: update.alpha,
+            reserved: 0,
+        };
+        // SAFETY: as above.
+        unsafe { growing::write(layer, found) }
+    })
+}
+
+/// Writes the adapter to `file` as V2L_FORMAT_…, whole or not at all; what is there is replaced. The two light forms are for adapters
+/// that were predicted.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_adapter_save(
+    adapter: *const v2l_adapter,
+    file: *const c_char,
+    format: v2l_adapter_format,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (loaded, file) = unsafe { (&required(adapter, "adapter")?.0, path(file, "file")?) };
+        let known = FORMATS.into_iter().find(|(number, _)| *number == format);
+        let (_, format) = known.ok_or_else(|| unknown("format", format, "V2L_FORMAT_…"))?;
+        let tokens = || {
+            let message = "the adapter was not predicted and has no tokens; expected one of the other formats";
+            loaded.prediction.as_ref().ok_or_else(|| Failure::argument(message))
+        };
+        match format {
+            AdapterFormat::Light => write_light(file, &tokens()?.tokens)?,
+            AdapterFormat::LightFull => {
+                let Prediction { tokens, engine } = tokens()?;
+                write_light_full(file, tokens, &auxiliary_factors(engine)?)?;
+            }
+            _ => write_adapter(file, &loaded.adapter, format)?,
+        }
+        Ok(())
+    })
+}

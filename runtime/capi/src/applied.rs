@@ -1,0 +1,115 @@
+//! Sets of adapters with strengths, and what fusing them did.
+
+use std::sync::Arc;
+
+use v2l_runtime::adapter::Adapter;
+use v2l_runtime::fuse::FuseReport;
+
+use crate::adapter::{Loaded, v2l_adapter};
+use crate::callbacks::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
+use crate::failure::Failure;
+use crate::growing::{self, growing};
+use crate::pointers::{required, slice};
+
+/// An adapter of a set, and how strongly it acts: ΔW = strength · (alpha / rank) · up · down.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_weighted_adapter {
+    /// The adapter.
+    pub adapter: *const v2l_adapter,
+    /// 1 for the adapter as it was trained; any finite number will do.
+    pub strength: f32,
+}
+
+/// What became of a set of adapters when it was applied.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_adapter_report {
+    /// sizeof(v2l_adapter_report); set it before the call.
+    pub size: usize,
+    /// Slots that were changed.
+    pub slots: u64,
+    /// Part of the update that survives rounding to the type that the weights are held in; 1 for nothing lost.
+    pub survived: f64,
+    /// Norm of what rounding did to the update, over the norm of the update.
+    pub relative_error: f64,
+    /// Part of the changed slots' weights that came out as they were.
+    pub unchanged: f64,
+}
+
+growing!(
+    v2l_adapter_report,
+    Self { size: size_of::<Self>(), slots: 0, survived: 1.0, relative_error: 0.0, unchanged: 0.0 }
+);
+
+/// Adapters that a session or pipeline applies; equal sets are those of the same handles and strengths.
+#[derive(Clone, Default)]
+pub(crate) struct Applied(Vec<(Arc<Loaded>, f32)>);
+
+impl PartialEq for Applied {
+    fn eq(&self, other: &Self) -> bool {
+        let mut pairs = self.0.iter().zip(&other.0);
+        self.0.len() == other.0.len() && pairs.all(|((a, s), (b, t))| Arc::ptr_eq(a, b) && s.to_bits() == t.to_bits())
+    }
+}
+
+impl Applied {
+    /// # Safety
+    /// The header's promise.
+    pub(crate) unsafe fn new(adapters: *const v2l_weighted_adapter, count: usize) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise.
+        let adapters = unsafe { slice(adapters, count, "adapters") }?;
+        let read = |(at, given): (usize, &v2l_weighted_adapter)| {
+            // SAFETY: the caller's promise.
+            let adapter = unsafe { required(given.adapter, &format!("adapters[{at}].adapter")) }?;
+            if !given.strength.is_finite() {
+                let found = given.strength;
+                return Err(Failure::argument(format!("adapters[{at}].strength is {found}; expected a finite number")));
+            }
+            Ok((Arc::clone(&adapter.0), given.strength))
+        };
+        Ok(Self(adapters.iter().enumerate().map(read).collect::<Result<_, _>>()?))
+    }
+
+    /// As the call's options have it: none given leaves the set as it is.
+    ///
+    /// # Safety
+    /// The header's promise.
+    pub(crate) unsafe fn given(adapters: *const v2l_weighted_adapter, count: usize) -> Result<Option<Self>, Failure> {
+        match (adapters.is_null(), count) {
+            (true, 0) => Ok(None),
+            // SAFETY: the caller's promise.
+            _ => unsafe { Self::new(adapters, count) }.map(Some),
+        }
+    }
+
+    /// Copies, for the runtime to keep.
+    pub(crate) fn copies(&self) -> Vec<(Adapter, f32)> {
+        self.0.iter().map(|(loaded, strength)| (loaded.adapter.clone(), *strength)).collect()
+    }
+
+    pub(crate) fn borrowed(&self) -> Vec<(&Adapter, f32)> {
+        self.0.iter().map(|(loaded, strength)| (&loaded.adapter, *strength)).collect()
+    }
+
+    /// What is said of a set in low-rank branches, where nothing is rounded.
+    pub(crate) fn side_report(&self) -> v2l_adapter_report {
+        let slots: std::collections::HashSet<&String> =
+            self.0.iter().flat_map(|(loaded, _)| loaded.adapter.layers.keys()).collect();
+        v2l_adapter_report { slots: slots.len() as u64, ..growing::Growing::initial() }
+    }
+}
+
+/// What is said of a fuse, to the caller and to the log.
+pub(crate) fn fuse_report(report: &FuseReport) -> v2l_adapter_report {
+    let overall = report.overall();
+    let (slots, survived) = (report.slots.len() as u64, overall.survey.survived());
+    if slots > 0 {
+        log(V2L_LOG_INFO, &format!("fused {slots} slots: {:.1} % of the update survives rounding", 100.0 * survived));
+    }
+    if let Some(warning) = report.warning() {
+        log(V2L_LOG_WARNING, warning);
+    }
+    let (relative_error, unchanged) = (overall.survey.relative_error(), overall.unchanged());
+    v2l_adapter_report { size: size_of::<v2l_adapter_report>(), slots, survived, relative_error, unchanged }
+}

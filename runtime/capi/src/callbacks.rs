@@ -1,0 +1,247 @@
+//! What calls back into the caller: the log, progress, cancellation.
+
+use std::cell::Cell;
+use std::ffi::{CString, c_char, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use v2l_runtime::pipeline::{Event, Observer, Stage};
+
+use crate::failure::{Failure, free, guard, guard_anywhere};
+use crate::growing::{self, growing};
+use crate::pointers::{Out, optional, required};
+use crate::status::v2l_status;
+
+/// How much a message matters.
+pub type v2l_log_level = i32;
+/// Something that the user should know; the work goes on.
+pub const V2L_LOG_WARNING: v2l_log_level = 1;
+/// What was done, and why in this way.
+pub const V2L_LOG_INFO: v2l_log_level = 2;
+
+/// Takes a message, which lives until the callback returns. Called on the thread that does the work, by several at the same time.
+pub type v2l_log_callback =
+    Option<unsafe extern "C" fn(user: *mut c_void, level: v2l_log_level, message: *const c_char)>;
+
+/// A part of the work.
+pub type v2l_stage = i32;
+/// Prompt to embeddings.
+pub const V2L_STAGE_ENCODE_TEXT: v2l_stage = 1;
+/// Reference video to latent.
+pub const V2L_STAGE_ENCODE_REFERENCE: v2l_stage = 2;
+/// First frame to latent.
+pub const V2L_STAGE_ENCODE_CONDITION: v2l_stage = 3;
+/// The sampler's steps.
+pub const V2L_STAGE_DENOISE: v2l_stage = 4;
+/// Latent to frames.
+pub const V2L_STAGE_DECODE: v2l_stage = 5;
+/// Video to latent, by itself.
+pub const V2L_STAGE_ENCODE_VIDEO: v2l_stage = 6;
+
+/// Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
+pub type v2l_progress_callback =
+    Option<unsafe extern "C" fn(user: *mut c_void, stage: v2l_stage, done: u64, total: u64)>;
+
+/// Asked between steps whether to stop: 0 goes on, anything else stops. While adapters are fused, it is asked on several threads at the
+/// same time.
+pub type v2l_cancelled_callback = Option<unsafe extern "C" fn(user: *mut c_void) -> i32>;
+
+/// A request to stop, to be shared by threads.
+pub struct v2l_cancel(Arc<AtomicBool>);
+
+/// How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
+///
+/// What is stopped returns V2L_ERROR_CANCELLED, between two steps: one run of a graph is not interrupted.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_control {
+    /// sizeof(v2l_control).
+    pub size: usize,
+    /// May be NULL. Stops the call once it is requested, before or while it runs.
+    pub cancel: *const v2l_cancel,
+    /// May be NULL.
+    pub cancelled: v2l_cancelled_callback,
+    /// May be NULL.
+    pub progress: v2l_progress_callback,
+    /// Given to the callbacks; not looked at.
+    pub user: *mut c_void,
+}
+
+growing!(
+    v2l_control,
+    Self {
+        size: size_of::<Self>(),
+        cancel: std::ptr::null(),
+        cancelled: None,
+        progress: None,
+        user: std::ptr::null_mut()
+    }
+);
+
+/// Fills in the defaults; `size` is sizeof(v2l_control).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_control_init(control: *mut v2l_control, size: usize) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard(|| unsafe { growing::init(control, size) })
+}
+
+/// Makes a request that is not yet made.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_cancel_new(cancel: *mut *mut v2l_cancel) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise.
+        let out = unsafe { Out::handle(cancel, "cancel") }?;
+        out.give(v2l_cancel(Arc::default()));
+        Ok(())
+    })
+}
+
+/// Asks every call that was given `cancel` to stop, now and until v2l_cancel_reset. Returns at once; may be called from any thread and
+/// from callbacks.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_cancel_request(cancel: *const v2l_cancel) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard_anywhere(|| unsafe { set(cancel, true) })
+}
+
+/// Takes the request back, for the next call.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_cancel_reset(cancel: *const v2l_cancel) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard(|| unsafe { set(cancel, false) })
+}
+
+unsafe fn set(cancel: *const v2l_cancel, value: bool) -> Result<(), Failure> {
+    // SAFETY: the header's promise, which is the caller's.
+    unsafe { required(cancel, "cancel") }?.0.store(value, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Frees `cancel`; a call that was given it goes on. NULL does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_cancel_free(cancel: *mut v2l_cancel) {
+    // SAFETY: the header's promise.
+    unsafe { free(cancel) }
+}
+
+thread_local! {
+    static RUNNING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// True inside a callback on this thread.
+pub(crate) fn running() -> bool {
+    RUNNING.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Runs a callback. Callbacks do not nest: what would call another is refused inside one.
+pub(crate) fn call<R>(body: impl FnOnce() -> R) -> R {
+    RUNNING.set(true);
+    let result = body();
+    RUNNING.set(false);
+    result
+}
+
+/// A call's [`v2l_control`], usable on every thread that works for the call.
+#[derive(Default)]
+pub(crate) struct Control {
+    cancel: Option<Arc<AtomicBool>>,
+    cancelled: v2l_cancelled_callback,
+    progress: v2l_progress_callback,
+    user: User,
+}
+
+/// The caller's pointer, which v2l hands on and never follows.
+#[derive(Clone, Copy)]
+struct User(*mut c_void);
+
+impl Default for User {
+    fn default() -> Self {
+        Self(std::ptr::null_mut())
+    }
+}
+
+// SAFETY: the pointer is not followed here, and the header says on which threads callbacks get it.
+unsafe impl Send for User {}
+// SAFETY: as above.
+unsafe impl Sync for User {}
+
+impl Control {
+    /// # Safety
+    /// The header's promise.
+    pub(crate) unsafe fn new(control: *const v2l_control) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise.
+        let v2l_control { cancel, cancelled, progress, user, .. } = unsafe { growing::read(control) }?;
+        // SAFETY: as above.
+        let cancel = unsafe { optional(cancel, "control.cancel") }?.map(|cancel| Arc::clone(&cancel.0));
+        Ok(Self { cancel, cancelled, progress, user: User(user) })
+    }
+
+    /// True if the caller asked to stop.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        let asked = |callback: unsafe extern "C" fn(*mut c_void) -> i32| {
+            // SAFETY: the caller's own function, with the pointer that came with it.
+            call(|| unsafe { callback(self.user.0) }) != 0
+        };
+        self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) || self.cancelled.is_some_and(asked)
+    }
+
+    fn progress(&self, stage: Stage, done: usize, total: usize) {
+        if let Some(callback) = self.progress {
+            // SAFETY: the caller's own function, with the pointer that came with it.
+            call(|| unsafe { callback(self.user.0, stage_number(stage), done as u64, total as u64) });
+        }
+    }
+}
+
+/// Tells the caller what a pipeline tells.
+impl Observer for &Control {
+    fn event(&mut self, event: &Event) {
+        match event {
+            Event::StageStarted { stage, total } => self.progress(*stage, 0, *total),
+            Event::Step { stage, done, total } => self.progress(*stage, *done, *total),
+            Event::StageFinished { .. } => {}
+            Event::Warning { message } => log(V2L_LOG_WARNING, message),
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.is_cancelled()
+    }
+}
+
+const fn stage_number(stage: Stage) -> v2l_stage {
+    match stage {
+        Stage::EncodeText => V2L_STAGE_ENCODE_TEXT,
+        Stage::EncodeReference => V2L_STAGE_ENCODE_REFERENCE,
+        Stage::EncodeCondition => V2L_STAGE_ENCODE_CONDITION,
+        Stage::Denoise => V2L_STAGE_DENOISE,
+        Stage::Decode => V2L_STAGE_DECODE,
+        Stage::EncodeVideo => V2L_STAGE_ENCODE_VIDEO,
+    }
+}
+
+struct Sink {
+    callback: v2l_log_callback,
+    user: User,
+}
+
+static LOG: RwLock<Sink> = RwLock::new(Sink { callback: None, user: User(std::ptr::null_mut()) });
+
+/// Sends the messages of the whole process to `callback`, which gets `user`; NULL for none, as it is in the beginning. When this returns,
+/// the callback before it runs no more.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_set_log(callback: v2l_log_callback, user: *mut c_void) -> v2l_status {
+    guard(|| {
+        *LOG.write().unwrap_or_else(PoisonError::into_inner) = Sink { callback, user: User(user) };
+        Ok(())
+    })
+}
+
+/// Gives a message to the caller's log, if there is one.
+pub(crate) fn log(level: v2l_log_level, message: &str) {
+    let sink = LOG.read().unwrap_or_else(PoisonError::into_inner);
+    let Some(callback) = sink.callback else { return };
+    let message = CString::new(message.replace('\0', "\u{fffd}")).unwrap_or_default();
+    // SAFETY: the caller's own function, with the pointer that came with it; the message lives until it returns.
+    call(|| unsafe { callback(sink.user.0, level, message.as_ptr()) });
+}

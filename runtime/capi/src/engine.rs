@@ -1,0 +1,499 @@
+//! Engine files: what they hold, and the weights that their sessions share.
+
+use std::ffi::{CString, c_char};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use v2l_runtime::engine::Engine;
+use v2l_runtime::engine::manifest::Graph;
+#[cfg(not(feature = "stand-in-backend"))]
+pub(crate) use v2l_runtime::ort_backend::OrtEngine as Backend;
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
+use v2l_runtime::session::{Dim, Port};
+
+use crate::failure::{Failure, free, guard};
+use crate::growing::{self, growing};
+use crate::pointers::{Out, optional_text, path, required};
+use crate::serial::Serial;
+#[cfg(feature = "stand-in-backend")]
+pub(crate) use crate::stand_in::StandIn as Backend;
+use crate::status::v2l_status;
+use crate::tensor::{c_name, dtype_number, out_of_range, v2l_dtype};
+
+/// How weights that are stored in 16 bits are held.
+pub type v2l_weights = i32;
+/// Widened if they fit comfortably, else lazy.
+pub const V2L_WEIGHTS_AUTO: v2l_weights = 0;
+/// In f32: fastest, and a fuse loses nothing.
+pub const V2L_WEIGHTS_WIDENED: v2l_weights = 1;
+/// In place, as stored: least memory.
+pub const V2L_WEIGHTS_LAZY: v2l_weights = 2;
+
+/// In which types graphs compute.
+pub type v2l_arithmetic = i32;
+/// f32 throughout.
+pub const V2L_ARITHMETIC_FP32: v2l_arithmetic = 0;
+/// As the precision plan says that the engine was compiled by.
+pub const V2L_ARITHMETIC_PLAN: v2l_arithmetic = 1;
+
+/// How a pipeline applies adapters. A session applies them as its graph does: fused, or beside the weights for a graph whose name ends
+/// in ".side".
+pub type v2l_adapter_mode = i32;
+/// Fused, unless the engine has low-rank branches and holds weights in 8 bits or has nothing else.
+pub const V2L_ADAPTERS_AUTO: v2l_adapter_mode = 0;
+/// Fused into the weights: costs the fuse, then nothing.
+pub const V2L_ADAPTERS_FUSE: v2l_adapter_mode = 1;
+/// In low-rank branches beside the weights: swaps at once and loses nothing, for a little time in every step. The engine must have been
+/// compiled with --lora-rank.
+pub const V2L_ADAPTERS_SIDE: v2l_adapter_mode = 2;
+
+/// How engines are opened. All zero: the defaults.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_open_options {
+    /// sizeof(v2l_open_options).
+    pub size: usize,
+    /// ONNX Runtime's library, or a folder that holds it. NULL: V2L_ORT_LIB, ORT_DYLIB_PATH, next to the executable, the loader's places.
+    pub ort_library: *const c_char,
+    /// The ffmpeg program, for video files. NULL: V2L_FFMPEG, next to the executable, PATH.
+    pub ffmpeg: *const c_char,
+    /// Most bytes of private memory that an engine's weights may take; 0: what the machine has available.
+    pub memory_limit: u64,
+    /// Threads within an operator; 0: as many as there are cores.
+    pub threads: u32,
+    /// V2L_WEIGHTS_…
+    pub weights: v2l_weights,
+    /// V2L_ARITHMETIC_…
+    pub arithmetic: v2l_arithmetic,
+    /// V2L_ADAPTERS_…; counts for pipelines.
+    pub adapter_mode: v2l_adapter_mode,
+    /// Not 0: read the whole of every engine and compare its content with its hashes.
+    pub verify_hashes: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+growing!(
+    v2l_open_options,
+    Self {
+        size: size_of::<Self>(),
+        ort_library: std::ptr::null(),
+        ffmpeg: std::ptr::null(),
+        memory_limit: 0,
+        threads: 0,
+        weights: V2L_WEIGHTS_AUTO,
+        arithmetic: V2L_ARITHMETIC_FP32,
+        adapter_mode: V2L_ADAPTERS_AUTO,
+        verify_hashes: 0,
+        reserved: 0,
+    }
+);
+
+/// Fills in the defaults; `size` is sizeof(v2l_open_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_open_options_init(options: *mut v2l_open_options, size: usize) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard(|| unsafe { growing::init(options, size) })
+}
+
+/// [`v2l_open_options`], checked.
+#[derive(Clone)]
+pub(crate) struct Opening {
+    pub(crate) backend: OpenOptions,
+    pub(crate) ffmpeg: Option<PathBuf>,
+    pub(crate) mode: v2l_adapter_mode,
+    pub(crate) verify_hashes: bool,
+}
+
+impl Opening {
+    /// # Safety
+    /// The header's promise.
+    pub(crate) unsafe fn new(options: *const v2l_open_options) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise, for all three.
+        let (options, ort_library, ffmpeg) = unsafe {
+            let options = growing::read(options)?;
+            (options, optional_text(options.ort_library, "ort_library")?, optional_text(options.ffmpeg, "ffmpeg")?)
+        };
+        growing::unused(options.reserved)?;
+        let weights = match options.weights {
+            V2L_WEIGHTS_AUTO => OrtWeights::Auto,
+            V2L_WEIGHTS_WIDENED => OrtWeights::Widened,
+            V2L_WEIGHTS_LAZY => OrtWeights::Lazy,
+            other => return Err(unknown("weights", other, "V2L_WEIGHTS_…")),
+        };
+        let arithmetic = match options.arithmetic {
+            V2L_ARITHMETIC_FP32 => Arithmetic::Fp32,
+            V2L_ARITHMETIC_PLAN => Arithmetic::Plan,
+            other => return Err(unknown("arithmetic", other, "V2L_ARITHMETIC_…")),
+        };
+        if !(V2L_ADAPTERS_AUTO..=V2L_ADAPTERS_SIDE).contains(&options.adapter_mode) {
+            return Err(unknown("adapter_mode", options.adapter_mode, "V2L_ADAPTERS_…"));
+        }
+        let backend = OpenOptions {
+            ort_lib: ort_library.map(PathBuf::from),
+            weights,
+            arithmetic,
+            threads: (options.threads > 0).then_some(options.threads as usize),
+            memory: (options.memory_limit > 0).then_some(options.memory_limit),
+            ..OpenOptions::default()
+        };
+        let (mode, verify_hashes) = (options.adapter_mode, options.verify_hashes != 0);
+        Ok(Self { backend, ffmpeg: ffmpeg.map(PathBuf::from), mode, verify_hashes })
+    }
+}
+
+/// What to say of a number that stands for nothing.
+pub(crate) fn unknown(member: &str, found: i32, expected: &str) -> Failure {
+    Failure::argument(format!("`{member}` is {found}; expected one of {expected}"))
+}
+
+/// An engine file, mapped, and the weights that its sessions share.
+pub struct v2l_engine(pub(crate) Arc<Shared>);
+
+/// What an engine's handle, its sessions and its adapters hold together.
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<Engine>,
+    options: OpenOptions,
+    /// Always over the base weights but while a session's adapters are fused; opened for the first session.
+    backend: Serial<Option<Backend>>,
+    component: CString,
+    graphs: Vec<GraphNames>,
+    slots: Vec<[CString; 2]>,
+}
+
+struct GraphNames {
+    name: CString,
+    inputs: Vec<PortNames>,
+    outputs: Vec<PortNames>,
+}
+
+/// A port as C sees it.
+struct PortNames {
+    name: CString,
+    dtype: v2l_dtype,
+    shape: Vec<i64>,
+    /// Owns what `symbols` points to.
+    _symbols: Vec<Option<CString>>,
+    symbols: Vec<Pointer>,
+}
+
+/// A pointer to a string beside it, or NULL.
+#[repr(transparent)]
+struct Pointer(*const c_char);
+
+// SAFETY: it points to a string that never changes, held by the same structure.
+unsafe impl Send for Pointer {}
+// SAFETY: as above.
+unsafe impl Sync for Pointer {}
+
+impl PortNames {
+    fn new(port: &Port) -> Self {
+        let symbol = |dim: &Dim| match dim {
+            Dim::Fixed(_) => None,
+            Dim::Symbol(symbol) => Some(c_name(symbol)),
+        };
+        let extent = |dim: &Dim| match dim {
+            Dim::Fixed(extent) => *extent as i64,
+            Dim::Symbol(_) => -1,
+        };
+        let owned: Vec<Option<CString>> = port.shape.iter().map(symbol).collect();
+        let symbols = owned.iter().map(|name| Pointer(name.as_ref().map_or(std::ptr::null(), |name| name.as_ptr())));
+        Self {
+            name: c_name(&port.name),
+            dtype: dtype_number(port.dtype),
+            shape: port.shape.iter().map(extent).collect(),
+            symbols: symbols.collect(),
+            _symbols: owned,
+        }
+    }
+
+    fn borrowed(&self) -> v2l_port {
+        v2l_port {
+            size: size_of::<v2l_port>(),
+            name: self.name.as_ptr(),
+            dtype: self.dtype,
+            rank: self.shape.len() as u32,
+            shape: self.shape.as_ptr(),
+            symbols: self.symbols.as_ptr().cast(),
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(engine: Arc<Engine>, options: OpenOptions) -> Self {
+        let manifest = engine.manifest();
+        let ports = |ports: &[Port]| ports.iter().map(PortNames::new).collect();
+        let names = |graph: &Graph| GraphNames {
+            name: c_name(&graph.name),
+            inputs: ports(&graph.inputs),
+            outputs: ports(&graph.outputs),
+        };
+        Self {
+            component: c_name(&manifest.component),
+            graphs: manifest.graphs.iter().map(names).collect(),
+            slots: manifest.slots.iter().map(|slot| [c_name(&slot.name), c_name(&slot.tensor)]).collect(),
+            backend: Serial::new(None),
+            options,
+            engine,
+        }
+    }
+
+    /// Lets `work` use the backend, which is opened now if it was not.
+    pub(crate) fn with_backend<R>(&self, work: impl FnOnce(&mut Backend) -> Result<R, Failure>) -> Result<R, Failure> {
+        let mut backend = self.backend.lock()?;
+        let backend = match &mut *backend {
+            Some(backend) => backend,
+            none => none.insert(Backend::open(Arc::clone(&self.engine), &self.options)?),
+        };
+        work(backend)
+    }
+
+    /// The graph called `name`; without a name, the engine's only one.
+    pub(crate) fn graph(&self, name: Option<&str>) -> Result<&Graph, Failure> {
+        let graphs = &self.engine.manifest().graphs;
+        let found = match (name, &graphs[..]) {
+            (None, [only]) => Some(only),
+            (None, _) => None,
+            (Some(name), graphs) => graphs.iter().find(|graph| graph.name == name),
+        };
+        found.ok_or_else(|| {
+            let names: Vec<&str> = graphs.iter().map(|graph| &graph.name[..]).collect();
+            let asked = name.map_or("`graph` is NULL".to_owned(), |name| format!("there is no graph `{name}`"));
+            Failure::argument(format!("{asked}; expected one of: {}", names.join(", ")))
+        })
+    }
+
+    fn names(&self, graph: Option<&str>) -> Result<&GraphNames, Failure> {
+        let name = &self.graph(graph)?.name;
+        let found = self.engine.manifest().graphs.iter().position(|graph| graph.name == *name);
+        found.and_then(|at| self.graphs.get(at)).ok_or_else(|| Failure::argument(format!("there is no graph `{name}`")))
+    }
+}
+
+/// Maps an engine file and checks its structure; reads no weights, and needs no ONNX Runtime. `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_new(
+    file: *const c_char,
+    options: *const v2l_open_options,
+    engine: *mut *mut v2l_engine,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all three.
+        let (out, file, opening) =
+            unsafe { (Out::handle(engine, "engine")?, path(file, "file")?, Opening::new(options)?) };
+        let engine = Engine::open(file)?;
+        if opening.verify_hashes {
+            engine.verify_hashes()?;
+        }
+        out.give(v2l_engine(Arc::new(Shared::new(Arc::new(engine), opening.backend))));
+        Ok(())
+    })
+}
+
+/// Frees the handle; sessions and adapters made from it stay. NULL does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_free(engine: *mut v2l_engine) {
+    // SAFETY: the header's promise.
+    unsafe { free(engine) }
+}
+
+/// What the engine is: "transformer", "vae_encoder", …; lives as long as `engine`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_component(engine: *const v2l_engine, component: *mut *const c_char) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (engine, out) = unsafe { (required(engine, "engine")?, Out::new(component, "component")?) };
+        out.set(engine.0.component.as_ptr());
+        Ok(())
+    })
+}
+
+/// The number of graphs.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_graph_count(engine: *const v2l_engine, count: *mut usize) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (engine, out) = unsafe { (required(engine, "engine")?, Out::new(count, "count")?) };
+        out.set(engine.0.graphs.len());
+        Ok(())
+    })
+}
+
+/// The name of the graph at `index`, from 0; lives as long as `engine`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_graph(
+    engine: *const v2l_engine,
+    index: usize,
+    name: *mut *const c_char,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (engine, out) = unsafe { (required(engine, "engine")?, Out::new(name, "name")?) };
+        let graphs = &engine.0.graphs;
+        let graph = graphs.get(index).ok_or_else(|| out_of_range("graph", index, graphs.len()))?;
+        out.set(graph.name.as_ptr());
+        Ok(())
+    })
+}
+
+/// An input or output of a graph; lives as long as the engine.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_port {
+    /// sizeof(v2l_port); set it before the call.
+    pub size: usize,
+    /// Name, as in the reference implementation.
+    pub name: *const c_char,
+    /// Type of the elements.
+    pub dtype: v2l_dtype,
+    /// Number of extents.
+    pub rank: u32,
+    /// `rank` extents, outermost first; -1 where the extent is free.
+    pub shape: *const i64,
+    /// For each extent its name if it is free, else NULL. Extents of the same name must be equal in a run.
+    pub symbols: *const *const c_char,
+}
+
+growing!(
+    v2l_port,
+    Self {
+        size: size_of::<Self>(),
+        name: std::ptr::null(),
+        dtype: 0,
+        rank: 0,
+        shape: std::ptr::null(),
+        symbols: std::ptr::null(),
+    }
+);
+
+type Ports = fn(&GraphNames) -> &[PortNames];
+
+/// # Safety
+/// The header's promise.
+unsafe fn port_count(engine: *const v2l_engine, graph: *const c_char, of: Ports, count: *mut usize) -> v2l_status {
+    guard(|| {
+        // SAFETY: the caller's promise, for all three.
+        let (engine, graph, out) =
+            unsafe { (required(engine, "engine")?, optional_text(graph, "graph")?, Out::new(count, "count")?) };
+        out.set(of(engine.0.names(graph)?).len());
+        Ok(())
+    })
+}
+
+/// # Safety
+/// The header's promise.
+unsafe fn port(
+    engine: *const v2l_engine,
+    graph: *const c_char,
+    (what, of): (&str, Ports),
+    index: usize,
+    port: *mut v2l_port,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the caller's promise, for both.
+        let (engine, graph) = unsafe { (required(engine, "engine")?, optional_text(graph, "graph")?) };
+        let ports = of(engine.0.names(graph)?);
+        let found = ports.get(index).ok_or_else(|| out_of_range(what, index, ports.len()))?;
+        // SAFETY: as above.
+        unsafe { growing::write(port, found.borrowed()) }
+    })
+}
+
+/// The number of inputs of a graph; NULL is the engine's only graph.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_input_count(
+    engine: *const v2l_engine,
+    graph: *const c_char,
+    count: *mut usize,
+) -> v2l_status {
+    // SAFETY: the header's promise.
+    unsafe { port_count(engine, graph, |graph| &graph.inputs, count) }
+}
+
+/// The input of a graph at `index`, from 0, in graph order; `input->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_input(
+    engine: *const v2l_engine,
+    graph: *const c_char,
+    index: usize,
+    input: *mut v2l_port,
+) -> v2l_status {
+    // SAFETY: the header's promise.
+    unsafe { port(engine, graph, ("input", |graph| &graph.inputs), index, input) }
+}
+
+/// The number of outputs of a graph; NULL is the engine's only graph.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_output_count(
+    engine: *const v2l_engine,
+    graph: *const c_char,
+    count: *mut usize,
+) -> v2l_status {
+    // SAFETY: the header's promise.
+    unsafe { port_count(engine, graph, |graph| &graph.outputs, count) }
+}
+
+/// The output of a graph at `index`, from 0, in graph order; `output->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_output(
+    engine: *const v2l_engine,
+    graph: *const c_char,
+    index: usize,
+    output: *mut v2l_port,
+) -> v2l_status {
+    // SAFETY: the header's promise.
+    unsafe { port(engine, graph, ("output", |graph| &graph.outputs), index, output) }
+}
+
+/// A linear layer that adapters may change; lives as long as the engine.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_slot {
+    /// sizeof(v2l_slot); set it before the call.
+    pub size: usize,
+    /// Module path in the reference implementation.
+    pub name: *const c_char,
+    /// The weight's name in the engine; several slots may be rows of one weight.
+    pub tensor: *const c_char,
+    /// Output features.
+    pub out_features: u64,
+    /// Input features.
+    pub in_features: u64,
+}
+
+growing!(
+    v2l_slot,
+    Self { size: size_of::<Self>(), name: std::ptr::null(), tensor: std::ptr::null(), out_features: 0, in_features: 0 }
+);
+
+/// The number of slots.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_slot_count(engine: *const v2l_engine, count: *mut usize) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for both.
+        let (engine, out) = unsafe { (required(engine, "engine")?, Out::new(count, "count")?) };
+        out.set(engine.0.slots.len());
+        Ok(())
+    })
+}
+
+/// The slot at `index`, from 0, in the order of the model's traversal; `slot->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_engine_slot(engine: *const v2l_engine, index: usize, slot: *mut v2l_slot) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise.
+        let shared = &unsafe { required(engine, "engine") }?.0;
+        let found = shared.engine.manifest().slots.get(index).zip(shared.slots.get(index));
+        let (found, [name, tensor]) = found.ok_or_else(|| out_of_range("slot", index, shared.slots.len()))?;
+        let (out_features, in_features) = (found.out_features as u64, found.in_features as u64);
+        let found = v2l_slot {
+            size: size_of::<v2l_slot>(),
+            name: name.as_ptr(),
+            tensor: tensor.as_ptr(),
+            out_features,
+            in_features,
+        };
+        // SAFETY: as above.
+        unsafe { growing::write(slot, found) }
+    })
+}

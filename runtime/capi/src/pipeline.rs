@@ -1,0 +1,353 @@
+//! An engine directory: from a prompt, an image and adapters to a video.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+
+use v2l_runtime::engine::manifest::SIDE_SUFFIX;
+use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
+use v2l_runtime::pipeline::{Generated, Pipeline, Request, StepGraph};
+use v2l_runtime::raw::tensor_from_bytes;
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
+use v2l_runtime::video::Frames;
+
+use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
+use crate::applied::{Applied, fuse_report};
+use crate::callbacks::{Control, v2l_control};
+use crate::engine::{
+    Opening, Shared, V2L_ADAPTERS_FUSE, V2L_ADAPTERS_SIDE, v2l_adapter_mode, v2l_engine, v2l_open_options,
+};
+use crate::failure::{Failure, free, guard};
+use crate::frames::{self, Clip, five_axes};
+use crate::growing::{self, Growing, growing};
+use crate::pointers::{Out, optional, optional_text, path, required, text};
+use crate::serial::Serial;
+use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, v2l_status};
+use crate::tensor::{Input, v2l_tensor, v2l_tensors};
+
+/// The engines of a directory, and everything between them.
+pub struct v2l_pipeline {
+    state: Serial<State>,
+    opening: Opening,
+}
+
+struct State {
+    directory: EngineDirectory,
+    pipeline: Pipeline,
+    applied: Applied,
+    /// The graph that makes a step, with the adapters that it takes as inputs.
+    step: StepGraph,
+}
+
+/// Reads and compares the content of these components, those that there are.
+pub(crate) fn verify_hashes(directory: &mut EngineDirectory, components: &[&str]) -> Result<(), Failure> {
+    for component in components {
+        if directory.has(component) {
+            directory.engine(component)?.verify_hashes()?;
+        }
+    }
+    Ok(())
+}
+
+impl State {
+    /// Replaces the adapters; on an error all is as before.
+    fn apply(
+        &mut self,
+        mode: v2l_adapter_mode,
+        applied: Applied,
+        control: &Control,
+    ) -> Result<v2l_adapter_report, Failure> {
+        if control.is_cancelled() {
+            return Err(Failure::new(V2L_ERROR_CANCELLED, "cancelled"));
+        }
+        if self.beside(mode)? {
+            self.step = self.directory.side_step(&applied.borrowed())?;
+            self.applied = applied;
+            return Ok(self.applied.side_report());
+        }
+        let cancelled = || control.is_cancelled();
+        let report = fuse_report(&self.directory.set_adapters(applied.copies(), Some(&cancelled))?.fused);
+        self.applied = applied;
+        Ok(report)
+    }
+
+    /// True if adapters go into low-rank branches.
+    fn beside(&mut self, mode: v2l_adapter_mode) -> Result<bool, Failure> {
+        let engine = self.directory.engine(TRANSFORMER)?;
+        let manifest = engine.manifest();
+        let step = StepGraph::default().graph;
+        let branches = manifest.graph(&format!("{step}{SIDE_SUFFIX}")).is_some();
+        match mode {
+            V2L_ADAPTERS_SIDE if !branches => Err(Failure::argument(
+                "the engine has no low-rank branches for V2L_ADAPTERS_SIDE; compile it with --lora-rank MAX",
+            )),
+            V2L_ADAPTERS_SIDE => Ok(true),
+            V2L_ADAPTERS_FUSE => Ok(false),
+            _ => {
+                let quantized = manifest.slots.iter().any(|slot| slot.quantized.is_some());
+                Ok(branches && (quantized || manifest.graph(&step).is_none()))
+            }
+        }
+    }
+
+    fn generate(&mut self, request: &Request, control: &Control) -> Result<(Generated, Frames), Failure> {
+        let generated = self.pipeline.generate(&mut self.directory, request, &mut &*control)?;
+        let frames = self.pipeline.decode(&mut self.directory, &generated, &mut &*control)?;
+        Ok((generated, frames))
+    }
+}
+
+/// Opens an engine directory. Reads its pipeline.json and tokenizer; engines are opened when they are needed. `options` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_new(
+    directory: *const c_char,
+    options: *const v2l_open_options,
+    pipeline: *mut *mut v2l_pipeline,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all three.
+        let (out, folder, opening) =
+            unsafe { (Out::handle(pipeline, "pipeline")?, path(directory, "directory")?, Opening::new(options)?) };
+        let mut directory = EngineDirectory::open(folder, opening.backend.clone())?;
+        if opening.verify_hashes {
+            let components: Vec<String> = directory.config().components.keys().cloned().collect();
+            verify_hashes(&mut directory, &components.iter().map(String::as_str).collect::<Vec<_>>())?;
+        }
+        let tokenizer = directory.tokenizer()?;
+        let pipeline = Pipeline::new(directory.config().clone(), tokenizer.as_deref())?;
+        let mut state = State { directory, pipeline, applied: Applied::default(), step: StepGraph::default() };
+        if state.directory.has(TRANSFORMER) && state.beside(opening.mode)? {
+            state.step = state.directory.side_step(&[])?;
+        }
+        out.give(v2l_pipeline { state: Serial::new(state), opening });
+        Ok(())
+    })
+}
+
+/// Frees the pipeline. NULL does nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_free(pipeline: *mut v2l_pipeline) {
+    // SAFETY: the header's promise.
+    unsafe { free(pipeline) }
+}
+
+/// The engine of a component ("transformer", "vae_decoder", …), to load adapters for its slots or to run its graphs; free it with
+/// v2l_engine_free. Adapters of the pipeline do not change it.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_engine(
+    pipeline: *const v2l_pipeline,
+    component: *const c_char,
+    engine: *mut *mut v2l_engine,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all three.
+        let (out, pipeline, component) =
+            unsafe { (Out::handle(engine, "engine")?, required(pipeline, "pipeline")?, text(component, "component")?) };
+        let engine = pipeline.state.lock()?.directory.engine(component)?;
+        out.give(v2l_engine(Arc::new(Shared::new(engine, pipeline.opening.backend.clone()))));
+        Ok(())
+    })
+}
+
+/// Replaces the pipeline's adapters by `count` others, each with its strength; none is the base model. A transaction: on any failure the
+/// pipeline is as it was. `control` may be NULL; so may `report`, else `report->size` must be set.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_set_adapters(
+    pipeline: *const v2l_pipeline,
+    adapters: *const v2l_weighted_adapter,
+    count: usize,
+    control: *const v2l_control,
+    report: *mut v2l_adapter_report,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all of these.
+        let (pipeline, applied, control) =
+            unsafe { (required(pipeline, "pipeline")?, Applied::new(adapters, count)?, Control::new(control)?) };
+        if !report.is_null() {
+            // SAFETY: as above. A size that is wrong is found before anything changes.
+            unsafe { growing::write(report, v2l_adapter_report::initial()) }?;
+        }
+        let found = pipeline.state.lock()?.apply(pipeline.opening.mode, applied, &control)?;
+        if !report.is_null() {
+            // SAFETY: as above.
+            unsafe { growing::write(report, found) }?;
+        }
+        Ok(())
+    })
+}
+
+/// A video to generate. Start from v2l_generate_options_init, which leaves everything to the engine directory's defaults.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct v2l_generate_options {
+    /// sizeof(v2l_generate_options).
+    pub size: usize,
+    /// What to show; NULL: nothing in particular.
+    pub prompt: *const c_char,
+    /// What not to show; NULL: the default. Unused without guidance.
+    pub negative_prompt: *const c_char,
+    /// The first frame: a file; or NULL.
+    pub image_file: *const c_char,
+    /// The first frame: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+    pub image: *const v2l_tensor,
+    /// f32 [1, T, 16, h, w] instead of noise drawn from the seed; or NULL.
+    pub initial_noise: *const v2l_tensor,
+    /// The adapters to generate with, `adapter_count` of them: as v2l_pipeline_set_adapters, before the work and in one with it, so that no
+    /// other thread's call comes between. Costs nothing if they are the pipeline's already. NULL: those of the pipeline.
+    pub adapters: *const v2l_weighted_adapter,
+    /// Number of adapters; 0 and `adapters` not NULL is the base model.
+    pub adapter_count: usize,
+    /// Width in pixels; 0: the default.
+    pub width: u32,
+    /// Height in pixels; 0: the default.
+    pub height: u32,
+    /// Frames; 0: the default.
+    pub num_frames: u32,
+    /// Sampler steps; 0: the default.
+    pub num_inference_steps: u32,
+    /// Guidance; 1 or less: none, and half the work. NaN: the default.
+    pub guidance_scale: f64,
+    /// Frames per second; 0: the default.
+    pub fps: f64,
+    /// Standard deviation of the noise on the image. NaN: the default.
+    pub noise_aug_strength: f64,
+    /// Seed of every draw; counts if `has_seed`.
+    pub seed: u64,
+    /// Not 0: `seed` counts; 0: the default seed.
+    pub has_seed: i32,
+    /// 0.
+    pub reserved: i32,
+}
+
+growing!(
+    v2l_generate_options,
+    Self {
+        size: size_of::<Self>(),
+        prompt: std::ptr::null(),
+        negative_prompt: std::ptr::null(),
+        image_file: std::ptr::null(),
+        image: std::ptr::null(),
+        initial_noise: std::ptr::null(),
+        adapters: std::ptr::null(),
+        adapter_count: 0,
+        width: 0,
+        height: 0,
+        num_frames: 0,
+        num_inference_steps: 0,
+        guidance_scale: f64::NAN,
+        fps: 0.0,
+        noise_aug_strength: f64::NAN,
+        seed: 0,
+        has_seed: 0,
+        reserved: 0,
+    }
+);
+
+/// Fills in the defaults; `size` is sizeof(v2l_generate_options).
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_generate_options_init(options: *mut v2l_generate_options, size: usize) -> v2l_status {
+    // SAFETY: the header's promise.
+    guard(|| unsafe { growing::init(options, size) })
+}
+
+/// What a call to generate asks for.
+struct Asked {
+    request: Request,
+    applied: Option<Applied>,
+}
+
+impl Asked {
+    /// # Safety
+    /// The header's promise.
+    unsafe fn new(options: *const v2l_generate_options, opening: &Opening) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise, for all of these.
+        let (given, prompt, negative_prompt, image, noise, applied) = unsafe {
+            let given = growing::read(options)?;
+            (
+                given,
+                optional_text(given.prompt, "prompt")?,
+                optional_text(given.negative_prompt, "negative_prompt")?,
+                Clip::given("image", given.image_file, given.image, 0.0, opening.ffmpeg.as_deref())?,
+                optional(given.initial_noise, "initial_noise")?.map(|noise| Input::new(noise, "initial_noise")),
+                Applied::given(given.adapters, given.adapter_count)?,
+            )
+        };
+        growing::unused(given.reserved)?;
+        let count = |count: u32| (count > 0).then_some(count as usize);
+        let number = |number: f64| (!number.is_nan()).then_some(number);
+        let noise = noise.transpose()?.map(|noise| five_axes("initial noise", noise.view().to_tensor())).transpose()?;
+        let request = Request {
+            prompt: prompt.unwrap_or_default().to_owned(),
+            negative_prompt: negative_prompt.map(str::to_owned),
+            image: image.map(Clip::into_frames).transpose()?,
+            width: count(given.width),
+            height: count(given.height),
+            num_frames: count(given.num_frames),
+            num_inference_steps: count(given.num_inference_steps),
+            guidance_scale: number(given.guidance_scale),
+            fps: (given.fps != 0.0).then_some(given.fps),
+            seed: (given.has_seed != 0).then_some(given.seed),
+            noise_aug_strength: number(given.noise_aug_strength),
+            initial_noise: noise,
+            ..Request::default()
+        };
+        Ok(Self { request, applied })
+    }
+
+    fn carry_out(mut self, pipeline: &v2l_pipeline, control: &Control) -> Result<(Generated, Frames), Failure> {
+        let mut state = pipeline.state.lock()?;
+        // Nothing is changed for a request that cannot be carried out.
+        state.pipeline.settings(&self.request, &mut ())?;
+        if let Some(applied) = self.applied.filter(|applied| *applied != state.applied) {
+            state.apply(pipeline.opening.mode, applied, control)?;
+        }
+        self.request.step = state.step.clone();
+        state.generate(&self.request, control)
+    }
+}
+
+/// Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 [1, T, 16, h, w]. `options` and
+/// `control` may be NULL. The same request on the same machine gives the same bytes.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_generate(
+    pipeline: *const v2l_pipeline,
+    options: *const v2l_generate_options,
+    control: *const v2l_control,
+    results: *mut *mut v2l_tensors,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all of these.
+        let (out, pipeline, control) =
+            unsafe { (Out::handle(results, "results")?, required(pipeline, "pipeline")?, Control::new(control)?) };
+        // SAFETY: as above.
+        let asked = unsafe { Asked::new(options, &pipeline.opening) }?;
+        let (generated, frames) = asked.carry_out(pipeline, &control)?;
+        let shape = [frames.count(), frames.height(), frames.width(), 3];
+        let frames = tensor_from_bytes(Dtype::U8, &shape, frames.data())
+            .ok_or_else(|| Failure::new(V2L_ERROR_INTERNAL, "frames of another size than they say"))?;
+        let latents = Tensor::F32(generated.latents.into_dyn());
+        out.give(NamedTensors::from([("frames".to_owned(), frames), ("latents".to_owned(), latents)]).into());
+        Ok(())
+    })
+}
+
+/// Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, or a folder of PNG files (a path that ends in /). It appears
+/// whole or not at all; what is there is replaced. `options` and `control` may be NULL.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn v2l_pipeline_generate_file(
+    pipeline: *const v2l_pipeline,
+    options: *const v2l_generate_options,
+    control: *const v2l_control,
+    file: *const c_char,
+) -> v2l_status {
+    guard(|| {
+        // SAFETY: the header's promise, for all of these.
+        let (pipeline, control, file) =
+            unsafe { (required(pipeline, "pipeline")?, Control::new(control)?, path(file, "file")?) };
+        // SAFETY: as above.
+        let asked = unsafe { Asked::new(options, &pipeline.opening) }?;
+        let ffmpeg = pipeline.opening.ffmpeg.as_deref();
+        frames::check_output(file, ffmpeg)?;
+        let (generated, frames) = asked.carry_out(pipeline, &control)?;
+        frames::write(file, &frames, generated.settings.fps, ffmpeg)
+    })
+}

@@ -1,0 +1,123 @@
+//! What comes through pointers, checked as far as it can be.
+
+use std::ffi::{CStr, c_char};
+use std::path::Path;
+use std::ptr::NonNull;
+
+use crate::failure::Failure;
+use crate::status::{V2L_ERROR_INVALID_UTF8, V2L_ERROR_NULL};
+
+fn checked<T>(pointer: *const T, name: &str) -> Result<(), Failure> {
+    let wrong = match pointer {
+        pointer if pointer.is_null() => "NULL",
+        pointer if !pointer.is_aligned() => "not aligned",
+        _ => return Ok(()),
+    };
+    Err(Failure::new(V2L_ERROR_NULL, format!("`{name}` is {wrong}; expected a pointer to a value")))
+}
+
+/// What must be there.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn required<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failure> {
+    checked(pointer, name)?;
+    // SAFETY: neither NULL nor unaligned, and the caller's promise.
+    Ok(unsafe { &*pointer })
+}
+
+/// What may be left out.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn optional<'a, T>(pointer: *const T, name: &str) -> Result<Option<&'a T>, Failure> {
+    // SAFETY: the caller's promise.
+    if pointer.is_null() { Ok(None) } else { unsafe { required(pointer, name) }.map(Some) }
+}
+
+/// `count` values; NULL will do for none.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn slice<'a, T>(pointer: *const T, count: usize, name: &str) -> Result<&'a [T], Failure> {
+    if count == 0 {
+        return Ok(&[]);
+    }
+    checked(pointer, name)?;
+    if count.checked_mul(size_of::<T>()).is_none_or(|bytes| bytes > isize::MAX as usize) {
+        return Err(Failure::argument(format!("`{name}`: {count} values do not fit in memory")));
+    }
+    // SAFETY: neither NULL nor unaligned, not larger than an address space, and the caller's promise.
+    Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
+}
+
+/// A string.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn text<'a>(pointer: *const c_char, name: &str) -> Result<&'a str, Failure> {
+    checked(pointer, name)?;
+    // SAFETY: not NULL, and the caller's promise.
+    unsafe { CStr::from_ptr(pointer) }.to_str().map_err(|error| {
+        Failure::new(V2L_ERROR_INVALID_UTF8, format!("`{name}` is no UTF-8 from byte {} on", error.valid_up_to()))
+    })
+}
+
+/// A string that may be left out.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn optional_text<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
+    // SAFETY: the caller's promise.
+    if pointer.is_null() { Ok(None) } else { unsafe { text(pointer, name) }.map(Some) }
+}
+
+/// A path.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn path<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path, Failure> {
+    // SAFETY: the caller's promise.
+    let text = unsafe { text(pointer, name) }?;
+    if text.is_empty() {
+        Err(Failure::argument(format!("`{name}` is empty; expected a path")))
+    } else {
+        Ok(Path::new(text))
+    }
+}
+
+/// Where a result goes.
+pub(crate) struct Out<T>(NonNull<T>);
+
+impl<T> Out<T> {
+    /// # Safety
+    /// The header's promise; the memory may be uninitialised.
+    pub(crate) unsafe fn new(pointer: *mut T, name: &str) -> Result<Self, Failure> {
+        checked(pointer, name)?;
+        NonNull::new(pointer).map(Self).ok_or_else(|| Failure::new(V2L_ERROR_NULL, name))
+    }
+
+    pub(crate) fn set(self, value: T) {
+        // SAFETY: checked, and promised to be writable, when this was made.
+        unsafe { self.0.write(value) }
+    }
+}
+
+impl<T> Out<*mut T> {
+    /// Where a handle goes; NULL until it is given.
+    ///
+    /// # Safety
+    /// As [`Out::new`].
+    pub(crate) unsafe fn handle(pointer: *mut *mut T, name: &str) -> Result<Self, Failure> {
+        // SAFETY: the caller's promise.
+        let out = unsafe { Self::new(pointer, name) }?;
+        // SAFETY: as in `set`.
+        unsafe { out.0.write(std::ptr::null_mut()) }
+        Ok(out)
+    }
+
+    /// Gives a handle away; `v2l_…_free` ends it.
+    pub(crate) fn give(self, value: T) {
+        self.set(Box::into_raw(Box::new(value)));
+    }
+}

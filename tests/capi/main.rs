@@ -1,0 +1,8 @@
+//! The C ABI as programs meet it: compiled against the installed header, linked with the installed library, run on the sample model.
+
+mod abi;
+mod examples;
+mod header;
+mod misuse;
+mod python;
+mod support;
