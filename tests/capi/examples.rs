@@ -1,10 +1,11 @@
 //! The examples, built as their users build them.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::support::{Language, command, engines, prefix, root, run, run_program, sample, scratch};
 
-fn example(name: &str) -> std::path::PathBuf {
+fn example(name: &str) -> PathBuf {
     root().join("runtime/capi/examples").join(name)
 }
 
@@ -23,7 +24,7 @@ fn c_example_generates_with_progress_and_stops_when_asked() {
     let (reference, image) = (sample().join("reference.mp4"), sample().join("image.png"));
     let (video, never) = (scratch().join("c/out.mp4"), scratch().join("c/never.mp4"));
     std::fs::create_dir_all(video.parent().unwrap()).unwrap();
-    let arguments = |out: &std::path::Path| {
+    let arguments = |out: &Path| {
         [engines().as_os_str(), reference.as_os_str(), image.as_os_str(), "a red ball".as_ref(), out.as_os_str()]
             .map(|argument| argument.to_owned())
     };
@@ -50,16 +51,72 @@ fn cpp_example_compares_an_adapter_with_the_base() {
     assert!(adapter.is_file());
 }
 
+/// Runs `run_engine`, however it was linked, on a graph of the sample.
+fn runs_an_engine(program: &Path) {
+    let engine = engines().join("vae_decoder.engine");
+    let mut command = Command::new(program);
+    let printed = run(command.env("LD_LIBRARY_PATH", prefix().join("lib")).arg(engine).arg("first"));
+    assert!(printed.contains("out sample f32"), "{printed}");
+}
+
+/// The shared libraries that a program wants from the loader.
+fn needed(program: &Path) -> String {
+    run(Command::new("readelf").arg("-d").arg(program))
+}
+
+/// What `pkg-config` says of v2l.
+fn pkg_config(question: &[&str]) -> String {
+    let mut command = Command::new("pkg-config");
+    run(command.env("PKG_CONFIG_PATH", prefix().join("lib/pkgconfig")).args(question).arg("v2l >= 0.1"))
+}
+
 #[test]
 fn program_links_the_way_pkg_config_says() {
-    let package = prefix().join("lib/pkgconfig");
-    let mut pkg_config = Command::new("pkg-config");
-    pkg_config.env("PKG_CONFIG_PATH", &package).args(["--cflags", "--libs", "v2l >= 0.1"]);
-    let flags = run(&mut pkg_config);
+    let flags = pkg_config(&["--cflags", "--libs"]);
     let program = scratch().join("pkg-config.bin");
     let mut compiler = Command::new("cc");
-    compiler.arg(example("run_engine.c")).arg("-o").arg(&program).args(flags.split_whitespace());
-    run(&mut compiler);
-    let engine = engines().join("vae_decoder.engine");
-    run(Command::new(&program).env("LD_LIBRARY_PATH", prefix().join("lib")).arg(engine).arg("first"));
+    run(compiler.arg(example("run_engine.c")).arg("-o").arg(&program).args(flags.split_whitespace()));
+    assert!(needed(&program).contains("[libv2l.so.1]"));
+    runs_an_engine(&program);
+}
+
+#[test]
+fn program_links_with_the_static_library() {
+    let flags = pkg_config(&["--static", "--cflags", "--libs"]);
+    // With both libraries in one folder, the linker takes the shared one unless it is told the file.
+    let archive = prefix().join("lib/libv2l.a");
+    let flags = flags.split_whitespace().map(|flag| if flag == "-lv2l" { archive.to_str().unwrap() } else { flag });
+    let program = scratch().join("static.bin");
+    let mut compiler = Command::new("cc");
+    run(compiler.arg(example("run_engine.c")).arg("-o").arg(&program).args(flags));
+    assert!(!needed(&program).contains("libv2l"));
+    runs_an_engine(&program);
+}
+
+#[test]
+fn cmake_project_links_with_either_library() {
+    let build = scratch().join("cmake");
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(root().join("tests/capi/programs/cmake")).arg("-B").arg(&build);
+    configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().display()));
+    run(configure.arg(format!("-DSOURCE={}", example("run_engine.c").display())));
+    run(Command::new("cmake").arg("--build").arg(&build));
+    let [shared, fixed] = ["shared", "static"].map(|name| build.join(name));
+    assert!(needed(&shared).contains("[libv2l.so.1]") && !needed(&fixed).contains("libv2l"));
+    runs_an_engine(&shared);
+    runs_an_engine(&fixed);
+}
+
+#[test]
+fn cmake_refuses_another_major_version() {
+    let project = scratch().join("cmake-2");
+    std::fs::create_dir_all(&project).unwrap();
+    let text = "cmake_minimum_required(VERSION 3.16)\nproject(program C)\nfind_package(v2l 2.0 REQUIRED)\n";
+    std::fs::write(project.join("CMakeLists.txt"), text).unwrap();
+    let mut configure = Command::new("cmake");
+    configure.arg("-S").arg(&project).arg("-B").arg(project.join("build"));
+    configure.arg(format!("-DCMAKE_PREFIX_PATH={}", prefix().display()));
+    let output = configure.output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && stderr.contains("version: 1.0"), "{stderr}");
 }

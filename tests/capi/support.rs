@@ -89,13 +89,18 @@ impl Language {
         compiler
     }
 
-    /// A program of one source, linked with the installed shared library.
+    /// A program of one source, linked with the installed shared library, or with what `V2L_LINK` says if it is set: a
+    /// sanitized library, say, and what a sanitizer wants of the compiler.
     pub(crate) fn program(self, source: &Path) -> PathBuf {
         let program = scratch().join(source.file_stem().unwrap()).with_extension("bin");
         let lib = prefix().join("lib");
         let mut compiler = self.compiler();
-        compiler.arg(source).arg("-o").arg(&program).arg("-L").arg(&lib).args(["-lv2l", "-lpthread", "-lm"]);
-        run(compiler.arg(format!("-Wl,-rpath,{}", lib.display())));
+        compiler.arg(source).arg("-o").arg(&program);
+        match std::env::var("V2L_LINK") {
+            Ok(link) => compiler.args(link.split_whitespace()),
+            Err(_) => compiler.arg("-L").arg(&lib).arg("-lv2l").arg(format!("-Wl,-rpath,{}", lib.display())),
+        };
+        run(compiler.args(["-lpthread", "-lm"]));
         program
     }
 }

@@ -101,3 +101,30 @@ pub(super) fn copy_out(value: &DynValue) -> Result<Tensor, String> {
     };
     tensor_from_bytes(dtype, &shape, bytes).ok_or_else(|| "the output's length disagrees with its shape".to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn borrow_makes_a_value_over_the_callers_memory() {
+        let data = [1f32, -2.0, 3.0, 0.5];
+        let bytes: &[u8] = bytemuck::cast_slice(&data);
+        // SAFETY: `data` outlives the value.
+        let value = unsafe { borrow(Dtype::F32, &[2, 2], bytes) }.unwrap();
+        let view = value.view().downcast::<DynTensorValueType>().ok().unwrap();
+        assert_eq!(view.data_ptr().cast::<u8>(), bytes.as_ptr());
+    }
+
+    #[test]
+    #[allow(unsafe_code)]
+    fn borrow_refuses_other_lengths_and_misaligned_data() {
+        let data = [0u64; 3];
+        let bytes: &[u8] = bytemuck::cast_slice(&data);
+        // SAFETY: `data` outlives what could be made.
+        let message = |bytes| unsafe { borrow(Dtype::F32, &[2, 2], bytes) }.err().unwrap();
+        assert!(message(&bytes[..12]).contains("12 bytes do not make a tensor f32 [2, 2]"));
+        assert!(message(&bytes[1..17]).contains("not aligned"));
+    }
+}
