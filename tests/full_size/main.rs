@@ -11,6 +11,7 @@
 //! as wide, but not as deep.
 
 mod checkpoint;
+mod machine;
 mod measure;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +26,8 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
 
 use checkpoint::{Checkpoint, FULL_LAYERS};
-use measure::{Taken, giga, median, mega};
+use machine::{median, mega};
+use measure::{Taken, giga};
 
 const ROUNDS: usize = 3;
 /// Bounds: private memory of export and compile, in bytes; their time over that of the copy.
@@ -85,11 +87,11 @@ fn say(args: &Args, event: &str, fields: &Json, text: &str) {
 
 fn check(args: &Args) -> anyhow::Result<bool> {
     ensure!((1..=256).contains(&args.layers), "--layers {}: expected 1 to 256", args.layers);
-    let tools = measure::build_tools()?;
+    let tools = machine::build_release(&["--bin", "v2l-export", "--bin", "v2l-compile"])?;
     let checkpoint = Checkpoint::new(args.layers);
     let bytes = checkpoint.bytes();
 
-    let machine = measure::machine();
+    let machine = machine::machine();
     let text = |key: &str| machine[key].as_str().map_or_else(|| machine[key].to_string(), str::to_owned);
     let line = format!("{}, {} cores, {} memory, Linux {}", text("cpu"), text("cores"), text("memory"), text("kernel"));
     say(args, "machine", &machine, &line);
@@ -227,7 +229,7 @@ fn open(path: &Path, start: Instant) -> anyhow::Result<()> {
     let session = OrtEngine::open(engine, &options)?.session("step")?;
     let seconds = start.elapsed().as_secs_f64();
     let private =
-        measure::private_memory("self").context("/proc/self/status has no RssAnon; this check needs Linux")?;
+        machine::private_memory("self").context("/proc/self/status has no RssAnon; this check needs Linux")?;
     println!("{}", json!({ "seconds": seconds, "private_bytes": private }));
     drop(session);
     Ok(())

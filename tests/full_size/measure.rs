@@ -1,12 +1,13 @@
-//! Wall time, private memory, free disk, and what machine this is.
+//! Wall time, private memory, free disk.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 
 use crate::checkpoint::files;
+use crate::machine::private_memory;
 
 /// Time between two looks at a process's memory.
 const POLL: Duration = Duration::from_millis(20);
@@ -39,13 +40,6 @@ pub(crate) fn watch(mut child: Child) -> anyhow::Result<(Child, u64)> {
         }
         std::thread::sleep(POLL);
     }
-}
-
-/// Bytes of anonymous memory of a process (`self` for this one).
-pub(crate) fn private_memory(process: &str) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;
-    Some(1024 * line.split_whitespace().next()?.parse::<u64>().ok()?)
 }
 
 /// Copies a folder with cp and waits until the copy is on disk.
@@ -91,47 +85,6 @@ pub(crate) fn check_free_disk(folder: &Path, needed: u64) -> anyhow::Result<u64>
     Ok(free)
 }
 
-/// Processor, cores, memory, kernel.
-pub(crate) fn machine() -> serde_json::Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let field = |text: &str, key: &str| {
-        let line = text.lines().find(|line| line.starts_with(key)).unwrap_or_default();
-        line.split_once(':').map_or("unknown", |(_, value)| value.trim()).to_owned()
-    };
-    serde_json::json!({
-        "cpu": field(&read("/proc/cpuinfo"), "model name"),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "memory": field(&read("/proc/meminfo"), "MemTotal"),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-    })
-}
-
-/// The middle value.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
-}
-
 pub(crate) fn giga(bytes: u64) -> f64 {
     bytes as f64 / 1e9
-}
-
-pub(crate) fn mega(bytes: u64) -> f64 {
-    bytes as f64 / 1e6
-}
-
-/// The release binaries: in the folder above the one that holds this example, built now.
-pub(crate) fn build_tools() -> anyhow::Result<PathBuf> {
-    let example = std::env::current_exe()?;
-    let tools = example.parent().and_then(Path::parent).context("the example lies in no target folder")?.to_owned();
-    ensure!(tools.ends_with("release"), "this measures release builds; run `cargo run --release --example full_size`");
-    let target = tools.parent().context("the example lies in no target folder")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut build = Command::new(cargo);
-    build.current_dir(env!("CARGO_MANIFEST_DIR"));
-    build.args(["build", "--release", "--locked", "--quiet", "--bin", "v2l-export", "--bin", "v2l-compile"]);
-    build.arg("--target-dir").arg(target);
-    ensure!(build.status().with_context(|| format!("{build:?}"))?.success(), "{build:?} failed");
-    Ok(tools)
 }

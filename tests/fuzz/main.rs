@@ -1,6 +1,6 @@
 //! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process.
 //!
-//! `cargo run --release --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint. Prints what it did and
+//! `cargo run --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint. Prints what it did and
 //! ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one that was
 //! written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets with coverage.
 

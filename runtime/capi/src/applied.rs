@@ -6,7 +6,7 @@ use v2l_runtime::adapter::Adapter;
 use v2l_runtime::fuse::FuseReport;
 
 use crate::adapter::{Loaded, v2l_adapter};
-use crate::callbacks::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
+use crate::callbacks::{Control, V2L_LOG_INFO, V2L_LOG_WARNING, log, v2l_control};
 use crate::failure::Failure;
 use crate::growing::{self, growing};
 use crate::pointers::{required, slice};
@@ -98,6 +98,31 @@ impl Applied {
             self.0.iter().flat_map(|(loaded, _)| loaded.adapter.layers.keys()).collect();
         v2l_adapter_report { slots: slots.len() as u64, ..growing::Growing::initial() }
     }
+}
+
+/// Replaces adapters by those of a call, as `apply` does it, and says in `report`, unless it is NULL, what became of them.
+///
+/// # Safety
+/// The header's promise, for all four pointers.
+pub(crate) unsafe fn replace(
+    adapters: *const v2l_weighted_adapter,
+    count: usize,
+    control: *const v2l_control,
+    report: *mut v2l_adapter_report,
+    apply: impl FnOnce(Applied, &Control) -> Result<v2l_adapter_report, Failure>,
+) -> Result<(), Failure> {
+    // SAFETY: the caller's promise.
+    let (applied, control) = unsafe { (Applied::new(adapters, count)?, Control::new(control)?) };
+    if !report.is_null() {
+        // SAFETY: as above. A size that is wrong is found before anything changes.
+        unsafe { growing::write(report, growing::Growing::initial()) }?;
+    }
+    let found = apply(applied, &control)?;
+    if !report.is_null() {
+        // SAFETY: as above.
+        unsafe { growing::write(report, found) }?;
+    }
+    Ok(())
 }
 
 /// What is said of a fuse, to the caller and to the log.

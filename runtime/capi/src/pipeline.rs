@@ -11,14 +11,14 @@ use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 use v2l_runtime::video::Frames;
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report};
+use crate::applied::{Applied, fuse_report, replace};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::{
     Opening, Shared, V2L_ADAPTERS_FUSE, V2L_ADAPTERS_SIDE, v2l_adapter_mode, v2l_engine, v2l_open_options,
 };
 use crate::failure::{Failure, free, guard};
 use crate::frames::{self, Clip, five_axes};
-use crate::growing::{self, Growing, growing};
+use crate::growing::{self, growing};
 use crate::pointers::{Out, optional, optional_text, path, required, text};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, v2l_status};
@@ -160,18 +160,12 @@ pub unsafe extern "C" fn v2l_pipeline_set_adapters(
 ) -> v2l_status {
     guard(|| {
         // SAFETY: the header's promise, for all of these.
-        let (pipeline, applied, control) =
-            unsafe { (required(pipeline, "pipeline")?, Applied::new(adapters, count)?, Control::new(control)?) };
-        if !report.is_null() {
-            // SAFETY: as above. A size that is wrong is found before anything changes.
-            unsafe { growing::write(report, v2l_adapter_report::initial()) }?;
+        unsafe {
+            let pipeline = required(pipeline, "pipeline")?;
+            replace(adapters, count, control, report, |applied, control| {
+                pipeline.state.lock()?.apply(pipeline.opening.mode, applied, control)
+            })
         }
-        let found = pipeline.state.lock()?.apply(pipeline.opening.mode, applied, &control)?;
-        if !report.is_null() {
-            // SAFETY: as above.
-            unsafe { growing::write(report, found) }?;
-        }
-        Ok(())
     })
 }
 

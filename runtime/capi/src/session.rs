@@ -8,11 +8,11 @@ use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, TensorView};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report};
+use crate::applied::{Applied, fuse_report, replace};
 use crate::callbacks::{Control, V2L_LOG_INFO, log, v2l_control};
 use crate::engine::{Shared, v2l_engine};
 use crate::failure::{Failure, free, guard};
-use crate::growing::{self, Growing, growing};
+use crate::growing::{self, growing};
 use crate::pointers::{Out, optional_text, required};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, v2l_status};
@@ -126,18 +126,12 @@ pub unsafe extern "C" fn v2l_session_set_adapters(
 ) -> v2l_status {
     guard(|| {
         // SAFETY: the header's promise, for all of these.
-        let (session, applied, control) =
-            unsafe { (required(session, "session")?, Applied::new(adapters, count)?, Control::new(control)?) };
-        if !report.is_null() {
-            // SAFETY: as above. A size that is wrong is found before anything changes.
-            unsafe { growing::write(report, v2l_adapter_report::initial()) }?;
+        unsafe {
+            let session = required(session, "session")?;
+            replace(adapters, count, control, report, |applied, control| {
+                session.apply(&mut *session.state.lock()?, applied, control)
+            })
         }
-        let found = session.apply(&mut *session.state.lock()?, applied, &control)?;
-        if !report.is_null() {
-            // SAFETY: as above.
-            unsafe { growing::write(report, found) }?;
-        }
-        Ok(())
     })
 }
 
