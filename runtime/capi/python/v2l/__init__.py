@@ -11,7 +11,7 @@ import enum
 import math
 import os
 from dataclasses import dataclass
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
@@ -29,6 +29,8 @@ Path = Union[str, "os.PathLike[str]"]
 AdapterSet = Sequence[Tuple["Adapter", float]]
 #: Called with the stage, the steps done and all steps of the stage.
 Progress = Callable[["Stage", int, int], None]
+_Structure = TypeVar("_Structure", bound=ctypes.Structure)
+_Self = TypeVar("_Self")
 
 
 class Stage(enum.IntEnum):
@@ -150,20 +152,21 @@ class AdapterReport:
 
 def version() -> str:
     """The library's version."""
-    return _lib.v2l_version().decode()
+    text: bytes = _lib.v2l_version()
+    return text.decode()
 
 
 def _path(path: Path) -> bytes:
     return os.fspath(path).encode()
 
 
-def _sized(kind: type) -> ctypes.Structure:
+def _sized(kind: Type[_Structure]) -> _Structure:
     value = kind()
-    value.size = ctypes.sizeof(kind)
+    setattr(value, "size", ctypes.sizeof(kind))
     return value
 
 
-def _initial(kind: type, init: Callable[..., int]) -> ctypes.Structure:
+def _initial(kind: Type[_Structure], init: Callable[..., int]) -> _Structure:
     value = kind()
     _check(init(ctypes.byref(value), ctypes.sizeof(kind)))
     return value
@@ -208,7 +211,7 @@ class _Handle:
     _kind: str
 
     def __init__(self, handle: ctypes.c_void_p) -> None:
-        self._handle = handle
+        self._handle: Optional[ctypes.c_void_p] = handle
 
     def close(self) -> None:
         """Frees the handle; it must not be used again."""
@@ -219,7 +222,7 @@ class _Handle:
     def __del__(self) -> None:
         self.close()
 
-    def __enter__(self):
+    def __enter__(self: _Self) -> _Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -259,6 +262,7 @@ class _Control:
 
         def on_progress(_user: object, stage: int, done: int, total: int) -> None:
             try:
+                assert progress is not None
                 progress(Stage(stage), done, total)
             except BaseException as raised:  # raised again by `run`
                 self._raised = raised
@@ -274,7 +278,7 @@ class _Control:
         _check(status)
 
 
-def _weighted(adapters: AdapterSet) -> ctypes.Array:
+def _weighted(adapters: AdapterSet) -> ctypes.Array[Any]:
     array = (_native.WeightedAdapter * max(len(adapters), 1))()
     for place, (adapter, strength) in zip(array, adapters):
         place.adapter, place.strength = adapter._handle, strength
