@@ -8,6 +8,8 @@ mod debug;
 mod precision;
 #[path = "compile/shapes.rs"]
 mod shapes;
+#[path = "compile/tensorrt.rs"]
+mod tensorrt;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +25,7 @@ use check::CheckArgs;
 use debug::DebugArgs;
 use precision::PrecisionArgs;
 use shapes::ShapeArgs;
+use tensorrt::TensorRtArgs;
 
 /// Compile ONNX to engines.
 ///
@@ -74,6 +77,8 @@ struct Args {
     #[command(flatten)]
     types: PrecisionArgs,
     #[command(flatten)]
+    tensorrt: TensorRtArgs,
+    #[command(flatten)]
     shapes: ShapeArgs,
     #[command(flatten)]
     check: CheckArgs,
@@ -118,6 +123,10 @@ enum Backend {
     /// ONNX Runtime.
     #[default]
     Ort,
+    /// TensorRT-RTX 1.7: GeForce and RTX GPUs. Builds without a GPU.
+    TensorrtRtx,
+    /// TensorRT 11.4: builds for the GPU of this machine. Its authors have not run it.
+    Tensorrt,
 }
 
 fn int8_block(text: &str) -> Result<usize, String> {
@@ -126,6 +135,9 @@ fn int8_block(text: &str) -> Result<usize, String> {
 }
 
 fn main() -> ExitCode {
+    if let Some(exit) = v2l_export::trt::builder::serve_if_asked() {
+        return exit;
+    }
     let args = Args::parse();
     v2l_cli::run(args.output_options, |output| match (&args.command, &args.input) {
         (Some(Command::Debug(args)), _) => debug::run(args, output),
@@ -135,7 +147,7 @@ fn main() -> ExitCode {
 }
 
 fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()> {
-    let Backend::Ort = args.backend;
+    let tensorrt = args.tensorrt.options(args)?;
     let target = match &args.output {
         Some(path) => path.clone(),
         None if input.is_dir() => return Err(Failure::usage("a bundle needs -o ENGINE_DIR")),
@@ -170,6 +182,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
         step_inputs: args.step_inputs.clone(),
         weights: args.weights.clone(),
+        tensorrt,
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
@@ -199,6 +212,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
                 e.path.display()
             )
         });
+        tensorrt::show(e, output);
         if args.explain {
             explain(e, output);
             explain_times(e, output);

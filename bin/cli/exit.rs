@@ -3,6 +3,7 @@ use std::process::ExitCode;
 
 use v2l_export::ExportError;
 use v2l_export::engine_writer::EngineWriteError;
+use v2l_export::trt::builder::{BuildError, ParserError};
 use v2l_runtime::error_class::ErrorClass;
 
 /// Exit codes, one per class of failure. They never change their meaning.
@@ -128,7 +129,10 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
         ExportError::Weights(e) => ErrorClass::of(e).map_or(Exit::BadModel, Exit::from),
-        ExportError::Inputs { .. }
+        ExportError::TensorRtLibrary(_) => Exit::Version,
+        ExportError::TensorRt { source, .. } => build(source),
+        ExportError::FreeExtents { .. }
+        | ExportError::Inputs { .. }
         | ExportError::Occupied { .. }
         | ExportError::Profile { .. }
         | ExportError::ProfileInput { .. }
@@ -137,6 +141,21 @@ fn export(error: &ExportError) -> Exit {
         ExportError::Numeric(_) | ExportError::NotChecked { .. } => Exit::Numeric,
         ExportError::Predictor(_) | ExportError::Adapter(_) => Exit::BadAdapter,
         e if e.is_unsupported() => Exit::Unsupported,
+        _ => Exit::BadModel,
+    }
+}
+
+fn build(error: &BuildError) -> Exit {
+    match error {
+        BuildError::Unavailable { .. } => Exit::Version,
+        BuildError::Profile { .. } => Exit::Usage,
+        BuildError::Cancelled => Exit::Interrupted,
+        BuildError::Parse { errors } if !errors.iter().any(ParserError::is_unsupported) => Exit::BadModel,
+        BuildError::Process { .. } => Exit::Io,
+        BuildError::Capability { .. }
+        | BuildError::Parse { .. }
+        | BuildError::Build { .. }
+        | BuildError::Died { .. } => Exit::Unsupported,
         _ => Exit::BadModel,
     }
 }

@@ -88,6 +88,7 @@ impl Output {
         match progress {
             Progress::Component { name, bytes } => self.start(name, *bytes, true),
             Progress::Checking { name } => self.start(&format!("checking {name}"), 1, false),
+            Progress::Building { name, graph } => self.start(&format!("building {name} {graph}"), 1, false),
             Progress::Calibrating { name } => self.start(&format!("measuring {name}"), 1, false),
             Progress::Written { bytes } => self.progress(*bytes),
         }

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use v2l_cli::Output;
 use v2l_export::ExportError;
 use v2l_export::precision::PrecisionPlan;
-use v2l_runtime::engine::manifest::{Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot};
+use v2l_runtime::engine::manifest::{Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::session::{Dim, Port};
@@ -51,7 +51,8 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
         let fields = json!({
             "graph": graph.name, "backend": graph.backend, "precision": graph.precision,
             "inputs": graph.inputs, "outputs": graph.outputs, "weights": graph.weights.len(),
-            "profiles": graph.profiles, "stages": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
+            "profiles": graph.profiles, "plans": graph.files.plans.iter().map(|plan| trt_plan(manifest, plan)).collect::<Vec<_>>(),
+            "stages": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
         });
         output.result("graph", fields, || {
             let weights = count(graph.weights.len(), "weight");
@@ -63,6 +64,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
                 let ranges: Vec<String> = profile.iter().map(range).collect();
                 lines.push(format!("    profile {index} (min, opt, max): {}", ranges.join(", ")));
             }
+            lines.extend(graph.files.plans.iter().map(|plan| trt_plan_line(manifest, &graph.backend, plan)));
             lines.extend(graph.parts().skip(1).map(|part| {
                 let (weights, values) = (count(part.weights.len(), "weight"), count(part.outputs.len(), "value"));
                 format!("    stage {} ({weights}, {values})", part.name)
@@ -78,6 +80,38 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
         check_hashes(&engine, output)?;
     }
     Ok(())
+}
+
+/// Bytes of tensors.
+fn bytes_of<'a>(manifest: &Manifest, names: impl IntoIterator<Item = &'a String>) -> usize {
+    let records = names.into_iter().filter_map(|name| manifest.tensors.get(name));
+    records.map(|record| byte_len(record.dtype, &record.shape).unwrap_or(0)).sum()
+}
+
+/// Slots of a plan whose weights can be set.
+fn plan_slots(manifest: &Manifest, plan: &TrtPlan) -> usize {
+    manifest.slots.iter().filter(|slot| plan.weights.contains(&slot.tensor)).count()
+}
+
+fn trt_plan(manifest: &Manifest, plan: &TrtPlan) -> Json {
+    json!({
+        "version": plan.version, "compute_capability": plan.compute_capability,
+        "bytes": bytes_of(manifest, [&plan.file]), "weights": plan.weights.len(),
+        "weight_bytes": bytes_of(manifest, &plan.weights), "placeholders": plan.placeholders,
+        "slots": plan_slots(manifest, plan),
+    })
+}
+
+/// Flavour, version, GPUs, sizes, and what can be set.
+fn trt_plan_line(manifest: &Manifest, backend: &str, plan: &TrtPlan) -> String {
+    let gpus = match &plan.compute_capability {
+        None => "the GPU that built it".to_owned(),
+        Some(capability) => format!("compute capability {capability}"),
+    };
+    let (bytes, settable) = (bytes_of(manifest, [&plan.file]), bytes_of(manifest, &plan.weights));
+    let (weights, slots) = (count(plan.weights.len(), "weight"), count(plan_slots(manifest, plan), "slot"));
+    let when = if plan.placeholders { "set when it is loaded" } else { "can be set" };
+    format!("    plan {backend} {}, {gpus}: {bytes} bytes; {weights} ({settable} bytes, {slots}) {when}", plan.version)
 }
 
 /// The precision plan: per graph, its type and what is apart from it, by reason.

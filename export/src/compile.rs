@@ -4,6 +4,7 @@ mod explain;
 mod int8;
 pub(crate) mod profiles;
 mod slots;
+mod tensorrt;
 pub(crate) mod types;
 pub(crate) mod variants;
 pub(crate) mod weights;
@@ -25,19 +26,21 @@ use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, Pipe
 use v2l_runtime::tensor::Dtype;
 
 use self::int8::Int8;
+use self::tensorrt::TensorRt;
 use self::types::from_runtime;
-use self::variants::{compile_graph, compile_stages, side_variants};
-use self::weights::{Streamed, matrix_type, plan_weights};
+use self::variants::{compile_graph, compile_stages, side_variants, typed_variant};
+use self::weights::{Streamed, matrix_type, plan_weights, source_type};
 use crate::atomic_dir::AtomicDir;
 use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
-use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, plan_component, side_types};
+use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, plan_component, side_types};
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
 
 pub use self::explain::GraphReport;
 pub(crate) use self::slots::slots;
 pub use self::slots::{AmbiguousSlot, SlotReport};
+pub use self::tensorrt::{PlanBuilder, PlanReport, TensorRtOptions};
 
 /// How to compile.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +67,8 @@ pub struct CompileOptions {
     /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of others
     /// nothing is hoisted.
     pub step_inputs: Option<Vec<String>>,
+    /// Compile for TensorRT; `None`: for ONNX Runtime.
+    pub tensorrt: Option<TensorRtOptions>,
     /// For a graph from elsewhere: the checkpoint that it was exported from, a safetensors file or the folder of one, whose
     /// names its linear layers get by their content.
     pub weights: Option<PathBuf>,
@@ -101,6 +106,8 @@ pub struct EngineReport {
     pub passes: Vec<GraphReport>,
     /// With [`CompileOptions::weights`]: what is missing or uncertain.
     pub named: Option<SlotReport>,
+    /// With [`CompileOptions::tensorrt`]: the plans of each graph.
+    pub plans: Vec<PlanReport>,
 }
 
 /// Compiles a bundle to an engine directory, or a single ONNX file to an engine file.
@@ -116,10 +123,13 @@ pub fn compile(
     options: &CompileOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<CompileReport, ExportError> {
+    // Before anything else: it may be missing.
+    let tensorrt = options.tensorrt.as_ref().map(|options| TensorRt::open(options, output)).transpose()?;
+    let tensorrt = tensorrt.as_ref();
     if !input.is_dir() {
         let graphs = vec![(graph_name(input), input.to_owned())];
         check_profile_inputs(&graphs, &options.profiles)?;
-        let report = compile_component(None, &graphs, output, options, progress)?;
+        let report = compile_component(None, &graphs, output, options, tensorrt, progress)?;
         return Ok(CompileReport { engines: vec![report] });
     }
     if options.weights.is_some() {
@@ -159,7 +169,7 @@ pub fn compile(
         if !branches {
             options.precision.adapters.clear();
         }
-        let mut report = compile_component(Some(name), &graphs, &dir.path().join(&file), &options, progress)?;
+        let mut report = compile_component(Some(name), &graphs, &dir.path().join(&file), &options, tensorrt, progress)?;
         report.path = output.join(&file);
         engines.push(report);
         *files = ComponentFiles::Engine(EngineFiles { engine: file });
@@ -285,6 +295,7 @@ fn compile_component(
     graphs: &[(String, PathBuf)],
     output: &Path,
     options: &CompileOptions,
+    tensorrt: Option<&TensorRt<'_>>,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<EngineReport, ExportError> {
     let (mut models, mut reports) = (Vec::new(), HashMap::new());
@@ -317,14 +328,15 @@ fn compile_component(
     if (plans && int8_block.is_none()) || (int8_block.is_some() && options.precision.accuracy_target.is_some()) {
         progress(Progress::Calibrating { name: &component });
     }
+    let precision = precision_options(&models, options);
     let mut int8 = int8_block.map_or_else(Int8::default, |block| Int8::new(block, models.iter().chain(&side)));
     let int8_report = match int8.is_used() {
-        true => Some(int8.fit(&component, &models, &options.precision)?),
+        true => Some(int8.fit(&component, &models, &precision)?),
         false => None,
     };
     let planned = match int8_block {
         Some(_) => None,
-        None => plan_component(&component, &models, &slots, &options.precision, options.check.as_ref())?,
+        None => plan_component(&component, &models, &slots, &precision, options.check.as_ref())?,
     };
     let mut stored: Vec<(String, Model)> =
         models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
@@ -336,7 +348,7 @@ fn compile_component(
     let mut blobs = Vec::new();
     let mut compiled = Vec::new();
     let step = step_inputs(&component, &models, options)?;
-    let mut passes = Vec::new();
+    let (mut passes, mut plans) = (Vec::new(), Vec::new());
     for (index, (graph, whole)) in stored.into_iter().enumerate() {
         let lora_rank = options.lora_rank.filter(|_| index >= stored_plain);
         let name = if index >= stored_plain { format!("{graph}{SIDE_SUFFIX}") } else { graph.clone() };
@@ -346,15 +358,26 @@ fn compile_component(
             let base = models.iter().find(|(name, _)| *name == graph)?;
             Some(if lora_rank.is_some() { side_types(&base.1, types, &whole) } else { types.clone() })
         });
+        // TensorRT takes the typed graph only.
+        let types = types.or_else(|| tensorrt.map(|_| vec![DataType::Float; whole.graph.nodes.len()]));
         let mut model = whole.clone();
         let lowered = lower_for_ort(&mut model, &options.passes);
         let mut main = model.clone();
         let hoisted = hoist(&mut main, &step, &options.passes);
         check_graph(&name, &main)?;
         // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
-        let typed = types.as_deref().map(|types| (&whole, types));
-        let described = compile_graph(&name, &main, typed, &weights, &mut blobs)?;
-        let described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
+        let typed = types.map(|types| typed_variant(&name, &whole, &types, &weights)).transpose()?;
+        let described = compile_graph(&name, &main, typed.as_ref(), &weights, &mut blobs)?;
+        let mut described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
+        if let (Some(tensorrt), Some(typed)) = (tensorrt, &typed) {
+            progress(Progress::Building { name: &component, graph: &name });
+            described.backend = tensorrt.backend().into();
+            for built in tensorrt.build(&name, &typed.model, &profiles, &slots, &weights)? {
+                described.files.plans.push(built.plan);
+                blobs.push(built.blob);
+                plans.push(built.report);
+            }
+        }
         if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none() || replaced(&graph)) {
             let mut report = GraphReport::new(&graph, *nodes_before, fired, lowered);
             report.store(&main, &described, &weights);
@@ -417,7 +440,22 @@ fn compile_component(
         checks,
         passes,
         named: checkpoint.map(|_| named),
+        plans,
     })
+}
+
+/// How to decide types. A TensorRT plan computes in the type that the matrices are stored in, unless something else is asked for.
+fn precision_options(models: &[(String, Model)], options: &CompileOptions) -> PrecisionOptions {
+    let mut precision = options.precision.clone();
+    if options.tensorrt.is_some() && precision.request.is_none() && precision.plan.is_none() {
+        let storage = options.storage.map_or_else(|| source_type(models), from_runtime);
+        precision.request = Some(match storage {
+            DataType::Float16 => Request::Fp16,
+            DataType::Bfloat16 => Request::Bf16,
+            _ => Request::Fp32,
+        });
+    }
+    precision
 }
 
 fn open_checkpoint(path: &Path) -> Result<Checkpoint, ExportError> {

@@ -323,7 +323,12 @@ mod tests {
                 inputs: vec![],
                 outputs: vec![],
                 weights: vec!["a.weight".into()],
-                files: GraphFiles { widened: "v2l/graphs/step/widened.onnx".into(), lazy: None, typed: None },
+                files: GraphFiles {
+                    widened: "v2l/graphs/step/widened.onnx".into(),
+                    lazy: None,
+                    typed: None,
+                    plans: vec![],
+                },
                 profiles: vec![],
                 lora_rank: None,
                 stages: None,

@@ -175,6 +175,28 @@ pub enum ExportError {
     /// An adapter to calibrate with cannot be read.
     #[error(transparent)]
     Adapter(#[from] v2l_runtime::adapter::AdapterError),
+    /// TensorRT cannot be loaded.
+    #[error(transparent)]
+    TensorRtLibrary(#[from] v2l_trt::library::LibraryError),
+    /// TensorRT builds no plan of a graph.
+    #[error("graph `{graph}`: {source}")]
+    TensorRt {
+        /// The graph.
+        graph: String,
+        /// The reason, in TensorRT's words.
+        source: v2l_trt::builder::BuildError,
+    },
+    /// TensorRT needs to know the extents of all inputs.
+    #[error(
+        "graph `{graph}`: TensorRT needs ranges for every free extent, and there are none for {inputs}; give \
+         --minShapes, --optShapes and --maxShapes"
+    )]
+    FreeExtents {
+        /// The graph.
+        graph: String,
+        /// Its inputs without ranges, and their extents.
+        inputs: String,
+    },
     /// A tokenizer cannot be converted.
     #[error("{}: {reason}", path.display())]
     Tokenizer {

@@ -26,12 +26,16 @@ use v2l_graphs::Model;
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
-pub use compile::{AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, SlotReport, compile};
+pub use compile::{
+    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanBuilder, PlanReport, SlotReport,
+    TensorRtOptions, compile,
+};
 pub use component::{Component, metadata};
 pub use error::ExportError;
 pub use execute::{ExecuteError, OrtExecutor};
 pub use inspect::{OnnxSummary, summarize_onnx};
 pub use v2l_graphs::passes::{Pass, Passes};
+pub use v2l_trt as trt;
 
 /// What [`export`] or [`compile()`] is doing.
 #[derive(Clone, Debug)]
@@ -47,6 +51,13 @@ pub enum Progress<'a> {
     Checking {
         /// The component.
         name: &'a str,
+    },
+    /// TensorRT builds the plan of one of its graphs next.
+    Building {
+        /// The component.
+        name: &'a str,
+        /// The graph.
+        graph: &'a str,
     },
     /// A component's values are being measured, to decide which node computes in which type.
     Calibrating {

@@ -12,7 +12,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l", &["v2l-export", "v2l-runtime"]),
     ("v2l-calibration", &["v2l-graphs"]),
     ("v2l-capi", &["v2l-runtime"]),
-    ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime"]),
+    ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime", "v2l-trt"]),
     ("v2l-graphs", &[]),
     ("v2l-runtime", &["v2l-trt"]),
     ("v2l-trt", &[]),
@@ -24,7 +24,7 @@ const ROOT: &str = "v2l";
 /// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
 const NOT_SHIPPED: &[&str] = &["clap", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
-/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors.
+/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, TensorRT.
 const UNSAFE_FILES: &[&str] = &[
     "fuzz/targets.rs",
     "runtime/capi/benches/overhead.rs",
@@ -49,6 +49,21 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/src/ort_backend/part.rs",
     "runtime/src/ort_backend/value.rs",
     "runtime/src/ort_backend/weighted.rs",
+    "runtime/trt/src/builder/call.rs",
+    "runtime/trt/src/builder/child/wire.rs",
+    "runtime/trt/src/builder/events.rs",
+    "runtime/trt/src/builder/plan_bytes.rs",
+    "runtime/trt/src/ffi.rs",
+    "runtime/trt/src/ffi/build.rs",
+    "runtime/trt/src/ffi/run.rs",
+    "runtime/trt/src/library/opened.rs",
+    "runtime/trt/src/messages.rs",
+    "runtime/trt/src/run.rs",
+    "runtime/trt/src/run/context.rs",
+    "runtime/trt/src/run/engine.rs",
+    "runtime/trt/src/run/handle.rs",
+    "runtime/trt/src/run/refitter.rs",
+    "runtime/trt/src/run/tests.rs",
 ];
 
 /// Split so that this file does not find itself.

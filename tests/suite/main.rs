@@ -35,4 +35,5 @@ mod swaps;
 mod t5;
 mod tools;
 mod transformer;
+mod trt;
 mod vae;

@@ -130,6 +130,8 @@ pub(crate) fn check_engine(
     options: &CheckOptions,
 ) -> Result<Checks, ExportError> {
     let engine = Arc::new(Engine::open(engine).map_err(|e| ExportError::config(engine, e.to_string()))?);
+    let ort = OpenOptions { any_backend: true, ..options.ort.clone() };
+    let options = &CheckOptions { ort, ..options.clone() };
     let (given, mut used) = (files(&options.inputs)?, Vec::new());
     let mut checks = Checks::default();
     for source in sources {

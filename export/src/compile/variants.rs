@@ -47,28 +47,52 @@ pub(super) fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Resul
     Ok(variants)
 }
 
-/// Stores the graph's variants and describes it; a typed one if there are types for its nodes.
+/// A graph in which every node has a type of its own.
+pub(super) struct Typed {
+    pub(super) model: Model,
+    /// `fp32`, `fp16`, `bf16` or `mixed`.
+    arithmetic: &'static str,
+}
+
+/// The strongly typed variant of a whole graph, its weights in their storage types.
+pub(super) fn typed_variant(
+    name: &str,
+    whole: &Model,
+    types: &[DataType],
+    weights: &BTreeMap<String, StoredWeight>,
+) -> Result<Typed, ExportError> {
+    let mut model = whole.clone();
+    apply_precision(&mut model, types, &|name, _| from_runtime(weights[name].dtype));
+    v2l_graphs::passes::infer_shapes(&mut model);
+    check_graph(name, &model)?;
+    Ok(Typed { model, arithmetic: arithmetic(types) })
+}
+
+/// A graph's bytes without its weights: every one arrives through an override, and the placeholder file is empty.
+pub(super) fn encode_weightless(file: &str, model: &Model) -> Result<Vec<u8>, ExportError> {
+    let location = |weight: &str| {
+        let value = model.graph.initializers.get(weight)?;
+        let length = value.expected_len()? as u64;
+        Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
+    };
+    encode_model(model, &location).map_err(ExportError::io(file))
+}
+
+/// Stores the graph's variants and describes it.
 pub(super) fn compile_graph(
     name: &str,
     model: &Model,
-    typed: Option<(&Model, &[DataType])>,
+    typed: Option<&Typed>,
     weights: &BTreeMap<String, StoredWeight>,
     blobs: &mut Vec<EngineBlob>,
 ) -> Result<Graph, ExportError> {
     let mut store = |variant: &str, model: &Model| -> Result<String, ExportError> {
         let file = format!("{RESERVED_PREFIX}graphs/{name}/{variant}.onnx");
-        // Every weight arrives through an override; the placeholder file is empty.
-        let location = |weight: &str| {
-            let value = model.graph.initializers.get(weight)?;
-            let length = value.expected_len()? as u64;
-            Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
-        };
-        let bytes = encode_model(model, &location).map_err(ExportError::io(&file))?;
-        blobs.push(EngineBlob { name: file.clone(), data: Bytes::from(bytes) });
+        let data = Bytes::from(encode_weightless(&file, model)?);
+        blobs.push(EngineBlob { name: file.clone(), data });
         Ok(file)
     };
-    let used: Vec<String> =
-        model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect();
+    let used = external(model);
     let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
     let widened = store("widened", model)?;
     let lazy = if narrow {
@@ -76,17 +100,9 @@ pub(super) fn compile_graph(
     } else {
         None
     };
-    let arithmetic = typed.map_or("fp32", |(_, types)| arithmetic(types));
+    let arithmetic = typed.map_or("fp32", |typed| typed.arithmetic);
     let typed = match typed {
-        Some((model, types)) => {
-            let mut typed = model.clone();
-            apply_precision(&mut typed, types, &|name, _| from_runtime(weights[name].dtype));
-            v2l_graphs::passes::infer_shapes(&mut typed);
-            check_graph(name, &typed)?;
-            let weights =
-                typed.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect();
-            Some(TypedGraph { file: store("typed", &typed)?, weights })
-        }
+        Some(Typed { model, .. }) => Some(TypedGraph { file: store("typed", model)?, weights: external(model) }),
         None => None,
     };
     Ok(Graph {
@@ -96,11 +112,16 @@ pub(super) fn compile_graph(
         inputs: ports(name, &model.graph.inputs)?,
         outputs: ports(name, &model.graph.outputs)?,
         weights: used,
-        files: GraphFiles { widened, lazy, typed },
+        files: GraphFiles { widened, lazy, typed, plans: Vec::new() },
         profiles: Vec::new(),
         lora_rank: None,
         stages: None,
     })
+}
+
+/// The weights of a model that come from elsewhere.
+fn external(model: &Model) -> Vec<String> {
+    model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect()
 }
 
 /// Stores a graph and what was hoisted out of it; `whole` is the graph before.

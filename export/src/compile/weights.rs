@@ -23,8 +23,8 @@ impl WeightSource for Streamed {
 /// One weight as it will be stored.
 pub(crate) struct StoredWeight {
     pub(crate) dtype: Dtype,
-    pub(super) shape: Vec<usize>,
-    pub(super) data: TensorData,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: TensorData,
 }
 
 /// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`.
@@ -74,6 +74,11 @@ pub(crate) fn plan_weights<'a>(
             Ok((name.to_owned(), StoredWeight { dtype, shape: weight.shape.clone(), data }))
         })
         .collect()
+}
+
+/// [`kept_type`] of all weights of these graphs.
+pub(super) fn source_type(models: &[(String, Model)]) -> DataType {
+    kept_type(models.iter().flat_map(|(_, model)| model.graph.initializers.values().filter(|w| w.external)))
 }
 
 /// The type in which the matrices of the source lose nothing: f16 or bf16 if all have that type, else f32.

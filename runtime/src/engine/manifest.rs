@@ -64,7 +64,7 @@ pub struct Manifest {
 pub struct Graph {
     /// `step`, `prologue`, `first`, …
     pub name: String,
-    /// Backend that it is compiled for: `ort`.
+    /// Backend that it is compiled for: `ort`, `tensorrt-rtx`, `tensorrt`.
     pub backend: String,
     /// Arithmetic of the typed variant: `fp16`, `bf16`, or `mixed` for both, each beside float32; `fp32` without one.
     pub precision: String,
@@ -124,6 +124,25 @@ pub struct GraphFiles {
     /// initializers have their stored type. Absent without a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typed: Option<TypedGraph>,
+    /// What TensorRT made of the typed variant, for the backends `tensorrt-rtx` and `tensorrt`: a plan for each kind of GPU.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub plans: Vec<TrtPlan>,
+}
+
+/// A serialized TensorRT plan. The graph's backend says of which flavour, its profiles for which shapes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrtPlan {
+    /// Tensor that holds it, `v2l/plans/<graph>/<backend>-<capability>.plan`.
+    pub file: String,
+    /// Version of TensorRT that built it, and that runs it.
+    pub version: String,
+    /// GPUs that it was built for, such as `8.9`; `None`: the one of the machine that built it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_capability: Option<String>,
+    /// Weights that can be set, in their storage type.
+    pub weights: Vec<String>,
+    /// True if the plan holds no values for them: all must be set before it runs.
+    pub placeholders: bool,
 }
 
 /// A strongly typed variant: the whole graph, stages and all.

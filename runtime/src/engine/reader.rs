@@ -255,13 +255,16 @@ impl Check<'_> {
             for file in std::iter::once(&graph.files.widened)
                 .chain(&graph.files.lazy)
                 .chain(graph.files.typed.iter().map(|typed| &typed.file))
+                .chain(graph.files.plans.iter().map(|plan| &plan.file))
             {
                 let stored = self.manifest.tensors.get(file);
                 if !file.starts_with(RESERVED_PREFIX) || stored.is_none_or(|record| record.dtype != Dtype::U8) {
                     return Err(self.structure(what(), format!("its bytes in `{file}`"), "none"));
                 }
             }
-            for weight in graph.weights.iter().chain(graph.files.typed.iter().flat_map(|typed| &typed.weights)) {
+            let typed = graph.files.typed.iter().flat_map(|typed| &typed.weights);
+            let plan = graph.files.plans.iter().flat_map(|plan| &plan.weights);
+            for weight in graph.weights.iter().chain(typed).chain(plan) {
                 if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
                 }

@@ -100,6 +100,8 @@ pub struct OpenOptions {
     pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
+    /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds: to check them.
+    pub any_backend: bool,
 }
 
 /// What was decided on opening, and why.
@@ -139,6 +141,7 @@ pub struct OrtEngine {
     /// Their memory, used again by the next adapters.
     pool: Pool,
     memory: Option<u64>,
+    any_backend: bool,
     /// Pristine weights in private f32 buffers.
     widened: HashMap<String, Bytes>,
 }
@@ -179,6 +182,7 @@ impl OrtEngine {
                 .memory
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
+            any_backend: options.any_backend,
             widened: HashMap::new(),
         };
         this.fuse(&options.adapters, None)?;
@@ -343,7 +347,7 @@ impl OrtEngine {
         weights: &[String],
         inputs: Vec<Port>,
     ) -> Result<Part, OrtError> {
-        if graph.backend != "ort" {
+        if graph.backend != "ort" && !self.any_backend {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
@@ -519,7 +523,7 @@ struct WeightSize {
 fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, OrtError> {
     let mut weights = BTreeMap::new();
     let graphs = engine.manifest().graphs.iter().flat_map(Graph::parts);
-    for graph in graphs.filter(|graph| graph.backend == "ort") {
+    for graph in graphs {
         for name in &graph.weights {
             let view = engine.weight(name)?;
             let stored = view.data.len() as u64;

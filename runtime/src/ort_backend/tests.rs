@@ -57,7 +57,7 @@ fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::Tem
             port("video_out", Dtype::F32, &["batch", "16", "frames", "height", "width"]),
         ],
         weights: weights.keys().cloned().collect(),
-        files: GraphFiles { widened, lazy, typed: None },
+        files: GraphFiles { widened, lazy, typed: None, plans: Vec::new() },
         profiles: vec![],
         lora_rank: None,
         stages: None,

@@ -61,7 +61,7 @@ pub(crate) fn write_engine(path: &Path) {
             port("video_out", Dtype::F32, &["batch", "16", "frames", "height", "width"]),
         ],
         weights,
-        files: GraphFiles { widened, lazy: None, typed: None },
+        files: GraphFiles { widened, lazy: None, typed: None, plans: Vec::new() },
         profiles: vec![],
         lora_rank: None,
         stages: None,

@@ -1,0 +1,240 @@
+//! TensorRT plans of strongly typed graphs.
+
+mod refittable;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use v2l_graphs::{Dim, Model};
+use v2l_runtime::engine::manifest::{Profile, RESERVED_PREFIX, Slot, TrtPlan};
+use v2l_trt::builder::{Built, Child, Range, Refit, Request};
+use v2l_trt::library::Library;
+use v2l_trt::{Capability, Flavour};
+
+use self::refittable::refittable;
+use super::variants::encode_weightless;
+use super::weights::StoredWeight;
+use crate::ExportError;
+use crate::engine_writer::EngineBlob;
+
+/// How to compile for TensorRT.
+#[derive(Clone, Debug)]
+pub struct TensorRtOptions {
+    /// Which.
+    pub flavour: Flavour,
+    /// The library or the folder of it; found as [`v2l_trt::search`] says if not given.
+    pub library: Option<PathBuf>,
+    /// GPUs to build for; none: that of this machine, which TensorRT-RTX can do without.
+    pub capabilities: Vec<Capability>,
+    /// Keep the values of all weights in the plan, none of which can be replaced then: to compare with.
+    pub plain: bool,
+    /// Where plans are built.
+    pub builder: PlanBuilder,
+}
+
+/// Where plans are built.
+#[derive(Clone, Debug, Default)]
+pub enum PlanBuilder {
+    /// In this process. A plan's bytes may then differ from one build to the next, though not its size.
+    #[default]
+    InProcess,
+    /// In a process of this program, which begins with [`v2l_trt::builder::serve_if_asked`]: equal input gives equal bytes.
+    Program(PathBuf),
+}
+
+/// One plan of an [`EngineReport`](super::EngineReport).
+#[derive(Clone, Debug)]
+pub struct PlanReport {
+    /// The graph.
+    pub graph: String,
+    /// The kind of GPU that it is for; `None`: the one of this machine.
+    pub capability: Option<Capability>,
+    /// Bytes of the plan.
+    pub bytes: u64,
+    /// Bytes of the graph's weights in their storage types.
+    pub weight_bytes: u64,
+    /// Of those, bytes of weights that can be set.
+    pub refittable_bytes: u64,
+    /// Slots whose weight cannot be set, so that no adapter changes them.
+    pub fixed_slots: Vec<String>,
+    /// True if its bytes are the same when it is built again.
+    pub reproducible: bool,
+    /// What building took.
+    pub time: Duration,
+    /// TensorRT's warnings.
+    pub warnings: Vec<String>,
+}
+
+/// A loaded TensorRT and what to build with it.
+pub(super) struct TensorRt<'a> {
+    library: Library,
+    /// Folder for files that are there while a plan is built.
+    scratch: PathBuf,
+    options: &'a TensorRtOptions,
+}
+
+/// A plan and what the engine says of it.
+pub(super) struct BuiltPlan {
+    pub(super) plan: TrtPlan,
+    pub(super) blob: EngineBlob,
+    pub(super) report: PlanReport,
+}
+
+impl<'a> TensorRt<'a> {
+    /// `output` is what is compiled; its folder has room for the weights, or the engine would not fit there either.
+    pub(super) fn open(options: &'a TensorRtOptions, output: &Path) -> Result<Self, ExportError> {
+        let library = Library::open(options.flavour, options.library.as_deref())?;
+        let folder = output.parent().filter(|folder| *folder != Path::new(""));
+        Ok(Self { library, scratch: folder.unwrap_or(Path::new(".")).to_owned(), options })
+    }
+
+    /// The backend's name.
+    pub(super) fn backend(&self) -> &'static str {
+        self.options.flavour.backend()
+    }
+
+    /// Builds the plans of a strongly typed graph, its weights in their storage types: one for each kind of GPU, since
+    /// TensorRT-RTX puts placeholders into plans for one kind only.
+    pub(super) fn build(
+        &self,
+        graph: &str,
+        model: &Model,
+        profiles: &[Profile],
+        slots: &[Slot],
+        weights: &BTreeMap<String, StoredWeight>,
+    ) -> Result<Vec<BuiltPlan>, ExportError> {
+        let ranges = ranges(graph, model, profiles)?;
+        let bytes = encode_weightless(graph, model)?;
+        let external = model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name);
+        let data: Vec<(String, Bytes)> = external
+            .map(|name| Ok((name.clone(), weights[name].data.to_bytes().map_err(ExportError::io(name))?)))
+            .collect::<Result<_, ExportError>>()?;
+        let data: Vec<(String, &[u8])> = data.iter().map(|(name, data)| (name.clone(), &data[..])).collect();
+        let subject = Subject { graph, model, bytes: &bytes, ranges: &ranges, weights: &data, slots };
+        match &self.options.capabilities[..] {
+            [] => Ok(vec![self.build_for(None, &subject)?]),
+            capabilities => capabilities.iter().map(|c| self.build_for(Some(*c), &subject)).collect(),
+        }
+    }
+
+    fn build_for(&self, capability: Option<Capability>, subject: &Subject<'_>) -> Result<BuiltPlan, ExportError> {
+        let slot_tensors = subject.slot_tensors();
+        let refit = match self.options.flavour {
+            _ if self.options.plain => Refit::None,
+            Flavour::Rtx => Refit::Placeholders,
+            Flavour::TensorRt => Refit::Marked(&slot_tensors),
+        };
+        let Subject { graph, model, bytes, ranges, weights, .. } = *subject;
+        let request = Request { model: bytes, weights, profiles: ranges, capabilities: capability.as_slice(), refit };
+        let begin = Instant::now();
+        let failed = |source| ExportError::TensorRt { graph: graph.to_owned(), source };
+        let built = match &self.options.builder {
+            PlanBuilder::InProcess => self.library.build(&request, &mut |_| true),
+            PlanBuilder::Program(program) => {
+                self.library.build_in(Child { program, scratch: &self.scratch }, &request, &mut |_| true)
+            }
+        };
+        let Built { plan, reproducible, refittable: offered, warnings } = built.map_err(failed)?;
+        let time = begin.elapsed();
+        let settable = match refit {
+            Refit::None => Vec::new(),
+            Refit::Placeholders => refittable(graph, model, &offered)?,
+            Refit::Marked(names) => names.to_vec(),
+        };
+        let bytes_of = |wanted: &dyn Fn(&String) -> bool| -> u64 {
+            weights.iter().filter(|(name, _)| wanted(name)).map(|(_, data)| data.len() as u64).sum()
+        };
+        let report = PlanReport {
+            graph: graph.to_owned(),
+            capability,
+            bytes: plan.len() as u64,
+            weight_bytes: bytes_of(&|_| true),
+            refittable_bytes: bytes_of(&|name| settable.contains(name)),
+            fixed_slots: subject.slots_outside(&settable),
+            reproducible,
+            time,
+            warnings,
+        };
+        let gpu = capability.map_or_else(String::new, |capability| format!("-{capability}"));
+        let file = format!("{RESERVED_PREFIX}plans/{graph}/{}{gpu}.plan", self.backend());
+        let stored = TrtPlan {
+            file: file.clone(),
+            version: self.library.version().to_string(),
+            compute_capability: capability.map(|capability| capability.to_string()),
+            weights: settable,
+            placeholders: refit == Refit::Placeholders,
+        };
+        let blob = EngineBlob { name: file, data: Bytes::from_owner(plan) };
+        Ok(BuiltPlan { plan: stored, blob, report })
+    }
+}
+
+/// What plans are built of.
+struct Subject<'a> {
+    graph: &'a str,
+    model: &'a Model,
+    /// The model without its weights.
+    bytes: &'a [u8],
+    ranges: &'a [Vec<Range>],
+    weights: &'a [(String, &'a [u8])],
+    slots: &'a [Slot],
+}
+
+impl Subject<'_> {
+    fn reads(&self, tensor: &str) -> bool {
+        self.weights.iter().any(|(name, _)| name == tensor)
+    }
+
+    /// The graph's weights that adapters may change.
+    fn slot_tensors(&self) -> Vec<String> {
+        let is_slot = |name: &String| self.slots.iter().any(|slot| slot.tensor == *name);
+        self.weights.iter().map(|(name, _)| name).filter(|name| is_slot(name)).cloned().collect()
+    }
+
+    /// Slots of the graph whose weight is not among `settable`.
+    fn slots_outside(&self, settable: &[String]) -> Vec<String> {
+        let outside = |slot: &&Slot| self.reads(&slot.tensor) && !settable.contains(&slot.tensor);
+        self.slots.iter().filter(outside).map(|slot| slot.name.clone()).collect()
+    }
+}
+
+/// Each profile's ranges of the inputs with a free extent.
+fn ranges(graph: &str, model: &Model, profiles: &[Profile]) -> Result<Vec<Vec<Range>>, ExportError> {
+    let shape = |info: &v2l_graphs::ValueInfo| info.ty.as_ref().and_then(|ty| ty.shape.clone()).unwrap_or_default();
+    let free: Vec<(&str, Vec<Dim>)> = model
+        .graph
+        .inputs
+        .iter()
+        .map(|input| (&input.name[..], shape(input)))
+        .filter(|(_, shape)| shape.iter().any(|dim| !matches!(dim, Dim::Fixed(_))))
+        .collect();
+    let missing = |profile: Option<&Profile>| {
+        let names = free.iter().filter(|(name, _)| profile.is_none_or(|p| !p.contains_key(*name)));
+        names
+            .map(|(name, shape)| format!("{name}:{}", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join("x")))
+            .collect::<Vec<_>>()
+    };
+    let wanting = profiles.iter().map(|profile| missing(Some(profile))).find(|names| !names.is_empty());
+    let wanting = wanting.unwrap_or_else(|| if profiles.is_empty() { missing(None) } else { Vec::new() });
+    if !wanting.is_empty() {
+        return Err(ExportError::FreeExtents { graph: graph.to_owned(), inputs: wanting.join(", ") });
+    }
+    if free.is_empty() {
+        return Ok(Vec::new());
+    }
+    let extents = |extents: &[usize]| extents.iter().map(|n| *n as i64).collect();
+    let of_profile = |profile: &Profile| {
+        let named = free.iter().filter_map(|(name, _)| Some((name, profile.get(*name)?)));
+        named
+            .map(|(name, range)| Range {
+                input: (*name).to_owned(),
+                min: extents(&range.min),
+                opt: extents(&range.opt),
+                max: extents(&range.max),
+            })
+            .collect()
+    };
+    Ok(profiles.iter().map(of_profile).collect())
+}

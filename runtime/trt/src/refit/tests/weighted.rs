@@ -1,0 +1,110 @@
+//! Changes of weights as a whole, with engines whose refits fail.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use super::*;
+
+#[derive(Debug, thiserror::Error)]
+#[error("no device memory")]
+struct Scarce;
+
+/// Gives so many engines; the first fails at its `fails`th refit. Counts those that live.
+struct Models {
+    left: usize,
+    fails: Option<usize>,
+    alive: Rc<Cell<usize>>,
+}
+
+struct Model(Engine, Rc<Cell<usize>>);
+
+impl Drop for Model {
+    fn drop(&mut self) {
+        self.1.set(self.1.get() - 1);
+    }
+}
+
+impl Engines for Models {
+    type Engine = Model;
+    type Error = Scarce;
+
+    fn load(&mut self) -> Result<Model, Scarce> {
+        self.left = self.left.checked_sub(1).ok_or(Scarce)?;
+        assert_eq!(self.alive.get(), 0, "two engines at a time do not fit");
+        self.alive.set(1);
+        let engine = Engine {
+            prototypes: prototypes(),
+            groups: partitions(&WEIGHTS).remove(0),
+            held: BTreeMap::new(),
+            fails: self.fails.take(),
+            refits: 0,
+            touched: BTreeSet::new(),
+            largest_staging: 0,
+        };
+        Ok(Model(engine, Rc::clone(&self.alive)))
+    }
+
+    fn refitter<'a>(&'a self, engine: &'a mut Model) -> Result<Box<dyn Refitter + 'a>, Scarce> {
+        Ok(Box::new(Borrowed(&mut engine.0)))
+    }
+}
+
+struct Borrowed<'a>(&'a mut Engine);
+
+impl Refitter for Borrowed<'_> {
+    fn refit(&mut self, weights: &[(&str, &[u8])]) -> Result<Outcome, RefitError> {
+        self.0.refit(weights)
+    }
+}
+
+/// An engine with the adapters of a number, of which the first `engines` can be loaded.
+fn open(engines: usize, fails: Option<usize>, number: u64) -> (Weighted<Models, Source>, Rc<Cell<usize>>) {
+    let alive = Rc::new(Cell::new(0));
+    let models = Models { left: engines, fails, alive: Rc::clone(&alive) };
+    let stored = prototypes().into_iter().collect();
+    // Groups are unknown, and two weights are fused at a time.
+    let fixed =
+        Fixed { slots: slots(), prototypes: prototypes(), stored, groups: Groups::default(), staging: 4 * BYTES };
+    (Weighted::open(models, fixed, adapters(number), Source).unwrap(), alive)
+}
+
+#[test]
+fn weights_whose_refit_fails_are_the_former_ones_again() {
+    for (before, after) in (0..81).flat_map(|before| (0..81).map(move |after| (before, after))) {
+        let (mut weighted, alive) = open(2, Some(2), before);
+        let refits = weighted.engine().unwrap().0.refits;
+        assert_eq!(refits, 1, "all that is fused fits into one round");
+        let changed = weighted.set(adapters(after), Source);
+        assert_eq!(alive.get(), 1);
+        match changed {
+            Err(WeightedError::Restored(Cause::Refit(RefitError::Failed { .. }))) => {
+                assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(before)));
+                // What is remembered of the new engine is right: the next change touches no more than it must.
+                let applied = weighted.set(adapters(after), Source).unwrap();
+                assert!(applied.refits > 0 && weighted.engine().unwrap().0.held == expected(&adapters(after)));
+            }
+            Ok(applied) => assert!(before == after && applied.refits == 0, "{before} {after}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[test]
+fn weights_that_are_refused_are_as_they_were() {
+    let (mut weighted, _) = open(1, None, 7);
+    let unknown = BTreeMap::from([("x".to_owned(), 1)]);
+    let error = weighted.set(unknown, Source).unwrap_err();
+    assert!(matches!(error, WeightedError::Refused(Cause::Plan(PlanError::UnknownSlot { .. }))), "{error}");
+    assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(7)));
+    weighted.set(adapters(11), Source).unwrap();
+    assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(11)));
+}
+
+#[test]
+fn weights_of_an_engine_that_cannot_be_loaded_again_are_gone() {
+    let (mut weighted, alive) = open(1, Some(2), 7);
+    let error = weighted.set(adapters(11), Source).unwrap_err();
+    assert!(matches!(error, WeightedError::Lost { .. }) && error.to_string().contains("no device memory"), "{error}");
+    assert!(weighted.engine().is_none() && alive.get() == 0);
+    assert!(matches!(weighted.set(adapters(7), Source), Err(WeightedError::Gone)));
+}

@@ -1,0 +1,158 @@
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+
+use super::apply::{Applied, ApplyError, Cause, Refitter, Staging, apply};
+use super::plan::{Groups, Held, Prototype, Request, SlotWeight};
+
+/// Where engines come from.
+pub trait Engines {
+    /// An engine, which frees its device memory when it is dropped.
+    type Engine;
+    /// Why there is none.
+    type Error: std::error::Error;
+
+    /// Loads the plan: all placeholders are to be set.
+    ///
+    /// # Errors
+    /// Its own.
+    fn load(&mut self) -> Result<Self::Engine, Self::Error>;
+
+    /// A refitter for an engine.
+    ///
+    /// # Errors
+    /// Its own.
+    fn refitter<'a>(&'a self, engine: &'a mut Self::Engine) -> Result<Box<dyn Refitter + 'a>, Self::Error>;
+}
+
+/// What does not change between refits of one plan; see [`Request`].
+#[derive(Clone, Debug)]
+pub struct Fixed {
+    /// What adapters may change.
+    pub slots: Vec<SlotWeight>,
+    /// Every weight that the engine can be given, in its order.
+    pub prototypes: IndexMap<String, Prototype>,
+    /// Type and element count of the weights in the engine file.
+    pub stored: BTreeMap<String, Prototype>,
+    /// Weights that go together.
+    pub groups: Groups,
+    /// Bytes of fused weights that may lie in memory at a time.
+    pub staging: usize,
+}
+
+impl Fixed {
+    fn request<'a>(&'a self, adapters: &'a BTreeMap<String, u64>, held: &'a Held) -> Request<'a> {
+        Request {
+            slots: &self.slots,
+            prototypes: &self.prototypes,
+            stored: &self.stored,
+            groups: &self.groups,
+            adapters,
+            held,
+            staging: self.staging,
+        }
+    }
+}
+
+/// Why an engine does not hold the weights that were asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WeightedError<E: std::error::Error, S: std::fmt::Debug + std::fmt::Display> {
+    /// There is no engine.
+    #[error("{0}")]
+    Load(E),
+    /// Nothing was replaced: the engine holds what it held.
+    #[error("{0}")]
+    Refused(Cause<S>),
+    /// The refit failed midway. The engine was dropped and loaded again: it holds what it held before.
+    #[error("{0}; the engine was loaded again with its former weights")]
+    Restored(Cause<S>),
+    /// The refit failed midway, and the engine could not be brought back. It is gone.
+    #[error("{cause}; the engine is gone, since it could not be loaded again: {reason}; open it anew")]
+    Lost {
+        /// Why the refit failed.
+        cause: Cause<S>,
+        /// Why it could not be brought back.
+        reason: String,
+    },
+    /// An earlier failure left no engine.
+    #[error("the engine is gone after an earlier failure; open it anew")]
+    Gone,
+}
+
+/// What came of a change of weights.
+type Changed<T, E, S> = Result<T, WeightedError<<E as Engines>::Error, <S as Staging>::Error>>;
+
+/// An engine and its weights, which change as a whole or not at all.
+pub struct Weighted<E: Engines, S: Staging> {
+    engines: E,
+    fixed: Fixed,
+    engine: Option<E::Engine>,
+    /// What `engine` holds.
+    held: Held,
+    adapters: BTreeMap<String, u64>,
+    staging: S,
+}
+
+impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighted<E, S> {
+    /// Loads an engine and sets its weights. `adapters` are as in [`Request`]; `staging` has the bytes for them.
+    ///
+    /// # Errors
+    /// [`WeightedError::Load`], [`WeightedError::Refused`]; the engine is dropped.
+    pub fn open(mut engines: E, fixed: Fixed, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Self, E, S> {
+        let mut engine = engines.load().map_err(WeightedError::Load)?;
+        let held = Held::new();
+        let applied = run(&engines, &mut engine, &fixed.request(&adapters, &held), &staging)?;
+        let held = applied.map_err(|error| WeightedError::Refused(error.cause))?.held;
+        Ok(Self { engines, fixed, engine: Some(engine), held, adapters, staging })
+    }
+
+    /// The engine; `None` after [`WeightedError::Lost`].
+    pub fn engine(&mut self) -> Option<&mut E::Engine> {
+        self.engine.as_mut()
+    }
+
+    /// Sets the weights that differ from those that the engine holds.
+    ///
+    /// # Errors
+    /// [`WeightedError`]; but for [`WeightedError::Lost`] the engine is as it was.
+    pub fn set(&mut self, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Applied, E, S> {
+        let engine = self.engine.as_mut().ok_or(WeightedError::Gone)?;
+        match run(&self.engines, engine, &self.fixed.request(&adapters, &self.held), &staging)? {
+            Ok(applied) => {
+                self.held.clone_from(&applied.held);
+                (self.adapters, self.staging) = (adapters, staging);
+                Ok(applied)
+            }
+            Err(ApplyError { poisoned: false, cause }) => Err(WeightedError::Refused(cause)),
+            Err(ApplyError { cause, .. }) => match self.restore() {
+                Ok(()) => Err(WeightedError::Restored(cause)),
+                Err(reason) => Err(WeightedError::Lost { cause, reason }),
+            },
+        }
+    }
+
+    /// Drops a poisoned engine, so that there is room for another, and brings that to what the former held.
+    fn restore(&mut self) -> Result<(), String> {
+        self.engine = None;
+        self.held.clear();
+        let mut engine = self.engines.load().map_err(|error| error.to_string())?;
+        let request = self.fixed.request(&self.adapters, &self.held);
+        let applied = run(&self.engines, &mut engine, &request, &self.staging);
+        let applied = applied.map_err(|error: WeightedError<E::Error, S::Error>| error.to_string())?;
+        self.held = applied.map_err(|error| error.cause.to_string())?.held;
+        self.engine = Some(engine);
+        Ok(())
+    }
+}
+
+/// Applies a request with a refitter that lives no longer.
+fn run<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>>(
+    engines: &E,
+    engine: &mut E::Engine,
+    request: &Request<'_>,
+    staging: &S,
+) -> Changed<Result<Applied, ApplyError<S::Error>>, E, S> {
+    let mut refitter = engines.refitter(engine).map_err(WeightedError::Load)?;
+    Ok(apply(request, refitter.as_mut(), staging))
+}

@@ -1,0 +1,173 @@
+//! Compiling for TensorRT: what its flags and failures say, and, where the library is, the plans.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::tools::{Run, Sample, Scratch, args, command, output, sample};
+
+/// A small graph, and the sample that it is of.
+fn text_encoder() -> (Arc<Sample>, PathBuf) {
+    let sample = sample();
+    let path = sample.bundle().join("text_encoder/encode.onnx");
+    (sample, path)
+}
+
+fn compile(model: &Path, engine: &Path, more: &[OsString]) -> Run {
+    let common = args![model, "-o", engine, "--backend", "tensorrt-rtx", "--no-verify"];
+    output(command("compile", &[common, more].concat()))
+}
+
+#[test]
+fn tensorrt_flags_without_the_backend_exit_with_2() {
+    let scratch = Scratch::new();
+    for flag in [["--trt-lib", "/tmp"], ["--compute-capability", "8.9"]] {
+        let run =
+            output(command("compile", &[args!["x.onnx", "-o", scratch.path("x")], args![flag[0], flag[1]]].concat()));
+        assert!(run.code == 2 && run.stderr.contains(&format!("{} needs --backend", flag[0])), "{}", run.stderr);
+    }
+    for flag in ["--int8", "--lora-rank=4"] {
+        let run = compile(Path::new("x.onnx"), &scratch.path("x"), args![flag]);
+        assert!(run.code == 2 && run.stderr.contains("is for --backend ort"), "{}", run.stderr);
+    }
+    let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--compute-capability", "89"]);
+    assert!(run.code == 2 && run.stderr.contains("such as 8.9"), "{}", run.stderr);
+}
+
+#[test]
+#[cfg(not(feature = "tensorrt"))]
+fn tensorrt_backend_that_is_not_built_in_exits_with_6_and_says_how_to_build_it() {
+    let scratch = Scratch::new();
+    let run = compile(Path::new("x.onnx"), &scratch.path("x"), &[]);
+    assert!(run.code == 6 && run.stderr.contains("--features tensorrt"), "{}", run.stderr);
+}
+
+#[cfg(feature = "tensorrt")]
+mod built_in {
+    use std::io::Write;
+    use std::process::Command;
+
+    use v2l_export::trt::Flavour;
+    use v2l_export::trt::builder::{BuildError, Refit, Request};
+    use v2l_export::trt::library::{Library, LibraryError};
+    use v2l_graphs::{Builder, DataType, Dim, Initializer, encode_model};
+    use v2l_runtime::engine::Engine;
+
+    use super::*;
+    use crate::tools::run_ok;
+
+    /// TensorRT-RTX, unless it is not on this machine, which is said past the test harness.
+    fn library(test: &str) -> Option<Library> {
+        match Library::open(Flavour::Rtx, None) {
+            Ok(library) => Some(library),
+            Err(error @ LibraryError::Missing { .. }) => {
+                say(&format!("SKIPPED {test}: {error}\n"));
+                None
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// Not `eprintln`, which the harness swallows.
+    fn say(text: &str) {
+        std::io::stderr().write_all(text.as_bytes()).unwrap();
+    }
+
+    #[test]
+    fn tensorrt_library_that_is_not_there_exits_with_6() {
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let run = compile(&model, &scratch.path("x"), args!["--trt-lib", scratch.path("none")]);
+        assert!(run.code == 6 && run.stderr.contains("--trt-lib names"), "{}", run.stderr);
+    }
+
+    #[test]
+    fn tensorrt_library_of_another_version_exits_with_6_and_says_which() {
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let source = scratch.write("stub.c", "int getInferLibVersion(void) { return 10600; }");
+        let stub = scratch.path("libtensorrt_rtx.so.1");
+        let built = Command::new("cc").args(args!["-shared", "-fPIC", "-o", &stub, source]).status().unwrap();
+        assert!(built.success());
+        let run = compile(&model, &scratch.path("x"), args!["--trt-lib", &stub]);
+        let expected = format!("{} (from --trt-lib) is TensorRT-RTX 1.6.0; expected 1.7", stub.display());
+        assert!(run.code == 6 && run.stderr.contains(&expected), "{}", run.stderr);
+        let nothing = scratch.write("not-a-library", "text");
+        let run = compile(&model, &scratch.path("x"), args!["--trt-lib", nothing]);
+        assert!(run.code == 6 && run.stderr.contains("cannot be loaded as TensorRT-RTX"), "{}", run.stderr);
+    }
+
+    #[test]
+    fn tensorrt_plan_of_a_graph_is_stored_without_its_weights() {
+        let Some(library) = library("tensorrt_plan_of_a_graph_is_stored_without_its_weights") else { return };
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let version = library.version().to_string();
+        let more = args!["--precision", "bf16", "--no-calibration", "--compute-capability", "8.9"];
+        let shapes =
+            args!["--minShapes", "input_ids:1x4", "--optShapes", "input_ids:1x8", "--maxShapes", "input_ids:2x8"];
+        let engines = [scratch.path("first.engine"), scratch.path("another-name.engine")];
+        let mut reproducible = true;
+        for engine in &engines {
+            let run = compile(&model, engine, &[more, shapes].concat());
+            assert_eq!(run.code, 0, "{}", run.stderr);
+            reproducible &= !run.stderr.contains("places memory at random");
+        }
+        let [bytes, again] = engines.each_ref().map(|engine| std::fs::read(engine).unwrap());
+        assert_eq!(bytes.len(), again.len());
+        if reproducible {
+            assert!(bytes == again, "the same build gives another engine");
+        } else {
+            say("NOT COMPARED: two builds of a plan: this system does not let addresses be fixed\n");
+        }
+        let engine = Engine::open(&engines[0]).unwrap();
+        let graph = &engine.manifest().graphs[0];
+        let [plan] = &graph.files.plans[..] else { panic!("expected one plan, found {:?}", graph.files.plans) };
+        assert_eq!((&graph.backend[..], &plan.version, plan.placeholders), ("tensorrt-rtx", &version, true));
+        let bytes = engine.blob(&plan.file).unwrap();
+        for slot in &engine.manifest().slots {
+            assert!(plan.weights.contains(&slot.tensor), "{} cannot be set", slot.name);
+            let weight = engine.weight(&slot.tensor).unwrap().data;
+            let inside = bytes.windows(64).any(|window| *window == weight[..64]);
+            assert!(!inside, "the plan holds values of {}", slot.tensor);
+        }
+        let shown = run_ok("inspect", args![&engines[0]]).stdout;
+        assert!(shown.contains(&format!("plan tensorrt-rtx {version}, compute capability 8.9: ")), "{shown}");
+        // ONNX Runtime's backend is another one.
+        let run = output(command("run", args!["--engine", &engines[0], "--inputs", "x", "--outputs", "y"]));
+        assert_ne!(run.code, 0);
+    }
+
+    #[test]
+    fn tensorrt_refusals_keep_their_exit_codes() {
+        let Some(_) = library("tensorrt_refusals_keep_their_exit_codes") else { return };
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let engine = scratch.path("x.engine");
+        let shape = args!["--optShapes", "input_ids:1x8", "--precision", "bf16", "--no-calibration"];
+        let run = compile(&model, &engine, &[shape, args!["--compute-capability", "9.0"]].concat());
+        assert!(run.code == 4 && run.stderr.contains("compute capability 9.0"), "{}", run.stderr);
+        let run = compile(&model, &engine, args!["--precision", "fp32", "--compute-capability", "8.9"]);
+        assert!(run.code == 2 && run.stderr.contains("input_ids:batchxtext_length"), "{}", run.stderr);
+        assert!(scratch.listing().is_empty());
+    }
+
+    /// The compiler makes no such graph; a hand-made one shows what the parser says.
+    #[test]
+    fn tensorrt_parser_lists_type_errors_by_node() {
+        let Some(library) = library("tensorrt_parser_lists_type_errors_by_node") else { return };
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Bfloat16, [Dim::Fixed(2), Dim::Fixed(4)]);
+        let w = b.initializer("w", Initializer::inline(DataType::Float, &[4, 4], vec![0; 64]));
+        let y = b.op("MatMul", &[&x, &w]);
+        b.output("y", &y, DataType::Bfloat16, [Dim::Fixed(2), Dim::Fixed(4)]);
+        let model = b.finish().unwrap();
+        let bytes = encode_model(&model, &|_| None).unwrap();
+        let capabilities = ["8.9".parse().unwrap()];
+        let request =
+            Request { model: &bytes, weights: &[], profiles: &[], capabilities: &capabilities, refit: Refit::None };
+        match library.build(&request, &mut |_| true).unwrap_err() {
+            BuildError::Parse { errors } => {
+                let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                assert!(text.contains("(MatMul)") && text.contains("same input types"), "{text}");
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
