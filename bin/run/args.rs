@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::pipeline::config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
 };
@@ -143,6 +143,12 @@ pub(crate) struct Args {
     /// Cut large frames into tiles for the VAE [default: the pipeline's].
     #[arg(long, value_enum, help_heading = "Machine")]
     pub(crate) vae_tiling: Option<Switch>,
+    /// What runs engines.
+    #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
+    pub(crate) backend: Backend,
+    /// What ONNX Runtime computes on: cpu, cuda, or cuda:N for GPU N (built with `--features cuda`).
+    #[arg(long, value_name = "cpu|cuda[:N]", default_value = "cpu", help_heading = "Machine")]
+    pub(crate) provider: Provider,
     /// How ONNX Runtime gets weights that are stored in 16 bits.
     #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
     pub(crate) ort_weights: Weights,
@@ -242,6 +248,13 @@ pub(crate) enum Switch {
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
+pub(crate) enum Backend {
+    /// ONNX Runtime.
+    #[default]
+    Ort,
+}
+
+#[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Weights {
     /// Widened if they fit comfortably, else lazy.
     #[default]
@@ -275,6 +288,7 @@ impl Args {
                 OrtArithmetic::Plan => Arithmetic::Plan,
             },
             threads: self.threads,
+            provider: self.provider,
             record: self.record_inputs.as_ref().map(Recorder::new),
             ..OpenOptions::default()
         }

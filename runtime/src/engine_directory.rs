@@ -69,13 +69,16 @@ struct OpenComponent {
 }
 
 impl OpenComponent {
-    /// Fuses and opens every open graph again; on an error all is as before.
+    /// Fuses and, unless its weights are resident, opens every open graph again; on an error all is as before.
     fn set_adapters(
         &mut self,
         adapters: &[(Adapter, f32)],
         cancelled: Option<&(dyn Fn() -> bool + Sync)>,
     ) -> Result<(), OrtError> {
         let before = self.backend.set_adapters(adapters, cancelled)?;
+        if self.backend.is_resident() {
+            return Ok(());
+        }
         let graphs: Vec<String> = self.sessions.keys().cloned().collect();
         let opened: Result<HashMap<_, _>, OrtError> =
             graphs.into_iter().map(|graph| Ok((graph.clone(), self.backend.recorded_session(&graph)?))).collect();
@@ -159,8 +162,8 @@ impl EngineDirectory {
 
     /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
     ///
-    /// Sessions of the transformer that are open are replaced by sessions over the new weights. While that goes on, the
-    /// fused weights of both are in memory.
+    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident, take
+    /// those with their next run. While that goes on, the fused weights of both are in memory.
     ///
     /// # Errors
     /// [`DirectoryError::Ort`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use v2l_cuda::CudaError;
+
 use crate::adapter::AdapterError;
 use crate::engine::EngineError;
 use crate::engine_directory::DirectoryError;
@@ -98,6 +100,8 @@ fn fuse(error: &FuseError) -> ErrorClass {
         FuseError::Engine(e) => engine(e),
         FuseError::Memory { .. } => ErrorClass::Memory,
         FuseError::Cancelled => ErrorClass::Cancelled,
+        FuseError::Device(CudaError::OutOfMemory { .. }) => ErrorClass::Memory,
+        FuseError::Device(_) => ErrorClass::Version,
         _ => ErrorClass::BadAdapter,
     }
 }
@@ -116,7 +120,10 @@ fn predictor(error: &PredictorError) -> ErrorClass {
 
 fn ort(error: &OrtError) -> ErrorClass {
     match error {
-        OrtError::Library(_) | OrtError::WrongBackend { .. } | OrtError::Arithmetic { .. } => ErrorClass::Version,
+        OrtError::Library(_)
+        | OrtError::WrongBackend { .. }
+        | OrtError::Arithmetic { .. }
+        | OrtError::Provider { .. } => ErrorClass::Version,
         OrtError::Engine(e) => engine(e),
         OrtError::Fuse(e) => fuse(e),
         OrtError::Memory { .. } => ErrorClass::Memory,

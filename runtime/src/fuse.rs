@@ -152,6 +152,9 @@ pub enum FuseError {
     /// It was stopped.
     #[error("fusing was cancelled")]
     Cancelled,
+    /// The device that fuses refused or failed.
+    #[error(transparent)]
+    Device(#[from] v2l_cuda::CudaError),
     /// The engine lacks the weight.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -245,10 +248,10 @@ pub fn fuse_with(
 }
 
 /// A slot, and what is fused into it.
-type SlotTerms<'a> = (&'a Slot, Vec<Term<'a>>);
+pub(crate) type SlotTerms<'a> = (&'a Slot, Vec<Term<'a>>);
 
 /// Tensor name → what is fused into its slots, in the engine's order, all checked.
-fn by_tensor<'a>(
+pub(crate) fn by_tensor<'a>(
     base: &'a impl FuseBase,
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<SlotTerms<'a>>>, FuseError> {
@@ -275,10 +278,10 @@ pub(crate) fn all_finite(values: &Array2<f32>) -> bool {
 }
 
 /// A tensor, and what is fused into its slots.
-struct Changed<'a> {
-    name: &'a str,
-    base: WeightView<'a>,
-    slots: &'a [SlotTerms<'a>],
+pub(crate) struct Changed<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) base: WeightView<'a>,
+    pub(crate) slots: &'a [SlotTerms<'a>],
 }
 
 impl Changed<'_> {
@@ -298,15 +301,15 @@ impl Changed<'_> {
 
 /// Where a slot lies in its tensor.
 #[derive(Clone, Copy)]
-struct Region {
-    first_row: usize,
-    rows: usize,
-    first_column: usize,
-    columns: usize,
+pub(crate) struct Region {
+    pub(crate) first_row: usize,
+    pub(crate) rows: usize,
+    pub(crate) first_column: usize,
+    pub(crate) columns: usize,
 }
 
 impl Region {
-    fn of(slot: &Slot) -> Self {
+    pub(crate) fn of(slot: &Slot) -> Self {
         let range = slot.row_range();
         if slot.transposed {
             Self { first_row: 0, rows: slot.in_features, first_column: range.start, columns: slot.out_features }
@@ -348,7 +351,7 @@ struct Piece<'a> {
 }
 
 /// Fuses all tensors at once, so that large and small ones share the threads evenly.
-fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
+pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
     let no_memory = |needed| move |source| FuseError::Memory { needed, source };
     let lengths = tensors.iter().map(|tensor| tensor.length(options.target));
     let overflow = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);

@@ -242,6 +242,12 @@ pub fn onnxruntime(explicit: Option<&Path>) -> Result<Environment, LibraryError>
     Ok(environment)
 }
 
+/// The ONNX Runtime that this process uses, once [`onnxruntime`] has loaded it; a bare name if the system's loader found it.
+pub fn onnxruntime_path() -> Option<PathBuf> {
+    let slot = ENVIRONMENT.lock().unwrap_or_else(PoisonError::into_inner);
+    slot.as_ref().map(|(path, _)| path.clone())
+}
+
 fn load_error(path: PathBuf, error: &ort::LoadDynamicError) -> LibraryError {
     match error {
         ort::LoadDynamicError::BadVersion { version_str, .. } => {

@@ -85,7 +85,8 @@ impl Key {
             OrtWeights::Lazy => "lazy",
             OrtWeights::Auto => "auto",
         };
-        part(format!("{weights} {:?}", what.options.threads).as_bytes());
+        let OpenOptions { threads, arithmetic, provider, resident, .. } = what.options;
+        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident}").as_bytes());
         Self(hasher.finalize())
     }
 }

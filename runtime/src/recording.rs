@@ -70,6 +70,10 @@ impl<S: Session> Session for Recording<S> {
         self.session.run(inputs)
     }
 
+    fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
+        self.session.hold(inputs)
+    }
+
     fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
         self.session.prepare(inputs)
     }

@@ -57,6 +57,15 @@ pub trait Session: Send {
         let inputs: Vec<(&str, &Tensor)> = inputs.iter().zip(&copies).map(|((name, _), copy)| (*name, copy)).collect();
         self.run(&inputs)
     }
+    /// Keeps inputs that runs to come need not give, nor [`Self::prepare`], where the backend holds them better than its callers: on
+    /// a GPU, say. False: it keeps none, and they must be given as always. What is given all the same comes before what is kept;
+    /// keeping others lets go of these.
+    ///
+    /// # Errors
+    /// [`SessionError`] as [`Self::run`]; nothing else is then kept.
+    fn hold(&mut self, _inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
+        Ok(false)
+    }
     /// Says what runs to come will be given, so that what they share can be computed at once. `inputs` are some of the
     /// graph's, by name: a vector such as `timestep` with an element for each run, anything else as those runs will get it. Results of
     /// [`Self::run`] do not depend on it but for rounding.

@@ -1,6 +1,6 @@
 """One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
 
-Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes]
+Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --cuda]
 A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
 side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
 or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
@@ -13,6 +13,10 @@ v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 
 `--passes` compares v2l with itself instead: the time of everything but linear layers, and the weights that a step reads, without
 each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
+
+`--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
+PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
+built with `--features cuda`; `bin/gpu-check` runs it. It has not been run on a GPU yet.
 """
 
 import argparse
@@ -162,6 +166,60 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     say({"event": "batch", "over_two_runs": ratio}, f"two latents in one batch: {ratio:.3f} of two runs of one")
 
 
+def compare_on_gpu(work: Path, tools: Path, rounds, say):
+    device = torch.device("cuda")
+    say({"event": "card", "name": torch.cuda.get_device_name(device)}, torch.cuda.get_device_name(device))
+    given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
+
+    def forward_of(model, dtype):
+        def forward():
+            with torch.no_grad():
+                pixels = torch.cat([given["hidden_states"], given["inpaint_latents"]], 2).to(device, dtype)
+                text, timestep = given["encoder_hidden_states"].to(device, dtype), given["timestep"].to(device)
+                rotary = tuple(given[f"image_rotary_emb_{name}"].to(device) for name in ("cos", "sin"))
+                return model(pixels, text, timestep, image_rotary_emb=rotary, return_dict=False)[0].float().cpu()
+
+        return forward
+
+    load = lambda dtype: CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype).to(device)  # noqa: E731
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    expected = forward_of(load(torch.float32), torch.float32)().numpy()
+    model = load(torch.bfloat16)
+    eager, compiled = forward_of(model, torch.bfloat16), forward_of(torch.compile(model), torch.bfloat16)
+    cases = {"torch eager": lambda: timed(eager), "torch compiled": lambda: timed(compiled)}
+    outputs, workers = {"torch eager": eager().numpy(), "torch compiled": compiled().numpy()}, []
+    for precision in ("fp16", "bf16"):
+        engines, name = work / f"engines.{precision}", f"v2l {precision}"
+        command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--precision", precision]
+        command += ["--no-calibration", "--no-verify", "--quiet"]
+        subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+        written = work / f"{precision}.safetensors"
+        arguments = ["--plan", "--lazy", "--provider", "cuda", "--outputs", written]
+        worker = Worker(tools / "examples/peers_step", engines / "transformer.engine", work / "inputs.safetensors", *arguments)
+        try:
+            worker()
+        except (OSError, ValueError):
+            say({"event": "failed", "case": name}, f"{name}: did not run; its message is above")
+            continue
+        workers.append(worker)
+        cases[name], outputs[name] = worker, load_file(written)["sample"]
+    times = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, case in cases.items():
+            seconds = case()
+            if number:  # the first round warms up
+                times[name].append(seconds)
+    for worker in workers:
+        worker.close()
+    for name, values in times.items():
+        milliseconds = 1e3 * statistics.median(values)
+        ratios = {peer: statistics.median(x / y for x, y in zip(values, times[peer])) for peer in cases if "torch" in peer}
+        error = float(np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected))
+        event = {"event": "step", "case": name, "ms": milliseconds, "over": ratios, "relative_l2": error}
+        beside = ", ".join(f"{ratio:.2f} of {peer}" for peer, ratio in ratios.items())
+        say(event, f"{name}: {milliseconds:.2f} ms, {beside}; {error:.1e} from float32 (relative L2)")
+
+
 def described(engine: Path):
     """The step graph of an engine, its stages, and the manifest."""
     with safe_open(engine, "np") as file:
@@ -249,6 +307,7 @@ def main():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
+    parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, against PyTorch in bf16")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
@@ -269,6 +328,9 @@ def main():
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.layers} layers")
 
+    if a.cuda:
+        compare_on_gpu(work, tools, a.rounds, say)
+        return
     if a.passes:
         compare_passes(work, tools, a.rounds, say)
         return

@@ -1,7 +1,7 @@
 //! v2l's side of the comparison that `step.py` runs: one step for each line on stdin, its seconds on stdout.
 //!
 //! ```text
-//! step ENGINE INPUTS [--lazy]
+//! step ENGINE INPUTS [--lazy] [--provider cuda] [--plan]
 //! ```
 
 use std::io::BufRead;
@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Parser;
 use serde_json::json;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtWeights, Provider};
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::Tensor;
 use v2l_runtime::weights::{read_tensors, write_tensors};
@@ -25,6 +25,12 @@ struct Args {
     /// Hold weights as stored.
     #[arg(long)]
     lazy: bool,
+    /// What to compute on: cpu or cuda.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
+    /// Compute in the types of the precision plan.
+    #[arg(long)]
+    plan: bool,
     /// Where to write the outputs of the first run.
     #[arg(long)]
     outputs: Option<PathBuf>,
@@ -33,7 +39,9 @@ struct Args {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
-    let options = OpenOptions { weights, threads: Some(2), ..OpenOptions::default() };
+    let arithmetic = if args.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
+    let (provider, threads) = (args.provider, Some(2));
+    let options = OpenOptions { weights, arithmetic, provider, threads, ..OpenOptions::default() };
     let mut session = OrtEngine::open(Arc::new(Engine::open(&args.engine)?), &options)?.session("step")?;
     let tensors = read_tensors(&args.inputs)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();

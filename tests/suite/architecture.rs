@@ -12,9 +12,10 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l", &["v2l-export", "v2l-runtime"]),
     ("v2l-calibration", &["v2l-graphs"]),
     ("v2l-capi", &["v2l-runtime"]),
+    ("v2l-cuda", &[]),
     ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime", "v2l-trt"]),
     ("v2l-graphs", &[]),
-    ("v2l-runtime", &["v2l-trt"]),
+    ("v2l-runtime", &["v2l-cuda", "v2l-trt"]),
     ("v2l-trt", &[]),
 ];
 
@@ -22,9 +23,9 @@ const IMPORTS: &[(&str, &[&str])] = &[
 const ROOT: &str = "v2l";
 
 /// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
-const NOT_SHIPPED: &[&str] = &["clap", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
+const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
-/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, TensorRT.
+/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, CUDA, TensorRT.
 const UNSAFE_FILES: &[&str] = &[
     "fuzz/targets.rs",
     "runtime/capi/benches/overhead.rs",
@@ -43,10 +44,16 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/capi/src/version.rs",
     "runtime/capi/tests/threads.rs",
     "runtime/capi/tests/tiny/mod.rs",
+    "runtime/cuda/src/driver.rs",
+    "runtime/cuda/src/fuse.rs",
+    "runtime/cuda/src/gpu/mod.rs",
+    "runtime/cuda/src/gpu/nvrtc.rs",
+    "runtime/cuda/src/memory.rs",
     "runtime/src/fuse/kernel.rs",
     "runtime/src/fuse/lanes.rs",
     "runtime/src/map.rs",
     "runtime/src/ort_backend/part.rs",
+    "runtime/src/ort_backend/resident/emulated.rs",
     "runtime/src/ort_backend/value.rs",
     "runtime/src/ort_backend/weighted.rs",
     "runtime/trt/src/builder/call.rs",

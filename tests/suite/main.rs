@@ -27,6 +27,7 @@ mod pipeline;
 mod plans;
 mod precision;
 mod predictors;
+mod resident;
 mod shapes;
 mod side;
 mod stages;

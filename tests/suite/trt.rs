@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::tools::{Run, Sample, Scratch, args, command, output, sample};
 
 /// A small graph, and the sample that it is of.
+#[cfg_attr(not(feature = "tensorrt"), expect(dead_code, reason = "only plans are built of it"))]
 fn text_encoder() -> (Arc<Sample>, PathBuf) {
     let sample = sample();
     let path = sample.bundle().join("text_encoder/encode.onnx");

@@ -77,5 +77,6 @@ impl OrtSession {
 
 fn plain(options: &OpenOptions) -> Result<SessionBuilder, String> {
     let environment = library::onnxruntime(options.ort_lib.as_deref()).map_err(|e| e.to_string())?;
-    configured(&environment, WeightMode::Lazy, options.threads)
+    let builder = SessionBuilder::new(&environment).map_err(|e| e.to_string())?;
+    configured(builder, WeightMode::Lazy, options.threads)
 }

@@ -51,8 +51,8 @@ pub(super) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a 
 ///
 /// # Errors
 /// [`SessionError`] that names the input, what the graph declares and what was given.
-pub(super) fn bind<'a>(ports: &[Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
-    let expected = || ports.iter().map(describe).collect::<Vec<_>>().join(", ");
+pub(super) fn bind<'a>(ports: &[&Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
+    let expected = || ports.iter().map(|port| describe(port)).collect::<Vec<_>>().join(", ");
     let known: HashSet<&str> = ports.iter().map(|port| &port.name[..]).collect();
     let mut tensors: HashMap<&str, TensorView<'a>> = HashMap::with_capacity(given.len());
     for &(name, tensor) in given {
@@ -146,10 +146,15 @@ mod tests {
 
     use super::*;
 
+    /// [`super::bind`] on views.
+    fn bind_views<'a>(ports: &[Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
+        super::bind(&ports.iter().collect::<Vec<_>>(), given)
+    }
+
     /// [`bind`] on tensors; what it gives, as tensors.
     fn bind(ports: &[Port], given: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, SessionError> {
         let given = laid_out(given);
-        let bound = super::bind(ports, &views(&given))?;
+        let bound = bind_views(ports, &views(&given))?;
         Ok(bound.iter().map(|input| input.view().to_tensor()).collect())
     }
 
@@ -180,7 +185,7 @@ mod tests {
         let ports = [port("x", Dtype::F32, &[Dim::Fixed(2)]), port("h", Dtype::F32, &[Dim::Fixed(2)])];
         let (x, h) = (filled(&[2], 1.0), Tensor::Bf16(ArrayD::from_elem(IxDyn(&[2]), bf16::ONE)));
         let given = [("x", x.view().unwrap()), ("h", h.view().unwrap())];
-        let bound = super::bind(&ports, &given).unwrap();
+        let bound = bind_views(&ports, &given).unwrap();
         assert_eq!(bound[0].view().data().as_ptr(), given[0].1.data().as_ptr());
         assert_ne!(bound[1].view().data().as_ptr(), given[1].1.data().as_ptr());
     }

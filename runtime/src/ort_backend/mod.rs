@@ -1,4 +1,4 @@
-//! ONNX Runtime on the CPU: the default backend.
+//! ONNX Runtime: on the CPU, the default backend, or with its CUDA provider.
 //!
 //! Every weight reaches ONNX Runtime as an override over memory that v2l holds: the engine's map or a private buffer.
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
@@ -10,6 +10,9 @@ mod open;
 mod operator_times;
 mod part;
 mod profiles;
+mod promote;
+mod provider;
+mod resident;
 mod session;
 mod stages;
 mod value;
@@ -19,6 +22,7 @@ pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
 pub use open::{Arithmetic, FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
 pub use operator_times::OperatorTimes;
+pub use provider::Provider;
 pub use session::OrtSession;
 
 use crate::engine::EngineError;
@@ -67,6 +71,12 @@ pub enum OrtError {
         graph: String,
         /// Why, and a way out.
         reason: &'static str,
+    },
+    /// The provider cannot be used on this machine.
+    #[error("ONNX Runtime's CUDA provider: {reason}")]
+    Provider {
+        /// Why, and a way out.
+        reason: String,
     },
     /// The stored graph is not what the manifest says.
     #[error("graph `{graph}`: {what}: the manifest says {expected}, the stored graph {found}; compile the model again")]

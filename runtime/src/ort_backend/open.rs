@@ -15,6 +15,9 @@ use super::OrtError;
 use super::graph::Interface;
 use super::memory::available_memory;
 use super::part::Part;
+use super::promote::{Promoted, promote};
+use super::provider::{self, Provider};
+use super::resident::{Cuda, Device, Host, Resident, State};
 use super::session::OrtSession;
 use super::stages::Stages;
 use super::weighted::WeightedBuilder;
@@ -100,6 +103,11 @@ pub struct OpenOptions {
     pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
+    /// What to compute on. On a GPU, the weights of slots are resident.
+    pub provider: Provider,
+    /// Keep the weights of slots on the device and give them to sessions as inputs: open sessions take other adapters without
+    /// being opened again. On the CPU that costs some of what ONNX Runtime gains by repacking weights.
+    pub resident: bool,
     /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds: to check them.
     pub any_backend: bool,
 }
@@ -120,9 +128,15 @@ pub struct OpenReport {
 /// Fused weights that were replaced.
 #[derive(Clone, Debug)]
 pub struct FusedState {
-    weights: IndexMap<String, Bytes>,
+    weights: Replaced,
     report: FuseReport,
     private_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Replaced {
+    Buffers(IndexMap<String, Bytes>),
+    Resident(Arc<State>),
 }
 
 /// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
@@ -144,6 +158,8 @@ pub struct OrtEngine {
     any_backend: bool,
     /// Pristine weights in private f32 buffers.
     widened: HashMap<String, Bytes>,
+    provider: Provider,
+    resident: Option<Arc<Resident>>,
 }
 
 impl OrtEngine {
@@ -153,6 +169,29 @@ impl OrtEngine {
     /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
         let environment = library::onnxruntime(options.ort_lib.as_deref())?;
+        let device: Option<Arc<dyn Device>> = match options.provider {
+            Provider::Cuda { device } => Some(Arc::new(Cuda::new(provider::open_gpu(device)?))),
+            Provider::Cpu => options.resident.then(|| Arc::new(Host::with_limit(options.memory)) as _),
+        };
+        Self::open_in(environment, engine, options, device)
+    }
+
+    /// Opens an engine with the weights of its slots on this device.
+    #[cfg(test)]
+    pub(super) fn open_on(
+        engine: Arc<Engine>,
+        options: &OpenOptions,
+        device: Option<Arc<dyn Device>>,
+    ) -> Result<Self, OrtError> {
+        Self::open_in(library::onnxruntime(options.ort_lib.as_deref())?, engine, options, device)
+    }
+
+    fn open_in(
+        environment: Environment,
+        engine: Arc<Engine>,
+        options: &OpenOptions,
+        device: Option<Arc<dyn Device>>,
+    ) -> Result<Self, OrtError> {
         let available = available_memory().into_iter().chain(options.memory).min();
         let plan = match options.arithmetic {
             Arithmetic::Fp32 => WeightPlan::new(&engine, options.weights, &options.adapters, available)?,
@@ -184,14 +223,36 @@ impl OrtEngine {
             memory: options.memory,
             any_backend: options.any_backend,
             widened: HashMap::new(),
+            provider: options.provider,
+            resident: None,
         };
+        if let Some(device) = device {
+            this.resident = Some(this.bring(device)?);
+        }
         this.fuse(&options.adapters, None)?;
         Ok(this)
     }
 
+    /// Brings the slots' weights to a device.
+    fn bring(&mut self, device: Arc<dyn Device>) -> Result<Arc<Resident>, OrtError> {
+        let engine = Arc::clone(&self.engine);
+        let weight = |name: &str| {
+            let view = engine.weight(name)?;
+            let dtype = self.graph_dtype(view.dtype);
+            Ok((dtype, pristine(view.dtype, dtype, view.data)))
+        };
+        Ok(Arc::new(Resident::new(&engine, device, weight)?))
+    }
+
+    /// True if open sessions take other adapters without being opened again.
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_some()
+    }
+
     /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`].
     ///
-    /// The weights are held as before; sessions that are open keep what they have. `cancelled` is asked now and then, on any
+    /// The weights are held as before. Sessions that are open keep what they have or, where weights are resident, take the new ones
+    /// with their next run. `cancelled` is asked now and then, on any
     /// thread. Private memory: the fused weights and, once sessions are opened again, ONNX Runtime's packed copies, once
     /// more until the earlier sessions are gone.
     ///
@@ -209,10 +270,12 @@ impl OrtEngine {
             WeightMode::Lazy => OrtWeights::Lazy,
         };
         let plan = WeightPlan::new(&self.engine, asked, adapters, None)?;
-        let (needed, held) = self.growth(adapters)?;
-        let free = self.pool.free() as u64;
-        check_memory(mode, needed.saturating_sub(free), available_memory())?;
-        check_memory(mode, needed.saturating_add(held), self.memory)?;
+        if self.resident.is_none() {
+            let (needed, held) = self.growth(adapters)?;
+            let free = self.pool.free() as u64;
+            check_memory(mode, needed.saturating_sub(free), available_memory())?;
+            check_memory(mode, needed.saturating_add(held), self.memory)?;
+        }
         let before = self.fuse(adapters, cancelled)?;
         self.report.private_bytes = plan.private;
         self.widened.retain(|name, _| !self.fused.contains_key(name));
@@ -240,7 +303,11 @@ impl OrtEngine {
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
     pub fn restore(&mut self, before: FusedState) {
-        self.fused = before.weights;
+        match (before.weights, &self.resident) {
+            (Replaced::Resident(state), Some(resident)) => resident.restore(&state),
+            (Replaced::Buffers(weights), _) => self.fused = weights,
+            (Replaced::Resident(_), None) => {}
+        }
         self.report.fused = before.report;
         self.report.private_bytes = before.private_bytes;
     }
@@ -255,10 +322,18 @@ impl OrtEngine {
             WeightMode::Lazy => FuseTarget::Storage,
         };
         let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
+        if let Some(resident) = &self.resident {
+            let (before, report) = resident.set_adapters(&self.engine, &adapters, cancelled)?;
+            return Ok(FusedState {
+                weights: Replaced::Resident(before),
+                report: std::mem::replace(&mut self.report.fused, report),
+                private_bytes: self.report.private_bytes,
+            });
+        }
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
         let fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
         Ok(FusedState {
-            weights: std::mem::replace(&mut self.fused, fused.weights),
+            weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused.weights)),
             report: std::mem::replace(&mut self.report.fused, fused.report),
             private_bytes: self.report.private_bytes,
         })
@@ -302,18 +377,21 @@ impl OrtEngine {
         let graph = engine.graph(graph)?;
         let (inputs, profiles) = (graph.inputs.clone(), graph.profiles.clone());
         if self.arithmetic == Arithmetic::Plan {
-            let typed = typed(graph)?;
+            let typed = typed(graph, self.provider)?;
             let main = self.opened(&engine, graph, &typed.file, &typed.weights, inputs.clone())?;
-            return Ok(OrtSession::new(inputs, profiles, main, None));
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
         }
         let main = self.part(&engine, graph)?;
-        let Some(stages) = &graph.stages else { return Ok(OrtSession::new(inputs, profiles, main, None)) };
+        let Some(stages) = &graph.stages else {
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
+        };
         let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
         let times = match &stages.times {
             Some(times) => Some((self.part(&engine, &times.graph)?, times.rows.clone())),
             None => None,
         };
-        Ok(OrtSession::new(inputs, profiles, main, Some(Stages::new(prologue, times))))
+        let stages = Stages::new(prologue, times);
+        Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_resident(self.resident.clone()))
     }
 
     /// [`Self::session`], recorded if [`OpenOptions::record`] says so.
@@ -351,22 +429,36 @@ impl OrtEngine {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
-        let mut builder = configured(&self.environment, self.report.mode, self.threads).map_err(backend)?;
+        let builder = SessionBuilder::new(&self.environment).map_err(|e| backend(e.to_string()))?;
+        // The first provider that has an operator gets it: the GPU's comes before the CPU's.
+        let builder = provider::register(builder, self.provider, self.arithmetic == Arithmetic::Fp32)?;
+        let mut builder = configured(builder, self.report.mode, self.threads).map_err(backend)?;
         let profile = self.profile.then(tempfile::tempdir).transpose();
         let profile = profile.map_err(|source| OrtError::Placeholder { source })?;
         if let Some(folder) = &profile {
             builder = builder.with_profiling(folder.path().join("run")).map_err(|e| backend(e.to_string()))?;
         }
         let mut builder = WeightedBuilder::new(&graph.name, builder)?;
+        let (mut promoted, mut names) = (Vec::new(), Vec::new());
         for name in weights {
             let view = engine.weight(name)?;
             let dtype = self.graph_dtype(view.dtype);
+            if self.resident.as_ref().is_some_and(|resident| resident.held(name).is_some()) {
+                promoted.push(Promoted { name, dtype, shape: view.shape });
+                names.push(name.clone());
+                continue;
+            }
             let data = self.weight_data(name, view.dtype, dtype, view.data);
             builder = builder.add(name, dtype, view.shape, data)?;
         }
         let bytes = engine.blob(file)?;
-        let (session, held) = builder.commit(&bytes)?;
         let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
+        if let Some(resident) = self.resident.as_ref().filter(|_| !names.is_empty()) {
+            let bytes = promote(&bytes, &promoted).map_err(backend)?;
+            let (session, held) = builder.commit(&bytes)?;
+            return Ok(Part::over(interface, session, held, Arc::clone(resident), names)?.with_profile(profile));
+        }
+        let (session, held) = builder.commit(&bytes)?;
         Ok(Part::new(interface, session, held)?.with_profile(profile))
     }
 
@@ -387,20 +479,28 @@ impl OrtEngine {
         if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
             return pristine;
         }
-        let widened = if wanted == Dtype::F32 { raw::widen(stored, &pristine) } else { None };
-        let data = widened.map_or_else(|| aligned_copy(&pristine), raw::vec_into_bytes);
+        let data = self::pristine(stored, wanted, pristine);
         self.widened.insert(name.to_owned(), data.clone());
         data
     }
 }
 
-/// The typed variant of a graph, if the CPU runs it.
-fn typed(graph: &Graph) -> Result<&TypedGraph, OrtError> {
+/// A weight in the type that graphs take: in place, or a copy that is widened or aligned.
+fn pristine(stored: Dtype, wanted: Dtype, bytes: Bytes) -> Bytes {
+    if stored == wanted {
+        return aligned(stored, bytes);
+    }
+    raw::widen(stored, &bytes).map_or_else(|| aligned_copy(&bytes), raw::vec_into_bytes)
+}
+
+/// The typed variant of a graph, if the provider runs it.
+fn typed(graph: &Graph, provider: Provider) -> Result<&TypedGraph, OrtError> {
     let refused = |reason| OrtError::Arithmetic { graph: graph.name.clone(), reason };
     match (&graph.files.typed, graph.precision.as_str()) {
         (None, _) => Err(refused("was compiled without a precision plan; compile it with `--precision fp16`")),
-        (Some(_), "bf16" | "mixed") => Err(refused(
-            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`",
+        (Some(_), "bf16" | "mixed") if provider == Provider::Cpu => Err(refused(
+            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`, use \
+             `--provider cuda`",
         )),
         (Some(typed), _) => Ok(typed),
     }
@@ -425,13 +525,12 @@ const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimi
     ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
 
 pub(super) fn configured(
-    environment: &Environment,
+    builder: SessionBuilder,
     mode: WeightMode,
     threads: Option<usize>,
 ) -> Result<SessionBuilder, String> {
     let build = || -> ort::Result<SessionBuilder> {
-        let mut builder = SessionBuilder::new(environment)?;
-        builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
+        let mut builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
         if let Some(threads) = threads {
             builder = builder.with_intra_threads(threads)?;
         }

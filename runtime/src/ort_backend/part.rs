@@ -2,15 +2,18 @@
 
 use bytes::Bytes;
 use ort::session::SessionInputValue;
-use ort::value::ValueType;
+use ort::value::{DynValue, ValueType};
 use tempfile::TempDir;
+
+use std::sync::Arc;
 
 use super::OrtError;
 use super::graph::Interface;
-use super::inputs::bind;
+use super::inputs::{Bound, bind};
 use super::operator_times::OperatorTimes;
-use super::value::{borrow, copy_out, dtype_of};
-use crate::session::{Port, SessionError};
+use super::resident::{HeldInput, InUse, Resident, State};
+use super::value::{borrow, borrow_block, copy_out, dtype_of};
+use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, TensorView};
 
 /// A stored graph on ONNX Runtime.
@@ -19,6 +22,8 @@ pub(super) struct Part {
     // Fields drop in order: ONNX Runtime lets go of the weights before they go.
     session: ort::session::Session,
     _weights: Vec<Bytes>,
+    /// Weights that are inputs behind [`Self::inputs`], in this order, and where they are.
+    resident: Option<(Arc<Resident>, Vec<String>)>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     /// Where the profiler writes, if it runs.
@@ -35,7 +40,59 @@ impl Part {
         let Interface { name, inputs, outputs } = interface;
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, inputs, outputs, profile: None })
+        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None })
+    }
+
+    /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `resident`.
+    pub(super) fn over(
+        mut interface: Interface,
+        session: ort::session::Session,
+        weights: Vec<Bytes>,
+        resident: Arc<Resident>,
+        names: Vec<String>,
+    ) -> Result<Self, OrtError> {
+        let given = interface.inputs.len();
+        for name in &names {
+            let Some(held) = resident.held(name) else { continue };
+            let shape = held.shape.iter().map(|&extent| Dim::Fixed(extent)).collect();
+            interface.inputs.push(Port { name: name.clone(), dtype: held.dtype, shape });
+        }
+        let mut part = Self::new(interface, session, weights)?;
+        part.inputs.truncate(given);
+        Ok(Self { resident: Some((resident, names)), ..part })
+    }
+}
+
+/// An input that was given, where it is, or converted.
+fn given(input: &Bound<'_>) -> Result<DynValue, String> {
+    let view = input.view();
+    // SAFETY: the input holds the elements until the end of [`Part::run`]; the value and the run end before.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow(view.dtype(), view.shape(), view.data())
+    }
+}
+
+/// An input that the session keeps, where it is.
+fn kept(in_use: InUse<'_>, port: &Port) -> Result<DynValue, String> {
+    let HeldInput { shape, block } = in_use.inputs.get(&port.name).ok_or("it is neither given nor kept")?;
+    // SAFETY: the block is of that device; `in_use` keeps it until the run, and with it the value, has ended, and nobody writes to
+    // it.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow_block(in_use.ordinal, port.dtype, shape, block.address, block.length)
+    }
+}
+
+/// A weight, where it is.
+fn weight(resident: &Resident, state: &State, name: &str) -> Result<DynValue, String> {
+    let (held, block) = resident.held(name).zip(resident.block(state, name)).ok_or("it is not on the device")?;
+    let ordinal = resident.device().ordinal();
+    // SAFETY: the block is of that device; `state` and `resident` keep it until the run, and with it the value, has ended, and
+    // nobody writes to memory that others have, too.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow_block(ordinal, held.dtype, &held.shape, block.address, block.length)
     }
 }
 
@@ -79,17 +136,29 @@ impl Part {
         OperatorTimes::read(path.as_ref()).map(Some).map_err(backend)
     }
 
-    /// Runs the graph once, on exactly its inputs.
-    pub(super) fn run(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
+    /// Runs the graph once, on exactly its inputs, and on the weights in use where it is given any.
+    pub(super) fn run(
+        &mut self,
+        inputs: &[(&str, TensorView<'_>)],
+        in_use: InUse<'_>,
+    ) -> Result<NamedTensors, SessionError> {
         let backend = |message: String| SessionError::Backend { backend: "ort", message };
-        let bound = bind(&self.inputs, inputs)?;
-        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(bound.len());
-        for input in &bound {
-            let view = input.view();
-            // SAFETY: `inputs` and `bound` hold the elements until the end of this function; the value and the run end before.
-            #[allow(unsafe_code)]
-            let value = unsafe { borrow(view.dtype(), view.shape(), view.data()) }.map_err(backend)?;
-            values.push(value.into());
+        let left = in_use.left(&self.inputs, inputs);
+        let bound = bind(&left, inputs)?;
+        let mut bound_ports = left.iter().zip(&bound).peekable();
+        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(self.inputs.len());
+        for port in &self.inputs {
+            let value = match bound_ports.next_if(|(next, _)| next.name == port.name) {
+                Some((_, input)) => given(input),
+                None => kept(in_use, port),
+            };
+            values.push(value.map_err(|e| backend(format!("input `{}`: {e}", port.name)))?.into());
+        }
+        if let (Some((resident, names)), Some(state)) = (&self.resident, in_use.weights) {
+            for name in names {
+                values
+                    .push(weight(resident, state, name).map_err(|e| backend(format!("weight `{name}`: {e}")))?.into());
+            }
         }
         let results = self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?;
         let mut outputs = NamedTensors::new();

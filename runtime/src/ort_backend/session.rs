@@ -1,11 +1,18 @@
 //! One graph as callers see it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
 use super::inputs::{bind, laid_out, row_major, views};
 use super::operator_times::OperatorTimes;
 use super::part::Part;
 use super::profiles;
+use super::resident::{HeldInput, InUse, Resident, State};
 use super::stages::Stages;
 use crate::engine::manifest::Profile;
+use crate::fuse::FuseError;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
 
@@ -16,12 +23,38 @@ pub struct OrtSession {
     profiles: Vec<Profile>,
     main: Part,
     stages: Option<Stages>,
+    /// Weights that may change between runs, and which of them the stages were last computed with.
+    resident: Option<(Arc<Resident>, u64)>,
+    /// Inputs that runs need not give, on the weights' device.
+    held: HashMap<String, HeldInput>,
 }
 
 impl OrtSession {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
-        Self { inputs, profiles, main, stages }
+        Self { inputs, profiles, main, stages, resident: None, held: HashMap::new() }
+    }
+
+    /// Over these weights, which may change between runs.
+    pub(super) fn with_resident(self, resident: Option<Arc<Resident>>) -> Self {
+        Self { resident: resident.map(|resident| (resident, 0)), ..self }
+    }
+
+    fn ordinal(&self) -> Option<i32> {
+        self.resident.as_ref().and_then(|(resident, _)| resident.device().ordinal())
+    }
+
+    /// The weights in use; stages forget what they computed with others.
+    fn weights(&mut self) -> Option<Arc<State>> {
+        let (resident, generation) = self.resident.as_mut()?;
+        let state = resident.state();
+        if *generation != state.generation {
+            *generation = state.generation;
+            if let Some(stages) = &mut self.stages {
+                stages.forget();
+            }
+        }
+        Some(state)
     }
 
     /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
@@ -49,19 +82,46 @@ impl Session for OrtSession {
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         profiles::check(&self.profiles, inputs)?;
-        let Some(stages) = &mut self.stages else { return self.main.run(inputs) };
-        let bound = bind(&self.inputs, inputs)?;
-        let names = self.inputs.iter().map(|port| &port.name[..]);
+        let weights = self.weights();
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
+        let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };
+        let ports = in_use.left(&self.inputs, inputs);
+        let bound = bind(&ports, inputs)?;
+        let names = ports.iter().map(|port| &port.name[..]);
         let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
-        let rows = stages.run(&mut given)?;
+        let rows = stages.run(&mut given, in_use)?;
         given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         let wanted = self.main.inputs().iter().map(|port| &port.name);
         let given: Vec<(&str, TensorView<'_>)> =
             wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
-        self.main.run(&given)
+        self.main.run(&given, in_use)
+    }
+
+    fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
+        let Some((resident, _)) = &self.resident else { return Ok(false) };
+        let given = laid_out(inputs);
+        let given = views(&given);
+        let ports: Vec<&Port> =
+            self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
+        let failed = |e: FuseError| SessionError::Backend { backend: "ort", message: e.to_string() };
+        let mut held = HashMap::new();
+        for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
+            let view = input.view();
+            let block = resident.device().hold(view.dtype(), Bytes::copy_from_slice(view.data())).map_err(failed)?;
+            held.insert(port.name.clone(), HeldInput { shape: view.shape().to_vec(), block });
+        }
+        resident.device().settle().map_err(failed)?;
+        self.held = held;
+        if let Some(stages) = &mut self.stages {
+            stages.forget();
+        }
+        Ok(true)
     }
 
     fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
-        self.stages.as_mut().map_or(Ok(()), |stages| stages.prepare(&views(&laid_out(inputs))))
+        let weights = self.weights();
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
+        let Some(stages) = &mut self.stages else { return Ok(()) };
+        stages.prepare(&views(&laid_out(inputs)), in_use)
     }
 }

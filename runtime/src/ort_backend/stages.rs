@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::inputs::{Bound, bind, row_major};
 use super::part::Part;
+use super::resident::InUse;
 use crate::raw::{tensor_bytes, tensor_from_bytes};
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
@@ -14,8 +15,8 @@ const TABLE_BYTES: usize = 512 << 20;
 /// Timesteps in one run.
 const RUN_ROWS: usize = 64;
 
-/// The stages before a graph, with what they computed. Weights do not change under a session, so that this depends on
-/// inputs only.
+/// The stages before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
+/// says so by [`Stages::forget`].
 #[derive(Debug)]
 pub(super) struct Stages {
     prologue: Option<Prologue>,
@@ -31,28 +32,40 @@ impl Stages {
         }
     }
 
+    /// Forgets what was computed.
+    pub(super) fn forget(&mut self) {
+        if let Some(prologue) = &mut self.prologue {
+            prologue.kept = None;
+        }
+        if let Some(times) = &mut self.times {
+            times.rows.clear();
+            times.bytes = 0;
+        }
+    }
+
     /// Adds the prologue's results to `given`, and returns those of the timesteps.
     pub(super) fn run<'a>(
         &'a mut self,
         given: &mut Vec<(&'a str, TensorView<'a>)>,
+        in_use: InUse<'_>,
     ) -> Result<NamedTensors, SessionError> {
         if let Some(prologue) = &mut self.prologue {
-            let results = prologue.run(given)?;
+            let results = prologue.run(given, in_use)?;
             given.extend(results.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         }
-        self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given))
+        self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given, in_use))
     }
 
     /// Computes the rows of all timesteps in `given` that are not there yet, unless something else is missing.
-    pub(super) fn prepare(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
+    pub(super) fn prepare(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<(), SessionError> {
         let Some(times) = &mut self.times else { return Ok(()) };
         let ports = times.part.inputs();
         let batched = |port: &Port| match &port.shape[..] {
             [dim] if times.row_inputs.contains(&port.name) => matches!(dim, Dim::Symbol(_)),
             _ => true,
         };
-        if ports.iter().all(|port| batched(port) && find(given, &port.name).is_some()) {
-            times.fill(given, true)?;
+        if in_use.left(ports, given).iter().all(|port| batched(port) && find(given, &port.name).is_some()) {
+            times.fill(given, in_use, true)?;
         }
         Ok(())
     }
@@ -87,14 +100,14 @@ struct Prologue {
 }
 
 impl Prologue {
-    fn run(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<&NamedTensors, SessionError> {
+    fn run(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<&NamedTensors, SessionError> {
         let inputs: Vec<(String, TensorView<'_>)> =
             taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
         let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, tensor)| (&name[..], *tensor)).collect();
         let kept = self.kept.take().filter(|(before, _)| unchanged(before, &inputs));
         let kept = match kept {
             Some(kept) => kept,
-            None => (copies(&inputs), self.part.run(&inputs)?),
+            None => (copies(&inputs), self.part.run(&inputs, in_use)?),
         };
         Ok(&self.kept.insert(kept).1)
     }
@@ -129,16 +142,16 @@ impl Row {
 
 /// What the table computes rows from.
 struct Rows<'a> {
-    /// All inputs; those that give a row each, with a mark.
+    /// All inputs that are given; those that give a row each, with a mark.
     inputs: Vec<(String, bool, Bound<'a>)>,
     /// Per row, the bytes of its elements.
     keys: Vec<Vec<u8>>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(table: &Table, given: &[(&str, TensorView<'a>)]) -> Result<Self, SessionError> {
-        let ports = table.part.inputs();
-        let bound = bind(ports, &taken(&table.part, given))?;
+    fn new(table: &Table, given: &[(&str, TensorView<'a>)], in_use: InUse<'_>) -> Result<Self, SessionError> {
+        let ports = in_use.left(table.part.inputs(), given);
+        let bound = bind(&ports, &taken(&table.part, given))?;
         let inputs: Vec<(String, bool, Bound<'a>)> = ports
             .iter()
             .zip(bound)
@@ -184,8 +197,8 @@ impl Table {
     }
 
     /// Every output, with a row for each row of the inputs.
-    fn run(&mut self, given: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
-        let keys = self.fill(given, false)?;
+    fn run(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError> {
+        let keys = self.fill(given, in_use, false)?;
         let mut outputs = NamedTensors::new();
         for (at, port) in self.part.outputs().iter().enumerate() {
             let bytes: Vec<u8> = keys.iter().flat_map(|key| &self.rows[key].parts[at]).copied().collect();
@@ -198,8 +211,13 @@ impl Table {
 
     /// Sees to it that there is a row for every row of the inputs, ahead of need as many as the table holds, and returns
     /// their keys.
-    fn fill(&mut self, given: &[(&str, TensorView<'_>)], ahead: bool) -> Result<Vec<Vec<u8>>, SessionError> {
-        let wanted = Rows::new(self, given)?;
+    fn fill(
+        &mut self,
+        given: &[(&str, TensorView<'_>)],
+        in_use: InUse<'_>,
+        ahead: bool,
+    ) -> Result<Vec<Vec<u8>>, SessionError> {
+        let wanted = Rows::new(self, given, in_use)?;
         if !unchanged(&self.settings, &wanted.settings()) {
             self.rows.clear();
             self.bytes = 0;
@@ -215,7 +233,7 @@ impl Table {
             }
         }
         for rows in missing.chunks(RUN_ROWS) {
-            self.compute(&wanted, rows)?;
+            self.compute(&wanted, rows, in_use)?;
             self.evict();
             if ahead && self.bytes >= TABLE_BYTES {
                 break;
@@ -224,10 +242,10 @@ impl Table {
         Ok(wanted.keys)
     }
 
-    fn compute(&mut self, wanted: &Rows<'_>, rows: &[usize]) -> Result<(), SessionError> {
+    fn compute(&mut self, wanted: &Rows<'_>, rows: &[usize], in_use: InUse<'_>) -> Result<(), SessionError> {
         let inputs = wanted.select(rows).ok_or_else(|| uneven("rows"))?;
         let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, input)| (*name, input.view())).collect();
-        let outputs = self.part.run(&inputs)?;
+        let outputs = self.part.run(&inputs, in_use)?;
         let mut made: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(outputs.len()); rows.len()];
         let mut shapes = Vec::with_capacity(outputs.len());
         for (name, tensor) in &outputs {

@@ -15,14 +15,14 @@ use crate::session::{Dim, Port, Session};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::weights::read_tensors;
 
-const LINEARS: [(&str, usize, usize); 5] =
+pub(super) const LINEARS: [(&str, usize, usize); 5] =
     [("up", 24, 16), ("down", 16, 24), ("to_q", 16, 16), ("to_k", 16, 16), ("to_v", 16, 16)];
 
-fn fixture(name: &str) -> PathBuf {
+pub(super) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ort_overrides").join(name)
 }
 
-fn part(case: &NamedTensors, prefix: &str) -> NamedTensors {
+pub(super) fn part(case: &NamedTensors, prefix: &str) -> NamedTensors {
     case.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone()))).collect()
 }
 
@@ -32,7 +32,7 @@ fn port(name: &str, dtype: Dtype, shape: &[&str]) -> Port {
 }
 
 /// An engine of the fixture's graph over `weights`, stored as they are, and the folder that keeps it.
-fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {
+pub(super) fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {
     let mut tensors = weights.clone();
     let mut blob = |name: &str, file: &str| {
         let bytes = std::fs::read(fixture(file)).unwrap();
@@ -76,16 +76,16 @@ fn zeros(weights: &NamedTensors) -> NamedTensors {
     weights.iter().map(|(name, t)| (name.clone(), zero(t))).collect()
 }
 
-fn options(weights: OrtWeights) -> OpenOptions {
+pub(super) fn options(weights: OrtWeights) -> OpenOptions {
     OpenOptions { weights, threads: Some(1), ..OpenOptions::default() }
 }
 
-fn run(session: &mut OrtSession, inputs: &NamedTensors) -> NamedTensors {
+pub(super) fn run(session: &mut OrtSession, inputs: &NamedTensors) -> NamedTensors {
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (&name[..], t)).collect();
     session.run(&inputs).unwrap()
 }
 
-fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &str) {
+pub(super) fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &str) {
     for (name, expected) in expected {
         let (got, expected) = (got[name].to_f32().unwrap(), expected.to_f32().unwrap());
         assert_eq!(got.shape(), expected.shape());
@@ -95,7 +95,7 @@ fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &str) {
     }
 }
 
-const CASES: [(Dtype, OrtWeights); 6] = [
+pub(super) const CASES: [(Dtype, OrtWeights); 6] = [
     (Dtype::F32, OrtWeights::Widened),
     (Dtype::F32, OrtWeights::Lazy),
     (Dtype::F16, OrtWeights::Widened),

@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::ptr::{self, NonNull};
 
 use ort::AsPointer;
-use ort::memory::{Allocator, MemoryInfo};
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::sys;
 
 use ort::value::{DynTensorValueType, DynValue, TensorElementType};
@@ -40,26 +40,65 @@ pub(super) fn dtype_of(element: TensorElementType) -> Option<Dtype> {
 /// `data` must stay alive and unchanged until the value, and every session that was given it, are gone.
 #[allow(unsafe_code)]
 pub(super) unsafe fn borrow(dtype: Dtype, shape: &[usize], data: &[u8]) -> Result<DynValue, String> {
-    if byte_len(dtype, shape) != Some(data.len()) {
-        return Err(format!("{} bytes do not make a tensor {dtype} {shape:?}", data.len()));
+    // SAFETY: as the caller promises; the elements are in host memory.
+    unsafe { borrow_at(&MemoryInfo::default(), dtype, shape, data.as_ptr().cast_mut().cast(), data.len()) }
+}
+
+/// A value over a block of a device's memory, host memory if `ordinal` is `None`, without a copy.
+///
+/// # Errors
+/// As [`borrow`].
+///
+/// # Safety
+/// `address` is followed by `length` bytes of that device, which stay unchanged until the value is gone.
+#[allow(unsafe_code)]
+pub(super) unsafe fn borrow_block(
+    ordinal: Option<i32>,
+    dtype: Dtype,
+    shape: &[usize],
+    address: u64,
+    length: usize,
+) -> Result<DynValue, String> {
+    let info = match ordinal {
+        None => MemoryInfo::default(),
+        Some(gpu) => MemoryInfo::new(AllocationDevice::CUDA, gpu, AllocatorType::Device, MemoryType::Default)
+            .map_err(|e| e.to_string())?,
+    };
+    let address = usize::try_from(address).map_err(|_| "an address is too large".to_owned())?;
+    // SAFETY: as the caller promises.
+    unsafe { borrow_at(&info, dtype, shape, ptr::with_exposed_provenance_mut(address), length) }
+}
+
+/// # Safety
+/// `data` is followed by `length` bytes of the device that `info` names; they stay alive and unchanged until the value, and every
+/// session that was given it, are gone.
+#[allow(unsafe_code)]
+unsafe fn borrow_at(
+    info: &MemoryInfo<'_>,
+    dtype: Dtype,
+    shape: &[usize],
+    data: *mut c_void,
+    length: usize,
+) -> Result<DynValue, String> {
+    if byte_len(dtype, shape) != Some(length) {
+        return Err(format!("{length} bytes do not make a tensor {dtype} {shape:?}"));
     }
-    if !data.as_ptr().addr().is_multiple_of(dtype.size()) {
+    if length > 0 && !data.addr().is_multiple_of(dtype.size()) {
         return Err(format!("data of a {dtype} tensor are not aligned"));
     }
     let extents = shape
         .iter()
         .map(|&extent| i64::try_from(extent).map_err(|_| format!("extent {extent} is too large")))
         .collect::<Result<Vec<i64>, String>>()?;
-    let info = MemoryInfo::default();
     let mut value: *mut sys::OrtValue = ptr::null_mut();
-    // SAFETY: the pointers are valid for the lengths given with them; `data` has the length that type and extents
-    // imply and outlives the value, as the caller promises. ONNX Runtime takes `*mut` but writes to no initializer and
+    // SAFETY: the pointers are valid for the lengths given with them; the data have the length that type and extents
+    // imply and outlive the value, as the caller promises. ONNX Runtime takes `*mut` but writes to no initializer and
     // no input.
     let status = unsafe {
         (ort::api().CreateTensorWithDataAsOrtValue)(
             info.ptr(),
-            data.as_ptr().cast_mut().cast::<c_void>(),
-            data.len(),
+            data,
+            length,
             extents.as_ptr(),
             extents.len(),
             element_type(dtype).into(),
@@ -69,7 +108,7 @@ pub(super) unsafe fn borrow(dtype: Dtype, shape: &[usize], data: &[u8]) -> Resul
     // SAFETY: the status is the one just returned and is given away here only.
     unsafe { ort::Error::result_from_status(status) }.map_err(|e| e.to_string())?;
     let value = NonNull::new(value).ok_or("no tensor was made")?;
-    // SAFETY: the value was just made, is owned by nobody else, and is a CPU tensor, whose allocator is the default.
+    // SAFETY: the value was just made, is owned by nobody else, and frees no memory: any allocator does, the default one too.
     Ok(unsafe { DynValue::from_ptr(value, Some(&Allocator::default())) })
 }
 

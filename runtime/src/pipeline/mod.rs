@@ -359,14 +359,17 @@ impl Pipeline {
         let mut latents = initial_noise(request, &settings, latent_shape)? * scheduler.init_noise_sigma();
         let inputs = StepInputs::new(transformer, &settings, text, condition, latent_shape)?;
 
-        inputs.prepare(components.session(TRANSFORMER, &request.step.graph)?, &request.step, schedule.timesteps())?;
+        let session = components.session(TRANSFORMER, &request.step.graph)?;
+        let bare = StepGraph { graph: request.step.graph.clone(), ..StepGraph::default() };
+        let step = if StepInputs::hold(session, &request.step)? { &bare } else { &request.step };
+        inputs.prepare(session, step, schedule.timesteps())?;
 
         let total = schedule.timesteps().len();
         let mut progress = Progress::start(observer, Stage::Denoise, total);
         for (i, &timestep) in schedule.timesteps().iter().enumerate() {
             progress.check()?;
             let session = components.session(TRANSFORMER, &request.step.graph)?;
-            let prediction = inputs.predict(session, &request.step, &latents, timestep)?;
+            let prediction = inputs.predict(session, step, &latents, timestep)?;
             latents = array5(schedule.step(&prediction, timestep, &latents.into_dyn())?)?;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(PipelineError::NotFinite { step: i + 1, total });
@@ -457,6 +460,14 @@ impl StepInputs {
             fixed.insert("ofs".to_owned(), Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), OFS)));
         }
         Ok(Self { fixed, image_latents, batch, guidance: settings.guidance_scale as f32 })
+    }
+
+    /// Has the session keep the inputs that stand for adapters: true if it does, and runs need not give them.
+    fn hold(session: &mut dyn Session, step: &StepGraph) -> Result<bool, PipelineError> {
+        let inputs: Vec<(&str, &Tensor)> = step.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        let graph = || step.graph.clone();
+        let fail = |source| PipelineError::Session { component: TRANSFORMER, graph: graph(), source };
+        Ok(!inputs.is_empty() && session.hold(&inputs).map_err(fail)?)
     }
 
     /// Announces a whole schedule.

@@ -1,0 +1,189 @@
+//! A GPU, through the driver API. Not one line of this has run on a GPU yet.
+//!
+//! Everything goes to the device's default stream, so that calls take effect in order.
+#![allow(unsafe_code)]
+
+mod nvrtc;
+
+use std::ffi::{CString, c_void};
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::{CudaContext, sys};
+
+use crate::{CudaError, Driver, Element, GpuInfo};
+
+pub use nvrtc::{compile, preload};
+
+/// Threads of a block, as `fuse.cu` has them.
+const THREADS: u32 = 256;
+/// The element types, in the order of [`Gpu::kernels`].
+const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+
+/// A GPU with the fusion kernel loaded. It is never let go: a process has a context for each GPU, which others use, too.
+struct Gpu {
+    ordinal: i32,
+    context: Arc<CudaContext>,
+    /// Of [`ELEMENTS`].
+    kernels: [sys::CUfunction; 3],
+}
+
+// SAFETY: a function's handle stays good as long as its module, which is never unloaded, and may be used from every thread that the
+// context is bound to; each call binds it.
+unsafe impl Send for Gpu {}
+// SAFETY: as above; the driver's calls are safe to make from several threads.
+unsafe impl Sync for Gpu {}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gpu").field("ordinal", &self.ordinal).finish_non_exhaustive()
+    }
+}
+
+type Opened = (usize, GpuInfo, Arc<dyn Driver>);
+
+/// The GPUs that were opened, each with its compiled kernel.
+static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+
+/// Opens a GPU, counted from 0, and compiles the fusion kernel for it; the second time that costs nothing. `libraries` is a folder
+/// with NVRTC; without it NVRTC is looked for as [`search::folders`](crate::search::folders) says.
+///
+/// # Errors
+/// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::NoCompiler`], [`CudaError::Compile`], or what the driver says.
+pub fn open(ordinal: usize, libraries: Option<&Path>) -> Result<(GpuInfo, Arc<dyn Driver>), CudaError> {
+    let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, info, driver)) = opened.iter().find(|(known, ..)| *known == ordinal) {
+        return Ok((info.clone(), Arc::clone(driver)));
+    }
+    let (info, gpu) = Gpu::new(ordinal, libraries)?;
+    let driver: Arc<dyn Driver> = Arc::new(gpu);
+    opened.push((ordinal, info.clone(), Arc::clone(&driver)));
+    Ok((info, driver))
+}
+
+fn failed(call: &'static str) -> impl Fn(DriverError) -> CudaError {
+    move |error| {
+        let name = error.error_name().map_or("", |name| name.to_str().unwrap_or_default());
+        let words = error.error_string().map_or("", |words| words.to_str().unwrap_or_default());
+        CudaError::Driver { call, reason: format!("{name}: {words}") }
+    }
+}
+
+impl Gpu {
+    fn new(ordinal: usize, libraries: Option<&Path>) -> Result<(GpuInfo, Self), CudaError> {
+        // SAFETY: loads the driver's library, as every CUDA program does. cudarc panics later where it is missing: ask first.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(CudaError::NoDriver { reason: "libcuda cannot be loaded".to_owned() });
+        }
+        let no_driver = |error: DriverError| CudaError::NoDriver { reason: failed("cuInit")(error).to_string() };
+        result::init().map_err(no_driver)?;
+        let count = result::device::get_count().map_err(failed("cuDeviceGetCount"))?;
+        let count = usize::try_from(count).unwrap_or(0);
+        if ordinal >= count {
+            return Err(CudaError::NoDevice { ordinal, count });
+        }
+        let context = CudaContext::new(ordinal).map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        let (major, minor) = context.compute_capability().map_err(failed("cuDeviceGetAttribute"))?;
+        let capability = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
+        let name = context.name().map_err(failed("cuDeviceGetName"))?;
+        let memory = context.total_mem().map_err(failed("cuDeviceTotalMem"))? as u64;
+        let (image, _) = compile(capability, libraries)?;
+        // SAFETY: the image is what NVRTC compiled for this GPU; it carries its own length.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) };
+        let module = module.map_err(failed("cuModuleLoadData"))?;
+        let mut kernels = [std::ptr::null_mut(); 3];
+        for (kernel, element) in kernels.iter_mut().zip(ELEMENTS) {
+            let name = CString::new(element.kernel()).unwrap_or_default();
+            // SAFETY: the module was just loaded and is never unloaded.
+            *kernel = unsafe { result::module::get_function(module, name) }.map_err(failed("cuModuleGetFunction"))?;
+        }
+        let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
+        Ok((GpuInfo { name, capability, memory }, Self { ordinal, context, kernels }))
+    }
+
+    fn bind(&self) -> Result<(), CudaError> {
+        self.context.bind_to_thread().map_err(failed("cuCtxSetCurrent"))
+    }
+}
+
+// SAFETY: the driver's allocations do not overlap and stay until they are freed.
+unsafe impl Driver for Gpu {
+    fn ordinal(&self) -> Option<i32> {
+        Some(self.ordinal)
+    }
+
+    fn free_memory(&self) -> Result<u64, CudaError> {
+        self.bind()?;
+        let (free, _) = result::mem_get_info().map_err(failed("cuMemGetInfo"))?;
+        Ok(free as u64)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<u64, CudaError> {
+        self.bind()?;
+        // SAFETY: plain allocation in the context just bound.
+        unsafe { result::malloc_sync(bytes) }.map_err(|error| {
+            if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
+                CudaError::OutOfMemory { needed: bytes, free: self.free_memory().unwrap_or(0) }
+            } else {
+                failed("cuMemAlloc")(error)
+            }
+        })
+    }
+
+    unsafe fn release(&self, address: u64) {
+        if self.bind().is_ok() {
+            // SAFETY: as the caller promises. That it fails means that the context is gone, and the memory with it.
+            let _ = unsafe { result::free_sync(address) };
+        }
+    }
+
+    unsafe fn upload(&self, from: &[u8], to: u64) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: as the caller promises; the call has taken all of `from` when it returns.
+        unsafe { result::memcpy_htod_sync(to, from) }.map_err(failed("cuMemcpyHtoD"))
+    }
+
+    unsafe fn download(&self, from: u64, to: &mut [u8]) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtoh_sync(to, from) }.map_err(failed("cuMemcpyDtoH"))
+    }
+
+    unsafe fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<(), CudaError> {
+        self.bind()?;
+        // SAFETY: as the caller promises.
+        unsafe { result::memcpy_dtod_async(to, from, bytes, result::stream::null()) }.map_err(failed("cuMemcpyDtoD"))
+    }
+
+    unsafe fn launch(&self, element: Element, arguments: [u64; 4], blocks: u32) -> Result<(), CudaError> {
+        self.bind()?;
+        let kernel = ELEMENTS.iter().position(|&known| known == element).map_or(self.kernels[0], |at| self.kernels[at]);
+        let mut arguments = arguments;
+        let mut pointers = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
+        // SAFETY: the kernel takes four pointers, which the driver copies before it returns; the rest is as the caller promises.
+        unsafe {
+            result::launch_kernel(kernel, (blocks, 1, 1), (THREADS, 1, 1), 0, result::stream::null(), &mut pointers)
+        }
+        .map_err(failed("cuLaunchKernel"))
+    }
+
+    fn synchronize(&self) -> Result<(), CudaError> {
+        self.context.synchronize().map_err(failed("cuCtxSynchronize"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gpu_on_a_machine_without_one_is_an_error_with_a_way_out() {
+        match open(usize::MAX, None) {
+            Ok(_) => unreachable!("no machine has that many"),
+            Err(CudaError::NoDriver { .. } | CudaError::NoDevice { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    }
+}

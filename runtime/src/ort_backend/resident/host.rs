@@ -1,0 +1,58 @@
+//! Host memory, and the CPU's kernels.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::{Block, Cancelled, Device, ToFuse};
+use crate::fuse::{Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors};
+use crate::ort_backend::open::aligned;
+use crate::tensor::Dtype;
+use crate::weights::WeightView;
+
+/// The machine itself. Fused weights lie in memory that the next but one fuse uses again.
+#[derive(Debug, Default)]
+pub(in crate::ort_backend) struct Host {
+    pool: Pool,
+}
+
+impl Host {
+    /// With at most this much memory for fused weights, those in use and those being made together.
+    pub(in crate::ort_backend) fn with_limit(bytes: Option<u64>) -> Self {
+        let limit = |bytes| Pool::with_limit(usize::try_from(bytes).unwrap_or(usize::MAX));
+        Self { pool: bytes.map_or_else(Pool::default, limit) }
+    }
+}
+
+fn block(data: Bytes) -> Block {
+    Block { address: data.as_ptr().expose_provenance() as u64, length: data.len(), owner: Arc::new(data) }
+}
+
+/// The bytes of a block that [`block`] made.
+pub(super) fn bytes(block: &Block) -> Bytes {
+    block.owner.downcast_ref::<Bytes>().cloned().unwrap_or_default()
+}
+
+impl Device for Host {
+    fn ordinal(&self) -> Option<i32> {
+        None
+    }
+
+    fn hold(&self, dtype: Dtype, data: Bytes) -> Result<Block, FuseError> {
+        Ok(block(aligned(dtype, data)))
+    }
+
+    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
+        let mut changed = Vec::with_capacity(tensors.len());
+        for &ToFuse { name, dtype, shape, base, slots } in tensors {
+            changed.push(Changed { name, base: WeightView { dtype, shape, data: bytes(base) }, slots });
+        }
+        let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
+        let fused = fuse_tensors(&changed, &options)?;
+        Ok((fused.weights.into_values().map(block).collect(), fused.report))
+    }
+
+    fn settle(&self) -> Result<(), FuseError> {
+        Ok(())
+    }
+}
