@@ -2,6 +2,10 @@
 //!
 //! Nothing here knows ONNX protobuf, checkpoints or the compiler; see `ARCHITECTURE.md`.
 
+// `engine/testing.rs` is compiled into the tests of other crates, too, and calls this one by its name.
+#[cfg(test)]
+extern crate self as v2l_runtime;
+
 pub mod adapter;
 pub mod atomic;
 pub mod bar_chart;

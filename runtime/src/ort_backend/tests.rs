@@ -1,6 +1,5 @@
 //! Needs ONNX Runtime; `bin/setup` fetches it. Without it these tests say so and pass nothing off as tested.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
@@ -8,66 +7,18 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::*;
 use crate::adapter::{Adapter, LowRank};
-use crate::engine::manifest::{Graph, GraphFiles, Slot};
-use crate::engine::{Engine, testing};
+use crate::engine::Engine;
+use crate::engine::testing::{LINEARS, fixture, part, write_tiny};
 use crate::raw;
-use crate::session::{Dim, Port, Session};
+use crate::session::Session;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::weights::read_tensors;
 
-pub(super) const LINEARS: [(&str, usize, usize); 5] =
-    [("up", 24, 16), ("down", 16, 24), ("to_q", 16, 16), ("to_k", 16, 16), ("to_v", 16, 16)];
-
-pub(super) fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/ort_overrides").join(name)
-}
-
-pub(super) fn part(case: &NamedTensors, prefix: &str) -> NamedTensors {
-    case.iter().filter_map(|(name, t)| Some((name.strip_prefix(prefix)?.to_owned(), t.clone()))).collect()
-}
-
-fn port(name: &str, dtype: Dtype, shape: &[&str]) -> Port {
-    let dim = |s: &&str| s.parse().map_or_else(|_| Dim::Symbol((*s).to_owned()), Dim::Fixed);
-    Port { name: name.into(), dtype, shape: shape.iter().map(dim).collect() }
-}
-
 /// An engine of the fixture's graph over `weights`, stored as they are, and the folder that keeps it.
 pub(super) fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {
-    let mut tensors = weights.clone();
-    let mut blob = |name: &str, file: &str| {
-        let bytes = std::fs::read(fixture(file)).unwrap();
-        let name = format!("v2l/graphs/step/{name}.onnx");
-        tensors.insert(name.clone(), Tensor::U8(ArrayD::from_shape_vec(IxDyn(&[bytes.len()]), bytes).unwrap()));
-        name
-    };
-    let widened = blob("widened", "widened.onnx");
-    let lazy = (storage != Dtype::F32).then(|| blob("lazy", &format!("lazy_{storage}.onnx")));
-    let graph = Graph {
-        name: "step".into(),
-        backend: "ort".into(),
-        precision: "fp32".into(),
-        inputs: vec![
-            port("ids", Dtype::I64, &["tokens"]),
-            port("image", Dtype::F32, &["batch", "8", "height", "width"]),
-            port("video", Dtype::F32, &["batch", "8", "frames", "height", "width"]),
-        ],
-        outputs: vec![
-            port("tokens_out", Dtype::F32, &["1", "tokens", "16"]),
-            port("image_out", Dtype::F32, &["batch", "16", "height", "width"]),
-            port("video_out", Dtype::F32, &["batch", "16", "frames", "height", "width"]),
-        ],
-        weights: weights.keys().cloned().collect(),
-        files: GraphFiles { widened, lazy, typed: None, plans: Vec::new() },
-        profiles: vec![],
-        lora_rank: None,
-        stages: None,
-    };
-    let slot =
-        |&(name, out_features, in_features): &(&str, usize, usize)| Slot::linear(name, out_features, in_features);
-    let manifest = testing::manifest(&tensors, storage, vec![graph], LINEARS.iter().map(slot).collect());
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("test.engine");
-    testing::write(&path, &tensors, &manifest);
+    write_tiny(&path, weights, storage);
     (Arc::new(Engine::open(&path).unwrap()), dir)
 }
 

@@ -245,7 +245,8 @@ fn cuda_fuse_refuses_what_lies_outside_its_memory() {
 
 mod sessions {
     use super::*;
-    use crate::ort_backend::tests::{CASES, LINEARS, assert_close, engine, fixture, options, part, run};
+    use crate::engine::testing::{LINEARS, fixture, part};
+    use crate::ort_backend::tests::{CASES, assert_close, engine, options, run};
     use crate::ort_backend::{OpenOptions, OrtEngine};
     use crate::tensor::NamedTensors;
     use crate::weights::read_tensors;
