@@ -1,18 +1,9 @@
 //! Compiling for TensorRT: what its flags and failures say, and, where the library is, the plans.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::Path;
 
-use crate::tools::{Run, Sample, Scratch, args, command, output, sample};
-
-/// A small graph, and the sample that it is of.
-#[cfg_attr(not(feature = "tensorrt"), expect(dead_code, reason = "only plans are built of it"))]
-fn text_encoder() -> (Arc<Sample>, PathBuf) {
-    let sample = sample();
-    let path = sample.bundle().join("text_encoder/encode.onnx");
-    (sample, path)
-}
+use crate::tools::{Run, Scratch, args, command, output};
 
 fn compile(model: &Path, engine: &Path, more: &[OsString]) -> Run {
     let common = args![model, "-o", engine, "--backend", "tensorrt-rtx", "--no-verify"];
@@ -46,7 +37,9 @@ fn tensorrt_backend_that_is_not_built_in_exits_with_6_and_says_how_to_build_it()
 #[cfg(feature = "tensorrt")]
 mod built_in {
     use std::io::Write;
+    use std::path::PathBuf;
     use std::process::Command;
+    use std::sync::Arc;
 
     use v2l_export::trt::Flavour;
     use v2l_export::trt::builder::{BuildError, Refit, Request};
@@ -55,7 +48,14 @@ mod built_in {
     use v2l_runtime::engine::Engine;
 
     use super::*;
-    use crate::tools::run_ok;
+    use crate::tools::{Sample, run_ok, sample};
+
+    /// A small graph, and the sample that it is of.
+    fn text_encoder() -> (Arc<Sample>, PathBuf) {
+        let sample = sample();
+        let path = sample.bundle().join("text_encoder/encode.onnx");
+        (sample, path)
+    }
 
     /// TensorRT-RTX, unless it is not on this machine, which is said past the test harness.
     fn library(test: &str) -> Option<Library> {
@@ -94,6 +94,42 @@ mod built_in {
         let nothing = scratch.write("not-a-library", "text");
         let run = compile(&model, &scratch.path("x"), args!["--trt-lib", nothing]);
         assert!(run.code == 6 && run.stderr.contains("cannot be loaded as TensorRT-RTX"), "{}", run.stderr);
+    }
+
+    /// TensorRT's two libraries, of the right version, whose builder does what `builder` says in C.
+    fn stub(scratch: &Scratch, builder: &str) -> PathBuf {
+        let library = format!(
+            "int getInferLibVersion(void) {{ return 10701; }}\n\
+             void *createInferBuilder_INTERNAL(void *logger, int version) {{ {builder} }}"
+        );
+        let parser = "int getNvOnnxParserVersion(void) { return 200; }\n\
+                      void *createNvOnnxParser_INTERNAL(void *n, void *l, int v) { return 0; }";
+        for (name, source) in [("libtensorrt_rtx.so.1", &library[..]), ("libtensorrt_onnxparser_rtx.so.1", parser)] {
+            let source = scratch.write("stub.c", source);
+            let built = args!["-shared", "-fPIC", "-w", "-o", scratch.path(name), source];
+            assert!(Command::new("cc").args(built).status().unwrap().success());
+        }
+        scratch.path("libtensorrt_rtx.so.1")
+    }
+
+    #[test]
+    fn tensorrt_builder_that_crashes_exits_with_4_and_names_the_signal() {
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let shape = args!["--optShapes", "input_ids:1x8", "--precision", "bf16", "--no-calibration"];
+        for (builder, code, message) in [
+            ("return 0;", 6, "gave no builder"),
+            ("*(volatile int *)0 = 0; return 0;", 4, "the builder was ended by signal 11; leave out"),
+            (
+                "extern void exit(int); exit(5); return 0;",
+                4,
+                "the builder was ended by exit status: 5 without an answer",
+            ),
+        ] {
+            let library = stub(&scratch, builder);
+            let run = compile(&model, &scratch.path("x.engine"), &[shape, args!["--trt-lib", library]].concat());
+            assert!(run.code == code && run.stderr.contains(message), "{}: {}", run.code, run.stderr);
+            assert!(!scratch.path("x.engine").exists());
+        }
     }
 
     #[test]

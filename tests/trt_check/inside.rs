@@ -24,7 +24,7 @@ pub(crate) fn weight_bytes(engine: &Path) -> anyhow::Result<u64> {
     };
     for name in weights {
         let weight = engine.weight(name)?;
-        let turned = if weight.shape.len() > 2 { count(&channels_last(&weight.data, &weight.shape)) } else { 0 };
+        let turned = if weight.shape.len() > 2 { count(&channels_last(&weight.data, weight.shape)) } else { 0 };
         found += count(&weight.data).max(turned);
     }
     Ok(found as u64)

@@ -8,7 +8,7 @@ use v2l_export::{ExportOptions, PlanReport};
 use v2l_runtime::engine::manifest::{Profile, ShapeRange};
 
 use crate::checkpoint::Checkpoint;
-use crate::{Build, SHARE, control, measure, memory};
+use crate::{Build, SHARE, control, machine, memory};
 
 /// 49 frames of 480 × 720 pixels are 13 × 60 × 90 latents and 17 550 tokens; 1 frame at least, and two samples at most.
 fn profile(dynamic: bool) -> Profile {
@@ -50,8 +50,8 @@ fn build(layers: usize, model: &Path, folder: &Path, dynamic: bool, plain: bool)
         report.bytes as f64 / report.weight_bytes as f64 * 1e2,
         report.weight_bytes,
         report.time.as_secs_f64(),
-        measure::mega(peak.private),
-        measure::mega(peak.resident),
+        machine::mega(peak.private),
+        machine::mega(peak.resident),
     );
     Ok(report)
 }
@@ -81,7 +81,7 @@ pub(crate) fn run(folder: &Path) -> anyhow::Result<()> {
 
 /// A placeholder plan of so many layers, static and dynamic.
 pub(crate) fn full(layers: usize, folder: &Path) -> anyhow::Result<()> {
-    let machine = measure::machine();
+    let machine = machine::machine();
     println!("{}, {} cores, {} memory", machine["cpu"], machine["cores"], machine["memory"]);
     let model = model(layers, folder)?;
     for dynamic in [false, true] {

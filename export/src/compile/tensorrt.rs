@@ -59,7 +59,7 @@ pub struct PlanReport {
     pub refittable_bytes: u64,
     /// Slots whose weight cannot be set, so that no adapter changes them.
     pub fixed_slots: Vec<String>,
-    /// True if its bytes are the same when it is built again.
+    /// True if, with placeholders, its bytes are the same when it is built again.
     pub reproducible: bool,
     /// What building took.
     pub time: Duration,

@@ -111,7 +111,7 @@ pub fn serve_if_asked() -> Option<ExitCode> {
 pub struct Built {
     /// The serialized plan.
     pub plan: PlanBytes,
-    /// True if the same request, library and program give the same bytes again.
+    /// True if memory lay where it lies every time, so that a plan with placeholders has the same bytes when it is built again.
     pub reproducible: bool,
     /// What the parser offers for a refit: a superset of what the engine takes.
     pub refittable: Vec<Refittable>,

@@ -74,11 +74,11 @@ impl Library {
         self.outcome(request, ended, false)
     }
 
-    /// Builds a plan in a process of its own, at addresses that do not change from one build to the next: equal requests give equal
-    /// bytes, with the same library and program, as [`Built::reproducible`] says. `progress` is told of every step on this
-    /// thread, and ends the process with `false`.
+    /// Builds a plan in a process of its own, at addresses that do not change from one build to the next: equal requests with placeholders
+    /// give equal bytes, with the same library and program, as [`Built::reproducible`] says. `progress` is told of every step on
+    /// this thread, and ends the process with `false`.
     ///
-    /// Disk: model, weights and plan in `child.scratch` until the plan is dropped. Private memory of this process: next to none.
+    /// Disk: model, weights and plan in `child.scratch` while it builds. Private memory of this process: the plan.
     ///
     /// # Errors
     /// [`BuildError`], with TensorRT's own words; nothing is left behind, and no process.

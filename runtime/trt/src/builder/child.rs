@@ -18,7 +18,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use nix::sys::personality::{self, Persona};
 
-use self::wire::{Line, map, read_line, write_request};
+use self::wire::{Line, read_line, write_request};
 use super::call::Ended;
 use super::plan_bytes::PlanBytes;
 use super::{BuildError, Child, Request, Step};
@@ -62,11 +62,8 @@ pub(super) fn build_in_child(
         Some(Line::Step { .. }) => return Err(BuildError::Cancelled),
         None => return Err(died(title, status, words)),
     };
-    let plan = plan.map(|span| {
-        let outside = || io::Error::other("the plan does not lie within the file");
-        PlanBytes::mapped(map(&file)?, span).ok_or_else(outside)
-    });
-    let plan = plan.transpose().map_err(failed("the plan cannot be read"))?;
+    // Read, so that the file goes now: with several GPUs to build for there would be several of them.
+    let plan = plan.map(|part| PlanBytes::read(&file, &part)).transpose().map_err(failed("the plan cannot be read"))?;
     Ok((Ended { status, detail, plan, said }, reproducible))
 }
 

@@ -1,19 +1,19 @@
 use std::ffi::c_void;
 use std::fmt;
+use std::fs::File;
+use std::io;
 use std::ops::{Deref, Range};
+use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
-
-use memmap2::Mmap;
 
 use crate::ffi;
 
-/// A serialized plan: in TensorRT's own memory, or in a file without a name.
+/// A serialized plan: in TensorRT's own memory, or read from another process.
 pub struct PlanBytes(Kind);
 
 enum Kind {
     Theirs(Theirs),
-    /// The range lies within the map.
-    Mapped(Mmap, Range<usize>),
+    Read(Vec<u8>),
 }
 
 /// Memory of TensorRT's.
@@ -39,7 +39,7 @@ impl Deref for PlanBytes {
             // SAFETY: the shim gave `size` bytes at `data` that live as long as the handle, and a plan is never empty.
             #[allow(unsafe_code)]
             Kind::Theirs(theirs) => unsafe { std::slice::from_raw_parts(theirs.data, theirs.size) },
-            Kind::Mapped(map, range) => &map[range.clone()],
+            Kind::Read(bytes) => bytes,
         }
     }
 }
@@ -77,8 +77,13 @@ impl PlanBytes {
         Some(Self(Kind::Theirs(Theirs { handle, data: plan.data.cast(), size: plan.size, free })))
     }
 
-    /// A part of a mapped file; `None` if it is empty or does not lie within.
-    pub(super) fn mapped(map: Mmap, range: Range<usize>) -> Option<Self> {
-        (!range.is_empty() && range.end <= map.len()).then_some(Self(Kind::Mapped(map, range)))
+    /// Reads a part of a file.
+    pub(super) fn read(file: &File, part: &Range<usize>) -> io::Result<Self> {
+        if part.is_empty() || part.end as u64 > file.metadata()?.len() {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it does not lie within the file"));
+        }
+        let mut bytes = vec![0; part.len()];
+        file.read_exact_at(&mut bytes, part.start as u64)?;
+        Ok(Self(Kind::Read(bytes)))
     }
 }

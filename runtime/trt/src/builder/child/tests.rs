@@ -48,8 +48,10 @@ fn request_in_a_file_is_read_as_it_was_written() {
     assert_eq!((header.flavour, &header.library[..]), (Flavour::Rtx, OsStr::new("lib")));
     assert_eq!((&header.profiles, &header.capabilities[..]), (&vec![vec![range()]], &CAPABILITIES[..]));
     assert!(matches!(header.refit, HeldRefit::Placeholders) && held.folder() == Some(Path::new("/a/b")));
-    assert_eq!(&PlanBytes::mapped(map(&file).unwrap(), plan.clone()).unwrap()[..], b"a plan");
-    assert!(PlanBytes::mapped(map(&file).unwrap(), plan.start..plan.end + 1).is_none());
+    assert_eq!(&PlanBytes::read(&file, &plan).unwrap()[..], b"a plan");
+    for outside in [plan.start..plan.end + 1, plan.start..usize::MAX, plan.end..plan.end] {
+        assert!(PlanBytes::read(&file, &outside).is_err(), "{outside:?}");
+    }
 }
 
 #[test]
@@ -72,11 +74,11 @@ fn request_that_is_damaged_is_refused() {
 #[test]
 fn request_whose_parts_lie_outside_the_file_is_refused() {
     let file = written();
-    let text = {
-        let map = map(&file).unwrap();
-        let length = usize::from(map[8]) + (usize::from(map[9]) << 8);
-        String::from_utf8(map[4112..4112 + length].to_vec()).unwrap()
-    };
+    let mut length = [0; 8];
+    file.read_exact_at(&mut length, 8).unwrap();
+    let mut text = vec![0; u64::from_le_bytes(length) as usize];
+    file.read_exact_at(&mut text, 4112).unwrap();
+    let text = String::from_utf8(text).unwrap();
     let part = r#""model":{"start":0,"end":7}"#;
     assert!(text.contains(part), "{text}");
     for (start, end) in [("0", "9999999"), ("7", "0"), ("18446744073709551615", "18446744073709551615")] {

@@ -171,7 +171,7 @@ pub(super) fn append_plan(file: &mut File, plan: &[u8]) -> io::Result<Span<usize
 
 /// Maps a file that has no name, so that nobody but the two processes can change it: the parent writes before the child runs, and
 /// the child appends.
-pub(super) fn map(file: &File) -> io::Result<Mmap> {
+fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: see above; neither process shortens the file or writes to what is mapped.
     #[allow(unsafe_code)]
     unsafe {
