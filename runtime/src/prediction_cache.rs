@@ -86,7 +86,7 @@ impl Key {
             OrtWeights::Auto => "auto",
         };
         let OpenOptions { threads, arithmetic, provider, resident, .. } = what.options;
-        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident}").as_bytes());
+        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?}").as_bytes());
         Self(hasher.finalize())
     }
 }

@@ -8,7 +8,7 @@ use v2l_export::precision::{PrecisionOptions, Request as Precision};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider, Residence};
 use v2l_runtime::pipeline::{
     ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request, StepGraph,
 };
@@ -46,6 +46,7 @@ pub(crate) struct Setup {
     /// Arithmetic of a precision plan for the storage type, instead of f32.
     pub(crate) plan: bool,
     pub(crate) provider: Provider,
+    pub(crate) resident: Residence,
 }
 
 /// The opened miniature.
@@ -82,8 +83,8 @@ impl Lab {
         };
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
         let arithmetic = if setup.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
-        let options =
-            OpenOptions { weights: setup.weights, arithmetic, provider: setup.provider, ..OpenOptions::default() };
+        let Setup { weights, provider, resident, .. } = setup;
+        let options = OpenOptions { weights, arithmetic, provider, resident, ..OpenOptions::default() };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;
         let mut config = directory.config().clone();
         config.reference.range = PixelRange::Signed;

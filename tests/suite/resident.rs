@@ -6,17 +6,19 @@ use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine};
-use v2l_runtime::pipeline::Components;
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, Residence};
+use v2l_runtime::pipeline::{Components, Request};
 use v2l_runtime::session::Session;
 use v2l_runtime::side;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 use v2l_runtime::weights::read_tensors;
 
+use crate::lab::{Lab, Setup, request};
 use crate::plans::Planted;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
 use crate::swaps::adapter;
 use crate::tools::{Scratch, args, command, output, sample};
+use crate::trials::Index;
 
 /// Packed and unpacked weights are multiplied in different order.
 const TOLERANCE: f64 = 1e-5;
@@ -46,6 +48,7 @@ fn resident_directory_swaps_under_an_open_session_whose_stages_follow() {
         let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
         for weights in WEIGHT_MODES {
             let open = |resident| {
+                let resident = if resident { Residence::Slots } else { Residence::None };
                 let options = OpenOptions { weights, resident, ..OpenOptions::default() };
                 EngineDirectory::open(built.engines(), options).unwrap()
             };
@@ -72,7 +75,7 @@ fn resident_session_keeps_factors_and_runs_without_them() {
     let graph = engine.graph("step.side").unwrap();
     let a = adapter("a", engine.manifest().slots.iter(), 3, 1);
     let factors = |strength| side::inputs(&engine, graph, &[(&a, strength)]).unwrap();
-    let options = OpenOptions { resident: true, ..OpenOptions::default() };
+    let options = OpenOptions { resident: Residence::All, ..OpenOptions::default() };
     let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.side").unwrap();
     assert!(session.run(&refs(&inputs)).is_err(), "nothing is kept yet");
     for strength in [1.0, -0.5, 0.0] {
@@ -114,6 +117,7 @@ fn resident_typed_graph_equals_one_over_fused_initializers() {
     let layers = [("blocks.0.up".to_owned(), update.clone()), ("blocks.0.down".to_owned(), update)];
     let adapter = Adapter { name: "a".into(), layers: layers.into_iter().collect() };
     let open = |resident| {
+        let resident = if resident { Residence::All } else { Residence::None };
         let engine = std::sync::Arc::new(Engine::open(planted.path("model.engine")).unwrap());
         let options = OpenOptions { arithmetic: Arithmetic::Plan, resident, ..OpenOptions::default() };
         OrtEngine::open(engine, &options).unwrap()
@@ -129,6 +133,37 @@ fn resident_typed_graph_equals_one_over_fused_initializers() {
         let expected = run(&mut today.session(&graph).unwrap(), &inputs);
         assert_eq!(found, expected, "weights are used as they are in both");
         assert_eq!(found == base, adapters.is_empty());
+    }
+}
+
+/// What a GPU is given, on the CPU: every weight of every network an input.
+#[test]
+fn resident_pipeline_with_all_weights_as_inputs_gives_the_same_video() {
+    let model = fixtures().join("miniature");
+    let index = Index::read(&model).unwrap();
+    let effect = index.effects().next().unwrap().clone();
+    let trial = index.trials(&model, &effect, 1).unwrap().remove(0);
+    for weights in WEIGHT_MODES {
+        for side in [false, true] {
+            let plain = Setup { weights, side, ..Setup::default() };
+            let [mut today, mut resident] = [Residence::None, Residence::All]
+                .map(|resident| Lab::new(&model, Setup { resident, ..plain }).unwrap());
+            let tokens = resident.tokens(&trial.reference).unwrap();
+            let adapter = today.adapter(&tokens).unwrap();
+            let few_steps = Request { num_inference_steps: Some(3), ..request(&trial) };
+            let latents = |lab: &mut Lab| lab.finish(&few_steps).unwrap().0.latents.into_dyn();
+            let base = latents(&mut resident);
+            for strength in [Some(1.0), None] {
+                let adapters: Vec<(Adapter, f32)> = strength.map(|s| (adapter.clone(), s)).into_iter().collect();
+                today.steer(adapters.clone()).unwrap();
+                resident.steer(adapters).unwrap();
+                let found = latents(&mut resident);
+                let what = format!("{weights:?}, side {side}, strength {strength:?}");
+                // Steps of the sampler carry on what sums in another order differ by.
+                assert_close(&what, &found, &latents(&mut today), 1e-4);
+                assert_eq!(found == base, strength.is_none(), "{what}: the base comes back bit for bit");
+            }
+        }
     }
 }
 

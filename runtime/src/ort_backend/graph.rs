@@ -6,7 +6,8 @@ use bytes::Bytes;
 use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
-use super::open::{OpenOptions, WeightMode, aligned, configured};
+use super::open::{aligned, configured};
+use super::options::{OpenOptions, WeightMode};
 use super::part::Part;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;

@@ -8,6 +8,7 @@ mod inputs;
 mod memory;
 mod open;
 mod operator_times;
+mod options;
 mod part;
 mod profiles;
 mod promote;
@@ -16,12 +17,14 @@ mod resident;
 mod session;
 mod stages;
 mod value;
+mod weight_plan;
 mod weighted;
 
 pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
-pub use open::{Arithmetic, FusedState, OpenOptions, OpenReport, OrtEngine, OrtWeights, WeightMode};
+pub use open::{FusedState, OpenReport, OrtEngine};
 pub use operator_times::OperatorTimes;
+pub use options::{Arithmetic, OpenOptions, OrtWeights, Residence, WeightMode};
 pub use provider::Provider;
 pub use session::OrtSession;
 

@@ -1,9 +1,6 @@
 //! From an engine to sessions: how weights are held, what is fused into them, and how ONNX Runtime is set up.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt;
-use std::path::PathBuf;
-use std::str::FromStr;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -14,12 +11,14 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use super::OrtError;
 use super::graph::Interface;
 use super::memory::available_memory;
+use super::options::{Arithmetic, OpenOptions, OrtWeights, Residence, WeightMode};
 use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider::{self, Provider};
 use super::resident::{Cuda, Device, Host, Resident, State};
 use super::session::OrtSession;
 use super::stages::Stages;
+use super::weight_plan::{WeightPlan, check_memory, graph_weights};
 use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
@@ -30,87 +29,6 @@ use crate::raw;
 use crate::recording::Recorder;
 use crate::session::{Port, Session};
 use crate::tensor::Dtype;
-
-/// How the weights reach ONNX Runtime, as asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OrtWeights {
-    /// In f32, in private memory unless they are stored so: fastest, and a fuse loses nothing.
-    Widened,
-    /// In the storage type, in place: least memory; each use widens them again.
-    Lazy,
-    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the available memory.
-    #[default]
-    Auto,
-}
-
-impl FromStr for OrtWeights {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "widened" => Ok(Self::Widened),
-            "lazy" => Ok(Self::Lazy),
-            "auto" => Ok(Self::Auto),
-            _ => Err(format!("expected widened, lazy or auto, found `{text}`")),
-        }
-    }
-}
-
-/// In which types a graph computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Arithmetic {
-    /// float32 throughout.
-    #[default]
-    Fp32,
-    /// Each node in the type of the precision plan that the engine was compiled by; weights as they are stored.
-    Plan,
-}
-
-/// How the weights reach ONNX Runtime, as decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightMode {
-    /// See [`OrtWeights::Widened`].
-    Widened,
-    /// See [`OrtWeights::Lazy`].
-    Lazy,
-}
-
-impl fmt::Display for WeightMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Widened => "widened",
-            Self::Lazy => "lazy",
-        })
-    }
-}
-
-/// How to open an engine on ONNX Runtime.
-#[derive(Clone, Debug, Default)]
-pub struct OpenOptions {
-    /// The library; found as [`library::find_onnxruntime`] says if not given.
-    pub ort_lib: Option<PathBuf>,
-    /// How the weights are held.
-    pub weights: OrtWeights,
-    /// In which types graphs compute. By plan, the weights are held lazily.
-    pub arithmetic: Arithmetic,
-    /// Threads within an operator; as many as there are cores if not given.
-    pub threads: Option<usize>,
-    /// Adapters to fuse, with their strengths.
-    pub adapters: Vec<(Adapter, f32)>,
-    /// For engine directories and predictors: what every run's inputs are written by.
-    pub record: Option<Recorder>,
-    /// Time operators, for [`OrtSession::operator_times`].
-    pub profile: bool,
-    /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
-    pub memory: Option<u64>,
-    /// What to compute on. On a GPU, the weights of slots are resident.
-    pub provider: Provider,
-    /// Keep the weights of slots on the device and give them to sessions as inputs: open sessions take other adapters without
-    /// being opened again. On the CPU that costs some of what ONNX Runtime gains by repacking weights.
-    pub resident: bool,
-    /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds: to check them.
-    pub any_backend: bool,
-}
 
 /// What was decided on opening, and why.
 #[derive(Clone, Debug)]
@@ -171,7 +89,10 @@ impl OrtEngine {
         let environment = library::onnxruntime(options.ort_lib.as_deref())?;
         let device: Option<Arc<dyn Device>> = match options.provider {
             Provider::Cuda { device } => Some(Arc::new(Cuda::new(provider::open_gpu(device)?))),
-            Provider::Cpu => options.resident.then(|| Arc::new(Host::with_limit(options.memory)) as _),
+            Provider::Cpu => match options.resident {
+                Residence::None => None,
+                chosen => Some(Arc::new(Host::new(options.memory, chosen == Residence::All))),
+            },
         };
         Self::open_in(environment, engine, options, device)
     }
@@ -233,7 +154,7 @@ impl OrtEngine {
         Ok(this)
     }
 
-    /// Brings the slots' weights to a device.
+    /// Brings the slots' weights to a device, all if it needs them.
     fn bring(&mut self, device: Arc<dyn Device>) -> Result<Arc<Resident>, OrtError> {
         let engine = Arc::clone(&self.engine);
         let weight = |name: &str| {
@@ -241,7 +162,13 @@ impl OrtEngine {
             let dtype = self.graph_dtype(view.dtype);
             Ok((dtype, pristine(view.dtype, dtype, view.data)))
         };
-        Ok(Arc::new(Resident::new(&engine, device, weight)?))
+        let graphs = engine.manifest().graphs.iter();
+        let lists: Vec<&Vec<String>> = match self.arithmetic {
+            Arithmetic::Plan => graphs.filter_map(|graph| Some(&graph.files.typed.as_ref()?.weights)).collect(),
+            Arithmetic::Fp32 => graphs.flat_map(Graph::parts).map(|part| &part.weights).collect(),
+        };
+        let all: Vec<&str> = lists.into_iter().flatten().map(String::as_str).collect();
+        Ok(Arc::new(Resident::new(&engine, device, &all, weight)?))
     }
 
     /// True if open sessions take other adapters without being opened again.
@@ -544,94 +471,4 @@ pub(super) fn configured(
         Ok(builder)
     };
     build().map_err(|e| e.to_string())
-}
-
-/// How the weights will be held, and what that takes.
-struct WeightPlan {
-    mode: WeightMode,
-    reason: String,
-    private: u64,
-}
-
-impl WeightPlan {
-    fn new(
-        engine: &Engine,
-        asked: OrtWeights,
-        adapters: &[(Adapter, f32)],
-        available: Option<u64>,
-    ) -> Result<Self, OrtError> {
-        let weights = graph_weights(engine)?;
-        let widened_total: u64 = weights.values().map(|w| w.widened).sum();
-        let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
-        let (mode, reason) = match (asked, available) {
-            (OrtWeights::Widened, _) => (WeightMode::Widened, "asked for".to_owned()),
-            (OrtWeights::Lazy, _) => (WeightMode::Lazy, "asked for".to_owned()),
-            (OrtWeights::Auto, None) => {
-                (WeightMode::Widened, "the system does not say how much memory there is".to_owned())
-            }
-            (OrtWeights::Auto, Some(available)) => {
-                let (needed, budget) = (widened_total.saturating_mul(2), available / 2);
-                let fits = needed <= budget;
-                let reason = format!(
-                    "twice the f32 weights, {}, {} half of the available memory, {}",
-                    mib(needed),
-                    if fits { "fit in" } else { "exceed" },
-                    mib(budget)
-                );
-                (if fits { WeightMode::Widened } else { WeightMode::Lazy }, reason)
-            }
-        };
-        let fused = fuse::touched_tensors(engine, adapters.iter().map(|(adapter, _)| adapter));
-        let private = match mode {
-            // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
-            WeightMode::Widened => weights
-                .iter()
-                .map(|(name, w)| {
-                    let buffer = if w.stored_wide && !fused.contains(*name) { 0 } else { w.widened };
-                    buffer + if w.matrix { w.widened } else { 0 }
-                })
-                .sum(),
-            WeightMode::Lazy => weights.iter().filter(|(name, _)| fused.contains(**name)).map(|(_, w)| w.stored).sum(),
-        };
-        Ok(Self { mode, reason, private })
-    }
-}
-
-/// Refuses what does not fit.
-fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>) -> Result<(), OrtError> {
-    match available {
-        Some(available) if needed > available => {
-            let way_out = match mode {
-                WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
-                WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
-            };
-            Err(OrtError::Memory { mode, needed, available, way_out })
-        }
-        _ => Ok(()),
-    }
-}
-
-struct WeightSize {
-    stored: u64,
-    /// Bytes in f32, or as stored if it is no float.
-    widened: u64,
-    stored_wide: bool,
-    matrix: bool,
-}
-
-fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, OrtError> {
-    let mut weights = BTreeMap::new();
-    let graphs = engine.manifest().graphs.iter().flat_map(Graph::parts);
-    for graph in graphs {
-        for name in &graph.weights {
-            let view = engine.weight(name)?;
-            let stored = view.data.len() as u64;
-            let float = view.dtype.is_float();
-            let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
-            let stored_wide = !float || view.dtype == Dtype::F32;
-            weights
-                .insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() > 1 });
-        }
-    }
-    Ok(weights)
 }

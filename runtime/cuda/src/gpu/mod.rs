@@ -176,14 +176,81 @@ unsafe impl Driver for Gpu {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::path::PathBuf;
+    use std::process::Command;
+
     use super::*;
+    use crate::{Factors, Memory, Region, fuse};
+
+    /// Set in a process that loads the stand-in for the driver.
+    const EMULATED: &str = "V2L_TEST_EMULATED_DRIVER";
 
     #[test]
-    fn gpu_on_a_machine_without_one_is_an_error_with_a_way_out() {
+    fn gpu_that_is_not_there_is_an_error_with_a_way_out() {
         match open(usize::MAX, None) {
             Ok(_) => unreachable!("no machine has that many"),
             Err(CudaError::NoDriver { .. } | CudaError::NoDevice { .. }) => {}
             Err(other) => panic!("{other}"),
         }
+    }
+
+    /// Every call of the driver, on a stand-in for its library, in a process of its own. Needs NVRTC, and c++.
+    #[test]
+    fn gpu_on_an_emulated_driver_allocates_copies_and_fuses() {
+        if std::env::var_os(EMULATED).is_some() {
+            return on_the_emulated_driver();
+        }
+        if let Err(error) = compile((9, 0), None) {
+            let _ = writeln!(std::io::stderr(), "SKIPPED: the driver is not emulated: {error}");
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kernels/driver.cpp");
+        let flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off", "-shared", "-fPIC"];
+        let library = folder.path().join("libcuda.so");
+        let status = Command::new("c++").args(flags).arg(source).arg("-o").arg(library).status().unwrap();
+        assert!(status.success());
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child.args(["--exact", "gpu::tests::gpu_on_an_emulated_driver_allocates_copies_and_fuses", "--nocapture"]);
+        let child = child.env(EMULATED, "1").env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+    }
+
+    fn on_the_emulated_driver() {
+        let (info, driver) = open(0, None).unwrap();
+        assert_eq!((&info.name[..], info.capability, info.memory), ("emulated", (9, 0), 1 << 30));
+        assert!(matches!(open(1, None), Err(CudaError::NoDevice { ordinal: 1, count: 1 })));
+        let (again, same) = open(0, None).unwrap();
+        assert!(again == info && Arc::ptr_eq(&driver, &same), "compiled once");
+
+        let free = driver.free_memory().unwrap();
+        let error = Memory::new(&driver, 1 << 31).unwrap_err();
+        assert!(matches!(error, CudaError::OutOfMemory { needed, free: left } if needed == 1 << 31 && left == free));
+
+        // W = 1 everywhere, and L·R = row · column: f32 shows where each weight goes.
+        let (rows, columns) = (130, 300);
+        let bytes = |values: Vec<f32>| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let base = Memory::of(&driver, &bytes(vec![1.0; rows * columns])).unwrap();
+        let numbers = (0..rows).chain(0..columns).map(|i| i as f32).collect();
+        let factors = Memory::of(&driver, &bytes(numbers)).unwrap();
+        let mut out = Memory::new(&driver, base.len()).unwrap();
+        let pair =
+            Factors { left: 0, left_steps: [1, 1], right: rows, right_steps: [columns, 1], rank: 1, factor: 0.5 };
+        let region =
+            Region { base: &base, base_at: 0, out_at: 0, stride: columns, rows, columns, products: vec![pair] };
+        // On another thread than the one that opened the GPU.
+        let fused = || fuse(&driver, Element::F32, &factors, &mut out, &[region]).unwrap();
+        let sums = std::thread::scope(|scope| scope.spawn(fused).join().unwrap());
+        assert_eq!(sums[0].unchanged, (rows + columns - 1) as u64, "row 0 and column 0");
+        let expected: Vec<f32> =
+            (0..rows * columns).map(|i| 1.0 + 0.5 * ((i / columns) * (i % columns)) as f32).collect();
+        assert!(out.download(0..out.len()).unwrap() == bytes(expected));
+
+        out.copy(0, &base).unwrap();
+        driver.synchronize().unwrap();
+        assert!(out.download(0..out.len()).unwrap() == base.download(0..base.len()).unwrap());
+        drop((base, factors, out));
+        assert_eq!(driver.free_memory().unwrap(), free, "nothing is left");
     }
 }

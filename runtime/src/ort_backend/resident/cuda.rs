@@ -121,6 +121,10 @@ impl Device for Cuda {
         self.driver.ordinal()
     }
 
+    fn takes_all(&self) -> bool {
+        true
+    }
+
     fn hold(&self, _dtype: Dtype, data: Bytes) -> Result<Block, FuseError> {
         let memory = Memory::of(&self.driver, &data)?;
         Ok(Block { address: memory.address(), length: data.len(), owner: Arc::new(memory) })

@@ -1,11 +1,13 @@
 //! Host memory, and the CPU's kernels.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::{Block, Cancelled, Device, ToFuse};
 use crate::fuse::{Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors};
+use crate::ort_backend::memory::available_memory;
 use crate::ort_backend::open::aligned;
 use crate::tensor::Dtype;
 use crate::weights::WeightView;
@@ -14,13 +16,15 @@ use crate::weights::WeightView;
 #[derive(Debug, Default)]
 pub(in crate::ort_backend) struct Host {
     pool: Pool,
+    all: bool,
 }
 
 impl Host {
-    /// With at most this much memory for fused weights, those in use and those being made together.
-    pub(in crate::ort_backend) fn with_limit(bytes: Option<u64>) -> Self {
+    /// With at most this much memory for fused weights, those in use and those being made together; with all weights or only
+    /// those of slots.
+    pub(in crate::ort_backend) fn new(memory: Option<u64>, all: bool) -> Self {
         let limit = |bytes| Pool::with_limit(usize::try_from(bytes).unwrap_or(usize::MAX));
-        Self { pool: bytes.map_or_else(Pool::default, limit) }
+        Self { pool: memory.map_or_else(Pool::default, limit), all }
     }
 }
 
@@ -38,11 +42,21 @@ impl Device for Host {
         None
     }
 
+    fn takes_all(&self) -> bool {
+        self.all
+    }
+
     fn hold(&self, dtype: Dtype, data: Bytes) -> Result<Block, FuseError> {
         Ok(block(aligned(dtype, data)))
     }
 
     fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
+        let needed: usize = tensors.iter().map(|tensor| tensor.base.length).sum();
+        let fresh = needed.saturating_sub(self.pool.free()) as u64;
+        if let Some(available) = available_memory().filter(|&available| fresh > available) {
+            let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("{available} bytes are available"));
+            return Err(FuseError::Memory { needed, source });
+        }
         let mut changed = Vec::with_capacity(tensors.len());
         for &ToFuse { name, dtype, shape, base, slots } in tensors {
             changed.push(Changed { name, base: WeightView { dtype, shape, data: bytes(base) }, slots });

@@ -1,4 +1,4 @@
-//! Weights of slots that stay on a device while adapters come and go, and are given to sessions as inputs.
+//! Weights that stay on a device while adapters come and go, and are given to sessions as inputs: those of slots, or all.
 //!
 //! The pristine weights are never written to. Adapters are fused from them into memory of their own, which takes their place all at
 //! once: a fuse that fails has changed nothing, and without adapters the pristine weights themselves are in use, bit for bit.
@@ -30,6 +30,10 @@ pub(super) type Cancelled<'a> = Option<&'a (dyn Fn() -> bool + Sync)>;
 pub(super) trait Device: fmt::Debug + Send + Sync {
     /// The GPU's number, or `None` for host memory.
     fn ordinal(&self) -> Option<i32>;
+
+    /// True if all weights are inputs. On a GPU they must be: ONNX Runtime passes over initializers in host memory that a GPU is to
+    /// use, and looks for their values in the graph's external file, which is empty.
+    fn takes_all(&self) -> bool;
 
     /// Holds a weight of type `dtype`.
     ///
@@ -112,7 +116,7 @@ pub(super) struct State {
     fused: HashMap<String, Block>,
 }
 
-/// The slots' weights of an engine, on a device.
+/// Weights of an engine, on a device.
 #[derive(Debug)]
 pub(super) struct Resident {
     device: Arc<dyn Device>,
@@ -121,23 +125,26 @@ pub(super) struct Resident {
 }
 
 impl Resident {
-    /// Brings the weights of all slots to the device, but for those that are stored in 8 bits. `weight` gives a weight's type and
-    /// bytes, as graphs take it.
+    /// Brings the weights of all slots to the device, but for those that are stored in 8 bits, and those of `others` if the device
+    /// takes all. `weight` gives a weight's type and bytes, as graphs take it.
     ///
     /// # Errors
     /// [`FuseError::Engine`], [`FuseError::Device`] or [`FuseError::Memory`].
     pub(super) fn new(
         engine: &Engine,
         device: Arc<dyn Device>,
+        others: &[&str],
         mut weight: impl FnMut(&str) -> Result<(Dtype, Bytes), FuseError>,
     ) -> Result<Self, FuseError> {
         let mut held = IndexMap::new();
-        for slot in engine.manifest().slots.iter().filter(|slot| slot.quantized.is_none()) {
-            if !held.contains_key(&slot.tensor) {
-                let shape = engine.weight(&slot.tensor)?.shape.to_vec();
-                let (dtype, data) = weight(&slot.tensor)?;
+        let slots = engine.manifest().slots.iter().filter(|slot| slot.quantized.is_none());
+        let others = if device.takes_all() { others } else { &[] };
+        for name in slots.map(|slot| &slot.tensor[..]).chain(others.iter().copied()) {
+            if !held.contains_key(name) {
+                let shape = engine.weight(name)?.shape.to_vec();
+                let (dtype, data) = weight(name)?;
                 let base = device.hold(dtype, data)?;
-                held.insert(slot.tensor.clone(), Held { dtype, shape, base });
+                held.insert(name.to_owned(), Held { dtype, shape, base });
             }
         }
         device.settle()?;

@@ -1,0 +1,146 @@
+// A stand-in for NVIDIA's driver, for tests: the calls that v2l-cuda makes, on host memory, with the fusion kernel of host.cpp. It
+// checks what it is given as a driver would, and says so in its result.
+//
+//   c++ -std=c++17 -O1 -ffp-contract=off -shared -fPIC driver.cpp -o libcuda.so
+
+#include "host.cpp"
+
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+
+namespace {
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_CONTEXT = 201, NOT_FOUND = 500 };
+constexpr size_t TOTAL = size_t(1) << 30;
+const char *const KERNELS[] = {"fuse_f32", "fuse_f16", "fuse_bf16"};
+std::map<uintptr_t, size_t> allocations;
+size_t used = 0;
+bool initialized = false;
+thread_local void *current = nullptr;
+int context;
+
+// Whether `bytes` bytes from `at` on lie within an allocation.
+bool holds(uintptr_t at, size_t bytes) {
+    auto next = allocations.upper_bound(at);
+    if (next == allocations.begin()) return false;
+    --next;
+    return at + bytes <= next->first + next->second;
+}
+} // namespace
+
+extern "C" {
+int cuInit(unsigned flags) {
+    initialized = flags == 0;
+    return initialized ? SUCCESS : INVALID_VALUE;
+}
+int cuDeviceGetCount(int *count) {
+    *count = 1;
+    return initialized ? SUCCESS : NOT_INITIALIZED;
+}
+int cuDeviceGet(int *device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? SUCCESS : INVALID_VALUE;
+}
+int cuDeviceGetName(char *name, int length, int) {
+    std::snprintf(name, size_t(length), "emulated");
+    return SUCCESS;
+}
+int cuDeviceTotalMem_v2(size_t *bytes, int) {
+    *bytes = TOTAL;
+    return SUCCESS;
+}
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+    // Compute capability 9.0; nothing else.
+    *value = attribute == 75 ? 9 : 0;
+    return SUCCESS;
+}
+int cuDevicePrimaryCtxRetain(void **made, int) {
+    *made = &context;
+    return initialized ? SUCCESS : NOT_INITIALIZED;
+}
+int cuDevicePrimaryCtxRelease_v2(int) { return SUCCESS; }
+int cuCtxGetCurrent(void **found) {
+    *found = current;
+    return SUCCESS;
+}
+int cuCtxSetCurrent(void *chosen) {
+    current = chosen;
+    return SUCCESS;
+}
+int cuCtxSynchronize() { return current ? SUCCESS : NO_CONTEXT; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    *free = TOTAL - used;
+    *total = TOTAL;
+    return current ? SUCCESS : NO_CONTEXT;
+}
+int cuMemAlloc_v2(uintptr_t *address, size_t bytes) {
+    if (!current) return NO_CONTEXT;
+    if (bytes == 0) return INVALID_VALUE;
+    if (bytes > TOTAL - used) return OUT_OF_MEMORY;
+    void *memory = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+    if (!memory) return OUT_OF_MEMORY;
+    *address = reinterpret_cast<uintptr_t>(memory);
+    allocations[*address] = bytes;
+    used += bytes;
+    return SUCCESS;
+}
+int cuMemFree_v2(uintptr_t address) {
+    const auto found = allocations.find(address);
+    if (!current) return NO_CONTEXT;
+    if (found == allocations.end()) return INVALID_VALUE;
+    used -= found->second;
+    allocations.erase(found);
+    std::free(reinterpret_cast<void *>(address));
+    return SUCCESS;
+}
+int cuMemcpyHtoD_v2(uintptr_t to, const void *from, size_t bytes) {
+    if (!current || !holds(to, bytes)) return INVALID_VALUE;
+    std::memcpy(reinterpret_cast<void *>(to), from, bytes);
+    return SUCCESS;
+}
+int cuMemcpyDtoH_v2(void *to, uintptr_t from, size_t bytes) {
+    if (!current || !holds(from, bytes)) return INVALID_VALUE;
+    std::memcpy(to, reinterpret_cast<void *>(from), bytes);
+    return SUCCESS;
+}
+int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *stream) {
+    if (!current || stream || !holds(to, bytes) || !holds(from, bytes)) return INVALID_VALUE;
+    std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
+    return SUCCESS;
+}
+int cuModuleLoadData(void **module, const void *image) {
+    if (!current || std::memcmp(image, "\x7f" "ELF", 4) != 0) return INVALID_VALUE;
+    *module = &context;
+    return SUCCESS;
+}
+int cuModuleGetFunction(void **function, void *, const char *name) {
+    for (const char *const &kernel : KERNELS)
+        if (std::string(name) == kernel) {
+            *function = const_cast<const char **>(&kernel);
+            return SUCCESS;
+        }
+    return NOT_FOUND;
+}
+int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned ty, unsigned tz, unsigned shared,
+                   void *stream, void **arguments, void **extra) {
+    const long element = static_cast<const char *const *>(function) - KERNELS;
+    if (!current || y != 1 || z != 1 || threads != emulator::COUNT || ty != 1 || tz != 1 || shared || stream || extra) return INVALID_VALUE;
+    uintptr_t at[4];
+    for (int i = 0; i < 4; i++) {
+        at[i] = *static_cast<uintptr_t *>(arguments[i]);
+        if (!holds(at[i], 1)) return INVALID_VALUE;
+    }
+    if (!holds(at[2], x * sizeof(u32)) || !holds(at[3], x * sizeof(Sums))) return INVALID_VALUE;
+    const auto pointer = [&](int i) { return reinterpret_cast<void *>(at[i]); };
+    return fuse_host(int(element), pointer(0), pointer(1), pointer(2), pointer(3), x) ? INVALID_VALUE : SUCCESS;
+}
+int cuGetErrorName(int error, const char **name) {
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_EMULATED";
+    return SUCCESS;
+}
+int cuGetErrorString(int, const char **words) {
+    *words = "of the stand-in";
+    return SUCCESS;
+}
+}
