@@ -1,0 +1,40 @@
+# Sourced by bin/setup, bin/trt-check and bin/gpu-check, in the checkout's folder: fetches packages of Python's index into vendor/.
+# shellcheck shell=bash
+
+# What is being installed: a download takes its place only when it is complete.
+partial=
+trap '[ -z "$partial" ] || rm -rf "$partial"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+# fail MESSAGE...: one line each, then the end.
+fail() {
+    printf "bin/${0##*/}: %s\n" "$@" >&2
+    exit 1
+}
+
+# fetch FOLDER WITHOUT REQUIREMENT... [-- PIP_OPTION...]: installs packages, without what they depend on, as vendor/FOLDER; WITHOUT says
+# how to do without them.
+fetch() {
+    local folder=$1 without=$2 requirements=()
+    shift 2
+    while [ $# -gt 0 ] && [ "$1" != -- ]; do
+        requirements+=("$1")
+        shift
+    done
+    [ $# -eq 0 ] || shift
+    printf "bin/${0##*/}: fetching %s into vendor/%s\n" "${requirements[*]}" "$folder" >&2
+    mkdir -p vendor
+    partial=$(mktemp -d "vendor/.$folder.partial.XXXXXX")
+    # A `user` or `require-virtualenv` setting of this machine's pip would not go with --target.
+    PIP_USER=0 PIP_REQUIRE_VIRTUALENV=0 PIP_ROOT_USER_ACTION=ignore python3 -m pip install --quiet \
+        --disable-pip-version-check --no-input --no-compile --no-deps --only-binary=:all: --target "$partial" \
+        "$@" "${requirements[@]}" ||
+        fail "pip could not install ${requirements[*]}; see its message above" \
+            "a network or mirror problem: correct it (PIP_INDEX_URL names another index) and run it again" \
+            "to do without: $without"
+    chmod 755 "$partial"
+    rm -rf "vendor/$folder"
+    mv "$partial" "vendor/$folder"
+    partial=
+}
