@@ -88,7 +88,15 @@ impl Output {
         match progress {
             Progress::Component { name, bytes } => self.start(name, *bytes, true),
             Progress::Checking { name } => self.start(&format!("checking {name}"), 1, false),
-            Progress::Building { name, graph } => self.start(&format!("building {name} {graph}"), 1, false),
+            Progress::Building { name, graph, capability } => {
+                let gpu = capability.map_or_else(String::new, |capability| format!(" for {capability}"));
+                self.start(&format!("building {name} {graph}{gpu}"), 1, false);
+            }
+            Progress::Phase { name, done, of } => {
+                self.bar.set_length((*of).max(1).into());
+                self.bar.set_position((*done).into());
+                self.bar.set_message((*name).to_owned());
+            }
             Progress::Calibrating { name } => self.start(&format!("measuring {name}"), 1, false),
             Progress::Written { bytes } => self.progress(*bytes),
         }

@@ -370,9 +370,9 @@ fn compile_component(
         let described = compile_graph(&name, &main, typed.as_ref(), &weights, &mut blobs)?;
         let mut described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
         if let (Some(tensorrt), Some(typed)) = (tensorrt, &typed) {
-            progress(Progress::Building { name: &component, graph: &name });
             described.backend = tensorrt.backend().into();
-            for built in tensorrt.build(&name, &typed.model, &profiles, &slots, &weights)? {
+            let subject = (&component[..], &name[..], &typed.model);
+            for built in tensorrt.build(subject, &profiles, &slots, &weights, progress)? {
                 described.files.plans.push(built.plan);
                 blobs.push(built.blob);
                 plans.push(built.report);

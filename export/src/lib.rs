@@ -52,12 +52,23 @@ pub enum Progress<'a> {
         /// The component.
         name: &'a str,
     },
-    /// TensorRT builds the plan of one of its graphs next.
+    /// TensorRT builds a plan of one of its graphs next.
     Building {
         /// The component.
         name: &'a str,
         /// The graph.
         graph: &'a str,
+        /// The kind of GPU; `None`: the one of this machine.
+        capability: Option<trt::Capability>,
+    },
+    /// A phase of such a build, by TensorRT's name.
+    Phase {
+        /// The name.
+        name: &'a str,
+        /// Steps of it that are done.
+        done: u32,
+        /// Steps of it; 0 if TensorRT does not say.
+        of: u32,
     },
     /// A component's values are being measured, to decide which node computes in which type.
     Calibrating {

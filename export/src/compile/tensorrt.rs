@@ -16,8 +16,8 @@ use v2l_trt::{Capability, Flavour};
 use self::refittable::refittable;
 use super::variants::encode_weightless;
 use super::weights::StoredWeight;
-use crate::ExportError;
 use crate::engine_writer::EngineBlob;
+use crate::{ExportError, Progress};
 
 /// How to compile for TensorRT.
 #[derive(Clone, Debug)]
@@ -99,11 +99,11 @@ impl<'a> TensorRt<'a> {
     /// TensorRT-RTX puts placeholders into plans for one kind only.
     pub(super) fn build(
         &self,
-        graph: &str,
-        model: &Model,
+        (component, graph, model): (&str, &str, &Model),
         profiles: &[Profile],
         slots: &[Slot],
         weights: &BTreeMap<String, StoredWeight>,
+        progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Vec<BuiltPlan>, ExportError> {
         let ranges = ranges(graph, model, profiles)?;
         let bytes = encode_weightless(graph, model)?;
@@ -113,13 +113,22 @@ impl<'a> TensorRt<'a> {
             .collect::<Result<_, ExportError>>()?;
         let data: Vec<(String, &[u8])> = data.iter().map(|(name, data)| (name.clone(), &data[..])).collect();
         let subject = Subject { graph, model, bytes: &bytes, ranges: &ranges, weights: &data, slots };
+        let mut build = |capability| {
+            progress(Progress::Building { name: component, graph, capability });
+            self.build_for(capability, &subject, progress)
+        };
         match &self.options.capabilities[..] {
-            [] => Ok(vec![self.build_for(None, &subject)?]),
-            capabilities => capabilities.iter().map(|c| self.build_for(Some(*c), &subject)).collect(),
+            [] => Ok(vec![build(None)?]),
+            capabilities => capabilities.iter().map(|capability| build(Some(*capability))).collect(),
         }
     }
 
-    fn build_for(&self, capability: Option<Capability>, subject: &Subject<'_>) -> Result<BuiltPlan, ExportError> {
+    fn build_for(
+        &self,
+        capability: Option<Capability>,
+        subject: &Subject<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<BuiltPlan, ExportError> {
         let slot_tensors = subject.slot_tensors();
         let refit = match self.options.flavour {
             _ if self.options.plain => Refit::None,
@@ -133,7 +142,10 @@ impl<'a> TensorRt<'a> {
         let built = match &self.options.builder {
             PlanBuilder::InProcess => self.library.build(&request, &mut |_| true),
             PlanBuilder::Program(program) => {
-                self.library.build_in(Child { program, scratch: &self.scratch }, &request, &mut |_| true)
+                self.library.build_in(Child { program, scratch: &self.scratch }, &request, &mut |step| {
+                    progress(Progress::Phase { name: step.phase, done: step.done, of: step.of });
+                    true
+                })
             }
         };
         let Built { plan, reproducible, refittable: offered, warnings } = built.map_err(failed)?;
