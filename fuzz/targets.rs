@@ -14,22 +14,22 @@ use v2l::*;
 use v2l_export::{CompileOptions, ExportOptions};
 
 /// The files that inputs are written to.
-struct Files {
-    folder: TempDir,
+pub(crate) struct Files {
+    pub(crate) folder: TempDir,
     engine: usize,
 }
 
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     if manifest.ends_with("fuzz") { manifest.join("..") } else { manifest.to_owned() }
 }
 
 /// The checkpoint whose weights are fuzzed, and what adapters are loaded for.
-fn model() -> PathBuf {
+pub(crate) fn model() -> PathBuf {
     repository().join("tests/fixtures/sample/transformer")
 }
 
-fn files() -> &'static Files {
+pub(crate) fn files() -> &'static Files {
     static FILES: OnceLock<Files> = OnceLock::new();
     FILES.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
@@ -54,25 +54,6 @@ fn compiled(folder: &Path) -> PathBuf {
 
 fn c_path(path: &Path) -> CString {
     CString::new(path.to_str().unwrap()).unwrap()
-}
-
-/// Names of the targets, and good inputs to begin with.
-#[allow(dead_code, reason = "cargo-fuzz has a corpus of its own")]
-pub(crate) fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let fixtures = repository().join("tests/fixtures");
-    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let paths = match target {
-        "engine" => vec![files().folder.path().join("engines/transformer.engine")],
-        "adapter" => {
-            ["block", "sd3", "wan_fused"].map(|name| fixtures.join(format!("corpus/{name}/adapter.safetensors"))).into()
-        }
-        "onnx" => ["block/ts17", "block/dynamo18", "block/ts17_f16"]
-            .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
-            .into(),
-        "checkpoint" => vec![model().join("diffusion_pytorch_model.safetensors")],
-        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint"),
-    };
-    paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
 }
 
 /// Gives `bytes` to a target.

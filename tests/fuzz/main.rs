@@ -8,7 +8,7 @@
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -72,6 +72,24 @@ fn mutate(draws: &mut Draws, bytes: &mut Vec<u8>) {
     }
 }
 
+/// Good inputs to begin with.
+fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let fixtures = targets::repository().join("tests/fixtures");
+    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let paths = match target {
+        "engine" => vec![targets::files().folder.path().join("engines/transformer.engine")],
+        "adapter" => {
+            ["block", "sd3", "wan_fused"].map(|name| fixtures.join(format!("corpus/{name}/adapter.safetensors"))).into()
+        }
+        "onnx" => ["block/ts17", "block/dynamo18", "block/ts17_f16"]
+            .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
+            .into(),
+        "checkpoint" => vec![targets::model().join("diffusion_pytorch_model.safetensors")],
+        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint"),
+    };
+    paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(target) = arguments.first() else {
@@ -80,7 +98,7 @@ fn main() -> ExitCode {
     };
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (seconds, seed) = (number(1, 600), number(2, 1));
-    let corpus = targets::corpus(target);
+    let corpus = corpus(target);
     let crash = PathBuf::from(format!("fuzz-{target}.crash"));
     let mut draws = Draws(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (start, mut inputs) = (Instant::now(), 0u64);

@@ -32,14 +32,15 @@ pub fn find(folders: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
 
 /// The folder, and those of NVIDIA's packages in it, if there are any.
 fn with_packages(folder: PathBuf) -> Vec<PathBuf> {
-    let mut packages = subfolders(&folder.join("nvidia"), "");
+    let mut packages = entries(&folder.join("nvidia"), "");
     packages.iter_mut().for_each(|package| package.push("lib"));
     std::iter::once(folder).chain(packages).filter(|folder| folder.is_dir()).collect()
 }
 
-fn subfolders(folder: &Path, prefix: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
-    let named = entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
+/// What lies in a folder under names that begin with `prefix`, by name; nothing for a folder without a path.
+pub(crate) fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
+    let all = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
+    let named = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
     let mut found: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
     found.sort();
     found
@@ -50,7 +51,7 @@ fn site_packages() -> Vec<PathBuf> {
     let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
     let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
     let roots = active.chain(home).chain([PathBuf::from("/usr/local"), PathBuf::from("/usr")]);
-    let versions = roots.flat_map(|root| subfolders(&root.join("lib"), "python3").into_iter().rev());
+    let versions = roots.flat_map(|root| entries(&root.join("lib"), "python3").into_iter().rev());
     versions.flat_map(|version| ["site-packages", "dist-packages"].map(|name| version.join(name))).collect()
 }
 

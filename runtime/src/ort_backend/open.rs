@@ -426,7 +426,7 @@ fn typed(graph: &Graph, provider: Provider) -> Result<&TypedGraph, OrtError> {
     match (&graph.files.typed, graph.precision.as_str()) {
         (None, _) => Err(refused("was compiled without a precision plan; compile it with `--precision fp16`")),
         (Some(_), "bf16" | "mixed") if provider == Provider::Cpu => Err(refused(
-            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`, use \
+            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`, or use \
              `--provider cuda`",
         )),
         (Some(typed), _) => Ok(typed),

@@ -34,12 +34,16 @@ impl Flavour {
         match self {
             Self::Rtx => Files {
                 library: "libtensorrt_rtx.so.1",
+                #[cfg(feature = "build")]
                 parser: "libtensorrt_onnxparser_rtx.so.1",
                 package: "tensorrt_rtx_libs",
             },
-            Self::TensorRt => {
-                Files { library: "libnvinfer.so.11", parser: "libnvonnxparser.so.11", package: "tensorrt_libs" }
-            }
+            Self::TensorRt => Files {
+                library: "libnvinfer.so.11",
+                #[cfg(feature = "build")]
+                parser: "libnvonnxparser.so.11",
+                package: "tensorrt_libs",
+            },
         }
     }
 
@@ -57,7 +61,7 @@ impl Flavour {
 /// Names of a flavour's files.
 pub(crate) struct Files {
     pub(crate) library: &'static str,
-    #[cfg_attr(not(feature = "build"), allow(dead_code))]
+    #[cfg(feature = "build")]
     pub(crate) parser: &'static str,
     pub(crate) package: &'static str,
 }

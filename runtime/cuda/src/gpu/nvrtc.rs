@@ -67,6 +67,8 @@ impl Api {
         let bare = NAMES.iter().map(PathBuf::from);
         let mut looked: Vec<String> = folders.iter().map(|folder| folder.display().to_string()).collect();
         for path in found.filter(|path| path.is_file()).chain(bare) {
+            // NVRTC opens this part of itself by its name, and that of CUDA 13.0 does not look beside itself.
+            path.parent().into_iter().flat_map(builtins).for_each(|part| keep(&part));
             match Self::load(&path) {
                 Ok(api) => return Ok(api),
                 Err(error) if path.is_absolute() => looked.push(format!("{} ({error})", path.display())),
@@ -139,18 +141,26 @@ pub fn compile((major, minor): (u32, u32), libraries: Option<&Path>) -> Result<(
 /// stay. What is missing or does not load is passed over: whoever wants it says so.
 pub fn preload(libraries: Option<&Path>, names: &[&str]) {
     let folders = search::folders(libraries);
-    for path in names.iter().filter_map(|name| search::find(&folders, &[name])) {
-        // SAFETY: the files bear the names of CUDA's libraries, where the user has them; loading them runs NVIDIA's own code only.
-        #[cfg(unix)]
-        let loaded = unsafe {
-            use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
-            Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL)
-        };
-        // SAFETY: as above.
-        #[cfg(not(unix))]
-        let loaded = unsafe { Library::new(&path) };
-        std::mem::forget(loaded);
-    }
+    names.iter().filter_map(|name| search::find(&folders, &[name])).for_each(|path| keep(&path));
+}
+
+/// Loads a library for good, if it loads.
+fn keep(path: &Path) {
+    // SAFETY: the file bears the name of one of CUDA's libraries, where the user has them; loading it runs NVIDIA's own code only.
+    #[cfg(unix)]
+    let loaded = unsafe {
+        use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+        Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL)
+    };
+    // SAFETY: as above.
+    #[cfg(not(unix))]
+    let loaded = unsafe { Library::new(path) };
+    std::mem::forget(loaded);
+}
+
+/// NVRTC's builtins in a folder, for all versions that lie there; none for the empty path of a bare name.
+fn builtins(folder: &Path) -> Vec<PathBuf> {
+    search::entries(folder, "libnvrtc-builtins.so")
 }
 
 #[cfg(test)]
