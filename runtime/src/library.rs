@@ -164,7 +164,7 @@ impl Search<'_> {
     }
 
     fn folders(&self) -> Vec<(PathBuf, String)> {
-        let executable = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+        let executable = v2l_search::executable();
         let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|folder| folder.is_dir());
         let mut folders = Vec::new();
         folders.extend(executable.iter().map(|f| (f.clone(), "next to the executable".to_owned())));
@@ -175,10 +175,9 @@ impl Search<'_> {
             folders.push((start.join(self.vendored), "vendor".to_owned()));
         }
         folders.extend(checkout.map(|f| (f.join(self.vendored), "vendor".to_owned())));
-        if let Some(list) = env::var_os(self.system.0) {
-            let listed = env::split_paths(&list).filter(|f| f.join(self.system.1).is_file());
-            folders.extend(listed.map(|f| (f, format!("${}", self.system.0))));
-        }
+        let listed = v2l_search::listed(env::var_os(self.system.0).as_deref()).into_iter();
+        let listed = listed.filter(|f| f.join(self.system.1).is_file());
+        folders.extend(listed.map(|f| (f, format!("${}", self.system.0))));
         folders
     }
 

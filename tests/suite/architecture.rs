@@ -12,11 +12,12 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l", &["v2l-export", "v2l-runtime"]),
     ("v2l-calibration", &["v2l-graphs"]),
     ("v2l-capi", &["v2l-runtime"]),
-    ("v2l-cuda", &[]),
+    ("v2l-cuda", &["v2l-search"]),
     ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime", "v2l-trt"]),
     ("v2l-graphs", &[]),
-    ("v2l-runtime", &["v2l-cuda", "v2l-trt"]),
-    ("v2l-trt", &[]),
+    ("v2l-runtime", &["v2l-cuda", "v2l-search", "v2l-trt"]),
+    ("v2l-search", &[]),
+    ("v2l-trt", &["v2l-search"]),
 ];
 
 /// The package whose tests may import every crate: it owns the end-to-end tests.

@@ -16,13 +16,9 @@ pub fn folders(explicit: Option<&Path>) -> Vec<PathBuf> {
     if let Some(path) = explicit.map(Path::to_owned).or(variable) {
         return with_packages(path);
     }
-    let executable = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
-    let above = executable.iter().flat_map(|start| start.ancestors()).map(|folder| folder.join("vendor/cuda"));
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(|folder| folder.join("vendor/cuda"));
-    let listed = env::var_os("LD_LIBRARY_PATH");
-    let listed: Vec<PathBuf> = listed.iter().flat_map(env::split_paths).filter(|path| path.is_absolute()).collect();
-    let all = executable.iter().cloned().chain(above).chain(checkout).chain(site_packages()).chain(listed);
-    all.flat_map(with_packages).collect()
+    let own = v2l_search::executable().into_iter().chain(v2l_search::vendored("vendor/cuda"));
+    let listed = v2l_search::listed(env::var_os("LD_LIBRARY_PATH").as_deref());
+    own.chain(v2l_search::site_packages()).chain(listed).flat_map(with_packages).collect()
 }
 
 /// The first of `names` in the first folder that holds one.
@@ -32,27 +28,9 @@ pub fn find(folders: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
 
 /// The folder, and those of NVIDIA's packages in it, if there are any.
 fn with_packages(folder: PathBuf) -> Vec<PathBuf> {
-    let mut packages = entries(&folder.join("nvidia"), "");
+    let mut packages = v2l_search::entries(&folder.join("nvidia"), "");
     packages.iter_mut().for_each(|package| package.push("lib"));
     std::iter::once(folder).chain(packages).filter(|folder| folder.is_dir()).collect()
-}
-
-/// What lies in a folder under names that begin with `prefix`, by name; nothing for a folder without a path.
-pub(crate) fn entries(folder: &Path, prefix: &str) -> Vec<PathBuf> {
-    let all = std::fs::read_dir(folder).into_iter().flatten().filter_map(|entry| entry.ok());
-    let named = all.filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));
-    let mut found: Vec<PathBuf> = named.map(|entry| entry.path()).collect();
-    found.sort();
-    found
-}
-
-/// `site-packages` of the active environment, of the user and of the system.
-fn site_packages() -> Vec<PathBuf> {
-    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
-    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let roots = active.chain(home).chain([PathBuf::from("/usr/local"), PathBuf::from("/usr")]);
-    let versions = roots.flat_map(|root| entries(&root.join("lib"), "python3").into_iter().rev());
-    versions.flat_map(|version| ["site-packages", "dist-packages"].map(|name| version.join(name))).collect()
 }
 
 #[cfg(test)]

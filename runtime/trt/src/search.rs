@@ -82,41 +82,13 @@ fn named(flavour: Flavour, path: &Path, from: &'static str) -> Result<Found, Not
 }
 
 fn folders(package: &str) -> Vec<(PathBuf, String)> {
-    let vendored = Path::new("vendor/tensorrt").join(package);
-    let executable = env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
-    let mut folders = Vec::new();
-    if let Some(start) = &executable {
-        folders.push((start.clone(), "next to the executable".to_owned()));
-        let above = start.ancestors().map(|folder| folder.join(&vendored)).filter(|folder| folder.is_dir());
-        folders.extend(above.map(|folder| (folder, "vendor".to_owned())));
-    }
-    let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2);
-    folders.extend(checkout.map(|folder| (folder.join(&vendored), "vendor".to_owned())));
-    let packages = site_packages().into_iter().map(|folder| folder.join(package)).filter(|folder| folder.is_dir());
-    folders.extend(packages.map(|folder| (folder, "a Python package".to_owned())));
-    if let Some(list) = env::var_os("LD_LIBRARY_PATH") {
-        folders.extend(env::split_paths(&list).map(|folder| (folder, "$LD_LIBRARY_PATH".to_owned())));
-    }
-    folders
-}
-
-/// `site-packages` of the active environment, of the user and of the system.
-fn site_packages() -> Vec<PathBuf> {
-    let home = env::var_os("HOME").map(|home| Path::new(&home).join(".local"));
-    let active = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
-    let roots = active.chain(home).chain([PathBuf::from("/usr/local"), PathBuf::from("/usr")]);
-    let mut found = Vec::new();
-    for lib in roots.map(|root| root.join("lib")) {
-        let entries = std::fs::read_dir(&lib).into_iter().flatten().filter_map(|entry| entry.ok());
-        let mut versions: Vec<PathBuf> = entries
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"))
-            .map(|entry| entry.path())
-            .collect();
-        versions.sort();
-        let both = |version: PathBuf| ["site-packages", "dist-packages"].map(|name| version.join(name));
-        found.extend(versions.into_iter().rev().flat_map(both));
-    }
-    found
+    let from = |from: &'static str| move |folder| (folder, from.to_owned());
+    let own = v2l_search::executable().into_iter().map(from("next to the executable"));
+    let vendored = v2l_search::vendored(Path::new("vendor/tensorrt").join(package)).into_iter().map(from("vendor"));
+    let packages = v2l_search::site_packages().into_iter().map(|folder| folder.join(package));
+    let packages = packages.filter(|folder| folder.is_dir()).map(from("a Python package"));
+    let listed = v2l_search::listed(env::var_os("LD_LIBRARY_PATH").as_deref());
+    own.chain(vendored).chain(packages).chain(listed.into_iter().map(from("$LD_LIBRARY_PATH"))).collect()
 }
 
 #[cfg(test)]

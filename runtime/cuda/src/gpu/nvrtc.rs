@@ -160,7 +160,7 @@ fn keep(path: &Path) {
 
 /// NVRTC's builtins in a folder, for all versions that lie there; none for the empty path of a bare name.
 fn builtins(folder: &Path) -> Vec<PathBuf> {
-    search::entries(folder, "libnvrtc-builtins.so")
+    v2l_search::entries(folder, "libnvrtc-builtins.so")
 }
 
 #[cfg(test)]
