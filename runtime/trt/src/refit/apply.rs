@@ -1,4 +1,3 @@
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::plan::{Change, Content, Held, PlanError, Request, plan};
@@ -45,12 +44,14 @@ pub trait Refitter {
 pub trait Staging {
     /// Why it could not give them.
     type Error;
+    /// Bytes: pristine ones in place, fused ones in memory that goes with them.
+    type Data: AsRef<[u8]>;
 
-    /// The bytes of a weight with this content, in the type that the plan expects: pristine ones in place.
+    /// The bytes of a weight with this content, in the type that the plan expects.
     ///
     /// # Errors
     /// Its own.
-    fn weight(&self, change: &Change) -> Result<Cow<'_, [u8]>, Self::Error>;
+    fn weight(&self, change: &Change) -> Result<Self::Data, Self::Error>;
 }
 
 /// What was done.
@@ -132,13 +133,13 @@ fn run_round<S: Staging>(
     staging: &S,
     asked_for: &mut BTreeSet<String>,
 ) -> Result<Vec<Change>, Cause<S::Error>> {
-    let mut bytes: Vec<Cow<'_, [u8]>> = Vec::new();
+    let mut bytes: Vec<S::Data> = Vec::new();
     loop {
         for change in &changes[bytes.len()..] {
             bytes.push(staging.weight(change).map_err(Cause::Staging)?);
         }
         let weights: Vec<(&str, &[u8])> =
-            changes.iter().zip(&bytes).map(|(change, bytes)| (&change.weight[..], &bytes[..])).collect();
+            changes.iter().zip(&bytes).map(|(change, bytes)| (&change.weight[..], bytes.as_ref())).collect();
         let missing = match refitter.refit(&weights)? {
             Outcome::Done => return Ok(changes),
             Outcome::Missing(missing) => missing,

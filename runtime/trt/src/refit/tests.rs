@@ -75,8 +75,9 @@ struct Source;
 
 impl Staging for Source {
     type Error = String;
+    type Data = Cow<'static, [u8]>;
 
-    fn weight(&self, change: &Change) -> Result<Cow<'_, [u8]>, String> {
+    fn weight(&self, change: &Change) -> Result<Cow<'static, [u8]>, String> {
         Ok(match &change.content {
             Content::Pristine => Cow::Borrowed(pristine()),
             fused => Cow::Owned(bytes_of(fused)),

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 
 use super::apply::{Applied, ApplyError, Cause, Refitter, Staging, apply};
-use super::plan::{Groups, Held, Prototype, Request, SlotWeight};
+use super::plan::{Content, Groups, Held, Prototype, Request, SlotWeight};
 
 /// Where engines come from.
 pub trait Engines {
@@ -12,11 +12,17 @@ pub trait Engines {
     /// Why there is none.
     type Error: std::error::Error;
 
-    /// Loads the plan: all placeholders are to be set.
+    /// Loads the plan.
     ///
     /// # Errors
     /// Its own.
     fn load(&mut self) -> Result<Self::Engine, Self::Error>;
+
+    /// Every weight that an engine can be given, in its order.
+    ///
+    /// # Errors
+    /// Its own.
+    fn prototypes(&self, engine: &mut Self::Engine) -> Result<IndexMap<String, Prototype>, Self::Error>;
 
     /// A refitter for an engine.
     ///
@@ -30,27 +36,38 @@ pub trait Engines {
 pub struct Fixed {
     /// What adapters may change.
     pub slots: Vec<SlotWeight>,
-    /// Every weight that the engine can be given, in its order.
-    pub prototypes: IndexMap<String, Prototype>,
     /// Type and element count of the weights in the engine file.
     pub stored: BTreeMap<String, Prototype>,
     /// Weights that go together.
     pub groups: Groups,
     /// Bytes of fused weights that may lie in memory at a time.
     pub staging: usize,
+    /// True if a plan that was just loaded holds no values for the weights that it can be given; else it holds the pristine ones.
+    pub placeholders: bool,
 }
 
 impl Fixed {
-    fn request<'a>(&'a self, adapters: &'a BTreeMap<String, u64>, held: &'a Held) -> Request<'a> {
+    fn request<'a>(
+        &'a self,
+        prototypes: &'a IndexMap<String, Prototype>,
+        adapters: &'a BTreeMap<String, u64>,
+        held: &'a Held,
+    ) -> Request<'a> {
         Request {
             slots: &self.slots,
-            prototypes: &self.prototypes,
+            prototypes,
             stored: &self.stored,
             groups: &self.groups,
             adapters,
             held,
             staging: self.staging,
         }
+    }
+
+    /// What a plan holds that was just loaded.
+    fn fresh(&self, prototypes: &IndexMap<String, Prototype>) -> Held {
+        let names = prototypes.keys().filter(|_| !self.placeholders);
+        names.map(|name| (name.clone(), Content::Pristine)).collect()
     }
 }
 
@@ -87,6 +104,7 @@ type Changed<T, E, S> = Result<T, WeightedError<<E as Engines>::Error, <S as Sta
 pub struct Weighted<E: Engines, S: Staging> {
     engines: E,
     fixed: Fixed,
+    prototypes: IndexMap<String, Prototype>,
     engine: Option<E::Engine>,
     /// What `engine` holds.
     held: Held,
@@ -101,10 +119,11 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
     /// [`WeightedError::Load`], [`WeightedError::Refused`]; the engine is dropped.
     pub fn open(mut engines: E, fixed: Fixed, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Self, E, S> {
         let mut engine = engines.load().map_err(WeightedError::Load)?;
-        let held = Held::new();
-        let applied = run(&engines, &mut engine, &fixed.request(&adapters, &held), &staging)?;
+        let prototypes = engines.prototypes(&mut engine).map_err(WeightedError::Load)?;
+        let held = fixed.fresh(&prototypes);
+        let applied = run(&engines, &mut engine, &fixed.request(&prototypes, &adapters, &held), &staging)?;
         let held = applied.map_err(|error| WeightedError::Refused(error.cause))?.held;
-        Ok(Self { engines, fixed, engine: Some(engine), held, adapters, staging })
+        Ok(Self { engines, fixed, prototypes, engine: Some(engine), held, adapters, staging })
     }
 
     /// The engine; `None` after [`WeightedError::Lost`].
@@ -118,7 +137,7 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
     /// [`WeightedError`]; but for [`WeightedError::Lost`] the engine is as it was.
     pub fn set(&mut self, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Applied, E, S> {
         let engine = self.engine.as_mut().ok_or(WeightedError::Gone)?;
-        match run(&self.engines, engine, &self.fixed.request(&adapters, &self.held), &staging)? {
+        match run(&self.engines, engine, &self.fixed.request(&self.prototypes, &adapters, &self.held), &staging)? {
             Ok(applied) => {
                 self.held.clone_from(&applied.held);
                 (self.adapters, self.staging) = (adapters, staging);
@@ -135,9 +154,9 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
     /// Drops a poisoned engine, so that there is room for another, and brings that to what the former held.
     fn restore(&mut self) -> Result<(), String> {
         self.engine = None;
-        self.held.clear();
         let mut engine = self.engines.load().map_err(|error| error.to_string())?;
-        let request = self.fixed.request(&self.adapters, &self.held);
+        self.held = self.fixed.fresh(&self.prototypes);
+        let request = self.fixed.request(&self.prototypes, &self.adapters, &self.held);
         let applied = run(&self.engines, &mut engine, &request, &self.staging);
         let applied = applied.map_err(|error: WeightedError<E::Error, S::Error>| error.to_string())?;
         self.held = applied.map_err(|error| error.cause.to_string())?.held;

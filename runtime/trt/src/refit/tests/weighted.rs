@@ -13,6 +13,7 @@ struct Scarce;
 struct Models {
     left: usize,
     fails: Option<usize>,
+    placeholders: bool,
     alive: Rc<Cell<usize>>,
 }
 
@@ -32,16 +33,21 @@ impl Engines for Models {
         self.left = self.left.checked_sub(1).ok_or(Scarce)?;
         assert_eq!(self.alive.get(), 0, "two engines at a time do not fit");
         self.alive.set(1);
+        let values = prototypes().into_keys().map(|name| (name, pristine().to_vec()));
         let engine = Engine {
             prototypes: prototypes(),
             groups: partitions(&WEIGHTS).remove(0),
-            held: BTreeMap::new(),
+            held: if self.placeholders { BTreeMap::new() } else { values.collect() },
             fails: self.fails.take(),
             refits: 0,
             touched: BTreeSet::new(),
             largest_staging: 0,
         };
         Ok(Model(engine, Rc::clone(&self.alive)))
+    }
+
+    fn prototypes(&self, engine: &mut Model) -> Result<IndexMap<String, Prototype>, Scarce> {
+        Ok(engine.0.prototypes.clone())
     }
 
     fn refitter<'a>(&'a self, engine: &'a mut Model) -> Result<Box<dyn Refitter + 'a>, Scarce> {
@@ -59,12 +65,22 @@ impl Refitter for Borrowed<'_> {
 
 /// An engine with the adapters of a number, of which the first `engines` can be loaded.
 fn open(engines: usize, fails: Option<usize>, number: u64) -> (Weighted<Models, Source>, Rc<Cell<usize>>) {
+    open_plan(true, engines, fails, number)
+}
+
+/// The same, of a plan with placeholders or without.
+fn open_plan(
+    placeholders: bool,
+    engines: usize,
+    fails: Option<usize>,
+    number: u64,
+) -> (Weighted<Models, Source>, Rc<Cell<usize>>) {
     let alive = Rc::new(Cell::new(0));
-    let models = Models { left: engines, fails, alive: Rc::clone(&alive) };
+    let models = Models { left: engines, fails, placeholders, alive: Rc::clone(&alive) };
     let stored = prototypes().into_iter().collect();
     // Groups are unknown, and two weights are fused at a time.
     let fixed =
-        Fixed { slots: slots(), prototypes: prototypes(), stored, groups: Groups::default(), staging: 4 * BYTES };
+        Fixed { slots: slots(), stored, groups: Groups::default(), staging: 4 * BYTES, placeholders };
     (Weighted::open(models, fixed, adapters(number), Source).unwrap(), alive)
 }
 
@@ -107,4 +123,20 @@ fn weights_of_an_engine_that_cannot_be_loaded_again_are_gone() {
     assert!(matches!(error, WeightedError::Lost { .. }) && error.to_string().contains("no device memory"), "{error}");
     assert!(weighted.engine().is_none() && alive.get() == 0);
     assert!(matches!(weighted.set(adapters(7), Source), Err(WeightedError::Gone)));
+}
+
+#[test]
+fn plan_that_holds_its_weights_is_refit_only_where_adapters_change_it() {
+    for (before, after) in (0..81).flat_map(|before| (0..81).map(move |after| (before, after))) {
+        let (mut weighted, _) = open_plan(false, 2, None, before);
+        let opened = &weighted.engine().unwrap().0;
+        assert_eq!((opened.refits == 0, opened.held.clone()), (before == 0, expected(&adapters(before))));
+        weighted.set(adapters(after), Source).unwrap();
+        assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(after)));
+    }
+    // The first change of weights fails, and the engine that is loaded again holds the pristine ones by itself.
+    let (mut weighted, _) = open_plan(false, 2, Some(1), 0);
+    assert!(matches!(weighted.set(adapters(1), Source), Err(WeightedError::Restored(_))));
+    let restored = &weighted.engine().unwrap().0;
+    assert_eq!((restored.refits, restored.held.clone()), (0, expected(&adapters(0))));
 }
