@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
+use v2l_runtime::backend::Backend as EngineBackend;
 use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::pipeline::config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
 };
 use v2l_runtime::recording::Recorder;
+use v2l_runtime::trt_backend::{Flavour, TrtOptions};
 
 /// Run compiled engines.
 ///
@@ -146,6 +148,16 @@ pub(crate) struct Args {
     /// What runs engines.
     #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
     pub(crate) backend: Backend,
+    /// GPU for engines that are compiled for TensorRT, counted from 0.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Machine")]
+    pub(crate) device: u16,
+    /// TensorRT's library, or the folder of it [default: $V2L_TRT_LIB, vendor/, Python packages, the loader].
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub(crate) trt_lib: Option<PathBuf>,
+    /// Engines that are compiled for TensorRT: do not compare them with what was recorded when they were compiled or, with
+    /// adapters, with ONNX Runtime, when their weights were set.
+    #[arg(long, help_heading = "Machine")]
+    pub(crate) no_verify: bool,
     /// What ONNX Runtime computes on: cpu, cuda, or cuda:N for GPU N (built with `--features cuda`).
     #[arg(long, value_name = "cpu|cuda[:N]", default_value = "cpu", help_heading = "Machine")]
     pub(crate) provider: Provider,
@@ -249,9 +261,13 @@ pub(crate) enum Switch {
 
 #[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Backend {
-    /// ONNX Runtime.
+    /// What they are compiled for.
     #[default]
+    Auto,
+    /// ONNX Runtime; engines compiled for TensorRT hold a form for it, too.
     Ort,
+    TensorrtRtx,
+    Tensorrt,
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
@@ -290,6 +306,13 @@ impl Args {
             threads: self.threads,
             provider: self.provider,
             record: self.record_inputs.as_ref().map(Recorder::new),
+            backend: match self.backend {
+                Backend::Auto => EngineBackend::Compiled,
+                Backend::Ort => EngineBackend::Ort,
+                Backend::TensorrtRtx => EngineBackend::TensorRt(Flavour::Rtx),
+                Backend::Tensorrt => EngineBackend::TensorRt(Flavour::TensorRt),
+            },
+            trt: TrtOptions { library: self.trt_lib.clone(), device: self.device, verify: !self.no_verify },
             ..OpenOptions::default()
         }
     }

@@ -7,12 +7,12 @@ use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
 use v2l_runtime::adapter::Adapter;
+use v2l_runtime::backend::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
+use v2l_runtime::ort_backend::OpenOptions;
 use v2l_runtime::predictor::Predictor;
-use v2l_runtime::session::Session;
 use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::weights::{read_tensors, write_tensors};
@@ -60,7 +60,8 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
             fused.clear();
         }
     }
-    let mut backend = OrtEngine::open(Arc::clone(&engine), &OpenOptions { adapters: fused, ..options })?;
+    let options = OpenOptions { adapters: fused, record: None, ..options };
+    let mut backend = OpenEngine::open(Arc::clone(&engine), &options)?;
     let report = backend.report();
     output.event("opened", json!({ "weights": report.mode.to_string(), "reason": report.reason }));
     adapters::report(&report.fused, output);

@@ -366,7 +366,7 @@ fn compile_component(
         let hoisted = hoist(&mut main, &step, &options.passes);
         check_graph(&name, &main)?;
         // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
-        let typed = types.map(|types| typed_variant(&name, &whole, &types, &weights)).transpose()?;
+        let typed = types.as_ref().map(|types| typed_variant(&name, &whole, types, &weights)).transpose()?;
         let described = compile_graph(&name, &main, typed.as_ref(), &weights, &mut blobs)?;
         let mut described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
         if let (Some(tensorrt), Some(typed)) = (tensorrt, &typed) {
@@ -376,6 +376,13 @@ fn compile_component(
                 described.files.plans.push(built.plan);
                 blobs.push(built.blob);
                 plans.push(built.report);
+            }
+            if let (Some(check), Some(types)) = (&options.check, &types) {
+                progress(Progress::Checking { name: &component });
+                if let Some((probe, blob)) = tensorrt::probe(&name, &whole, types, &weights, &profiles, check)? {
+                    described.probe = Some(probe);
+                    blobs.push(blob);
+                }
             }
         }
         if let Some((nodes_before, fired)) = reports.get(&graph).filter(|_| lora_rank.is_none() || replaced(&graph)) {

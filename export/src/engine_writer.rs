@@ -332,6 +332,7 @@ mod tests {
                 profiles: vec![],
                 lora_rank: None,
                 stages: None,
+                probe: None,
             }],
             slots: vec![Slot {
                 name: "a".into(),

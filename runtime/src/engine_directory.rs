@@ -5,13 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::Adapter;
+use crate::backend::{BackendError, OpenEngine};
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::{Engine, EngineError};
-use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError};
+use crate::fuse::Cancelled;
+use crate::ort_backend::{OpenOptions, OpenReport, OrtError};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::{ComponentError, Components, StepGraph};
 use crate::session::Session;
 use crate::side;
+use crate::trt_backend::TrtError;
 
 /// The component that adapters change.
 pub const TRANSFORMER: &str = "transformer";
@@ -31,6 +34,9 @@ pub enum DirectoryError {
     /// ONNX Runtime cannot open an engine, or an adapter does not fit it.
     #[error(transparent)]
     Ort(#[from] OrtError),
+    /// TensorRT cannot, or an adapter does not fit it.
+    #[error(transparent)]
+    Trt(#[from] TrtError),
     /// The directory lacks a component.
     #[error("{}: there is no component `{component}`; it has: {available}", folder.display())]
     Missing {
@@ -51,6 +57,15 @@ pub enum DirectoryError {
     },
 }
 
+impl From<BackendError> for DirectoryError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Ort(error) => Self::Ort(error),
+            BackendError::Trt(error) => Self::Trt(error),
+        }
+    }
+}
+
 /// The engines of a pipeline.
 ///
 /// Opening reads `pipeline.json` only; an engine is mapped, and its sessions made, when first used.
@@ -64,33 +79,8 @@ pub struct EngineDirectory {
 }
 
 struct OpenComponent {
-    backend: OrtEngine,
+    backend: OpenEngine,
     sessions: HashMap<String, Box<dyn Session>>,
-}
-
-impl OpenComponent {
-    /// Fuses and, unless its weights are resident, opens every open graph again; on an error all is as before.
-    fn set_adapters(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
-    ) -> Result<(), OrtError> {
-        let before = self.backend.set_adapters(adapters, cancelled)?;
-        if self.backend.is_resident() {
-            return Ok(());
-        }
-        let graphs: Vec<String> = self.sessions.keys().cloned().collect();
-        let opened: Result<HashMap<_, _>, OrtError> =
-            graphs.into_iter().map(|graph| Ok((graph.clone(), self.backend.recorded_session(&graph)?))).collect();
-        match opened {
-            Ok(sessions) => self.sessions = sessions,
-            Err(error) => {
-                self.backend.restore(before);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
 }
 
 impl EngineDirectory {
@@ -171,16 +161,15 @@ impl EngineDirectory {
     pub fn set_adapters(
         &mut self,
         adapters: Vec<(Adapter, f32)>,
-        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+        cancelled: Cancelled<'_>,
     ) -> Result<&OpenReport, DirectoryError> {
         if let Some(component) = self.open.get_mut(TRANSFORMER) {
-            component.set_adapters(&adapters, cancelled)?;
+            component.backend.set_adapters(&adapters, component.sessions.iter_mut(), cancelled)?;
         } else {
             // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
-            let backend = self.backend(TRANSFORMER, &[])?;
-            let mut component = OpenComponent { backend, sessions: HashMap::new() };
-            component.set_adapters(&adapters, cancelled)?;
-            self.open.insert(TRANSFORMER.to_owned(), component);
+            let mut backend = self.backend(TRANSFORMER, &[])?;
+            backend.set_adapters(&adapters, std::iter::empty(), cancelled)?;
+            self.open.insert(TRANSFORMER.to_owned(), OpenComponent { backend, sessions: HashMap::new() });
         }
         self.adapters = adapters;
         match self.open.get(TRANSFORMER) {
@@ -207,10 +196,10 @@ impl EngineDirectory {
         Some(self.open.get(component)?.backend.report())
     }
 
-    fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OrtEngine, DirectoryError> {
+    fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OpenEngine, DirectoryError> {
         let engine = self.engine(component)?;
         let adapters = if component == TRANSFORMER { adapters.to_vec() } else { Vec::new() };
-        Ok(OrtEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
+        Ok(OpenEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
     }
 
     fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
@@ -222,7 +211,7 @@ impl EngineDirectory {
         }
         let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };
         if !open.sessions.contains_key(graph) {
-            let session = open.backend.recorded_session(graph)?;
+            let session = open.backend.session(graph)?;
             open.sessions.insert(graph.to_owned(), session);
         }
         match open.sessions.get_mut(graph) {

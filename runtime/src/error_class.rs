@@ -5,6 +5,7 @@ use std::io;
 use v2l_cuda::CudaError;
 
 use crate::adapter::AdapterError;
+use crate::backend::BackendError;
 use crate::engine::EngineError;
 use crate::engine_directory::DirectoryError;
 use crate::fuse::FuseError;
@@ -16,6 +17,7 @@ use crate::predictor::PredictorError;
 use crate::scheduler::SchedulerError;
 use crate::session::SessionError;
 use crate::tokenizer::TokenizerError;
+use crate::trt_backend::TrtError;
 use crate::vae::VaeError;
 use crate::video::VideoError;
 use crate::weights::WeightError;
@@ -60,6 +62,8 @@ impl ErrorClass {
             CacheError => |_: &CacheError| Self::Io,
             LibraryError => |_: &LibraryError| Self::Version,
             OrtError => ort,
+            TrtError => trt,
+            BackendError => backend,
             DirectoryError => directory,
             ConfigError => config,
             ComponentError => |_: &ComponentError| Self::BadModel,
@@ -100,16 +104,45 @@ fn fuse(error: &FuseError) -> ErrorClass {
         FuseError::Engine(e) => engine(e),
         FuseError::Memory { .. } => ErrorClass::Memory,
         FuseError::Cancelled => ErrorClass::Cancelled,
-        FuseError::Device(CudaError::OutOfMemory { .. }) => ErrorClass::Memory,
-        FuseError::Device(_) => ErrorClass::Version,
+        FuseError::Device(e) => cuda(e),
         _ => ErrorClass::BadAdapter,
+    }
+}
+
+fn cuda(error: &CudaError) -> ErrorClass {
+    match error {
+        CudaError::OutOfMemory { .. } => ErrorClass::Memory,
+        _ => ErrorClass::Version,
+    }
+}
+
+fn backend(error: &BackendError) -> ErrorClass {
+    match error {
+        BackendError::Ort(e) => ort(e),
+        BackendError::Trt(e) => trt(e),
+    }
+}
+
+fn trt(error: &TrtError) -> ErrorClass {
+    match error {
+        TrtError::Library(_)
+        | TrtError::NoGpu { .. }
+        | TrtError::WrongBackend { .. }
+        | TrtError::NoPlan { .. }
+        | TrtError::Refused { .. } => ErrorClass::Version,
+        TrtError::Engine(e) => engine(e),
+        TrtError::Fuse(e) => fuse(e),
+        TrtError::Device(e) => cuda(e),
+        TrtError::Differs { .. } => ErrorClass::Numeric,
+        TrtError::Reference { reason, .. } => ort(reason),
+        TrtError::Interface { .. } | TrtError::Failed(_) | TrtError::Refit { .. } => ErrorClass::BadModel,
     }
 }
 
 fn predictor(error: &PredictorError) -> ErrorClass {
     match error {
         PredictorError::Config { .. } => ErrorClass::BadModel,
-        PredictorError::Open(e) => ort(e),
+        PredictorError::Open(e) => backend(e),
         PredictorError::Engine(e) => engine(e),
         PredictorError::Session(e) => session(e),
         PredictorError::NotFinite { .. } => ErrorClass::Numeric,
@@ -137,6 +170,7 @@ fn directory(error: &DirectoryError) -> ErrorClass {
         DirectoryError::Config(e) => config(e),
         DirectoryError::Engine(e) => engine(e),
         DirectoryError::Ort(e) => ort(e),
+        DirectoryError::Trt(e) => trt(e),
         DirectoryError::Missing { .. } | DirectoryError::NotCompiled { .. } => ErrorClass::Usage,
     }
 }

@@ -45,6 +45,9 @@ pub enum FuseTarget {
     Storage,
 }
 
+/// Asked now and then, on any thread: true stops a fuse.
+pub type Cancelled<'a> = Option<&'a (dyn Fn() -> bool + Sync)>;
+
 /// How to fuse.
 #[derive(Clone, Copy)]
 pub struct FuseOptions<'a> {
@@ -54,8 +57,8 @@ pub struct FuseOptions<'a> {
     pub path: Path,
     /// Where the memory comes from, and is kept for the next time; fresh memory without one.
     pub pool: Option<&'a Pool>,
-    /// Asked now and then, on any thread: true stops the fuse.
-    pub cancelled: Option<&'a (dyn Fn() -> bool + Sync)>,
+    /// What may stop it.
+    pub cancelled: Cancelled<'a>,
 }
 
 impl FuseOptions<'_> {

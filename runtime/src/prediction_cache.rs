@@ -85,8 +85,8 @@ impl Key {
             OrtWeights::Lazy => "lazy",
             OrtWeights::Auto => "auto",
         };
-        let OpenOptions { threads, arithmetic, provider, resident, .. } = what.options;
-        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?}").as_bytes());
+        let OpenOptions { threads, arithmetic, provider, resident, backend, .. } = what.options;
+        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?} {backend:?}").as_bytes());
         Self(hasher.finalize())
     }
 }

@@ -11,9 +11,10 @@ use ndarray::{Array2, Ix2, Ix3};
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
+use crate::backend::{BackendError, OpenEngine};
 use crate::engine::manifest::{Manifest, Slot, slots_by_name};
 use crate::engine::{Engine, EngineError};
-use crate::ort_backend::{OpenOptions, OrtEngine, OrtError};
+use crate::ort_backend::OpenOptions;
 use crate::session::{Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
 
@@ -72,7 +73,7 @@ pub enum PredictorError {
     },
     /// The engine cannot be opened.
     #[error(transparent)]
-    Open(#[from] OrtError),
+    Open(#[from] BackendError),
     /// The engine lacks something.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -146,22 +147,22 @@ pub struct Predictor {
 /// The graph that most of the weights belong to; a saved or kept prediction does not need it.
 enum Predict {
     Open(Box<dyn Session>),
-    Closed(Box<OrtEngine>),
+    Closed(OpenEngine),
 }
 
 impl Predictor {
-    /// Opens a hypernetwork engine on ONNX Runtime; the graph `predict` not before it is needed.
+    /// Opens a hypernetwork engine on its backend; the graph `predict` not before it is needed.
     ///
     /// # Errors
     /// [`PredictorError::Config`], [`PredictorError::Open`].
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, PredictorError> {
         let path = engine.path().display().to_string();
         let manifest = engine.manifest().clone();
-        let mut ort = OrtEngine::open(engine, options)?;
-        ort.engine().graph("predict")?;
-        let expand = ort.recorded_session("expand")?;
+        let mut open = OpenEngine::open(engine, options)?;
+        open.engine().graph("predict")?;
+        let expand = open.session("expand")?;
         let (config, auxiliary) = read_config(&path, &manifest)?;
-        Ok(Self { config, auxiliary, predict: Predict::Closed(Box::new(ort)), expand })
+        Ok(Self { config, auxiliary, predict: Predict::Closed(open), expand })
     }
 
     /// A predictor over open graphs; `path` serves error messages.
@@ -215,8 +216,8 @@ impl Predictor {
                 found: format!("{:?}", latents.shape()),
             });
         }
-        if let Predict::Closed(ort) = &mut self.predict {
-            self.predict = Predict::Open(ort.recorded_session("predict")?);
+        if let Predict::Closed(engine) = &mut self.predict {
+            self.predict = Predict::Open(engine.session("predict")?);
         }
         let mut outputs = match &mut self.predict {
             Predict::Open(session) => session.run(&[("latents", latents)])?,

@@ -26,7 +26,7 @@ impl Recorder {
 
     /// A session that writes what it is given before it hands it on. Factors of adapters (`.lora_down`, `.lora_up`) are left
     /// out: they are no inputs of the base graph.
-    pub fn session<S: Session>(&self, session: S, component: &str, graph: &str) -> Recording<S> {
+    pub fn session(&self, session: Box<dyn Session>, component: &str, graph: &str) -> Recording {
         Recording { session, recorder: self.clone(), graph: format!("{component}.{graph}") }
     }
 
@@ -41,13 +41,13 @@ impl Recorder {
 }
 
 /// See [`Recorder::session`].
-pub struct Recording<S> {
-    session: S,
+pub struct Recording {
+    session: Box<dyn Session>,
     recorder: Recorder,
     graph: String,
 }
 
-impl<S: Session> Session for Recording<S> {
+impl Session for Recording {
     fn inputs(&self) -> &[Port] {
         self.session.inputs()
     }

@@ -211,21 +211,40 @@ pub fn write_tensors(
     metadata: &IndexMap<String, String>,
 ) -> Result<(), WeightError> {
     let path = path.as_ref();
-    let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
-    order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype().size()));
-    let entries: Vec<HeaderEntry<'_>> =
-        order.iter().map(|(name, tensor)| HeaderEntry { name, dtype: tensor.dtype(), shape: tensor.shape() }).collect();
-    let header = safetensors_header(metadata, &entries, 8)
-        .map_err(|reason| WeightError::Unwritable { path: path.to_owned(), reason })?;
+    let (header, order) =
+        laid_out(tensors, metadata).map_err(|reason| WeightError::Unwritable { path: path.to_owned(), reason })?;
     let write = || -> io::Result<()> {
         let mut file = AtomicFile::create(path)?;
         file.write_all(&header)?;
-        for (_, tensor) in order {
+        for tensor in order {
             file.write_all(&raw::tensor_bytes(tensor))?;
         }
         file.commit()
     };
     write().map_err(|source| WeightError::Io { path: path.to_owned(), source })
+}
+
+/// What [`write_tensors`] would write, without metadata.
+///
+/// # Errors
+/// What is wrong, in words, as in [`safetensors_header`].
+pub fn encode_tensors(tensors: &NamedTensors) -> Result<Vec<u8>, String> {
+    let (mut bytes, order) = laid_out(tensors, &IndexMap::new())?;
+    order.into_iter().for_each(|tensor| bytes.extend_from_slice(&raw::tensor_bytes(tensor)));
+    Ok(bytes)
+}
+
+/// The header, and the tensors in the order in which their data follow.
+fn laid_out<'a>(
+    tensors: &'a NamedTensors,
+    metadata: &IndexMap<String, String>,
+) -> Result<(Vec<u8>, Vec<&'a Tensor>), String> {
+    let mut order: Vec<(&String, &Tensor)> = tensors.iter().collect();
+    order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype().size()));
+    let entries: Vec<HeaderEntry<'_>> =
+        order.iter().map(|(name, tensor)| HeaderEntry { name, dtype: tensor.dtype(), shape: tensor.shape() }).collect();
+    let header = safetensors_header(metadata, &entries, 8)?;
+    Ok((header, order.into_iter().map(|(_, tensor)| tensor).collect()))
 }
 
 /// One tensor of a header under construction.

@@ -3,7 +3,12 @@
 use std::ffi::OsString;
 use std::path::Path;
 
-use crate::tools::{Run, Scratch, args, command, output};
+use indexmap::IndexMap;
+use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
+use v2l_runtime::weights::{read_tensors, write_tensors};
+
+use crate::tools::{Run, Scratch, args, command, output, sample};
 
 fn compile(model: &Path, engine: &Path, more: &[OsString]) -> Run {
     let common = args![model, "-o", engine, "--backend", "tensorrt-rtx", "--no-verify"];
@@ -34,6 +39,48 @@ fn tensorrt_backend_that_is_not_built_in_exits_with_6_and_says_how_to_build_it()
     assert!(run.code == 6 && run.stderr.contains("--features tensorrt"), "{}", run.stderr);
 }
 
+/// The engine, with its graphs said to be compiled for TensorRT-RTX; there are no plans in it.
+fn relabelled(engine: &Path, path: &Path) {
+    let mut tensors = read_tensors(engine).unwrap();
+    let manifest = &mut tensors["v2l/manifest"];
+    let text = String::from_utf8(tensor_bytes(manifest).into_owned()).unwrap();
+    assert!(text.contains(r#""backend":"ort""#));
+    let text = text.replace(r#""backend":"ort""#, r#""backend":"tensorrt-rtx""#).into_bytes();
+    *manifest = tensor_from_bytes(Dtype::U8, &[text.len()], &text).unwrap();
+    write_tensors(path, &tensors, &IndexMap::from([("format".into(), "v2l-engine".into())])).unwrap();
+}
+
+#[test]
+fn run_of_an_engine_for_tensorrt_needs_it_unless_onnx_runtime_is_asked_for() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let (plain, engine) = (sample.engines().join("text_encoder.engine"), scratch.path("t.engine"));
+    relabelled(&plain, &engine);
+    let inputs = scratch.path("in.safetensors");
+    let ids = Tensor::I64(ndarray::ArrayD::from_elem(vec![1, 8], 3));
+    write_tensors(&inputs, &NamedTensors::from([("input_ids".into(), ids)]), &IndexMap::new()).unwrap();
+    let outputs = ["a", "b"].map(|name| scratch.path(&format!("{name}.safetensors")));
+    let run = |engine: &Path, at: usize, more: &[OsString]| {
+        let common = args!["--engine", engine, "--inputs", &inputs, "--outputs", &outputs[at]];
+        output(command("run", &[common, more].concat()))
+    };
+    // No way out of the machine it runs on: without the feature, the library, the driver, or a plan.
+    for more in [args![], args!["--backend", "tensorrt-rtx"]] {
+        let refused = run(&engine, 0, more);
+        assert_eq!(refused.code, 6, "{}", refused.stderr);
+        if cfg!(not(feature = "tensorrt")) {
+            assert!(refused.stderr.contains("cargo build --release --features tensorrt"), "{}", refused.stderr);
+        }
+        assert!(!outputs[0].exists());
+    }
+    let other = run(&plain, 0, args!["--backend", "tensorrt"]);
+    assert!(other.code == 6 && other.stderr.contains("compiled for `ort`; expected `tensorrt`"), "{}", other.stderr);
+    for (at, engine, more) in [(0, &engine, args!["--backend", "ort"]), (1, &plain, args![])] {
+        let run = run(engine, at, more);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+    }
+    assert_eq!(read_tensors(&outputs[0]).unwrap(), read_tensors(&outputs[1]).unwrap());
+}
+
 #[cfg(feature = "tensorrt")]
 mod built_in {
     use std::io::Write;
@@ -46,9 +93,12 @@ mod built_in {
     use v2l_export::trt::library::{Library, LibraryError};
     use v2l_graphs::{Builder, DataType, Dim, Initializer, encode_model};
     use v2l_runtime::engine::Engine;
+    use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
+    use v2l_runtime::session::Session;
+    use v2l_runtime::weights::WeightFile;
 
     use super::*;
-    use crate::tools::{Sample, run_ok, sample};
+    use crate::tools::{Sample, run_ok};
 
     /// A small graph, and the sample that it is of.
     fn text_encoder() -> (Arc<Sample>, PathBuf) {
@@ -167,9 +217,72 @@ mod built_in {
         }
         let shown = run_ok("inspect", args![&engines[0]]).stdout;
         assert!(shown.contains(&format!("plan tensorrt-rtx {version}, compute capability 8.9: ")), "{shown}");
-        // ONNX Runtime's backend is another one.
-        let run = output(command("run", args!["--engine", &engines[0], "--inputs", "x", "--outputs", "y"]));
-        assert_ne!(run.code, 0);
+        assert_eq!(graph.probe, None, "--no-verify records none");
+    }
+
+    /// What ONNX Runtime gives with the same weights, unrounded, is within what a plan is allowed; with a weight gone it is not.
+    #[test]
+    fn tensorrt_probe_of_a_graph_is_what_its_weights_give() {
+        let Some(_) = library("tensorrt_probe_of_a_graph_is_what_its_weights_give") else { return };
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let path = scratch.path("x.engine");
+        let more = args![
+            &model,
+            "-o",
+            &path,
+            "--backend",
+            "tensorrt-rtx",
+            "--precision",
+            "bf16",
+            "--no-calibration",
+            "--compute-capability",
+            "8.9",
+            "--minShapes",
+            "input_ids:1x4",
+            "--optShapes",
+            "input_ids:1x8",
+            "--maxShapes",
+            "input_ids:2x8"
+        ];
+        run_ok("compile", more);
+        let engine = Arc::new(Engine::open(&path).unwrap());
+        let graph = engine.manifest().graphs[0].clone();
+        let probe = graph.probe.unwrap();
+        let file = WeightFile::from_bytes("probe", &engine.blob(&probe.file).unwrap()).unwrap();
+        let ids = file.get("input.input_ids").unwrap().to_tensor().unwrap();
+        assert_eq!(ids.shape(), [1, 4], "the smallest shapes");
+        let expected = file.get("output.last_hidden_state").unwrap().to_tensor().unwrap();
+        let mut ort =
+            OrtEngine::open(Arc::clone(&engine), &OpenOptions { any_backend: true, ..Default::default() }).unwrap();
+        let distance = |ort: &mut OrtEngine| {
+            let found = ort.session(&graph.name).unwrap().run(&[("input_ids", &ids)]).unwrap();
+            let (found, expected) = (found["last_hidden_state"].to_f32().unwrap(), expected.to_f32().unwrap());
+            let norm = |values: ndarray::ArrayD<f32>| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            norm(&found - &expected) / norm(expected)
+        };
+        let roundings = distance(&mut ort);
+        assert!(roundings > 0.0 && roundings < probe.tolerance / 2.0, "{roundings} of {}", probe.tolerance);
+        let slot = &engine.manifest().slots[0];
+        ort.set_overrides(IndexMap::from([(
+            slot.tensor.clone(),
+            vec![0; 4 * slot.out_features * slot.in_features].into(),
+        )]))
+        .unwrap();
+        assert!(distance(&mut ort) > probe.tolerance);
+
+        // Without a driver it says so; on a machine with one, the plan is for another GPU, or it runs.
+        let inputs = scratch.path("in.safetensors");
+        write_tensors(&inputs, &NamedTensors::from([("input_ids".into(), ids.clone())]), &IndexMap::new()).unwrap();
+        let run = output(command("run", args!["--engine", &path, "--inputs", &inputs, "--outputs", scratch.path("y")]));
+        match run.code {
+            0 => {}
+            6 if run.stderr.contains("this GPU (") => {}
+            code => assert!(
+                code == 6 && run.stderr.contains("no NVIDIA driver") && run.stderr.contains("--backend ort"),
+                "{}",
+                run.stderr
+            ),
+        }
     }
 
     #[test]

@@ -378,20 +378,7 @@ fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> 
     let compiled = manifest.graph(name).or_else(|| manifest.graph(&format!("{name}{SIDE_SUFFIX}")));
     let profiles = compiled.map(|graph| graph.profiles.clone()).unwrap_or_default();
     let of = |profile: &Profile, choose: fn(&ShapeRange) -> &Vec<usize>| {
-        let mut extents = options.extents.clone();
-        for input in &graph.inputs {
-            let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_ref());
-            let (Some(range), Some(shape)) = (profile.get(&input.name), shape) else { continue };
-            for (axis, dim) in shape.iter().enumerate() {
-                let name = match dim {
-                    v2l_graphs::Dim::Fixed(_) => continue,
-                    v2l_graphs::Dim::Symbol(name) if !name.is_empty() => name.clone(),
-                    _ => format!("{}.{axis}", input.name),
-                };
-                extents.insert(name, choose(range)[axis]);
-            }
-        }
-        extents
+        profile_extents(graph, profile, choose, options.extents.clone())
     };
     let mut sizes: Vec<IndexMap<String, usize>> = match options.thorough {
         true => profiles.iter().flat_map(|p| [of(p, |r| &r.min), of(p, |r| &r.opt), of(p, |r| &r.max)]).collect(),
@@ -399,6 +386,28 @@ fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> 
     };
     sizes.dedup();
     if sizes.is_empty() { vec![options.extents.clone()] } else { sizes }
+}
+
+/// `extents`, and what one of a profile's shapes says of those that the graph's inputs name.
+pub(crate) fn profile_extents(
+    graph: &Graph,
+    profile: &Profile,
+    choose: fn(&ShapeRange) -> &Vec<usize>,
+    mut extents: IndexMap<String, usize>,
+) -> IndexMap<String, usize> {
+    for input in &graph.inputs {
+        let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_ref());
+        let (Some(range), Some(shape)) = (profile.get(&input.name), shape) else { continue };
+        for (axis, dim) in shape.iter().enumerate() {
+            let name = match dim {
+                v2l_graphs::Dim::Fixed(_) => continue,
+                v2l_graphs::Dim::Symbol(name) if !name.is_empty() => name.clone(),
+                _ => format!("{}.{axis}", input.name),
+            };
+            extents.insert(name, choose(range)[axis]);
+        }
+    }
+    extents
 }
 
 /// For each of the sizes, the first made inputs that the reference runs on, and what it gives; where a graph tells rotary

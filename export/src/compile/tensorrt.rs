@@ -1,5 +1,6 @@
 //! TensorRT plans of strongly typed graphs.
 
+mod probe;
 mod refittable;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
 use v2l_trt::{Capability, Flavour};
 
+pub(super) use self::probe::probe;
 use self::refittable::refittable;
 use super::variants::encode_weightless;
 use super::weights::StoredWeight;

@@ -116,6 +116,7 @@ pub(super) fn compile_graph(
         profiles: Vec::new(),
         lora_rank: None,
         stages: None,
+        probe: None,
     })
 }
 

@@ -68,6 +68,18 @@ int cuCtxSetCurrent(void *chosen) {
     current = chosen;
     return SUCCESS;
 }
+int cuStreamCreate(void **stream, unsigned flags) {
+    if (!current) return NO_CONTEXT;
+    *stream = new int(1);
+    return flags == 0 ? SUCCESS : INVALID_VALUE;
+}
+int cuStreamSynchronize(void *stream) { return !current ? NO_CONTEXT : *static_cast<int *>(stream) == 1 ? SUCCESS : INVALID_VALUE; }
+int cuStreamDestroy_v2(void *stream) {
+    if (!current) return NO_CONTEXT;
+    *static_cast<int *>(stream) = 0;
+    delete static_cast<int *>(stream);
+    return SUCCESS;
+}
 int cuCtxSynchronize() { return current ? SUCCESS : NO_CONTEXT; }
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
     *free = TOTAL - used;

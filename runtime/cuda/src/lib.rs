@@ -19,7 +19,7 @@ mod gpu;
 pub use driver::{Driver, Element, GpuInfo};
 pub use error::CudaError;
 pub use fuse::{Factors, Prepared, Region, Sums, fuse};
-pub use gpu::{compile, open, preload};
+pub use gpu::{Stream, attach, compile, open, preload};
 pub use memory::Memory;
 
 /// The kernel's source, CUDA C++.

@@ -86,6 +86,18 @@ pub struct Graph {
     /// What of the graph need not be computed in every run, in graphs of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stages: Option<Stages>,
+    /// What the graph's plans are verified by when their weights were set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<Probe>,
+}
+
+/// Inputs of a graph, of the smallest shapes that it was compiled for, and the outputs that it shall have with the pristine weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Tensor that holds a safetensors file of `input.<name>` and `output.<name>`, `v2l/probes/<graph>.safetensors`.
+    pub file: String,
+    /// Largest relative L2 distance of an output.
+    pub tolerance: f64,
 }
 
 /// The parts of a graph whose results several runs share. Their inputs are inputs of the graph or, for the later ones,

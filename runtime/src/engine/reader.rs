@@ -256,6 +256,7 @@ impl Check<'_> {
                 .chain(&graph.files.lazy)
                 .chain(graph.files.typed.iter().map(|typed| &typed.file))
                 .chain(graph.files.plans.iter().map(|plan| &plan.file))
+                .chain(graph.probe.iter().map(|probe| &probe.file))
             {
                 let stored = self.manifest.tensors.get(file);
                 if !file.starts_with(RESERVED_PREFIX) || stored.is_none_or(|record| record.dtype != Dtype::U8) {

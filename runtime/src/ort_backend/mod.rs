@@ -4,13 +4,11 @@
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
 
 mod graph;
-mod inputs;
 mod memory;
 mod open;
 mod operator_times;
 mod options;
 mod part;
-mod profiles;
 mod promote;
 mod provider;
 mod resident;

@@ -23,11 +23,10 @@ use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
-use crate::fuse::{self, FuseOptions, FuseReport, FuseTarget, Pool};
+use crate::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
 use crate::raw;
-use crate::recording::Recorder;
-use crate::session::{Port, Session};
+use crate::session::Port;
 use crate::tensor::Dtype;
 
 /// What was decided on opening, and why.
@@ -63,7 +62,6 @@ pub struct OrtEngine {
     environment: Environment,
     threads: Option<usize>,
     profile: bool,
-    record: Option<Recorder>,
     arithmetic: Arithmetic,
     report: OpenReport,
     /// Weights that are not the pristine ones, in the type that the graphs take.
@@ -133,7 +131,6 @@ impl OrtEngine {
             environment,
             threads: options.threads,
             profile: options.profile,
-            record: options.record.clone(),
             arithmetic: options.arithmetic,
             report,
             overrides: HashMap::new(),
@@ -189,12 +186,12 @@ impl OrtEngine {
     pub fn set_adapters(
         &mut self,
         adapters: &[(Adapter, f32)],
-        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
+        cancelled: Cancelled<'_>,
     ) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
         let asked = match mode {
             WeightMode::Widened => OrtWeights::Widened,
-            WeightMode::Lazy => OrtWeights::Lazy,
+            WeightMode::Lazy | WeightMode::Plan => OrtWeights::Lazy,
         };
         let plan = WeightPlan::new(&self.engine, asked, adapters, None)?;
         if self.resident.is_none() {
@@ -239,14 +236,10 @@ impl OrtEngine {
         self.report.private_bytes = before.private_bytes;
     }
 
-    fn fuse(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        cancelled: Option<&(dyn Fn() -> bool + Sync)>,
-    ) -> Result<FusedState, OrtError> {
+    fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<FusedState, OrtError> {
         let target = match self.report.mode {
             WeightMode::Widened => FuseTarget::F32,
-            WeightMode::Lazy => FuseTarget::Storage,
+            WeightMode::Lazy | WeightMode::Plan => FuseTarget::Storage,
         };
         let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
         if let Some(resident) = &self.resident {
@@ -319,18 +312,6 @@ impl OrtEngine {
         };
         let stages = Stages::new(prologue, times);
         Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_resident(self.resident.clone()))
-    }
-
-    /// [`Self::session`], recorded if [`OpenOptions::record`] says so.
-    ///
-    /// # Errors
-    /// As [`Self::session`].
-    pub fn recorded_session(&mut self, graph: &str) -> Result<Box<dyn Session>, OrtError> {
-        let session = self.session(graph)?;
-        Ok(match &self.record {
-            Some(recorder) => Box::new(recorder.session(session, &self.engine.manifest().component, graph)),
-            None => Box::new(session),
-        })
     }
 
     /// Opens a stored graph, without its stages.

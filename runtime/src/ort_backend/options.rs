@@ -6,7 +6,9 @@ use std::str::FromStr;
 
 use super::provider::Provider;
 use crate::adapter::Adapter;
+use crate::backend::Backend;
 use crate::recording::Recorder;
+use crate::trt_backend::TrtOptions;
 
 /// How the weights reach ONNX Runtime, as asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,6 +52,8 @@ pub enum WeightMode {
     Widened,
     /// See [`OrtWeights::Lazy`].
     Lazy,
+    /// In a TensorRT plan on the GPU, in the storage type.
+    Plan,
 }
 
 impl fmt::Display for WeightMode {
@@ -57,6 +61,7 @@ impl fmt::Display for WeightMode {
         f.write_str(match self {
             Self::Widened => "widened",
             Self::Lazy => "lazy",
+            Self::Plan => "plan",
         })
     }
 }
@@ -97,6 +102,10 @@ pub struct OpenOptions {
     pub provider: Provider,
     /// Which weights stay on the device and are given to sessions as inputs.
     pub resident: Residence,
-    /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds: to check them.
+    /// For ONNX Runtime: run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
     pub any_backend: bool,
+    /// What runs an engine.
+    pub backend: Backend,
+    /// How engines that are compiled for TensorRT are opened.
+    pub trt: TrtOptions,
 }

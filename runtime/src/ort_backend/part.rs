@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::OrtError;
 use super::graph::Interface;
-use super::inputs::{Bound, bind};
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
+use crate::inputs::{Bound, bind};
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, TensorView};
 

@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::inputs::{bind, laid_out, row_major, views};
 use super::operator_times::OperatorTimes;
 use super::part::Part;
-use super::profiles;
 use super::resident::{HeldInput, InUse, Resident, State};
 use super::stages::Stages;
 use crate::engine::manifest::Profile;
 use crate::fuse::FuseError;
+use crate::inputs::{bind, laid_out, row_major, views};
+use crate::profiles;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
 
@@ -81,7 +81,7 @@ impl Session for OrtSession {
     }
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
-        profiles::check(&self.profiles, inputs)?;
+        profiles::choose(&self.profiles, inputs)?;
         let weights = self.weights();
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
         let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };

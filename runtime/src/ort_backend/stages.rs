@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::inputs::{Bound, bind, row_major};
 use super::part::Part;
 use super::resident::InUse;
+use crate::inputs::{Bound, bind, row_major};
 use crate::raw::{tensor_bytes, tensor_from_bytes};
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, Tensor, TensorView};

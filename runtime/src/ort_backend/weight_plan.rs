@@ -55,7 +55,9 @@ impl WeightPlan {
                     buffer + if w.matrix { w.widened } else { 0 }
                 })
                 .sum(),
-            WeightMode::Lazy => weights.iter().filter(|(name, _)| fused.contains(**name)).map(|(_, w)| w.stored).sum(),
+            WeightMode::Lazy | WeightMode::Plan => {
+                weights.iter().filter(|(name, _)| fused.contains(**name)).map(|(_, w)| w.stored).sum()
+            }
         };
         Ok(Self { mode, reason, private })
     }
@@ -67,7 +69,7 @@ pub(super) fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>
         Some(available) if needed > available => {
             let way_out = match mode {
                 WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
-                WeightMode::Lazy => "free memory, or use an adapter for fewer layers",
+                WeightMode::Lazy | WeightMode::Plan => "free memory, or use an adapter for fewer layers",
             };
             Err(OrtError::Memory { mode, needed, available, way_out })
         }

@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::PredictorError;
 use crate::adapter::{Adapter, LowRank};
+use crate::backend::OpenEngine;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, Slot, slots_by_name};
-use crate::ort_backend::{OpenOptions, OrtEngine};
+use crate::ort_backend::OpenOptions;
 use crate::session::Session;
 use crate::tensor::{NamedTensors, Tensor};
 
@@ -140,7 +141,8 @@ impl GenericPredictor {
         let name = graph.name.clone();
         let outputs: Vec<String> = graph.outputs.iter().map(|port| port.name.clone()).collect();
         let (targets, unused) = check(path, map, &outputs, slots)?;
-        let session = Box::new(OrtEngine::open(engine, options)?.session(&name)?);
+        let options = OpenOptions { record: None, ..options.clone() };
+        let session = OpenEngine::open(engine, &options)?.session(&name)?;
         Ok(Self { targets, unused, session })
     }
 

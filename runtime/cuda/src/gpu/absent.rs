@@ -13,6 +13,18 @@ pub fn open(_ordinal: usize, _libraries: Option<&Path>) -> Result<(GpuInfo, Arc<
     Err(CudaError::NotBuilt)
 }
 
+/// What [`attach`] would give.
+#[derive(Debug)]
+pub enum Stream {}
+
+/// Says that it is not built in.
+///
+/// # Errors
+/// [`CudaError::NotBuilt`], always.
+pub fn attach(_ordinal: usize) -> Result<(GpuInfo, Arc<dyn Driver>, Stream), CudaError> {
+    Err(CudaError::NotBuilt)
+}
+
 /// Says that it is not built in.
 ///
 /// # Errors

@@ -4,11 +4,12 @@
 #![allow(unsafe_code)]
 
 mod nvrtc;
+mod stream;
 
 use std::ffi::{CString, c_void};
 use std::fmt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::{CudaContext, sys};
@@ -16,25 +17,28 @@ use cudarc::driver::{CudaContext, sys};
 use crate::{CudaError, Driver, Element, GpuInfo};
 
 pub use nvrtc::{compile, preload};
+pub use stream::Stream;
 
 /// Threads of a block, as `fuse.cu` has them.
 const THREADS: u32 = 256;
 /// The element types, in the order of [`Gpu::kernels`].
 const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
 
-/// A GPU with the fusion kernel loaded. It is never let go: a process has a context for each GPU, which others use, too.
+/// A GPU. It is never let go: a process has a context for each GPU, which others use, too.
 struct Gpu {
     ordinal: i32,
     context: Arc<CudaContext>,
-    /// Of [`ELEMENTS`].
-    kernels: [sys::CUfunction; 3],
+    kernels: OnceLock<Kernels>,
 }
+
+/// The fusion kernel, for each of [`ELEMENTS`].
+struct Kernels([sys::CUfunction; 3]);
 
 // SAFETY: a function's handle stays good as long as its module, which is never unloaded, and may be used from every thread that the
 // context is bound to; each call binds it.
-unsafe impl Send for Gpu {}
+unsafe impl Send for Kernels {}
 // SAFETY: as above; the driver's calls are safe to make from several threads.
-unsafe impl Sync for Gpu {}
+unsafe impl Sync for Kernels {}
 
 impl fmt::Debug for Gpu {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -42,10 +46,8 @@ impl fmt::Debug for Gpu {
     }
 }
 
-type Opened = (usize, GpuInfo, Arc<dyn Driver>);
-
-/// The GPUs that were opened, each with its compiled kernel.
-static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
+/// The GPUs that were opened.
+static OPENED: Mutex<Vec<(usize, GpuInfo, Arc<Gpu>)>> = Mutex::new(Vec::new());
 
 /// Opens a GPU, counted from 0, and compiles the fusion kernel for it; the second time that costs nothing. `libraries` is a folder
 /// with NVRTC; without it NVRTC is looked for as [`search::folders`](crate::search::folders) says.
@@ -53,14 +55,31 @@ static OPENED: Mutex<Vec<Opened>> = Mutex::new(Vec::new());
 /// # Errors
 /// [`CudaError::NoDriver`], [`CudaError::NoDevice`], [`CudaError::NoCompiler`], [`CudaError::Compile`], or what the driver says.
 pub fn open(ordinal: usize, libraries: Option<&Path>) -> Result<(GpuInfo, Arc<dyn Driver>), CudaError> {
+    let (info, gpu) = opened(ordinal)?;
+    gpu.load_kernels(&info, libraries)?;
+    Ok((info, gpu))
+}
+
+/// Opens a GPU, counted from 0, for its memory, and a stream on it. Nothing is compiled: [`Driver::launch`] fails unless [`open`] was
+/// called for this GPU, too.
+///
+/// # Errors
+/// [`CudaError::NoDriver`], [`CudaError::NoDevice`], or what the driver says.
+pub fn attach(ordinal: usize) -> Result<(GpuInfo, Arc<dyn Driver>, Stream), CudaError> {
+    let (info, gpu) = opened(ordinal)?;
+    let stream = Stream::new(&gpu.context)?;
+    Ok((info, gpu, stream))
+}
+
+fn opened(ordinal: usize) -> Result<(GpuInfo, Arc<Gpu>), CudaError> {
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some((_, info, driver)) = opened.iter().find(|(known, ..)| *known == ordinal) {
-        return Ok((info.clone(), Arc::clone(driver)));
+    if let Some((_, info, gpu)) = opened.iter().find(|(known, ..)| *known == ordinal) {
+        return Ok((info.clone(), Arc::clone(gpu)));
     }
-    let (info, gpu) = Gpu::new(ordinal, libraries)?;
-    let driver: Arc<dyn Driver> = Arc::new(gpu);
-    opened.push((ordinal, info.clone(), Arc::clone(&driver)));
-    Ok((info, driver))
+    let (info, gpu) = Gpu::new(ordinal)?;
+    let gpu = Arc::new(gpu);
+    opened.push((ordinal, info.clone(), Arc::clone(&gpu)));
+    Ok((info, gpu))
 }
 
 fn failed(call: &'static str) -> impl Fn(DriverError) -> CudaError {
@@ -72,7 +91,7 @@ fn failed(call: &'static str) -> impl Fn(DriverError) -> CudaError {
 }
 
 impl Gpu {
-    fn new(ordinal: usize, libraries: Option<&Path>) -> Result<(GpuInfo, Self), CudaError> {
+    fn new(ordinal: usize) -> Result<(GpuInfo, Self), CudaError> {
         // SAFETY: loads the driver's library, as every CUDA program does. cudarc panics later where it is missing: ask first.
         if !unsafe { sys::is_culib_present() } {
             return Err(CudaError::NoDriver { reason: "libcuda cannot be loaded".to_owned() });
@@ -89,7 +108,17 @@ impl Gpu {
         let capability = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
         let name = context.name().map_err(failed("cuDeviceGetName"))?;
         let memory = context.total_mem().map_err(failed("cuDeviceTotalMem"))? as u64;
-        let (image, _) = compile(capability, libraries)?;
+        let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
+        Ok((GpuInfo { name, capability, memory }, Self { ordinal, context, kernels: OnceLock::new() }))
+    }
+
+    /// Compiles the kernel and loads it, unless that was done.
+    fn load_kernels(&self, info: &GpuInfo, libraries: Option<&Path>) -> Result<(), CudaError> {
+        if self.kernels.get().is_some() {
+            return Ok(());
+        }
+        let (image, _) = compile(info.capability, libraries)?;
+        self.bind()?;
         // SAFETY: the image is what NVRTC compiled for this GPU; it carries its own length.
         let module = unsafe { result::module::load_data(image.as_ptr().cast::<c_void>()) };
         let module = module.map_err(failed("cuModuleLoadData"))?;
@@ -99,8 +128,9 @@ impl Gpu {
             // SAFETY: the module was just loaded and is never unloaded.
             *kernel = unsafe { result::module::get_function(module, name) }.map_err(failed("cuModuleGetFunction"))?;
         }
-        let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
-        Ok((GpuInfo { name, capability, memory }, Self { ordinal, context, kernels }))
+        // Whoever was faster loaded the same.
+        let _ = self.kernels.set(Kernels(kernels));
+        Ok(())
     }
 
     fn bind(&self) -> Result<(), CudaError> {
@@ -159,12 +189,22 @@ unsafe impl Driver for Gpu {
 
     unsafe fn launch(&self, element: Element, arguments: [u64; 4], blocks: u32) -> Result<(), CudaError> {
         self.bind()?;
-        let kernel = ELEMENTS.iter().position(|&known| known == element).map_or(self.kernels[0], |at| self.kernels[at]);
+        let at = ELEMENTS.iter().position(|&known| known == element);
+        let Some((at, Kernels(kernels))) = at.zip(self.kernels.get()) else {
+            return Err(CudaError::Driver { call: "cuLaunchKernel", reason: "the kernel is not loaded".to_owned() });
+        };
         let mut arguments = arguments;
         let mut pointers = arguments.each_mut().map(|argument| std::ptr::from_mut(argument).cast::<c_void>());
         // SAFETY: the kernel takes four pointers, which the driver copies before it returns; the rest is as the caller promises.
         unsafe {
-            result::launch_kernel(kernel, (blocks, 1, 1), (THREADS, 1, 1), 0, result::stream::null(), &mut pointers)
+            result::launch_kernel(
+                kernels[at],
+                (blocks, 1, 1),
+                (THREADS, 1, 1),
+                0,
+                result::stream::null(),
+                &mut pointers,
+            )
         }
         .map_err(failed("cuLaunchKernel"))
     }
@@ -218,6 +258,22 @@ mod tests {
     }
 
     fn on_the_emulated_driver() {
+        let (_, bare, stream) = attach(0).unwrap();
+        let unloaded = Memory::of(&bare, &[0; 4]).unwrap();
+        let mut out = Memory::new(&bare, 4).unwrap();
+        let region =
+            Region { base: &unloaded, base_at: 0, out_at: 0, stride: 1, rows: 1, columns: 1, products: Vec::new() };
+        let refused = fuse(&bare, Element::F32, &unloaded, &mut out, &[region]).unwrap_err().to_string();
+        assert!(refused.contains("not loaded"), "{refused}");
+        drop((unloaded, out));
+        // A stream is bound on whatever thread uses it.
+        std::thread::scope(|scope| {
+            scope.spawn(|| stream.make_current().and_then(|()| stream.synchronize())).join().unwrap()
+        })
+        .unwrap();
+        assert!(!stream.handle().is_null());
+        drop(stream);
+
         let (info, driver) = open(0, None).unwrap();
         assert_eq!((&info.name[..], info.capability, info.memory), ("emulated", (9, 0), 1 << 30));
         assert!(matches!(open(1, None), Err(CudaError::NoDevice { ordinal: 1, count: 1 })));

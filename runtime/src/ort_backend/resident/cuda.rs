@@ -7,8 +7,8 @@ use bytes::Bytes;
 use ndarray::ArrayView2;
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
 
-use super::{Block, Cancelled, Device, ToFuse};
-use crate::fuse::{FuseError, FuseReport, Region, SlotReport, Survey, Term};
+use super::{Block, Device, ToFuse};
+use crate::fuse::{Cancelled, FuseError, FuseReport, Region, SlotReport, Survey, Term};
 use crate::tensor::Dtype;
 
 /// Where each tensor begins in the memory of fused weights.

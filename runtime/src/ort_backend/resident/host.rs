@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Block, Cancelled, Device, ToFuse};
-use crate::fuse::{Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors};
+use super::{Block, Device, ToFuse};
+use crate::fuse::{Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors};
 use crate::ort_backend::memory::available_memory;
 use crate::ort_backend::open::aligned;
 use crate::tensor::Dtype;

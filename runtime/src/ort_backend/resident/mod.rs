@@ -19,12 +19,9 @@ pub(super) use host::Host;
 
 use crate::adapter::Adapter;
 use crate::engine::Engine;
-use crate::fuse::{FuseError, FuseReport, SlotTerms, by_tensor};
+use crate::fuse::{Cancelled, FuseError, FuseReport, SlotTerms, by_tensor};
 use crate::session::Port;
 use crate::tensor::{Dtype, TensorView};
-
-/// Asked now and then, on any thread: true stops a fuse.
-pub(super) type Cancelled<'a> = Option<&'a (dyn Fn() -> bool + Sync)>;
 
 /// Memory of a device, and fusion there.
 pub(super) trait Device: fmt::Debug + Send + Sync {
@@ -209,7 +206,5 @@ impl Resident {
     }
 }
 
-#[cfg(test)]
-mod emulated;
 #[cfg(test)]
 mod tests;

@@ -6,9 +6,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use v2l_cuda::Memory;
 
-use super::emulated::Emulated;
 use super::*;
 use crate::adapter::LowRank;
+use crate::emulated::Emulated;
 use crate::engine::EngineError;
 use crate::engine::manifest::{RowRange, Slot};
 use crate::fuse::FuseBase;

@@ -113,15 +113,22 @@ pub struct Weighted<E: Engines, S: Staging> {
 }
 
 impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighted<E, S> {
-    /// Loads an engine and sets its weights. `adapters` are as in [`Request`]; `staging` has the bytes for them.
+    /// Loads an engine and sets its weights. `adapters` are as in [`Request`]. The bytes for them come from `through` now, and from
+    /// `staging` if the engine must be brought back.
     ///
     /// # Errors
     /// [`WeightedError::Load`], [`WeightedError::Refused`]; the engine is dropped.
-    pub fn open(mut engines: E, fixed: Fixed, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Self, E, S> {
+    pub fn open(
+        mut engines: E,
+        fixed: Fixed,
+        adapters: BTreeMap<String, u64>,
+        staging: S,
+        through: &impl Staging<Error = S::Error, Data = S::Data>,
+    ) -> Changed<Self, E, S> {
         let mut engine = engines.load().map_err(WeightedError::Load)?;
         let prototypes = engines.prototypes(&mut engine).map_err(WeightedError::Load)?;
         let held = fixed.fresh(&prototypes);
-        let applied = run(&engines, &mut engine, &fixed.request(&prototypes, &adapters, &held), &staging)?;
+        let applied = run::<_, S, _>(&engines, &mut engine, &fixed.request(&prototypes, &adapters, &held), through)?;
         let held = applied.map_err(|error| WeightedError::Refused(error.cause))?.held;
         Ok(Self { engines, fixed, prototypes, engine: Some(engine), held, adapters, staging })
     }
@@ -131,13 +138,23 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
         self.engine.as_mut()
     }
 
-    /// Sets the weights that differ from those that the engine holds.
+    /// Sets the weights that differ from those that the engine holds; `staging` and `through` are as in [`Self::open`].
     ///
     /// # Errors
     /// [`WeightedError`]; but for [`WeightedError::Lost`] the engine is as it was.
-    pub fn set(&mut self, adapters: BTreeMap<String, u64>, staging: S) -> Changed<Applied, E, S> {
+    pub fn set(
+        &mut self,
+        adapters: BTreeMap<String, u64>,
+        staging: S,
+        through: &impl Staging<Error = S::Error, Data = S::Data>,
+    ) -> Changed<Applied, E, S> {
         let engine = self.engine.as_mut().ok_or(WeightedError::Gone)?;
-        match run(&self.engines, engine, &self.fixed.request(&self.prototypes, &adapters, &self.held), &staging)? {
+        match run::<_, S, _>(
+            &self.engines,
+            engine,
+            &self.fixed.request(&self.prototypes, &adapters, &self.held),
+            through,
+        )? {
             Ok(applied) => {
                 self.held.clone_from(&applied.held);
                 (self.adapters, self.staging) = (adapters, staging);
@@ -157,7 +174,7 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
         let mut engine = self.engines.load().map_err(|error| error.to_string())?;
         self.held = self.fixed.fresh(&self.prototypes);
         let request = self.fixed.request(&self.prototypes, &self.adapters, &self.held);
-        let applied = run(&self.engines, &mut engine, &request, &self.staging);
+        let applied = run::<_, S, _>(&self.engines, &mut engine, &request, &self.staging);
         let applied = applied.map_err(|error: WeightedError<E::Error, S::Error>| error.to_string())?;
         self.held = applied.map_err(|error| error.cause.to_string())?.held;
         self.engine = Some(engine);
@@ -166,11 +183,11 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
 }
 
 /// Applies a request with a refitter that lives no longer.
-fn run<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>>(
+fn run<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>, T: Staging<Error = S::Error>>(
     engines: &E,
     engine: &mut E::Engine,
     request: &Request<'_>,
-    staging: &S,
+    staging: &T,
 ) -> Changed<Result<Applied, ApplyError<S::Error>>, E, S> {
     let mut refitter = engines.refitter(engine).map_err(WeightedError::Load)?;
     Ok(apply(request, refitter.as_mut(), staging))

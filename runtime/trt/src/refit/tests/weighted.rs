@@ -79,9 +79,8 @@ fn open_plan(
     let models = Models { left: engines, fails, placeholders, alive: Rc::clone(&alive) };
     let stored = prototypes().into_iter().collect();
     // Groups are unknown, and two weights are fused at a time.
-    let fixed =
-        Fixed { slots: slots(), stored, groups: Groups::default(), staging: 4 * BYTES, placeholders };
-    (Weighted::open(models, fixed, adapters(number), Source).unwrap(), alive)
+    let fixed = Fixed { slots: slots(), stored, groups: Groups::default(), staging: 4 * BYTES, placeholders };
+    (Weighted::open(models, fixed, adapters(number), Source, &Source).unwrap(), alive)
 }
 
 #[test]
@@ -90,13 +89,13 @@ fn weights_whose_refit_fails_are_the_former_ones_again() {
         let (mut weighted, alive) = open(2, Some(2), before);
         let refits = weighted.engine().unwrap().0.refits;
         assert_eq!(refits, 1, "all that is fused fits into one round");
-        let changed = weighted.set(adapters(after), Source);
+        let changed = weighted.set(adapters(after), Source, &Source);
         assert_eq!(alive.get(), 1);
         match changed {
             Err(WeightedError::Restored(Cause::Refit(RefitError::Failed { .. }))) => {
                 assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(before)));
                 // What is remembered of the new engine is right: the next change touches no more than it must.
-                let applied = weighted.set(adapters(after), Source).unwrap();
+                let applied = weighted.set(adapters(after), Source, &Source).unwrap();
                 assert!(applied.refits > 0 && weighted.engine().unwrap().0.held == expected(&adapters(after)));
             }
             Ok(applied) => assert!(before == after && applied.refits == 0, "{before} {after}"),
@@ -109,20 +108,20 @@ fn weights_whose_refit_fails_are_the_former_ones_again() {
 fn weights_that_are_refused_are_as_they_were() {
     let (mut weighted, _) = open(1, None, 7);
     let unknown = BTreeMap::from([("x".to_owned(), 1)]);
-    let error = weighted.set(unknown, Source).unwrap_err();
+    let error = weighted.set(unknown, Source, &Source).unwrap_err();
     assert!(matches!(error, WeightedError::Refused(Cause::Plan(PlanError::UnknownSlot { .. }))), "{error}");
     assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(7)));
-    weighted.set(adapters(11), Source).unwrap();
+    weighted.set(adapters(11), Source, &Source).unwrap();
     assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(11)));
 }
 
 #[test]
 fn weights_of_an_engine_that_cannot_be_loaded_again_are_gone() {
     let (mut weighted, alive) = open(1, Some(2), 7);
-    let error = weighted.set(adapters(11), Source).unwrap_err();
+    let error = weighted.set(adapters(11), Source, &Source).unwrap_err();
     assert!(matches!(error, WeightedError::Lost { .. }) && error.to_string().contains("no device memory"), "{error}");
     assert!(weighted.engine().is_none() && alive.get() == 0);
-    assert!(matches!(weighted.set(adapters(7), Source), Err(WeightedError::Gone)));
+    assert!(matches!(weighted.set(adapters(7), Source, &Source), Err(WeightedError::Gone)));
 }
 
 #[test]
@@ -131,12 +130,12 @@ fn plan_that_holds_its_weights_is_refit_only_where_adapters_change_it() {
         let (mut weighted, _) = open_plan(false, 2, None, before);
         let opened = &weighted.engine().unwrap().0;
         assert_eq!((opened.refits == 0, opened.held.clone()), (before == 0, expected(&adapters(before))));
-        weighted.set(adapters(after), Source).unwrap();
+        weighted.set(adapters(after), Source, &Source).unwrap();
         assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(after)));
     }
     // The first change of weights fails, and the engine that is loaded again holds the pristine ones by itself.
     let (mut weighted, _) = open_plan(false, 2, Some(1), 0);
-    assert!(matches!(weighted.set(adapters(1), Source), Err(WeightedError::Restored(_))));
+    assert!(matches!(weighted.set(adapters(1), Source, &Source), Err(WeightedError::Restored(_))));
     let restored = &weighted.engine().unwrap().0;
     assert_eq!((restored.refits, restored.held.clone()), (0, expected(&adapters(0))));
 }

@@ -15,20 +15,20 @@ type FuseHost = unsafe extern "C" fn(c_int, *const c_void, *const c_void, *const
 
 /// Host memory that a GPU's would be, counted, with faults on demand.
 #[derive(Debug)]
-pub(super) struct Emulated {
+pub(crate) struct Emulated {
     library: &'static Library,
     allocations: Mutex<HashMap<u64, Layout>>,
     /// Launches, copies and allocations that still succeed.
-    pub(super) left: Mutex<Option<usize>>,
+    pub(crate) left: Mutex<Option<usize>>,
 }
 
 impl Emulated {
-    pub(super) fn new() -> Arc<Self> {
+    pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { library: library(), allocations: Mutex::default(), left: Mutex::new(None) })
     }
 
     /// Bytes that are allocated.
-    pub(super) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> usize {
         self.allocations.lock().unwrap().values().map(Layout::size).sum()
     }
 

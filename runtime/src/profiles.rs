@@ -6,19 +6,22 @@ use crate::engine::manifest::{Profile, ShapeRange};
 use crate::session::SessionError;
 use crate::tensor::TensorView;
 
-/// Refuses shapes that no profile holds; without profiles everything fits.
+/// The first profile that holds the shapes; without profiles everything fits, and it is 0.
 ///
 /// # Errors
 /// [`SessionError::OutOfProfile`], naming an input that does not fit the first profile, and the ranges of all.
-pub(super) fn check(profiles: &[Profile], given: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
+pub(crate) fn choose(profiles: &[Profile], given: &[(&str, TensorView<'_>)]) -> Result<usize, SessionError> {
     let misfit = |profile: &Profile| {
         given
             .iter()
             .find(|(name, tensor)| profile.get(*name).is_some_and(|range| !holds(range, tensor.shape())))
             .copied()
     };
-    let misfits: Option<Vec<_>> = profiles.iter().map(misfit).collect();
-    let Some((name, tensor)) = misfits.and_then(|found| found.first().copied()) else { return Ok(()) };
+    let misfits: Vec<Option<_>> = profiles.iter().map(misfit).collect();
+    if let Some(fitting) = misfits.iter().position(Option::is_none) {
+        return Ok(fitting);
+    }
+    let Some((name, tensor)) = misfits.into_iter().flatten().next() else { return Ok(0) };
     let mut ranges = String::new();
     for (index, profile) in profiles.iter().enumerate() {
         if let Some(ShapeRange { min, max, .. }) = profile.get(name) {
@@ -39,9 +42,9 @@ mod tests {
     use super::*;
     use crate::tensor::Tensor;
 
-    fn check(profiles: &[Profile], given: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+    fn choose(profiles: &[Profile], given: &[(&str, &Tensor)]) -> Result<usize, SessionError> {
         let given: Vec<_> = given.iter().map(|(name, tensor)| (*name, tensor.view().unwrap())).collect();
-        super::check(profiles, &given)
+        super::choose(profiles, &given)
     }
 
     fn profile(min: usize, max: usize) -> Profile {
@@ -54,18 +57,18 @@ mod tests {
     }
 
     #[test]
-    fn check_accepts_what_one_profile_holds_and_any_input_that_none_names() {
+    fn choose_takes_the_first_profile_that_holds_the_shapes_and_any_input_that_none_names() {
         let profiles = [profile(2, 4), profile(8, 8)];
-        for n in [2, 4, 8] {
-            check(&profiles, &[("x", &tensor(n)), ("y", &tensor(100))]).unwrap();
+        for (n, expected) in [(2, 0), (4, 0), (8, 1)] {
+            assert_eq!(choose(&profiles, &[("x", &tensor(n)), ("y", &tensor(100))]).unwrap(), expected);
         }
-        check(&[], &[("x", &tensor(5))]).unwrap();
+        assert_eq!(choose(&[], &[("x", &tensor(5))]).unwrap(), 0);
     }
 
     #[test]
-    fn check_refuses_other_shapes_with_all_ranges() {
+    fn choose_refuses_other_shapes_with_all_ranges() {
         for n in [1, 5, 9] {
-            let message = check(&[profile(2, 4), profile(8, 8)], &[("x", &tensor(n))]).unwrap_err().to_string();
+            let message = choose(&[profile(2, 4), profile(8, 8)], &[("x", &tensor(n))]).unwrap_err().to_string();
             assert!(message.contains(&format!("`x`: found [1, {n}]")), "{message}");
             assert!(message.contains("profile 0: [1, 2] to [1, 4]; profile 1: [1, 8] to [1, 8]"), "{message}");
         }

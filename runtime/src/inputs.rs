@@ -12,7 +12,7 @@ use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{Dtype, Tensor, TensorView};
 
 /// An input in the type that a graph takes: where it was given, or converted.
-pub(super) enum Bound<'a> {
+pub(crate) enum Bound<'a> {
     /// As it was given, in place.
     Given(TensorView<'a>),
     /// Row-major.
@@ -20,7 +20,7 @@ pub(super) enum Bound<'a> {
 }
 
 impl Bound<'_> {
-    pub(super) fn view(&self) -> TensorView<'_> {
+    pub(crate) fn view(&self) -> TensorView<'_> {
         match self {
             Self::Given(view) => *view,
             Self::Converted(tensor) => row_major(tensor),
@@ -29,7 +29,7 @@ impl Bound<'_> {
 }
 
 /// The elements of a tensor that was made here and so lies in row-major order.
-pub(super) fn row_major(tensor: &Tensor) -> TensorView<'_> {
+pub(crate) fn row_major(tensor: &Tensor) -> TensorView<'_> {
     match tensor.view() {
         Some(view) => view,
         None => unreachable!("made in row-major order"),
@@ -37,12 +37,12 @@ pub(super) fn row_major(tensor: &Tensor) -> TensorView<'_> {
 }
 
 /// The tensors, copied only if they do not lie in row-major order.
-pub(super) fn laid_out<'a>(given: &[(&'a str, &'a Tensor)]) -> Vec<(&'a str, Cow<'a, Tensor>)> {
+pub(crate) fn laid_out<'a>(given: &[(&'a str, &'a Tensor)]) -> Vec<(&'a str, Cow<'a, Tensor>)> {
     given.iter().map(|(name, tensor)| (*name, standard_layout(tensor))).collect()
 }
 
 /// Views of what [`laid_out`] gave.
-pub(super) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a str, TensorView<'a>)> {
+pub(crate) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a str, TensorView<'a>)> {
     laid_out.iter().map(|(name, tensor)| (*name, row_major(tensor))).collect()
 }
 
@@ -51,7 +51,7 @@ pub(super) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a 
 ///
 /// # Errors
 /// [`SessionError`] that names the input, what the graph declares and what was given.
-pub(super) fn bind<'a>(ports: &[&Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
+pub(crate) fn bind<'a>(ports: &[&Port], given: &[(&str, TensorView<'a>)]) -> Result<Vec<Bound<'a>>, SessionError> {
     let expected = || ports.iter().map(|port| describe(port)).collect::<Vec<_>>().join(", ");
     let known: HashSet<&str> = ports.iter().map(|port| &port.name[..]).collect();
     let mut tensors: HashMap<&str, TensorView<'a>> = HashMap::with_capacity(given.len());
