@@ -52,6 +52,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             "graph": graph.name, "backend": graph.backend, "precision": graph.precision,
             "inputs": graph.inputs, "outputs": graph.outputs, "weights": graph.weights.len(),
             "profiles": graph.profiles, "plans": graph.files.plans.iter().map(|plan| trt_plan(manifest, plan)).collect::<Vec<_>>(),
+            "probe": graph.probe.as_ref().map(|probe| json!({ "relative_l2": probe.tolerance })),
             "stages": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
         });
         output.result("graph", fields, || {
@@ -65,6 +66,9 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
                 lines.push(format!("    profile {index} (min, opt, max): {}", ranges.join(", ")));
             }
             lines.extend(graph.files.plans.iter().map(|plan| trt_plan_line(manifest, &graph.backend, plan)));
+            lines.extend(graph.probe.iter().map(|probe| {
+                format!("    verified when its weights were set, within relative L2 {:.1e}", probe.tolerance)
+            }));
             lines.extend(graph.parts().skip(1).map(|part| {
                 let (weights, values) = (count(part.weights.len(), "weight"), count(part.outputs.len(), "value"));
                 format!("    stage {} ({weights}, {values})", part.name)

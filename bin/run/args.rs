@@ -266,7 +266,9 @@ pub(crate) enum Backend {
     Auto,
     /// ONNX Runtime; engines compiled for TensorRT hold a form for it, too.
     Ort,
+    /// TensorRT-RTX (built with `--features tensorrt`).
     TensorrtRtx,
+    /// TensorRT (built with `--features tensorrt`).
     Tensorrt,
 }
 

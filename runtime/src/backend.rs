@@ -45,7 +45,13 @@ pub enum BackendError {
     Ort(#[from] OrtError),
     /// On TensorRT.
     #[error(transparent)]
-    Trt(#[from] TrtError),
+    Trt(Box<TrtError>),
+}
+
+impl From<TrtError> for BackendError {
+    fn from(error: TrtError) -> Self {
+        Self::Trt(Box::new(error))
+    }
 }
 
 impl From<EngineError> for BackendError {

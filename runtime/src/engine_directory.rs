@@ -36,7 +36,7 @@ pub enum DirectoryError {
     Ort(#[from] OrtError),
     /// TensorRT cannot, or an adapter does not fit it.
     #[error(transparent)]
-    Trt(#[from] TrtError),
+    Trt(Box<TrtError>),
     /// The directory lacks a component.
     #[error("{}: there is no component `{component}`; it has: {available}", folder.display())]
     Missing {

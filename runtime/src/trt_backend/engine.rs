@@ -18,6 +18,9 @@ use crate::engine::manifest::Graph;
 use crate::fuse::{Cancelled, FuseReport};
 use crate::ort_backend::{OpenOptions, OpenReport, WeightMode};
 
+/// A plan that sessions share, one run or change of weights at a time.
+type Shared = Arc<Mutex<Plan>>;
+
 /// An engine whose graphs run on TensorRT, each with weights of its own.
 pub struct TrtEngine {
     engine: Arc<Engine>,
@@ -25,7 +28,7 @@ pub struct TrtEngine {
     options: OpenOptions,
     /// The adapters that are fused.
     fusing: Arc<Fusing>,
-    open: IndexMap<String, Arc<Mutex<Plan>>>,
+    open: IndexMap<String, Shared>,
     report: OpenReport,
 }
 
@@ -111,8 +114,8 @@ impl TrtEngine {
         fusing: &Arc<Fusing>,
         adapters: &[(Adapter, f32)],
         cancelled: Cancelled<'_>,
-        changed: &mut Vec<Arc<Mutex<Plan>>>,
-    ) -> Result<Vec<(String, Arc<Mutex<Plan>>)>, TrtError> {
+        changed: &mut Vec<Shared>,
+    ) -> Result<Vec<(String, Shared)>, TrtError> {
         let tensors: HashSet<&str> = self.engine.manifest().slots.iter().map(|slot| &slot.tensor[..]).collect();
         let mut opened = Vec::new();
         for graph in &self.engine.manifest().graphs {
@@ -140,7 +143,7 @@ impl TrtEngine {
         fusing: &Arc<Fusing>,
         adapters: &[(Adapter, f32)],
         cancelled: Cancelled<'_>,
-    ) -> Result<Arc<Mutex<Plan>>, TrtError> {
+    ) -> Result<Shared, TrtError> {
         let mut plan = Plan::open(&self.engine, graph, &self.gpu, fusing, cancelled)?;
         self.verify(graph, &mut plan, adapters)?;
         Ok(Arc::new(Mutex::new(plan)))

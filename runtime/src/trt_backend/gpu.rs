@@ -18,7 +18,7 @@ use super::{TrtError, TrtOptions};
 /// [`TrtError::Library`] or [`TrtError::NoGpu`].
 pub(super) fn open(flavour: Flavour, options: &TrtOptions) -> Result<Arc<dyn Gpu>, TrtError> {
     let runtime = Runtime::open(flavour, options.library.as_deref()).map_err(|error| match error {
-        OpenError::Library(error) => TrtError::Library(error),
+        OpenError::Library(error) => error.into(),
         OpenError::Run(error) => no_gpu(flavour, &error),
         error => TrtError::Failed(error.to_string()),
     })?;
@@ -40,6 +40,8 @@ fn no_gpu(flavour: Flavour, error: &RunError) -> TrtError {
     TrtError::NoGpu { title: flavour.title(), reason: error.to_string() }
 }
 
+/// For `map_err`.
+#[allow(clippy::needless_pass_by_value)]
 fn failed(error: RunError) -> TrtError {
     TrtError::Failed(error.to_string())
 }

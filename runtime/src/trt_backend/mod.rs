@@ -56,7 +56,7 @@ impl Default for TrtOptions {
 pub enum TrtError {
     /// TensorRT is missing or unusable.
     #[error(transparent)]
-    Library(#[from] LibraryError),
+    Library(Box<LibraryError>),
     /// There is no GPU to run on.
     #[error(
         "graph compiled for {title}: {reason}; run it on a machine with an NVIDIA GPU, or use `--backend ort`, which takes the ONNX form that the engine holds, too"
@@ -160,4 +160,10 @@ pub enum TrtError {
         #[source]
         reason: Box<OrtError>,
     },
+}
+
+impl From<LibraryError> for TrtError {
+    fn from(error: LibraryError) -> Self {
+        Self::Library(Box::new(error))
+    }
 }

@@ -101,7 +101,7 @@ impl Probe {
         // A distance that is undefined is larger than any other.
         let worst = distances.max_by(|(_, a), (_, b)| a.total_cmp(b));
         match worst {
-            Some((output, distance)) if !(distance <= self.tolerance) => Err(TrtError::Differs {
+            Some((output, distance)) if distance.is_nan() || distance > self.tolerance => Err(TrtError::Differs {
                 graph: graph.name.clone(),
                 output: output.clone(),
                 distance,
