@@ -38,3 +38,16 @@ fetch() {
     mv "$partial" "vendor/$folder"
     partial=
 }
+
+# TensorRT-RTX, as vendor/tensorrt, unless V2L_TRT_LIB names another or it is there.
+fetch_tensorrt() {
+    local requirement=tensorrt-rtx-cu13-libs==1.7.1.116
+    command -v c++ >/dev/null ||
+        fail "c++ is missing; the TensorRT shim is compiled with it: apt-get install -y build-essential"
+    if [ -z "${V2L_TRT_LIB:-}" ] && [ ! -f vendor/tensorrt/tensorrt_rtx_libs/libtensorrt_rtx.so.1 ]; then
+        [ "$(uname -s)-$(uname -m)" = Linux-x86_64 ] ||
+            fail "there is no $requirement for $(uname -s) on $(uname -m); set V2L_TRT_LIB to a library of your own"
+        fetch tensorrt 'set V2L_TRT_LIB to a library of your own' "$requirement" -- \
+            --platform manylinux_2_28_x86_64 --implementation py --python-version 3.11
+    fi
+}

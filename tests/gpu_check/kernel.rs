@@ -24,7 +24,7 @@ const SHARE: f64 = 0.9;
 const NUMBERS: usize = 1 << 24;
 
 /// Numbers in [-0.5, 0.5), the same every time.
-fn numbers(count: usize) -> Vec<f32> {
+pub(crate) fn numbers(count: usize) -> Vec<f32> {
     let mut state = 1u32;
     let next = |_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -1,5 +1,5 @@
 //! What v2l does on an NVIDIA GPU, checked and measured: the fusion kernel, against the CPU kernels and the card's copy bandwidth; the
-//! miniature on ONNX Runtime's CUDA provider, against the CPU.
+//! miniature on ONNX Runtime's CUDA provider, against the CPU; TensorRT-RTX's plans, against ONNX Runtime, if it has code for the card.
 //!
 //! `bin/gpu-check [--json]` fetches the libraries and runs this. Without a GPU it says so and exits with 6. Ratios are of runs in turn
 //! on the same card; nothing about time is asserted. A difference in bits, or beyond a tolerance, exits with 7.
@@ -11,9 +11,15 @@ mod lab;
 #[expect(dead_code, reason = "shared with the evaluation of the miniature")]
 mod trials;
 
+#[path = "../trt_check/cases.rs"]
+mod cases;
+#[path = "../full_size/checkpoint.rs"]
+#[allow(dead_code)] // The full-size check uses the rest.
+mod checkpoint;
 mod kernel;
 mod miniature;
 mod shapes;
+mod tensorrt;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -36,6 +42,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = v2l_export::trt::builder::serve_if_asked() {
+        return code;
+    }
     let args = Args::parse();
     v2l_cli::run(args.output_options, |output| {
         // The runtime's own error decides the exit code.
@@ -46,8 +55,8 @@ fn main() -> ExitCode {
         output
             .result("card", fields, || format!("{}, compute capability {major}.{minor}, {gigabytes:.1} GB", info.name));
         kernel::check(&driver, args.rounds.max(1), output)?;
-        drop(driver);
-        miniature::check(args.rounds.max(1), output)
+        miniature::check(args.rounds.max(1), output)?;
+        tensorrt::check(&info, &driver, args.rounds.max(1), output)
     })
 }
 
