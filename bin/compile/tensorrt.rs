@@ -42,9 +42,8 @@ impl TensorRtArgs {
             };
         };
         let backend = flavour.backend();
-        if args.int8.is_some() || args.lora_rank.is_some() {
-            let flag = if args.int8.is_some() { "--int8" } else { "--lora-rank" };
-            return Err(Failure::usage(format!("{flag} is for --backend ort; leave it out for {backend}")));
+        if args.int8.is_some() {
+            return Err(Failure::usage(format!("--int8 is for --backend ort; leave it out for {backend}")));
         }
         let mut capabilities = self.compute_capability.clone();
         if flavour == Flavour::Rtx && capabilities.is_empty() {

@@ -371,7 +371,8 @@ fn compile_component(
         let mut described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
         if let (Some(tensorrt), Some(typed)) = (tensorrt, &typed) {
             described.backend = tensorrt.backend().into();
-            let subject = (&component[..], &name[..], &typed.model);
+            let of_one_rank = lora_rank.map(|rank| tensorrt::of_one_rank(&typed.model, rank));
+            let subject = (&component[..], &name[..], of_one_rank.as_ref().unwrap_or(&typed.model));
             for built in tensorrt.build(subject, &profiles, &slots, &weights, progress)? {
                 described.files.plans.push(built.plan);
                 blobs.push(built.blob);
@@ -379,7 +380,9 @@ fn compile_component(
             }
             if let (Some(check), Some(types)) = (&options.check, &types) {
                 progress(Progress::Checking { name: &component });
-                if let Some((probe, blob)) = tensorrt::probe(&name, &whole, types, &weights, &profiles, check)? {
+                if let Some((probe, blob)) =
+                    tensorrt::probe((&name, &whole, types), &weights, &profiles, lora_rank, check)?
+                {
                     described.probe = Some(probe);
                     blobs.push(blob);
                 }

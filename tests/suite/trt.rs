@@ -23,10 +23,8 @@ fn tensorrt_flags_without_the_backend_exit_with_2() {
             output(command("compile", &[args!["x.onnx", "-o", scratch.path("x")], args![flag[0], flag[1]]].concat()));
         assert!(run.code == 2 && run.stderr.contains(&format!("{} needs --backend", flag[0])), "{}", run.stderr);
     }
-    for flag in ["--int8", "--lora-rank=4"] {
-        let run = compile(Path::new("x.onnx"), &scratch.path("x"), args![flag]);
-        assert!(run.code == 2 && run.stderr.contains("is for --backend ort"), "{}", run.stderr);
-    }
+    let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--int8"]);
+    assert!(run.code == 2 && run.stderr.contains("is for --backend ort"), "{}", run.stderr);
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--compute-capability", "89"]);
     assert!(run.code == 2 && run.stderr.contains("such as 8.9"), "{}", run.stderr);
 }
@@ -283,6 +281,64 @@ mod built_in {
                 run.stderr
             ),
         }
+    }
+
+    /// The plan takes factors of one rank; the ONNX forms, and so the engine's inputs, any up to it.
+    #[test]
+    fn tensorrt_plan_of_a_graph_with_branches_is_built_and_probed_beside_the_other() {
+        let Some(_) = library("tensorrt_plan_of_a_graph_with_branches_is_built_and_probed_beside_the_other") else {
+            return;
+        };
+        let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
+        let path = scratch.path("x.engine");
+        let more = args![
+            &model,
+            "-o",
+            &path,
+            "--backend",
+            "tensorrt-rtx",
+            "--precision",
+            "bf16",
+            "--no-calibration",
+            "--compute-capability",
+            "8.9",
+            "--optShapes",
+            "input_ids:1x8",
+            "--lora-rank",
+            "4",
+            "--fuse-modes",
+            "fuse,side"
+        ];
+        run_ok("compile", more);
+        let engine = Arc::new(Engine::open(&path).unwrap());
+        let [plain, side] = &engine.manifest().graphs[..] else { panic!("two graphs") };
+        assert_eq!((&plain.name[..], &side.name[..], side.lora_rank), ("encode", "encode.side", Some(4)));
+        for graph in [plain, side] {
+            assert!(graph.files.plans.len() == 1 && graph.backend == "tensorrt-rtx", "{}", graph.name);
+        }
+        let down = side.inputs.iter().find(|port| port.name.ends_with(".lora_down")).unwrap();
+        assert!(matches!(&down.shape[0], v2l_runtime::session::Dim::Symbol(name) if name.ends_with(".lora_rank")));
+        // The branches count: without them ONNX Runtime's outputs lie beyond what the plan is allowed, with them within.
+        let probe = side.probe.as_ref().unwrap();
+        let file = WeightFile::from_bytes("probe", &engine.blob(&probe.file).unwrap()).unwrap();
+        let tensor = |name: String| file.get(&name).unwrap().to_tensor().unwrap();
+        let mut inputs: NamedTensors =
+            side.inputs.iter().map(|port| (port.name.clone(), tensor(format!("input.{}", port.name)))).collect();
+        let expected = tensor("output.last_hidden_state".into()).to_f32().unwrap();
+        let mut ort =
+            OrtEngine::open(Arc::clone(&engine), &OpenOptions { any_backend: true, ..Default::default() }).unwrap();
+        let mut session = ort.session("encode.side").unwrap();
+        let mut distance = |inputs: &NamedTensors| {
+            let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+            let found = session.run(&given).unwrap()["last_hidden_state"].to_f32().unwrap();
+            let norm = |values: ndarray::ArrayD<f32>| values.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+            norm(&found - &expected) / norm(expected.clone())
+        };
+        assert!(distance(&inputs) < probe.tolerance / 2.0);
+        for (_, factor) in inputs.iter_mut().filter(|(name, _)| name.ends_with(".lora_up")) {
+            *factor = Tensor::from_f32(factor.shape(), vec![0.0; factor.len()]).unwrap();
+        }
+        assert!(distance(&inputs) > probe.tolerance);
     }
 
     #[test]

@@ -58,7 +58,7 @@ pub struct CheckOptions {
 }
 
 /// Rank of the factors that low-rank branches are checked with, if they take as many.
-const FACTOR_RANK: usize = 4;
+pub(crate) const FACTOR_RANK: usize = 4;
 
 /// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
 const WIDENED_LIMIT: u64 = 1 << 30;

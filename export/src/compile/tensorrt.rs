@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use v2l_graphs::{Dim, Model};
-use v2l_runtime::engine::manifest::{Profile, RESERVED_PREFIX, Slot, TrtPlan};
+use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, Slot, TrtPlan};
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
 use v2l_trt::{Capability, Flavour};
@@ -183,6 +183,20 @@ impl<'a> TensorRt<'a> {
         let blob = EngineBlob { name: file, data: Bytes::from_owner(plan) };
         Ok(BuiltPlan { plan: stored, blob, report })
     }
+}
+
+/// The model with low-rank branches of this one rank each: TensorRT gets factors that are padded with zeros.
+pub(super) fn of_one_rank(model: &Model, rank: usize) -> Model {
+    let mut model = model.clone();
+    let graph = &mut model.graph;
+    for info in graph.inputs.iter_mut().chain(&mut graph.outputs).chain(&mut graph.value_info) {
+        for dim in info.ty.iter_mut().filter_map(|ty| ty.shape.as_mut()).flatten() {
+            if matches!(dim, Dim::Symbol(name) if name.ends_with(RANK_SUFFIX)) {
+                *dim = Dim::Fixed(rank);
+            }
+        }
+    }
+    model
 }
 
 /// What plans are built of.

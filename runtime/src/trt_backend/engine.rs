@@ -1,7 +1,7 @@
 //! From an engine to sessions: plans are loaded when they are needed, and adapters change all of them or none.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
 use v2l_trt::Flavour;
@@ -9,7 +9,7 @@ use v2l_trt::Flavour;
 use super::TrtError;
 use super::device::{self, Gpu};
 use super::fusing::Fusing;
-use super::plan::Plan;
+use super::plan::{Plan, lock};
 use super::session::TrtSession;
 use super::verify::Probe;
 use crate::adapter::Adapter;
@@ -116,9 +116,13 @@ impl TrtEngine {
         cancelled: Cancelled<'_>,
         changed: &mut Vec<Shared>,
     ) -> Result<Vec<(String, Shared)>, TrtError> {
-        let tensors: HashSet<&str> = self.engine.manifest().slots.iter().map(|slot| &slot.tensor[..]).collect();
+        let manifest = self.engine.manifest();
+        let tensors: HashSet<&str> = manifest.slots.iter().map(|slot| &slot.tensor[..]).collect();
+        // Graphs with low-rank branches are for those that do not fuse.
+        let for_fusing =
+            |graph: &Graph| graph.lora_rank.is_none() && graph.weights.iter().any(|name| tensors.contains(&name[..]));
         let mut opened = Vec::new();
-        for graph in &self.engine.manifest().graphs {
+        for graph in &manifest.graphs {
             match self.open.get(&graph.name) {
                 Some(plan) => {
                     let applied = lock(plan).set(fusing, cancelled)?;
@@ -127,7 +131,7 @@ impl TrtEngine {
                         self.verify(graph, &mut lock(plan), adapters)?;
                     }
                 }
-                None if !adapters.is_empty() && graph.weights.iter().any(|name| tensors.contains(&name[..])) => {
+                None if !adapters.is_empty() && for_fusing(graph) => {
                     opened.push((graph.name.clone(), self.load(graph, fusing, adapters, cancelled)?));
                 }
                 None => {}
@@ -167,18 +171,13 @@ impl TrtEngine {
         let plan = match self.open.get(&graph.name) {
             Some(plan) => Arc::clone(plan),
             None => {
-                // Graphs that adapters change were loaded with them.
-                let plan = self.load(graph, &self.fusing, &[], None)?;
+                let plan = self.load(graph, &self.fusing, &self.fusing.adapters(), None)?;
                 self.open.insert(graph.name.clone(), Arc::clone(&plan));
                 plan
             }
         };
         Ok(TrtSession::new(self.gpu.flavour().backend(), graph, plan))
     }
-}
-
-fn lock(plan: &Mutex<Plan>) -> std::sync::MutexGuard<'_, Plan> {
-    plan.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether weights are verified when they are set, in words.

@@ -57,6 +57,11 @@ impl Fusing {
         &self.digests
     }
 
+    /// The adapters, cut by tensor: fused together they are the same.
+    pub(super) fn adapters(&self) -> Vec<(Adapter, f32)> {
+        self.by_tensor.values().flatten().cloned().collect()
+    }
+
     /// Takes over what `earlier` knows of slots that have the same added.
     pub(super) fn inherit(&self, earlier: &Self) {
         let known = earlier.reports.lock().unwrap_or_else(PoisonError::into_inner);

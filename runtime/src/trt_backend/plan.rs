@@ -1,7 +1,7 @@
 //! One graph's plan on the GPU, with its weights.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
@@ -15,11 +15,12 @@ use super::TrtError;
 use super::device::{Gpu, Loaded, PlanTensor};
 use super::fusing::{Fusing, Kept, Stoppable};
 use crate::engine::Engine;
-use crate::engine::manifest::{Graph, TrtPlan};
+use crate::engine::manifest::{Graph, RANK_SUFFIX, TrtPlan};
 use crate::fuse::{Cancelled, FuseError};
+use crate::inputs::row_major;
 use crate::raw::{byte_len, tensor_from_bytes};
-use crate::session::Port;
-use crate::tensor::{Dtype, NamedTensors, TensorView};
+use crate::session::{Dim, Port};
+use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 /// Bytes of fused weights that may wait for the GPU at a time; one weight may be larger.
 const STAGING: usize = 512 << 20;
@@ -54,6 +55,8 @@ pub(super) struct Plan {
     weighted: Weighted<Plans, Kept>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
+    /// The rank that factors of low-rank branches are padded to.
+    lora_rank: Option<usize>,
     memory: Arc<dyn Driver>,
     /// By input or output; kept for the next run.
     buffers: HashMap<String, Memory>,
@@ -82,6 +85,7 @@ impl Plan {
             weighted,
             inputs: graph.inputs.clone(),
             outputs: graph.outputs.clone(),
+            lora_rank: graph.lora_rank,
             memory: Arc::clone(gpu.memory()),
             buffers: HashMap::new(),
         })
@@ -99,34 +103,57 @@ impl Plan {
         set.map_err(|error| refused(&self.graph, error))
     }
 
+    /// Brings an input to the GPU, to be given to many runs.
+    pub(super) fn hold(&self, port: &Port, view: TensorView<'_>) -> Result<Held, TrtError> {
+        let padded = padded(port, view, self.lora_rank)?;
+        let view = padded.as_ref().map_or(view, row_major);
+        Ok(Held { shape: view.shape().to_vec(), memory: Memory::of(&self.memory, view.data())? })
+    }
+
     /// Runs once, on exactly the inputs in order, whose shapes lie in the ranges of `profile`.
-    pub(super) fn run(&mut self, profile: usize, inputs: &[TensorView<'_>]) -> Result<NamedTensors, TrtError> {
+    pub(super) fn run(&mut self, profile: usize, inputs: &[Input<'_>]) -> Result<NamedTensors, TrtError> {
         let Self { graph, weighted, buffers, memory, .. } = self;
-        let gone = || TrtError::Refit {
-            graph: graph.clone(),
-            reason: "the engine is gone after an earlier failure; open it anew".to_owned(),
-        };
+        let gone = "the engine is gone after an earlier failure; open it anew";
+        let gone = || TrtError::Refit { graph: graph.clone(), reason: gone.to_owned() };
         let engine = weighted.engine().ok_or_else(gone)?;
-        let shapes: Vec<(&str, &[usize])> =
-            self.inputs.iter().zip(inputs).map(|(port, view)| (&port.name[..], view.shape())).collect();
-        let names: Vec<&str> = self.outputs.iter().map(|port| &port.name[..]).collect();
-        let given = engine.shape(profile, &shapes, &names)?;
-        let mut addresses = Vec::with_capacity(shapes.len() + names.len());
-        for (port, view) in self.inputs.iter().zip(inputs) {
-            let buffer = buffer(buffers, memory, &port.name, view.data().len())?;
-            buffer.upload(0, view.data())?;
-            addresses.push((&port.name[..], buffer.address()));
+        let mut copies = Vec::with_capacity(inputs.len());
+        for (port, input) in self.inputs.iter().zip(inputs) {
+            copies.push(match input {
+                Input::Given(view) => padded(port, *view, self.lora_rank)?,
+                Input::Held(_) => None,
+            });
         }
-        for (port, shape) in self.outputs.iter().zip(&given) {
+        let given: Vec<Input<'_>> = inputs
+            .iter()
+            .zip(&copies)
+            .map(|(input, copy)| copy.as_ref().map_or(*input, |copy| Input::Given(row_major(copy))))
+            .collect();
+        let shapes: Vec<(&str, &[usize])> =
+            self.inputs.iter().zip(&given).map(|(port, input)| (&port.name[..], input.shape())).collect();
+        let names: Vec<&str> = self.outputs.iter().map(|port| &port.name[..]).collect();
+        let results = engine.shape(profile, &shapes, &names)?;
+        let mut addresses = Vec::with_capacity(shapes.len() + names.len());
+        for (port, input) in self.inputs.iter().zip(&given) {
+            let address = match input {
+                Input::Held(held) => held.memory.address(),
+                Input::Given(view) => {
+                    let buffer = buffer(buffers, memory, &port.name, view.data().len())?;
+                    buffer.upload(0, view.data())?;
+                    buffer.address()
+                }
+            };
+            addresses.push((&port.name[..], address));
+        }
+        for (port, shape) in self.outputs.iter().zip(&results) {
             let bytes = byte_len(port.dtype, shape).ok_or_else(|| too_large(port, shape))?;
             addresses.push((&port.name[..], buffer(buffers, memory, &port.name, bytes)?.address()));
         }
-        // SAFETY: each buffer has the bytes that type and shape ask for, on this GPU; nothing else knows them, and none is dropped before the
-        // run has ended.
+        // SAFETY: each address is memory of this GPU of the bytes that type and shape ask for; nothing else uses the buffers, nobody writes
+        // to what is held, and none of them is dropped before the run has ended.
         #[allow(unsafe_code)]
         unsafe { engine.run(&addresses) }?;
         let mut outputs = NamedTensors::new();
-        for (port, shape) in self.outputs.iter().zip(&given) {
+        for (port, shape) in self.outputs.iter().zip(&results) {
             let buffer = buffer(buffers, memory, &port.name, 0)?;
             let bytes = buffer.download(0..byte_len(port.dtype, shape).unwrap_or(0))?;
             let tensor = tensor_from_bytes(port.dtype, shape, &bytes).ok_or_else(|| too_large(port, shape))?;
@@ -134,6 +161,63 @@ impl Plan {
         }
         Ok(outputs)
     }
+}
+
+/// An input on the GPU.
+pub(super) struct Held {
+    shape: Vec<usize>,
+    memory: Memory,
+}
+
+/// An input of a run.
+#[derive(Clone, Copy)]
+pub(super) enum Input<'a> {
+    /// In this process's memory.
+    Given(TensorView<'a>),
+    /// Of [`Plan::hold`].
+    Held(&'a Held),
+}
+
+impl Input<'_> {
+    fn shape(&self) -> &[usize] {
+        match self {
+            Self::Given(view) => view.shape(),
+            Self::Held(held) => &held.shape,
+        }
+    }
+}
+
+/// A factor of a low-rank branch with zeros behind it, up to the rank that the plan is for; `None` for what is as it shall be.
+pub(super) fn padded(port: &Port, view: TensorView<'_>, lora_rank: Option<usize>) -> Result<Option<Tensor>, TrtError> {
+    let is_rank = |dim: &Dim| matches!(dim, Dim::Symbol(name) if name.ends_with(RANK_SUFFIX));
+    let (Some(rank), Some(axis), [rows, columns]) = (lora_rank, port.shape.iter().position(is_rank), view.shape())
+    else {
+        return Ok(None);
+    };
+    let found = view.shape()[axis];
+    if found == rank {
+        return Ok(None);
+    }
+    let message = |what: String| TrtError::Failed(format!("input `{}`: {what}", port.name));
+    if found > rank {
+        return Err(message(format!("expected a rank of at most {rank}, for which it was compiled, found {found}")));
+    }
+    let (new_rows, new_columns) = if axis == 0 { (rank, *columns) } else { (*rows, rank) };
+    let size = view.dtype().size();
+    let mut bytes = vec![0; new_rows * new_columns * size];
+    if *columns > 0 {
+        let from = view.data().chunks_exact(columns * size);
+        for (to, from) in bytes.chunks_exact_mut(new_columns * size).zip(from) {
+            to[..from.len()].copy_from_slice(from);
+        }
+    }
+    let tensor = tensor_from_bytes(view.dtype(), &[new_rows, new_columns], &bytes);
+    tensor.map(Some).ok_or_else(|| message("it cannot be padded".to_owned()))
+}
+
+/// A plan, whoever panicked while they had it.
+pub(super) fn lock(plan: &Mutex<Plan>) -> MutexGuard<'_, Plan> {
+    plan.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn too_large(port: &Port, shape: &[usize]) -> TrtError {

@@ -1,8 +1,10 @@
 //! One graph as callers see it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
-use super::plan::Plan;
+use super::TrtError;
+use super::plan::{Held, Input, Plan, lock};
 use crate::engine::manifest::{Graph, Profile};
 use crate::inputs::{bind, laid_out, views};
 use crate::profiles;
@@ -16,12 +18,18 @@ pub struct TrtSession {
     outputs: Vec<Port>,
     profiles: Vec<Profile>,
     plan: Arc<Mutex<Plan>>,
+    /// Inputs that runs need not give.
+    held: HashMap<String, Held>,
 }
 
 impl TrtSession {
     pub(super) fn new(backend: &'static str, graph: &Graph, plan: Arc<Mutex<Plan>>) -> Self {
         let (inputs, outputs, profiles) = (graph.inputs.clone(), graph.outputs.clone(), graph.profiles.clone());
-        Self { backend, inputs, outputs, profiles, plan }
+        Self { backend, inputs, outputs, profiles, plan, held: HashMap::new() }
+    }
+
+    fn failed(&self, error: &TrtError) -> SessionError {
+        SessionError::Backend { backend: self.backend, message: error.to_string() }
     }
 }
 
@@ -40,11 +48,33 @@ impl Session for TrtSession {
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         let profile = profiles::choose(&self.profiles, inputs)?;
-        let bound = bind(&self.inputs.iter().collect::<Vec<_>>(), inputs)?;
-        let given: Vec<TensorView<'_>> = bound.iter().map(|input| input.view()).collect();
-        let mut plan = self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed =
-            |error: super::TrtError| SessionError::Backend { backend: self.backend, message: error.to_string() };
-        plan.run(profile, &given).map_err(failed)
+        let is_held =
+            |port: &Port| self.held.contains_key(&port.name) && !inputs.iter().any(|(name, _)| *name == port.name);
+        let wanted: Vec<&Port> = self.inputs.iter().filter(|port| !is_held(port)).collect();
+        let bound = bind(&wanted, inputs)?;
+        let mut bound = bound.iter();
+        let given: Vec<Input<'_>> = self
+            .inputs
+            .iter()
+            .filter_map(|port| match self.held.get(&port.name).filter(|_| is_held(port)) {
+                Some(held) => Some(Input::Held(held)),
+                None => bound.next().map(|input| Input::Given(input.view())),
+            })
+            .collect();
+        lock(&self.plan).run(profile, &given).map_err(|error| self.failed(&error))
+    }
+
+    fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
+        let given = laid_out(inputs);
+        let given = views(&given);
+        let ports: Vec<&Port> =
+            self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
+        let mut held = HashMap::new();
+        for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
+            let kept = lock(&self.plan).hold(port, input.view()).map_err(|error| self.failed(&error))?;
+            held.insert(port.name.clone(), kept);
+        }
+        self.held = held;
+        Ok(true)
     }
 }

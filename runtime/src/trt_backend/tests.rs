@@ -11,6 +11,7 @@ use rand_distr::{Distribution, StandardNormal};
 
 use super::device::Gpu;
 use super::emulated::Emulated;
+use super::plan::padded;
 use super::*;
 use crate::adapter::{Adapter, LowRank};
 use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
@@ -18,7 +19,7 @@ use crate::engine::testing::{LINEARS, fixture, manifest, part, write, write_tiny
 use crate::engine::{Engine, Manifest};
 use crate::error_class::ErrorClass;
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
-use crate::session::Session;
+use crate::session::{Dim, Port, Session};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::weights::{read_tensors, write_tensors};
 
@@ -326,4 +327,56 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
     assert!(error.contains("slot `up`: weight `up.weight` cannot be replaced in this plan"), "{error}");
     trt.set_adapters(&[(adapter("a", 8, &["down"]), 1.0)], None).unwrap();
     drop(case.folder);
+}
+
+#[test]
+fn trt_session_keeps_inputs_on_the_gpu_until_others_are_kept() {
+    let case = Case::new(Dtype::F32);
+    let (mut trt, gpu) = case.open();
+    let mut session = trt.session("step").unwrap();
+    let expected = case.run(&mut session);
+    let without = gpu.host.held();
+    let (image, other) = (
+        &case.inputs["image"],
+        Tensor::from_f32(case.inputs["image"].shape(), vec![0.5; case.inputs["image"].len()]).unwrap(),
+    );
+    assert!(session.hold(&[("image", image)]).unwrap());
+    assert!(gpu.host.held() > without);
+    let rest: Vec<(&str, &Tensor)> =
+        case.inputs.iter().filter(|(name, _)| *name != "image").map(|(name, tensor)| (&name[..], tensor)).collect();
+    assert_eq!(session.run(&rest).unwrap(), expected);
+    // What is given comes before what is kept.
+    let mut given = rest.clone();
+    given.push(("image", &other));
+    let changed = session.run(&given).unwrap();
+    assert_ne!(changed, expected);
+    session.hold(&[("image", &other)]).unwrap();
+    assert_eq!(session.run(&rest).unwrap(), changed);
+    assert!(session.hold(&[("image", image), ("nothing", image)]).is_err());
+    session.hold(&[]).unwrap();
+    assert!(session.run(&rest).unwrap_err().to_string().contains("input `image` is missing"));
+    assert_eq!(gpu.host.held(), without);
+}
+
+#[test]
+fn trt_factors_get_zeros_up_to_the_rank_that_the_plan_is_for() {
+    let port = |shape: Vec<Dim>| Port { name: "l.lora".into(), dtype: Dtype::F32, shape };
+    let rank = || Dim::Symbol("l.lora_rank".into());
+    let tensor = |shape: &[usize]| {
+        let count = shape.iter().product();
+        Tensor::from_f32(shape, (1..=count).map(|n: usize| n as f32).collect()).unwrap()
+    };
+    let pad = |port: &Port, found: &[usize], rank| padded(port, tensor(found).view().unwrap(), rank);
+    let (down, up) = (port(vec![rank(), Dim::Fixed(3)]), port(vec![Dim::Fixed(2), rank()]));
+    let values = |shape, values: &[f32]| Some(Tensor::from_f32(shape, values.to_vec()).unwrap());
+    assert_eq!(pad(&down, &[1, 3], Some(2)).unwrap(), values(&[2, 3], &[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]));
+    assert_eq!(pad(&up, &[2, 1], Some(3)).unwrap(), values(&[2, 3], &[1.0, 0.0, 0.0, 2.0, 0.0, 0.0]));
+    assert_eq!(pad(&down, &[0, 3], Some(1)).unwrap(), values(&[1, 3], &[0.0; 3]));
+    assert_eq!(pad(&up, &[2, 0], Some(1)).unwrap(), values(&[2, 1], &[0.0; 2]));
+    // What has that rank, or none, stays as it is.
+    assert_eq!(pad(&down, &[2, 3], Some(2)).unwrap(), None);
+    assert_eq!(pad(&port(vec![Dim::Fixed(2), Dim::Fixed(3)]), &[2, 3], Some(4)).unwrap(), None);
+    assert_eq!(pad(&down, &[2, 3], None).unwrap(), None);
+    let message = pad(&up, &[2, 4], Some(3)).unwrap_err().to_string();
+    assert!(message.contains("a rank of at most 3, for which it was compiled, found 4"), "{message}");
 }

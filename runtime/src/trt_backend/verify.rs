@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::TrtError;
-use super::plan::Plan;
+use super::plan::{Input, Plan};
 use crate::adapter::Adapter;
 use crate::engine::manifest::Graph;
 use crate::engine::{Engine, EngineError};
@@ -11,7 +11,7 @@ use crate::inputs::{bind, laid_out, views};
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtError, OrtWeights};
 use crate::profiles;
 use crate::session::Session;
-use crate::tensor::{NamedTensors, Tensor, TensorView};
+use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::WeightFile;
 
 /// Before the name of an input in the file of a probe.
@@ -78,7 +78,7 @@ impl Probe {
         };
         let profile = profiles::choose(&graph.profiles, &given).map_err(unfit)?;
         let bound = bind(&graph.inputs.iter().collect::<Vec<_>>(), &given).map_err(unfit)?;
-        let bound: Vec<TensorView<'_>> = bound.iter().map(|input| input.view()).collect();
+        let bound: Vec<Input<'_>> = bound.iter().map(|input| Input::Given(input.view())).collect();
         let found = plan.run(profile, &bound)?;
         if adapters.is_empty() {
             return self.compare(graph, &found, &self.outputs, "what was recorded when it was compiled");
