@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use v2l_graphs::passes::lower_for_tensorrt;
 use v2l_graphs::{Dim, Model};
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, Slot, TrtPlan};
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
@@ -97,8 +98,8 @@ impl<'a> TensorRt<'a> {
         self.options.flavour.backend()
     }
 
-    /// Builds the plans of a strongly typed graph, its weights in their storage types: one for each kind of GPU, since
-    /// TensorRT-RTX puts placeholders into plans for one kind only.
+    /// Builds the plans of a strongly typed graph, its weights in their storage types, after the rewrites that TensorRT needs: one for
+    /// each kind of GPU, since TensorRT-RTX puts placeholders into plans for one kind only.
     pub(super) fn build(
         &self,
         (component, graph, model): (&str, &str, &Model),
@@ -108,6 +109,9 @@ impl<'a> TensorRt<'a> {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<Vec<BuiltPlan>, ExportError> {
         let ranges = ranges(graph, model, profiles)?;
+        let mut model = model.clone();
+        lower_for_tensorrt(&mut model);
+        let model = &model;
         let bytes = encode_weightless(graph, model)?;
         let external = model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name);
         let data: Vec<(String, Bytes)> = external

@@ -4,7 +4,6 @@
 //! Sums are taken in another order than before: results differ by roundings, which the tests of each rewrite bound.
 
 mod attention;
-mod links;
 mod modulated_norm;
 mod rotary;
 

@@ -128,6 +128,12 @@ pub(super) fn remove_nodes(graph: &mut Graph, indices: &HashSet<usize>) {
     });
 }
 
+/// Puts lists of nodes in the place of single ones, which are known by index.
+pub(super) fn replace_nodes(graph: &mut Graph, mut by: HashMap<usize, Vec<Node>>) {
+    let nodes = std::mem::take(&mut graph.nodes).into_iter().enumerate();
+    graph.nodes = nodes.flat_map(|(at, node)| by.remove(&at).unwrap_or_else(|| vec![node])).collect();
+}
+
 /// Forgets the recorded types of `names`.
 pub(super) fn forget_types(graph: &mut Graph, names: &HashSet<String>) {
     graph.value_info.retain(|v| !names.contains(&v.name));

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::links::{Links, fixed, is_last, same};
-use super::modulated_norm::replace;
 use super::{CONTRIB, ints, node};
+use crate::passes::links::{Links, fixed, is_last, same};
+use crate::passes::walk::replace_nodes;
 use crate::{Attribute, Dim, Model, Node};
 
 /// `[B, S, H, D]` and `[B, H, S, D]` into each other.
@@ -35,7 +35,7 @@ pub(super) fn lower(model: &mut Model) -> usize {
         }
     }
     let count = found.len();
-    replace(model, found);
+    replace_nodes(&mut model.graph, found);
     count
 }
 

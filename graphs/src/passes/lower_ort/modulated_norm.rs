@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 
-use super::links::{Links, fixed, is_last, same};
 use super::node;
+use crate::passes::links::{Links, fixed, is_last, same};
+use crate::passes::walk::replace_nodes;
 use crate::{Dim, Model, Node};
 
 /// Rewrites every layer norm of `[batch, tokens, width]` whose result, and nothing else of it, is multiplied by one
@@ -13,15 +14,8 @@ pub(super) fn lower(model: &mut Model) -> usize {
     let found: HashMap<usize, Vec<Node>> =
         model.graph.nodes.iter().enumerate().filter_map(|(at, add)| Some((at, rewrite(&links, add)?))).collect();
     let count = found.len();
-    replace(model, found);
+    replace_nodes(&mut model.graph, found);
     count
-}
-
-/// Puts lists of nodes in the place of single ones.
-pub(super) fn replace(model: &mut Model, mut by: HashMap<usize, Vec<Node>>) {
-    let nodes = std::mem::take(&mut model.graph.nodes);
-    let nodes = nodes.into_iter().enumerate();
-    model.graph.nodes = nodes.flat_map(|(at, node)| by.remove(&at).unwrap_or_else(|| vec![node])).collect();
 }
 
 fn rewrite<'a>(links: &Links<'a>, add: &'a Node) -> Option<Vec<Node>> {

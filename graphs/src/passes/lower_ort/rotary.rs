@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::links::{Links, fixed, is_last, same};
-use super::modulated_norm::replace;
 use super::{CONTRIB, ints, node};
+use crate::passes::links::{Links, fixed, is_last, same};
+use crate::passes::walk::replace_nodes;
 use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 
 /// What is written in place of a rotation needs `Shape` of some extents alone.
@@ -44,7 +44,7 @@ pub(super) fn lower(model: &mut Model) -> usize {
         found.insert(at, nodes);
     }
     let count = found.len();
-    replace(model, found);
+    replace_nodes(&mut model.graph, found);
     count
 }
 

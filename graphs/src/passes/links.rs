@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::passes::tensor::{self, Numbers, Tensor};
-use crate::passes::walk::is_onnx;
+use super::tensor::{self, Numbers, Tensor};
+use super::walk::is_onnx;
 use crate::{DataType, Dim, Graph, Node, TensorType};
 
 /// Who makes and who reads each value, and what is known of it.
@@ -70,7 +70,8 @@ impl<'a> Links<'a> {
         }
     }
 
-    fn constant(&self, value: &str) -> Option<Tensor> {
+    /// An initializer that the graph holds and that no input replaces.
+    pub(super) fn constant(&self, value: &str) -> Option<Tensor> {
         if self.graph.inputs.iter().any(|input| input.name == value) {
             return None;
         }

@@ -1,0 +1,104 @@
+//! Rewrites to what TensorRT builds.
+
+use std::collections::{HashMap, HashSet};
+
+use super::links::Links;
+use super::walk::{defined_names, free_name, is_onnx, only_output, replace_nodes};
+use crate::{Graph, Model, Node};
+
+/// Writes `c·x − (x mod n)` as `(c·x − x) + n·(x / n)` wherever `n` is a constant above zero and `x` is made of extents, so
+/// that it is never below zero; returns how often. These are integers: results are the same.
+///
+/// TensorRT-RTX finds out between which bounds each extent lies, and takes `x` and its remainder, whose upper bound it
+/// overestimates, to be independent. The difference may then be negative as far as it knows, and it refuses to build a
+/// Resize of a tensor with such an extent, as of a video whose frames are doubled but for an odd first one.
+///
+/// Only the main graph is looked at; types of the new values are not recorded. The nodes must be sorted. Costs time linear in the
+/// graph.
+pub fn lower_for_tensorrt(model: &mut Model) -> usize {
+    let graph = &mut model.graph;
+    let mut taken = defined_names(graph);
+    let links = Links::new(graph);
+    let natural = natural(graph, &links);
+    let nodes = graph.nodes.iter().enumerate();
+    let differences = nodes.filter_map(|(index, node)| Some((index, Difference::find(node, &links, &natural)?)));
+    let found: HashMap<usize, Vec<Node>> =
+        differences.map(|(index, difference)| (index, difference.rewritten(&mut taken))).collect();
+    let fired = found.len();
+    replace_nodes(graph, found);
+    fired
+}
+
+/// `multiple − (x mod n)`.
+struct Difference<'a> {
+    node: &'a Node,
+    output: &'a str,
+    multiple: &'a str,
+    x: &'a str,
+    n: &'a str,
+}
+
+impl<'a> Difference<'a> {
+    fn find(node: &'a Node, links: &Links<'a>, natural: &HashSet<&'a str>) -> Option<Self> {
+        let (true, "Sub", [multiple, remainder]) = (is_onnx(node), &node.op_type[..], &node.inputs[..]) else {
+            return None;
+        };
+        let [x, n] = &links.made_by(remainder, "Mod")?.inputs[..] else { return None };
+        let above_zero = links.constant(n)?.indices()?.iter().all(|&n| n > 0);
+        let is_multiple = links.made_by(multiple, "Mul")?.inputs.contains(x);
+        (above_zero && is_multiple && natural.contains(&x[..])).then_some(Self {
+            node,
+            output: only_output(node)?,
+            multiple,
+            x,
+            n,
+        })
+    }
+
+    fn rewritten(&self, taken: &mut HashSet<String>) -> Vec<Node> {
+        let Self { node, output, multiple, x, n } = *self;
+        let [less, quotient, whole] =
+            ["less", "quotient", "whole"].map(|part| free_name(&format!("{output}.{part}"), taken));
+        let part = |op_type: &str, [a, b]: [&str; 2], output: &str| Node {
+            name: format!("{output}/{op_type}"),
+            op_type: op_type.to_owned(),
+            inputs: vec![a.to_owned(), b.to_owned()],
+            outputs: vec![output.to_owned()],
+            metadata: node.metadata.clone(),
+            ..Node::default()
+        };
+        vec![
+            part("Sub", [multiple, x], &less),
+            part("Div", [x, n], &quotient),
+            part("Mul", [&quotient, n], &whole),
+            part("Add", [&less, &whole], output),
+        ]
+    }
+}
+
+/// Integers that are never below zero: extents, and what is made of them and of constants without a difference.
+fn natural<'a>(graph: &'a Graph, links: &Links<'a>) -> HashSet<&'a str> {
+    let mut natural: HashSet<&str> = HashSet::new();
+    for node in graph.nodes.iter().filter(|node| is_onnx(node)) {
+        let Some(output) = only_output(node) else { continue };
+        let constant = |name: &str| links.constant(name).and_then(|constant| constant.indices());
+        let is_natural = |name: &String| {
+            natural.contains(&name[..]) || constant(name).is_some_and(|numbers| numbers.iter().all(|&n| n >= 0))
+        };
+        let known = match node.op_type.as_str() {
+            "Shape" | "Size" => true,
+            "Identity" | "Squeeze" | "Unsqueeze" | "Reshape" | "Gather" | "Slice" => {
+                node.inputs.first().is_some_and(is_natural)
+            }
+            "Add" | "Mul" | "Div" | "Max" | "Concat" => node.inputs.iter().all(is_natural),
+            _ => false,
+        };
+        if known {
+            natural.insert(output);
+        }
+    }
+    natural
+}
+
+#[cfg(test)]
+mod tests;
