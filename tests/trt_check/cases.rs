@@ -1,46 +1,84 @@
 //! Which graphs are built, and for which shapes.
 
-use v2l_runtime::engine::manifest::{Profile, ShapeRange};
+use std::path::Path;
 
-/// Extents of an input: smallest, preferred, largest.
-type Extents = (&'static str, &'static [usize], &'static [usize], &'static [usize]);
+use anyhow::Context;
+use v2l_graphs::{Dim, ReadOptions, read_model};
+use v2l_runtime::engine::manifest::{Profile, ShapeRange};
+use v2l_runtime::map::map_file;
+
+/// A symbol of a graph's inputs: smallest, preferred, largest extent.
+type Extents = (&'static str, [usize; 3]);
 
 /// A graph of the miniature's bundle.
 pub(crate) struct Case {
     /// `<component>/<graph>`.
     pub(crate) graph: &'static str,
-    inputs: &'static [Extents],
+    symbols: &'static [Extents],
 }
 
 impl Case {
-    /// Ranges of all inputs; or the preferred extents alone.
-    pub(crate) fn profile(&self, dynamic: bool) -> Profile {
-        let range = |(name, min, opt, max): &Extents| {
-            let (min, max) = if dynamic { (*min, *max) } else { (*opt, *opt) };
-            ((*name).to_owned(), ShapeRange { min: min.to_vec(), opt: opt.to_vec(), max: max.to_vec() })
+    /// Ranges of all inputs of the graph at `model`; or the preferred extents alone.
+    pub(crate) fn profile(&self, model: &Path, dynamic: bool) -> anyhow::Result<Profile> {
+        let graph = read_model(model, &ReadOptions { open: &|path| map_file(path) })?.graph;
+        let extent = |dim: &Dim, which: usize| match dim {
+            Dim::Fixed(n) => Ok(*n),
+            Dim::Symbol(name) => {
+                let known = self.symbols.iter().find(|(symbol, _)| symbol == name);
+                known.map(|(_, extents)| extents[which]).with_context(|| format!("{}: `{name}`", self.graph))
+            }
+            Dim::Unknown => anyhow::bail!("{}: an extent without a name", self.graph),
         };
-        self.inputs.iter().map(range).collect()
+        let range = |input: v2l_graphs::ValueInfo| {
+            let shape = input.ty.and_then(|ty| ty.shape).with_context(|| format!("`{}` has no shape", input.name))?;
+            let extents = |which| shape.iter().map(|dim| extent(dim, which)).collect::<anyhow::Result<Vec<_>>>();
+            let (min, max) = if dynamic { (0, 2) } else { (1, 1) };
+            Ok((input.name, ShapeRange { min: extents(min)?, opt: extents(1)?, max: extents(max)? }))
+        };
+        graph.inputs.into_iter().map(range).collect()
     }
 }
 
-/// 48×48 pixels and 9 frames, which are 3 × 6 × 6 latents and 27 tokens; dynamic ones from half of it to twice as much.
+/// 48×48 pixels and 9 frames, which are 3 × 6 × 6 latents and 27 tokens; dynamic ones from less than half of it to twice as much.
 pub(crate) const CASES: &[Case] = &[
     Case {
         graph: "transformer/step",
-        inputs: &[
-            ("hidden_states", &[1, 1, 16, 6, 6], &[1, 3, 16, 6, 6], &[2, 5, 16, 8, 8]),
-            ("inpaint_latents", &[1, 1, 17, 6, 6], &[1, 3, 17, 6, 6], &[2, 5, 17, 8, 8]),
-            ("encoder_hidden_states", &[1, 16, 64], &[1, 16, 64], &[2, 16, 64]),
-            ("timestep", &[1], &[1], &[2]),
-            ("image_rotary_emb_cos", &[9, 32], &[27, 32], &[80, 32]),
-            ("image_rotary_emb_sin", &[9, 32], &[27, 32], &[80, 32]),
+        symbols: &[
+            ("batch", [1, 1, 2]),
+            ("frames", [1, 3, 5]),
+            ("height", [6, 6, 8]),
+            ("width", [6, 6, 8]),
+            ("text_length", [16; 3]),
+            ("tokens", [9, 27, 80]),
         ],
     },
-    // TensorRT-RTX does not build it for a free number of frames (docs/gpu.md).
-    Case { graph: "vae_decoder/first", inputs: &[("z", &[1, 16, 2, 4, 4], &[1, 16, 2, 6, 6], &[1, 16, 2, 8, 8])] },
-    Case { graph: "text_encoder/encode", inputs: &[("input_ids", &[1, 4], &[1, 16], &[2, 16])] },
+    Case { graph: "vae_decoder/first", symbols: LATENTS },
+    Case { graph: "vae_decoder/rest", symbols: LATENTS },
+    Case { graph: "text_encoder/encode", symbols: &[("batch", [1, 1, 2]), ("text_length", [4, 16, 16])] },
     Case {
         graph: "hypernetwork/predict",
-        inputs: &[("latents", &[1, 16, 2, 6, 6], &[1, 16, 3, 6, 6], &[2, 16, 4, 6, 6])],
+        symbols: &[
+            ("batch", [1, 1, 2]),
+            ("latent_frames", [2, 3, 4]),
+            ("latent_height", [6; 3]),
+            ("latent_width", [6; 3]),
+        ],
     },
+];
+
+/// Of the decoder: everything is free in one profile, odd and even numbers of frames and the one of an image among them.
+const LATENTS: &[Extents] = &[
+    ("batch", [1, 1, 2]),
+    ("latent_frames", [1, 3, 5]),
+    ("latent_height", [4, 6, 8]),
+    ("latent_width", [4, 6, 8]),
+    // Of the caches.
+    ("height/8", [4, 6, 8]),
+    ("width/8", [4, 6, 8]),
+    ("height/4", [8, 12, 16]),
+    ("width/4", [8, 12, 16]),
+    ("height/2", [16, 24, 32]),
+    ("width/2", [16, 24, 32]),
+    ("height", [32, 48, 64]),
+    ("width", [32, 48, 64]),
 ];

@@ -129,7 +129,7 @@ fn compare(
     };
     let build = |kind: &'static str, plain: bool| -> anyhow::Result<(PlanReport, PathBuf)> {
         let engine = engine(kind);
-        let build = Build { model: &model, engine: &engine, request, profile: case.profile(dynamic), plain };
+        let build = Build { model: &model, engine: &engine, request, profile: case.profile(&model, dynamic)?, plain };
         let (report, peak) = memory::watched(|| build.run());
         let report = report.with_context(|| format!("{} in {name}, {shapes}, {kind}", case.graph))?;
         println!(
