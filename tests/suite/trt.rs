@@ -87,9 +87,10 @@ mod built_in {
     use std::sync::Arc;
 
     use v2l_export::trt::Flavour;
-    use v2l_export::trt::builder::{BuildError, Refit, Request};
+    use v2l_export::trt::builder::{BuildError, Range, Refit, Request};
     use v2l_export::trt::library::{Library, LibraryError};
-    use v2l_graphs::{Builder, DataType, Dim, Initializer, encode_model};
+    use v2l_graphs::passes::lower_for_tensorrt;
+    use v2l_graphs::{Builder, DataType, Dim, Initializer, Model, blocks, encode_model};
     use v2l_runtime::engine::Engine;
     use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
     use v2l_runtime::session::Session;
@@ -375,5 +376,42 @@ mod built_in {
             }
             other => panic!("{other}"),
         }
+    }
+
+    /// `x` `[1, 4, frames, height, width]` with twice the frames, but for an odd first one, and twice the height and width.
+    fn doubled() -> Model {
+        let mut b = Builder::new("g");
+        let shape: [Dim; 5] = [1.into(), 4.into(), "frames".into(), "height".into(), "width".into()];
+        let x = b.input("x", DataType::Float, shape);
+        let twice = blocks::repeat_frames(&mut b, &x, true);
+        let y = blocks::double_space(&mut b, &twice);
+        b.output("y", &y, DataType::Float, ["b", "c", "t", "h", "w"]);
+        b.finish().unwrap()
+    }
+
+    /// As it stands, TensorRT-RTX refuses the graph for more than a few numbers of frames. When it does so no longer, the rewrite can go.
+    #[test]
+    fn tensorrt_builds_doubled_frames_for_a_range_after_the_rewrite_and_not_before() {
+        let test = "tensorrt_builds_doubled_frames_for_a_range_after_the_rewrite_and_not_before";
+        let Some(library) = library(test) else { return };
+        let mut model = doubled();
+        let ranges =
+            Range { input: "x".into(), min: vec![1, 4, 1, 4, 4], opt: vec![1, 4, 3, 6, 6], max: vec![1, 4, 40, 8, 8] };
+        let (profiles, capabilities) = ([vec![ranges]], ["8.9".parse().unwrap()]);
+        let build = |model: &Model| {
+            let bytes = encode_model(model, &|_| None).unwrap();
+            let (profiles, capabilities) = (&profiles, &capabilities);
+            let request = Request { model: &bytes, weights: &[], profiles, capabilities, refit: Refit::None };
+            library.build(&request, &mut |_| true)
+        };
+        let refusal = build(&model).unwrap_err().to_string();
+        assert!(refusal.contains("Resize shape dims should be non-negative"), "{refusal}");
+        assert_eq!(lower_for_tensorrt(&mut model), 1);
+        build(&model).unwrap();
+        let scratch = Scratch::new();
+        let path = scratch.write("doubled.onnx", encode_model(&doubled(), &|_| None).unwrap());
+        let shapes = args!["--minShapes", "x:1x4x1x4x4", "--optShapes", "x:1x4x3x6x6", "--maxShapes", "x:1x4x40x8x8"];
+        let run = compile(&path, &scratch.path("x.engine"), &[shapes, args!["--compute-capability", "8.9"]].concat());
+        assert_eq!(run.code, 0, "{}", run.stderr);
     }
 }

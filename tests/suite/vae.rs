@@ -1,13 +1,17 @@
 //! `AutoencoderKLCogVideoX` against diffusers and against the official CogVideoX-Fun code: chunks, caches, tiles.
 
-use ndarray::{Array5, ArrayD, Ix5};
+use ndarray::{Array5, ArrayD, Ix5, IxDyn};
 use v2l_export::ExportOptions;
+use v2l_graphs::passes::{infer_shapes, lower_for_tensorrt, optimize};
+use v2l_graphs::{DataType, Dim, Model, ReadOptions, check, lower_precision, raise_precision, read_model};
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::Stage;
 use v2l_runtime::pipeline::config::{DecodeChunks, Tiling, VaeConfig};
+use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::vae;
 
+use crate::precision::{self, noise};
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, concat, f32s, fixtures, header, run};
 
 /// The VAE's f32 noise floor is ten times the transformer's (`specs`: reference environment).
@@ -86,7 +90,7 @@ fn decoder_chunks_hand_on_the_same_caches_as_diffusers() {
     let part = |range: std::ops::Range<usize>| z.slice_axis(ndarray::Axis(2), range.into()).to_owned().into();
     let mut first = built.session("vae_decoder", "first", OrtWeights::Widened);
     let start = run(&mut *first, &[("z".to_owned(), part(0..1))].into_iter().collect());
-    let mut inputs: v2l_runtime::tensor::NamedTensors = [("z".to_owned(), part(1..3))].into_iter().collect();
+    let mut inputs: NamedTensors = [("z".to_owned(), part(1..3))].into_iter().collect();
     let mut compared = 0;
     for (name, expected) in &case.outputs {
         if let Some(module) = name.strip_prefix("cache_first.decoder.") {
@@ -133,5 +137,60 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
             &f32s(&outputs[&format!("decoded_{form}")]),
             TOLERANCE,
         );
+    }
+}
+
+/// Made inputs of a decoder's graph: so many samples, latent frames, rows and columns, and caches that go with them.
+fn decoder_inputs(model: &Model, [batch, frames, height, width]: [usize; 4]) -> NamedTensors {
+    let extent = |dim: &Dim| match dim {
+        Dim::Fixed(n) => *n,
+        Dim::Symbol(name) => {
+            let (name, halved) = name.split_once('/').map_or((&name[..], 1), |(name, by)| (name, by.parse().unwrap()));
+            match name {
+                "batch" => batch,
+                "latent_frames" => frames,
+                "latent_height" => height,
+                "latent_width" => width,
+                "height" => height * 8 / halved,
+                "width" => width * 8 / halved,
+                other => panic!("{other}"),
+            }
+        }
+        Dim::Unknown => panic!("an extent without a name"),
+    };
+    let made = |(seed, input): (usize, &v2l_graphs::ValueInfo)| {
+        let shape: Vec<usize> = input.ty.as_ref().unwrap().shape.as_ref().unwrap().iter().map(extent).collect();
+        let values = noise(seed as u64, shape.iter().product());
+        (input.name.clone(), Tensor::F32(ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap()))
+    };
+    model.graph.inputs.iter().enumerate().map(made).collect()
+}
+
+#[test]
+fn decoder_lowered_for_tensorrt_computes_the_same_bits() {
+    let built = Built::plain(&fixtures().join("vae/tiny"));
+    for (graph, doublings) in [("first", 2), ("rest", 0)] {
+        let path = built.bundle().join(format!("vae_decoder/{graph}.onnx"));
+        let mut model = read_model(&path, &ReadOptions::default()).unwrap();
+        raise_precision(&mut model);
+        optimize(&mut model).unwrap();
+        for dtype in [DataType::Float, DataType::Float16] {
+            let mut model = model.clone();
+            lower_precision(&mut model, dtype);
+            infer_shapes(&mut model);
+            let mut lowered = model.clone();
+            // A later chunk's frames are doubled whole.
+            assert_eq!(lower_for_tensorrt(&mut lowered), doublings, "{graph}");
+            infer_shapes(&mut lowered);
+            check::check(&lowered).unwrap();
+            for shape in [[1, 1, 2, 3], [1, 2, 3, 2], [2, 3, 2, 2], [1, 4, 2, 2], [1, 5, 1, 2]] {
+                let inputs = decoder_inputs(&model, shape);
+                let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+                let (expected, found) = (precision::run(&model, &inputs), precision::run(&lowered, &inputs));
+                let frames = expected["sample"].shape()[2];
+                assert_eq!(frames, if graph == "first" && shape[1] % 2 == 1 { 4 * shape[1] - 3 } else { 4 * shape[1] });
+                assert!(found == expected, "{graph} {dtype} {shape:?}");
+            }
+        }
     }
 }

@@ -66,6 +66,23 @@ fn difference_of_a_multiple_and_a_remainder_becomes_a_sum_of_the_same_value() {
     }
 }
 
+/// As PyTorch's exporters write it: the extent is a number without extents of its own.
+#[test]
+fn difference_of_numbers_without_extents_is_rewritten() {
+    for pick in ["Squeeze", "Gather"] {
+        let mut model = model(|b, frames| {
+            let (zero, two) = (b.int(0), b.int(2));
+            let number = if pick == "Squeeze" { b.op(pick, &[frames]) } else { b.op(pick, &[frames, &zero]) };
+            let (doubled, remainder) = (b.op("Mul", &[&two, &number]), b.op("Mod", &[&number, &two]));
+            let difference = b.op("Sub", &[&doubled, &remainder]);
+            b.unsqueeze(&difference, &[0])
+        });
+        assert_eq!(lower_for_tensorrt(&mut model), 1, "{pick}");
+        infer_shapes(&mut model);
+        check::check(&model).unwrap();
+    }
+}
+
 #[test]
 fn differences_of_values_made_of_extents_are_rewritten_each_under_names_of_its_own() {
     let before = model(|b, frames| {
