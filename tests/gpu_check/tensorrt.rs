@@ -52,7 +52,7 @@ pub(crate) fn check(
     for case in CASES {
         let graph = bundle.join(format!("{}.onnx", case.graph));
         for request in [Request::Bf16, Request::Fp16] {
-            if !card.check(case.graph, &graph, &case.profile(false), request, output)? {
+            if !card.check(case.graph, &graph, &case.profile(&graph, false)?, request, output)? {
                 return Ok(());
             }
         }
