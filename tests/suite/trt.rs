@@ -342,6 +342,28 @@ mod built_in {
         assert!(distance(&inputs) > probe.tolerance);
     }
 
+    /// Caches and rotary tables are as large as what they belong to makes them; nobody has to say so.
+    #[test]
+    fn tensorrt_ranges_of_other_inputs_follow_from_those_that_are_given() {
+        let Some(_) = library("tensorrt_ranges_of_other_inputs_follow_from_those_that_are_given") else { return };
+        let (scratch, sample) = (Scratch::new(), sample());
+        let engine = scratch.path("x.engine");
+        let common = args!["--precision", "bf16", "--no-calibration", "--compute-capability", "8.9"];
+        let compile = |graph: &str, shapes: &[OsString]| {
+            compile(&sample.bundle().join(graph), &engine, &[common, shapes].concat())
+        };
+        let shapes = args!["--minShapes", "z:1x16x1x4x4", "--optShapes", "z:1x16x2x6x6", "--maxShapes", "z:1x16x3x8x8"];
+        let run = compile("vae_decoder/rest.onnx", shapes);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        // The text's length follows from nothing.
+        let run = compile("transformer/step.onnx", args!["--optShapes", "hidden_states:1x3x16x8x8"]);
+        assert!(
+            run.code == 2 && run.stderr.contains("none for encoder_hidden_states:1xtext_lengthx"),
+            "{}",
+            run.stderr
+        );
+    }
+
     #[test]
     fn tensorrt_refusals_keep_their_exit_codes() {
         let Some(_) = library("tensorrt_refusals_keep_their_exit_codes") else { return };

@@ -3,14 +3,16 @@
 mod probe;
 mod refittable;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use v2l_graphs::passes::lower_for_tensorrt;
-use v2l_graphs::{Dim, Model};
-use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, Slot, TrtPlan};
+use indexmap::{IndexMap, IndexSet};
+use v2l_graphs::passes::{lower_for_tensorrt, settle_extents};
+use v2l_graphs::{Dim, Model, ValueInfo};
+use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
 use v2l_trt::{Capability, Flavour};
@@ -19,6 +21,7 @@ pub(super) use self::probe::probe;
 use self::refittable::refittable;
 use super::variants::encode_weightless;
 use super::weights::StoredWeight;
+use crate::check::profile_extents;
 use crate::engine_writer::EngineBlob;
 use crate::{ExportError, Progress};
 
@@ -232,41 +235,58 @@ impl Subject<'_> {
     }
 }
 
-/// Each profile's ranges of the inputs with a free extent.
+/// The extents of an input.
+fn shape(input: &ValueInfo) -> &[Dim] {
+    input.ty.as_ref().and_then(|ty| ty.shape.as_deref()).unwrap_or_default()
+}
+
+/// Each profile's ranges of the inputs with a free extent: those that it names, and those that follow from them.
 fn ranges(graph: &str, model: &Model, profiles: &[Profile]) -> Result<Vec<Vec<Range>>, ExportError> {
-    let shape = |info: &v2l_graphs::ValueInfo| info.ty.as_ref().and_then(|ty| ty.shape.clone()).unwrap_or_default();
-    let free: Vec<(&str, Vec<Dim>)> = model
-        .graph
-        .inputs
-        .iter()
-        .map(|input| (&input.name[..], shape(input)))
-        .filter(|(_, shape)| shape.iter().any(|dim| !matches!(dim, Dim::Fixed(_))))
-        .collect();
-    let missing = |profile: Option<&Profile>| {
-        let names = free.iter().filter(|(name, _)| profile.is_none_or(|p| !p.contains_key(*name)));
-        names
-            .map(|(name, shape)| format!("{name}:{}", shape.iter().map(Dim::to_string).collect::<Vec<_>>().join("x")))
-            .collect::<Vec<_>>()
-    };
-    let wanting = profiles.iter().map(|profile| missing(Some(profile))).find(|names| !names.is_empty());
-    let wanting = wanting.unwrap_or_else(|| if profiles.is_empty() { missing(None) } else { Vec::new() });
-    if !wanting.is_empty() {
-        return Err(ExportError::FreeExtents { graph: graph.to_owned(), inputs: wanting.join(", ") });
-    }
+    let is_free = |input: &&ValueInfo| shape(input).iter().any(|dim| !matches!(dim, Dim::Fixed(_)));
+    let free: Vec<&ValueInfo> = model.graph.inputs.iter().filter(is_free).collect();
     if free.is_empty() {
         return Ok(Vec::new());
     }
-    let extents = |extents: &[usize]| extents.iter().map(|n| *n as i64).collect();
-    let of_profile = |profile: &Profile| {
-        let named = free.iter().filter_map(|(name, _)| Some((name, profile.get(*name)?)));
-        named
-            .map(|(name, range)| Range {
-                input: (*name).to_owned(),
-                min: extents(&range.min),
-                opt: extents(&range.opt),
-                max: extents(&range.max),
-            })
-            .collect()
+    let none = [Profile::new()];
+    let profiles = if profiles.is_empty() { &none[..] } else { profiles };
+    profiles.iter().map(|profile| completed(graph, model, &free, profile)).collect()
+}
+
+/// Ranges of the inputs `free`: the profile's, and what the graph says of others for its smallest, preferred and largest shapes.
+fn completed(graph: &str, model: &Model, free: &[&ValueInfo], profile: &Profile) -> Result<Vec<Range>, ExportError> {
+    let whole = free.iter().all(|input| profile.contains_key(&input.name));
+    let levels: [fn(&ShapeRange) -> &Vec<usize>; 3] = [|range| &range.min, |range| &range.opt, |range| &range.max];
+    let mut found: [IndexMap<String, usize>; 3] = Default::default();
+    for (level, extents) in levels.into_iter().zip(&mut found).filter(|_| !whole) {
+        let given = profile_extents(&model.graph, profile, level, IndexMap::new());
+        let missing = RefCell::new(IndexSet::new());
+        *extents = settle_extents(model, &given, &|input, _, _| {
+            missing.borrow_mut().insert(input.to_owned());
+            1
+        });
+        let missing = missing.into_inner();
+        if !missing.is_empty() {
+            let missing = free.iter().filter(|input| missing.contains(&input.name)).map(|input| {
+                let extents: Vec<String> = shape(input).iter().map(Dim::to_string).collect();
+                format!("{}:{}", input.name, extents.join("x"))
+            });
+            let inputs = missing.collect::<Vec<_>>().join(", ");
+            return Err(ExportError::FreeExtents { graph: graph.to_owned(), inputs });
+        }
+    }
+    let range = |input: &&ValueInfo| {
+        let extents = |level: usize| -> Vec<i64> {
+            let extent = |(axis, dim): (usize, &Dim)| match dim {
+                Dim::Fixed(n) => *n,
+                Dim::Symbol(name) if !name.is_empty() => found[level][name],
+                _ => found[level][&format!("{}.{axis}", input.name)],
+            };
+            match profile.get(&input.name) {
+                Some(range) => levels[level](range).iter().map(|n| *n as i64).collect(),
+                None => shape(input).iter().enumerate().map(extent).map(|n| n as i64).collect(),
+            }
+        };
+        Range { input: input.name.clone(), min: extents(0), opt: extents(1), max: extents(2) }
     };
-    Ok(profiles.iter().map(of_profile).collect())
+    Ok(free.iter().map(range).collect())
 }
