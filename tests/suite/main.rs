@@ -16,6 +16,7 @@ mod bad_input;
 mod checks;
 mod cli;
 mod corpus;
+mod gpu;
 mod hypernetwork;
 mod inspect;
 mod int8;
