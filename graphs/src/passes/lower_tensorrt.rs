@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::links::Links;
 use super::walk::{defined_names, free_name, is_onnx, only_output, replace_nodes};
-use crate::{Graph, Model, Node};
+use crate::{Attribute, Graph, Model, Node};
 
 /// Writes `c·x − (x mod n)` as `(c·x − x) + n·(x / n)` wherever `n` is a constant above zero and `x` is made of extents, so
 /// that it is never below zero; returns how often. These are integers: results are the same.
@@ -13,10 +13,17 @@ use crate::{Graph, Model, Node};
 /// overestimates, to be independent. The difference may then be negative as far as it knows, and it refuses to build a
 /// Resize of a tensor with such an extent, as of a video whose frames are doubled but for an odd first one.
 ///
+/// Besides, a Reshape to computed extents is told that a zero among them is an extent, not a place to copy one to: none is ever zero, which
+/// TensorRT cannot know, and it would otherwise reserve memory for what the copy could be.
+///
 /// Only the main graph is looked at; types of the new values are not recorded. The nodes must be sorted. Costs time linear in the
 /// graph.
 pub fn lower_for_tensorrt(model: &mut Model) -> usize {
+    let knows_zeros = model.opset().is_some_and(|opset| opset >= 14);
     let graph = &mut model.graph;
+    if knows_zeros {
+        take_zeros_for_extents(graph);
+    }
     let mut taken = defined_names(graph);
     let links = Links::new(graph);
     let natural = natural(graph, &links);
@@ -73,6 +80,23 @@ impl<'a> Difference<'a> {
             part("Mul", [&quotient, n], &whole),
             part("Add", [&less, &whole], output),
         ]
+    }
+}
+
+/// Sets `allowzero` of each Reshape whose shape is put together of computed extents and of constants other than 0.
+fn take_zeros_for_extents(graph: &mut Graph) {
+    let links = Links::new(graph);
+    let is_zero_free = |part: &String| match links.constant(part) {
+        Some(constant) => constant.indices().is_some_and(|numbers| numbers.iter().all(|&n| n != 0)),
+        None => true,
+    };
+    let is_computed = |node: &Node| {
+        let shape = node.inputs.get(1).and_then(|shape| links.made_by(shape, "Concat"));
+        is_onnx(node) && node.op_type == "Reshape" && shape.is_some_and(|concat| concat.inputs.iter().all(is_zero_free))
+    };
+    let computed: Vec<usize> = (0..graph.nodes.len()).filter(|&at| is_computed(&graph.nodes[at])).collect();
+    for at in computed {
+        graph.nodes[at].attributes.insert("allowzero".to_owned(), Attribute::Int(1));
     }
 }
 

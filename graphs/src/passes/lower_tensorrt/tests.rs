@@ -153,3 +153,24 @@ fn doubling_of_frames_but_for_an_odd_first_is_rewritten_and_stays_a_sound_graph(
     infer_shapes(&mut model);
     check::check(&model).unwrap();
 }
+
+#[test]
+fn zero_in_a_computed_shape_is_an_extent_unless_a_constant_is_one() {
+    let reshaped = |constants: &[i64]| {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [Dim::from("batch"), Dim::Fixed(4), "frames".into()]);
+        let frames = b.extent(&x, 2);
+        let constants = b.ints(constants);
+        let shape = b.concat(&[&frames, &constants], 0);
+        let y = b.op("Reshape", &[&x, &shape]);
+        let fixed = b.ints(&[0, -1]);
+        let z = b.op("Reshape", &[&y, &fixed]);
+        b.output("z", &z, DataType::Float, [Dim::Unknown, Dim::Unknown]);
+        let mut model = b.finish().unwrap();
+        lower_for_tensorrt(&mut model);
+        let reshapes = model.graph.nodes.iter().filter(|node| node.op_type == "Reshape");
+        reshapes.map(|node| node.int("allowzero").unwrap_or(0)).collect::<Vec<_>>()
+    };
+    assert_eq!(reshaped(&[4, -1]), [1, 0]);
+    assert_eq!(reshaped(&[0, -1]), [0, 0], "the batch is copied");
+}
