@@ -80,6 +80,9 @@ fn run_of_an_engine_for_tensorrt_needs_it_unless_onnx_runtime_is_asked_for() {
 }
 
 #[cfg(feature = "tensorrt")]
+mod stand_in;
+
+#[cfg(feature = "tensorrt")]
 mod built_in {
     use std::io::Write;
     use std::path::PathBuf;

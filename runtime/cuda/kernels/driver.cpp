@@ -1,5 +1,6 @@
 // A stand-in for NVIDIA's driver, for tests: the calls that v2l-cuda makes, on host memory, with the fusion kernel of host.cpp. It
-// checks what it is given as a driver would, and says so in its result.
+// checks what it is given as a driver would, and says so in its result. What is enqueued on a stream runs no earlier than somebody
+// waits for it. At the end it says what was not given back. $V2L_STAND_IN_MEMORY: bytes of memory.
 //
 //   c++ -std=c++17 -O1 -ffp-contract=off -shared -fPIC driver.cpp -o libcuda.so
 
@@ -7,14 +8,33 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <string>
 
 namespace {
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_CONTEXT = 201, NOT_FOUND = 500 };
-constexpr size_t TOTAL = size_t(1) << 30;
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, NOT_INITIALIZED = 3, NO_CONTEXT = 201, INVALID_HANDLE = 400, NOT_FOUND = 500 };
+const char *const LIMIT = std::getenv("V2L_STAND_IN_MEMORY");
+const size_t TOTAL = LIMIT ? std::strtoull(LIMIT, nullptr, 10) : size_t(1) << 30;
 const char *const KERNELS[] = {"fuse_f32", "fuse_f16", "fuse_bf16"};
-std::map<uintptr_t, size_t> allocations;
+struct Work {
+    int (*run)(void *);
+    void *data;
+};
+struct Stream {
+    std::deque<Work> waiting;
+    // What went wrong on it first.
+    int failed;
+};
+struct Given {
+    std::map<uintptr_t, size_t> allocations;
+    std::map<void *, Stream> streams;
+    ~Given() {
+        if (allocations.empty() && streams.empty()) return;
+        std::fprintf(stderr, "stand-in for the driver: %zu allocations and %zu streams are left\n", allocations.size(), streams.size());
+    }
+} given;
+std::map<uintptr_t, size_t> &allocations = given.allocations;
 size_t used = 0;
 bool initialized = false;
 thread_local void *current = nullptr;
@@ -26,6 +46,21 @@ bool holds(uintptr_t at, size_t bytes) {
     if (next == allocations.begin()) return false;
     --next;
     return at + bytes <= next->first + next->second;
+}
+
+int finish(Stream &stream) {
+    while (!stream.waiting.empty()) {
+        const Work work = stream.waiting.front();
+        stream.waiting.pop_front();
+        const int result = work.run(work.data);
+        if (stream.failed == SUCCESS) stream.failed = result;
+    }
+    return stream.failed;
+}
+
+// What the default stream does, and what gives memory back, waits for all others.
+void finish_all() {
+    for (auto &stream : given.streams) finish(stream.second);
 }
 } // namespace
 
@@ -70,17 +105,28 @@ int cuCtxSetCurrent(void *chosen) {
 }
 int cuStreamCreate(void **stream, unsigned flags) {
     if (!current) return NO_CONTEXT;
-    *stream = new int(1);
+    static uintptr_t last = 0;
+    *stream = reinterpret_cast<void *>(last += 16);
+    given.streams[*stream] = {};
     return flags == 0 ? SUCCESS : INVALID_VALUE;
 }
-int cuStreamSynchronize(void *stream) { return !current ? NO_CONTEXT : *static_cast<int *>(stream) == 1 ? SUCCESS : INVALID_VALUE; }
-int cuStreamDestroy_v2(void *stream) {
+int cuStreamSynchronize(void *stream) {
+    const auto found = given.streams.find(stream);
     if (!current) return NO_CONTEXT;
-    *static_cast<int *>(stream) = 0;
-    delete static_cast<int *>(stream);
+    return found == given.streams.end() ? INVALID_HANDLE : finish(found->second);
+}
+int cuStreamDestroy_v2(void *stream) {
+    const auto found = given.streams.find(stream);
+    if (!current) return NO_CONTEXT;
+    if (found == given.streams.end()) return INVALID_HANDLE;
+    finish(found->second);
+    given.streams.erase(found);
     return SUCCESS;
 }
-int cuCtxSynchronize() { return current ? SUCCESS : NO_CONTEXT; }
+int cuCtxSynchronize() {
+    finish_all();
+    return current ? SUCCESS : NO_CONTEXT;
+}
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
     *free = TOTAL - used;
     *total = TOTAL;
@@ -101,6 +147,7 @@ int cuMemFree_v2(uintptr_t address) {
     const auto found = allocations.find(address);
     if (!current) return NO_CONTEXT;
     if (found == allocations.end()) return INVALID_VALUE;
+    finish_all();
     used -= found->second;
     allocations.erase(found);
     std::free(reinterpret_cast<void *>(address));
@@ -108,16 +155,19 @@ int cuMemFree_v2(uintptr_t address) {
 }
 int cuMemcpyHtoD_v2(uintptr_t to, const void *from, size_t bytes) {
     if (!current || !holds(to, bytes)) return INVALID_VALUE;
+    finish_all();
     std::memcpy(reinterpret_cast<void *>(to), from, bytes);
     return SUCCESS;
 }
 int cuMemcpyDtoH_v2(void *to, uintptr_t from, size_t bytes) {
     if (!current || !holds(from, bytes)) return INVALID_VALUE;
+    finish_all();
     std::memcpy(to, reinterpret_cast<void *>(from), bytes);
     return SUCCESS;
 }
 int cuMemcpyDtoDAsync_v2(uintptr_t to, uintptr_t from, size_t bytes, void *stream) {
     if (!current || stream || !holds(to, bytes) || !holds(from, bytes)) return INVALID_VALUE;
+    finish_all();
     std::memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), bytes);
     return SUCCESS;
 }
@@ -146,6 +196,14 @@ int cuLaunchKernel(void *function, unsigned x, unsigned y, unsigned z, unsigned 
     if (!holds(at[2], x * sizeof(u32)) || !holds(at[3], x * sizeof(Sums))) return INVALID_VALUE;
     const auto pointer = [&](int i) { return reinterpret_cast<void *>(at[i]); };
     return fuse_host(int(element), pointer(0), pointer(1), pointer(2), pointer(3), x) ? INVALID_VALUE : SUCCESS;
+}
+// For the stand-in for TensorRT: whether memory is the caller's to use, and work for a stream.
+int stand_in_holds(uintptr_t at, size_t bytes) { return holds(at, bytes); }
+int stand_in_enqueue(void *stream, int (*run)(void *), void *data) {
+    const auto found = given.streams.find(stream);
+    if (found == given.streams.end()) return INVALID_HANDLE;
+    found->second.waiting.push_back({run, data});
+    return SUCCESS;
 }
 int cuGetErrorName(int error, const char **name) {
     *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_EMULATED";
