@@ -133,6 +133,7 @@ fn trt(error: &TrtError) -> ErrorClass {
         TrtError::Engine(e) => engine(e),
         TrtError::Fuse(e) => fuse(e),
         TrtError::Device(e) => cuda(e),
+        TrtError::Memory(_) => ErrorClass::Memory,
         TrtError::Differs { .. } => ErrorClass::Numeric,
         TrtError::Reference { reason, .. } => ort(reason),
         TrtError::Interface { .. } | TrtError::Failed(_) | TrtError::Refit { .. } => ErrorClass::BadModel,
@@ -185,6 +186,7 @@ fn config(error: &ConfigError) -> ErrorClass {
 
 fn session(error: &SessionError) -> ErrorClass {
     match error {
+        SessionError::Memory { .. } => ErrorClass::Memory,
         SessionError::Backend { .. } => ErrorClass::BadModel,
         _ => ErrorClass::Usage,
     }

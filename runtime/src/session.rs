@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::error_class::ErrorClass;
 use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 /// One extent of a graph input or output: a number, or a name such as `"frames"`.
@@ -126,6 +127,14 @@ pub enum SessionError {
         /// The reason.
         source: Box<crate::weights::WeightError>,
     },
+    /// A device has too little memory for it.
+    #[error("{backend}: {message}")]
+    Memory {
+        /// The backend's name.
+        backend: &'static str,
+        /// How much is needed, where it is known, and the way out.
+        message: String,
+    },
     /// The backend refused or failed.
     #[error("{backend}: {message}")]
     Backend {
@@ -134,4 +143,15 @@ pub enum SessionError {
         /// Its own words.
         message: String,
     },
+}
+
+impl SessionError {
+    /// What a backend says, which has run out of memory or failed.
+    pub(crate) fn of(backend: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
+        let message = error.to_string();
+        match ErrorClass::of(error) {
+            Some(ErrorClass::Memory) => Self::Memory { backend, message },
+            _ => Self::Backend { backend, message },
+        }
+    }
 }

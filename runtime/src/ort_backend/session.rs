@@ -103,7 +103,7 @@ impl Session for OrtSession {
         let given = views(&given);
         let ports: Vec<&Port> =
             self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
-        let failed = |e: FuseError| SessionError::Backend { backend: "ort", message: e.to_string() };
+        let failed = |e: FuseError| SessionError::of("ort", &e);
         let mut held = HashMap::new();
         for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
             let view = input.view();

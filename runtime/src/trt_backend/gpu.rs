@@ -43,7 +43,10 @@ fn no_gpu(flavour: Flavour, error: &RunError) -> TrtError {
 /// For `map_err`.
 #[allow(clippy::needless_pass_by_value)]
 fn failed(error: RunError) -> TrtError {
-    TrtError::Failed(error.to_string())
+    match error {
+        RunError::Memory { .. } => TrtError::Memory(error.to_string()),
+        error => TrtError::Failed(error.to_string()),
+    }
 }
 
 struct Stream(v2l_cuda::Stream);

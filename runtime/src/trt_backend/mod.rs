@@ -123,6 +123,9 @@ pub enum TrtError {
     /// The GPU refused.
     #[error(transparent)]
     Device(#[from] CudaError),
+    /// TensorRT takes more of the GPU's memory than is free.
+    #[error("{0}")]
+    Memory(String),
     /// TensorRT did not do what it was told.
     #[error("{0}")]
     Failed(String),

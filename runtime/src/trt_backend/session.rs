@@ -29,7 +29,7 @@ impl TrtSession {
     }
 
     fn failed(&self, error: &TrtError) -> SessionError {
-        SessionError::Backend { backend: self.backend, message: error.to_string() }
+        SessionError::of(self.backend, error)
     }
 }
 

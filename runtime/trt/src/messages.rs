@@ -29,3 +29,9 @@ pub(crate) unsafe fn text(text: *const c_char) -> String {
 pub(crate) fn is_about_driver(message: &str) -> bool {
     message.contains("(cudaError 35:")
 }
+
+/// True for the complaint about too little memory of the GPU.
+#[cfg(feature = "run")]
+pub(crate) fn is_about_memory(message: &str) -> bool {
+    message.contains("(out of memory)") || message.contains("OutOfMemory")
+}

@@ -20,7 +20,7 @@ use self::handle::{Messages, Owned};
 use crate::ffi::{CreateRefitter, CreateRuntime, INVALID, RunApi, RunEntry};
 use crate::library::LibraryError;
 use crate::library::opened::{Opened, run_api};
-use crate::messages::is_about_driver;
+use crate::messages::{is_about_driver, is_about_memory};
 use crate::{DataType, Flavour, Version};
 
 pub use self::engine::Engine;
@@ -157,11 +157,16 @@ const REASONS: [&str; 7] = [
     "it is damaged",
     "CUDA reports an error",
 ];
+const LITTLE_MEMORY: u64 = 1 << 4;
 const CUDA_ERROR: u64 = 1 << 6;
 
 impl Inner {
     fn failed(&self, what: impl Into<String>) -> RunError {
-        RunError::Failed { title: self.flavour.title(), what: what.into(), messages: self.messages.take() }
+        let (title, what, messages) = (self.flavour.title(), what.into(), self.messages.take());
+        if messages.iter().any(|message| is_about_memory(message)) {
+            return RunError::Memory { title, what, messages };
+        }
+        RunError::Failed { title, what, messages }
     }
 
     /// Why a plan is not loaded.
@@ -169,6 +174,9 @@ impl Inner {
         let (title, messages) = (self.flavour.title(), self.messages.take());
         if messages.iter().any(|message| is_about_driver(message)) || (reasons == CUDA_ERROR && messages.is_empty()) {
             return RunError::NoDevice { title, messages };
+        }
+        if reasons == LITTLE_MEMORY || messages.iter().any(|message| is_about_memory(message)) {
+            return RunError::Memory { title, what: "loading the plan".to_owned(), messages };
         }
         let named = REASONS.iter().enumerate().filter(|(bit, _)| reasons >> bit & 1 == 1).map(|(_, name)| *name);
         let named: Vec<&str> = named.collect();

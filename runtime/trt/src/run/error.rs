@@ -39,6 +39,16 @@ pub enum RunError {
         /// Its words.
         messages: Vec<String>,
     },
+    /// The GPU has too little memory.
+    #[error("{title}: {what} takes more GPU memory than is free{}; free some, or give a smaller size", words(messages))]
+    Memory {
+        /// Which TensorRT.
+        title: &'static str,
+        /// What was to be done.
+        what: String,
+        /// Its words.
+        messages: Vec<String>,
+    },
     /// TensorRT gave no object that was asked for, or did not do what it was told.
     #[error("{title}: {what} failed{}", words(messages))]
     Failed {

@@ -75,6 +75,7 @@ unsafe extern "C" fn validity(handle: Handle, plan: *const c_void, size: usize, 
             1 << 6
         }
         b"other gpu" => 1 << 1 | 1 << 5,
+        b"large" => 1 << 4,
         _ => 0,
     };
     unsafe { *reasons = found };
@@ -84,7 +85,11 @@ unsafe extern "C" fn validity(handle: Handle, plan: *const c_void, size: usize, 
 unsafe extern "C" fn engine(handle: Handle, plan: *const c_void, size: usize) -> Handle {
     let plan = unsafe { std::slice::from_raw_parts(plan.cast::<u8>(), size) };
     if plan == b"broken" {
-        say(unsafe { &*handle.cast() }, c"out of memory");
+        say(unsafe { &*handle.cast() }, c"it ends too early");
+        return std::ptr::null_mut();
+    }
+    if plan == b"larger" {
+        say(unsafe { &*handle.cast() }, c"[allocate] Error Code 1: Cuda Runtime (out of memory)");
         return std::ptr::null_mut();
     }
     let (fails, runtime) = (plan == b"fails", handle.cast_const().cast());
@@ -284,7 +289,12 @@ fn load_says_why_a_plan_does_not_fit() {
     assert!(error.starts_with(expected), "{error}");
     // What was said earlier is not said again.
     let error = message(b"broken").to_string();
-    assert!(error.contains("it does not say why: out of memory;"), "{error}");
+    assert!(error.contains("it does not say why: it ends too early;"), "{error}");
+    for plan in [&b"large"[..], b"larger"] {
+        let error = message(plan);
+        assert!(matches!(error, RunError::Memory { .. }), "{error}");
+        assert!(error.to_string().contains("loading the plan takes more GPU memory than is free"), "{error}");
+    }
 }
 
 #[test]

@@ -58,3 +58,17 @@ fn weight_that_does_not_arrive_ends_the_run_with_7() {
         assert!(run.code == 0 && found.is_some(), "{}", run.stderr);
     }
 }
+
+/// 144 bytes of weights, 4096 of activations; the probe takes 136 of inputs and outputs.
+#[test]
+fn memory_that_does_not_suffice_ends_the_run_with_8_wherever_it_is_missed() {
+    let case = Case::new();
+    let engine = case.engine("x.engine", PLAN);
+    for verify in [&[][..], args!["--no-verify"]] {
+        for memory in [100, 1000, 144 + 4096 + 50, 144 + 4096 + 130] {
+            refused(&case, &engine, verify, Some(memory), 8, "memory");
+        }
+        let (run, found) = case.run_with(&engine, 2, verify, Some(144 + 4096 + 136));
+        assert!(run.code == 0 && found.is_some(), "{}", run.stderr);
+    }
+}
