@@ -45,6 +45,7 @@ struct Driver {
     int (*enqueue)(void *, int (*)(void *), void *);
 
     static const Driver *get() {
+        // By this name, under which it is not in its folder, only what is loaded already is found.
         static void *const library = dlopen("libcuda.so.1", RTLD_NOW);
         static Driver driver;
         if (!library) return nullptr;

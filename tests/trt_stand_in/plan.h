@@ -9,6 +9,7 @@
 //   weight w bf16 32                    type and elements: a placeholder
 //   weight w bf16 32 0.5                the same, its elements all 0.5 in the plan
 //   together w v                        weights that are set together
+//   forgets                             a refit unsets the weights that it was given
 //   gemm y x w                          y = x · wᵀ, w [outputs, inputs], all in f32
 //   add y x z                           y = x + z
 //   ignores w                           fault: what is set for w does not arrive
@@ -68,6 +69,7 @@ struct Plan {
     std::vector<Step> steps;
     std::set<std::string> ignored;
     int failing = 0, breaking = 0;
+    bool forgets = false;
 
     const Port *port(const std::string &name) const {
         for (const Port &port : ports)
@@ -164,6 +166,8 @@ inline bool parse(const std::string &text, Plan &plan) {
             while (words >> name) names.insert(name);
             if (key == "together") plan.together.push_back(names);
             else plan.ignored = names;
+        } else if (key == "forgets") {
+            plan.forgets = true;
         } else if (key == "refit") {
             words >> name >> (name == "fails" ? plan.failing : plan.breaking);
         } else if (key == "gemm" || key == "add") {

@@ -156,6 +156,7 @@ public:
                 if (engine_.plan.ignored.count(name) == 0) std::memcpy(held.memory->data(), source.values, bytes);
                 held.set = true;
             }
+            if (engine_.plan.forgets) given_.clear();
             // CUDA_ERROR_LAUNCH_FAILED
             return breaks ? 719 : 0;
         };

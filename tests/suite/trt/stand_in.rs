@@ -3,6 +3,7 @@
 
 mod failures;
 mod runs;
+mod swaps;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -20,29 +21,39 @@ use v2l_runtime::weights::{encode_tensors, read_tensors, write_tensors};
 use crate::precision::{noise, weight};
 use crate::tools::{Run, Scratch, args, command, output, run_ok};
 
-/// The folder of the two libraries, which are compiled once for a process.
+/// Names the folder in a process that has the libraries loaded.
+const LOADED: &str = "V2L_TEST_STAND_IN";
+
+/// The folder of the two libraries, which are compiled once for a process and those that it starts.
 fn libraries() -> &'static Path {
     static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("trt_stand_in.{}", std::process::id()));
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        if let Some(folder) = std::env::var_os(LOADED) {
+            return folder.into();
+        }
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("trt_stand_in");
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("unused.h"), unused(&root.join("runtime/trt/headers/rtx-1.7/NvInferImpl.h")))
-            .unwrap();
-        let compile = |source: &str, library: &str, more: &[&Path]| -> Child {
-            let flags =
-                ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter", "-shared", "-fPIC"];
-            let mut command = Command::new("c++");
-            command.args(flags).arg("-ffp-contract=off").arg(root.join(source)).args(more);
-            command.arg("-o").arg(folder.join(library)).arg("-ldl").spawn().unwrap()
-        };
+        // Whoever else runs these tests keeps what it has loaded.
+        let fresh = tempfile::tempdir_in(&folder).unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let headers = root.join("runtime/trt/headers");
-        let more = [Path::new("-isystem"), &headers, Path::new("-I"), &folder];
-        let driver = compile("runtime/cuda/kernels/driver.cpp", "libcuda.so", &[]);
-        let tensorrt = compile("tests/trt_stand_in/tensorrt.cpp", "libtensorrt_rtx.so.1", &more);
+        std::fs::write(fresh.path().join("unused.h"), unused(&headers.join("rtx-1.7/NvInferImpl.h"))).unwrap();
+        let compile = |source: &str, library: &str, soname: &str, more: &[&Path]| -> Child {
+            let flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"];
+            let mut command = Command::new("c++");
+            command.args(flags).args(["-ffp-contract=off", "-shared", "-fPIC", &format!("-Wl,-soname,{soname}")]);
+            command.arg(root.join(source)).args(more).arg("-o").arg(fresh.path().join(library)).arg("-ldl");
+            command.spawn().unwrap()
+        };
+        let more = [Path::new("-isystem"), &headers, Path::new("-I"), fresh.path()];
+        let driver = compile("runtime/cuda/kernels/driver.cpp", "libcuda.so", "libcuda.so.1", &[]);
+        let tensorrt =
+            compile("tests/trt_stand_in/tensorrt.cpp", "libtensorrt_rtx.so.1", "libtensorrt_rtx.so.1", &more);
         for mut child in [driver, tensorrt] {
             assert!(child.wait().unwrap().success());
         }
-        std::os::unix::fs::symlink("libcuda.so", folder.join("libcuda.so.1")).unwrap();
+        for library in ["libcuda.so", "libtensorrt_rtx.so.1"] {
+            std::fs::rename(fresh.path().join(library), folder.join(library)).unwrap();
+        }
         folder
     });
     &FOLDER

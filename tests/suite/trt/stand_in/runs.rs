@@ -25,9 +25,9 @@ fn run_with_adapters_computes_with_the_fused_weights_and_is_verified() {
         write_adapter(&path, slots, seed);
         path.to_string_lossy().into_owned()
     });
-    // The same plan, and one whose weights are set together or not at all.
+    // The same plan, and one whose weights are set together or not at all, and are unset when that is done.
     let engines =
-        ["", "together up.weight down.weight\n"].map(|more| case.engine("x.engine", &format!("{PLAN}{more}")));
+        ["", "together up.weight down.weight\nforgets\n"].map(|more| case.engine("x.engine", &format!("{PLAN}{more}")));
     let base = case.outputs(&engines[0], 3, &[]);
     for engine in &engines {
         for (lora, adapters) in [

@@ -1,0 +1,114 @@
+//! Adapters that follow one another, on several threads, in a process of its own that has the stand-ins loaded.
+
+use std::sync::Arc;
+
+use ndarray::Array2;
+use v2l_runtime::adapter::{Adapter, LowRank};
+use v2l_runtime::backend::OpenEngine;
+use v2l_runtime::error_class::ErrorClass;
+use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::session::Session;
+use v2l_runtime::trt_backend::TrtOptions;
+
+use super::*;
+
+/// Runs the test of this name again, with the stand-ins; true in the process that has them.
+fn loaded(test: &str) -> bool {
+    if std::env::var_os(LOADED).is_some() {
+        return true;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", &format!("trt::stand_in::swaps::{test}"), "--nocapture"]);
+    let run = output({
+        child.env(LOADED, libraries()).env("LD_LIBRARY_PATH", libraries());
+        child
+    });
+    assert!(run.code == 0 && run.stdout.contains("1 passed"), "{}: {}{}", run.code, run.stdout, run.stderr);
+    assert!(!run.stderr.contains("stand-in for"), "{}", run.stderr);
+    false
+}
+
+fn adapter(slots: &[(&'static str, usize, usize)], seed: u64) -> Adapter {
+    let layer = |&slot: &(&'static str, usize, usize)| {
+        let ((name, out, inner), (down, up)) = (slot, factors(slot, seed));
+        let [down, up] =
+            [((2, inner), down), ((out, 2), up)].map(|(shape, values)| Array2::from_shape_vec(shape, values).unwrap());
+        (name.to_owned(), LowRank { down, up, alpha: 2.0 })
+    };
+    Adapter { name: seed.to_string(), layers: slots.iter().map(layer).collect() }
+}
+
+fn open(engine: &Path) -> OpenEngine {
+    let trt = TrtOptions { library: Some(libraries().to_owned()), ..TrtOptions::default() };
+    OpenEngine::open(Arc::new(Engine::open(engine).unwrap()), &OpenOptions { trt, ..OpenOptions::default() }).unwrap()
+}
+
+/// Runs on a thread that nothing of CUDA has been called on.
+fn elsewhere<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+    std::thread::scope(|scope| scope.spawn(what).join().unwrap())
+}
+
+fn run(session: &mut Box<dyn Session>) -> Result<Tensor, ErrorClass> {
+    let inputs = inputs(3, 6);
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+    elsewhere(|| session.run(&inputs)).map(|outputs| outputs["y"].clone()).map_err(|e| ErrorClass::of(&e).unwrap())
+}
+
+#[test]
+fn swaps_of_a_plan_are_whole_or_none_on_whatever_thread() {
+    if !loaded("swaps_of_a_plan_are_whole_or_none_on_whatever_thread") {
+        return;
+    }
+    let (_, driver, stream) = v2l_cuda::attach(0).unwrap();
+    let free = driver.free_memory().unwrap();
+    let case = Case::new();
+    let (both, one): (&[_], &[_]) = (&[UP, DOWN], &[DOWN]);
+    let (a, b) = (adapter(both, 60), adapter(one, 70));
+    let expected = |adapters: &[_]| Ok(case.expected(&inputs(3, 6), &fused(&case.weights(), adapters)));
+
+    let mut engine = open(&case.engine("x.engine", &format!("{PLAN}refit fails 3\n")));
+    let mut session = elsewhere(|| engine.session("model")).unwrap();
+    assert_eq!(run(&mut session), expected(&[]));
+    let mut set = |adapters: &[(Adapter, f32)]| elsewhere(|| engine.set_adapters(adapters, std::iter::empty(), None));
+    set(&[(a.clone(), 0.5)]).unwrap();
+    assert_eq!(run(&mut session), expected(&[(both, 60, 0.5)]));
+    let error = set(&[(a.clone(), 0.5), (b.clone(), 1.0)]).unwrap_err().to_string();
+    let restored = "the planted failure; the engine was loaded again with its former weights";
+    assert!(error.contains(restored), "{error}");
+    assert_eq!(run(&mut session), expected(&[(both, 60, 0.5)]));
+    set(&[(b, 1.0)]).unwrap();
+    assert_eq!(run(&mut session), expected(&[(one, 70, 1.0)]));
+    set(&[]).unwrap();
+
+    // Sessions outlive their engine, and are freed wherever.
+    let mut again = engine.session("model").unwrap();
+    elsewhere(|| drop(engine));
+    assert_eq!(run(&mut session), expected(&[]));
+    drop(session);
+    assert_eq!(run(&mut again), expected(&[]));
+    elsewhere(|| drop(again));
+    assert_eq!(driver.free_memory().unwrap(), free, "memory is left");
+    drop(stream);
+}
+
+#[test]
+fn stream_that_is_lost_in_a_refit_takes_the_plan_with_it() {
+    if !loaded("stream_that_is_lost_in_a_refit_takes_the_plan_with_it") {
+        return;
+    }
+    let (_, driver, stream) = v2l_cuda::attach(0).unwrap();
+    let (free, case) = (driver.free_memory().unwrap(), Case::new());
+    let path = case.engine("x.engine", &format!("{PLAN}refit breaks 2\n"));
+    let mut engine = open(&path);
+    let mut session = engine.session("model").unwrap();
+    let error = engine.set_adapters(&[(adapter(&[UP], 80), 1.0)], std::iter::empty(), None).unwrap_err().to_string();
+    assert!(error.contains("cuStreamSynchronize") && error.contains("the engine is gone"), "{error}");
+    assert_eq!(run(&mut session), Err(ErrorClass::BadModel));
+    // With a stream of its own another does.
+    let mut other = open(&path);
+    let mut fresh = other.session("model").unwrap();
+    assert_eq!(run(&mut fresh), Ok(case.expected(&inputs(3, 6), &case.weights())));
+    drop((session, fresh, engine, other));
+    assert_eq!(driver.free_memory().unwrap(), free, "memory is left");
+    drop(stream);
+}
