@@ -1,6 +1,6 @@
 // The plans of the stand-in for TensorRT: text, a line for each fact, and what they compute.
 //
-//   v2l stand-in plan 1.7.1             the version that built it; first line
+//   v2l stand-in plan 1.7.1             the version that built it, the headers'; first line
 //   capability 9.0                      the GPU that it is for
 //   memory 4096                         bytes of activations of a context
 //   input x f32 -1 8                    type and extents, -1 where one is free
@@ -24,7 +24,7 @@
 #include <string>
 #include <vector>
 
-#include "rtx-1.7/NvInferRuntime.h"
+#include <NvInferRuntime.h>
 
 namespace stand_in {
 

@@ -1,6 +1,7 @@
-// A stand-in for libtensorrt_rtx.so.1, for tests, on the stand-in for the driver: runtime, engine, refitter and context, as NVIDIA's
-// headers declare them. What TensorRT refuses is refused with a word to the log; what is forbidden ends the process, as does every
-// method that run.inc does not call (unused.h, which the test makes of the headers). plan.h says what its plans are.
+// A stand-in for libtensorrt_rtx.so.1 or libnvinfer.so.11, for tests, on the stand-in for the driver: runtime, engine, refitter and
+// context, as NVIDIA's headers declare them, of whichever flavour it is compiled with. What TensorRT refuses is refused with a word to
+// the log; what is forbidden ends the process, as does every method that run.inc does not call (unused.h, which the test makes of the
+// headers). plan.h says what its plans are.
 
 #include "objects.h"
 #include "unused.h"
@@ -338,11 +339,13 @@ public:
         runtimes.count--;
     }
 
+#ifdef TRT_MAJOR_RTX
     EngineValidity getEngineValidity(void const *blob, int64_t size, uint64_t *reasons) const noexcept override {
         Plan plan;
         *reasons = uint64_t(check(blob, size_t(size), plan));
         return *reasons == 0 ? EngineValidity::kVALID : EngineValidity::kINVALID;
     }
+#endif
     ICudaEngine *deserializeCudaEngine(void const *blob, std::size_t size) noexcept override {
         Plan plan;
         if (check(blob, size, plan) != 0) return nullptr;
@@ -351,23 +354,31 @@ public:
     }
 
 private:
-    // Why a plan cannot be loaded: EngineInvalidityDiagnostics.
+    // Why a plan cannot be loaded, as RTX's EngineInvalidityDiagnostics.
     uint64_t check(void const *blob, size_t size, Plan &plan) const {
-        const auto reason = [](EngineInvalidityDiagnostics reason) { return uint64_t(reason); };
+        enum : uint64_t { VERSION = 1, GPU = 2, MALFORMED = 32, CUDA = 64 };
         const Driver *device = Driver::current();
-        if (!device) {
+        int major = 0, minor = 0;
+        if (!device || device->attribute(&major, 75, 0) != 0 || device->attribute(&minor, 76, 0) != 0) {
             log_.error("Unable to get the current device (cudaError 35: CUDA driver version is insufficient)");
-            return reason(EngineInvalidityDiagnostics::kCUDA_ERROR);
+            return CUDA;
         }
         if (!parse(std::string(static_cast<const char *>(blob), size), plan)) {
             log_.error("The engine is malformed");
-            return reason(EngineInvalidityDiagnostics::kMALFORMED_ENGINE);
+            return MALFORMED;
         }
-        int major = 0, minor = 0;
-        if (device->attribute(&major, 75, 0) != 0 || device->attribute(&minor, 76, 0) != 0) return reason(EngineInvalidityDiagnostics::kCUDA_ERROR);
-        const std::string own = std::to_string(major) + "." + std::to_string(minor);
-        return (plan.version == "1.7.1" ? 0 : reason(EngineInvalidityDiagnostics::kVERSION_MISMATCH))
-            | (plan.capability == own ? 0 : reason(EngineInvalidityDiagnostics::kUNSUPPORTED_CC));
+        const auto dotted = [](int a, int b) { return std::to_string(a) + "." + std::to_string(b); };
+        const std::string version = dotted(NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR) + "." + std::to_string(NV_TENSORRT_PATCH);
+        uint64_t reasons = 0;
+        if (plan.version != version) {
+            log_.error("The engine is of version %s", plan.version.c_str());
+            reasons |= VERSION;
+        }
+        if (plan.capability != dotted(major, minor)) {
+            log_.error("The engine is for compute capability %s", plan.capability.c_str());
+            reasons |= GPU;
+        }
+        return reasons;
     }
 
     const Log log_;

@@ -21,10 +21,23 @@ use v2l_runtime::weights::{encode_tensors, read_tensors, write_tensors};
 use crate::precision::{noise, weight};
 use crate::tools::{Run, Scratch, args, command, output, run_ok};
 
+/// What a stand-in stands in for.
+struct Stand {
+    backend: &'static str,
+    headers: &'static str,
+    library: &'static str,
+    version: &'static str,
+}
+
+const RTX: Stand =
+    Stand { backend: "tensorrt-rtx", headers: "rtx-1.7", library: "libtensorrt_rtx.so.1", version: "1.7.1" };
+const TENSORRT: Stand =
+    Stand { backend: "tensorrt", headers: "tensorrt-11.4", library: "libnvinfer.so.11", version: "11.4.0" };
+
 /// Names the folder in a process that has the libraries loaded.
 const LOADED: &str = "V2L_TEST_STAND_IN";
 
-/// The folder of the two libraries, which are compiled once for a process and those that it starts.
+/// The folder of the libraries, which are compiled once for a process and those that it starts.
 fn libraries() -> &'static Path {
     static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
         if let Some(folder) = std::env::var_os(LOADED) {
@@ -36,7 +49,6 @@ fn libraries() -> &'static Path {
         let fresh = tempfile::tempdir_in(&folder).unwrap();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let headers = root.join("runtime/trt/headers");
-        std::fs::write(fresh.path().join("unused.h"), unused(&headers.join("rtx-1.7/NvInferImpl.h"))).unwrap();
         let compile = |source: &str, library: &str, soname: &str, more: &[&Path]| -> Child {
             let flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"];
             let mut command = Command::new("c++");
@@ -44,14 +56,18 @@ fn libraries() -> &'static Path {
             command.arg(root.join(source)).args(more).arg("-o").arg(fresh.path().join(library)).arg("-ldl");
             command.spawn().unwrap()
         };
-        let more = [Path::new("-isystem"), &headers, Path::new("-I"), fresh.path()];
+        let tensorrt = |flavour: &Stand| {
+            let (own, made) = (headers.join(flavour.headers), fresh.path().join(flavour.headers));
+            std::fs::create_dir(&made).unwrap();
+            std::fs::write(made.join("unused.h"), unused(&own.join("NvInferImpl.h"))).unwrap();
+            let more = ["-isystem".as_ref(), &*own, "-isystem".as_ref(), &headers, "-I".as_ref(), &made];
+            compile("tests/trt_stand_in/tensorrt.cpp", flavour.library, flavour.library, &more)
+        };
         let driver = compile("runtime/cuda/kernels/driver.cpp", "libcuda.so", "libcuda.so.1", &[]);
-        let tensorrt =
-            compile("tests/trt_stand_in/tensorrt.cpp", "libtensorrt_rtx.so.1", "libtensorrt_rtx.so.1", &more);
-        for mut child in [driver, tensorrt] {
+        for mut child in [driver, tensorrt(&RTX), tensorrt(&TENSORRT)] {
             assert!(child.wait().unwrap().success());
         }
-        for library in ["libcuda.so", "libtensorrt_rtx.so.1"] {
+        for library in ["libcuda.so", RTX.library, TENSORRT.library] {
             std::fs::rename(fresh.path().join(library), folder.join(library)).unwrap();
         }
         folder
@@ -153,10 +169,10 @@ impl Case {
             name.to_owned()
         };
         let graph = &mut graphs[0];
-        graph.backend = "tensorrt-rtx".into();
+        graph.backend = RTX.backend.into();
         graph.files.plans = vec![TrtPlan {
             file: blob("v2l/plans/stand-in.plan", plan.as_bytes()),
-            version: "1.7.1".into(),
+            version: RTX.version.into(),
             compute_capability: Some("9.0".into()),
             weights: vec!["up.weight".into(), "down.weight".into()],
             placeholders: true,

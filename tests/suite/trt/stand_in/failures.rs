@@ -18,7 +18,12 @@ fn refused(case: &Case, engine: &Path, more: &[std::ffi::OsString], memory: Opti
 fn plan_that_does_not_fit_the_gpu_or_the_engine_is_refused() {
     let case = Case::new();
     for (from, to, code, words) in [
-        ("capability 9.0", "capability 8.9", 6, "it was not built for this GPU; compile the model again"),
+        (
+            "capability 9.0",
+            "capability 8.9",
+            6,
+            "it was not built for this GPU: The engine is for compute capability 8.9; compile",
+        ),
         ("plan 1.7.1", "plan 1.6.0", 6, "it was built by another version"),
         ("v2l stand-in plan", "something else", 6, "it is damaged: The engine is malformed"),
         ("output y f32 -1 3", "output other f32 -1 3", 3, "output `y`: the engine says"),

@@ -57,3 +57,26 @@ fn run_of_a_plan_that_holds_its_weights_sets_only_those_that_adapters_change() {
     expected["down"] = held["down"].clone();
     assert_eq!(run(args!["--lora", lora]), case.expected(&inputs(2, 6), &expected));
 }
+
+/// The other flavour has classes of its own, and a part of the shim; it does not say beforehand whether a plan fits.
+#[test]
+fn run_of_a_plan_of_the_other_flavour_does_the_same() {
+    let case = Case::new();
+    let lora = case.scratch.path("a.safetensors");
+    write_adapter(&lora, &[UP, DOWN], 90);
+    let of = |plan: &str| {
+        case.edited("other.engine", plan, |graph| {
+            graph.backend = TENSORRT.backend.into();
+            graph.files.plans[0].version = TENSORRT.version.into();
+        })
+    };
+    let plan = PLAN.replace(RTX.version, TENSORRT.version);
+    let found = case.outputs(&of(&plan), 3, args!["--lora", lora]);
+    assert_eq!(found, case.expected(&inputs(3, 6), &fused(&case.weights(), &[(&[UP, DOWN], 90, 1.0)])));
+    for (plan, words) in [(PLAN, "The engine is of version 1.7.1"), ("", "The engine is malformed")] {
+        let (run, _) = case.run(&of(plan), 3, &[]);
+        assert!(run.code == 6 && run.stderr.contains(words), "{}: {}", run.code, run.stderr);
+    }
+    let (run, _) = case.run(&of(&plan.replace("memory 4096", "memory 4096000000")), 3, &[]);
+    assert!(run.code == 8 && run.stderr.contains("OutOfMemory"), "{}: {}", run.code, run.stderr);
+}
