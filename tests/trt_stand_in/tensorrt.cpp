@@ -138,6 +138,7 @@ public:
         static int refits = 0;
         const Driver &device = driver("refitCudaEngineAsync");
         if (engine_.damaged) forbidden("an engine is refit whose refit has failed before");
+        if (engine_.waiting != 0) forbidden("an engine is refit while a stream has work for it");
         if (!missing().empty()) return log_.error("refitCudaEngineAsync: %zu weights are missing", missing().size());
         refits++;
         const bool fails = refits == engine_.plan.failing, breaks = refits == engine_.plan.breaking;
@@ -233,7 +234,8 @@ public:
             const int64_t fixed = port->shape[axis], extent = shape[axis];
             const bool free = fixed < 0 && range && range->min[axis] <= extent && extent <= range->max[axis];
             if (extent != fixed && !free)
-                return engine_.log.error("setInputShape: extent %ld of axis %zu of %s lies out of profile %d", long(extent), axis, name, profile_);
+                return engine_.log.error("setInputShape: extent %ld of axis %zu of %s lies out of profile %d", long(extent), axis, name,
+                                         profile_);
         }
         shapes_[name] = shape;
         return true;
@@ -259,8 +261,9 @@ public:
             const auto address = addresses_.find(port.name);
             if (address == addresses_.end()) return engine_.log.error("enqueueV3: %s has no address", port.name.c_str());
             const size_t bytes = size_t(elements(shape->second)) * size_of(port.type);
-            if (!device.holds(reinterpret_cast<uintptr_t>(address->second), bytes))
-                forbidden(("the memory of " + port.name + " is too small, or none").c_str());
+            const auto at = reinterpret_cast<uintptr_t>(address->second);
+            if (at % 256 != 0) forbidden(("the memory of " + port.name + " begins at no multiple of 256").c_str());
+            if (!device.holds(at, bytes)) forbidden(("the memory of " + port.name + " is too small, or none").c_str());
         }
         waiting_++;
         engine_.waiting++;

@@ -38,7 +38,9 @@ pub enum CudaError {
         log: String,
     },
     /// The device has no memory left; nothing was allocated.
-    #[error("{needed} bytes of GPU memory are needed, {free} are free; free some, or use an adapter for fewer layers")]
+    #[error(
+        "{needed} bytes of GPU memory are needed, {free} are free; free some, or use smaller inputs or an adapter for fewer layers"
+    )]
     OutOfMemory {
         /// Bytes asked for.
         needed: usize,

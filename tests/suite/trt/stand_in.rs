@@ -95,8 +95,11 @@ fn unused(header: &Path) -> String {
     classes + "}\n"
 }
 
-const UP: (&str, usize, usize) = ("up", 8, 6);
-const DOWN: (&str, usize, usize) = ("down", 3, 8);
+/// A slot: name, output and input features.
+type Layer = (&'static str, usize, usize);
+
+const UP: Layer = ("up", 8, 6);
+const DOWN: Layer = ("down", 3, 8);
 
 /// What the stand-in computes: `y = (x · upᵀ + z) · downᵀ`.
 const PLAN: &str = "\
@@ -265,13 +268,13 @@ fn inputs(rows: usize, seed: u64) -> NamedTensors {
 }
 
 /// Factors of rank 2 in eighths, so that their products are exact.
-fn factors((_, out, inner): (&str, usize, usize), seed: u64) -> (Vec<f32>, Vec<f32>) {
+fn factors((_, out, inner): Layer, seed: u64) -> (Vec<f32>, Vec<f32>) {
     let eighths = |seed, count| noise(seed, count).into_iter().map(|v| (8.0 * v).round() / 8.0).collect();
     (eighths(seed, 2 * inner), eighths(seed + 1, out * 2))
 }
 
 /// An adapter of these slots, as PEFT writes it.
-fn write_adapter(path: &Path, slots: &[(&'static str, usize, usize)], seed: u64) {
+fn write_adapter(path: &Path, slots: &[Layer], seed: u64) {
     let mut tensors = NamedTensors::new();
     for slot @ (name, out, inner) in slots {
         let (down, up) = factors(*slot, seed);
@@ -282,7 +285,7 @@ fn write_adapter(path: &Path, slots: &[(&'static str, usize, usize)], seed: u64)
 }
 
 /// The weights with `strength · up · down` added to those of the slots, for each adapter, rounded once.
-fn fused(base: &Weights, adapters: &[(&[(&'static str, usize, usize)], u64, f32)]) -> Weights {
+fn fused(base: &Weights, adapters: &[(&[Layer], u64, f32)]) -> Weights {
     let mut weights = base.clone();
     for (slot, values) in &mut weights {
         let mut touched = false;

@@ -140,11 +140,13 @@ impl<'a, S: Stream> EngineRefitter<'a, S> {
         let done = unsafe { (self.inner.api.refit)(self.refitter.get(), self.stream.handle()) };
         // What was enqueued before a failure reads the weights, too.
         let waited = self.stream.synchronize();
+        let mut reasons = self.inner.messages.take();
         drop(given);
+        // About weights that it had let go of itself.
+        self.inner.messages.take();
         match waited {
             Ok(()) if done != 0 => Ok(Outcome::Done),
             waited => {
-                let mut reasons = self.inner.messages.take();
                 reasons.extend(waited.err());
                 let reason = if reasons.is_empty() { "it does not say why".to_owned() } else { reasons.join("; ") };
                 Err(RefitError::Failed { reason })

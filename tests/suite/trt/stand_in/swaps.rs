@@ -28,8 +28,8 @@ fn loaded(test: &str) -> bool {
     false
 }
 
-fn adapter(slots: &[(&'static str, usize, usize)], seed: u64) -> Adapter {
-    let layer = |&slot: &(&'static str, usize, usize)| {
+fn adapter(slots: &[Layer], seed: u64) -> Adapter {
+    let layer = |&slot: &Layer| {
         let ((name, out, inner), (down, up)) = (slot, factors(slot, seed));
         let [down, up] =
             [((2, inner), down), ((out, 2), up)].map(|(shape, values)| Array2::from_shape_vec(shape, values).unwrap());
