@@ -134,6 +134,7 @@ fn trt(error: &TrtError) -> ErrorClass {
         TrtError::Fuse(e) => fuse(e),
         TrtError::Device(e) => cuda(e),
         TrtError::Memory(_) => ErrorClass::Memory,
+        TrtError::Gone { cause, .. } => trt(cause),
         TrtError::Differs { .. } => ErrorClass::Numeric,
         TrtError::Reference { reason, .. } => ort(reason),
         TrtError::Interface { .. } | TrtError::Failed(_) | TrtError::Refit { .. } => ErrorClass::BadModel,

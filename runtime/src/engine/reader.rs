@@ -17,6 +17,9 @@ use crate::weights::{WeightError, WeightFile, WeightView};
 /// Manifests are JSON of a few megabytes at most; a larger one is hostile.
 const MAX_MANIFEST: usize = 256 << 20;
 
+/// Ranks of low-rank branches are at most this.
+const MAX_RANK: usize = 1 << 16;
+
 /// Why an engine was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -269,6 +272,18 @@ impl Check<'_> {
                 if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
                 }
+            }
+            if graph.lora_rank.is_some_and(|rank| rank == 0 || rank > MAX_RANK) {
+                return Err(self.structure(
+                    what(),
+                    format!("a rank of 1 to {MAX_RANK}"),
+                    format!("{:?}", graph.lora_rank),
+                ));
+            }
+            if let Some(probe) = &graph.probe
+                && !(probe.tolerance > 0.0 && probe.tolerance <= 1.0)
+            {
+                return Err(self.structure(what(), "a tolerance above 0, of at most 1", probe.tolerance.to_string()));
             }
             self.stages(graph)?;
         }

@@ -1,7 +1,7 @@
 //! In place of a GPU with TensorRT: host memory, and ONNX Runtime on the weights that the refitter was given. A plan is the graph's ONNX.
 #![allow(unsafe_code)]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -24,18 +24,20 @@ use crate::tensor::{NamedTensors, Tensor};
 /// What goes wrong, and what is seen.
 #[derive(Default)]
 pub(super) struct Behaviour {
-    /// Refits that fail from now on, after half of the weights.
-    pub(super) failing: usize,
-    /// A weight that is taken, and then not used: the plan keeps what it held.
+    /// Whether the next refits fail, after half of the weights; later ones do not.
+    pub(super) failing: VecDeque<bool>,
+    /// A weight that is taken, and then not used: the plan keeps what it held, or has zeros.
     pub(super) ignored: Option<String>,
+    /// The graph that this is so in; all if none is named.
+    pub(super) ignoring: Option<String>,
     /// Weights that are wanted together.
     pub(super) groups: Vec<BTreeSet<String>>,
     /// Weights of each refit.
     pub(super) refits: Vec<BTreeSet<String>>,
     /// Profiles that were run.
     pub(super) profiles: Vec<usize>,
-    /// Plans that are loaded.
-    pub(super) alive: usize,
+    /// Graphs whose plans are loaded.
+    pub(super) alive: BTreeSet<String>,
 }
 
 /// Everything but the plans.
@@ -72,8 +74,7 @@ impl Gpu for Emulated {
     fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn Loaded>, TrtError> {
         let graph = self.engine.graph(graph)?.clone();
         let mut behaviour = self.behaviour.lock().unwrap();
-        assert_eq!(behaviour.alive, 0, "the tests' GPU has room for one plan");
-        behaviour.alive = 1;
+        assert!(behaviour.alive.insert(graph.name.clone()), "there is room for one plan of each graph");
         let stored = &graph.files.plans[0];
         let weight = |name: &String| {
             let view = self.engine.weight(name).unwrap();
@@ -106,7 +107,7 @@ struct OnHost {
 
 impl Drop for OnHost {
     fn drop(&mut self) {
-        self.behaviour.lock().unwrap().alive = 0;
+        self.behaviour.lock().unwrap().alive.remove(&self.graph.name);
     }
 }
 
@@ -197,7 +198,7 @@ struct Refit<'a>(&'a mut OnHost);
 
 impl Refitter for Refit<'_> {
     fn refit(&mut self, weights: &[(&str, &[u8])]) -> Result<Outcome, RefitError> {
-        let OnHost { behaviour, weights: held, settable, .. } = &mut *self.0;
+        let OnHost { behaviour, weights: held, settable, graph, .. } = &mut *self.0;
         let mut behaviour = behaviour.lock().unwrap();
         let names: BTreeSet<String> = weights.iter().map(|(name, _)| (*name).to_owned()).collect();
         let together =
@@ -207,12 +208,12 @@ impl Refitter for Refit<'_> {
         if !missing.is_empty() {
             return Ok(Outcome::Missing(missing));
         }
-        let fails = behaviour.failing > 0;
-        behaviour.failing = behaviour.failing.saturating_sub(1);
+        let fails = behaviour.failing.pop_front().unwrap_or(false);
         for (name, bytes) in weights.iter().take(if fails { weights.len() / 2 } else { weights.len() }) {
             let weight = held.get_mut(*name).unwrap();
             assert_eq!(bytes.len(), byte_len(weight.dtype, &weight.shape).unwrap());
-            let ignored = behaviour.ignored.as_ref().is_some_and(|ignored| ignored == name);
+            let ignored = behaviour.ignored.as_ref().is_some_and(|ignored| ignored == name)
+                && behaviour.ignoring.as_ref().is_none_or(|ignoring| *ignoring == graph.name);
             if !ignored || weight.data.is_empty() {
                 // An ignored placeholder is zero.
                 let bytes = if ignored { vec![0; bytes.len()] } else { bytes.to_vec() };

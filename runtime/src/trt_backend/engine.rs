@@ -1,20 +1,20 @@
 //! From an engine to sessions: plans are loaded when they are needed, and adapters change all of them or none.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
 use v2l_trt::Flavour;
+use v2l_trt::refit::PlanError;
 
 use super::TrtError;
 use super::device::{self, Gpu};
 use super::fusing::Fusing;
-use super::plan::{Plan, lock};
+use super::plan::{Plan, choose, lock, reads};
 use super::session::TrtSession;
 use super::verify::Probe;
 use crate::adapter::Adapter;
 use crate::engine::Engine;
-use crate::engine::manifest::Graph;
+use crate::engine::manifest::{Graph, slots_by_name};
 use crate::fuse::{Cancelled, FuseReport};
 use crate::ort_backend::{OpenOptions, OpenReport, WeightMode};
 
@@ -33,7 +33,7 @@ pub struct TrtEngine {
 }
 
 impl TrtEngine {
-    /// Finds TensorRT and the GPU. Graphs that [`OpenOptions::adapters`] change are loaded now, others when a session is asked for.
+    /// Finds TensorRT and the GPU. Graphs are loaded when a session is asked for.
     ///
     /// # Errors
     /// [`TrtError`].
@@ -76,89 +76,101 @@ impl TrtEngine {
     }
 
     /// Replaces the adapters that are fused, none being the base. Open sessions take the new weights with their next run; only
-    /// weights whose value changes are set. `cancelled` is asked now and then, on any thread.
+    /// weights whose value changes are set. Graphs that are not open get theirs when they are. `cancelled` is asked now and then, on
+    /// any thread.
     ///
-    /// Private memory: a copy of the factors, and the fused weights that wait for the GPU, at most 512 MiB or the largest of them.
+    /// Private memory: a copy of the factors, and the fused weights that wait for the GPU, at most 512 MiB or the largest of them; to
+    /// verify open graphs ([`TrtOptions::verify`](super::TrtOptions::verify)), what ONNX Runtime takes with the same adapters.
     ///
     /// # Errors
-    /// [`TrtError`]; every graph then has its former weights, unless the error says that one is gone.
+    /// [`TrtError`]; every graph then has its former weights, but for those that [`TrtError::Gone`] names.
     pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<(), TrtError> {
         let fusing = Arc::new(Fusing::new(&self.engine, adapters)?);
+        self.check_slots(&fusing)?;
         fusing.inherit(&self.fusing);
         let mut changed = Vec::new();
-        match self.change(&fusing, adapters, cancelled, &mut changed) {
-            Ok(opened) => {
-                self.open.extend(opened);
-                self.report.fused = fusing.report();
-                self.fusing = fusing;
-                Ok(())
-            }
-            Err(error) => {
-                for plan in changed {
-                    let former = lock(&plan).set(&self.fusing, None);
-                    if let Err(lost) = former {
-                        let graph = lock(&plan).graph().to_owned();
-                        let reason = format!("{error}; and its former weights could not be set again: {lost}");
-                        return Err(TrtError::Refit { graph, reason });
-                    }
-                }
-                Err(error)
-            }
+        let done = self.change(&fusing, cancelled, &mut changed);
+        if let Err(error) = done.and_then(|()| Ok(fusing.survey(cancelled)?)) {
+            return Err(self.take_back(error, &changed));
         }
+        self.report.fused = fusing.report();
+        self.fusing = fusing;
+        Ok(())
     }
 
-    /// Gives the open graphs, and those that adapters change, their weights, and gives those that were opened for it. `changed` are
-    /// those that have other weights than before.
-    fn change(
-        &self,
-        fusing: &Arc<Fusing>,
-        adapters: &[(Adapter, f32)],
-        cancelled: Cancelled<'_>,
-        changed: &mut Vec<Shared>,
-    ) -> Result<Vec<(String, Shared)>, TrtError> {
-        let manifest = self.engine.manifest();
-        let tensors: HashSet<&str> = manifest.slots.iter().map(|slot| &slot.tensor[..]).collect();
-        // Graphs with low-rank branches are for those that do not fuse.
-        let for_fusing =
-            |graph: &Graph| graph.lora_rank.is_none() && graph.weights.iter().any(|name| tensors.contains(&name[..]));
-        let mut opened = Vec::new();
-        for graph in &manifest.graphs {
-            match self.open.get(&graph.name) {
-                Some(plan) => {
-                    let applied = lock(plan).set(fusing, cancelled)?;
-                    if applied.refits > 0 {
-                        changed.push(Arc::clone(plan));
-                        self.verify(graph, &mut lock(plan), adapters)?;
-                    }
-                }
-                None if !adapters.is_empty() && for_fusing(graph) => {
-                    opened.push((graph.name.clone(), self.load(graph, fusing, adapters, cancelled)?));
-                }
-                None => {}
+    /// Refuses adapters for slots whose weights are constants of a plan.
+    fn check_slots(&self, fusing: &Fusing) -> Result<(), TrtError> {
+        let slots = slots_by_name(&self.engine.manifest().slots);
+        for graph in &self.engine.manifest().graphs {
+            let (reads, plan) = (reads(graph), choose(graph, self.gpu.as_ref())?);
+            let mut tensors = fusing.changed().filter_map(|slot| Some((slot, &slots.get(slot)?.tensor)));
+            let fixed = tensors.find(|(_, tensor)| reads.contains(&tensor[..]) && !plan.weights.contains(tensor));
+            if let Some((slot, weight)) = fixed {
+                let error = PlanError::NotRefittable { slot: slot.to_owned(), weight: weight.clone() };
+                return Err(TrtError::Refit { graph: graph.name.clone(), reason: error.to_string() });
             }
         }
-        Ok(opened)
+        Ok(())
+    }
+
+    /// Gives the open graphs their weights. `changed` are those that have others than before. Nobody runs one before it is verified.
+    fn change<'e>(
+        &'e self,
+        fusing: &Arc<Fusing>,
+        cancelled: Cancelled<'_>,
+        changed: &mut Vec<(&'e Graph, Shared)>,
+    ) -> Result<(), TrtError> {
+        for graph in &self.engine.manifest().graphs {
+            let Some(plan) = self.open.get(&graph.name) else { continue };
+            let mut locked = lock(plan);
+            if locked.set(fusing, cancelled)?.refits > 0 {
+                changed.push((graph, Arc::clone(plan)));
+                self.verify(graph, &mut locked, fusing, cancelled)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the former weights back, into plans that are loaded anew: how they were replaced may be what is wrong.
+    fn take_back(&self, error: TrtError, changed: &[(&Graph, Shared)]) -> TrtError {
+        let mut gone = Vec::new();
+        for (graph, plan) in changed {
+            let mut plan = lock(plan);
+            let back = plan.reset(&self.fusing);
+            let back = back
+                .and_then(|()| self.verify(graph, &mut plan, &self.fusing, None).map_err(|error| error.to_string()));
+            if let Err(reason) = back {
+                plan.discard();
+                gone.push(format!("`{}` ({reason})", graph.name));
+            }
+        }
+        if gone.is_empty() {
+            return error;
+        }
+        TrtError::Gone { cause: Box::new(error), graphs: gone.join(", ") }
     }
 
     /// Loads a graph's plan with its weights, and verifies it.
-    fn load(
-        &self,
-        graph: &Graph,
-        fusing: &Arc<Fusing>,
-        adapters: &[(Adapter, f32)],
-        cancelled: Cancelled<'_>,
-    ) -> Result<Shared, TrtError> {
-        let mut plan = Plan::open(&self.engine, graph, &self.gpu, fusing, cancelled)?;
-        self.verify(graph, &mut plan, adapters)?;
+    fn load(&self, graph: &Graph) -> Result<Shared, TrtError> {
+        let mut plan = Plan::open(&self.engine, graph, &self.gpu, &self.fusing, None)?;
+        self.verify(graph, &mut plan, &self.fusing, None)?;
         Ok(Arc::new(Mutex::new(plan)))
     }
 
-    fn verify(&self, graph: &Graph, plan: &mut Plan, adapters: &[(Adapter, f32)]) -> Result<(), TrtError> {
+    fn verify(
+        &self,
+        graph: &Graph,
+        plan: &mut Plan,
+        fusing: &Fusing,
+        cancelled: Cancelled<'_>,
+    ) -> Result<(), TrtError> {
         if !self.options.trt.verify {
             return Ok(());
         }
-        let probe = Probe::read(&self.engine, graph)?;
-        probe.map_or(Ok(()), |probe| probe.check(&self.engine, graph, plan, adapters, &self.options))
+        match Probe::read(&self.engine, graph)? {
+            Some(probe) => probe.check((&self.engine, graph), plan, fusing, &self.options, cancelled),
+            None => Ok(()),
+        }
     }
 
     /// A session of a graph, which is loaded if it was not, and verified.
@@ -171,7 +183,7 @@ impl TrtEngine {
         let plan = match self.open.get(&graph.name) {
             Some(plan) => Arc::clone(plan),
             None => {
-                let plan = self.load(graph, &self.fusing, &self.fusing.adapters(), None)?;
+                let plan = self.load(graph)?;
                 self.open.insert(graph.name.clone(), Arc::clone(&plan));
                 plan
             }
@@ -181,11 +193,12 @@ impl TrtEngine {
 }
 
 /// Whether weights are verified when they are set, in words.
-fn verified(engine: &Engine, options: &OpenOptions) -> &'static str {
-    let probed = engine.manifest().graphs.iter().all(|graph| graph.probe.is_some());
-    match (options.trt.verify, probed) {
-        (true, true) => "weights are verified when they are set",
-        (true, false) => "weights are not verified: it was compiled with --no-verify",
-        (false, _) => "weights are not verified, as asked for",
+fn verified(engine: &Engine, options: &OpenOptions) -> String {
+    let without = engine.manifest().graphs.iter().filter(|graph| graph.probe.is_none()).map(|graph| &graph.name[..]);
+    let without: Vec<&str> = without.collect();
+    match (options.trt.verify, without.is_empty()) {
+        (true, true) => "weights are verified when they are set".to_owned(),
+        (true, false) => format!("weights are not verified in {}: compiled without a probe", without.join(", ")),
+        (false, _) => "weights are not verified, as asked for".to_owned(),
     }
 }

@@ -1,6 +1,6 @@
 //! Weights for a plan: pristine ones from the engine's map, others fused when they are asked for.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -52,9 +52,26 @@ impl Fusing {
         Ok(Self { engine: Arc::clone(engine), by_tensor, digests, pool: Pool::default(), reports: Mutex::new(reports) })
     }
 
-    /// Slot → what identifies the sum of the adapters' factors for it.
-    pub(super) fn digests(&self) -> &BTreeMap<String, u64> {
-        &self.digests
+    /// Slot → what identifies the sum of the adapters' factors for it; of some slots.
+    pub(super) fn digests_of(&self, slots: &HashSet<String>) -> BTreeMap<String, u64> {
+        let mine = self.digests.iter().filter(|(slot, _)| slots.contains(*slot));
+        mine.map(|(slot, digest)| (slot.clone(), *digest)).collect()
+    }
+
+    /// Slots that something is added to.
+    pub(super) fn changed(&self) -> impl Iterator<Item = &str> {
+        self.digests.keys().map(String::as_str)
+    }
+
+    /// Fuses what no plan has asked for yet, and lets go of it: to know what becomes of each slot, and that it fits its type.
+    pub(super) fn survey(&self, cancelled: Cancelled<'_>) -> Result<(), FuseError> {
+        for slot in &self.engine.manifest().slots {
+            let known = self.reports.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&slot.name);
+            if !known && self.digests.contains_key(&slot.name) {
+                self.fused(&slot.tensor, cancelled)?;
+            }
+        }
+        Ok(())
     }
 
     /// The adapters, cut by tensor: fused together they are the same.
@@ -80,18 +97,23 @@ impl Fusing {
     }
 
     fn weight(&self, change: &Change, cancelled: Cancelled<'_>) -> Result<Bytes, FuseError> {
-        let adapters = match (&change.content, self.by_tensor.get(&change.weight)) {
-            (Content::Fused(_), Some(adapters)) => adapters,
-            _ => return Ok(self.engine.weight(&change.weight)?.data),
-        };
-        let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+        match change.content {
+            Content::Fused(_) => self.fused(&change.weight, cancelled),
+            Content::Pristine => Ok(self.engine.weight(&change.weight)?.data),
+        }
+    }
+
+    /// A weight with what is added to it.
+    fn fused(&self, tensor: &str, cancelled: Cancelled<'_>) -> Result<Bytes, FuseError> {
+        let adapters = self.by_tensor.get(tensor).into_iter().flatten();
+        let adapters: Vec<(&Adapter, f32)> = adapters.map(|(adapter, strength)| (adapter, *strength)).collect();
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
         let mut fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.extend(fused.report.slots.into_iter().map(|report| (report.slot.clone(), report)));
-        match fused.weights.swap_remove(&change.weight) {
+        match fused.weights.swap_remove(tensor) {
             Some(bytes) => Ok(bytes),
-            None => Ok(self.engine.weight(&change.weight)?.data),
+            None => Ok(self.engine.weight(tensor)?.data),
         }
     }
 }

@@ -137,6 +137,14 @@ pub enum TrtError {
         /// Why, and what the engine holds now.
         reason: String,
     },
+    /// A swap failed, and some graphs could not be brought back: they have no weights until adapters, or none, are set again.
+    #[error("{cause}; gone are the weights of {graphs}: set adapters again, or none")]
+    Gone {
+        /// Why the swap failed.
+        cause: Box<TrtError>,
+        /// The graphs, and why each could not be brought back.
+        graphs: String,
+    },
     /// The engine does not compute what it shall with its weights.
     #[error(
         "graph `{graph}`, output `{output}`, is {distance:.1e} from {reference} (relative L2), {tolerance:.1e} is allowed: the weights did not \

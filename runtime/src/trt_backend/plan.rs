@@ -1,6 +1,6 @@
 //! One graph's plan on the GPU, with its weights.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -52,6 +52,8 @@ impl Engines for Plans {
 /// A graph's plan on the GPU, its weights, and memory for its inputs and outputs.
 pub(super) struct Plan {
     graph: String,
+    /// Slots whose weights the graph reads.
+    slots: HashSet<String>,
     weighted: Weighted<Plans, Kept>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
@@ -73,15 +75,17 @@ impl Plan {
     ) -> Result<Self, TrtError> {
         let plan = choose(graph, gpu.as_ref())?;
         let plans = Plans { gpu: Arc::clone(gpu), graph: graph.name.clone(), bytes: engine.blob(&plan.file)? };
-        let through = Stoppable { fusing, cancelled };
-        let opened =
-            Weighted::open(plans, fixed(engine, plan)?, fusing.digests().clone(), Kept(Arc::clone(fusing)), &through);
+        let fixed = fixed(engine, graph, plan)?;
+        let slots: HashSet<String> = fixed.slots.iter().map(|slot| slot.slot.clone()).collect();
+        let (digests, through) = (fusing.digests_of(&slots), Stoppable { fusing, cancelled });
+        let opened = Weighted::open(plans, fixed, digests, Kept(Arc::clone(fusing)), &through);
         let mut weighted = opened.map_err(|error| refused(&graph.name, error))?;
         if let Some(engine) = weighted.engine() {
             check_interface(graph, &engine.tensors()?)?;
         }
         Ok(Self {
             graph: graph.name.clone(),
+            slots,
             weighted,
             inputs: graph.inputs.clone(),
             outputs: graph.outputs.clone(),
@@ -91,16 +95,27 @@ impl Plan {
         })
     }
 
-    /// The graph's name.
-    pub(super) fn graph(&self) -> &str {
-        &self.graph
+    /// True if the adapters change some of its weights.
+    pub(super) fn is_changed_by(&self, fusing: &Fusing) -> bool {
+        !fusing.digests_of(&self.slots).is_empty()
     }
 
-    /// Sets the weights that differ; on an error all are as they were, unless it says that the engine is gone.
+    /// Sets the weights that differ, or all if an earlier failure left none; on an error all are as they were, unless it says that they
+    /// are gone.
     pub(super) fn set(&mut self, fusing: &Arc<Fusing>, cancelled: Cancelled<'_>) -> Result<Applied, TrtError> {
         let through = Stoppable { fusing, cancelled };
-        let set = self.weighted.set(fusing.digests().clone(), Kept(Arc::clone(fusing)), &through);
+        let set = self.weighted.set(fusing.digests_of(&self.slots), Kept(Arc::clone(fusing)), &through);
         set.map_err(|error| refused(&self.graph, error))
+    }
+
+    /// Loads the plan again and gives it these weights, whatever it has now; why it is gone if that fails.
+    pub(super) fn reset(&mut self, fusing: &Arc<Fusing>) -> Result<(), String> {
+        self.weighted.reset(fusing.digests_of(&self.slots), Kept(Arc::clone(fusing)))
+    }
+
+    /// Lets it go: it must not run with the weights that it has.
+    pub(super) fn discard(&mut self) {
+        self.weighted.discard();
     }
 
     /// Brings an input to the GPU, to be given to many runs.
@@ -113,7 +128,7 @@ impl Plan {
     /// Runs once, on exactly the inputs in order, whose shapes lie in the ranges of `profile`.
     pub(super) fn run(&mut self, profile: usize, inputs: &[Input<'_>]) -> Result<NamedTensors, TrtError> {
         let Self { graph, weighted, buffers, memory, .. } = self;
-        let gone = "the engine is gone after an earlier failure; open it anew";
+        let gone = "its weights are gone after an earlier failure; set adapters again, or none";
         let gone = || TrtError::Refit { graph: graph.clone(), reason: gone.to_owned() };
         let engine = weighted.engine().ok_or_else(gone)?;
         let mut copies = Vec::with_capacity(inputs.len());
@@ -204,8 +219,10 @@ pub(super) fn padded(port: &Port, view: TensorView<'_>, lora_rank: Option<usize>
     }
     let (new_rows, new_columns) = if axis == 0 { (rank, *columns) } else { (*rows, rank) };
     let size = view.dtype().size();
-    let mut bytes = vec![0; new_rows * new_columns * size];
-    if *columns > 0 {
+    let length =
+        byte_len(view.dtype(), &[new_rows, new_columns]).ok_or_else(|| message("it is too large".to_owned()))?;
+    let mut bytes = vec![0; length];
+    if *columns > 0 && new_columns > 0 {
         let from = view.data().chunks_exact(columns * size);
         for (to, from) in bytes.chunks_exact_mut(new_columns * size).zip(from) {
             to[..from.len()].copy_from_slice(from);
@@ -241,8 +258,14 @@ fn buffer<'a>(
     }
 }
 
+/// The weights that a graph reads.
+pub(super) fn reads(graph: &Graph) -> HashSet<&str> {
+    let typed = graph.files.typed.iter().flat_map(|typed| &typed.weights);
+    graph.weights.iter().chain(typed).map(String::as_str).collect()
+}
+
 /// The plan for this GPU.
-fn choose<'a>(graph: &'a Graph, gpu: &dyn Gpu) -> Result<&'a TrtPlan, TrtError> {
+pub(super) fn choose<'a>(graph: &'a Graph, gpu: &dyn Gpu) -> Result<&'a TrtPlan, TrtError> {
     let flavour = gpu.flavour();
     if graph.backend != flavour.backend() {
         let (graph, found) = (graph.name.clone(), graph.backend.clone());
@@ -271,8 +294,9 @@ pub(super) const fn data_type(dtype: Dtype) -> DataType {
 }
 
 /// What does not change between refits of a plan.
-fn fixed(engine: &Engine, plan: &TrtPlan) -> Result<Fixed, TrtError> {
-    let slots = engine.manifest().slots.iter();
+fn fixed(engine: &Engine, graph: &Graph, plan: &TrtPlan) -> Result<Fixed, TrtError> {
+    let reads = reads(graph);
+    let slots = engine.manifest().slots.iter().filter(|slot| reads.contains(&slot.tensor[..]));
     let slots = slots.map(|slot| SlotWeight { slot: slot.name.clone(), weight: slot.tensor.clone() }).collect();
     let mut stored = BTreeMap::new();
     for name in &plan.weights {

@@ -12,6 +12,7 @@ use rand_distr::{Distribution, StandardNormal};
 use super::device::Gpu;
 use super::emulated::Emulated;
 use super::plan::padded;
+use super::verify::distance;
 use super::*;
 use crate::adapter::{Adapter, LowRank};
 use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
@@ -51,8 +52,20 @@ impl Case {
         Self::with(storage, |_| {})
     }
 
-    /// The same, the graph changed by `edit`.
+    /// The same graph twice, as `step` and as `twin`.
+    fn of_two(storage: Dtype) -> Self {
+        Self::with_graphs(storage, |graphs| {
+            let twin = Graph { name: "twin".into(), ..graphs[0].clone() };
+            graphs.push(twin);
+        })
+    }
+
+    /// The graph changed by `edit`.
     fn with(storage: Dtype, edit: impl Fn(&mut Graph)) -> Self {
+        Self::with_graphs(storage, |graphs| edit(&mut graphs[0]))
+    }
+
+    fn with_graphs(storage: Dtype, edit: impl Fn(&mut Vec<Graph>)) -> Self {
         let case = read_tensors(fixture(&format!("{storage}.safetensors"))).unwrap();
         let (folder, inputs) = (tempfile::tempdir().unwrap(), part(&case, "input."));
         let plain = folder.path().join("plain.engine");
@@ -90,7 +103,7 @@ fn planned(
     path: &Path,
     plain: &Engine,
     (inputs, outputs): (&NamedTensors, &NamedTensors),
-    edit: impl Fn(&mut Graph),
+    edit: impl Fn(&mut Vec<Graph>),
 ) -> Arc<Engine> {
     let mut tensors = read_tensors(plain.path()).unwrap();
     tensors.swap_remove(crate::engine::manifest::MANIFEST_TENSOR);
@@ -113,9 +126,10 @@ fn planned(
     // Both sides are ONNX Runtime in f32, on the same weights.
     graph.probe = Some(Probe { file: "v2l/probes/step.safetensors".into(), tolerance: 1e-5 });
     tensors.insert("v2l/probes/step.safetensors".into(), bytes(std::fs::read(&probe).unwrap()));
-    edit(&mut graph);
+    let mut graphs = vec![graph];
+    edit(&mut graphs);
     let Manifest { storage, slots, .. } = plain.manifest().clone();
-    write(path, &tensors, &manifest(&tensors, storage, vec![graph], slots));
+    write(path, &tensors, &manifest(&tensors, storage, graphs, slots));
     Arc::new(Engine::open(path).unwrap())
 }
 
@@ -162,7 +176,7 @@ fn trt_session_follows_swaps_and_gives_what_onnx_runtime_gives_with_the_same_fus
             trt.report().fused.slots.is_empty() && trt.report().reason.contains("emulated, compute capability 8.9")
         );
         drop((session, trt));
-        assert_eq!((gpu.behaviour.lock().unwrap().alive, gpu.host.held()), (0, 0), "all memory is given back");
+        assert!(gpu.behaviour.lock().unwrap().alive.is_empty() && gpu.host.held() == 0, "all memory is given back");
     }
 }
 
@@ -212,7 +226,7 @@ fn trt_swap_that_fails_leaves_the_former_weights_and_report() {
         let (before, reported) = (case.run(&mut session), trt.report().fused.clone());
 
         // Half of the weights are in: the plan is loaded again and given the former ones.
-        gpu.behaviour.lock().unwrap().failing = 1;
+        gpu.behaviour.lock().unwrap().failing = [true].into();
         let error = trt.set_adapters(&[(b.clone(), 1.0)], None).unwrap_err().to_string();
         assert!(error.contains("planted") && error.contains("loaded again with its former weights"), "{error}");
         assert_eq!(case.run(&mut session), before);
@@ -229,12 +243,15 @@ fn trt_swap_that_fails_leaves_the_former_weights_and_report() {
         trt.set_adapters(&[(b.clone(), 1.0)], None).unwrap();
         assert_eq!(case.run(&mut session), case.expected(&[(b, 1.0)]));
         // The refit that would bring it back fails, too: it is gone, and says so.
-        gpu.behaviour.lock().unwrap().failing = 2;
+        gpu.behaviour.lock().unwrap().failing = [true, true].into();
         let error = trt.set_adapters(&[], None).unwrap_err().to_string();
         assert!(error.contains("the engine is gone") && error.contains("planted"), "{error}");
         let given: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
         assert!(session.run(&given).unwrap_err().to_string().contains("gone"));
-        assert_eq!(gpu.behaviour.lock().unwrap().alive, 0);
+        assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
+        // The next change loads it anew.
+        trt.set_adapters(&[], None).unwrap();
+        assert_eq!(case.run(&mut session), case.expected(&[]));
     }
 }
 
@@ -250,19 +267,27 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
             let error = trt.session("step").map(drop).unwrap_err();
             assert_eq!(ErrorClass::of(&error), Some(ErrorClass::Numeric), "{ignored}: {error}");
             assert!(error.to_string().contains("recorded when it was compiled"), "{error}");
-            assert_eq!(gpu.behaviour.lock().unwrap().alive, 0);
+            assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
             // Adapters, by ONNX Runtime: those that the engine is opened with, and those that come later.
             let adapters = vec![(adapter("a", 6, &ALL), 1.0)];
-            let at_once = case.open_on(&gpu, &OpenOptions { adapters: adapters.clone(), ..options() });
-            let error = at_once.map(drop).unwrap_err();
+            let with = OpenOptions { adapters: adapters.clone(), ..options() };
+            let error = case.open_on(&gpu, &with).unwrap().session("step").map(drop).unwrap_err();
             assert!(error.to_string().contains("ONNX Runtime with the same fused weights"), "{error}");
             gpu.behaviour.lock().unwrap().ignored = None;
             let mut trt = case.open_on(&gpu, &options()).unwrap();
             let mut session = trt.session("step").unwrap();
             let base = case.run(&mut session);
             gpu.behaviour.lock().unwrap().ignored = Some(ignored.clone());
+            // It is missed when the plan is loaded again, too.
             let error = trt.set_adapters(&adapters, None).unwrap_err();
-            assert!(matches!(error, TrtError::Differs { .. }), "{error}");
+            assert!(
+                matches!(&error, TrtError::Gone { cause, .. } if matches!(**cause, TrtError::Differs { .. })),
+                "{error}"
+            );
+            assert_eq!(ErrorClass::of(&error), Some(ErrorClass::Numeric));
+            assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
+            gpu.behaviour.lock().unwrap().ignored = None;
+            trt.set_adapters(&[], None).unwrap();
             assert_eq!(case.run(&mut session), base);
             assert!(trt.report().fused.slots.is_empty());
             // As asked for, nothing is compared.
@@ -379,4 +404,80 @@ fn trt_factors_get_zeros_up_to_the_rank_that_the_plan_is_for() {
     assert_eq!(pad(&down, &[2, 3], None).unwrap(), None);
     let message = pad(&up, &[2, 4], Some(3)).unwrap_err().to_string();
     assert!(message.contains("a rank of at most 3, for which it was compiled, found 4"), "{message}");
+}
+
+#[test]
+fn trt_swap_changes_both_graphs_or_none_and_says_what_is_gone() {
+    let (a, b) = (vec![(adapter("a", 9, &ALL), 1.0)], vec![(adapter("b", 10, &ALL), 1.0)]);
+    // Which of the swap's refits fail, and those that would bring former weights back, in order; a weight that is not used, and where;
+    // and whose weights are then gone.
+    let cases: [(&[bool], Option<&str>, &[&str]); 7] = [
+        (&[true], None, &[]),
+        (&[true, true], None, &["step"]),
+        (&[false, true], None, &[]),
+        // The second graph's swap fails and it comes back; the first is reset.
+        (&[false, true, false, true], None, &["step"]),
+        (&[false, true, true], None, &["twin"]),
+        (&[], Some("twin"), &["twin"]),
+        (&[], Some("step"), &["step"]),
+    ];
+    for (failing, ignoring, gone) in cases {
+        let case = Case::of_two(Dtype::Bf16);
+        let (mut trt, gpu) = case.open();
+        let mut sessions = ["step", "twin"].map(|graph| trt.session(graph).unwrap());
+        trt.set_adapters(&a, None).unwrap();
+        let (before, reported) = (case.expected(&a), trt.report().fused.clone());
+        let what = format!("{failing:?} {ignoring:?}");
+        {
+            let mut behaviour = gpu.behaviour.lock().unwrap();
+            behaviour.failing = failing.iter().copied().collect();
+            behaviour.ignored = ignoring.map(|_| "up.weight".to_owned());
+            behaviour.ignoring = ignoring.map(str::to_owned);
+        }
+        let error = trt.set_adapters(&b, None).unwrap_err().to_string();
+        assert!(gpu.behaviour.lock().unwrap().failing.is_empty(), "{what}: {error}");
+        assert_eq!(trt.report().fused, reported, "{what}");
+        for (graph, session) in ["step", "twin"].into_iter().zip(&mut sessions) {
+            let given: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+            match session.run(&given) {
+                Ok(found) => assert!(found == before && !gone.contains(&graph), "{what}: {graph}"),
+                Err(e) => assert!(gone.contains(&graph) && e.to_string().contains("gone"), "{what}: {graph}: {e}"),
+            }
+        }
+        assert_eq!(error.contains("gone"), !gone.is_empty(), "{what}: {error}");
+        // The next swap brings all of them.
+        gpu.behaviour.lock().unwrap().ignored = None;
+        trt.set_adapters(&b, None).unwrap();
+        for session in &mut sessions {
+            assert_eq!(case.run(session), case.expected(&b), "{what}");
+        }
+    }
+}
+
+#[test]
+fn trt_adapters_set_before_a_graph_is_open_are_reported_and_wait_for_it() {
+    let case = Case::of_two(Dtype::F16);
+    let (mut trt, gpu) = case.open();
+    let adapters = [(adapter("a", 11, &["up", "to_q"]), 1.0)];
+    trt.set_adapters(&adapters, None).unwrap();
+    assert!(gpu.behaviour.lock().unwrap().alive.is_empty(), "nothing is loaded before it is needed");
+    let mut ort = OrtEngine::open(Arc::clone(&case.engine), &options()).unwrap();
+    ort.set_adapters(&adapters, None).unwrap();
+    assert_eq!(trt.report().fused, ort.report().fused);
+    assert_eq!(case.run(&mut trt.session("twin").unwrap()), case.expected(&adapters));
+    assert_eq!(gpu.behaviour.lock().unwrap().alive.len(), 1);
+}
+
+#[test]
+fn trt_output_that_is_not_a_number_does_not_pass_for_a_good_one() {
+    let nan = f32::from_bits(0xffc0_0000);
+    let tensor = |values: [f32; 2]| Tensor::from_f32(&[2], values.to_vec()).unwrap();
+    for (found, expected) in
+        [([nan, 1.0], [1.0, 1.0]), ([1.0, 1.0], [nan, 1.0]), ([f32::INFINITY; 2], [f32::INFINITY; 2])]
+    {
+        assert_eq!(distance(&tensor(found), &tensor(expected)), f64::INFINITY);
+    }
+    assert_eq!(distance(&tensor([0.0; 2]), &tensor([0.0; 2])), 0.0);
+    assert_eq!(distance(&tensor([1.0, 0.0]), &tensor([0.0; 2])), f64::INFINITY);
+    assert_eq!(distance(&tensor([3.0, 0.0]), &tensor([3.0, 4.0])), 0.8);
 }

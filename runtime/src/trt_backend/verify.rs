@@ -3,14 +3,16 @@
 use std::sync::Arc;
 
 use super::TrtError;
+use super::fusing::Fusing;
 use super::plan::{Input, Plan};
 use crate::adapter::Adapter;
 use crate::engine::manifest::Graph;
 use crate::engine::{Engine, EngineError};
+use crate::fuse::Cancelled;
 use crate::inputs::{bind, laid_out, views};
 use crate::ort_backend::{OpenOptions, OrtEngine, OrtError, OrtWeights};
 use crate::profiles;
-use crate::session::Session;
+use crate::session::{Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::WeightFile;
 
@@ -54,23 +56,23 @@ impl Probe {
         Ok(Some(Self { inputs, outputs, tolerance: probe.tolerance }))
     }
 
-    /// Runs the plan on the probe's inputs and compares: with what was recorded, or, if there are adapters, with ONNX Runtime on the
-    /// same fused weights.
+    /// Runs the plan on the probe's inputs and compares: with what was recorded, or, if adapters change its weights, with ONNX Runtime
+    /// on the same fused weights.
     ///
     /// # Errors
     /// [`TrtError::Differs`], [`TrtError::Reference`], or what running the plan says.
     pub(super) fn check(
         &self,
-        engine: &Arc<Engine>,
-        graph: &Graph,
+        (engine, graph): (&Arc<Engine>, &Graph),
         plan: &mut Plan,
-        adapters: &[(Adapter, f32)],
+        fusing: &Fusing,
         options: &OpenOptions,
+        cancelled: Cancelled<'_>,
     ) -> Result<(), TrtError> {
         let inputs: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
         let laid_out = laid_out(&inputs);
         let given = views(&laid_out);
-        let unfit = |error: crate::session::SessionError| {
+        let unfit = |error: SessionError| {
             TrtError::Failed(format!(
                 "graph `{}`: its probe does not fit: {error}; compile the model again",
                 graph.name
@@ -80,10 +82,10 @@ impl Probe {
         let bound = bind(&graph.inputs.iter().collect::<Vec<_>>(), &given).map_err(unfit)?;
         let bound: Vec<Input<'_>> = bound.iter().map(|input| Input::Given(input.view())).collect();
         let found = plan.run(profile, &bound)?;
-        if adapters.is_empty() {
+        if !plan.is_changed_by(fusing) {
             return self.compare(graph, &found, &self.outputs, "what was recorded when it was compiled");
         }
-        let expected = reference(engine, graph, &inputs, adapters, options)?;
+        let expected = reference(engine, graph, &inputs, &fusing.adapters(), options, cancelled)?;
         self.compare(graph, &found, &expected, "ONNX Runtime with the same fused weights")
     }
 
@@ -98,10 +100,8 @@ impl Probe {
             let pair = found.get(&port.name).zip(expected.get(&port.name));
             (&port.name, pair.map_or(f64::INFINITY, |(found, expected)| distance(found, expected)))
         });
-        // A distance that is undefined is larger than any other.
-        let worst = distances.max_by(|(_, a), (_, b)| a.total_cmp(b));
-        match worst {
-            Some((output, distance)) if distance.is_nan() || distance > self.tolerance => Err(TrtError::Differs {
+        match distances.max_by(|(_, a), (_, b)| a.total_cmp(b)) {
+            Some((output, distance)) if distance > self.tolerance => Err(TrtError::Differs {
                 graph: graph.name.clone(),
                 output: output.clone(),
                 distance,
@@ -120,6 +120,7 @@ fn reference(
     inputs: &[(&str, &Tensor)],
     adapters: &[(Adapter, f32)],
     options: &OpenOptions,
+    cancelled: Cancelled<'_>,
 ) -> Result<NamedTensors, TrtError> {
     let open = OpenOptions {
         ort_lib: options.ort_lib.clone(),
@@ -127,23 +128,21 @@ fn reference(
         memory: options.memory,
         // Held so, weights are rounded to the storage type when they are fused, as those of the plan are.
         weights: OrtWeights::Lazy,
-        adapters: adapters.to_vec(),
         any_backend: true,
         ..OpenOptions::default()
     };
     let run = || -> Result<NamedTensors, OrtError> {
-        let mut session = OrtEngine::open(Arc::clone(engine), &open)?.session(&graph.name)?;
-        let message = |error: crate::session::SessionError| OrtError::Backend {
-            graph: graph.name.clone(),
-            message: error.to_string(),
-        };
+        let mut ort = OrtEngine::open(Arc::clone(engine), &open)?;
+        ort.set_adapters(adapters, cancelled)?;
+        let mut session = ort.session(&graph.name)?;
+        let message = |error: SessionError| OrtError::Backend { graph: graph.name.clone(), message: error.to_string() };
         session.run(inputs).map_err(message)
     };
     run().map_err(|error| TrtError::Reference { graph: graph.name.clone(), reason: Box::new(error) })
 }
 
-/// `‖found − expected‖₂ / ‖expected‖₂`; infinite if shapes differ, undefined if values are.
-fn distance(found: &Tensor, expected: &Tensor) -> f64 {
+/// `‖found − expected‖₂ / ‖expected‖₂`; infinite if shapes differ or values are undefined.
+pub(super) fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     let (Some(found), Some(expected)) = (found.to_f32(), expected.to_f32()) else {
         return if found == expected { 0.0 } else { f64::INFINITY };
     };
@@ -153,5 +152,7 @@ fn distance(found: &Tensor, expected: &Tensor) -> f64 {
     let square = |value: f64| value * value;
     let error: f64 = found.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
     let norm: f64 = expected.iter().map(|value| square(f64::from(*value))).sum();
-    if error == 0.0 { 0.0 } else { (error / norm).sqrt() }
+    let distance = if error == 0.0 { 0.0 } else { (error / norm).sqrt() };
+    // What is undefined is as far off as can be.
+    if distance.is_nan() { f64::INFINITY } else { distance }
 }

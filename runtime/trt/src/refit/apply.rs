@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::plan::{Change, Content, Held, PlanError, Request, plan};
 
@@ -99,7 +99,8 @@ pub enum Cause<E> {
 
 /// Brings an engine to what `request` asks for, round by round.
 ///
-/// What TensorRT finds missing is added to the round, with the content that the request wants for it. At most
+/// What TensorRT finds missing is added to the round, with the content that the request wants for it; if that is too much at a time,
+/// the round is done in two. At most
 /// `request.staging` bytes of fused weights lie in memory at a time, and those of a round until its refit has returned.
 ///
 /// # Errors
@@ -111,16 +112,31 @@ pub fn apply<S: Staging>(
 ) -> Result<Applied, ApplyError<S::Error>> {
     let rounds = plan(request).map_err(|e| ApplyError { poisoned: false, cause: e.into() })?.rounds;
     let mut applied = Applied { held: request.held.clone(), ..Applied::default() };
-    for round in rounds {
+    let mut queue: VecDeque<Vec<Change>> = rounds.into_iter().map(|round| round.changes).collect();
+    while let Some(changes) = queue.pop_front() {
         let poisoned = applied.refits > 0;
-        let changes =
-            run_round(round.changes, request, refitter, staging, &mut applied.asked_for).map_err(|cause| {
+        match run_round(changes.clone(), request, refitter, staging, &mut applied.asked_for) {
+            Ok(set) => {
+                applied.refits += 1;
+                applied.weights += set.len();
+                applied.held.extend(set.into_iter().map(|change| (change.weight, change.content)));
+            }
+            // With what TensorRT wants besides, it is too much at a time. Nothing was replaced.
+            Err(Cause::Plan(PlanError::Staging { .. })) if changes.len() > 1 => {
+                let mut first = changes;
+                let second = first.split_off(first.len() / 2);
+                queue.push_front(second);
+                queue.push_front(first);
+            }
+            Err(cause) => {
                 let failed = matches!(cause, Cause::Refit(RefitError::Failed { .. }));
-                ApplyError { poisoned: poisoned || failed, cause }
-            })?;
-        applied.refits += 1;
-        applied.weights += changes.len();
-        applied.held.extend(changes.into_iter().map(|change| (change.weight, change.content)));
+                return Err(ApplyError { poisoned: poisoned || failed, cause });
+            }
+        }
+        // What came along with another weight is there.
+        let done = |change: &Change| applied.held.get(&change.weight) == Some(&change.content);
+        queue.iter_mut().for_each(|changes| changes.retain(|change| !done(change)));
+        queue.retain(|changes| !changes.is_empty());
     }
     Ok(applied)
 }

@@ -92,9 +92,6 @@ pub enum WeightedError<E: std::error::Error, S: std::fmt::Debug + std::fmt::Disp
         /// Why it could not be brought back.
         reason: String,
     },
-    /// An earlier failure left no engine.
-    #[error("the engine is gone after an earlier failure; open it anew")]
-    Gone,
 }
 
 /// What came of a change of weights.
@@ -133,12 +130,12 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
         Ok(Self { engines, fixed, prototypes, engine: Some(engine), held, adapters, staging })
     }
 
-    /// The engine; `None` after [`WeightedError::Lost`].
+    /// The engine; `None` after [`WeightedError::Lost`] and [`Self::discard`].
     pub fn engine(&mut self) -> Option<&mut E::Engine> {
         self.engine.as_mut()
     }
 
-    /// Sets the weights that differ from those that the engine holds; `staging` and `through` are as in [`Self::open`].
+    /// Sets the weights that differ from those that the engine holds, or all of an engine that is loaded anew, if there is none; `staging` and `through` are as in [`Self::open`].
     ///
     /// # Errors
     /// [`WeightedError`]; but for [`WeightedError::Lost`] the engine is as it was.
@@ -148,27 +145,56 @@ impl<E: Engines, S: Staging<Error: std::fmt::Debug + std::fmt::Display>> Weighte
         staging: S,
         through: &impl Staging<Error = S::Error, Data = S::Data>,
     ) -> Changed<Applied, E, S> {
-        let engine = self.engine.as_mut().ok_or(WeightedError::Gone)?;
-        match run::<_, S, _>(
-            &self.engines,
-            engine,
-            &self.fixed.request(&self.prototypes, &adapters, &self.held),
-            through,
-        )? {
-            Ok(applied) => {
+        // Until it is clear what it holds there is no engine, whoever panics.
+        let (mut engine, there) = match self.engine.take() {
+            Some(engine) => (engine, true),
+            None => {
+                self.held = self.fixed.fresh(&self.prototypes);
+                (self.engines.load().map_err(WeightedError::Load)?, false)
+            }
+        };
+        let request = self.fixed.request(&self.prototypes, &adapters, &self.held);
+        match run::<_, S, _>(&self.engines, &mut engine, &request, through) {
+            Ok(Ok(applied)) => {
                 self.held.clone_from(&applied.held);
                 (self.adapters, self.staging) = (adapters, staging);
+                self.engine = Some(engine);
                 Ok(applied)
             }
-            Err(ApplyError { poisoned: false, cause }) => Err(WeightedError::Refused(cause)),
-            Err(ApplyError { cause, .. }) => match self.restore() {
-                Ok(()) => Err(WeightedError::Restored(cause)),
-                Err(reason) => Err(WeightedError::Lost { cause, reason }),
-            },
+            Ok(Err(ApplyError { poisoned: true, cause })) => {
+                drop(engine);
+                match self.restore() {
+                    Ok(()) => Err(WeightedError::Restored(cause)),
+                    Err(reason) => Err(WeightedError::Lost { cause, reason }),
+                }
+            }
+            refused => {
+                // One that was just loaded has no weights.
+                self.engine = there.then_some(engine);
+                Err(match refused {
+                    Ok(Err(error)) => WeightedError::Refused(error.cause),
+                    Err(error) => error,
+                    Ok(Ok(_)) => unreachable!("matched above"),
+                })
+            }
         }
     }
 
-    /// Drops a poisoned engine, so that there is room for another, and brings that to what the former held.
+    /// Loads the engine again, whatever it holds, and gives it these weights.
+    ///
+    /// # Errors
+    /// Why there is no engine now.
+    pub fn reset(&mut self, adapters: BTreeMap<String, u64>, staging: S) -> Result<(), String> {
+        (self.adapters, self.staging) = (adapters, staging);
+        self.restore()
+    }
+
+    /// Lets the engine go.
+    pub fn discard(&mut self) {
+        self.engine = None;
+    }
+
+    /// Drops the engine, so that there is room for another, and brings that to what this shall hold.
     fn restore(&mut self) -> Result<(), String> {
         self.engine = None;
         let mut engine = self.engines.load().map_err(|error| error.to_string())?;

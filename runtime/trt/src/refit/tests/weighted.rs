@@ -121,7 +121,35 @@ fn weights_of_an_engine_that_cannot_be_loaded_again_are_gone() {
     let error = weighted.set(adapters(11), Source, &Source).unwrap_err();
     assert!(matches!(error, WeightedError::Lost { .. }) && error.to_string().contains("no device memory"), "{error}");
     assert!(weighted.engine().is_none() && alive.get() == 0);
-    assert!(matches!(weighted.set(adapters(7), Source, &Source), Err(WeightedError::Gone)));
+    assert!(matches!(weighted.set(adapters(7), Source, &Source), Err(WeightedError::Load(Scarce))));
+}
+
+#[test]
+fn weights_come_back_with_the_next_change_after_the_engine_is_gone() {
+    for (number, known) in [(5, true), (0, true), (5, false)] {
+        let (mut weighted, alive) = open(2, None, 7);
+        weighted.discard();
+        assert!(weighted.engine().is_none() && alive.get() == 0);
+        let wanted = if known { adapters(number) } else { BTreeMap::from([("x".to_owned(), 1)]) };
+        let set = weighted.set(wanted, Source, &Source);
+        assert_eq!(set.is_ok(), known);
+        match weighted.engine() {
+            Some(engine) => assert_eq!(engine.0.held, expected(&adapters(number))),
+            // It was loaded, and never given its weights.
+            None => assert!(!known && alive.get() == 0),
+        }
+    }
+}
+
+#[test]
+fn weights_of_an_engine_that_is_reset_are_those_that_it_is_reset_to() {
+    let (mut weighted, alive) = open(2, None, 7);
+    weighted.set(adapters(11), Source, &Source).unwrap();
+    weighted.reset(adapters(7), Source).unwrap();
+    let engine = &weighted.engine().unwrap().0;
+    assert_eq!((engine.refits, engine.held.clone()), (1, expected(&adapters(7))), "of a new one");
+    assert!(weighted.reset(adapters(11), Source).unwrap_err().contains("no device memory"));
+    assert!(weighted.engine().is_none() && alive.get() == 0);
 }
 
 #[test]
