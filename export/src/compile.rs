@@ -380,11 +380,14 @@ fn compile_component(
             }
             if let (Some(check), Some(types)) = (&options.check, &types) {
                 progress(Progress::Checking { name: &component });
-                if let Some((probe, blob)) =
-                    tensorrt::probe((&name, &whole, types), &weights, &profiles, lora_rank, check)?
-                {
-                    described.probe = Some(probe);
-                    blobs.push(blob);
+                match tensorrt::probe((&name, &whole, types), &weights, &profiles, lora_rank, check)? {
+                    Ok((probe, blob)) => {
+                        described.probe = Some(probe);
+                        blobs.push(blob);
+                    }
+                    Err(reason) => plans.iter_mut().filter(|plan| plan.graph == name).for_each(|plan| {
+                        plan.warnings.push(format!("its weights cannot be verified when they are set: {reason}"));
+                    }),
                 }
             }
         }

@@ -86,6 +86,9 @@ public:
         none.nbDims = -1;
         return port ? dims(port->shape) : none;
     }
+    TensorLocation getTensorLocation(char const *) const noexcept override { return TensorLocation::kDEVICE; }
+    bool isShapeInferenceIO(char const *) const noexcept override { return false; }
+    TensorFormat getTensorFormat(char const *) const noexcept override { return TensorFormat::kLINEAR; }
     int64_t getDeviceMemorySizeV2() const noexcept override { return int64_t(plan.memory); }
     IExecutionContext *createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override;
 };

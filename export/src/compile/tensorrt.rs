@@ -69,7 +69,7 @@ pub struct PlanReport {
     pub reproducible: bool,
     /// What building took.
     pub time: Duration,
-    /// TensorRT's warnings.
+    /// TensorRT's warnings, and why there is no probe, if there is none.
     pub warnings: Vec<String>,
 }
 

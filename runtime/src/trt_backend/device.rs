@@ -50,6 +50,8 @@ pub(super) struct PlanTensor {
     pub(super) name: String,
     pub(super) is_input: bool,
     pub(super) dtype: DataType,
+    /// True if it lies on the GPU, row-major.
+    pub(super) is_plain: bool,
     /// Axes.
     pub(super) rank: usize,
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use v2l_cuda::Driver;
 use v2l_trt::refit::{Outcome, Prototype, RefitError, Refitter};
-use v2l_trt::{Capability, DataType, Flavour};
+use v2l_trt::{Capability, Flavour};
 
 use super::TrtError;
 use super::device::{Gpu, Loaded, PlanTensor};
@@ -36,6 +36,8 @@ pub(super) struct Behaviour {
     pub(super) refits: Vec<BTreeSet<String>>,
     /// Profiles that were run.
     pub(super) profiles: Vec<usize>,
+    /// What plans have otherwise than their graphs.
+    pub(super) tensors: Option<fn(&mut Vec<PlanTensor>)>,
     /// Graphs whose plans are loaded.
     pub(super) alive: BTreeSet<String>,
 }
@@ -119,15 +121,13 @@ impl Loaded for OnHost {
                 name: port.name.clone(),
                 is_input,
                 dtype: data_type(port.dtype),
+                is_plain: true,
                 rank: port.shape.len(),
             };
             ports.iter().map(tensor).collect::<Vec<_>>()
         };
         let mut tensors: Vec<PlanTensor> = ports.into_iter().flat_map(of).collect();
-        // A plan of another graph, for the test that says so.
-        if self.plan.is_empty() {
-            tensors[0].dtype = DataType::I8;
-        }
+        self.behaviour.lock().unwrap().tensors.iter().for_each(|edit| edit(&mut tensors));
         Ok(tensors)
     }
 

@@ -17,21 +17,21 @@ use super::{TrtError, TrtOptions};
 /// # Errors
 /// [`TrtError::Library`] or [`TrtError::NoGpu`].
 pub(super) fn open(flavour: Flavour, options: &TrtOptions) -> Result<Arc<dyn Gpu>, TrtError> {
+    let title = flavour.title();
+    let (info, driver, stream) = v2l_cuda::attach(usize::from(options.device)).map_err(|error| match error {
+        CudaError::NoDriver { reason } => TrtError::NoGpu { title, reason: format!("no NVIDIA driver: {reason}") },
+        CudaError::NoDevice { ordinal, count } => {
+            let known = format!("the driver knows {count}; see CUDA_VISIBLE_DEVICES and --device");
+            TrtError::NoGpu { title, reason: format!("there is no GPU {ordinal}: {known}") }
+        }
+        error => error.into(),
+    })?;
+    // What TensorRT sets up, it sets up on the current GPU.
+    stream.make_current()?;
     let runtime = Runtime::open(flavour, options.library.as_deref()).map_err(|error| match error {
         OpenError::Library(error) => error.into(),
         OpenError::Run(error) => no_gpu(flavour, &error),
         error => TrtError::Failed(error.to_string()),
-    })?;
-    let (info, driver, stream) = v2l_cuda::attach(usize::from(options.device)).map_err(|error| match error {
-        CudaError::NoDriver { reason } => {
-            TrtError::NoGpu { title: flavour.title(), reason: format!("no NVIDIA driver: {reason}") }
-        }
-        CudaError::NoDevice { ordinal, count } => {
-            let reason =
-                format!("there is no GPU {ordinal}: the driver knows {count}; see CUDA_VISIBLE_DEVICES and --device");
-            TrtError::NoGpu { title: flavour.title(), reason }
-        }
-        error => error.into(),
     })?;
     Ok(Arc::new(Card { flavour, runtime: Mutex::new(runtime), info, driver, stream: Arc::new(Stream(stream)) }))
 }
@@ -70,6 +70,13 @@ struct Card {
     info: GpuInfo,
     driver: Arc<dyn Driver>,
     stream: Arc<Stream>,
+}
+
+impl Drop for Card {
+    fn drop(&mut self) {
+        // As for plans: the runtime may go with it.
+        let _ = self.stream.0.make_current();
+    }
 }
 
 impl Gpu for Card {
@@ -134,6 +141,7 @@ impl Loaded for OnCard {
             name: t.name,
             is_input: t.is_input,
             dtype: t.dtype,
+            is_plain: t.is_plain,
             rank: t.shape.len(),
         };
         Ok(tensors.map(of).collect())

@@ -322,6 +322,10 @@ fn check_interface(graph: &Graph, tensors: &[PlanTensor]) -> Result<(), TrtError
         for port in ports {
             let (expected, rank) = (data_type(port.dtype), port.shape.len());
             let found = found.iter().find(|tensor| tensor.name == port.name);
+            if found.is_some_and(|tensor| !tensor.is_plain) {
+                let (place, found) = ("on the GPU, row-major", "on the host, or in another layout");
+                return fail(format!("{what} `{}`", port.name), place.to_owned(), found.to_owned());
+            }
             if found.is_none_or(|tensor| (tensor.dtype, tensor.rank) != (expected, rank)) {
                 let text = |dtype: DataType, rank: usize| format!("{dtype} of {rank} axes");
                 let found = found.map_or("none".to_owned(), |tensor| text(tensor.dtype, tensor.rank));

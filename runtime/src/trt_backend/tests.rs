@@ -9,7 +9,9 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::device::Gpu;
+use v2l_trt::DataType;
+
+use super::device::{Gpu, PlanTensor};
 use super::emulated::Emulated;
 use super::plan::padded;
 use super::verify::distance;
@@ -345,6 +347,26 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
     let other = Case::with(Dtype::F32, |graph| graph.outputs[0].name = "elsewhere".into());
     let (class, text) = message(&other, "8.9");
     assert!(class == ErrorClass::BadModel && text.contains("no output `elsewhere`"), "{text}");
+    let plans: [(fn(&mut Vec<PlanTensor>), &str); 4] = [
+        (
+            |tensors| tensors[0].dtype = DataType::I8,
+            "input `ids`: the engine says i64 of 1 axes, its plan i8 of 1 axes",
+        ),
+        (|tensors| tensors[1].rank = 3, "input `image`: the engine says f32 of 4 axes, its plan f32 of 3 axes"),
+        (
+            |tensors| tensors[1].is_plain = false,
+            "input `image`: the engine says on the GPU, row-major, its plan on the host, or",
+        ),
+        (|tensors| drop(tensors.pop()), "number of outputs: the engine says 3, its plan 2"),
+    ];
+    for (edit, expected) in plans {
+        let (mut trt, gpu) = case.open();
+        gpu.behaviour.lock().unwrap().tensors = Some(edit);
+        let error = trt.session("step").map(drop).unwrap_err();
+        assert!(error.to_string().contains(expected), "{error}");
+        assert_eq!(ErrorClass::of(&error), Some(ErrorClass::BadModel));
+        assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
+    }
     // A slot whose weight is a constant of the plan.
     let fixed = Case::with(Dtype::F32, |graph| graph.files.plans[0].weights.retain(|name| name != "up.weight"));
     let (mut trt, _) = fixed.open();

@@ -168,6 +168,8 @@ typedef struct V2lTensor {
     const char *name;
     int32_t is_input;
     int32_t dtype;
+    // 1 if it lies on the device, row-major; 0 if its values are needed on the host (it says what shapes are), or it has another layout.
+    int32_t is_plain;
     V2lShape shape;
 } V2lTensor;
 

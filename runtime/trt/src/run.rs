@@ -53,6 +53,9 @@ pub struct Tensor {
     pub is_input: bool,
     /// Element type.
     pub dtype: DataType,
+    /// True if it lies on the device, row-major. False if TensorRT wants its values on the host, because they say what shapes are, or
+    /// in another layout.
+    pub is_plain: bool,
     /// Extents; `None` where one is free.
     pub shape: Vec<Option<usize>>,
 }

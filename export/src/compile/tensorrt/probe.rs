@@ -22,17 +22,19 @@ use crate::execute::OrtExecutor;
 const SLACK: f64 = 4.0;
 /// What is allowed in any case: sums in another order.
 const LEAST: f64 = 1e-3;
+/// What is allowed at most: what 16 bits let expect of a sound plan.
+const MOST: f64 = 1e-1;
 
 /// Makes inputs of the first profile's smallest shapes and computes what a plan of the graph shall give for them: what the graph
-/// gives that rounds where the plan does, on ONNX Runtime. `None` if that is missing, or no inputs can be made that run, and `check`
-/// does not insist.
+/// gives that rounds where the plan does, on ONNX Runtime. Why there is none if that is missing, or no inputs can be made that run
+/// and give numbers, and `check` does not insist.
 pub(in crate::compile) fn probe(
     (graph, whole, types): (&str, &Model, &[DataType]),
     weights: &BTreeMap<String, StoredWeight>,
     profiles: &[Profile],
     lora_rank: Option<usize>,
     check: &CheckOptions,
-) -> Result<Option<(Probe, EngineBlob)>, ExportError> {
+) -> Result<Result<(Probe, EngineBlob), String>, ExportError> {
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let exact = stored_variant(whole, &stored);
     let mut rounded = whole.clone();
@@ -60,14 +62,14 @@ pub(in crate::compile) fn probe(
     for set in generate(whole, &extents, &HashSet::new(), check.seed) {
         let set = set.map(|set| set.tensors.into_iter().map(factor).collect::<NamedTensors>());
         let ran = set.and_then(|inputs| Ok((run(&rounded, &inputs)?, run(&exact, &inputs)?, inputs)));
-        match ran {
-            Ok((outputs, unrounded, inputs)) => return recorded(graph, &inputs, &outputs, &unrounded).map(Some),
+        match ran.and_then(|(outputs, unrounded, inputs)| recorded(graph, &inputs, &outputs, &unrounded)) {
+            Ok(probe) => return Ok(Ok(probe)),
             Err(error) => reason = error,
         }
     }
     match check.thorough {
         true => Err(ExportError::NotChecked { graph: graph.to_owned(), reason }),
-        false => Ok(None),
+        false => Ok(Err(reason)),
     }
 }
 
@@ -84,25 +86,55 @@ fn factor((name, tensor): (String, Tensor)) -> (String, Tensor) {
     }
 }
 
+/// The probe, if all its values are numbers.
 fn recorded(
     graph: &str,
     inputs: &NamedTensors,
     outputs: &NamedTensors,
     unrounded: &NamedTensors,
-) -> Result<(Probe, EngineBlob), ExportError> {
+) -> Result<(Probe, EngineBlob), String> {
     let mut roundings: f64 = 0.0;
     for (name, rounded) in outputs {
         let values = |tensor: &Tensor| tensor.to_f32().map(|values| values.iter().copied().collect::<Vec<_>>());
-        let pair = values(rounded).zip(unrounded.get(name).and_then(values));
-        let error = pair.and_then(|(rounded, exact)| compare(&rounded, &exact));
-        roundings = roundings.max(error.map_or(0.0, |error| error.relative_l2));
+        let (Some(rounded), Some(exact)) = (values(rounded), unrounded.get(name).and_then(values)) else { continue };
+        if rounded.iter().chain(&exact).any(|value| !value.is_finite()) {
+            return Err(format!("output `{name}` is not finite on made inputs"));
+        }
+        roundings = roundings.max(compare(&rounded, &exact).map_or(0.0, |error| error.relative_l2));
     }
     let named = |prefix: &'static str, tensors: &NamedTensors| -> Vec<(String, Tensor)> {
         tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.clone())).collect()
     };
     let tensors = named(PROBE_INPUT, inputs).into_iter().chain(named(PROBE_OUTPUT, outputs)).collect();
     let file = format!("{RESERVED_PREFIX}probes/{graph}.safetensors");
-    let data = encode_tensors(&tensors).map_err(|reason| ExportError::Graph { graph: graph.to_owned(), reason })?;
-    let probe = Probe { file: file.clone(), tolerance: (SLACK * roundings).max(LEAST) };
+    let data = encode_tensors(&tensors)?;
+    let probe = Probe { file: file.clone(), tolerance: tolerance(roundings) };
     Ok((probe, EngineBlob { name: file, data: data.into() }))
+}
+
+/// What is allowed where roundings change the result by so much: two digits of it, rounded up.
+fn tolerance(roundings: f64) -> f64 {
+    let allowed = (SLACK * roundings).clamp(LEAST, MOST);
+    let digit = 10f64.powf(allowed.log10().floor() - 1.0);
+    ((allowed / digit - 1e-9).ceil() * digit).clamp(LEAST, MOST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tolerance_is_a_multiple_of_the_roundings_within_bounds() {
+        for (roundings, expected) in [
+            (0.0, 1e-3),
+            (1e-4, 1e-3),
+            (2.51e-3, 1.1e-2),
+            (6.1e-3, 2.5e-2),
+            (0.02, 0.08),
+            (0.3, 0.1),
+            (f64::INFINITY, 0.1),
+        ] {
+            assert!((tolerance(roundings) - expected).abs() < 1e-12, "{roundings}: {}", tolerance(roundings));
+        }
+    }
 }

@@ -33,6 +33,7 @@ pub(crate) struct Tensor {
     pub(crate) name: *const c_char,
     pub(crate) is_input: i32,
     pub(crate) dtype: i32,
+    pub(crate) is_plain: i32,
     pub(crate) shape: Shape,
 }
 

@@ -41,7 +41,7 @@ impl Engine {
         let count = unsafe { (api.tensor_count)(engine) };
         let tensor = |index| {
             let shape = ffi::Shape { rank: -1, extents: [0; ffi::MAX_RANK] };
-            let mut found = ffi::Tensor { name: std::ptr::null(), is_input: 0, dtype: -1, shape };
+            let mut found = ffi::Tensor { name: std::ptr::null(), is_input: 0, dtype: -1, is_plain: 0, shape };
             // SAFETY: as above; a name that is given ends with NUL and lives as long as the engine.
             #[allow(unsafe_code)]
             let name = unsafe {
@@ -53,7 +53,7 @@ impl Engine {
             let dtype = DataType::of_tensorrt(found.dtype);
             let dtype = dtype.ok_or_else(|| RunError::Type { name: name.clone(), number: found.dtype })?;
             let shape = extents(&found.shape).ok_or_else(|| self.inner.failed(format!("the shape of `{name}`")))?;
-            Ok(Tensor { name, is_input: found.is_input != 0, dtype, shape })
+            Ok(Tensor { name, is_input: found.is_input != 0, dtype, is_plain: found.is_plain != 0, shape })
         };
         (0..count).map(tensor).collect()
     }

@@ -104,7 +104,15 @@ unsafe extern "C" fn tensor(_: Handle, index: i32, tensor: *mut ffi::Tensor) -> 
     let name = if index == 0 { c"x" } else { c"y" }.as_ptr();
     let mut shape = Shape { rank: 2, extents: [-1; ffi::MAX_RANK] };
     shape.extents[1] = 4;
-    unsafe { tensor.write(ffi::Tensor { name, is_input: i32::from(index == 0), dtype: 7 * (1 - index), shape }) };
+    unsafe {
+        tensor.write(ffi::Tensor {
+            name,
+            is_input: i32::from(index == 0),
+            dtype: 7 * (1 - index),
+            is_plain: 1 - index,
+            shape,
+        })
+    };
     1
 }
 
@@ -303,8 +311,10 @@ fn engine_is_refit_run_and_freed_with_all_that_was_made_of_it() {
     let mut engine = runtime.load(b"ok").unwrap();
     drop(runtime);
     let tensors = engine.tensors().unwrap();
-    let x = Tensor { name: "x".into(), is_input: true, dtype: DataType::Bf16, shape: vec![None, Some(4)] };
-    let y = Tensor { name: "y".into(), is_input: false, dtype: DataType::F32, shape: vec![None, Some(4)] };
+    let x =
+        Tensor { name: "x".into(), is_input: true, dtype: DataType::Bf16, is_plain: true, shape: vec![None, Some(4)] };
+    let y =
+        Tensor { name: "y".into(), is_input: false, dtype: DataType::F32, is_plain: false, shape: vec![None, Some(4)] };
     assert_eq!(tensors, [x, y]);
     assert_eq!(engine.activation_bytes(), 1 << 20);
     let prototypes = engine.prototypes(&DONE).unwrap();
