@@ -1,6 +1,6 @@
 //! TensorRT: plans with placeholders, given their weights as they are loaded, adapters fused on the way.
 //!
-//! **Never executed on a GPU yet.** All of it rests on the trait [`device::Gpu`], and tests stand in for that with host memory and
+//! **Never executed on a GPU yet.** All of it rests on the trait `device::Gpu`, and tests stand in for that with host memory and
 //! ONNX Runtime.
 
 mod device;

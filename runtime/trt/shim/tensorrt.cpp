@@ -1,4 +1,4 @@
-// TensorRT 11.4. Compiled and never executed by v2l's authors: its builder needs a GPU.
+// TensorRT 11.4. Its builder needs a GPU and was never executed by v2l's authors; what runs plans was, on a stand-in (tests/trt_stand_in).
 
 #define nvinfer1 v2l_tensorrt_nvinfer1
 #define nvonnxparser v2l_tensorrt_nvonnxparser
