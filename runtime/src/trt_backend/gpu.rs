@@ -1,4 +1,5 @@
-//! TensorRT itself. Not one line of this has run on a GPU yet; `v2l-run` runs it on stand-ins for TensorRT and the driver (`tests/trt_stand_in`).
+//! TensorRT itself. Not one line of this has run on a GPU yet; `v2l-run` runs it on stand-ins for TensorRT and the driver
+//! (`tests/trt_stand_in`).
 
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, PoisonError};
