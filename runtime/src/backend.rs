@@ -122,7 +122,7 @@ impl OpenEngine {
     /// they have the new weights, too, or are replaced by such. `cancelled` is asked now and then, on any thread.
     ///
     /// # Errors
-    /// [`BackendError`]; adapters and sessions are then the former ones.
+    /// [`BackendError`]; adapters and sessions are then the former ones, but for the graphs that [`TrtError::Gone`] names.
     pub fn set_adapters<'s>(
         &mut self,
         adapters: &[(Adapter, f32)],

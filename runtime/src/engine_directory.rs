@@ -152,12 +152,13 @@ impl EngineDirectory {
 
     /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
     ///
-    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident, take
-    /// those with their next run. While that goes on, the fused weights of both are in memory.
+    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident or in
+    /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
     ///
     /// # Errors
-    /// [`DirectoryError::Ort`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and
-    /// then on any thread, says so. Adapters and sessions are then the earlier ones, as they were.
+    /// [`DirectoryError::Ort`] or [`DirectoryError::Trt`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is
+    /// asked now and then on any thread, says so. Adapters and sessions are then the earlier ones, as they were, but for the graphs that
+    /// [`TrtError::Gone`] names.
     pub fn set_adapters(
         &mut self,
         adapters: Vec<(Adapter, f32)>,

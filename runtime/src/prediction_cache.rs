@@ -85,8 +85,11 @@ impl Key {
             OrtWeights::Lazy => "lazy",
             OrtWeights::Auto => "auto",
         };
-        let OpenOptions { threads, arithmetic, provider, resident, backend, .. } = what.options;
-        part(format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?} {backend:?}").as_bytes());
+        let OpenOptions { threads, arithmetic, provider, resident, backend, trt, .. } = what.options;
+        part(
+            format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?} {backend:?} {}", trt.device)
+                .as_bytes(),
+        );
         Self(hasher.finalize())
     }
 }

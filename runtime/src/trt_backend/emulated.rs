@@ -21,6 +21,9 @@ use crate::raw::{byte_len, tensor_bytes, tensor_from_bytes};
 use crate::session::{Dim, Session};
 use crate::tensor::{NamedTensors, Tensor};
 
+/// A change of what a plan says of its inputs and outputs.
+pub(super) type Edit = fn(&mut Vec<PlanTensor>);
+
 /// What goes wrong, and what is seen.
 #[derive(Default)]
 pub(super) struct Behaviour {
@@ -37,7 +40,7 @@ pub(super) struct Behaviour {
     /// Profiles that were run.
     pub(super) profiles: Vec<usize>,
     /// What plans have otherwise than their graphs.
-    pub(super) tensors: Option<fn(&mut Vec<PlanTensor>)>,
+    pub(super) tensors: Option<Edit>,
     /// Graphs whose plans are loaded.
     pub(super) alive: BTreeSet<String>,
 }

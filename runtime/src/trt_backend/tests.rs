@@ -11,8 +11,8 @@ use rand_distr::{Distribution, StandardNormal};
 
 use v2l_trt::DataType;
 
-use super::device::{Gpu, PlanTensor};
-use super::emulated::Emulated;
+use super::device::Gpu;
+use super::emulated::{Edit, Emulated};
 use super::plan::padded;
 use super::verify::distance;
 use super::*;
@@ -347,7 +347,7 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
     let other = Case::with(Dtype::F32, |graph| graph.outputs[0].name = "elsewhere".into());
     let (class, text) = message(&other, "8.9");
     assert!(class == ErrorClass::BadModel && text.contains("no output `elsewhere`"), "{text}");
-    let plans: [(fn(&mut Vec<PlanTensor>), &str); 4] = [
+    let plans: [(Edit, &str); 4] = [
         (
             |tensors| tensors[0].dtype = DataType::I8,
             "input `ids`: the engine says i64 of 1 axes, its plan i8 of 1 axes",

@@ -104,15 +104,8 @@ unsafe extern "C" fn tensor(_: Handle, index: i32, tensor: *mut ffi::Tensor) -> 
     let name = if index == 0 { c"x" } else { c"y" }.as_ptr();
     let mut shape = Shape { rank: 2, extents: [-1; ffi::MAX_RANK] };
     shape.extents[1] = 4;
-    unsafe {
-        tensor.write(ffi::Tensor {
-            name,
-            is_input: i32::from(index == 0),
-            dtype: 7 * (1 - index),
-            is_plain: 1 - index,
-            shape,
-        })
-    };
+    let (is_input, dtype, is_plain) = (i32::from(index == 0), 7 * (1 - index), 1 - index);
+    unsafe { tensor.write(ffi::Tensor { name, is_input, dtype, is_plain, shape }) };
     1
 }
 
