@@ -31,6 +31,7 @@ fn main() -> ExitCode {
 /// Chooses the task from the flags given.
 fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     check_files(args)?;
+    args.check_backend()?;
     vae::check_output(args)?;
     if !args.engine.exists() {
         return Err(Failure::usage(format!(

@@ -319,6 +319,27 @@ impl Args {
         }
     }
 
+    /// Refuses flags that the backend asked for has no use for.
+    ///
+    /// # Errors
+    /// A usage error that names the flag.
+    pub(crate) fn check_backend(&self) -> anyhow::Result<()> {
+        let for_tensorrt =
+            [("--trt-lib", self.trt_lib.is_some()), ("--device", self.device != 0), ("--no-verify", self.no_verify)];
+        let for_ort = [("--provider", self.provider != Provider::Cpu)];
+        let (flags, title) = match self.backend {
+            Backend::Auto => return Ok(()),
+            Backend::Ort => (&for_tensorrt[..], "TensorRT"),
+            Backend::TensorrtRtx | Backend::Tensorrt => (&for_ort[..], "ONNX Runtime"),
+        };
+        match flags.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => {
+                Err(v2l_cli::Failure::usage(format!("{flag} is for {title}; leave it or --backend out")))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Puts the flags that change the pipeline's own settings into `config`.
     pub(crate) fn adjust(&self, config: &mut PipelineConfig) -> anyhow::Result<()> {
         if let (Some(tiling), Some(vae)) = (self.vae_tiling, &mut config.vae) {

@@ -70,6 +70,13 @@ fn run_of_an_engine_for_tensorrt_needs_it_unless_onnx_runtime_is_asked_for() {
         }
         assert!(!outputs[0].exists());
     }
+    for (backend, flag) in
+        [("ort", "--no-verify"), ("ort", "--trt-lib=/tmp"), ("ort", "--device=1"), ("tensorrt", "--provider=cuda")]
+    {
+        let run = run(&plain, 0, args!["--backend", backend, flag]);
+        let flag = flag.split('=').next().unwrap();
+        assert!(run.code == 2 && run.stderr.contains(&format!("{flag} is for ")), "{}", run.stderr);
+    }
     let other = run(&plain, 0, args!["--backend", "tensorrt"]);
     assert!(other.code == 6 && other.stderr.contains("compiled for `ort`; expected `tensorrt`"), "{}", other.stderr);
     for (at, engine, more) in [(0, &engine, args!["--backend", "ort"]), (1, &plain, args![])] {

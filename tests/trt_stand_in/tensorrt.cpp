@@ -12,6 +12,9 @@ namespace stand_in {
 namespace {
 
 Alive runtimes("runtimes"), engines("engines"), refitters("refitters"), contexts("contexts");
+#ifdef TRT_MAJOR_RTX
+Alive configs("runtime configurations");
+#endif
 
 Dims dims(const Shape &shape) {
     Dims dims{};
@@ -91,6 +94,10 @@ public:
     TensorFormat getTensorFormat(char const *) const noexcept override { return TensorFormat::kLINEAR; }
     int64_t getDeviceMemorySizeV2() const noexcept override { return int64_t(plan.memory); }
     IExecutionContext *createExecutionContext(ExecutionContextAllocationStrategy strategy) noexcept override;
+#ifdef TRT_MAJOR_RTX
+    IRuntimeConfig *createRuntimeConfig() noexcept override;
+    IExecutionContext *createExecutionContextWithRuntimeConfig(IRuntimeConfig *config) noexcept override;
+#endif
 };
 
 // Weights as they were set. Values are read when the stream comes to the refit.
@@ -333,6 +340,35 @@ IExecutionContext *Engine::createExecutionContext(ExecutionContextAllocationStra
     }
     return new Context(*this, std::move(activations));
 }
+
+#ifdef TRT_MAJOR_RTX
+class RuntimeConfig final : public IRuntimeConfig, public UnusedRuntimeConfig {
+public:
+    RuntimeConfig() {
+        mImpl = this;
+        configs.count++;
+    }
+    ~RuntimeConfig() noexcept override { configs.count--; }
+    void setDynamicShapesKernelSpecializationStrategy(DynamicShapesKernelSpecializationStrategy strategy) noexcept override {
+        strategy_ = strategy;
+    }
+    DynamicShapesKernelSpecializationStrategy getDynamicShapesKernelSpecializationStrategy() const noexcept override {
+        return strategy_;
+    }
+
+private:
+    DynamicShapesKernelSpecializationStrategy strategy_ = DynamicShapesKernelSpecializationStrategy::kLAZY;
+};
+
+IRuntimeConfig *Engine::createRuntimeConfig() noexcept {
+    return new RuntimeConfig;
+}
+IExecutionContext *Engine::createExecutionContextWithRuntimeConfig(IRuntimeConfig *config) noexcept {
+    if (config->getDynamicShapesKernelSpecializationStrategy() != DynamicShapesKernelSpecializationStrategy::kEAGER)
+        forbidden("kernels are compiled beside runs, whose results depend on it");
+    return createExecutionContext(ExecutionContextAllocationStrategy::kSTATIC);
+}
+#endif
 
 class Runtime final : public IRuntime, public UnusedRuntime {
 public:

@@ -67,6 +67,8 @@ impl Session for TrtSession {
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let given = laid_out(inputs);
         let given = views(&given);
+        // There may be no room for both.
+        self.held.clear();
         let ports: Vec<&Port> =
             self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
         let mut held = HashMap::new();
