@@ -19,6 +19,9 @@ pub(crate) struct TensorRtArgs {
     /// GPUs to build a plan for, by compute capability: 8.0, 8.6, 8.9, 12.0, 12.1 [default: 8.6,8.9,12.0 for tensorrt-rtx].
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "TensorRT")]
     compute_capability: Vec<Capability>,
+    /// For tensorrt: a file of what it learns of how long kernels take; read if it is there, and written after each plan.
+    #[arg(long = "timingCacheFile", value_name = "FILE", help_heading = "TensorRT")]
+    timing_cache: Option<PathBuf>,
 }
 
 /// Ampere, Ada and Blackwell as GeForce cards have them.
@@ -34,8 +37,11 @@ impl TensorRtArgs {
             Backend::Tensorrt => Some(Flavour::TensorRt),
         };
         let Some(flavour) = flavour else {
-            let given =
-                [("--trt-lib", self.trt_lib.is_some()), ("--compute-capability", !self.compute_capability.is_empty())];
+            let given = [
+                ("--trt-lib", self.trt_lib.is_some()),
+                ("--compute-capability", !self.compute_capability.is_empty()),
+                ("--timingCacheFile", self.timing_cache.is_some()),
+            ];
             return match given.iter().find(|(_, given)| *given) {
                 Some((flag, _)) => Err(Failure::usage(format!("{flag} needs --backend tensorrt-rtx or tensorrt"))),
                 None => Ok(None),
@@ -45,6 +51,11 @@ impl TensorRtArgs {
         if args.int8.is_some() {
             return Err(Failure::usage(format!("--int8 is for --backend ort; leave it out for {backend}")));
         }
+        if flavour == Flavour::Rtx && self.timing_cache.is_some() {
+            return Err(Failure::usage(
+                "--timingCacheFile is for --backend tensorrt; TensorRT-RTX keeps no timings: leave it out",
+            ));
+        }
         let mut capabilities = self.compute_capability.clone();
         if flavour == Flavour::Rtx && capabilities.is_empty() {
             capabilities = DEFAULT_CAPABILITIES.to_vec();
@@ -53,7 +64,8 @@ impl TensorRtArgs {
         capabilities.dedup();
         // This program, under a name that is the same wherever it lies.
         let builder = PlanBuilder::Program("/proc/self/exe".into());
-        Ok(Some(TensorRtOptions { flavour, library: self.trt_lib.clone(), capabilities, plain: false, builder }))
+        let (library, timing_cache) = (self.trt_lib.clone(), self.timing_cache.clone());
+        Ok(Some(TensorRtOptions { flavour, library, capabilities, plain: false, builder, timing_cache }))
     }
 }
 

@@ -181,6 +181,7 @@ impl Card<'_> {
                 capabilities: vec![self.capability],
                 plain: false,
                 builder: PlanBuilder::Program("/proc/self/exe".into()),
+                timing_cache: None,
             }),
             check: Some(CheckOptions { thorough: true, ..CheckOptions::default() }),
             ..CompileOptions::default()

@@ -109,6 +109,7 @@ fn options(case: &Case, capability: Capability) -> CompileOptions {
             capabilities: vec![capability],
             plain: false,
             builder: PlanBuilder::InProcess,
+            timing_cache: None,
         }),
         check: Some(v2l_export::check::CheckOptions::default()),
         ..CompileOptions::default()

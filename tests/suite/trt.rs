@@ -18,11 +18,13 @@ fn compile(model: &Path, engine: &Path, more: &[OsString]) -> Run {
 #[test]
 fn tensorrt_flags_without_the_backend_exit_with_2() {
     let scratch = Scratch::new();
-    for flag in [["--trt-lib", "/tmp"], ["--compute-capability", "8.9"]] {
+    for flag in [["--trt-lib", "/tmp"], ["--compute-capability", "8.9"], ["--timingCacheFile", "t"]] {
         let run =
             output(command("compile", &[args!["x.onnx", "-o", scratch.path("x")], args![flag[0], flag[1]]].concat()));
         assert!(run.code == 2 && run.stderr.contains(&format!("{} needs --backend", flag[0])), "{}", run.stderr);
     }
+    let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--timingCacheFile", "t"]);
+    assert!(run.code == 2 && run.stderr.contains("TensorRT-RTX keeps no timings"), "{}", run.stderr);
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--int8"]);
     assert!(run.code == 2 && run.stderr.contains("is for --backend ort"), "{}", run.stderr);
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--compute-capability", "89"]);
@@ -96,9 +98,9 @@ mod built_in {
     use std::process::Command;
     use std::sync::Arc;
 
-    use v2l_export::trt::Flavour;
-    use v2l_export::trt::builder::{BuildError, Range, Refit, Request};
+    use v2l_export::trt::builder::{BuildError, Child, Range, Refit, Request};
     use v2l_export::trt::library::{Library, LibraryError};
+    use v2l_export::trt::{Capability, Flavour};
     use v2l_graphs::passes::lower_for_tensorrt;
     use v2l_graphs::{Builder, DataType, Dim, Initializer, Model, blocks, encode_model};
     use v2l_runtime::engine::Engine;
@@ -375,6 +377,20 @@ mod built_in {
     }
 
     #[test]
+    fn tensorrt_rtx_takes_no_timing_cache() {
+        let Some(library) = library("tensorrt_rtx_takes_no_timing_cache") else { return };
+        let (weights, profiles, refit) = (&[][..], &[][..], Refit::None);
+        let capabilities = &[Capability { major: 8, minor: 9 }];
+        let request = Request { model: b"", weights, profiles, capabilities, refit, timing_cache: Some(b"") };
+        let scratch = Scratch::new();
+        let program = Path::new(crate::tools::binary("compile"));
+        let child = Child { program, scratch: scratch.root() };
+        for built in [library.build(&request, &mut |_| true), library.build_in(child, &request, &mut |_| true)] {
+            assert!(matches!(built, Err(BuildError::TimingCache { .. })), "{built:?}");
+        }
+    }
+
+    #[test]
     fn tensorrt_refusals_keep_their_exit_codes() {
         let Some(_) = library("tensorrt_refusals_keep_their_exit_codes") else { return };
         let (scratch, (_sample, model)) = (Scratch::new(), text_encoder());
@@ -399,8 +415,14 @@ mod built_in {
         let model = b.finish().unwrap();
         let bytes = encode_model(&model, &|_| None).unwrap();
         let capabilities = ["8.9".parse().unwrap()];
-        let request =
-            Request { model: &bytes, weights: &[], profiles: &[], capabilities: &capabilities, refit: Refit::None };
+        let request = Request {
+            model: &bytes,
+            weights: &[],
+            profiles: &[],
+            capabilities: &capabilities,
+            refit: Refit::None,
+            timing_cache: None,
+        };
         match library.build(&request, &mut |_| true).unwrap_err() {
             BuildError::Parse { errors } => {
                 let text = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -433,7 +455,8 @@ mod built_in {
         let build = |model: &Model| {
             let bytes = encode_model(model, &|_| None).unwrap();
             let (profiles, capabilities) = (&profiles, &capabilities);
-            let request = Request { model: &bytes, weights: &[], profiles, capabilities, refit: Refit::None };
+            let request =
+                Request { model: &bytes, weights: &[], profiles, capabilities, refit: Refit::None, timing_cache: None };
             library.build(&request, &mut |_| true)
         };
         let refusal = build(&model).unwrap_err().to_string();

@@ -76,6 +76,7 @@ fn plan_bytes(engine: &Engine, names: &[String], model: &Model) -> anyhow::Resul
         profiles: &[],
         capabilities: &[Capability { major: 8, minor: 9 }],
         refit: Refit::Placeholders,
+        timing_cache: None,
     };
     Ok(Library::open(Flavour::Rtx, None)?.build(&request, &mut |_| true)?.plan.len() as u64)
 }

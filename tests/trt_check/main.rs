@@ -54,6 +54,7 @@ impl Build<'_> {
                 capabilities: vec![Capability { major: 8, minor: 9 }],
                 plain: self.plain,
                 builder: PlanBuilder::Program("/proc/self/exe".into()),
+                timing_cache: None,
             }),
             ..CompileOptions::default()
         };

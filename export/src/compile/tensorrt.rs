@@ -5,6 +5,7 @@ mod refittable;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use bytes::Bytes;
 use indexmap::{IndexMap, IndexSet};
 use v2l_graphs::passes::{lower_for_tensorrt, settle_extents};
 use v2l_graphs::{Dim, Model, ValueInfo};
+use v2l_runtime::atomic::AtomicFile;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
@@ -38,6 +40,8 @@ pub struct TensorRtOptions {
     pub plain: bool,
     /// Where plans are built.
     pub builder: PlanBuilder,
+    /// File of what TensorRT learns of how long kernels take, which it takes up if it is there, and adds to. TensorRT-RTX has none.
+    pub timing_cache: Option<PathBuf>,
 }
 
 /// Where plans are built.
@@ -145,7 +149,9 @@ impl<'a> TensorRt<'a> {
             Flavour::TensorRt => Refit::Marked(&slot_tensors),
         };
         let Subject { graph, model, bytes, ranges, weights, .. } = *subject;
-        let request = Request { model: bytes, weights, profiles: ranges, capabilities: capability.as_slice(), refit };
+        let learned = self.options.timing_cache.as_deref().map(read_timing_cache).transpose()?;
+        let (capabilities, timing_cache) = (capability.as_slice(), learned.as_deref());
+        let request = Request { model: bytes, weights, profiles: ranges, capabilities, refit, timing_cache };
         let begin = Instant::now();
         let failed = |source| ExportError::TensorRt { graph: graph.to_owned(), source };
         let built = match &self.options.builder {
@@ -157,7 +163,10 @@ impl<'a> TensorRt<'a> {
                 })
             }
         };
-        let Built { plan, reproducible, refittable: offered, warnings } = built.map_err(failed)?;
+        let Built { plan, reproducible, refittable: offered, warnings, timing_cache } = built.map_err(failed)?;
+        if let (Some(path), Some(learned)) = (&self.options.timing_cache, timing_cache) {
+            write_timing_cache(path, &learned).map_err(ExportError::io(path))?;
+        }
         let time = begin.elapsed();
         let settable = match refit {
             Refit::None => Vec::new(),
@@ -204,6 +213,20 @@ pub(super) fn of_one_rank(model: &Model, rank: usize) -> Model {
         }
     }
     model
+}
+
+/// The bytes of a timing cache, none if there is no such file yet.
+fn read_timing_cache(path: &Path) -> Result<Vec<u8>, ExportError> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        read => read.map_err(ExportError::io(path)),
+    }
+}
+
+fn write_timing_cache(path: &Path, learned: &[u8]) -> std::io::Result<()> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(learned)?;
+    file.commit()
 }
 
 /// What plans are built of.

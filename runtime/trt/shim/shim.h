@@ -60,6 +60,9 @@ typedef struct V2lRequest {
     const char *const *refittable;
     size_t refittable_count;
     int32_t refit;
+    // What earlier builds learned of how long kernels take, or nothing yet; NULL: nothing is kept. TensorRT only.
+    const void *timing_cache;
+    size_t timing_cache_size;
 } V2lRequest;
 
 typedef struct V2lParserError {
@@ -89,6 +92,8 @@ typedef struct V2lCallbacks {
     void (*record)(void *context, const V2lRefitRecord *record);
     // `step` of `steps` of a phase is done; 0 ends the build.
     int32_t (*progress)(void *context, const char *phase, int32_t step, int32_t steps);
+    // What is known of kernels after a build with a timing cache.
+    void (*timing_cache)(void *context, const void *data, size_t size);
 } V2lCallbacks;
 
 enum V2lStatus {
@@ -108,6 +113,7 @@ enum V2lStatus {
     V2L_MARK = 8,
     V2L_BUILD = 9,
     V2L_EXCEPTION = 10,
+    V2L_TIMING_CACHE = 11,
 };
 
 // A built plan, or what kept it from being built.

@@ -61,6 +61,9 @@ pub struct Request<'a> {
     pub capabilities: &'a [Capability],
     /// What can be replaced.
     pub refit: Refit<'a>,
+    /// What earlier builds learned of how long kernels take, nothing yet if it is empty, to be learned from and added to; `None`: nothing
+    /// is kept. TensorRT only: TensorRT-RTX has no use for it.
+    pub timing_cache: Option<&'a [u8]>,
 }
 
 /// A step of a build.
@@ -117,6 +120,8 @@ pub struct Built {
     pub refittable: Vec<Refittable>,
     /// TensorRT's warnings.
     pub warnings: Vec<String>,
+    /// With [`Request::timing_cache`]: what is known now.
+    pub timing_cache: Option<Vec<u8>>,
 }
 
 /// One entry of the ONNX parser's list of errors.
@@ -238,6 +243,18 @@ pub enum BuildError {
         messages: Vec<String>,
         /// What to do.
         way_out: &'static str,
+    },
+    /// TensorRT does not take what earlier builds learned.
+    #[error(
+        "{title} does not take the timing cache{}; TensorRT-RTX has none, and TensorRT takes those of its own version and GPU: remove \
+         the file",
+        words(messages)
+    )]
+    TimingCache {
+        /// Which TensorRT.
+        title: &'static str,
+        /// Its words.
+        messages: Vec<String>,
     },
     /// A name holds a NUL byte.
     #[error("the name `{name}` holds a NUL byte; rename it")]

@@ -139,6 +139,8 @@ impl Library {
                 Refit::Placeholders => ffi::REFIT_PLACEHOLDERS,
                 Refit::Marked(_) => ffi::REFIT_MARKED,
             },
+            timing_cache: request.timing_cache.map_or(std::ptr::null(), |cache| cache.as_ptr().cast()),
+            timing_cache_size: request.timing_cache.map_or(0, <[u8]>::len),
         };
         let listener = Listener::new(progress);
         // SAFETY: the library has the entry points and the shim of one flavour and version; everything that the request and the callbacks
@@ -156,7 +158,8 @@ impl Library {
         let Ended { status, detail, plan, said } = ended;
         match plan {
             Some(plan) if status == ffi::OK => {
-                Ok(Built { plan, reproducible, refittable: said.refittable, warnings: said.warnings })
+                let Said { refittable, warnings, timing_cache, .. } = said;
+                Ok(Built { plan, reproducible, refittable, warnings, timing_cache })
             }
             _ => Err(failure(self, request, status, detail, said)),
         }
@@ -198,6 +201,7 @@ fn failure(library: &Library, request: &Request<'_>, status: i32, detail: i64, s
         (ffi::WEIGHT, (_, Some((name, data)), _)) => {
             BuildError::Weight { name: name.clone(), size: data.len(), errors: said.parser }
         }
+        (ffi::TIMING_CACHE, _) => BuildError::TimingCache { title, messages },
         (ffi::PROFILE, _) => BuildError::Profile { index, messages },
         (ffi::MARK, (.., Some(name))) => BuildError::Mark { name: name.clone(), messages },
         _ => BuildError::Build { title, messages },

@@ -55,15 +55,19 @@ pub(super) fn build_in_child(
     write_request(&mut file, flavour, (folder.as_deref(), library), request).map_err(writing)?;
     let (mut running, reproducible) = start(child.program, &file).map_err(failed("the builder cannot be started"))?;
     let (answer, status, words) = listen(&mut running.0, progress).map_err(failed("the builder cannot be heard"))?;
-    let (status, detail, said, plan) = match answer {
-        Some(Line::Ended { status, detail, said, plan }) => (status, detail, said, plan),
+    let (status, detail, mut said, plan, learned) = match answer {
+        Some(Line::Ended { status, detail, said, plan, timing_cache }) => (status, detail, said, plan, timing_cache),
         Some(Line::Refused(reason)) => return Err(BuildError::Process { title, what: "the builder gave up", reason }),
         // What the caller wanted no more of.
         Some(Line::Step { .. }) => return Err(BuildError::Cancelled),
         None => return Err(died(title, status, words)),
     };
     // Read, so that the file goes now: with several GPUs to build for there would be several of them.
-    let plan = plan.map(|part| PlanBytes::read(&file, &part)).transpose().map_err(failed("the plan cannot be read"))?;
+    let read = |part: Option<std::ops::Range<usize>>| {
+        part.map(|part| PlanBytes::read(&file, &part)).transpose().map_err(failed("the plan cannot be read"))
+    };
+    let plan = read(plan)?;
+    said.timing_cache = read(learned)?.map(|learned| learned.to_vec());
     Ok((Ended { status, detail, plan, said }, reproducible))
 }
 

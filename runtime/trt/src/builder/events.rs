@@ -17,6 +17,9 @@ pub(super) struct Said {
     pub(super) parser: Vec<ParserError>,
     pub(super) refittable: Vec<Refittable>,
     pub(super) cancelled: bool,
+    /// Not among the lines between processes: it lies in their file.
+    #[serde(skip)]
+    pub(super) timing_cache: Option<Vec<u8>>,
 }
 
 /// Listens to one build.
@@ -33,7 +36,7 @@ impl<'a> Listener<'a> {
     /// Callbacks that may be used as long as `self` is borrowed.
     pub(super) fn callbacks(&self) -> ffi::Callbacks {
         let context = std::ptr::from_ref(self).cast::<c_void>();
-        ffi::Callbacks { context, log, parser_error, record, progress }
+        ffi::Callbacks { context, log, parser_error, record, progress, timing_cache }
     }
 
     pub(super) fn finish(self) -> Said {
@@ -55,7 +58,7 @@ unsafe fn listener<'a>(context: *const c_void) -> &'a Listener<'a> {
     unsafe { &*context.cast::<Listener<'a>>() }
 }
 
-// SAFETY of the four callbacks: the shim passes the context that it was given, and strings and structures that live as long as the
+// SAFETY of the five callbacks: the shim passes the context that it was given, and strings and structures that live as long as the
 // call. A panic ends the process at the boundary, as `extern "C"` has it.
 
 #[allow(unsafe_code)]
@@ -91,6 +94,13 @@ unsafe extern "C" fn record(context: *const c_void, record: *const ffi::RefitRec
         count: record.count.unsigned_abs(),
     };
     listener.say(|said| said.refittable.push(refittable));
+}
+
+#[allow(unsafe_code)]
+unsafe extern "C" fn timing_cache(context: *const c_void, data: *const c_void, size: usize) {
+    // SAFETY: see above; there are `size` bytes, which are not none.
+    let (listener, bytes) = unsafe { (listener(context), std::slice::from_raw_parts(data.cast::<u8>(), size)) };
+    listener.say(|said| said.timing_cache = Some(bytes.to_vec()));
 }
 
 #[allow(unsafe_code)]

@@ -52,6 +52,8 @@ pub(crate) struct Request {
     pub(crate) refittable: *const *const c_char,
     pub(crate) refittable_count: usize,
     pub(crate) refit: i32,
+    pub(crate) timing_cache: *const c_void,
+    pub(crate) timing_cache_size: usize,
 }
 
 #[repr(C)]
@@ -78,6 +80,7 @@ pub(crate) struct Callbacks {
     pub(crate) parser_error: unsafe extern "C" fn(*const c_void, *const ParserError),
     pub(crate) record: unsafe extern "C" fn(*const c_void, *const RefitRecord),
     pub(crate) progress: unsafe extern "C" fn(*const c_void, *const c_char, i32, i32) -> i32,
+    pub(crate) timing_cache: unsafe extern "C" fn(*const c_void, *const c_void, usize),
 }
 
 pub(crate) const OK: i32 = 0;
@@ -89,6 +92,7 @@ pub(crate) const PARSE: i32 = 5;
 pub(crate) const WEIGHT: i32 = 6;
 pub(crate) const PROFILE: i32 = 7;
 pub(crate) const MARK: i32 = 8;
+pub(crate) const TIMING_CACHE: i32 = 11;
 
 #[repr(C)]
 pub(crate) struct Plan {

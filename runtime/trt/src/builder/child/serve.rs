@@ -10,7 +10,7 @@ use std::process::{Command, ExitCode};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use super::wire::{Held, HeldRefit, Line, append_plan, write_line};
+use super::wire::{Held, HeldRefit, Line, append, write_line};
 use super::{ARGUMENT, NAME};
 use crate::builder::call::Ended;
 use crate::builder::{Refit, Request};
@@ -70,6 +70,7 @@ fn serve() -> Result<Line, String> {
             HeldRefit::Placeholders => Refit::Placeholders,
             HeldRefit::Marked(names) => Refit::Marked(names),
         },
+        timing_cache: held.timing_cache(),
     };
     // A parent that is gone ends the build.
     let ended = library.call(&request, &mut |step| {
@@ -77,7 +78,9 @@ fn serve() -> Result<Line, String> {
         write_line(&mut io::stdout(), &line).is_ok()
     });
     let Ended { status, detail, plan, said } = ended.map_err(|error| error.to_string())?;
-    let plan = plan.map(|plan| append_plan(&mut file, &plan)).transpose();
-    let plan = plan.map_err(|error| format!("the plan cannot be written: {error}"))?;
-    Ok(Line::Ended { status, detail, said, plan })
+    let unwritable = |error: io::Error| format!("the plan cannot be written: {error}");
+    let plan = plan.map(|plan| append(&mut file, &plan)).transpose().map_err(unwritable)?;
+    let learned = said.timing_cache.as_ref();
+    let timing_cache = learned.map(|learned| append(&mut file, learned)).transpose().map_err(unwritable)?;
+    Ok(Line::Ended { status, detail, said, plan, timing_cache })
 }

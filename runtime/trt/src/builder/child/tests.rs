@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::io::{Seek, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 
-use super::wire::{Held, HeldRefit, append_plan};
+use super::wire::{Held, HeldRefit, append};
 use super::*;
 use crate::builder::{Range, Refit};
 use crate::{Capability, ffi};
@@ -26,6 +26,7 @@ fn written() -> File {
         profiles: &profiles,
         capabilities: &CAPABILITIES,
         refit: Refit::Placeholders,
+        timing_cache: Some(b"learned"),
     };
     write_request(&mut file, Flavour::Rtx, (Some(Path::new("/a/b")), Path::new("lib")), &request).unwrap();
     file
@@ -40,10 +41,11 @@ fn damaged(damage: impl FnOnce(&File)) -> String {
 #[test]
 fn request_in_a_file_is_read_as_it_was_written() {
     let mut file = written();
-    let plan = append_plan(&mut file, b"a plan").unwrap();
+    let plan = append(&mut file, b"a plan").unwrap();
     let held = Held::read(&file).unwrap();
     assert_eq!(held.model(), b"a model");
     assert_eq!(held.weights(), [("w".to_owned(), &[1_u8, 2, 3][..]), ("none".to_owned(), &[][..])]);
+    assert_eq!(held.timing_cache(), Some(&b"learned"[..]));
     let header = &held.header;
     assert_eq!((header.flavour, &header.library[..]), (Flavour::Rtx, OsStr::new("lib")));
     assert_eq!((&header.profiles, &header.capabilities[..]), (&vec![vec![range()]], &CAPABILITIES[..]));
@@ -52,6 +54,16 @@ fn request_in_a_file_is_read_as_it_was_written() {
     for outside in [plan.start..plan.end + 1, plan.start..usize::MAX, plan.end..plan.end] {
         assert!(PlanBytes::read(&file, &outside).is_err(), "{outside:?}");
     }
+}
+
+#[test]
+fn request_of_empty_parts_is_read_as_it_was_written() {
+    let mut file = tempfile::tempfile().unwrap();
+    let (weights, refit, timing_cache) = ([("none".to_owned(), &[][..])], Refit::None, Some(&b""[..]));
+    let request = Request { model: b"", weights: &weights, profiles: &[], capabilities: &[], refit, timing_cache };
+    write_request(&mut file, Flavour::TensorRt, (None, Path::new("lib")), &request).unwrap();
+    let held = Held::read(&file).unwrap();
+    assert_eq!((held.model(), held.weights(), held.timing_cache()), (&b""[..], weights.to_vec(), Some(&b""[..])));
 }
 
 #[test]
@@ -101,7 +113,14 @@ fn run(script: &str) -> (Result<(Ended, bool), BuildError>, u32) {
     let program = folder.path().join("program");
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
-    let request = Request { model: b"m", weights: &[], profiles: &[], capabilities: &CAPABILITIES, refit: Refit::None };
+    let request = Request {
+        model: b"m",
+        weights: &[],
+        profiles: &[],
+        capabilities: &CAPABILITIES,
+        refit: Refit::None,
+        timing_cache: None,
+    };
     let found = Found { path: "lib".into(), from: "a test".into() };
     let mut steps = 0;
     let child = Child { program: &program, scratch: folder.path() };
@@ -144,7 +163,8 @@ fn child_that_answers_dies_or_is_stopped_is_told_apart() {
     assert_eq!(personality::get().unwrap(), before);
 
     let child = Child { program: Path::new("/nowhere/program"), scratch: Path::new("/tmp") };
-    let request = Request { model: b"m", weights: &[], profiles: &[], capabilities: &[], refit: Refit::None };
+    let request =
+        Request { model: b"m", weights: &[], profiles: &[], capabilities: &[], refit: Refit::None, timing_cache: None };
     let found = Found { path: "lib".into(), from: "a test".into() };
     let missing = build_in_child(Flavour::Rtx, &found, child, &request, &mut |_| true);
     assert!(missing.err().unwrap().to_string().contains("the builder cannot be started"));

@@ -27,6 +27,9 @@ const MOST_HEADER: usize = 64 << 20;
 /// Bytes that a line may have.
 const MOST_LINE: u64 = 64 << 20;
 
+/// A part of no bytes. It lies nowhere: the file may end before.
+const NOTHING: Span<usize> = 0..0;
+
 /// A request without its bytes, which lie behind it in the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Header {
@@ -38,6 +41,7 @@ pub(super) struct Header {
     pub(super) refit: HeldRefit,
     model: Span<usize>,
     weights: Vec<(String, Span<usize>)>,
+    timing_cache: Option<Span<usize>>,
 }
 
 /// [`Refit`], on its own.
@@ -53,8 +57,8 @@ pub(super) enum HeldRefit {
 pub(super) enum Line {
     /// A step is done.
     Step { phase: String, done: u32, of: u32 },
-    /// The build has ended; the plan lies in the file.
-    Ended { status: i32, detail: i64, said: Said, plan: Option<Span<usize>> },
+    /// The build has ended; the plan lies in the file, and what was learned of kernels.
+    Ended { status: i32, detail: i64, said: Said, plan: Option<Span<usize>>, timing_cache: Option<Span<usize>> },
     /// There was no build.
     Refused(String),
 }
@@ -72,6 +76,9 @@ pub(super) fn write_request(
 ) -> io::Result<()> {
     let mut end = 0_usize;
     let mut place = |bytes: &[u8]| {
+        if bytes.is_empty() {
+            return NOTHING;
+        }
         let start = end.next_multiple_of(ALIGNMENT);
         end = start + bytes.len();
         start..end
@@ -88,6 +95,7 @@ pub(super) fn write_request(
         },
         model: place(request.model),
         weights: request.weights.iter().map(|(name, data)| (name.clone(), place(data))).collect(),
+        timing_cache: request.timing_cache.map(place),
     };
     let text = serde_json::to_vec(&header)?;
     let mut folder = folder.map_or_else(Vec::new, |folder| folder.as_os_str().as_bytes().to_vec());
@@ -100,10 +108,9 @@ pub(super) fn write_request(
     file.write_all(&(text.len() as u64).to_le_bytes())?;
     file.write_all(&folder)?;
     file.write_all(&text)?;
-    let parts = std::iter::once((request.model, &header.model));
-    for (bytes, span) in
-        parts.chain(request.weights.iter().map(|(_, data)| *data).zip(header.weights.iter().map(|w| &w.1)))
-    {
+    let weights = request.weights.iter().map(|(_, data)| *data).zip(header.weights.iter().map(|w| &w.1));
+    let parts = std::iter::once((request.model, &header.model)).chain(weights);
+    for (bytes, span) in parts.chain(request.timing_cache.zip(header.timing_cache.as_ref())) {
         file.seek(SeekFrom::Start((start + span.start) as u64))?;
         file.write_all(bytes)?;
     }
@@ -132,14 +139,18 @@ impl Held {
         let header: Header = serde_json::from_slice(text)?;
         let start = (PREFIX + length).next_multiple_of(ALIGNMENT);
         let held = Self { header, map, start };
-        let spans = std::iter::once(&held.header.model).chain(held.header.weights.iter().map(|(_, span)| span));
-        match spans.into_iter().any(|span| held.bytes(span).is_none()) {
+        let Header { model, weights, timing_cache, .. } = &held.header;
+        let mut spans = std::iter::once(model).chain(weights.iter().map(|(_, span)| span)).chain(timing_cache);
+        match spans.any(|span| held.bytes(span).is_none()) {
             true => Err(invalid("a part of it does not lie within the file")),
             false => Ok(held),
         }
     }
 
     fn bytes(&self, span: &Span<usize>) -> Option<&[u8]> {
+        if *span == NOTHING {
+            return Some(&[]);
+        }
         self.map.get(self.start.checked_add(span.start)?..self.start.checked_add(span.end)?)
     }
 
@@ -154,14 +165,18 @@ impl Held {
         self.bytes(&self.header.model).unwrap_or_default()
     }
 
+    pub(super) fn timing_cache(&self) -> Option<&[u8]> {
+        self.header.timing_cache.as_ref().and_then(|span| self.bytes(span))
+    }
+
     pub(super) fn weights(&self) -> Vec<(String, &[u8])> {
         let bytes = |span| self.bytes(span).unwrap_or_default();
         self.header.weights.iter().map(|(name, span)| (name.clone(), bytes(span))).collect()
     }
 }
 
-/// Appends a plan, and says where it lies.
-pub(super) fn append_plan(file: &mut File, plan: &[u8]) -> io::Result<Span<usize>> {
+/// Appends a plan, or what was learned, and says where it lies.
+pub(super) fn append(file: &mut File, plan: &[u8]) -> io::Result<Span<usize>> {
     let end = usize::try_from(file.seek(SeekFrom::End(0))?).map_err(|_| invalid("the file is too large"))?;
     let start = end.next_multiple_of(ALIGNMENT);
     file.seek(SeekFrom::Start(start as u64))?;

@@ -52,8 +52,14 @@ fn load_of_a_plan_without_a_gpu_says_that_there_is_none() {
     }
     let capabilities = [Capability { major: 8, minor: 9 }];
     let model = relu();
-    let request =
-        Request { model: &model, weights: &[], profiles: &[], capabilities: &capabilities, refit: Refit::None };
+    let request = Request {
+        model: &model,
+        weights: &[],
+        profiles: &[],
+        capabilities: &capabilities,
+        refit: Refit::None,
+        timing_cache: None,
+    };
     let plan = Library::open(Flavour::Rtx, None).unwrap().build(&request, &mut |_| true).unwrap().plan;
     let error = runtime.load(&plan).err().unwrap();
     assert!(matches!(error, RunError::NoDevice { .. }), "{error}");
