@@ -163,7 +163,8 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     let files = Files::default()
         .read(if input.is_dir() { "the bundle" } else { "the model" }, [input])
         .read("--weights", &args.weights)
-        .made("-o", [&target]);
+        .made("-o", [&target])
+        .written("--timingCacheFile", &args.tensorrt.timing_cache);
     args.types.files(args.check.files(files))?.check()?;
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),

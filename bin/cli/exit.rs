@@ -147,7 +147,7 @@ fn export(error: &ExportError) -> Exit {
 
 fn build(error: &BuildError) -> Exit {
     match error {
-        BuildError::Unavailable { .. } => Exit::Version,
+        BuildError::Unavailable { .. } | BuildError::TimingCache { .. } => Exit::Version,
         BuildError::Profile { .. } => Exit::Usage,
         BuildError::Cancelled => Exit::Interrupted,
         BuildError::Parse { errors } if !errors.iter().any(ParserError::is_unsupported) => Exit::BadModel,

@@ -21,7 +21,7 @@ pub(crate) struct TensorRtArgs {
     compute_capability: Vec<Capability>,
     /// For tensorrt: a file of what it learns of how long kernels take; read if it is there, and written after each plan.
     #[arg(long = "timingCacheFile", value_name = "FILE", help_heading = "TensorRT")]
-    timing_cache: Option<PathBuf>,
+    pub(crate) timing_cache: Option<PathBuf>,
 }
 
 /// Ampere, Ada and Blackwell as GeForce cards have them.

@@ -79,10 +79,7 @@ impl OpenEngine {
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, BackendError> {
         let on = match options.backend.of(&engine) {
             Some(flavour) => On::Trt(Box::new(TrtEngine::open(engine, flavour, options)?)),
-            None => {
-                let any_backend = options.any_backend || options.backend == Backend::Ort;
-                On::Ort(Box::new(OrtEngine::open(engine, &OpenOptions { any_backend, ..options.clone() })?))
-            }
+            None => On::Ort(Box::new(OrtEngine::open(engine, options)?)),
         };
         Ok(Self { on, record: options.record.clone() })
     }

@@ -14,7 +14,7 @@ mod trials;
 #[path = "../trt_check/cases.rs"]
 mod cases;
 #[path = "../full_size/checkpoint.rs"]
-#[allow(dead_code)] // The full-size check uses the rest.
+#[allow(dead_code, reason = "shared with the full-size check")]
 mod checkpoint;
 mod kernel;
 mod miniature;

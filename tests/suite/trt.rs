@@ -25,6 +25,10 @@ fn tensorrt_flags_without_the_backend_exit_with_2() {
     }
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--timingCacheFile", "t"]);
     assert!(run.code == 2 && run.stderr.contains("TensorRT-RTX keeps no timings"), "{}", run.stderr);
+    let model = scratch.write("x.onnx", "");
+    let common = args![&model, "-o", scratch.path("x"), "--backend", "tensorrt"];
+    let run = output(command("compile", &[common, args!["--timingCacheFile", &model]].concat()));
+    assert!(run.code == 2 && run.stderr.contains("would replace the model"), "{}", run.stderr);
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--int8"]);
     assert!(run.code == 2 && run.stderr.contains("is for --backend ort"), "{}", run.stderr);
     let run = compile(Path::new("x.onnx"), &scratch.path("x"), args!["--compute-capability", "89"]);

@@ -5,12 +5,12 @@
 //! transformer of full width with N layers alone. Nothing is executed on a GPU.
 
 mod cases;
-#[allow(dead_code)] // The full-size check uses the rest.
+#[allow(dead_code, reason = "shared with the full-size check")]
 #[path = "../full_size/checkpoint.rs"]
 mod checkpoint;
 mod control;
 mod inside;
-#[allow(dead_code)] // Other checks use the rest.
+#[expect(dead_code, reason = "shared with other checks")]
 #[path = "../full_size/machine.rs"]
 mod machine;
 mod memory;

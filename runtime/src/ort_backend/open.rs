@@ -21,6 +21,7 @@ use super::stages::Stages;
 use super::weight_plan::{WeightPlan, check_memory, graph_weights};
 use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
+use crate::backend::Backend;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
@@ -139,7 +140,7 @@ impl OrtEngine {
                 .memory
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
-            any_backend: options.any_backend,
+            any_backend: options.any_backend || options.backend == Backend::Ort,
             widened: HashMap::new(),
             provider: options.provider,
             resident: None,

@@ -11,7 +11,7 @@ use super::device::{self, Gpu};
 use super::fusing::Fusing;
 use super::plan::{Plan, choose, lock, reads};
 use super::session::TrtSession;
-use super::verify::Probe;
+use super::verify::{Probe, reference_options};
 use crate::adapter::Adapter;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, slots_by_name};
@@ -25,7 +25,9 @@ type Shared = Arc<Mutex<Plan>>;
 pub struct TrtEngine {
     engine: Arc<Engine>,
     gpu: Arc<dyn Gpu>,
-    options: OpenOptions,
+    verify: bool,
+    /// How ONNX Runtime is opened to verify adapters.
+    reference: OpenOptions,
     /// The adapters that are fused.
     fusing: Arc<Fusing>,
     open: IndexMap<String, Shared>,
@@ -57,10 +59,10 @@ impl TrtEngine {
             fused: FuseReport::default(),
         };
         let fusing = Arc::new(Fusing::new(&engine, &[])?);
-        let mut this = Self { engine, gpu, options: options.clone(), fusing, open: IndexMap::new(), report };
-        let adapters = std::mem::take(&mut this.options.adapters);
-        if !adapters.is_empty() {
-            this.set_adapters(&adapters, None)?;
+        let (verify, reference) = (options.trt.verify, reference_options(options));
+        let mut this = Self { engine, gpu, verify, reference, fusing, open: IndexMap::new(), report };
+        if !options.adapters.is_empty() {
+            this.set_adapters(&options.adapters, None)?;
         }
         Ok(this)
     }
@@ -164,11 +166,11 @@ impl TrtEngine {
         fusing: &Fusing,
         cancelled: Cancelled<'_>,
     ) -> Result<(), TrtError> {
-        if !self.options.trt.verify {
+        if !self.verify {
             return Ok(());
         }
         match Probe::read(&self.engine, graph)? {
-            Some(probe) => probe.check((&self.engine, graph), plan, fusing, &self.options, cancelled),
+            Some(probe) => probe.check((&self.engine, graph), plan, fusing, &self.reference, cancelled),
             None => Ok(()),
         }
     }

@@ -113,7 +113,20 @@ impl Probe {
     }
 }
 
-/// What ONNX Runtime gives on the CPU, in float32, with the same fused weights.
+/// How ONNX Runtime is opened on the CPU, in float32, where engines are opened with `options`.
+pub(super) fn reference_options(options: &OpenOptions) -> OpenOptions {
+    OpenOptions {
+        ort_lib: options.ort_lib.clone(),
+        threads: options.threads,
+        memory: options.memory,
+        // Held so, weights are rounded to the storage type when they are fused, as those of the plan are.
+        weights: OrtWeights::Lazy,
+        any_backend: true,
+        ..OpenOptions::default()
+    }
+}
+
+/// What ONNX Runtime gives with the same fused weights.
 fn reference(
     engine: &Arc<Engine>,
     graph: &Graph,
@@ -122,17 +135,8 @@ fn reference(
     options: &OpenOptions,
     cancelled: Cancelled<'_>,
 ) -> Result<NamedTensors, TrtError> {
-    let open = OpenOptions {
-        ort_lib: options.ort_lib.clone(),
-        threads: options.threads,
-        memory: options.memory,
-        // Held so, weights are rounded to the storage type when they are fused, as those of the plan are.
-        weights: OrtWeights::Lazy,
-        any_backend: true,
-        ..OpenOptions::default()
-    };
     let run = || -> Result<NamedTensors, OrtError> {
-        let mut ort = OrtEngine::open(Arc::clone(engine), &open)?;
+        let mut ort = OrtEngine::open(Arc::clone(engine), options)?;
         ort.set_adapters(adapters, cancelled)?;
         let mut session = ort.session(&graph.name)?;
         let message = |error: SessionError| OrtError::Backend { graph: graph.name.clone(), message: error.to_string() };

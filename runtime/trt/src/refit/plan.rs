@@ -41,7 +41,7 @@ pub enum Content {
 /// What the weights of an engine hold; a weight that is not named is a placeholder, and must be set before the engine runs.
 pub type Held = BTreeMap<String, Content>;
 
-/// Sets of weights that TensorRT wants together, as far as they are known: what earlier refits found missing.
+/// Sets of weights that TensorRT wants together, as far as they are known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Groups(Vec<BTreeSet<String>>);
 
