@@ -61,6 +61,7 @@ impl From<ErrorClass> for Exit {
         match class {
             ErrorClass::Usage => Self::Usage,
             ErrorClass::BadModel => Self::BadModel,
+            ErrorClass::Unsupported => Self::Unsupported,
             ErrorClass::BadAdapter => Self::BadAdapter,
             ErrorClass::Version => Self::Version,
             ErrorClass::Numeric => Self::Numeric,
@@ -128,6 +129,7 @@ fn export(error: &ExportError) -> Exit {
     match error {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
+        ExportError::Pipeline { source, .. } => ErrorClass::of(source).map_or(Exit::BadModel, Exit::from),
         ExportError::Weights(e) => ErrorClass::of(e).map_or(Exit::BadModel, Exit::from),
         ExportError::TensorRtLibrary(_) => Exit::Version,
         ExportError::TensorRt { source, .. } => build(source),

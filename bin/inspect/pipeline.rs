@@ -101,7 +101,7 @@ fn settings(config: &PipelineConfig) -> Vec<String> {
     }
     if let Some(s) = &config.scheduler {
         let class = s.config["_class_name"].as_str().unwrap_or("?");
-        let sampler = s.sampler.map_or_else(String::new, |kind| format!(", sampled as {kind:?}").to_lowercase());
+        let sampler = s.sampler.as_ref().map_or_else(String::new, |name| format!(", sampled as {name}"));
         let spacing = s.config["timestep_spacing"].as_str().map_or_else(String::new, |text| format!(", {text}"));
         lines.push(format!("  scheduler {class}{spacing}{sampler}"));
     }

@@ -13,7 +13,7 @@ use v2l_runtime::pipeline::config::{
     Chunking, ComponentFiles, DecodeChunks, Defaults, GraphFiles, NEGATIVE_PROMPT, PipelineConfig, SchedulerSection,
     Tiling, TokenizerConfig, TransformerConfig, VaeConfig,
 };
-use v2l_runtime::scheduler::SchedulerKind;
+use v2l_runtime::schedulers;
 
 use crate::architectures::{cogvideox_transformer, cogvideox_vae, t5_encoder, video_hyper_dream};
 use crate::atomic_dir::AtomicDir;
@@ -78,6 +78,11 @@ pub fn export(
         reference: Default::default(),
         defaults: Defaults { negative_prompt: String::new(), ..Defaults::default() },
     };
+    // Refused before gigabytes are written.
+    let scheduler: Option<Json> = source.scheduler.as_deref().map(read_json).transpose()?;
+    if let Some(value) = &scheduler {
+        schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
+    }
     let dir = AtomicDir::create(output)?;
     let mut bundle = BundleWriter { folder: dir.path(), shown: output, progress, reports: Vec::new() };
     if let Some(folder) = &source.transformer {
@@ -124,14 +129,13 @@ pub fn export(
             pad_id: Some(tokenizer.pad_id),
         });
     }
-    if let Some(file) = &source.scheduler {
-        let scheduler: Json = read_json(file)?;
+    if let Some(scheduler) = scheduler {
         bundle.write_file(SCHEDULER_FILE, format!("{scheduler:#}\n").as_bytes())?;
         // The official Fun scripts sample with plain DDIM whatever class the folder names (`DDIM_Origin`).
         let fun = pipeline.transformer.as_ref().is_some_and(|t| t.conditioning == config::Conditioning::Inpaint);
-        pipeline.scheduler = Some(SchedulerSection { config: scheduler, sampler: fun.then_some(SchedulerKind::Ddim) });
+        pipeline.scheduler = Some(SchedulerSection { config: scheduler, sampler: fun.then(|| "ddim".to_owned()) });
     }
-    pipeline.check().map_err(|e| ExportError::config(model, e.to_string()))?;
+    pipeline.check().map_err(|e| ExportError::pipeline(model, e))?;
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
     bundle.write_file(FILE_NAME, format!("{text}\n").as_bytes())?;
     let report = ExportReport { components: bundle.reports };

@@ -136,8 +136,7 @@ pub fn compile(
         let reason = "a bundle names its slots itself; leave --weights out, it is for a single ONNX file";
         return Err(ExportError::config(input.join(FILE_NAME), reason));
     }
-    let mut pipeline =
-        PipelineConfig::read(input).map_err(|e| ExportError::config(input.join(FILE_NAME), e.to_string()))?;
+    let mut pipeline = PipelineConfig::read(input).map_err(|e| ExportError::pipeline(input.join(FILE_NAME), e))?;
     if options.lora_rank.is_some() && !pipeline.components.contains_key(TRANSFORMER) {
         let reason = "it has no transformer, which alone can have low-rank branches; compile without --lora-rank";
         return Err(ExportError::config(input.join(FILE_NAME), reason));

@@ -24,6 +24,15 @@ pub enum ExportError {
         /// What is wrong: expected, found and the way out.
         reason: String,
     },
+    /// What the pipeline is made of cannot be used.
+    #[error("{}: {source}", path.display())]
+    Pipeline {
+        /// The file or folder that says so.
+        path: PathBuf,
+        /// What is wrong: expected, found and the way out.
+        #[source]
+        source: v2l_runtime::pipeline::config::ConfigError,
+    },
     /// A folder holds nothing that can be exported.
     #[error("{}: {reason}", path.display())]
     NotAModel {
@@ -220,6 +229,10 @@ impl ExportError {
             self,
             Self::Unsupported { .. } | Self::Onnx(ReadError::Unsupported { .. } | ReadError::UnsupportedType { .. })
         )
+    }
+
+    pub(crate) fn pipeline(path: impl Into<PathBuf>, source: v2l_runtime::pipeline::config::ConfigError) -> Self {
+        Self::Pipeline { path: path.into(), source }
     }
 
     pub(crate) fn config(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {

@@ -14,7 +14,7 @@ use crate::ort_backend::OrtError;
 use crate::pipeline::{ComponentError, ConfigError, PipelineError};
 use crate::prediction_cache::CacheError;
 use crate::predictor::PredictorError;
-use crate::scheduler::SchedulerError;
+use crate::schedulers::SchedulerError;
 use crate::session::SessionError;
 use crate::tokenizer::TokenizerError;
 use crate::trt_backend::TrtError;
@@ -29,6 +29,8 @@ pub enum ErrorClass {
     Usage,
     /// A checkpoint, bundle or engine is malformed or does not fit its configuration.
     BadModel,
+    /// A model asks for something that is not supported.
+    Unsupported,
     /// An adapter is malformed, or does not cover or fit the model.
     BadAdapter,
     /// A library or file has the wrong version, or is missing from this machine.
@@ -181,6 +183,15 @@ fn config(error: &ConfigError) -> ErrorClass {
     match error {
         ConfigError::Io { .. } => ErrorClass::Io,
         ConfigError::Version { .. } => ErrorClass::Version,
+        ConfigError::Scheduler(e) => scheduler(e),
+        _ => ErrorClass::BadModel,
+    }
+}
+
+fn scheduler(error: &SchedulerError) -> ErrorClass {
+    match error {
+        SchedulerError::Unsupported { .. } => ErrorClass::Unsupported,
+        SchedulerError::Steps { .. } => ErrorClass::Usage,
         _ => ErrorClass::BadModel,
     }
 }
@@ -224,7 +235,7 @@ fn pipeline(error: &PipelineError) -> ErrorClass {
         | PipelineError::Component(_)
         | PipelineError::MissingSection(_)
         | PipelineError::Tokenizer(TokenizerError::File(_)) => ErrorClass::BadModel,
-        PipelineError::Scheduler(e) if !matches!(e, SchedulerError::Steps { .. }) => ErrorClass::BadModel,
+        PipelineError::Scheduler(e) => scheduler(e),
         _ => ErrorClass::Usage,
     }
 }

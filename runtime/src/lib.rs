@@ -30,7 +30,7 @@ pub mod raw;
 pub mod recording;
 pub mod resize;
 pub mod rope;
-pub mod scheduler;
+pub mod schedulers;
 pub mod session;
 pub mod side;
 pub mod tensor;

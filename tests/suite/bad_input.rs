@@ -437,6 +437,23 @@ fn engine_directory_given_to_compile_is_refused() {
     insta::assert_snapshot!(message);
 }
 
+#[test]
+fn scheduler_of_an_unknown_class_is_refused_by_every_tool() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let model = scratch.copy(&sample_model(), "model");
+    let unknown = |json: &mut Json| json["_class_name"] = "UniPCMultistepScheduler".into();
+    edit_json(&model.join("scheduler/scheduler_config.json"), unknown);
+    insta::assert_snapshot!(refuse_export(&scratch, &model, UNSUPPORTED));
+    let bundle = scratch.copy(&sample.bundle(), "made");
+    edit_json(&bundle.join("pipeline.json"), |json| unknown(&mut json["scheduler"]["config"]));
+    let compile = command("compile", args![&bundle, "-o", scratch.path("engines")]);
+    assert!(refuse(&scratch, compile, UNSUPPORTED).contains("supported: CogVideoXDDIMScheduler"));
+    let engines = scratch.copy(&sample.engines(), "compiled");
+    edit_json(&engines.join("pipeline.json"), |json| unknown(&mut json["scheduler"]["config"]));
+    let run = command("run", args!["--engine", &engines, "--prompt", "x", "-o", scratch.path("x.mp4")]);
+    assert!(refuse(&scratch, run, UNSUPPORTED).contains("supported: CogVideoXDDIMScheduler"));
+}
+
 // Outputs.
 
 #[test]

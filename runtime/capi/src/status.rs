@@ -44,6 +44,7 @@ pub(crate) const fn of_class(class: ErrorClass) -> v2l_status {
     match class {
         ErrorClass::Usage => V2L_ERROR_INVALID_ARGUMENT,
         ErrorClass::BadModel => V2L_ERROR_BAD_MODEL,
+        ErrorClass::Unsupported => V2L_ERROR_UNSUPPORTED,
         ErrorClass::BadAdapter => V2L_ERROR_BAD_ADAPTER,
         ErrorClass::Version => V2L_ERROR_VERSION,
         ErrorClass::Numeric => V2L_ERROR_NUMERIC,

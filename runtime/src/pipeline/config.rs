@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use crate::rope::{RotaryConfig, RotaryGrid};
-use crate::scheduler::{Scheduler, SchedulerError, SchedulerKind};
+use crate::schedulers::{self, Scheduler, SchedulerError};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
@@ -299,7 +299,7 @@ pub struct SchedulerSection {
     pub config: serde_json::Value,
     /// Which sampler to use; absent: what the config's class says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sampler: Option<SchedulerKind>,
+    pub sampler: Option<String>,
 }
 
 /// Prompt to ids.
@@ -480,8 +480,8 @@ impl PipelineConfig {
     ///
     /// # Errors
     /// [`SchedulerError`] if its configuration is not supported.
-    pub fn scheduler(&self) -> Result<Option<Scheduler>, SchedulerError> {
-        self.scheduler.as_ref().map(|s| Scheduler::from_value(&s.config, s.sampler)).transpose()
+    pub fn scheduler(&self) -> Result<Option<Box<dyn Scheduler>>, SchedulerError> {
+        self.scheduler.as_ref().map(|s| schedulers::read(&s.config, s.sampler.as_deref())).transpose()
     }
 
     /// Checks every value and path.

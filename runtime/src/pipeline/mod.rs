@@ -11,7 +11,7 @@ use ndarray::{Array5, ArrayD, Axis, IxDyn, concatenate};
 use crate::noise::{NoisePurpose, standard_normal};
 use crate::resize::ResizeError;
 use crate::rope::{RotaryError, rotary_tables};
-use crate::scheduler::{Scheduler, SchedulerError};
+use crate::schedulers::{Scheduler, SchedulerError};
 use crate::session::{Session, SessionError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::tokenizer::{TextTokenizer, TokenizerError};
@@ -168,7 +168,7 @@ pub(crate) fn float_tensor(array: ArrayD<f32>, dtype: Dtype) -> Option<Tensor> {
 /// Everything of a pipeline but its networks.
 pub struct Pipeline {
     config: PipelineConfig,
-    scheduler: Option<Scheduler>,
+    scheduler: Option<Box<dyn Scheduler>>,
     tokenizer: Option<TextTokenizer>,
 }
 
@@ -350,27 +350,29 @@ impl Pipeline {
         let settings = self.settings(request, observer)?;
         let (transformer, vae) = (self.transformer()?, self.vae()?);
         let scheduler = self.scheduler.as_ref().ok_or(PipelineError::MissingSection("scheduler"))?;
-        let schedule = scheduler.schedule(settings.num_inference_steps)?;
+        let mut schedule = scheduler.begin(settings.num_inference_steps)?;
 
         let text = self.prompt_embeddings(components, request, &settings, observer)?;
         let latent_shape = settings.latent_shape(transformer, vae);
         let condition = conditioning::condition(self, components, request, &settings, latent_shape, observer)?;
         components.release(vae::ENCODER);
-        let mut latents = initial_noise(request, &settings, latent_shape)? * scheduler.init_noise_sigma();
+        let mut latents = initial_noise(request, &settings, latent_shape)? * schedule.init_noise_sigma();
         let inputs = StepInputs::new(transformer, &settings, text, condition, latent_shape)?;
 
         let session = components.session(TRANSFORMER, &request.step.graph)?;
         let bare = StepGraph { graph: request.step.graph.clone(), ..StepGraph::default() };
         let step = if StepInputs::hold(session, &request.step)? { &bare } else { &request.step };
-        inputs.prepare(session, step, schedule.timesteps())?;
+        let timesteps = schedule.timesteps().to_vec();
+        inputs.prepare(session, step, &timesteps)?;
 
-        let total = schedule.timesteps().len();
+        let total = timesteps.len();
         let mut progress = Progress::start(observer, Stage::Denoise, total);
-        for (i, &timestep) in schedule.timesteps().iter().enumerate() {
+        for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
             let session = components.session(TRANSFORMER, &request.step.graph)?;
-            let prediction = inputs.predict(session, step, &latents, timestep)?;
-            latents = array5(schedule.step(&prediction, timestep, &latents.into_dyn())?)?;
+            let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
+            let prediction = inputs.predict(session, step, &scaled, timestep)?;
+            latents = array5(schedule.step(&prediction, i, &latents.into_dyn())?)?;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(PipelineError::NotFinite { step: i + 1, total });
             }
@@ -471,8 +473,8 @@ impl StepInputs {
     }
 
     /// Announces a whole schedule.
-    fn prepare(&self, session: &mut dyn Session, step: &StepGraph, timesteps: &[i64]) -> Result<(), PipelineError> {
-        let timesteps = Tensor::I64(ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]]));
+    fn prepare(&self, session: &mut dyn Session, step: &StepGraph, timesteps: &[f64]) -> Result<(), PipelineError> {
+        let timesteps = Tensor::I64(ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]] as i64));
         let fixed = self.fixed.iter().chain(&step.inputs).map(|(name, tensor)| (name.as_str(), tensor));
         let inputs: Vec<(&str, &Tensor)> = std::iter::once(("timestep", &timesteps)).chain(fixed).collect();
         let graph = step.graph.clone();
@@ -485,14 +487,14 @@ impl StepInputs {
         session: &mut dyn Session,
         step: &StepGraph,
         latents: &Array5<f32>,
-        timestep: i64,
+        timestep: f64,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let hidden = match &self.image_latents {
             Some(image) => join(&[latents.view(), image.view()], 2)?,
             None => latents.clone(),
         };
         let hidden = Tensor::F32(repeat(&hidden, self.batch)?.into_dyn());
-        let timestep = Tensor::I64(ArrayD::from_elem(IxDyn(&[self.batch]), timestep));
+        let timestep = Tensor::I64(ArrayD::from_elem(IxDyn(&[self.batch]), timestep as i64));
         let mut inputs: Vec<(&str, &Tensor)> = vec![("hidden_states", &hidden), ("timestep", &timestep)];
         inputs.extend(self.fixed.iter().chain(&step.inputs).map(|(name, tensor)| (name.as_str(), tensor)));
         let mut outputs = run(session, TRANSFORMER, &step.graph, &inputs)?;

@@ -189,11 +189,11 @@ fn guidance_moves_away_from_the_negative_prediction() {
         };
         let pipeline = pipeline("text", None);
         let found = pipeline.generate(&mut networks(&Calls::default(), tenth), &request, &mut ()).unwrap();
-        let schedule = pipeline.scheduler.as_ref().unwrap().schedule(1).unwrap();
+        let mut schedule = pipeline.scheduler.as_ref().unwrap().begin(1).unwrap();
         (
             found.latents[[0, 0, 0, 0, 0]],
             schedule
-                .step(&ArrayD::from_elem(IxDyn(&[1]), 0.1 + 0.1 * guidance as f32), 999, &ArrayD::ones(IxDyn(&[1])))
+                .step(&ArrayD::from_elem(IxDyn(&[1]), 0.1 + 0.1 * guidance as f32), 0, &ArrayD::ones(IxDyn(&[1])))
                 .unwrap()[0],
         )
     };

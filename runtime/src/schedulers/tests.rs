@@ -1,0 +1,170 @@
+use ndarray::IxDyn;
+use serde_json::{Value, json};
+
+use super::cogvideox_ddim::CogVideoxDdim;
+use super::ddim::Ddim;
+use super::diffusion::Config;
+use super::*;
+
+fn fixture() -> Value {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/scheduler/cases.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn floats(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap() as f32).collect()
+}
+
+fn array(values: &[f32]) -> ArrayD<f32> {
+    ArrayD::from_shape_vec(IxDyn(&[values.len()]), values.to_vec()).unwrap()
+}
+
+/// What the class of a configuration reads from it, and its cumulative alphas.
+fn tables(value: &Value) -> (Config, Vec<f64>) {
+    if value["_class_name"] == "DDIMScheduler" {
+        let Ddim { config, alphas, .. } = Ddim::read(value).unwrap();
+        (config, alphas)
+    } else {
+        let CogVideoxDdim { config, alphas } = CogVideoxDdim::read(value).unwrap();
+        (config, alphas)
+    }
+}
+
+#[test]
+fn timesteps_of_every_golden_case_are_equal() {
+    for case in fixture()["cases"].as_array().unwrap() {
+        let (config, _) = tables(&case["config"]);
+        for (steps, expected) in case["timesteps"].as_object().unwrap() {
+            let expected: Vec<i64> = expected.as_array().unwrap().iter().map(|t| t.as_i64().unwrap()).collect();
+            assert_eq!(config.timesteps(steps.parse().unwrap()).unwrap(), expected, "{}", case["config"]);
+        }
+    }
+}
+
+#[test]
+fn alphas_of_every_golden_case_agree() {
+    for case in fixture()["cases"].as_array().unwrap() {
+        let (config, alphas) = tables(&case["config"]);
+        for pair in case["alphas_cumprod"].as_array().unwrap() {
+            let (index, expected) = (pair[0].as_u64().unwrap() as usize, pair[1].as_f64().unwrap());
+            let found = alphas[index];
+            assert!((found - expected).abs() <= 1e-7, "{index}: {found} {expected} {}", case["config"]);
+        }
+        assert!((config.final_alpha(&alphas) - case["final_alpha_cumprod"].as_f64().unwrap()).abs() <= 1e-7);
+    }
+}
+
+#[test]
+fn four_steps_of_every_golden_case_agree() {
+    let fixture = fixture();
+    let mut compared = 0;
+    for case in fixture["cases"].as_array().unwrap() {
+        let schedule = read(&case["config"], None).unwrap().begin(4);
+        let mut sample = array(&floats(&fixture["initial"]));
+        let Some(expected) = case["samples"].as_array() else {
+            assert!(matches!(schedule, Err(SchedulerError::Undefined { .. })), "{}", case["config"]);
+            continue;
+        };
+        let mut schedule = schedule.unwrap();
+        for i in 0..schedule.timesteps().len() {
+            let output = array(&floats(&fixture["model_outputs"][i]));
+            sample = schedule.step(&output, i, &sample).unwrap();
+            let expected = floats(&expected[i]);
+            let largest = expected.iter().fold(1.0f32, |m, v| m.max(v.abs()));
+            for (found, expected) in sample.iter().zip(&expected) {
+                assert!((found - expected).abs() <= 1e-6 * largest, "{found} {expected} {}", case["config"]);
+            }
+        }
+        compared += 1;
+    }
+    assert!(compared > 20);
+}
+
+#[test]
+fn published_schedule_has_the_official_alphas() {
+    let value = json!({"_class_name": "DDIMScheduler", "beta_start": 0.00085, "beta_end": 0.012,
+        "beta_schedule": "scaled_linear", "prediction_type": "v_prediction", "rescale_betas_zero_snr": true,
+        "clip_sample": false, "timestep_spacing": "trailing"});
+    let (_, alphas) = tables(&value);
+    assert!((alphas[19] - 0.981_010_5).abs() < 1e-6 && (alphas[499] - 0.242_358_99).abs() < 1e-6);
+    assert_eq!(alphas[999], 0.0);
+    let schedule = read(&value, None).unwrap().begin(50).unwrap();
+    assert_eq!((schedule.timesteps()[0], schedule.timesteps()[49]), (999.0, 19.0));
+}
+
+#[test]
+fn class_name_and_sampler_decide_class_and_defaults() {
+    // The classes' default betas and shifts differ, and so do their steps.
+    let first = |value: &Value, sampler| {
+        let mut schedule = read(value, sampler).unwrap().begin(4).unwrap();
+        schedule.step(&array(&[1.0]), 1, &array(&[0.5])).unwrap()[0]
+    };
+    let class = |name: &str| json!({"_class_name": name});
+    let [ddim, cogvideox] = ["DDIMScheduler", "CogVideoXDDIMScheduler"].map(|name| first(&class(name), None));
+    assert_ne!(ddim, cogvideox);
+    assert_eq!(first(&class("CogVideoXDPMScheduler"), None), cogvideox);
+    assert_eq!(first(&json!({}), None), cogvideox);
+    assert_eq!(first(&class("CogVideoXDDIMScheduler"), Some("ddim")), ddim);
+    assert_eq!(first(&class("DDIMScheduler"), Some("cogvideox_ddim")), cogvideox);
+}
+
+#[test]
+fn unknown_class_is_refused_with_the_classes_there_are() {
+    for name in ["UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "ddimscheduler", ""] {
+        let error = read(&json!({"_class_name": name}), None).unwrap_err();
+        assert!(matches!(error, SchedulerError::Unsupported { key: "_class_name", .. }), "{error}");
+        assert!(error.to_string().contains("CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler"), "{error}");
+    }
+    for value in [json!({"_class_name": 1}), json!({"_class_name": null})] {
+        assert!(matches!(read(&value, None), Err(SchedulerError::Unsupported { .. })), "{value}");
+    }
+    assert!(read(&json!({"_class_name": "UniPCMultistepScheduler"}), Some("ddim")).is_err());
+    let error = read(&json!({}), Some("euler")).unwrap_err();
+    assert!(error.to_string().contains("`sampler` is euler, supported: cogvideox_ddim, ddim"), "{error}");
+}
+
+#[test]
+fn unsupported_options_are_refused_by_name() {
+    for (key, value) in [
+        ("beta_schedule", json!("squaredcos_cap_v2")),
+        ("prediction_type", json!("flow_prediction")),
+        ("timestep_spacing", json!("karras")),
+        ("thresholding", json!(true)),
+        ("trained_betas", json!([0.1, 0.2])),
+    ] {
+        let error = read(&json!({ key: value }), None).unwrap_err();
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    for config in [json!({"num_train_timesteps": 0}), json!({"beta_end": 1.5}), json!({"beta_start": "x"})] {
+        assert!(read(&config, None).is_err(), "{config}");
+    }
+}
+
+#[test]
+fn begin_refuses_no_steps_and_too_many() {
+    let scheduler = read(&json!({}), None).unwrap();
+    assert!(matches!(scheduler.begin(0), Err(SchedulerError::Steps { found: 0, max: 1000 })));
+    assert!(matches!(scheduler.begin(1001), Err(SchedulerError::Steps { .. })));
+    assert!(scheduler.begin(1000).is_ok());
+}
+
+#[test]
+fn every_step_count_gives_that_many_timesteps_in_range() {
+    for spacing in ["trailing", "leading", "linspace"] {
+        let scheduler = read(&json!({"timestep_spacing": spacing}), None).unwrap();
+        for steps in 1..=1000 {
+            let schedule = scheduler.begin(steps).unwrap();
+            assert_eq!(schedule.timesteps().len(), steps);
+            assert!(schedule.timesteps().windows(2).all(|w| w[0] > w[1]));
+        }
+    }
+}
+
+#[test]
+fn step_refuses_shapes_that_differ_and_steps_beyond_the_last() {
+    let mut schedule = read(&json!({}), None).unwrap().begin(4).unwrap();
+    let error = schedule.step(&array(&[1.0]), 0, &array(&[1.0, 2.0])).unwrap_err();
+    assert!(matches!(error, SchedulerError::Shape { .. }));
+    let error = schedule.step(&array(&[1.0]), 4, &array(&[1.0])).unwrap_err();
+    assert!(matches!(error, SchedulerError::Step { index: 4, steps: 4 }));
+}
