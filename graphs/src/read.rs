@@ -17,7 +17,7 @@ use crate::{Attribute, DataType, Dim, Function, Graph, Initializer, Model, Node,
 const WEIGHT_BYTES: usize = 1024;
 
 /// The metadata key that every model written by v2l's exporters has.
-const OWN_MODEL_KEY: &str = "v2l.component";
+pub(crate) const OWN_MODEL_KEY: &str = "v2l.component";
 
 /// How [`read_model`] gets at files.
 pub struct ReadOptions<'a> {

@@ -80,7 +80,7 @@ fn collect_defined(graph: &Graph, names: &mut HashSet<String>) {
 }
 
 /// `wanted`, with a number behind it if that is taken; it is taken from then on.
-pub(super) fn free_name(wanted: &str, taken: &mut HashSet<String>) -> String {
+pub(crate) fn free_name(wanted: &str, taken: &mut HashSet<String>) -> String {
     let mut name = wanted.to_owned();
     let mut count = 2;
     while !taken.insert(name.clone()) {

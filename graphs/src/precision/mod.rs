@@ -11,5 +11,5 @@ mod types;
 pub use apply::{apply_precision, lower_precision, matrix_types};
 pub use casts::{count_casts, save_casts};
 pub use emulate::emulate_precision;
-pub use raise::{raise_precision, uses_narrow_floats};
+pub use raise::{computes_in_16_bits, raise_precision, uses_narrow_floats};
 pub use types::{Freedom, freedom, is_movement, node_labels, value_types};

@@ -1,9 +1,11 @@
 //! Bringing a graph to float32.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::types::value_types;
-use crate::passes::{is_onnx, rename_uses};
+use super::apply::cast;
+use super::types::{is_movement, reads_any, value_types, value_types_within};
+use crate::passes::{defined_names, free_name, is_onnx, rename_uses};
+use crate::read::OWN_MODEL_KEY;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// True if the graph, or a body in it, has a float16 or bfloat16 value that it names: an input, an output, a weight, a
@@ -22,25 +24,73 @@ pub fn uses_narrow_floats(graph: &Graph) -> bool {
     declared.chain(weights).any(is_low) || graph.nodes.iter().any(in_node)
 }
 
-/// Brings every float16 and bfloat16 value of a graph, and of the bodies in it, to float32; casts between them vanish.
+/// Brings every float16 and bfloat16 value of a graph, and of the bodies in it, to float32.
 ///
-/// Weights are converted while they are read or written, never in memory.
+/// A cast to 16 bits that the graph asks for still rounds: it stays, with a cast back behind it. In a model that v2l wrote,
+/// such casts are v2l's own and vanish, as casts between equal types do in every model. Weights are converted while they
+/// are read or written, never in memory.
 pub fn raise_precision(model: &mut Model) {
-    raise(&mut model.graph);
+    let mut raising =
+        Raising { keeps_rounding: !model.metadata.contains_key(OWN_MODEL_KEY), taken: defined_names(&model.graph) };
+    raising.graph(&mut model.graph, &HashMap::new());
 }
 
-fn raise(graph: &mut Graph) {
-    for info in graph.inputs.iter_mut().chain(&mut graph.outputs).chain(&mut graph.value_info) {
-        if let Some(ty) = info.ty.as_mut().filter(|ty| is_low(ty.dtype)) {
-            ty.dtype = DataType::Float;
+/// True if a node computes in 16 bits; casts, and nodes that only move elements, do not.
+pub fn computes_in_16_bits(graph: &Graph) -> bool {
+    computes_low(graph, &HashMap::new())
+}
+
+fn computes_low(graph: &Graph, outer: &HashMap<String, DataType>) -> bool {
+    let types = value_types_within(graph, outer);
+    graph.nodes.iter().any(|node| {
+        let low = |name: &String| types.get(name).copied().is_some_and(is_low);
+        let moves = is_onnx(node)
+            && (is_movement(&node.op_type)
+                || reads_any(&node.op_type)
+                || matches!(
+                    &node.op_type[..],
+                    "Cast" | "CastLike" | "Constant" | "ConstantOfShape" | "If" | "Loop" | "Scan"
+                ));
+        let bodies =
+            node.attributes.values().any(|a| matches!(a, Attribute::Graph(body) if computes_low(body, &types)));
+        bodies || (!moves && node.inputs.iter().chain(&node.outputs).any(low))
+    })
+}
+
+struct Raising {
+    keeps_rounding: bool,
+    /// Every name of the model.
+    taken: HashSet<String>,
+}
+
+impl Raising {
+    /// `outer` are the types, before, of what a body captures.
+    fn graph(&mut self, graph: &mut Graph, outer: &HashMap<String, DataType>) {
+        let before = value_types_within(graph, outer);
+        for info in graph.inputs.iter_mut().chain(&mut graph.outputs).chain(&mut graph.value_info) {
+            if let Some(ty) = info.ty.as_mut().filter(|ty| is_low(ty.dtype)) {
+                ty.dtype = DataType::Float;
+            }
         }
+        graph.initializers.values_mut().for_each(raise_tensor);
+        let mut nodes = Vec::with_capacity(graph.nodes.len());
+        for mut node in std::mem::take(&mut graph.nodes) {
+            let rounds_to = rounds_to(&node, &before).filter(|_| self.keeps_rounding);
+            self.attributes(&mut node, &before);
+            match rounds_to {
+                Some(low) => nodes.extend(self.rounding(node, low)),
+                None => nodes.push(node),
+            }
+        }
+        graph.nodes = nodes;
+        drop_idle_casts(graph);
     }
-    graph.initializers.values_mut().for_each(raise_tensor);
-    for node in &mut graph.nodes {
+
+    fn attributes(&mut self, node: &mut Node, before: &HashMap<String, DataType>) {
         for attribute in node.attributes.values_mut() {
             match attribute {
                 Attribute::Tensor(tensor) => raise_tensor(tensor),
-                Attribute::Graph(body) => raise(body),
+                Attribute::Graph(body) => self.graph(body, before),
                 _ => {}
             }
         }
@@ -49,7 +99,28 @@ fn raise(graph: &mut Graph) {
             node.attributes.insert(name.to_owned(), Attribute::Int(DataType::Float.onnx().into()));
         }
     }
-    drop_idle_casts(graph);
+
+    /// A cast to `low`, and back to float32 under the name of what the node makes.
+    fn rounding(&mut self, node: Node, low: DataType) -> [Node; 2] {
+        let made = &node.outputs[0];
+        let rounded = free_name(&format!("{made}.{low}"), &mut self.taken);
+        let widen = Node { name: format!("{made}/Widen"), ..cast(&rounded, made, DataType::Float) };
+        let round = Node { name: node.name, metadata: node.metadata, ..cast(&node.inputs[0], &rounded, low) };
+        [round, widen]
+    }
+}
+
+/// The 16-bit type that a cast rounds to; `None` for another node, and for a cast that loses nothing.
+fn rounds_to(node: &Node, types: &HashMap<String, DataType>) -> Option<DataType> {
+    let input = node.inputs.first().filter(|_| node.outputs.first().is_some_and(|made| !made.is_empty()))?;
+    let to = match node.op_type.as_str() {
+        "Cast" if is_onnx(node) => DataType::from_onnx(i32::try_from(node.int("to")?).ok()?)?,
+        "CastLike" if is_onnx(node) => *types.get(node.inputs.get(1)?)?,
+        _ => return None,
+    };
+    // 8 bits fit into the digits of either type.
+    let exact = |from: DataType| from == to || matches!(from, DataType::Bool | DataType::Int8 | DataType::Uint8);
+    (is_low(to) && !types.get(input).copied().is_some_and(exact)).then_some(to)
 }
 
 fn is_low(dtype: DataType) -> bool {

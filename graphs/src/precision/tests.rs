@@ -210,9 +210,15 @@ fn branching() -> Model {
     b.finish().unwrap()
 }
 
+/// The model as v2l's exporter marks its own.
+fn own(mut model: Model) -> Model {
+    model.metadata.insert("v2l.component".into(), "transformer".into());
+    model
+}
+
 #[test]
 fn raise_precision_reaches_into_bodies_and_renames_what_they_capture() {
-    let mut model = branching();
+    let mut model = own(branching());
     assert!(uses_narrow_floats(&model.graph));
     raise_precision(&mut model);
     assert!(!uses_narrow_floats(&model.graph));
@@ -247,8 +253,97 @@ fn raise_precision_keeps_what_bodies_read_of_an_output_that_was_cast() {
     let graph = || Attribute::Graph(Box::new(body.clone()));
     let z = b.node("If", &[&flag]).attr("then_branch", graph()).attr("else_branch", graph()).out();
     b.output("z", &z, F32, [4usize]);
-    let mut model = b.finish().unwrap();
+    let mut model = own(b.finish().unwrap());
     raise_precision(&mut model);
     assert_eq!(nodes(&model), ["y = Relu(x)", "z = If(flag)"]);
     check::check(&model).unwrap();
+}
+
+#[test]
+fn raise_precision_of_a_model_from_elsewhere_keeps_the_rounding_that_it_asks_for() {
+    let mut model = branching();
+    raise_precision(&mut model);
+    check::check(&model).unwrap();
+    assert_eq!(nodes(&model), ["Cast.float16 = Cast(x)", "Cast = Cast(Cast.float16)", "y = If(flag)"]);
+    let Attribute::Graph(body) = &model.graph.nodes[2].attributes["then_branch"] else { panic!() };
+    let lines: Vec<String> = body.nodes.iter().map(|n| format!("{}({})", n.op_type, n.inputs.join(", "))).collect();
+    assert_eq!(
+        lines,
+        [
+            "MatMul(Cast, w)",
+            "Mul(MatMul, half)",
+            "Cast(Mul)",
+            "Cast(then/Cast.bfloat16)",
+            "Cast(then/Cast)",
+            "Cast(then/Cast_1.float16)",
+            "Relu(then/Cast_1)"
+        ]
+    );
+}
+
+#[test]
+fn raise_precision_rounds_where_a_cast_loses_something_and_nowhere_else() {
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [4usize]);
+    let half = b.input("half", F16, [4usize]);
+    let steps = b.input("steps", DataType::Int64, [4usize]);
+    let bytes = b.input("bytes", DataType::Uint8, [4usize]);
+    let wide = b.input("wide", DataType::Double, [4usize]);
+    for (name, value, to) in [
+        ("rounded", &x, BF16),
+        ("again", &half, BF16),
+        ("counted", &steps, F16),
+        ("narrowed", &wide, F16),
+        ("small", &bytes, BF16),
+        ("same", &half, F16),
+        ("widened", &half, F32),
+    ] {
+        let made = b.cast(value, to);
+        let made = b.op("Neg", &[&made]);
+        b.output(name, &made, to, [4usize]);
+    }
+    let like = b.op("CastLike", &[&x, &half]);
+    b.output("like", &like, F16, [4usize]);
+    let mut model = b.finish().unwrap();
+    raise_precision(&mut model);
+    check::check(&model).unwrap();
+    let types = value_types(&model.graph);
+    let rounded: Vec<&str> = model
+        .graph
+        .nodes
+        .iter()
+        .filter(|n| n.op_type == "Cast" && types[&n.outputs[0]].size() == 2)
+        .map(|n| &n.inputs[0][..])
+        .collect();
+    assert_eq!(rounded, ["x", "half", "steps", "wide", "x"]);
+    assert!(model.graph.outputs.iter().all(|o| types[&o.name] == F32));
+}
+
+#[test]
+fn cast_to_16_bits_computes_in_float32_whatever_the_plan() {
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [4usize]);
+    let narrow = b.cast(&x, BF16);
+    let wide = b.cast(&narrow, F32);
+    let y = b.op("Neg", &[&wide]);
+    b.output("y", &y, F32, [4usize]);
+    let mut model = b.finish().unwrap();
+    assert_eq!(freedom(&model.graph), [Freedom::Float32, Freedom::Any, Freedom::Any]);
+    apply_precision(&mut model, &[F32, F16, F16], &|_, _| F32);
+    check::check(&model).unwrap();
+    assert_eq!(nodes(&model)[..2], ["Cast = Cast(x)", "Cast_1 = Cast(Cast)"]);
+    assert_eq!(value_types(&model.graph)["Cast_1"], F16);
+}
+
+#[test]
+fn casts_and_moves_are_no_arithmetic_in_16_bits() {
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [4usize]);
+    let narrow = b.cast(&x, BF16);
+    let moved = b.reshape(&narrow, &[2i64.into(), 2i64.into()]);
+    let wide = b.cast(&moved, F32);
+    b.output("y", &wide, F32, [2usize, 2]);
+    let model = b.finish().unwrap();
+    assert!(uses_narrow_floats(&model.graph) && !computes_in_16_bits(&model.graph));
+    assert!(computes_in_16_bits(&branching().graph));
 }

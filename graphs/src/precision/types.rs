@@ -8,7 +8,12 @@ use crate::{Attribute, DataType, Graph, Node};
 
 /// Element types of all values of a graph in topological order, as far as the operators and the recorded types tell.
 pub fn value_types(graph: &Graph) -> HashMap<String, DataType> {
-    let mut types: HashMap<String, DataType> = HashMap::new();
+    value_types_within(graph, &HashMap::new())
+}
+
+/// As [`value_types`], of a body; `outer` are the types of what it may capture.
+pub(super) fn value_types_within(graph: &Graph, outer: &HashMap<String, DataType>) -> HashMap<String, DataType> {
+    let mut types = outer.clone();
     let declared = graph.inputs.iter().chain(&graph.value_info).chain(&graph.outputs);
     for info in declared {
         if let Some(ty) = &info.ty {
@@ -70,9 +75,18 @@ fn node_freedom(node: &Node, types: &HashMap<String, DataType>) -> Freedom {
         return Freedom::Typeless;
     }
     let unknown = read.iter().chain(&made).any(Option::is_none);
+    // A cast to 16 bits rounds what it is given, which must not have been rounded to another type before.
+    let narrow = made.iter().flatten().any(|t| t.is_float() && t.size() == 2);
     let bodies = node.attributes.values().any(|a| matches!(a, Attribute::Graph(_)));
     let double = read.iter().chain(&made).any(|t| *t == Some(DataType::Double));
-    if unknown || bodies || double || !is_onnx(node) || !made.iter().any(float) || !takes_16_bits(&node.op_type) {
+    if unknown
+        || bodies
+        || double
+        || narrow
+        || !is_onnx(node)
+        || !made.iter().any(float)
+        || !takes_16_bits(&node.op_type)
+    {
         return Freedom::Float32;
     }
     Freedom::Any
