@@ -29,6 +29,7 @@ mod plans;
 mod precision;
 mod predictors;
 mod resident;
+mod rounding;
 mod shapes;
 mod side;
 mod stages;

@@ -189,6 +189,7 @@ fn reference_runs(
         return Ok(made_runs(reference, &mut session, &sizes, tables, options.seed));
     }
     let runs = given.into_iter().map(|set| {
+        let set = InputSet { tensors: reference.fitted(set.tensors), ..set };
         let outputs = run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
         Ok((set, outputs))
     });
@@ -435,6 +436,7 @@ fn made_run(
 ) -> Result<(InputSet, NamedTensors), String> {
     let mut first = None;
     for set in generate(&reference.model, extents, paired, seed) {
+        let set = set.map(|set| InputSet { tensors: reference.fitted(set.tensors), ..set });
         match set.and_then(|set| run(session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
             Ok(done) => return Ok(done),
             Err(reason) => drop(first.get_or_insert(reason)),

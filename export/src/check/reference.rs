@@ -2,26 +2,36 @@
 
 use std::path::{Path, PathBuf};
 
-use v2l_graphs::{Model, ReadOptions, raise_precision, read_model, uses_narrow_floats};
+use half::{bf16, f16};
+use v2l_graphs::{Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats};
 use v2l_runtime::map::map_file;
-use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtSession};
+use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
 use v2l_runtime::session::Session;
-use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
-use crate::compile::types::ports;
+use crate::compile::types::{ports, to_runtime};
 use crate::compile::variants::stored_variant;
 use crate::execute::{ExecuteError, OrtExecutor};
-use crate::{ExportError, check_graph};
+use crate::{ExportError, check_graph, metadata};
 
 /// A source graph that can be run in f32, unoptimised.
 ///
-/// A file without 16-bit floats is opened by ONNX Runtime itself, with nothing of v2l's between; another one is brought to
-/// f32 first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
+/// A file that computes nothing in 16 bits is opened by ONNX Runtime itself, with nothing of v2l's between; casts to 16 bits
+/// round there as the file asks. Another one, and one with 16-bit values that ONNX Runtime does not run, is brought to f32
+/// first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
 pub(crate) struct Reference {
     path: PathBuf,
     /// The source in f32.
     pub(crate) model: Model,
-    untouched: bool,
+    untouched: Option<Untouched>,
+}
+
+/// What the file itself takes and gives.
+struct Untouched {
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+    /// It holds 16-bit values, for which ONNX Runtime may have no kernel.
+    narrow: bool,
 }
 
 impl Reference {
@@ -31,7 +41,11 @@ impl Reference {
         v2l_graphs::passes::sort_topologically(&mut model)
             .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
         check_graph(&label, &model)?;
-        let untouched = !uses_narrow_floats(&model.graph);
+        let narrow = uses_narrow_floats(&model.graph);
+        // Where v2l put casts itself, the file rounds and its engine does not.
+        let rounds_alike = !model.metadata.contains_key(metadata::COMPONENT) && !computes_in_16_bits(&model.graph);
+        let (inputs, outputs) = (model.graph.inputs.clone(), model.graph.outputs.clone());
+        let untouched = (!narrow || rounds_alike).then_some(Untouched { inputs, outputs, narrow });
         raise_precision(&mut model);
         Ok(Self { path: path.to_owned(), model, untouched })
     }
@@ -40,21 +54,50 @@ impl Reference {
     pub(crate) fn session(&self, options: &OpenOptions) -> Result<OrtSession, ExecuteError> {
         let name = self.path.display().to_string();
         let port = |infos: &[_]| ports(&name, infos).map_err(|e| ExecuteError::Output { name: e.to_string() });
-        let (inputs, outputs) = (port(&self.model.graph.inputs)?, port(&self.model.graph.outputs)?);
-        if self.untouched {
-            return Ok(OrtSession::from_file(Interface { name, inputs, outputs }, &self.path, options)?);
+        if let Some(Untouched { inputs, outputs, narrow }) = &self.untouched {
+            let interface = Interface { name: name.clone(), inputs: port(inputs)?, outputs: port(outputs)? };
+            match OrtSession::from_file(interface, &self.path, options) {
+                Err(error) if !narrow || matches!(error, OrtError::Library(_)) => return Err(error.into()),
+                Ok(session) => return Ok(session),
+                Err(_) => {}
+            }
         }
         let stored = |name: &str| {
             let weight = &self.model.graph.initializers[name];
             weight.data.widened_from().filter(|ty| ty.size() == 2).unwrap_or(weight.dtype)
         };
         let executor = OrtExecutor { options: options.clone(), ..OrtExecutor::default() };
-        executor.session(&stored_variant(&self.model, &stored), inputs)
+        executor.session(&stored_variant(&self.model, &stored), port(&self.model.graph.inputs)?)
+    }
+
+    /// Inputs as both the file and its engine take them: those that the file has in 16 bits are rounded.
+    pub(crate) fn fitted(&self, mut tensors: NamedTensors) -> NamedTensors {
+        let declared = self.untouched.iter().flat_map(|file| &file.inputs);
+        for input in declared {
+            let (Some(ty), Some(tensor)) = (&input.ty, tensors.get_mut(&input.name)) else { continue };
+            if let Some(rounded) = narrowed(tensor, to_runtime(ty.dtype)).and_then(|narrow| narrow.into_f32()) {
+                *tensor = Tensor::F32(rounded);
+            }
+        }
+        tensors
     }
 }
 
-/// Runs a session on named tensors.
+/// Runs a session on named tensors. Floats are rounded to 16 bits where the session takes such.
 pub(crate) fn run(session: &mut dyn Session, inputs: &NamedTensors) -> Result<NamedTensors, ExecuteError> {
-    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let wanted = |name: &str| session.inputs().iter().find(|port| port.name == name).map(|port| port.dtype);
+    let narrow: NamedTensors =
+        inputs.iter().filter_map(|(name, tensor)| Some((name.clone(), narrowed(tensor, wanted(name))?))).collect();
+    let inputs: Vec<(&str, &Tensor)> =
+        inputs.iter().map(|(name, tensor)| (name.as_str(), narrow.get(name).unwrap_or(tensor))).collect();
     Ok(session.run(&inputs)?)
+}
+
+/// A floating-point tensor in float16 or bfloat16, if `to` is one of them and not its own type.
+fn narrowed(tensor: &Tensor, to: Option<Dtype>) -> Option<Tensor> {
+    match to.filter(|to| *to != tensor.dtype())? {
+        Dtype::F16 => Some(Tensor::F16(tensor.to_f32()?.mapv(f16::from_f32))),
+        Dtype::Bf16 => Some(Tensor::Bf16(tensor.to_f32()?.mapv(bf16::from_f32))),
+        _ => None,
+    }
 }

@@ -16,7 +16,7 @@ use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 /// its readers into the weight; returns how many nodes went.
 ///
 /// A weight is an external initializer, or an inline one of floating point with at least two extents. Bytes are
-/// transformed when they are written, never here. The weight keeps its name if every reader wants the same form, else
+/// transformed when they are written, never here. A cast to float16 of a value beyond its range stays. The weight keeps its name if every reader wants the same form, else
 /// the second form gets the name `<weight>.transposed` or `<weight>.float16` and an entry in
 /// [`super::ALIASES_KEY`]. What was done stands in [`super::TRANSFORMS_KEY`]. Producers of graph outputs stay.
 ///
@@ -88,11 +88,17 @@ fn step(node: &Node, weight: &Initializer) -> Option<Option<Transform>> {
             if to == weight.dtype {
                 Some(None)
             } else {
-                (converts(to) && converts(weight.dtype)).then_some(Some(Transform::Cast(to)))
+                (converts(to) && converts(weight.dtype) && fits(weight, to)).then_some(Some(Transform::Cast(to)))
             }
         }
         _ => None,
     }
+}
+
+/// False for a weight that a cast to float16 would make infinite, which only the cast may do. Reads the weight.
+fn fits(weight: &Initializer, to: DataType) -> bool {
+    let converted = || weight.data.clone().converted(weight.dtype, to);
+    to != DataType::Float16 || converted().write_to(&mut std::io::sink()).is_ok()
 }
 
 /// The nodes that read a weight only to hand it on in some form: index, weight, output, form.

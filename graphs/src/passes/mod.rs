@@ -114,7 +114,7 @@ pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
 /// Runs the passes that are for every backend until none fires: sorts the nodes, then splits weights, folds their layouts,
 /// shapes and constants, merges duplicates and removes what is left unused.
 ///
-/// Each round costs time linear in the graph; no weight bytes are read. Every firing takes something out of the graph,
+/// Each round costs time linear in the graph; weight bytes are read only where the graph casts a weight to float16. Every firing takes something out of the graph,
 /// so the rounds end.
 ///
 /// # Errors
