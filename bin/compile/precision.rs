@@ -1,14 +1,14 @@
 //! Which node computes in which type: the flags, and how the results are shown.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
 use clap::Args;
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, split_strength};
 use v2l_export::EngineReport;
 use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOptions, PrecisionPlan, Request};
-use v2l_runtime::atomic::AtomicFile;
+use v2l_runtime::atomic::write_file;
 use v2l_runtime::bar_chart::{Bar, write_bar_chart};
 use v2l_runtime::ort_backend::OpenOptions;
 
@@ -168,10 +168,11 @@ impl PrecisionArgs {
         }
         show_sensitivity(&sensitivity, output);
         if let Some(path) = &self.save_precision_plan {
-            write(path, whole.to_text().as_bytes())?;
+            write_file(path, whole.to_text().as_bytes()).with_context(|| path.display().to_string())?;
         }
         if let Some(path) = &self.save_calibration {
-            write(path, format!("{:#}\n", serde_json::Value::Object(ranges)).as_bytes())?;
+            let text = format!("{:#}\n", serde_json::Value::Object(ranges));
+            write_file(path, text.as_bytes()).with_context(|| path.display().to_string())?;
         }
         if let Some(path) = &self.sensitivity_chart {
             let several = sensitivity.iter().any(|row| row.graph != sensitivity[0].graph);
@@ -226,10 +227,4 @@ fn bar(row: &BlockSensitivity, several: bool) -> Bar {
         text: row.error.map_or_else(|| "INF".to_owned(), |error| format!("{error:.1e}")),
         marked: !row.kept,
     }
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut file = AtomicFile::create(path)?;
-    file.write_all(bytes)?;
-    Ok(file.commit()?)
 }

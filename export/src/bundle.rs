@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{ExternalDataWriter, encode_model};
+use v2l_runtime::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::{self, FILE_NAME};
 use v2l_runtime::pipeline::config::{
     Chunking, ComponentFiles, DecodeChunks, Defaults, GraphFiles, NEGATIVE_PROMPT, PipelineConfig, SchedulerSection,
@@ -16,8 +17,7 @@ use v2l_runtime::pipeline::config::{
 use v2l_runtime::schedulers;
 
 use crate::architectures::{cogvideox_transformer, cogvideox_vae, t5_encoder, video_hyper_dream};
-use crate::atomic_dir::AtomicDir;
-use crate::{Checkpoint, Component, ExportError, Progress, read_json, tokenizer};
+use crate::{Checkpoint, Component, ExportError, Progress, new_folder, read_json, tokenizer};
 
 /// Name of a component's weight file in a bundle.
 const WEIGHTS_FILE: &str = "weights.bin";
@@ -83,8 +83,8 @@ pub fn export(
     if let Some(value) = &scheduler {
         schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
     }
-    let dir = AtomicDir::create(output)?;
-    let mut bundle = BundleWriter { folder: dir.path(), shown: output, progress, reports: Vec::new() };
+    let dir = new_folder(output)?;
+    let mut bundle = BundleWriter { folder: &dir, shown: output, progress, reports: Vec::new() };
     if let Some(folder) = &source.transformer {
         let config: cogvideox_transformer::Config = read_json(&folder.join("config.json"))?;
         let component = cogvideox_transformer::export(&config, &Checkpoint::open_folder(folder)?)?;
@@ -139,7 +139,7 @@ pub fn export(
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
     bundle.write_file(FILE_NAME, format!("{text}\n").as_bytes())?;
     let report = ExportReport { components: bundle.reports };
-    dir.commit()?;
+    dir.commit().map_err(ExportError::io(output))?;
     Ok(report)
 }
 
@@ -287,7 +287,7 @@ fn shortest_decimal(value: f32) -> f64 {
 
 struct BundleWriter<'a> {
     /// The temporary folder that is written.
-    folder: &'a Path,
+    folder: &'a AtomicFolder,
     /// The folder that it will be, for messages.
     shown: &'a Path,
     progress: &'a mut dyn FnMut(Progress<'_>),
@@ -296,18 +296,12 @@ struct BundleWriter<'a> {
 
 impl BundleWriter<'_> {
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), ExportError> {
-        let path = self.folder.join(name);
-        let write = || {
-            let mut file = File::create(&path)?;
-            file.write_all(bytes)?;
-            file.sync_all()
-        };
-        write().map_err(ExportError::io(self.shown.join(name)))
+        self.folder.write(name, bytes).map_err(ExportError::io(self.shown.join(name)))
     }
 
     /// Streams a component's weights and writes its graphs over them.
     fn write(&mut self, pipeline: &mut PipelineConfig, component: &Component) -> Result<(), ExportError> {
-        let folder = self.folder.join(&component.name);
+        let folder = self.folder.path().join(&component.name);
         let shown = self.shown.join(&component.name);
         std::fs::create_dir(&folder).map_err(ExportError::io(&shown))?;
         let mut weights = IndexMap::new();

@@ -20,22 +20,22 @@ use v2l_graphs::passes::{
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::HYPERNETWORK;
-use v2l_runtime::map::map_file;
+use v2l_runtime::map::{map_file, read_file};
 use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, PipelineConfig};
 use v2l_runtime::tensor::Dtype;
+use v2l_runtime::tokenizer::MAX_FILE as MAX_TOKENIZER;
 
 use self::int8::Int8;
 use self::tensorrt::TensorRt;
 use self::types::from_runtime;
 use self::variants::{compile_graph, compile_stages, side_variants, typed_variant};
 use self::weights::{Streamed, matrix_type, plan_weights, source_type};
-use crate::atomic_dir::AtomicDir;
 use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
 use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, plan_component, side_types};
-use crate::{Checkpoint, ExportError, Progress, check_graph, metadata};
+use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder};
 
 pub use self::explain::GraphReport;
 pub(crate) use self::slots::slots;
@@ -150,7 +150,7 @@ pub fn compile(
         });
         check_profile_inputs(&files.flatten().collect::<Vec<_>>(), &options.profiles)?;
     }
-    let dir = AtomicDir::create(output)?;
+    let dir = new_folder(output)?;
     let mut engines = Vec::new();
     for (name, files) in &mut pipeline.components {
         let ComponentFiles::Graphs(bundle) = &*files else {
@@ -178,13 +178,13 @@ pub fn compile(
         engines.iter().filter_map(|engine| unserved(engine.precision.as_ref(), engine.int8.as_ref())).collect();
     check_served(options, &checks, &unserved)?;
     if let Some(tokenizer) = &pipeline.tokenizer {
-        let (from, to) = (input.join(&tokenizer.file), dir.path().join(&tokenizer.file));
-        std::fs::copy(&from, to).map_err(ExportError::io(from))?;
+        let from = input.join(&tokenizer.file);
+        let bytes = read_file(&from, MAX_TOKENIZER).map_err(ExportError::io(from))?;
+        dir.write(&tokenizer.file, &bytes).map_err(ExportError::io(output.join(&tokenizer.file)))?;
     }
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(input, e.to_string()))?;
-    let path = dir.path().join(FILE_NAME);
-    std::fs::write(&path, format!("{text}\n")).map_err(ExportError::io(&path))?;
-    dir.commit()?;
+    dir.write(FILE_NAME, format!("{text}\n").as_bytes()).map_err(ExportError::io(output.join(FILE_NAME)))?;
+    dir.commit().map_err(ExportError::io(output))?;
     Ok(CompileReport { engines })
 }
 

@@ -5,7 +5,6 @@
 //! engines. Both write to a temporary sibling and rename it: a failure leaves nothing behind.
 
 pub mod architectures;
-mod atomic_dir;
 mod bundle;
 pub mod check;
 mod checkpoint;
@@ -22,6 +21,9 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
+use v2l_runtime::atomic::AtomicFolder;
+use v2l_runtime::map::read_file;
+use v2l_runtime::pipeline::config::FILE_NAME;
 
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use check::debug;
@@ -82,15 +84,23 @@ pub enum Progress<'a> {
     },
 }
 
+/// Starts a folder that will be `output`, which must not exist, be empty, or hold an earlier bundle or engine directory.
+pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
+    let occupied = output.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let other = output.exists() && !output.is_dir();
+    if other || (occupied && !output.join(FILE_NAME).is_file()) {
+        return Err(ExportError::Occupied {
+            path: output.to_owned(),
+            reason: format!("it exists and is no bundle or engine directory (there is no {FILE_NAME})"),
+        });
+    }
+    AtomicFolder::create(output).map_err(ExportError::io(output))
+}
+
 /// Reads a JSON file of at most 64 MiB.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {
-    const LIMIT: u64 = 64 << 20;
-    let length = std::fs::metadata(path).map_err(ExportError::io(path))?.len();
-    if length > LIMIT {
-        return Err(ExportError::config(path, format!("{length} bytes; expected a JSON file of at most {LIMIT}")));
-    }
-    let text = std::fs::read_to_string(path).map_err(ExportError::io(path))?;
-    serde_json::from_str(&text).map_err(|e| ExportError::config(path, format!("not the JSON expected here: {e}")))
+    let text = read_file(path, 64 << 20).map_err(ExportError::io(path))?;
+    serde_json::from_slice(&text).map_err(|e| ExportError::config(path, format!("not the JSON expected here: {e}")))
 }
 
 /// Structural checks, as one error.

@@ -12,8 +12,7 @@
 //! that the character map replaces (`½` + U+0301) gets lost; and it normalizes user-defined symbols like other text.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use base64::Engine;
@@ -22,14 +21,13 @@ use prost::Message;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
+use v2l_runtime::map::read_file;
+use v2l_runtime::tokenizer::MAX_FILE;
 
 use crate::ExportError;
 
 const SENTENCEPIECE: &str = "spiece.model";
 const TOKENIZER: &str = "tokenizer.json";
-
-/// Largest file read; vocabularies of 256 000 pieces take 5 MB as `spiece.model`, 35 MB as `tokenizer.json`.
-const LIMIT: u64 = 64 << 20;
 
 /// A tokenizer in the format of the tokenizers library.
 #[derive(Debug)]
@@ -63,17 +61,11 @@ pub(crate) fn convert(folder: &Path) -> Result<Option<ConvertedTokenizer>, Expor
 
 /// The bytes of a file, `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, ExportError> {
-    let file = match File::open(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
-        opened => opened.map_err(ExportError::io(path))?,
-    };
-    let mut bytes = Vec::new();
-    file.take(LIMIT + 1).read_to_end(&mut bytes).map_err(ExportError::io(path))?;
-    if bytes.len() as u64 > LIMIT {
-        let reason = format!("more than {LIMIT} bytes; expected a tokenizer file");
-        return Err(ExportError::Tokenizer { path: path.to_owned(), reason });
+    match read_file(path, MAX_FILE) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(ExportError::io(path)(e)),
     }
-    Ok(Some(bytes))
 }
 
 // tokenizer.json
@@ -460,7 +452,7 @@ mod tests {
         assert!(convert(&folder.path().join("tokenizer")).unwrap().is_none());
         let error = convert(folder.path()).unwrap_err().to_string();
         assert!(error.contains("neither spiece.model nor tokenizer.json"), "{error}");
-        File::create(folder.path().join(SENTENCEPIECE)).unwrap().set_len(LIMIT + 1).unwrap();
+        std::fs::File::create(folder.path().join(SENTENCEPIECE)).unwrap().set_len(MAX_FILE + 1).unwrap();
         let error = convert(folder.path()).unwrap_err().to_string();
         assert!(error.contains("spiece.model: more than 67108864 bytes"), "{error}");
     }

@@ -1,17 +1,36 @@
-//! Files and folders that appear whole or not at all, even if the process is interrupted.
+//! Files and folders that appear whole or not at all, even if the process is interrupted. Everything that v2l writes goes through
+//! here.
+//!
+//! An output goes where its path leads: symbolic links are followed. What is no regular file there, such as a pipe, a device or
+//! `/dev/stdout`, is written to, never replaced.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Seek, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tempfile::TempPath;
 
+mod folder;
+mod target;
+
+pub use folder::{AtomicFolder, FileSet};
+use target::Target;
+pub use target::is_special;
+
 /// Bytes held back before they go to the file.
 const BUFFER: usize = 1 << 20;
+/// Bytes of an output's name that its temporary's name has, too: names have an end.
+const PREFIX: usize = 64;
 
 static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+/// The temporaries of this process. Whoever holds the list keeps [`remove_unfinished`] waiting.
+fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Remembers a temporary file or folder for [`remove_unfinished`] until dropped.
 #[derive(Debug)]
@@ -21,29 +40,41 @@ impl Unfinished {
     /// Remembers `path`.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
-        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone());
+        unfinished().insert(path.clone());
         Self(path)
+    }
+
+    /// Makes a temporary and remembers it, before an interruption can come between.
+    fn make<T: AsRef<Path>>(make: impl FnOnce() -> io::Result<T>) -> io::Result<(T, Self)> {
+        let mut list = unfinished();
+        let made = make()?;
+        let path = made.as_ref().to_owned();
+        list.insert(path.clone());
+        Ok((made, Self(path)))
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0);
+        unfinished().remove(&self.0);
     }
 }
 
-/// Removes every temporary that is under construction: what an interrupted program calls before it exits.
+/// Removes every temporary that is under construction: what an interrupted program calls before it exits. Outputs that are
+/// just being put in their places get there first.
 pub fn remove_unfinished() {
-    std::mem::take(&mut *UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)).iter().for_each(|p| remove(p));
+    std::mem::take(&mut *unfinished()).iter().for_each(|p| remove(p));
 }
 
 fn remove(path: &Path) {
     let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
 }
 
-/// A file under construction: written to a temporary sibling of its destination, renamed over it by [`commit`].
+/// A file under construction, put in its place by [`commit`].
 ///
-/// Dropped without a commit, it leaves neither the temporary nor any change to the destination.
+/// Where there is nothing yet, or a regular file, it is written to a temporary sibling and renamed; the mode of an earlier file is
+/// kept, a new one has the process's. What is no regular file gets the bytes at the end, from a temporary in the system's folder
+/// for them. Dropped without a commit, it leaves neither the temporary nor any change to the destination.
 ///
 /// [`commit`]: AtomicFile::commit
 #[derive(Debug)]
@@ -51,7 +82,7 @@ pub struct AtomicFile {
     // Written to directly, so that errors are the system's own and do not name the temporary.
     out: BufWriter<File>,
     temporary: TempPath,
-    destination: PathBuf,
+    target: Target,
     /// Dropped last, so that the temporary is gone or in place before it is forgotten.
     _unfinished: Unfinished,
 }
@@ -60,28 +91,29 @@ impl AtomicFile {
     /// Starts a file that will be `destination`; its folder must exist.
     ///
     /// # Errors
-    /// If the temporary cannot be made next to `destination`.
+    /// If `destination` is a folder or cannot be written to, or the temporary cannot be made.
     pub fn create(destination: impl AsRef<Path>) -> io::Result<Self> {
         let destination = destination.as_ref();
-        let name = destination
-            .file_name()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "expected a file name, found a folder"))?;
-        let folder = folder_of(destination);
-        if !folder.is_dir() {
-            let message = format!("the folder {} does not exist; create it first", folder.display());
-            return Err(io::Error::new(io::ErrorKind::NotFound, message));
-        }
-        let mut prefix = std::ffi::OsString::from(".");
-        prefix.push(name);
-        prefix.push(".");
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(&prefix).suffix(".partial");
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let (file, temporary) = builder.tempfile_in(folder)?.into_parts();
-        let unfinished = Unfinished::new(&*temporary);
-        let out = BufWriter::with_capacity(BUFFER, file);
-        Ok(Self { out, temporary, destination: destination.to_owned(), _unfinished: unfinished })
+        let target = Target::of_file(destination)?;
+        let folder = match &target {
+            Target::Replaced(path) => folder_of(path).to_owned(),
+            Target::Through(sink) => {
+                sink.check()?;
+                std::env::temp_dir()
+            }
+        };
+        let ((file, temporary), unfinished) = {
+            let prefix = prefix(destination.file_name().unwrap_or_default());
+            let mut builder = tempfile::Builder::new();
+            builder.prefix(&prefix).suffix(".partial");
+            #[cfg(unix)]
+            if matches!(target, Target::Replaced(_)) {
+                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            }
+            let (made, unfinished) = Unfinished::make(|| builder.tempfile_in(folder))?;
+            (made.into_parts(), unfinished)
+        };
+        Ok(Self { out: BufWriter::with_capacity(BUFFER, file), temporary, target, _unfinished: unfinished })
     }
 
     /// The temporary, for a look at what was written; flush before.
@@ -89,18 +121,27 @@ impl AtomicFile {
         &self.temporary
     }
 
-    /// Flushes, waits until the bytes are on disk, and renames the temporary over the destination.
+    /// Flushes, waits until the bytes are on disk, and puts the file in its place.
     ///
     /// # Errors
-    /// If a step fails (a full disk, say); the temporary is then removed and the destination left as it was.
+    /// If a step fails (a full disk, say); the temporary is then removed. What is a regular file, or nothing, stays as it was.
     pub fn commit(self) -> io::Result<()> {
-        let file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.sync_all()?;
-        self.temporary.persist(&self.destination).map_err(|e| e.error)?;
-        // The rename itself reaches the disk with the folder; a file system that cannot sync folders loses nothing else.
-        if let Ok(folder) = File::open(folder_of(&self.destination)) {
-            let _ = folder.sync_all();
+        let mut file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+        let destination = match self.target {
+            Target::Through(sink) => {
+                file.rewind()?;
+                return sink.write(&mut file);
+            }
+            Target::Replaced(destination) => destination,
+        };
+        if let Ok(earlier) = std::fs::metadata(&destination) {
+            file.set_permissions(earlier.permissions())?;
         }
+        file.sync_all()?;
+        let list = unfinished();
+        self.temporary.persist(&destination).map_err(|e| e.error)?;
+        drop(list);
+        sync_folder(folder_of(&destination));
         Ok(())
     }
 }
@@ -115,6 +156,38 @@ impl Write for AtomicFile {
     }
 }
 
+/// Writes a file as [`AtomicFile`] does.
+///
+/// # Errors
+/// Those of [`AtomicFile`].
+pub fn write_file(destination: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
+    let mut file = AtomicFile::create(destination)?;
+    file.write_all(bytes)?;
+    file.commit()
+}
+
+/// Finds out whether [`AtomicFile::create`] could begin `destination`, and changes nothing.
+///
+/// # Errors
+/// As [`AtomicFile::create`].
+pub fn probe_file(destination: &Path) -> io::Result<()> {
+    AtomicFile::create(destination).map(drop)
+}
+
+/// The start of a temporary's name: hidden, and the output's own for people who find it.
+fn prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        prefix.push(OsStr::from_bytes(&name.as_bytes()[..name.len().min(PREFIX)]));
+    }
+    #[cfg(not(unix))]
+    prefix.push(name.to_string_lossy().chars().take(PREFIX).collect::<String>());
+    prefix.push(".");
+    prefix
+}
+
 /// The folder that holds `path`, `.` for a bare name.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -123,52 +196,12 @@ fn folder_of(path: &Path) -> &Path {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn atomic_file_commit_replaces_the_destination() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("out");
-        std::fs::write(&path, b"old").unwrap();
-        let mut file = AtomicFile::create(&path).unwrap();
-        file.write_all(b"new").unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-        file.commit().unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"new");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn atomic_file_dropped_leaves_nothing() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = AtomicFile::create(dir.path().join("out")).unwrap();
-        file.write_all(b"half").unwrap();
-        drop(file);
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-    }
-
-    /// The list belongs to the whole process, where other tests have files: it is looked at, not emptied.
-    #[test]
-    fn atomic_file_is_listed_for_removal_only_while_unfinished() {
-        let dir = tempfile::tempdir().unwrap();
-        let listed = || {
-            let list = UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner);
-            list.iter().filter(|p| p.starts_with(dir.path())).cloned().collect::<Vec<_>>()
-        };
-        let file = AtomicFile::create(dir.path().join("out")).unwrap();
-        let [temporary] = &listed()[..] else { panic!("one temporary is listed") };
-        assert!(temporary.is_file());
-        remove(temporary);
-        assert!(!temporary.exists());
-        drop(file);
-        assert!(listed().is_empty());
-    }
-
-    #[test]
-    fn atomic_file_in_a_missing_folder_is_an_error() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(AtomicFile::create(dir.path().join("missing").join("out")).is_err());
+/// A rename reaches the disk with its folder; a file system that cannot sync folders loses nothing else.
+fn sync_folder(folder: &Path) {
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

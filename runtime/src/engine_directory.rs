@@ -9,11 +9,13 @@ use crate::backend::{BackendError, OpenEngine};
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::{Engine, EngineError};
 use crate::fuse::Cancelled;
+use crate::map::read_file;
 use crate::ort_backend::{OpenOptions, OpenReport, OrtError};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::{ComponentError, Components, StepGraph};
 use crate::session::Session;
 use crate::side;
+use crate::tokenizer::MAX_FILE;
 use crate::trt_backend::TrtError;
 
 /// The component that adapters change.
@@ -111,7 +113,7 @@ impl EngineDirectory {
     pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
         let Some(tokenizer) = &self.config.tokenizer else { return Ok(None) };
         let path = resolve(&self.folder, "tokenizer.file", &tokenizer.file)?;
-        let bytes = std::fs::read(&path).map_err(|source| ConfigError::Io { path, source })?;
+        let bytes = read_file(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
         Ok(Some(bytes))
     }
 

@@ -10,6 +10,7 @@ use crate::engine::EngineError;
 use crate::engine_directory::DirectoryError;
 use crate::fuse::FuseError;
 use crate::library::LibraryError;
+use crate::map::Unusable;
 use crate::ort_backend::OrtError;
 use crate::pipeline::{ComponentError, ConfigError, PipelineError};
 use crate::prediction_cache::CacheError;
@@ -73,7 +74,10 @@ impl ErrorClass {
             VideoError => video,
             VaeError => vae,
             PipelineError => pipeline,
-            io::Error => |_: &io::Error| Self::Io,
+            io::Error => |e: &io::Error| match e.get_ref().is_some_and(|inner| inner.is::<Unusable>()) {
+                true => Self::BadModel,
+                false => Self::Io,
+            },
         );
         None
     }

@@ -1,7 +1,8 @@
-//! Read-only memory maps of files: pristine weights are read from the page cache, never copied.
+//! Files as bytes: read-only memory maps, so that pristine weights are read from the page cache and never copied, and small files
+//! that are read whole, none of them without an end.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -13,13 +14,19 @@ use memmap2::Mmap;
 /// The file must not be truncated or rewritten while it is mapped: v2l itself always writes a sibling and renames it.
 ///
 /// # Errors
-/// As [`File::open`]; a directory, or a file that the system cannot map, is an error too.
+/// As [`File::open`]; a directory, a pipe or a device, or a file that the system cannot map, is an error too.
 pub fn map_file(path: impl AsRef<Path>) -> io::Result<Bytes> {
-    let file = File::open(path)?;
-    let metadata = file.metadata()?;
+    let path = path.as_ref();
+    // Looked at by name: opening a pipe would wait for its other end.
+    let metadata = std::fs::metadata(path)?;
     if metadata.is_dir() {
         return Err(io::Error::new(io::ErrorKind::IsADirectory, "expected a file, found a directory"));
     }
+    if !metadata.is_file() {
+        let message = "expected a file that can be read in place, found a pipe or a device; write it to a file first";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+    }
+    let file = File::open(path)?;
     if metadata.len() == 0 {
         return Ok(Bytes::new());
     }
@@ -28,6 +35,39 @@ pub fn map_file(path: impl AsRef<Path>) -> io::Result<Bytes> {
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file)? };
     Ok(Bytes::from_owner(map))
+}
+
+/// The content of a file cannot be what it should be; an [`io::Error`] holds it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unusable(String);
+
+impl From<Unusable> for io::Error {
+    fn from(error: Unusable) -> Self {
+        Self::new(io::ErrorKind::InvalidData, error)
+    }
+}
+
+/// Reads a file of at most `limit` bytes; it may be a pipe.
+///
+/// # Errors
+/// As [`File::open`], and [`Unusable`] for one that has more bytes, which are not read.
+pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(Unusable(format!("more than {limit} bytes, the most that a file of this kind may have")).into());
+    }
+    Ok(bytes)
+}
+
+/// [`read_file`] for text.
+///
+/// # Errors
+/// Those of [`read_file`], and [`Unusable`] if it is not UTF-8.
+pub fn read_text(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
+    let bytes = read_file(path, limit)?;
+    String::from_utf8(bytes).map_err(|_| Unusable("expected text in UTF-8, found other bytes".to_owned()).into())
 }
 
 #[cfg(test)]
@@ -49,6 +89,24 @@ mod tests {
         std::fs::write(&path, b"0123456789").unwrap();
         let slice = map_file(&path).unwrap().slice(3..5);
         assert_eq!(&slice[..], b"34");
+    }
+
+    #[test]
+    fn read_file_stops_at_its_limit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data");
+        std::fs::write(&path, b"0123456789").unwrap();
+        assert_eq!(read_file(&path, 10).unwrap(), b"0123456789");
+        let error = read_file(&path, 9).unwrap_err();
+        assert!(error.get_ref().is_some_and(|e| e.is::<Unusable>()), "{error}");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn files_without_an_end_are_refused() {
+        assert!(map_file("/dev/zero").unwrap_err().to_string().contains("a device"));
+        assert!(read_file("/dev/zero", 1 << 20).unwrap_err().to_string().contains("more than 1048576 bytes"));
+        assert!(read_text("/dev/zero", 1 << 20).is_err());
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //! appear whole by renaming, so any number of processes may share a folder; one that is damaged is removed and made
 //! again. Files of other names are left alone.
 
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use ndarray::Array2;
 
-use crate::atomic::AtomicFile;
+use crate::atomic::write_file;
 use crate::engine::Engine;
 use crate::ort_backend::{OpenOptions, OrtWeights};
 use crate::pipeline::{LatentChoice, PipelineConfig, Reference};
@@ -157,8 +157,7 @@ impl PredictionCache {
             return Ok(());
         }
         let path = self.path(key);
-        let mut file = AtomicFile::create(&path).map_err(error(&path))?;
-        file.write_all(&bytes).and_then(|()| file.commit()).map_err(error(&path))?;
+        write_file(&path, &bytes).map_err(error(&path))?;
         self.shrink();
         Ok(())
     }

@@ -5,7 +5,6 @@ mod refittable;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,8 +12,9 @@ use bytes::Bytes;
 use indexmap::{IndexMap, IndexSet};
 use v2l_graphs::passes::{lower_for_tensorrt, settle_extents};
 use v2l_graphs::{Dim, Model, ValueInfo};
-use v2l_runtime::atomic::AtomicFile;
+use v2l_runtime::atomic::write_file;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
+use v2l_runtime::map::read_file;
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
 use v2l_trt::{Capability, Flavour};
@@ -165,7 +165,7 @@ impl<'a> TensorRt<'a> {
         };
         let Built { plan, reproducible, refittable: offered, warnings, timing_cache } = built.map_err(failed)?;
         if let (Some(path), Some(learned)) = (&self.options.timing_cache, timing_cache) {
-            write_timing_cache(path, &learned).map_err(ExportError::io(path))?;
+            write_file(path, &learned).map_err(ExportError::io(path))?;
         }
         let time = begin.elapsed();
         let settable = match refit {
@@ -215,18 +215,15 @@ pub(super) fn of_one_rank(model: &Model, rank: usize) -> Model {
     model
 }
 
+/// Largest timing cache that is read, in bytes.
+const MAX_TIMING_CACHE: u64 = 1 << 30;
+
 /// The bytes of a timing cache, none if there is no such file yet.
 fn read_timing_cache(path: &Path) -> Result<Vec<u8>, ExportError> {
-    match std::fs::read(path) {
+    match read_file(path, MAX_TIMING_CACHE) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         read => read.map_err(ExportError::io(path)),
     }
-}
-
-fn write_timing_cache(path: &Path, learned: &[u8]) -> std::io::Result<()> {
-    let mut file = AtomicFile::create(path)?;
-    file.write_all(learned)?;
-    file.commit()
 }
 
 /// What plans are built of.

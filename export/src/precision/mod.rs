@@ -17,6 +17,7 @@ use v2l_calibration::{MAX_PLAN_BYTES, PlanOptions, Ranges, observe_weights, plan
 use v2l_graphs::{DataType, Freedom, Model, freedom, matrix_types};
 use v2l_runtime::adapter::{Adapter, ReadOptions, read_adapter};
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::map::read_text;
 use v2l_runtime::ort_backend::OpenOptions;
 
 pub use self::adapted::AdaptedError;
@@ -231,13 +232,7 @@ fn agreeing<'a>(file: &str, plan: &'a GraphPlan, request: Option<Request>) -> Re
 /// # Errors
 /// [`ExportError`], naming the file, and the line where there is one.
 pub fn read_plan(path: &Path) -> Result<PrecisionPlan, ExportError> {
-    let length = std::fs::metadata(path).map_err(ExportError::io(path))?.len();
-    if length > MAX_PLAN_BYTES {
-        return Err(ExportError::config(path, format!("{length} bytes; expected a plan of at most {MAX_PLAN_BYTES}")));
-    }
-    let text = std::fs::read(path).map_err(ExportError::io(path))?;
-    let text =
-        String::from_utf8(text).map_err(|_| ExportError::config(path, "not UTF-8; expected a precision plan"))?;
+    let text = read_text(path, MAX_PLAN_BYTES).map_err(ExportError::io(path))?;
     Ok(PrecisionPlan::parse(&path.display().to_string(), &text)?)
 }
 

@@ -25,7 +25,7 @@ pub use describe::{Description, LayerDescription, describe};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use read::{Loaded, ReadOptions, detect, read_adapter};
-pub use write::write_adapter;
+pub use write::{check_destination, write_adapter};
 
 /// Low-rank updates for some slots of a component.
 #[derive(Clone, Debug, Default, PartialEq)]

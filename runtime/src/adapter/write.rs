@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::read::{CONFIG_FILE, WEIGHTS_FILE};
 use super::{Adapter, AdapterError, AdapterFormat, LowRank, wan};
-use crate::atomic::Unfinished;
+use crate::atomic::{AtomicFolder, is_special, probe_file};
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::{WeightError, write_tensors};
 
@@ -23,6 +23,7 @@ use crate::weights::{WeightError, write_tensors};
 /// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for keys that would be equal, or if
 /// something else is where PEFT's folder should be; [`AdapterError::Weights`].
 pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> Result<(), AdapterError> {
+    check_destination(path, format)?;
     let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
     let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
     let mut tensors = NamedTensors::new();
@@ -56,7 +57,7 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
         }
     }
     let mut metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
-    if format == AdapterFormat::Peft && path.extension().is_none_or(|extension| extension != "safetensors") {
+    if is_folder(path, format) {
         return write_folder(path, &tensors, &metadata, &peft_config(adapter));
     }
     let prefix = match format {
@@ -76,7 +77,31 @@ fn underscored(module: &str) -> String {
     module.replace('.', "_")
 }
 
-/// PEFT's folder: made beside its destination, where there may be nothing but an empty folder, and moved there.
+/// True if an adapter in this form becomes PEFT's folder of two files.
+fn is_folder(path: &Path, format: AdapterFormat) -> bool {
+    format == AdapterFormat::Peft
+        && path.extension().is_none_or(|extension| extension != "safetensors")
+        && !is_special(path)
+}
+
+/// Finds out whether [`write_adapter`] could begin an adapter at `path`, and changes nothing.
+///
+/// # Errors
+/// [`AdapterError::Unwritable`] if something else is where PEFT's folder should be; [`AdapterError::Weights`].
+pub fn check_destination(path: &Path, format: AdapterFormat) -> Result<(), AdapterError> {
+    let io = |source| AdapterError::Weights(WeightError::Io { path: path.to_owned(), source });
+    if !is_folder(path, format) {
+        return probe_file(path).map_err(io);
+    }
+    if path.is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        let reason = "expected a new or empty folder, or a name that ends in `.safetensors` for a single file; found \
+                      something there";
+        return Err(AdapterError::Unwritable { path: path.to_owned(), reason: reason.to_owned() });
+    }
+    AtomicFolder::create(path).map(drop).map_err(io)
+}
+
+/// PEFT's folder: there may be nothing but an empty folder.
 fn write_folder(
     path: &Path,
     tensors: &NamedTensors,
@@ -84,22 +109,10 @@ fn write_folder(
     config: &Map<String, Value>,
 ) -> Result<(), AdapterError> {
     let io = |source| AdapterError::Weights(WeightError::Io { path: path.to_owned(), source });
-    if path.is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-        let reason = "expected a new or empty folder, or a name that ends in `.safetensors` for a single file; found \
-                      something there";
-        return Err(AdapterError::Unwritable { path: path.to_owned(), reason: reason.to_owned() });
-    }
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let temporary = tempfile::Builder::new().prefix(".adapter.").suffix(".partial").tempdir_in(parent).map_err(io)?;
-    let _unfinished = Unfinished::new(temporary.path());
-    write_tensors(temporary.path().join(WEIGHTS_FILE), tensors, metadata)?;
-    let text = format!("{:#}\n", Value::Object(config.clone()));
-    std::fs::write(temporary.path().join(CONFIG_FILE), text).map_err(io)?;
-    #[cfg(unix)]
-    std::fs::set_permissions(temporary.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).map_err(io)?;
-    std::fs::rename(temporary.path(), path).map_err(io)?;
-    let _ = temporary.keep();
-    Ok(())
+    let folder = AtomicFolder::create(path).map_err(io)?;
+    write_tensors(folder.path().join(WEIGHTS_FILE), tensors, metadata)?;
+    folder.write(CONFIG_FILE, format!("{:#}\n", Value::Object(config.clone())).as_bytes()).map_err(io)?;
+    folder.commit().map_err(io)
 }
 
 /// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ, each for one layer only.

@@ -9,6 +9,7 @@ use std::path::{Component as PathPart, Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use crate::map::read_text;
 use crate::rope::{RotaryConfig, RotaryGrid};
 use crate::schedulers::{self, Scheduler, SchedulerError};
 
@@ -18,6 +19,8 @@ pub const FORMAT: &str = "v2l-pipeline";
 pub const VERSION: u32 = 1;
 /// Name of the file in its directory.
 pub const FILE_NAME: &str = "pipeline.json";
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 /// The negative prompt of Video2LoRA's official scripts.
 pub const NEGATIVE_PROMPT: &str = "The video is not of a high quality, it has a low resolution. Watermark present in each \
     frame. The background is solid. Strange body and strange trajectory. Distortion.";
@@ -441,7 +444,7 @@ impl PipelineConfig {
     /// [`ConfigError`].
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
         let path = directory.join(FILE_NAME);
-        let text = std::fs::read_to_string(&path).map_err(|source| ConfigError::Io { path, source })?;
+        let text = read_text(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
         Self::from_json(&text)
     }
 

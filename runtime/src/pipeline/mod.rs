@@ -8,13 +8,14 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use ndarray::{Array5, ArrayD, Axis, IxDyn, concatenate};
 
+use crate::map::read_file;
 use crate::noise::{NoisePurpose, standard_normal};
 use crate::resize::ResizeError;
 use crate::rope::{RotaryError, rotary_tables};
 use crate::schedulers::{Scheduler, SchedulerError};
 use crate::session::{Session, SessionError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
-use crate::tokenizer::{TextTokenizer, TokenizerError};
+use crate::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer, TokenizerError};
 use crate::vae::{self, Moments, VaeError};
 use crate::video::{Frames, VideoError, pixels_to_frames};
 
@@ -191,7 +192,7 @@ impl Pipeline {
         let bytes = match &config.tokenizer {
             Some(tokenizer) => {
                 let path = resolve(directory, "tokenizer.file", &tokenizer.file)?;
-                Some(std::fs::read(&path).map_err(|source| PipelineError::Io { path, source })?)
+                Some(read_file(&path, MAX_TOKENIZER).map_err(|source| PipelineError::Io { path, source })?)
             }
             None => None,
         };

@@ -2,13 +2,13 @@
 
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ffmpeg_sidecar::command::FfmpegCommand;
 
 use super::decode::{Messages, abort, file_argument, finish, spawn};
 use super::{Frames, VideoError, extension, images, io_error};
-use crate::atomic::Unfinished;
+use crate::atomic::AtomicFile;
 
 /// What ffmpeg is told for a container: codec options, and the muxer's name (the temporary file has another extension).
 struct Format {
@@ -38,7 +38,8 @@ fn format(path: &Path) -> Option<Format> {
 ///
 /// `.mp4`, `.mov` and `.mkv` hold H.264 (yuv420p, CRF 17), `.webm` VP9, `.gif` a palette of the whole clip. An odd side
 /// is padded by one black row or column where the format needs even ones. `fps` is in frames per second. Equal frames
-/// give equal bytes with one ffmpeg build. A file appears whole or not at all: it is written beside its place and renamed.
+/// give equal bytes with one ffmpeg build. A file appears whole or not at all. Frames of an earlier video leave a folder with the
+/// first of the new ones: files named as above, whatever made them. All else stays.
 ///
 /// # Errors
 /// [`VideoError`]; an existing file is then as it was.
@@ -51,29 +52,9 @@ pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>
     }
     let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
     let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-        _ => PathBuf::from("."),
-    };
-    let temporary =
-        tempfile::Builder::new().prefix(".v2l-").suffix(".part").tempfile_in(&folder).map_err(io_error(&folder))?;
-    let _unfinished = Unfinished::new(temporary.path());
-    encode(temporary.path(), &format, frames, fps, ffmpeg)?;
-    make_readable(temporary.path())?;
-    temporary.persist(path).map_err(|e| VideoError::Io { path: path.to_owned(), source: e.error })?;
-    Ok(())
-}
-
-/// Temporary files are private; a result has the usual permissions.
-#[cfg(unix)]
-fn make_readable(path: &Path) -> Result<(), VideoError> {
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644)).map_err(io_error(path))
-}
-
-#[cfg(not(unix))]
-fn make_readable(_: &Path) -> Result<(), VideoError> {
-    Ok(())
+    let file = AtomicFile::create(path).map_err(io_error(path))?;
+    encode(file.path(), &format, frames, fps, ffmpeg)?;
+    file.commit().map_err(io_error(path))
 }
 
 /// True if [`write_video`] needs ffmpeg for this path, false for a folder.

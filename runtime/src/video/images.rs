@@ -1,11 +1,12 @@
 //! Images and folders of images.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits, RgbImage};
 
 use super::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
-use crate::atomic::Unfinished;
+use crate::atomic::FileSet;
 
 /// True for a file that [`read_images`] reads.
 pub(super) fn is_image(path: &Path) -> bool {
@@ -58,34 +59,25 @@ fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
     Ok(reader.decode().map_err(bad)?.into_rgb8())
 }
 
-/// Writes `00000.png`, `00001.png`, … into a folder, which is made if need be. If one cannot be written, none appears.
+/// Writes `00000.png`, `00001.png`, … into a folder, which is made if need be, in place of earlier frames. If one cannot be
+/// written, the folder is as it was.
 pub(super) fn write_folder(folder: &Path, frames: &Frames) -> Result<(), VideoError> {
-    let made = !folder.exists();
-    std::fs::create_dir_all(folder).map_err(io_error(folder))?;
-    let result = write_all(folder, frames);
-    if made && result.is_err() {
-        // Empty: what was written so far went with its temporary folder.
-        let _ = std::fs::remove_dir(folder);
-    }
-    result
-}
-
-fn write_all(folder: &Path, frames: &Frames) -> Result<(), VideoError> {
-    let temporary =
-        tempfile::Builder::new().prefix(".v2l-").suffix(".partial").tempdir_in(folder).map_err(io_error(folder))?;
-    let _unfinished = Unfinished::new(temporary.path());
+    let files = FileSet::create(folder).map_err(io_error(folder))?;
     let names: Vec<String> = (0..frames.count()).map(|i| format!("{i:05}.png")).collect();
     let (width, height) = (frames.width() as u32, frames.height() as u32);
     for (name, frame) in names.iter().zip(frames) {
-        image::save_buffer(temporary.path().join(name), frame, width, height, image::ExtendedColorType::Rgb8).map_err(
+        image::save_buffer(files.path().join(name), frame, width, height, image::ExtendedColorType::Rgb8).map_err(
             |e| match e {
                 image::ImageError::IoError(source) => VideoError::Io { path: folder.join(name), source },
                 other => VideoError::Image { path: folder.join(name), message: other.to_string() },
             },
         )?;
     }
-    for name in &names {
-        std::fs::rename(temporary.path().join(name), folder.join(name)).map_err(io_error(&folder.join(name)))?;
-    }
-    Ok(())
+    files.commit(&names, is_frame).map_err(io_error(folder))
+}
+
+/// True for a name that [`write_folder`] gives.
+fn is_frame(name: &OsStr) -> bool {
+    let digits = name.to_str().and_then(|name| name.strip_suffix(".png"));
+    digits.is_some_and(|digits| digits.len() == 5 && digits.bytes().all(|b| b.is_ascii_digit()))
 }

@@ -7,6 +7,7 @@ use ndarray::Array5;
 use safetensors::{Dtype, SafeTensors};
 
 use super::{Frames, VideoError, check_total, io_error};
+use crate::map::map_file;
 
 /// Frames as `[1, 3, F, H, W]` f32: `x / 255`, or `2 · (x / 255) - 1` if `signed`.
 pub fn frames_to_pixels(frames: &Frames, signed: bool) -> Array5<f32> {
@@ -44,7 +45,7 @@ pub fn pixels_to_frames(pixels: &Array5<f32>, fps: Option<f64>) -> Result<Frames
 /// [`VideoError::Io`], or [`VideoError::Tensor`] if the file holds anything else or a value outside the range.
 pub fn read_pixels(path: &Path) -> Result<Array5<f32>, VideoError> {
     let error = |message: String| VideoError::Tensor { path: path.to_owned(), message };
-    let bytes = std::fs::read(path).map_err(io_error(path))?;
+    let bytes = map_file(path).map_err(io_error(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| error(e.to_string()))?;
     let names = file.names().join(", ");
     let tensor = file.tensor("pixels").map_err(|_| error(format!("found tensors [{names}]")))?;

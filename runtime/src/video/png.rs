@@ -1,12 +1,12 @@
 //! Single pictures as PNG files.
 
-use std::io::{Cursor, Write};
+use std::io::Cursor;
 use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 
 use super::{VideoError, extension, io_error};
-use crate::atomic::AtomicFile;
+use crate::atomic::write_file;
 
 /// Refuses a name that does not end in `.png`.
 ///
@@ -25,6 +25,5 @@ pub(crate) fn write_png(path: &Path, picture: &RgbImage) -> Result<(), VideoErro
     let mut bytes = Cursor::new(Vec::new());
     let image_error = |e: image::ImageError| VideoError::Image { path: path.to_owned(), message: e.to_string() };
     picture.write_to(&mut bytes, ImageFormat::Png).map_err(image_error)?;
-    let mut file = AtomicFile::create(path).map_err(io_error(path))?;
-    file.write_all(bytes.get_ref()).and_then(|()| file.commit()).map_err(io_error(path))
+    write_file(path, bytes.get_ref()).map_err(io_error(path))
 }
