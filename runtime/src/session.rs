@@ -69,7 +69,7 @@ pub trait Session: Send {
     }
     /// Says what runs to come will be given, so that what they share can be computed at once. `inputs` are some of the
     /// graph's, by name: a vector such as `timestep` with an element for each run, anything else as those runs will get it. Results of
-    /// [`Self::run`] do not depend on it but for rounding.
+    /// [`Self::run`] do not depend on it, bit for bit.
     ///
     /// # Errors
     /// [`SessionError`] as [`Self::run`]; the session stays usable.

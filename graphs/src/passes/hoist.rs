@@ -28,7 +28,7 @@ pub struct Hoisted {
     pub times: Option<Times>,
 }
 
-/// A graph that computes each row of its results from the same row of its row inputs.
+/// A graph that computes each row of its results from the same row of its row inputs, whatever other rows there are.
 #[derive(Clone, Debug)]
 pub struct Times {
     /// The graph; every output has the row inputs' first extent.
@@ -60,7 +60,7 @@ pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
         // What the prologue gives is fixed.
         let kinds = Kinds::new(&model.graph, step);
         if let Some((lead, rows)) = kinds.rows(&model.graph, step) {
-            let moved = rows::independent(&model.graph, &rows, &lead, |node| kinds.of(node) == TIME);
+            let moved = rows::independent(&model.graph, &kinds, &rows, &lead);
             hoisted.times = split(model, moved, "times").map(|times| {
                 let read = |name: &String| times.graph.inputs.iter().any(|input| input.name == *name);
                 Times { rows: rows.into_iter().filter(read).collect(), model: times }
@@ -113,7 +113,8 @@ impl<'a> Kinds<'a> {
 
     /// The first extent of the timesteps, and every input with a row for each.
     fn rows(&self, graph: &Graph, step: &[String]) -> Option<(Dim, Vec<String>)> {
-        let lead = leads(graph, step).next().filter(|dim| matches!(dim, Dim::Symbol(_) | Dim::Fixed(1)))?;
+        let counts = |dim: &&Dim| matches!(dim, Dim::Symbol(name) if !name.is_empty()) || **dim == Dim::Fixed(1);
+        let lead = leads(graph, step).next().filter(counts)?;
         let inputs = graph.inputs.iter().filter(|input| self.of.get(&input.name[..]) == Some(&TIME));
         let rows: Vec<String> = inputs.map(|input| input.name.clone()).collect();
         leads(graph, step).all(|other| other == lead).then(|| (lead.clone(), rows))

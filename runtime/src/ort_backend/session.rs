@@ -99,6 +99,9 @@ impl Session for OrtSession {
 
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let Some((resident, _)) = &self.resident else { return Ok(false) };
+        if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
+            return Ok(false);
+        }
         let given = laid_out(inputs);
         let given = views(&given);
         let ports: Vec<&Port> =

@@ -12,9 +12,6 @@ use crate::tensor::{NamedTensors, Tensor, TensorView};
 /// Bytes of rows that a session keeps, but for what a single call needs; those not used for longest go first.
 const TABLE_BYTES: usize = 512 << 20;
 
-/// Timesteps in one run.
-const RUN_ROWS: usize = 64;
-
 /// The stages before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
 /// says so by [`Stages::forget`].
 #[derive(Debug)]
@@ -54,6 +51,11 @@ impl Stages {
             given.extend(results.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         }
         self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given, in_use))
+    }
+
+    /// True if `input` has a row for each timestep: every run must give it.
+    pub(super) fn is_row(&self, input: &str) -> bool {
+        self.times.as_ref().is_some_and(|times| times.row_inputs.iter().any(|row| row == input))
     }
 
     /// Computes the rows of all timesteps in `given` that are not there yet, unless something else is missing.
@@ -172,18 +174,17 @@ impl<'a> Rows<'a> {
         self.inputs.iter().filter(|(_, row, _)| !row).map(|(name, _, input)| (&name[..], input.view())).collect()
     }
 
-    /// The inputs with these rows only.
-    fn select(&self, rows: &[usize]) -> Option<Vec<(&str, Bound<'_>)>> {
+    /// The inputs with this row only.
+    fn select(&self, row: usize) -> Option<Vec<(&str, Bound<'_>)>> {
         let select = |view: TensorView<'_>| {
             let size = view.dtype().size();
-            let chosen: Vec<u8> = rows.iter().flat_map(|&r| &view.data()[r * size..(r + 1) * size]).copied().collect();
-            tensor_from_bytes(view.dtype(), &[rows.len()], &chosen)
+            tensor_from_bytes(view.dtype(), &[1], view.data().get(row * size..(row + 1) * size)?)
         };
         self.inputs
             .iter()
-            .map(|(name, row, input)| {
+            .map(|(name, is_row, input)| {
                 let view = input.view();
-                let input = if *row { Bound::Converted(select(view)?) } else { Bound::Given(view) };
+                let input = if *is_row { Bound::Converted(select(view)?) } else { Bound::Given(view) };
                 Some((&name[..], input))
             })
             .collect()
@@ -224,46 +225,46 @@ impl Table {
             self.settings = copies(&wanted.settings());
         }
         self.clock += 1;
-        let mut missing: Vec<usize> = Vec::new();
-        for (at, key) in wanted.keys.iter().enumerate() {
-            match self.rows.get_mut(key) {
-                Some(row) => row.used = self.clock,
-                None if wanted.keys[..at].contains(key) => {}
-                None => missing.push(at),
+        for key in &wanted.keys {
+            if let Some(row) = self.rows.get_mut(key) {
+                row.used = self.clock;
             }
         }
-        for rows in missing.chunks(RUN_ROWS) {
-            self.compute(&wanted, rows, in_use)?;
-            self.evict();
+        for (at, key) in wanted.keys.iter().enumerate() {
+            if self.rows.contains_key(key) {
+                continue;
+            }
             if ahead && self.bytes >= TABLE_BYTES {
                 break;
             }
+            self.compute(&wanted, at, in_use)?;
+            self.evict();
         }
         Ok(wanted.keys)
     }
 
-    fn compute(&mut self, wanted: &Rows<'_>, rows: &[usize], in_use: InUse<'_>) -> Result<(), SessionError> {
-        let inputs = wanted.select(rows).ok_or_else(|| uneven("rows"))?;
+    /// Computes one row, by itself: a product of several rows may round otherwise than that of one, and a row's bits must not
+    /// depend on those that happen to be missing with it.
+    fn compute(&mut self, wanted: &Rows<'_>, at: usize, in_use: InUse<'_>) -> Result<(), SessionError> {
+        let inputs = wanted.select(at).ok_or_else(|| uneven("rows"))?;
         let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, input)| (*name, input.view())).collect();
         let outputs = self.part.run(&inputs, in_use)?;
-        let mut made: Vec<Vec<Vec<u8>>> = vec![Vec::with_capacity(outputs.len()); rows.len()];
         let mut shapes = Vec::with_capacity(outputs.len());
+        let mut parts = Vec::with_capacity(outputs.len());
         for (name, tensor) in &outputs {
-            let (bytes, shape) = (tensor_bytes(tensor), tensor.shape());
-            if shape.first() != Some(&rows.len()) || bytes.is_empty() {
-                return Err(uneven(name));
+            match tensor.shape() {
+                [1, rest @ ..] => shapes.push(rest.to_vec()),
+                _ => return Err(uneven(name)),
             }
-            shapes.push(shape[1..].to_vec());
-            for (parts, row) in made.iter_mut().zip(bytes.chunks_exact(bytes.len() / rows.len())) {
-                parts.push(row.to_vec());
-            }
+            parts.push(tensor_bytes(tensor).into_owned());
+        }
+        if !self.rows.is_empty() && self.shapes != shapes {
+            return Err(uneven("rows"));
         }
         self.shapes = shapes;
-        for (&at, parts) in rows.iter().zip(made) {
-            let row = Row { parts, used: self.clock };
-            self.bytes += row.len();
-            self.rows.insert(wanted.keys[at].clone(), row);
-        }
+        let row = Row { parts, used: self.clock };
+        self.bytes += row.len();
+        self.rows.insert(wanted.keys[at].clone(), row);
         Ok(())
     }
 
