@@ -1,8 +1,15 @@
-//! What is fuzzed: every entry that takes a file from strangers. Used by cargo-fuzz and by `cargo run --example fuzz`.
+//! What is fuzzed: every entry that takes a file from strangers, and the passes. Used by cargo-fuzz and by
+//! `cargo run --example fuzz`.
 //!
-//! A target panics, or the process dies, if the input got the better of v2l; an error is what it should get.
+//! A target panics, or the process dies, if the input got the better of v2l; an error is what it should get. For `graphs` the
+//! input chooses a graph and how it is compiled; the target panics if that gives something else than ONNX Runtime.
 
 #![allow(unsafe_code)]
+
+#[path = "graphs.rs"]
+mod graphs;
+#[path = "passes.rs"]
+mod passes;
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
@@ -52,12 +59,21 @@ fn compiled(folder: &Path) -> PathBuf {
     engines.join("transformer.engine")
 }
 
+/// Where random graphs are compiled.
+fn scratch() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    FOLDER.get_or_init(|| tempfile::tempdir().unwrap()).path()
+}
+
 fn c_path(path: &Path) -> CString {
     CString::new(path.to_str().unwrap()).unwrap()
 }
 
 /// Gives `bytes` to a target.
 pub(crate) fn run(target: &str, bytes: &[u8]) {
+    if target == "graphs" {
+        return passes::check(bytes, scratch());
+    }
     let folder = files().folder.path();
     let (name, call): (&str, fn(&Path)) = match target {
         "engine" => ("input.engine", engine),

@@ -1,6 +1,7 @@
-//! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process.
+//! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process; for
+//! the target `graphs`, bytes at random.
 //!
-//! `cargo run --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint. Prints what it did and
+//! `cargo run --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs. Prints what it did and
 //! ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one that was
 //! written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets with coverage.
 
@@ -85,7 +86,9 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
             .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
             .into(),
         "checkpoint" => vec![targets::model().join("diffusion_pytorch_model.safetensors")],
-        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint"),
+        // These say what is drawn; any do.
+        "graphs" => return vec![vec![0; 200]],
+        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, graphs"),
     };
     paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
 }
@@ -93,7 +96,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(target) = arguments.first() else {
-        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint [SECONDS] [SEED]");
+        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|graphs [SECONDS] [SEED]");
         return ExitCode::from(2);
     };
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -109,7 +112,10 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     while start.elapsed() < Duration::from_secs(seconds) {
         let mut bytes = corpus[draws.below(corpus.len())].clone();
-        mutate(&mut draws, &mut bytes);
+        match target.as_str() {
+            "graphs" => bytes.iter_mut().for_each(|byte| *byte = (draws.next() >> 24) as u8),
+            _ => mutate(&mut draws, &mut bytes),
+        }
         std::fs::write(&crash, &bytes).unwrap();
         let began = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| targets::run(target, &bytes)));

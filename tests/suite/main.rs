@@ -10,6 +10,12 @@ mod measures;
 #[path = "../miniature/trials.rs"]
 mod trials;
 
+// Shared with the fuzzer.
+#[path = "../../fuzz/graphs.rs"]
+mod graphs;
+#[path = "../../fuzz/passes.rs"]
+mod random_passes;
+
 mod adapters;
 mod architecture;
 mod bad_input;
@@ -30,6 +36,7 @@ mod precision;
 mod predictors;
 mod resident;
 mod rounding;
+mod rows;
 mod shapes;
 mod side;
 mod stages;

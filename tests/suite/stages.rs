@@ -117,6 +117,30 @@ fn tables_serve_any_batch_order_and_setting_and_prepared_ones_the_same() {
     }
 }
 
+#[test]
+fn rows_have_the_same_bits_whichever_rows_they_were_computed_with_and_before_or_after() {
+    let staged = built("fun_inp", true);
+    let base = repeated(&case("fun_inp").inputs, 1);
+    for mode in WEIGHT_MODES {
+        let open = || staged.session(TRANSFORMER, "step", mode);
+        let alone = sample(&mut *open(), &at(&base, &[500]));
+        let many = [999, 500, 20, 7, 1, 400, 300];
+        let mut prepared = open();
+        let schedule = at(&base, &many);
+        let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+        prepared.prepare(&schedule).unwrap();
+        let mut used = open();
+        sample(&mut *used, &at(&repeated(&base, many.len()), &many));
+        for (what, session) in [("prepared", &mut prepared), ("used", &mut used)] {
+            assert_eq!(sample(&mut **session, &at(&base, &[500])), alone, "{mode:?} {what}");
+        }
+        // The order of rows is theirs, too.
+        let pair = |times: [i64; 2]| sample(&mut *open(), &at(&repeated(&base, 2), &times));
+        let (there, back) = (pair([500, 20]), pair([20, 500]));
+        assert_eq!(there.index_axis(Axis(0), 0), back.index_axis(Axis(0), 1), "{mode:?}");
+    }
+}
+
 /// An adapter of the adaptive norms' linear layers, which only the tables read.
 fn norms(built: &Built, seed: u64) -> Adapter {
     let manifest = built.engine(TRANSFORMER).manifest().clone();
