@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
 use v2l_runtime::backend::Backend as EngineBackend;
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider};
+use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::pipeline::config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
 };
@@ -173,8 +173,8 @@ pub(crate) struct Args {
     /// ffmpeg program [default: searched].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) ffmpeg: Option<PathBuf>,
-    /// Threads within an operator [default: all cores].
-    #[arg(long, value_name = "N", help_heading = "Machine")]
+    /// Threads within an operator, 1 to 1024; 0: all cores [default: all cores].
+    #[arg(long, value_name = "N", value_parser = threads, help_heading = "Machine")]
     pub(crate) threads: Option<usize>,
     /// Folder to write the inputs of every network's every run to, for v2l-compile --calibration and --inputs. It is made if
     /// need be. Engine directories only.
@@ -370,4 +370,10 @@ impl Args {
         });
         Ok(())
     }
+}
+
+/// A number of threads that a machine could serve.
+fn threads(text: &str) -> Result<usize, String> {
+    let fits = |threads: &usize| *threads <= MOST_THREADS;
+    text.parse().ok().filter(fits).ok_or_else(|| format!("expected 1 to {MOST_THREADS}, or 0 for all cores"))
 }

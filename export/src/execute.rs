@@ -66,7 +66,7 @@ impl OrtExecutor {
         let mut weights = Vec::new();
         for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
             let fail = |reason: String| ExecuteError::Weight { name: name.clone(), reason };
-            let dtype = to_runtime(weight.dtype).ok_or_else(|| fail(format!("type {} cannot run", weight.dtype)))?;
+            let dtype = to_runtime(weight.dtype);
             let data = match self.overrides.get(name) {
                 Some(data) => data.clone(),
                 None => weight.data.to_bytes().map_err(|e| fail(e.to_string()))?,
@@ -74,7 +74,7 @@ impl OrtExecutor {
             weights.push(GraphWeight { name: name.clone(), dtype, shape: weight.shape.clone(), data });
         }
         let outputs = model.graph.outputs.iter().map(|output| {
-            let dtype = output.ty.as_ref().and_then(|ty| to_runtime(ty.dtype));
+            let dtype = output.ty.as_ref().map(|ty| to_runtime(ty.dtype));
             let dtype = dtype.ok_or_else(|| ExecuteError::Output { name: output.name.clone() })?;
             Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
         });

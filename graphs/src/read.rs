@@ -60,7 +60,11 @@ pub enum ReadError {
         way_out: &'static str,
     },
     /// A tensor's type is not handled.
-    #[error("tensor `{tensor}`: element type {number} of TensorProto.DataType is not supported")]
+    #[error(
+        "tensor `{tensor}`: elements of type {} are not supported; expected bool, integers of 8 to 64 bits, float16, bfloat16, \
+         float32 or float64",
+        type_name(*number)
+    )]
     UnsupportedType {
         /// The tensor.
         tensor: String,
@@ -113,6 +117,9 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata = entries(proto.metadata_props);
     let inline_weights = !metadata.contains_key(OWN_MODEL_KEY);
+    for port in graph.input.iter().chain(&graph.output) {
+        check_tensor(port)?;
+    }
     let mut reader = Reader { folder, options, files: HashMap::new(), inline_weights };
     Ok(Model {
         ir_version: proto.ir_version.unwrap_or_default(),
@@ -318,6 +325,28 @@ fn inline_bytes(proto: onnx::TensorProto, dtype: DataType) -> Bytes {
         _ => proto.int32_data.iter().for_each(|v| out.extend(&v.to_le_bytes()[..dtype.size()])),
     }
     out.into()
+}
+
+/// Refuses an input or output of a model that is no tensor.
+fn check_tensor(port: &onnx::ValueInfoProto) -> Result<(), ReadError> {
+    use onnx::type_proto::Value;
+    let kind = match port.r#type.as_ref().and_then(|t| t.value.as_ref()) {
+        None | Some(Value::TensorType(_)) => return Ok(()),
+        Some(Value::SequenceType(_)) => "a sequence",
+        Some(Value::OptionalType(_)) => "an optional value",
+        Some(Value::MapType(_)) => "a map",
+        Some(_) => "a sparse tensor or of no standard type",
+    };
+    Err(ReadError::Unsupported {
+        what: format!("`{}`, which is {kind},", port.name()),
+        way_out: "inputs and outputs must be tensors; take the tensors out of it inside the graph",
+    })
+}
+
+/// ONNX's name of an element type.
+fn type_name(number: i32) -> String {
+    let known = onnx::tensor_proto::DataType::try_from(number).ok().map(|ty| ty.as_str_name().to_lowercase());
+    known.unwrap_or_else(|| format!("{number} of TensorProto.DataType"))
 }
 
 fn value_info(proto: onnx::ValueInfoProto) -> Result<ValueInfo, ReadError> {

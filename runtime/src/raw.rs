@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use ndarray::{ArrayD, IxDyn};
 use rayon::prelude::*;
 
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::{Dtype, Tensor, each};
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("v2l reads weights in place and so needs a little-endian machine");
@@ -27,44 +27,37 @@ pub fn tensor_from_bytes(dtype: Dtype, shape: &[usize], bytes: &[u8]) -> Option<
     if byte_len(dtype, shape)? != bytes.len() {
         return None;
     }
-    Some(match dtype {
-        Dtype::F32 => Tensor::F32(array(shape, copied(bytes))?),
-        Dtype::F16 => Tensor::F16(array(shape, copied(bytes))?),
-        Dtype::Bf16 => Tensor::Bf16(array(shape, copied(bytes))?),
-        Dtype::I64 => Tensor::I64(array(shape, copied(bytes))?),
-        Dtype::I32 => Tensor::I32(array(shape, copied(bytes))?),
-        Dtype::U8 => Tensor::U8(array(shape, bytes.to_vec())?),
-        Dtype::Bool => Tensor::Bool(array(shape, bytes.iter().map(|&b| b != 0).collect())?),
-    })
+    match dtype {
+        Dtype::F32 => copied::<f32>(shape, bytes),
+        Dtype::F16 => copied::<f16>(shape, bytes),
+        Dtype::Bf16 => copied::<bf16>(shape, bytes),
+        Dtype::I64 => copied::<i64>(shape, bytes),
+        Dtype::I32 => copied::<i32>(shape, bytes),
+        Dtype::U8 => copied::<u8>(shape, bytes),
+        Dtype::Bool => array(shape, bytes.iter().map(|&b| b != 0).collect()).map(Tensor::Bool),
+        Dtype::F64 => copied::<f64>(shape, bytes),
+        Dtype::I8 => copied::<i8>(shape, bytes),
+        Dtype::I16 => copied::<i16>(shape, bytes),
+        Dtype::U16 => copied::<u16>(shape, bytes),
+        Dtype::U32 => copied::<u32>(shape, bytes),
+        Dtype::U64 => copied::<u64>(shape, bytes),
+    }
 }
 
 /// The elements in row-major order as bytes, borrowed when the tensor already lies that way.
 pub fn tensor_bytes(tensor: &Tensor) -> Cow<'_, [u8]> {
-    match tensor {
-        Tensor::F32(a) => array_bytes(a),
-        Tensor::F16(a) => array_bytes(a),
-        Tensor::Bf16(a) => array_bytes(a),
-        Tensor::I64(a) => array_bytes(a),
-        Tensor::I32(a) => array_bytes(a),
-        Tensor::U8(a) => array_bytes(a),
-        Tensor::Bool(a) => array_bytes(a),
-    }
+    each!(tensor, a => array_bytes(a))
 }
 
 /// The tensor itself if its elements lie in row-major order, else a copy whose elements do.
 pub fn standard_layout(tensor: &Tensor) -> Cow<'_, Tensor> {
-    fn copy<T: Clone>(array: &ArrayD<T>) -> Option<ArrayD<T>> {
-        (!array.is_standard_layout()).then(|| array.as_standard_layout().into_owned())
+    fn copy<T: Clone>(array: &ArrayD<T>) -> Option<Tensor>
+    where
+        Tensor: From<ArrayD<T>>,
+    {
+        (!array.is_standard_layout()).then(|| array.as_standard_layout().into_owned().into())
     }
-    let copied = match tensor {
-        Tensor::F32(a) => copy(a).map(Tensor::F32),
-        Tensor::F16(a) => copy(a).map(Tensor::F16),
-        Tensor::Bf16(a) => copy(a).map(Tensor::Bf16),
-        Tensor::I64(a) => copy(a).map(Tensor::I64),
-        Tensor::I32(a) => copy(a).map(Tensor::I32),
-        Tensor::U8(a) => copy(a).map(Tensor::U8),
-        Tensor::Bool(a) => copy(a).map(Tensor::Bool),
-    };
+    let copied = each!(tensor, a => copy(a));
     copied.map_or(Cow::Borrowed(tensor), Cow::Owned)
 }
 
@@ -130,9 +123,13 @@ fn array_bytes<T: NoUninit>(array: &ArrayD<T>) -> Cow<'_, [u8]> {
     }
 }
 
-/// A trailing fraction of an element is dropped.
-fn copied<T: AnyBitPattern>(bytes: &[u8]) -> Vec<T> {
-    bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect()
+/// A tensor of the elements in `bytes`. A trailing fraction of an element is dropped.
+fn copied<T: AnyBitPattern>(shape: &[usize], bytes: &[u8]) -> Option<Tensor>
+where
+    Tensor: From<ArrayD<T>>,
+{
+    let values = bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned).collect();
+    array(shape, values).map(Tensor::from)
 }
 
 #[cfg(test)]
@@ -141,8 +138,9 @@ mod tests {
 
     #[test]
     fn tensor_from_bytes_and_back_keeps_every_type() {
-        for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::I64, Dtype::I32, Dtype::U8] {
-            let bytes: Vec<u8> = (0..6 * dtype.size()).map(|i| i as u8).collect();
+        for dtype in Dtype::ALL {
+            let modulus = if dtype == Dtype::Bool { 2 } else { 256 };
+            let bytes: Vec<u8> = (0..6 * dtype.size()).map(|i| (i % modulus) as u8).collect();
             let tensor = tensor_from_bytes(dtype, &[2, 3], &bytes).unwrap();
             assert_eq!((tensor.dtype(), tensor.shape()), (dtype, &[2, 3][..]));
             assert_eq!(&tensor_bytes(&tensor)[..], bytes);

@@ -27,20 +27,49 @@ pub enum Dtype {
     U8,
     /// Boolean, one byte each.
     Bool,
+    /// IEEE 754 binary64.
+    F64,
+    /// 8-bit signed integer.
+    I8,
+    /// 16-bit signed integer.
+    I16,
+    /// 16-bit unsigned integer.
+    U16,
+    /// 32-bit unsigned integer.
+    U32,
+    /// 64-bit unsigned integer.
+    U64,
 }
 
 impl Dtype {
+    /// Every type.
+    pub const ALL: [Self; 13] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::I64,
+        Self::I32,
+        Self::U8,
+        Self::Bool,
+        Self::F64,
+        Self::I8,
+        Self::I16,
+        Self::U16,
+        Self::U32,
+        Self::U64,
+    ];
+
     /// Bytes per element.
     pub const fn size(self) -> usize {
         match self {
-            Self::I64 => 8,
-            Self::F32 | Self::I32 => 4,
-            Self::F16 | Self::Bf16 => 2,
-            Self::U8 | Self::Bool => 1,
+            Self::I64 | Self::U64 | Self::F64 => 8,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
+            Self::U8 | Self::I8 | Self::Bool => 1,
         }
     }
 
-    /// True for the three floating-point types.
+    /// True for f32, f16 and bf16: the types of weights that adapters change, which widen to f32 without loss. Not for f64.
     pub const fn is_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16 | Self::Bf16)
     }
@@ -55,10 +84,16 @@ impl Dtype {
             Self::I32 => safetensors::Dtype::I32,
             Self::U8 => safetensors::Dtype::U8,
             Self::Bool => safetensors::Dtype::BOOL,
+            Self::F64 => safetensors::Dtype::F64,
+            Self::I8 => safetensors::Dtype::I8,
+            Self::I16 => safetensors::Dtype::I16,
+            Self::U16 => safetensors::Dtype::U16,
+            Self::U32 => safetensors::Dtype::U32,
+            Self::U64 => safetensors::Dtype::U64,
         }
     }
 
-    /// The type that `dtype` names, or `None` for one that v2l does not handle.
+    /// The type that `dtype` names, or `None` for one that v2l does not handle: 8-bit and smaller floats, complex numbers.
     pub const fn from_safetensors(dtype: safetensors::Dtype) -> Option<Self> {
         Some(match dtype {
             safetensors::Dtype::F32 => Self::F32,
@@ -68,6 +103,12 @@ impl Dtype {
             safetensors::Dtype::I32 => Self::I32,
             safetensors::Dtype::U8 => Self::U8,
             safetensors::Dtype::BOOL => Self::Bool,
+            safetensors::Dtype::F64 => Self::F64,
+            safetensors::Dtype::I8 => Self::I8,
+            safetensors::Dtype::I16 => Self::I16,
+            safetensors::Dtype::U16 => Self::U16,
+            safetensors::Dtype::U32 => Self::U32,
+            safetensors::Dtype::U64 => Self::U64,
             _ => return None,
         })
     }
@@ -83,6 +124,12 @@ impl fmt::Display for Dtype {
             Self::I32 => "i32",
             Self::U8 => "u8",
             Self::Bool => "bool",
+            Self::F64 => "f64",
+            Self::I8 => "i8",
+            Self::I16 => "i16",
+            Self::U16 => "u16",
+            Self::U32 => "u32",
+            Self::U64 => "u64",
         })
     }
 }
@@ -104,6 +151,18 @@ pub enum Tensor {
     U8(ArrayD<u8>),
     /// Booleans.
     Bool(ArrayD<bool>),
+    /// `f64` elements.
+    F64(ArrayD<f64>),
+    /// `i8` elements.
+    I8(ArrayD<i8>),
+    /// `i16` elements.
+    I16(ArrayD<i16>),
+    /// `u16` elements.
+    U16(ArrayD<u16>),
+    /// `u32` elements.
+    U32(ArrayD<u32>),
+    /// `u64` elements.
+    U64(ArrayD<u64>),
 }
 
 /// Tensors by name, in a fixed order.
@@ -119,9 +178,16 @@ macro_rules! each {
             Tensor::I32($a) => $body,
             Tensor::U8($a) => $body,
             Tensor::Bool($a) => $body,
+            Tensor::F64($a) => $body,
+            Tensor::I8($a) => $body,
+            Tensor::I16($a) => $body,
+            Tensor::U16($a) => $body,
+            Tensor::U32($a) => $body,
+            Tensor::U64($a) => $body,
         }
     };
 }
+pub(crate) use each;
 
 /// A dense row-major tensor in memory that somebody else holds, aligned to its elements.
 #[derive(Clone, Copy, Debug)]
@@ -178,6 +244,12 @@ impl Tensor {
             Self::I32(_) => Dtype::I32,
             Self::U8(_) => Dtype::U8,
             Self::Bool(_) => Dtype::Bool,
+            Self::F64(_) => Dtype::F64,
+            Self::I8(_) => Dtype::I8,
+            Self::I16(_) => Dtype::I16,
+            Self::U16(_) => Dtype::U16,
+            Self::U32(_) => Dtype::U32,
+            Self::U64(_) => Dtype::U64,
         }
     }
 
@@ -202,7 +274,7 @@ impl Tensor {
         self.len() == 0
     }
 
-    /// The values as f32, widened without loss from f16 and bf16; `None` for integer tensors.
+    /// The values as f32, widened without loss from f16 and bf16; `None` for f64 and what is no float.
     pub fn to_f32(&self) -> Option<ArrayD<f32>> {
         match self {
             Self::F32(a) => Some(a.clone()),
@@ -221,14 +293,16 @@ impl Tensor {
     }
 }
 
-impl From<ArrayD<f32>> for Tensor {
-    fn from(a: ArrayD<f32>) -> Self {
-        Self::F32(a)
-    }
+macro_rules! from_array {
+    ($($variant:ident $element:ty),*) => {
+        $(impl From<ArrayD<$element>> for Tensor {
+            fn from(a: ArrayD<$element>) -> Self {
+                Self::$variant(a)
+            }
+        })*
+    };
 }
 
-impl From<ArrayD<i64>> for Tensor {
-    fn from(a: ArrayD<i64>) -> Self {
-        Self::I64(a)
-    }
-}
+from_array!(
+    F32 f32, F16 f16, Bf16 bf16, I64 i64, I32 i32, U8 u8, Bool bool, F64 f64, I8 i8, I16 i16, U16 u16, U32 u32, U64 u64
+);

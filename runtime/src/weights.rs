@@ -153,7 +153,7 @@ impl WeightFile {
     /// A tensor, in place.
     ///
     /// # Errors
-    /// [`WeightError::Missing`], or [`WeightError::UnsupportedDtype`] for a tensor of a type such as f64 or f8.
+    /// [`WeightError::Missing`], or [`WeightError::UnsupportedDtype`] for a tensor of a type such as f8.
     pub fn get(&self, name: &str) -> Result<WeightView<'_>, WeightError> {
         let view = self.raw(name)?;
         let dtype = Dtype::from_safetensors(view.dtype).ok_or_else(|| WeightError::UnsupportedDtype {
@@ -343,15 +343,15 @@ mod tests {
     }
 
     #[test]
-    fn weight_file_get_names_an_f64_tensor_only_when_it_is_read() {
-        let json = r#"{"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
+    fn weight_file_get_names_an_fp8_tensor_only_when_it_is_read() {
+        let json = r#"{"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[8,12]}}"#;
         let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(json.as_bytes());
         bytes.extend_from_slice(&[0; 12]);
         let file = WeightFile::from_bytes("c.safetensors", &bytes.into()).unwrap();
         assert_eq!(file.get("b").unwrap().to_tensor().unwrap().len(), 1);
         let error = file.get("a").unwrap_err().to_string();
-        assert!(error.contains("`a` is F64"), "{error}");
+        assert!(error.contains("`a` is F8_E4M3"), "{error}");
     }
 
     #[test]

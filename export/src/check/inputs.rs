@@ -17,6 +17,8 @@ use v2l_runtime::weights::read_tensors;
 use crate::ExportError;
 use crate::compile::types::to_runtime;
 
+use super::uses::{Use, use_of};
+
 /// Inputs of one run, and what messages call them.
 #[derive(Clone, Debug)]
 pub struct InputSet {
@@ -86,11 +88,8 @@ pub fn read_inputs(path: &Path, graph: &Graph) -> Result<InputSet, ExportError> 
         let tensor = tensors.get(&input.name).ok_or_else(|| fail(format!("input `{}` is missing", input.name)))?;
         let found = || format!("input `{}`: found {} {:?}", input.name, tensor.dtype(), tensor.shape());
         let Some(ty) = &input.ty else { continue };
-        let fits = match to_runtime(ty.dtype) {
-            Some(dtype) if dtype.is_float() => tensor.dtype().is_float(),
-            Some(dtype) => dtype == tensor.dtype(),
-            None => false,
-        };
+        let dtype = to_runtime(ty.dtype);
+        let fits = if dtype.is_float() { tensor.dtype().is_float() } else { dtype == tensor.dtype() };
         let Some(shape) = ty.shape.as_ref().filter(|_| fits) else {
             return Err(fail(found()));
         };
@@ -129,7 +128,7 @@ const SIZES: [(usize, usize); 5] = [(8, 4), (16, 8), (16, 9), (32, 1), (64, 16)]
 /// In inputs that `paired` names, neighbours are equal, as in the tables of rotary embeddings.
 ///
 /// Floating-point values are standard normal (timesteps uniform below 1000), token ids uniform below the size of the table
-/// that they are looked up in, masks ones.
+/// that they are looked up in, masks ones, and extents, counts and axes that the graph computes with small.
 pub fn generate<'a>(
     model: &'a Model,
     given: &'a IndexMap<String, usize>,
@@ -170,8 +169,8 @@ fn made(
 ) -> Result<Tensor, String> {
     let name = &input.name;
     let ty = input.ty.as_ref();
-    let (Some(dtype), Some(shape)) = (ty.and_then(|t| to_runtime(t.dtype)), ty.and_then(|t| t.shape.as_ref())) else {
-        return Err(format!("input `{name}` is no tensor of a supported type and known rank"));
+    let (Some(dtype), Some(shape)) = (ty.map(|t| to_runtime(t.dtype)), ty.and_then(|t| t.shape.as_ref())) else {
+        return Err(format!("input `{name}` has no type or no rank"));
     };
     let extent = |(axis, dim): (usize, &Dim)| match dim {
         Dim::Fixed(n) => *n,
@@ -181,54 +180,67 @@ fn made(
     let shape: Vec<usize> = shape.iter().enumerate().map(extent).collect();
     let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|n| *n <= MOST_ELEMENTS);
     let count = count.ok_or_else(|| format!("input `{name}` {shape:?} would be too large"))?;
-    let timestep = name.contains("timestep");
     let mut bytes = Vec::with_capacity(count * dtype.size());
+    let integer = !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16 | Dtype::F64);
+    let wanted = use_of(&model.graph, name, integer);
     for index in 0..count {
         if index % 2 == 1 && paired.contains(name) {
             bytes.extend_from_within(bytes.len() - dtype.size()..);
             continue;
         }
-        match dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::Bf16 => {
-                let value: f64 = if timestep { rng.random_range(0.0..1000.0) } else { StandardNormal.sample(rng) };
-                match dtype {
-                    Dtype::F32 => bytes.extend((value as f32).to_le_bytes()),
-                    Dtype::F16 => bytes.extend(half::f16::from_f64(value).to_le_bytes()),
-                    _ => bytes.extend(half::bf16::from_f64(value).to_le_bytes()),
-                }
-            }
-            Dtype::Bool => bytes.push(1),
-            Dtype::U8 => bytes.push(rng.random()),
-            Dtype::I64 | Dtype::I32 => {
-                let most = i64::try_from(table_rows(model, name).unwrap_or(1000)).unwrap_or(1000).max(1);
-                let value = if name.contains("mask") { 1 } else { rng.random_range(0..most) };
-                let value = value.to_le_bytes();
-                bytes.extend(&value[..dtype.size()]);
-            }
+        match fixed(wanted, index, count) {
+            Some(_) if integer && name.contains("mask") => push_integer(&mut bytes, dtype, 1),
+            Some(value) if integer => push_integer(&mut bytes, dtype, value),
+            Some(value) => push_float(&mut bytes, dtype, value as f64),
+            None if integer => push_integer(&mut bytes, dtype, integer_for(dtype, name, wanted, rng)),
+            None if name.contains("timestep") => push_float(&mut bytes, dtype, rng.random_range(0.0..1000.0)),
+            None => push_float(&mut bytes, dtype, StandardNormal.sample(rng)),
         }
     }
     tensor_from_bytes(dtype, &shape, &bytes).ok_or_else(|| format!("input `{name}` {shape:?} cannot be made"))
 }
 
-/// Rows of the smallest table that the values of `input` are looked up in.
-fn table_rows(model: &Model, input: &str) -> Option<usize> {
-    let graph = &model.graph;
-    let mut same: Vec<&str> = vec![input];
-    let mut least = None;
-    for node in &graph.nodes {
-        let reads = |at: usize| node.inputs.get(at).is_some_and(|name| same.contains(&name.as_str()));
-        match node.op_type.as_str() {
-            "Cast" | "Identity" | "Reshape" | "Unsqueeze" | "Squeeze" | "Flatten" | "Slice" | "Expand" if reads(0) => {
-                same.extend(node.outputs.iter().map(String::as_str));
-            }
-            "Gather" if reads(1) => {
-                let table = graph.initializers.get(&node.inputs[0]);
-                let axis = usize::try_from(node.int("axis").unwrap_or(0)).ok();
-                let rows = table.zip(axis).and_then(|(table, axis)| table.shape.get(axis).copied());
-                least = least.into_iter().chain(rows).min();
-            }
-            _ => {}
-        }
+/// Extents that made inputs ask for.
+const EXTENT: i64 = 2;
+
+/// Element `index` of `count` of an input, where what it is for leaves no choice.
+fn fixed(wanted: Option<Use>, index: usize, count: usize) -> Option<i64> {
+    Some(match wanted? {
+        Use::Axis => i64::try_from(index).unwrap_or(i64::MAX),
+        Use::Start => 0,
+        Use::Step => 1,
+        Use::Extent => EXTENT,
+        Use::Factor => 1 + i64::from(index + 2 >= count),
+        Use::Divisor | Use::Row(_) => return None,
+    })
+}
+
+/// An integer at random: 8 bits of any value, others below the size of their table or 1000.
+fn integer_for(dtype: Dtype, name: &str, wanted: Option<Use>, rng: &mut ChaCha20Rng) -> i64 {
+    let least = i64::from(wanted == Some(Use::Divisor));
+    let most = match wanted {
+        Some(Use::Row(rows)) => i64::try_from(rows).unwrap_or(1000).max(1),
+        _ => 1000,
+    };
+    match dtype {
+        Dtype::Bool => 1,
+        Dtype::U8 if wanted.is_none() => i64::from(rng.random::<u8>()),
+        Dtype::I8 if wanted.is_none() => i64::from(rng.random::<i8>()),
+        _ if name.contains("mask") => 1,
+        Dtype::U8 | Dtype::I8 => rng.random_range(least..most.min(128)),
+        _ => rng.random_range(least..most),
     }
-    least
+}
+
+fn push_integer(bytes: &mut Vec<u8>, dtype: Dtype, value: i64) {
+    bytes.extend(&value.to_le_bytes()[..dtype.size()]);
+}
+
+fn push_float(bytes: &mut Vec<u8>, dtype: Dtype, value: f64) {
+    match dtype {
+        Dtype::F64 => bytes.extend(value.to_le_bytes()),
+        Dtype::F16 => bytes.extend(half::f16::from_f64(value).to_le_bytes()),
+        Dtype::Bf16 => bytes.extend(half::bf16::from_f64(value).to_le_bytes()),
+        _ => bytes.extend((value as f32).to_le_bytes()),
+    }
 }

@@ -3,6 +3,7 @@
 pub mod inputs;
 mod reference;
 mod report;
+mod uses;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -495,8 +496,14 @@ fn numbers(tensor: &Tensor) -> Vec<f32> {
     match tensor {
         Tensor::I64(a) => a.iter().map(|&v| v as f32).collect(),
         Tensor::I32(a) => a.iter().map(|&v| v as f32).collect(),
+        Tensor::I16(a) => a.iter().map(|&v| f32::from(v)).collect(),
+        Tensor::I8(a) => a.iter().map(|&v| f32::from(v)).collect(),
+        Tensor::U64(a) => a.iter().map(|&v| v as f32).collect(),
+        Tensor::U32(a) => a.iter().map(|&v| v as f32).collect(),
+        Tensor::U16(a) => a.iter().map(|&v| f32::from(v)).collect(),
         Tensor::U8(a) => a.iter().map(|&v| f32::from(v)).collect(),
         Tensor::Bool(a) => a.iter().map(|&v| f32::from(u8::from(v))).collect(),
+        Tensor::F64(a) => a.iter().map(|&v| v as f32).collect(),
         floats => floats.to_f32().map(|a| a.iter().copied().collect()).unwrap_or_default(),
     }
 }

@@ -10,38 +10,47 @@ pub(crate) fn ports(graph: &str, infos: &[ValueInfo]) -> Result<Vec<Port>, Expor
     infos
         .iter()
         .map(|info| {
-            let ty = info.ty.as_ref();
-            let dtype = ty.and_then(|t| to_runtime(t.dtype));
-            let (Some(dtype), Some(shape)) = (dtype, ty.and_then(|t| t.shape.as_ref())) else {
-                return Err(ExportError::Graph {
-                    graph: graph.to_owned(),
-                    reason: format!(
-                        "`{}` is no tensor of a supported type and known rank; run shape inference on the model first",
-                        info.name
-                    ),
-                });
-            };
+            let ty = info.ty.as_ref().ok_or_else(|| ExportError::Graph {
+                graph: graph.to_owned(),
+                reason: format!("`{}` has no type; run shape inference on the model first", info.name),
+            })?;
+            let shape = ty.shape.as_ref().ok_or_else(|| ExportError::Unsupported {
+                what: format!("{graph}: `{}`, a tensor of unknown rank,", info.name),
+                reason:
+                    "inputs and outputs need a rank; give their extents names when the model is exported, or run shape \
+                         inference on it"
+                        .to_owned(),
+            })?;
             let dim = |(axis, d): (usize, &Dim)| match d {
                 Dim::Fixed(n) => session::Dim::Fixed(*n),
                 Dim::Symbol(s) => session::Dim::Symbol(s.clone()),
                 Dim::Unknown => session::Dim::Symbol(format!("{}.{axis}", info.name)),
             };
-            Ok(Port { name: info.name.clone(), dtype, shape: shape.iter().enumerate().map(dim).collect() })
+            Ok(Port {
+                name: info.name.clone(),
+                dtype: to_runtime(ty.dtype),
+                shape: shape.iter().enumerate().map(dim).collect(),
+            })
         })
         .collect()
 }
 
-pub(crate) fn to_runtime(dtype: DataType) -> Option<Dtype> {
-    Some(match dtype {
+pub(crate) fn to_runtime(dtype: DataType) -> Dtype {
+    match dtype {
         DataType::Float => Dtype::F32,
         DataType::Float16 => Dtype::F16,
         DataType::Bfloat16 => Dtype::Bf16,
+        DataType::Double => Dtype::F64,
         DataType::Int64 => Dtype::I64,
         DataType::Int32 => Dtype::I32,
+        DataType::Int16 => Dtype::I16,
+        DataType::Int8 => Dtype::I8,
+        DataType::Uint64 => Dtype::U64,
+        DataType::Uint32 => Dtype::U32,
+        DataType::Uint16 => Dtype::U16,
         DataType::Uint8 => Dtype::U8,
         DataType::Bool => Dtype::Bool,
-        _ => return None,
-    })
+    }
 }
 
 pub(crate) fn from_runtime(dtype: Dtype) -> DataType {
@@ -53,5 +62,11 @@ pub(crate) fn from_runtime(dtype: Dtype) -> DataType {
         Dtype::I32 => DataType::Int32,
         Dtype::U8 => DataType::Uint8,
         Dtype::Bool => DataType::Bool,
+        Dtype::F64 => DataType::Double,
+        Dtype::I8 => DataType::Int8,
+        Dtype::I16 => DataType::Int16,
+        Dtype::U16 => DataType::Uint16,
+        Dtype::U32 => DataType::Uint32,
+        Dtype::U64 => DataType::Uint64,
     }
 }

@@ -57,9 +57,9 @@ pub(crate) fn plan_weights<'a>(
     }
     let kept = kept_type(union.values().map(|(_, w)| *w));
     let matrix_type = storage.map_or(kept, from_runtime);
-    union
+    Ok(union
         .into_iter()
-        .map(|(name, (graph, weight))| {
+        .map(|(name, (_, weight))| {
             let own = weight.data.widened_from().filter(|t| *t != DataType::Double).unwrap_or(weight.dtype);
             let target = if weight.dtype == DataType::Float && weight.shape.len() >= 2 {
                 planned.get(name).copied().unwrap_or(matrix_type)
@@ -67,13 +67,9 @@ pub(crate) fn plan_weights<'a>(
                 own
             };
             let data = weight.data.clone().converted(weight.dtype, target);
-            let dtype = to_runtime(target).ok_or_else(|| ExportError::Unsupported {
-                what: format!("{graph}: weight `{name}` of type {target}"),
-                reason: "float32, float16, bfloat16, int64, int32, uint8 and bool are".into(),
-            })?;
-            Ok((name.to_owned(), StoredWeight { dtype, shape: weight.shape.clone(), data }))
+            (name.to_owned(), StoredWeight { dtype: to_runtime(target), shape: weight.shape.clone(), data })
         })
-        .collect()
+        .collect())
 }
 
 /// [`kept_type`] of all weights of these graphs.

@@ -133,8 +133,10 @@ impl Piece {
             let narrow = weight.data.widened_from().filter(|ty| rounded && ty.size() == 2).unwrap_or(weight.dtype);
             let data = weight.data.clone().converted(DataType::Float, narrow).to_bytes();
             let data = data.map_err(|e| fail(e.to_string()))?;
-            let dtype = to_runtime(narrow).ok_or_else(|| fail(format!("type {narrow} cannot run")))?;
-            weights.insert(slot.tensor.clone(), PieceWeight { dtype, shape: weight.shape.clone(), data });
+            weights.insert(
+                slot.tensor.clone(),
+                PieceWeight { dtype: to_runtime(narrow), shape: weight.shape.clone(), data },
+            );
         }
         Ok(Self { slots: own, weights })
     }

@@ -20,8 +20,8 @@ static void check(v2l_status status, const char *what) {
 }
 
 static const char *dtype_name(v2l_dtype dtype) {
-    static const char *names[] = {"?", "f32", "f16", "bf16", "i64", "i32", "u8", "bool"};
-    return dtype >= V2L_F32 && dtype <= V2L_BOOL ? names[dtype] : names[0];
+    static const char *names[] = {"?", "f32", "f16", "bf16", "i64", "i32", "u8", "bool", "f64", "i8", "i16", "u16", "u32", "u64"};
+    return dtype >= V2L_F32 && (size_t)dtype < sizeof names / sizeof *names ? names[dtype] : names[0];
 }
 
 /* The extent that the command line gives a symbol. */

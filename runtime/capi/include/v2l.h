@@ -50,7 +50,7 @@
 /**
  * Its minor part: programs run with libraries of this number or a larger one.
  */
-#define V2L_ABI_MINOR 0
+#define V2L_ABI_MINOR 1
 
 /**
  * Largest rank of a tensor.
@@ -162,7 +162,8 @@ typedef int32_t v2l_dtype;
  *
  * As an input it is the caller's, and read until the call returns. It is used in place, without a copy, if it lies in row-major order,
  * `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, f16 and bf16 widened to f32, i32 to i64, and f32
- * of whole numbers taken for i64.
+ * of whole numbers taken for i64. A copy that does not fit in the memory that the machine has available is refused with
+ * V2L_ERROR_MEMORY.
  *
  * As an output it lies in memory of the handle that it came from, lives as long, and must not be written to; its strides are set. The
  * tensors of a v2l_tensors lie in row-major order.
@@ -231,7 +232,7 @@ typedef struct v2l_open_options {
      */
     uint64_t memory_limit;
     /**
-     * Threads within an operator; 0: as many as there are cores.
+     * Threads within an operator, 1024 at most; 0: as many as there are cores.
      */
     uint32_t threads;
     /**
@@ -796,9 +797,39 @@ typedef struct v2l_generate_options {
 #define V2L_U8 6
 
 /**
- * One byte: 0 is false, anything else true.
+ * One byte: 0 is false, anything else true, and taken for 1. Outputs hold 0 and 1.
  */
 #define V2L_BOOL 7
+
+/**
+ * IEEE 754 binary64. Since ABI 1.1, as all that follow.
+ */
+#define V2L_F64 8
+
+/**
+ * 8-bit signed integer.
+ */
+#define V2L_I8 9
+
+/**
+ * 16-bit signed integer.
+ */
+#define V2L_I16 10
+
+/**
+ * 16-bit unsigned integer.
+ */
+#define V2L_U16 11
+
+/**
+ * 32-bit unsigned integer.
+ */
+#define V2L_U32 12
+
+/**
+ * 64-bit unsigned integer.
+ */
+#define V2L_U64 13
 
 /**
  * Widened if they fit comfortably, else lazy.

@@ -75,6 +75,12 @@ template <> struct DtypeOf<std::int64_t> { static constexpr v2l_dtype value = V2
 template <> struct DtypeOf<std::int32_t> { static constexpr v2l_dtype value = V2L_I32; };
 template <> struct DtypeOf<std::uint8_t> { static constexpr v2l_dtype value = V2L_U8; };
 template <> struct DtypeOf<bool> { static constexpr v2l_dtype value = V2L_BOOL; };
+template <> struct DtypeOf<double> { static constexpr v2l_dtype value = V2L_F64; };
+template <> struct DtypeOf<std::int8_t> { static constexpr v2l_dtype value = V2L_I8; };
+template <> struct DtypeOf<std::int16_t> { static constexpr v2l_dtype value = V2L_I16; };
+template <> struct DtypeOf<std::uint16_t> { static constexpr v2l_dtype value = V2L_U16; };
+template <> struct DtypeOf<std::uint32_t> { static constexpr v2l_dtype value = V2L_U32; };
+template <> struct DtypeOf<std::uint64_t> { static constexpr v2l_dtype value = V2L_U64; };
 
 /// A tensor in somebody else's memory, with a name and extents of its own.
 class Input {

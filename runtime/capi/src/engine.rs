@@ -8,7 +8,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
 #[cfg(not(feature = "stand-in-backend"))]
 pub(crate) use v2l_runtime::ort_backend::OrtEngine as Backend;
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights};
 use v2l_runtime::session::{Dim, Port};
 
 use crate::failure::{Failure, free, guard};
@@ -59,7 +59,7 @@ pub struct v2l_open_options {
     pub ffmpeg: *const c_char,
     /// Most bytes of private memory that an engine's weights may take; 0: what the machine has available.
     pub memory_limit: u64,
-    /// Threads within an operator; 0: as many as there are cores.
+    /// Threads within an operator, 1024 at most; 0: as many as there are cores.
     pub threads: u32,
     /// V2L_WEIGHTS_…
     pub weights: v2l_weights,
@@ -129,11 +129,17 @@ impl Opening {
         if !(V2L_ADAPTERS_AUTO..=V2L_ADAPTERS_SIDE).contains(&options.adapter_mode) {
             return Err(unknown("adapter_mode", options.adapter_mode, "V2L_ADAPTERS_…"));
         }
+        let threads = options.threads as usize;
+        if threads > MOST_THREADS {
+            return Err(Failure::argument(format!(
+                "`threads` is {threads}; expected at most {MOST_THREADS}, or 0 for all cores"
+            )));
+        }
         let backend = OpenOptions {
             ort_lib: ort_library.map(PathBuf::from),
             weights,
             arithmetic,
-            threads: (options.threads > 0).then_some(options.threads as usize),
+            threads: (threads > 0).then_some(threads),
             memory: (options.memory_limit > 0).then_some(options.memory_limit),
             ..OpenOptions::default()
         };

@@ -52,7 +52,8 @@ pub use predictor::*;
 pub use session::*;
 pub use status::*;
 pub use tensor::{
-    V2L_BF16, V2L_BOOL, V2L_F16, V2L_F32, V2L_I32, V2L_I64, V2L_MAX_RANK, V2L_U8, v2l_dtype, v2l_tensor, v2l_tensors,
-    v2l_tensors_count, v2l_tensors_find, v2l_tensors_free, v2l_tensors_get,
+    V2L_BF16, V2L_BOOL, V2L_F16, V2L_F32, V2L_F64, V2L_I8, V2L_I16, V2L_I32, V2L_I64, V2L_MAX_RANK, V2L_U8, V2L_U16,
+    V2L_U32, V2L_U64, v2l_dtype, v2l_tensor, v2l_tensors, v2l_tensors_count, v2l_tensors_find, v2l_tensors_free,
+    v2l_tensors_get,
 };
 pub use version::*;

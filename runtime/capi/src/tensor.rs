@@ -2,12 +2,13 @@
 
 use std::ffi::{CString, c_char, c_void};
 
+use v2l_runtime::ort_backend::available_memory;
 use v2l_runtime::raw::{byte_len, standard_layout, tensor_from_bytes};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 use crate::failure::{Failure, free, guard};
 use crate::pointers::{Out, required, slice, text};
-use crate::status::{V2L_ERROR_INVALID_ARGUMENT, V2L_ERROR_TENSOR, v2l_status};
+use crate::status::{V2L_ERROR_INVALID_ARGUMENT, V2L_ERROR_MEMORY, V2L_ERROR_TENSOR, v2l_status};
 
 /// Type of a tensor's elements.
 pub type v2l_dtype = i32;
@@ -23,8 +24,20 @@ pub const V2L_I64: v2l_dtype = 4;
 pub const V2L_I32: v2l_dtype = 5;
 /// 8-bit unsigned integer.
 pub const V2L_U8: v2l_dtype = 6;
-/// One byte: 0 is false, anything else true.
+/// One byte: 0 is false, anything else true, and taken for 1. Outputs hold 0 and 1.
 pub const V2L_BOOL: v2l_dtype = 7;
+/// IEEE 754 binary64. Since ABI 1.1, as all that follow.
+pub const V2L_F64: v2l_dtype = 8;
+/// 8-bit signed integer.
+pub const V2L_I8: v2l_dtype = 9;
+/// 16-bit signed integer.
+pub const V2L_I16: v2l_dtype = 10;
+/// 16-bit unsigned integer.
+pub const V2L_U16: v2l_dtype = 11;
+/// 32-bit unsigned integer.
+pub const V2L_U32: v2l_dtype = 12;
+/// 64-bit unsigned integer.
+pub const V2L_U64: v2l_dtype = 13;
 
 /// Largest rank of a tensor.
 pub const V2L_MAX_RANK: u32 = 16;
@@ -33,7 +46,8 @@ pub const V2L_MAX_RANK: u32 = 16;
 ///
 /// As an input it is the caller's, and read until the call returns. It is used in place, without a copy, if it lies in row-major order,
 /// `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, f16 and bf16 widened to f32, i32 to i64, and f32
-/// of whole numbers taken for i64.
+/// of whole numbers taken for i64. A copy that does not fit in the memory that the machine has available is refused with
+/// V2L_ERROR_MEMORY.
 ///
 /// As an output it lies in memory of the handle that it came from, lives as long, and must not be written to; its strides are set. The
 /// tensors of a v2l_tensors lie in row-major order.
@@ -57,7 +71,7 @@ pub struct v2l_tensor {
 /// Named tensors that the library owns.
 pub struct v2l_tensors(Vec<Owned>);
 
-const DTYPES: [(v2l_dtype, Dtype); 7] = [
+const DTYPES: [(v2l_dtype, Dtype); 13] = [
     (V2L_F32, Dtype::F32),
     (V2L_F16, Dtype::F16),
     (V2L_BF16, Dtype::Bf16),
@@ -65,6 +79,12 @@ const DTYPES: [(v2l_dtype, Dtype); 7] = [
     (V2L_I32, Dtype::I32),
     (V2L_U8, Dtype::U8),
     (V2L_BOOL, Dtype::Bool),
+    (V2L_F64, Dtype::F64),
+    (V2L_I8, Dtype::I8),
+    (V2L_I16, Dtype::I16),
+    (V2L_U16, Dtype::U16),
+    (V2L_U32, Dtype::U32),
+    (V2L_U64, Dtype::U64),
 ];
 
 /// The number of a type.
@@ -87,7 +107,7 @@ impl<'a> Input<'a> {
         let fail = |message: String| Failure::new(V2L_ERROR_TENSOR, format!("tensor `{name}`: {message}"));
         let dtype = DTYPES.into_iter().find(|(number, _)| *number == tensor.dtype).map(|(_, dtype)| dtype);
         let dtype =
-            dtype.ok_or_else(|| fail(format!("dtype is {}; expected one of V2L_F32 to V2L_BOOL", tensor.dtype)))?;
+            dtype.ok_or_else(|| fail(format!("dtype is {}; expected one of V2L_F32 to V2L_U64", tensor.dtype)))?;
         if tensor.rank > V2L_MAX_RANK {
             return Err(fail(format!("rank is {}; expected at most {V2L_MAX_RANK}", tensor.rank)));
         }
@@ -115,12 +135,18 @@ impl<'a> Input<'a> {
             shape.iter().zip(strides.iter().zip(&dense)).all(|(&n, (found, dense))| n == 1 || found == dense);
         if row_major && data.addr().is_multiple_of(dtype.size()) {
             // SAFETY: not NULL, aligned for bytes, `length` fits an isize, and the caller's promise.
-            return Ok(Self::InPlace { dtype, shape, data: unsafe { std::slice::from_raw_parts(data, length) } });
+            let data = unsafe { std::slice::from_raw_parts(data, length) };
+            if dtype != Dtype::Bool || data.iter().all(|&byte| byte <= 1) {
+                return Ok(Self::InPlace { dtype, shape, data });
+            }
         }
         let far = || fail(format!("strides {strides:?} over {shape:?} reach out of any memory"));
         check_reach(&shape, &strides).ok_or_else(far)?;
+        let mut bytes = room_for(length).map_err(|message| {
+            Failure::new(V2L_ERROR_MEMORY, format!("tensor `{name}`: a copy of {shape:?} {dtype} {message}"))
+        })?;
         // SAFETY: offsets fit an isize, and the caller's promise.
-        let bytes = unsafe { gather(data, &shape, &strides, dtype.size(), length) };
+        unsafe { gather(data, &shape, &strides, dtype.size(), length, &mut bytes) };
         tensor_from_bytes(dtype, &shape, &bytes).map(Self::Copied).ok_or_else(far)
     }
 
@@ -171,12 +197,24 @@ fn check_reach(shape: &[usize], strides: &[i64]) -> Option<()> {
     high.checked_sub(low).map(|_| ())
 }
 
-/// Copies `length` bytes of elements of `size` into row-major order; no extent is 0.
+/// An empty vector with room for a copy of `length` bytes, which is itself copied once; else why there is none.
+fn room_for(length: usize) -> Result<Vec<u8>, String> {
+    let needed = (length as u64).saturating_mul(2);
+    let available = available_memory().unwrap_or(u64::MAX);
+    let mut bytes = Vec::new();
+    if needed > available || bytes.try_reserve_exact(length).is_err() {
+        return Err(format!(
+            "in row-major order needs {needed} bytes of memory, {available} are available; give it in row-major order, or smaller"
+        ));
+    }
+    Ok(bytes)
+}
+
+/// Appends `length` bytes of elements of `size` in row-major order; no extent is 0.
 ///
 /// # Safety
 /// All elements can be read, and their offsets fit an isize.
-unsafe fn gather(data: *const u8, shape: &[usize], strides: &[i64], size: usize, length: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(length);
+unsafe fn gather(data: *const u8, shape: &[usize], strides: &[i64], size: usize, length: usize, bytes: &mut Vec<u8>) {
     let mut index = vec![0usize; shape.len()];
     while bytes.len() < length {
         let offset: isize = index.iter().zip(strides).map(|(&i, &stride)| i as isize * stride as isize).sum();
@@ -190,7 +228,6 @@ unsafe fn gather(data: *const u8, shape: &[usize], strides: &[i64], size: usize,
             index[at] = 0;
         }
     }
-    bytes
 }
 
 /// The inputs of a run, by name.
@@ -382,7 +419,7 @@ mod tests {
         let negative = [2, -3];
         let wrong = [
             v2l_tensor { dtype: 0, ..good },
-            v2l_tensor { dtype: 8, ..good },
+            v2l_tensor { dtype: 14, ..good },
             v2l_tensor { rank: 17, ..good },
             v2l_tensor { data: std::ptr::null(), ..good },
             v2l_tensor { shape: huge.as_ptr(), ..good },
@@ -392,6 +429,32 @@ mod tests {
         for tensor in &wrong {
             assert_eq!(read(tensor).err().unwrap().status, V2L_ERROR_TENSOR);
         }
+    }
+
+    #[test]
+    fn input_that_repeats_one_element_beyond_any_memory_is_refused_as_too_large() {
+        for extents in [&[1i64 << 40][..], &[1 << 20, 1 << 20], &[1 << 58]] {
+            let strides = vec![0; extents.len()];
+            let refused = read(&tensor(&DATA, extents, Some(&strides))).err().unwrap();
+            assert_eq!(refused.status, V2L_ERROR_MEMORY, "{}", refused.message);
+            assert!(refused.message.contains("tensor `x`"), "{}", refused.message);
+        }
+    }
+
+    #[test]
+    fn input_of_booleans_holds_0_and_1_whatever_bytes_are_given() {
+        for (given, in_place) in [([0u8, 1, 1, 0], true), ([0, 2, 255, 0], false)] {
+            let tensor = v2l_tensor { dtype: V2L_BOOL, data: given.as_ptr().cast(), ..tensor(&DATA, &[4], None) };
+            let input = read(&tensor).unwrap();
+            assert_eq!(input.view().data(), [0, 1, 1, 0]);
+            assert_eq!(input.view().data().as_ptr() == given.as_ptr(), in_place);
+        }
+    }
+
+    #[test]
+    fn every_type_of_the_runtime_has_a_number_of_its_own() {
+        let numbers: Vec<v2l_dtype> = Dtype::ALL.into_iter().map(dtype_number).collect();
+        assert_eq!(numbers, (V2L_F32..=V2L_U64).collect::<Vec<_>>());
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
 pub use open::{FusedState, OpenReport, OrtEngine};
 pub use operator_times::OperatorTimes;
-pub use options::{Arithmetic, OpenOptions, OrtWeights, Residence, WeightMode};
+pub use options::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Residence, WeightMode};
 pub use provider::Provider;
 pub use session::OrtSession;
 

@@ -79,6 +79,9 @@ pub enum Residence {
     All,
 }
 
+/// More threads than this are no request that a machine could serve.
+pub const MOST_THREADS: usize = 1024;
+
 /// How to open an engine on ONNX Runtime.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
@@ -88,7 +91,7 @@ pub struct OpenOptions {
     pub weights: OrtWeights,
     /// In which types graphs compute. By plan, the weights are held lazily.
     pub arithmetic: Arithmetic,
-    /// Threads within an operator; as many as there are cores if not given.
+    /// Threads within an operator, at most [`MOST_THREADS`]; as many as there are cores if not given.
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
     pub adapters: Vec<(Adapter, f32)>,

@@ -22,13 +22,18 @@ pub(super) fn element_type(dtype: Dtype) -> TensorElementType {
         Dtype::I32 => TensorElementType::Int32,
         Dtype::U8 => TensorElementType::Uint8,
         Dtype::Bool => TensorElementType::Bool,
+        Dtype::F64 => TensorElementType::Float64,
+        Dtype::I8 => TensorElementType::Int8,
+        Dtype::I16 => TensorElementType::Int16,
+        Dtype::U16 => TensorElementType::Uint16,
+        Dtype::U32 => TensorElementType::Uint32,
+        Dtype::U64 => TensorElementType::Uint64,
     }
 }
 
 /// v2l's name for `element`, if it handles it.
 pub(super) fn dtype_of(element: TensorElementType) -> Option<Dtype> {
-    use Dtype::{Bf16, Bool, F16, F32, I32, I64, U8};
-    [F32, F16, Bf16, I64, I32, U8, Bool].into_iter().find(|&dtype| element_type(dtype) == element)
+    Dtype::ALL.into_iter().find(|&dtype| element_type(dtype) == element)
 }
 
 /// A value over `data`, without a copy.

@@ -123,7 +123,7 @@ impl Loaded for OnHost {
             let tensor = |port: &crate::session::Port| PlanTensor {
                 name: port.name.clone(),
                 is_input,
-                dtype: data_type(port.dtype),
+                dtype: data_type(port.dtype).unwrap(),
                 is_plain: true,
                 rank: port.shape.len(),
             };
@@ -137,7 +137,7 @@ impl Loaded for OnHost {
     fn prototypes(&mut self) -> Result<IndexMap<String, Prototype>, TrtError> {
         let prototype = |name: &String| {
             let weight = &self.weights[name];
-            (name.clone(), Prototype { dtype: data_type(weight.dtype), count: weight.shape.iter().product() })
+            (name.clone(), Prototype { dtype: data_type(weight.dtype).unwrap(), count: weight.shape.iter().product() })
         };
         Ok(self.settable.iter().map(prototype).collect())
     }

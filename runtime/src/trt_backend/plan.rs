@@ -1,6 +1,7 @@
 //! One graph's plan on the GPU, with its weights.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -281,16 +282,19 @@ pub(super) fn choose<'a>(graph: &'a Graph, gpu: &dyn Gpu) -> Result<&'a TrtPlan,
     })
 }
 
-pub(super) const fn data_type(dtype: Dtype) -> DataType {
-    match dtype {
+/// TensorRT's type; `None` if it has none.
+pub(super) const fn data_type(dtype: Dtype) -> Option<DataType> {
+    Some(match dtype {
         Dtype::F32 => DataType::F32,
         Dtype::F16 => DataType::F16,
         Dtype::Bf16 => DataType::Bf16,
         Dtype::I64 => DataType::I64,
         Dtype::I32 => DataType::I32,
+        Dtype::I8 => DataType::I8,
         Dtype::U8 => DataType::U8,
         Dtype::Bool => DataType::Bool,
-    }
+        Dtype::F64 | Dtype::I16 | Dtype::U16 | Dtype::U32 | Dtype::U64 => return None,
+    })
 }
 
 /// What does not change between refits of a plan.
@@ -301,7 +305,11 @@ fn fixed(engine: &Engine, graph: &Graph, plan: &TrtPlan) -> Result<Fixed, TrtErr
     let mut stored = BTreeMap::new();
     for name in &plan.weights {
         let view = engine.weight(name)?;
-        let prototype = Prototype { dtype: data_type(view.dtype), count: view.data.len() / view.dtype.size() };
+        let dtype = data_type(view.dtype).ok_or_else(|| TrtError::Refused {
+            graph: graph.name.clone(),
+            reason: format!("TensorRT has no type for weight `{name}`, {}; use `--backend ort`", view.dtype),
+        })?;
+        let prototype = Prototype { dtype, count: view.data.len() / view.dtype.size() };
         stored.insert(name.clone(), prototype);
     }
     let largest = stored.values().map(Prototype::bytes).max().unwrap_or(0);
@@ -326,10 +334,10 @@ fn check_interface(graph: &Graph, tensors: &[PlanTensor]) -> Result<(), TrtError
                 let (place, found) = ("on the GPU, row-major", "on the host, or in another layout");
                 return fail(format!("{what} `{}`", port.name), place.to_owned(), found.to_owned());
             }
-            if found.is_none_or(|tensor| (tensor.dtype, tensor.rank) != (expected, rank)) {
-                let text = |dtype: DataType, rank: usize| format!("{dtype} of {rank} axes");
-                let found = found.map_or("none".to_owned(), |tensor| text(tensor.dtype, tensor.rank));
-                return fail(format!("{what} `{}`", port.name), text(expected, rank), found);
+            if found.is_none_or(|tensor| (Some(tensor.dtype), tensor.rank) != (expected, rank)) {
+                let text = |dtype: &dyn Display, rank: usize| format!("{dtype} of {rank} axes");
+                let found = found.map_or("none".to_owned(), |tensor| text(&tensor.dtype, tensor.rank));
+                return fail(format!("{what} `{}`", port.name), text(&port.dtype, rank), found);
             }
         }
     }

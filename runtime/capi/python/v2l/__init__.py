@@ -106,7 +106,21 @@ class Latent(enum.IntEnum):
 
 
 # bfloat16 has no type in NumPy: its bits come as uint16.
-_NUMPY = {1: np.float32, 2: np.float16, 3: np.uint16, 4: np.int64, 5: np.int32, 6: np.uint8, 7: np.bool_}
+_NUMPY = {
+    1: np.float32,
+    2: np.float16,
+    3: np.uint16,
+    4: np.int64,
+    5: np.int32,
+    6: np.uint8,
+    7: np.bool_,
+    8: np.float64,
+    9: np.int8,
+    10: np.int16,
+    11: np.uint16,
+    12: np.uint32,
+    13: np.uint64,
+}
 _NUMBER = {np.dtype(kind): number for number, kind in _NUMPY.items() if number != 3}
 
 
@@ -176,7 +190,7 @@ def _tensor(array: np.ndarray, name: Optional[str] = None) -> _native.Tensor:
     """A view of an array, which it keeps alive."""
     number = _NUMBER.get(array.dtype)
     if number is None:
-        raise TypeError(f"an array of {array.dtype}; expected float32, float16, int64, int32, uint8 or bool")
+        raise TypeError(f"an array of {array.dtype}; expected float16 to float64, an integer of 8 to 64 bits, or bool")
     tensor = _native.Tensor()
     tensor.name = None if name is None else name.encode()
     tensor.data = array.ctypes.data

@@ -1,0 +1,1295 @@
+/*
+ * v2l: predict LoRA adapters from a reference, apply them to a video diffusion transformer, generate video.
+ *
+ * HANDLES. A v2l_…_new function makes a handle, the v2l_…_free function of the same name ends it; NULL may be freed. Handles keep what
+ * they were made from: they may be freed in any order. A handle that was freed must not be used again.
+ *
+ * RESULTS. Every function that can fail returns a v2l_status: V2L_OK, or the class of the failure; v2l_last_error() then says, for this
+ * thread, what was expected, what was found and the way out. Out-parameters come last. After a failure an out-parameter that takes a
+ * handle is NULL, others are as they were, and so is every handle that was given: what changes something does so as a whole or not at
+ * all.
+ *
+ * POINTERS. Strings are UTF-8 and end in NUL; paths are strings. What a function is given need only live until it returns, unless it
+ * says otherwise. A pointer may be NULL only where it says so; NULL elsewhere is refused (V2L_ERROR_NULL), and so is a pointer that is
+ * not aligned. That memory has the extents that are claimed for it is the caller's promise.
+ *
+ * STRUCTURES THAT GROW begin with `size`. v2l_…_init(&options, sizeof options) fills in the defaults; NULL for options means the
+ * defaults, too. For what a function fills, set `size` to sizeof before. A later version may add members at the end: programs that were
+ * compiled before keep working, and a program that sets a member the library does not know yet is refused (V2L_ERROR_SIZE).
+ *
+ * THREADS. Every handle may be used from any thread, and from several at the same time.
+ *   v2l_engine, v2l_adapter, v2l_tensors   never change: calls on them run side by side.
+ *   v2l_session, v2l_predictor, v2l_pipeline   calls on the same handle run one after the other; on different handles, side by side.
+ *   Sessions of one engine share its weights: when they change adapters, they do that one after the other; their runs go on.
+ *   v2l_cancel   may be requested from any thread and from callbacks.
+ * A session, predictor or pipeline that several threads use with different adapters must be told which in the call itself
+ * (v2l_run_options, v2l_generate_options): nothing comes between the change and the run.
+ * Freeing a handle while another thread uses it is an error that is not detected.
+ *
+ * CALLBACKS must return normally: an exception or longjmp must not leave one. They may call v2l_cancel_request, v2l_last_error,
+ * v2l_status_name and the version functions; any other call from a callback returns V2L_ERROR_REENTRANT and does nothing, for frees too.
+ *
+ * FAILURES INSIDE. A defect of the library is caught and returned as V2L_ERROR_INTERNAL; the handle that it happened on then refuses
+ * further calls and can only be freed. If the system has no memory left, the process ends.
+ */
+
+
+#ifndef V2L_H
+#define V2L_H
+
+/* Made from runtime/capi/src by cbindgen: UPDATE_HEADER=1 cargo test -p v2l-capi --test header */
+
+#include <stddef.h>
+#include <stdint.h>
+
+/**
+ * Version of the ABI that this header describes, major part: programs run with libraries of the same number only.
+ */
+#define V2L_ABI_MAJOR 1
+
+/**
+ * Its minor part: programs run with libraries of this number or a larger one.
+ */
+#define V2L_ABI_MINOR 1
+
+/**
+ * Largest rank of a tensor.
+ */
+#define V2L_MAX_RANK 16
+
+/**
+ * Low-rank updates of some slots.
+ */
+typedef struct v2l_adapter v2l_adapter;
+
+/**
+ * A request to stop, to be shared by threads.
+ */
+typedef struct v2l_cancel v2l_cancel;
+
+/**
+ * An engine file, mapped, and the weights that its sessions share.
+ */
+typedef struct v2l_engine v2l_engine;
+
+/**
+ * The engines of a directory, and everything between them.
+ */
+typedef struct v2l_pipeline v2l_pipeline;
+
+/**
+ * The autoencoder and the hypernetwork of an engine directory.
+ */
+typedef struct v2l_predictor v2l_predictor;
+
+/**
+ * A graph of an engine with the adapters that are applied to it.
+ */
+typedef struct v2l_session v2l_session;
+
+/**
+ * Named tensors that the library owns.
+ */
+typedef struct v2l_tensors v2l_tensors;
+
+/**
+ * The outcome of a call: V2L_OK or the class of its failure. A number keeps its meaning for ever; up to 9 and at 130 it is the
+ * exit code of v2l's tools for the same class. Later versions may add codes: treat unknown ones as failures.
+ */
+typedef int32_t v2l_status;
+
+/**
+ * Asked between steps whether to stop: 0 goes on, anything else stops. While adapters are fused, it is asked on several threads at the
+ * same time.
+ */
+typedef int32_t (*v2l_cancelled_callback)(void *user);
+
+/**
+ * A part of the work.
+ */
+typedef int32_t v2l_stage;
+
+/**
+ * Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
+ */
+typedef void (*v2l_progress_callback)(void *user, v2l_stage stage, uint64_t done, uint64_t total);
+
+/**
+ * How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
+ *
+ * What is stopped returns V2L_ERROR_CANCELLED, between two steps: one run of a graph is not interrupted.
+ */
+typedef struct v2l_control {
+    /**
+     * sizeof(v2l_control).
+     */
+    size_t size;
+    /**
+     * May be NULL. Stops the call once it is requested, before or while it runs.
+     */
+    const struct v2l_cancel *cancel;
+    /**
+     * May be NULL.
+     */
+    v2l_cancelled_callback cancelled;
+    /**
+     * May be NULL.
+     */
+    v2l_progress_callback progress;
+    /**
+     * Given to the callbacks; not looked at.
+     */
+    void *user;
+} v2l_control;
+
+/**
+ * How much a message matters.
+ */
+typedef int32_t v2l_log_level;
+
+/**
+ * Takes a message, which lives until the callback returns. Called on the thread that does the work, by several at the same time.
+ */
+typedef void (*v2l_log_callback)(void *user, v2l_log_level level, const char *message);
+
+/**
+ * Type of a tensor's elements.
+ */
+typedef int32_t v2l_dtype;
+
+/**
+ * A tensor in host memory; it owns nothing. This structure never grows.
+ *
+ * As an input it is the caller's, and read until the call returns. It is used in place, without a copy, if it lies in row-major order,
+ * `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, f16 and bf16 widened to f32, i32 to i64, and f32
+ * of whole numbers taken for i64. A copy that does not fit in the memory that the machine has available is refused with
+ * V2L_ERROR_MEMORY.
+ *
+ * As an output it lies in memory of the handle that it came from, lives as long, and must not be written to; its strides are set. The
+ * tensors of a v2l_tensors lie in row-major order.
+ */
+typedef struct v2l_tensor {
+    /**
+     * The name of an input or output. May be NULL where no name is asked for.
+     */
+    const char *name;
+    /**
+     * The first element: the one at index 0, 0, …
+     */
+    const void *data;
+    /**
+     * Type of the elements.
+     */
+    v2l_dtype dtype;
+    /**
+     * Number of extents, at most V2L_MAX_RANK.
+     */
+    uint32_t rank;
+    /**
+     * `rank` extents, outermost first. May be NULL for rank 0.
+     */
+    const int64_t *shape;
+    /**
+     * `rank` distances, in bytes, from one index to the next; negative and 0 will do. May be NULL: row-major order.
+     */
+    const int64_t *strides;
+} v2l_tensor;
+
+/**
+ * How weights that are stored in 16 bits are held.
+ */
+typedef int32_t v2l_weights;
+
+/**
+ * In which types graphs compute.
+ */
+typedef int32_t v2l_arithmetic;
+
+/**
+ * How a pipeline applies adapters. A session applies them as its graph does: fused, or beside the weights for a graph whose name ends
+ * in ".side".
+ */
+typedef int32_t v2l_adapter_mode;
+
+/**
+ * How engines are opened. All zero: the defaults.
+ */
+typedef struct v2l_open_options {
+    /**
+     * sizeof(v2l_open_options).
+     */
+    size_t size;
+    /**
+     * ONNX Runtime's library, or a folder that holds it. NULL: V2L_ORT_LIB, ORT_DYLIB_PATH, next to the executable, the loader's places.
+     */
+    const char *ort_library;
+    /**
+     * The ffmpeg program, for video files. NULL: V2L_FFMPEG, next to the executable, PATH.
+     */
+    const char *ffmpeg;
+    /**
+     * Most bytes of private memory that an engine's weights may take; 0: what the machine has available.
+     */
+    uint64_t memory_limit;
+    /**
+     * Threads within an operator, 1024 at most; 0: as many as there are cores.
+     */
+    uint32_t threads;
+    /**
+     * V2L_WEIGHTS_…
+     */
+    v2l_weights weights;
+    /**
+     * V2L_ARITHMETIC_…
+     */
+    v2l_arithmetic arithmetic;
+    /**
+     * V2L_ADAPTERS_…; counts for pipelines.
+     */
+    v2l_adapter_mode adapter_mode;
+    /**
+     * Not 0: read the whole of every engine and compare its content with its hashes.
+     */
+    int32_t verify_hashes;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_open_options;
+
+/**
+ * An input or output of a graph; lives as long as the engine.
+ */
+typedef struct v2l_port {
+    /**
+     * sizeof(v2l_port); set it before the call.
+     */
+    size_t size;
+    /**
+     * Name, as in the reference implementation.
+     */
+    const char *name;
+    /**
+     * Type of the elements.
+     */
+    v2l_dtype dtype;
+    /**
+     * Number of extents.
+     */
+    uint32_t rank;
+    /**
+     * `rank` extents, outermost first; -1 where the extent is free.
+     */
+    const int64_t *shape;
+    /**
+     * For each extent its name if it is free, else NULL. Extents of the same name must be equal in a run.
+     */
+    const char *const *symbols;
+} v2l_port;
+
+/**
+ * A linear layer that adapters may change; lives as long as the engine.
+ */
+typedef struct v2l_slot {
+    /**
+     * sizeof(v2l_slot); set it before the call.
+     */
+    size_t size;
+    /**
+     * Module path in the reference implementation.
+     */
+    const char *name;
+    /**
+     * The weight's name in the engine; several slots may be rows of one weight.
+     */
+    const char *tensor;
+    /**
+     * Output features.
+     */
+    uint64_t out_features;
+    /**
+     * Input features.
+     */
+    uint64_t in_features;
+} v2l_slot;
+
+/**
+ * How an adapter is loaded. All zero: the defaults.
+ */
+typedef struct v2l_adapter_options {
+    /**
+     * sizeof(v2l_adapter_options).
+     */
+    size_t size;
+    /**
+     * Expands a file of the form V2L_FORMAT_LIGHT; the predictor that made it. NULL: such a file is refused.
+     */
+    const struct v2l_predictor *predictor;
+    /**
+     * Not 0: apply the rest of a file some keys of which match no slot.
+     */
+    int32_t allow_partial;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_adapter_options;
+
+/**
+ * How an adapter's file spells its keys.
+ */
+typedef int32_t v2l_adapter_format;
+
+/**
+ * What became of an adapter's file.
+ */
+typedef struct v2l_coverage {
+    /**
+     * sizeof(v2l_coverage); set it before the call.
+     */
+    size_t size;
+    /**
+     * Keys of the file; 0 for an adapter that was predicted.
+     */
+    uint64_t keys;
+    /**
+     * Keys that change a slot.
+     */
+    uint64_t applied;
+    /**
+     * Keys that change nothing.
+     */
+    uint64_t ignored;
+    /**
+     * Slots that the adapter changes.
+     */
+    uint64_t slots_covered;
+    /**
+     * Slots of the engine.
+     */
+    uint64_t slots_total;
+    /**
+     * How the file spells its keys: V2L_FORMAT_…
+     */
+    v2l_adapter_format format;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_coverage;
+
+/**
+ * What became of a key of an adapter's file.
+ */
+typedef int32_t v2l_key_outcome;
+
+/**
+ * A key of an adapter's file; lives as long as the adapter.
+ */
+typedef struct v2l_adapter_key {
+    /**
+     * sizeof(v2l_adapter_key); set it before the call.
+     */
+    size_t size;
+    /**
+     * The key.
+     */
+    const char *key;
+    /**
+     * The slot that it changes, or why it changes none.
+     */
+    const char *detail;
+    /**
+     * V2L_KEY_…
+     */
+    v2l_key_outcome outcome;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_adapter_key;
+
+/**
+ * One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter.
+ */
+typedef struct v2l_adapter_layer {
+    /**
+     * sizeof(v2l_adapter_layer); set it before the call.
+     */
+    size_t size;
+    /**
+     * The slot.
+     */
+    const char *slot;
+    /**
+     * f32 [rank, in].
+     */
+    struct v2l_tensor down;
+    /**
+     * f32 [out, rank].
+     */
+    struct v2l_tensor up;
+    /**
+     * Numerator of the scale.
+     */
+    float alpha;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_adapter_layer;
+
+/**
+ * An adapter of a set, and how strongly it acts: ΔW = strength · (alpha / rank) · up · down.
+ */
+typedef struct v2l_weighted_adapter {
+    /**
+     * The adapter.
+     */
+    const struct v2l_adapter *adapter;
+    /**
+     * 1 for the adapter as it was trained; any finite number will do.
+     */
+    float strength;
+} v2l_weighted_adapter;
+
+/**
+ * What became of a set of adapters when it was applied.
+ */
+typedef struct v2l_adapter_report {
+    /**
+     * sizeof(v2l_adapter_report); set it before the call.
+     */
+    size_t size;
+    /**
+     * Slots that were changed.
+     */
+    uint64_t slots;
+    /**
+     * Part of the update that survives rounding to the type that the weights are held in; 1 for nothing lost.
+     */
+    double survived;
+    /**
+     * Norm of what rounding did to the update, over the norm of the update.
+     */
+    double relative_error;
+    /**
+     * Part of the changed slots' weights that came out as they were.
+     */
+    double unchanged;
+} v2l_adapter_report;
+
+/**
+ * How a graph is run. All zero: the defaults.
+ */
+typedef struct v2l_run_options {
+    /**
+     * sizeof(v2l_run_options).
+     */
+    size_t size;
+    /**
+     * The adapters to run with, `adapter_count` of them: as v2l_session_set_adapters, before the run and in one with it, so that no other
+     * thread's call comes between. Costs nothing if they are the session's already. NULL: those of the session.
+     */
+    const struct v2l_weighted_adapter *adapters;
+    /**
+     * Number of adapters; 0 and `adapters` not NULL is the base model.
+     */
+    size_t adapter_count;
+    /**
+     * For the change of adapters; may be NULL.
+     */
+    const struct v2l_control *control;
+} v2l_run_options;
+
+/**
+ * Range of a reference's pixels, as the checkpoint was trained on.
+ */
+typedef int32_t v2l_reference_range;
+
+/**
+ * How a reference is brought to the size of the video.
+ */
+typedef int32_t v2l_reference_resize;
+
+/**
+ * Which latent of a reference the predictor gets.
+ */
+typedef int32_t v2l_reference_latent;
+
+/**
+ * What to predict from. The reference is either a file or a tensor. Start from v2l_reference_init.
+ */
+typedef struct v2l_reference {
+    /**
+     * sizeof(v2l_reference).
+     */
+    size_t size;
+    /**
+     * A video (by ffmpeg), an image, a folder of images, or a safetensors file with `pixels`; or NULL.
+     */
+    const char *file;
+    /**
+     * u8 [frames, height, width, 3] in RGB, or f32 [1, 3, frames, height, width] in [-1, 1], which is neither resized nor cut; or NULL.
+     */
+    const struct v2l_tensor *frames;
+    /**
+     * Frames per second of `frames`; 0: not known.
+     */
+    double fps;
+    /**
+     * Size that the reference is brought to, that of the video to generate; 0: the engine directory's.
+     */
+    uint32_t width;
+    /**
+     * As `width`.
+     */
+    uint32_t height;
+    /**
+     * Seed of the latent, where it is drawn.
+     */
+    uint64_t seed;
+    /**
+     * V2L_RANGE_…
+     */
+    v2l_reference_range range;
+    /**
+     * V2L_RESIZE_…
+     */
+    v2l_reference_resize resize;
+    /**
+     * V2L_LATENT_…
+     */
+    v2l_reference_latent latent;
+    /**
+     * So many frames from the first; 0: as the engine directory says; -1: all.
+     */
+    int32_t frame_count;
+} v2l_reference;
+
+/**
+ * A video to generate. Start from v2l_generate_options_init, which leaves everything to the engine directory's defaults.
+ */
+typedef struct v2l_generate_options {
+    /**
+     * sizeof(v2l_generate_options).
+     */
+    size_t size;
+    /**
+     * What to show; NULL: nothing in particular.
+     */
+    const char *prompt;
+    /**
+     * What not to show; NULL: the default. Unused without guidance.
+     */
+    const char *negative_prompt;
+    /**
+     * The first frame: a file; or NULL.
+     */
+    const char *image_file;
+    /**
+     * The first frame: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+     */
+    const struct v2l_tensor *image;
+    /**
+     * f32 [1, T, 16, h, w] instead of noise drawn from the seed; or NULL.
+     */
+    const struct v2l_tensor *initial_noise;
+    /**
+     * The adapters to generate with, `adapter_count` of them: as v2l_pipeline_set_adapters, before the work and in one with it, so that no
+     * other thread's call comes between. Costs nothing if they are the pipeline's already. NULL: those of the pipeline.
+     */
+    const struct v2l_weighted_adapter *adapters;
+    /**
+     * Number of adapters; 0 and `adapters` not NULL is the base model.
+     */
+    size_t adapter_count;
+    /**
+     * Width in pixels; 0: the default.
+     */
+    uint32_t width;
+    /**
+     * Height in pixels; 0: the default.
+     */
+    uint32_t height;
+    /**
+     * Frames; 0: the default.
+     */
+    uint32_t num_frames;
+    /**
+     * Sampler steps; 0: the default.
+     */
+    uint32_t num_inference_steps;
+    /**
+     * Guidance; 1 or less: none, and half the work. NaN: the default.
+     */
+    double guidance_scale;
+    /**
+     * Frames per second; 0: the default.
+     */
+    double fps;
+    /**
+     * Standard deviation of the noise on the image. NaN: the default.
+     */
+    double noise_aug_strength;
+    /**
+     * Seed of every draw; counts if `has_seed`.
+     */
+    uint64_t seed;
+    /**
+     * Not 0: `seed` counts; 0: the default seed.
+     */
+    int32_t has_seed;
+    /**
+     * 0.
+     */
+    int32_t reserved;
+} v2l_generate_options;
+
+/**
+ * Everything was done.
+ */
+#define V2L_OK 0
+
+/**
+ * An argument is wrong: a value out of range, a name that does not exist, an input that does not fit the graph.
+ */
+#define V2L_ERROR_INVALID_ARGUMENT 2
+
+/**
+ * An engine or engine directory is malformed or does not fit its configuration.
+ */
+#define V2L_ERROR_BAD_MODEL 3
+
+/**
+ * A model uses a feature that is not supported.
+ */
+#define V2L_ERROR_UNSUPPORTED 4
+
+/**
+ * An adapter is malformed, or does not cover or fit the model.
+ */
+#define V2L_ERROR_BAD_ADAPTER 5
+
+/**
+ * A library or file has the wrong version, or is missing from this machine.
+ */
+#define V2L_ERROR_VERSION 6
+
+/**
+ * A number is NaN or infinite where it must not be.
+ */
+#define V2L_ERROR_NUMERIC 7
+
+/**
+ * Memory does not suffice; nothing was allocated.
+ */
+#define V2L_ERROR_MEMORY 8
+
+/**
+ * A file could not be read or written, or an external program failed.
+ */
+#define V2L_ERROR_IO 9
+
+/**
+ * A pointer is NULL that must not be, or is not aligned.
+ */
+#define V2L_ERROR_NULL 20
+
+/**
+ * A string is not UTF-8.
+ */
+#define V2L_ERROR_INVALID_UTF8 21
+
+/**
+ * The `size` of a structure is none that this library knows.
+ */
+#define V2L_ERROR_SIZE 22
+
+/**
+ * A v2l_tensor contradicts itself: its type, rank, extents or strides.
+ */
+#define V2L_ERROR_TENSOR 23
+
+/**
+ * A callback called a function that callbacks may not call.
+ */
+#define V2L_ERROR_REENTRANT 24
+
+/**
+ * A defect of the library; please report the message.
+ */
+#define V2L_ERROR_INTERNAL 25
+
+/**
+ * The caller asked to stop; everything is as it was before the call.
+ */
+#define V2L_ERROR_CANCELLED 130
+
+/**
+ * Something that the user should know; the work goes on.
+ */
+#define V2L_LOG_WARNING 1
+
+/**
+ * What was done, and why in this way.
+ */
+#define V2L_LOG_INFO 2
+
+/**
+ * Prompt to embeddings.
+ */
+#define V2L_STAGE_ENCODE_TEXT 1
+
+/**
+ * Reference video to latent.
+ */
+#define V2L_STAGE_ENCODE_REFERENCE 2
+
+/**
+ * First frame to latent.
+ */
+#define V2L_STAGE_ENCODE_CONDITION 3
+
+/**
+ * The sampler's steps.
+ */
+#define V2L_STAGE_DENOISE 4
+
+/**
+ * Latent to frames.
+ */
+#define V2L_STAGE_DECODE 5
+
+/**
+ * Video to latent, by itself.
+ */
+#define V2L_STAGE_ENCODE_VIDEO 6
+
+/**
+ * IEEE 754 binary32.
+ */
+#define V2L_F32 1
+
+/**
+ * IEEE 754 binary16.
+ */
+#define V2L_F16 2
+
+/**
+ * bfloat16: the upper half of a binary32.
+ */
+#define V2L_BF16 3
+
+/**
+ * 64-bit signed integer.
+ */
+#define V2L_I64 4
+
+/**
+ * 32-bit signed integer.
+ */
+#define V2L_I32 5
+
+/**
+ * 8-bit unsigned integer.
+ */
+#define V2L_U8 6
+
+/**
+ * One byte: 0 is false, anything else true, and taken for 1. Outputs hold 0 and 1.
+ */
+#define V2L_BOOL 7
+
+/**
+ * IEEE 754 binary64. Since ABI 1.1, as all that follow.
+ */
+#define V2L_F64 8
+
+/**
+ * 8-bit signed integer.
+ */
+#define V2L_I8 9
+
+/**
+ * 16-bit signed integer.
+ */
+#define V2L_I16 10
+
+/**
+ * 16-bit unsigned integer.
+ */
+#define V2L_U16 11
+
+/**
+ * 32-bit unsigned integer.
+ */
+#define V2L_U32 12
+
+/**
+ * 64-bit unsigned integer.
+ */
+#define V2L_U64 13
+
+/**
+ * Widened if they fit comfortably, else lazy.
+ */
+#define V2L_WEIGHTS_AUTO 0
+
+/**
+ * In f32: fastest, and a fuse loses nothing.
+ */
+#define V2L_WEIGHTS_WIDENED 1
+
+/**
+ * In place, as stored: least memory.
+ */
+#define V2L_WEIGHTS_LAZY 2
+
+/**
+ * f32 throughout.
+ */
+#define V2L_ARITHMETIC_FP32 0
+
+/**
+ * As the precision plan says that the engine was compiled by.
+ */
+#define V2L_ARITHMETIC_PLAN 1
+
+/**
+ * Fused, unless the engine has low-rank branches and holds weights in 8 bits or has nothing else.
+ */
+#define V2L_ADAPTERS_AUTO 0
+
+/**
+ * Fused into the weights: costs the fuse, then nothing.
+ */
+#define V2L_ADAPTERS_FUSE 1
+
+/**
+ * In low-rank branches beside the weights: swaps at once and loses nothing, for a little time in every step. The engine must have been
+ * compiled with --lora-rank.
+ */
+#define V2L_ADAPTERS_SIDE 2
+
+/**
+ * PEFT: a folder with adapter_config.json, or a file if the path ends in ".safetensors".
+ */
+#define V2L_FORMAT_PEFT 1
+
+/**
+ * diffusers.
+ */
+#define V2L_FORMAT_DIFFUSERS 2
+
+/**
+ * kohya.
+ */
+#define V2L_FORMAT_KOHYA 3
+
+/**
+ * VideoX-Fun.
+ */
+#define V2L_FORMAT_VIDEOX_FUN 4
+
+/**
+ * ComfyUI.
+ */
+#define V2L_FORMAT_COMFY 5
+
+/**
+ * The slots' own names.
+ */
+#define V2L_FORMAT_BARE 6
+
+/**
+ * A predictor's tokens, a few kilobytes that only this predictor expands. For predicted adapters.
+ */
+#define V2L_FORMAT_LIGHT 7
+
+/**
+ * Tokens with what expands them. For predicted adapters.
+ */
+#define V2L_FORMAT_LIGHT_FULL 8
+
+/**
+ * It changes a slot.
+ */
+#define V2L_KEY_APPLIED 1
+
+/**
+ * It changes nothing, and need not, or was allowed not to.
+ */
+#define V2L_KEY_IGNORED 2
+
+/**
+ * As the engine directory says.
+ */
+#define V2L_RANGE_DEFAULT 0
+
+/**
+ * [0, 1].
+ */
+#define V2L_RANGE_UNIT 1
+
+/**
+ * [-1, 1].
+ */
+#define V2L_RANGE_SIGNED 2
+
+/**
+ * As the engine directory says.
+ */
+#define V2L_RESIZE_DEFAULT 0
+
+/**
+ * Stretched.
+ */
+#define V2L_RESIZE_STRETCH 1
+
+/**
+ * Scaled until it covers the size, then cropped around the middle.
+ */
+#define V2L_RESIZE_COVER_CROP 2
+
+/**
+ * As it is.
+ */
+#define V2L_RESIZE_NONE 3
+
+/**
+ * As the engine directory says.
+ */
+#define V2L_LATENT_DEFAULT 0
+
+/**
+ * The mean of the encoder's distribution.
+ */
+#define V2L_LATENT_MEAN 1
+
+/**
+ * A sample of it, drawn from the seed.
+ */
+#define V2L_LATENT_SAMPLE 2
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+/**
+ * Version of the library, such as "0.1.0"; static.
+ */
+const char *v2l_version(void);
+
+/**
+ * Version of the library's ABI: V2L_ABI_MAJOR in the upper 16 bits, V2L_ABI_MINOR in the lower.
+ */
+uint32_t v2l_abi_version(void);
+
+/**
+ * What the last call that failed on this thread failed with, in words; "" if none did. Valid until the next failure on this thread.
+ */
+const char *v2l_last_error(void);
+
+/**
+ * The name of a status, such as "V2L_ERROR_IO"; static. "unknown status" for a number that this library does not have.
+ */
+const char *v2l_status_name(v2l_status status);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_control).
+ */
+v2l_status v2l_control_init(struct v2l_control *control, size_t size);
+
+/**
+ * Makes a request that is not yet made.
+ */
+v2l_status v2l_cancel_new(struct v2l_cancel **cancel);
+
+/**
+ * Asks every call that was given `cancel` to stop, now and until v2l_cancel_reset. Returns at once; may be called from any thread and
+ * from callbacks.
+ */
+v2l_status v2l_cancel_request(const struct v2l_cancel *cancel);
+
+/**
+ * Takes the request back, for the next call.
+ */
+v2l_status v2l_cancel_reset(const struct v2l_cancel *cancel);
+
+/**
+ * Frees `cancel`; a call that was given it goes on. NULL does nothing.
+ */
+void v2l_cancel_free(struct v2l_cancel *cancel);
+
+/**
+ * Sends the messages of the whole process to `callback`, which gets `user`; NULL for none, as it is in the beginning. When this returns,
+ * the callback before it runs no more.
+ */
+v2l_status v2l_set_log(v2l_log_callback callback,
+                       void *user);
+
+/**
+ * The number of tensors.
+ */
+v2l_status v2l_tensors_count(const struct v2l_tensors *tensors, size_t *count);
+
+/**
+ * The tensor at `index`, from 0; it lives as long as `tensors`.
+ */
+v2l_status v2l_tensors_get(const struct v2l_tensors *tensors, size_t index, struct v2l_tensor *tensor);
+
+/**
+ * The tensor called `name`; it lives as long as `tensors`.
+ */
+v2l_status v2l_tensors_find(const struct v2l_tensors *tensors, const char *name, struct v2l_tensor *tensor);
+
+/**
+ * Frees the tensors and everything that was had from them. NULL does nothing.
+ */
+void v2l_tensors_free(struct v2l_tensors *tensors);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_open_options).
+ */
+v2l_status v2l_open_options_init(struct v2l_open_options *options, size_t size);
+
+/**
+ * Maps an engine file and checks its structure; reads no weights, and needs no ONNX Runtime. `options` may be NULL.
+ */
+v2l_status v2l_engine_new(const char *file,
+                          const struct v2l_open_options *options,
+                          struct v2l_engine **engine);
+
+/**
+ * Frees the handle; sessions and adapters made from it stay. NULL does nothing.
+ */
+void v2l_engine_free(struct v2l_engine *engine);
+
+/**
+ * What the engine is: "transformer", "vae_encoder", …; lives as long as `engine`.
+ */
+v2l_status v2l_engine_component(const struct v2l_engine *engine, const char **component);
+
+/**
+ * The number of graphs.
+ */
+v2l_status v2l_engine_graph_count(const struct v2l_engine *engine, size_t *count);
+
+/**
+ * The name of the graph at `index`, from 0; lives as long as `engine`.
+ */
+v2l_status v2l_engine_graph(const struct v2l_engine *engine, size_t index, const char **name);
+
+/**
+ * The number of inputs of a graph; NULL is the engine's only graph.
+ */
+v2l_status v2l_engine_input_count(const struct v2l_engine *engine, const char *graph, size_t *count);
+
+/**
+ * The input of a graph at `index`, from 0, in graph order; `input->size` must be set.
+ */
+v2l_status v2l_engine_input(const struct v2l_engine *engine,
+                            const char *graph,
+                            size_t index,
+                            struct v2l_port *input);
+
+/**
+ * The number of outputs of a graph; NULL is the engine's only graph.
+ */
+v2l_status v2l_engine_output_count(const struct v2l_engine *engine, const char *graph, size_t *count);
+
+/**
+ * The output of a graph at `index`, from 0, in graph order; `output->size` must be set.
+ */
+v2l_status v2l_engine_output(const struct v2l_engine *engine,
+                             const char *graph,
+                             size_t index,
+                             struct v2l_port *output);
+
+/**
+ * The number of slots.
+ */
+v2l_status v2l_engine_slot_count(const struct v2l_engine *engine, size_t *count);
+
+/**
+ * The slot at `index`, from 0, in the order of the model's traversal; `slot->size` must be set.
+ */
+v2l_status v2l_engine_slot(const struct v2l_engine *engine, size_t index, struct v2l_slot *slot);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_adapter_options).
+ */
+v2l_status v2l_adapter_options_init(struct v2l_adapter_options *options, size_t size);
+
+/**
+ * Loads an adapter for the slots of `engine`: a safetensors file in any V2L_FORMAT_…, or PEFT's folder. Every key is applied, ignored
+ * for a reason, or refused (V2L_ERROR_BAD_ADAPTER, unless `allow_partial`). `options` may be NULL.
+ */
+v2l_status v2l_adapter_new(const struct v2l_engine *engine,
+                           const char *file,
+                           const struct v2l_adapter_options *options,
+                           struct v2l_adapter **adapter);
+
+/**
+ * Frees the handle; sessions and pipelines keep what they apply. NULL does nothing.
+ */
+void v2l_adapter_free(struct v2l_adapter *adapter);
+
+/**
+ * What became of the adapter's file; `coverage->size` must be set.
+ */
+v2l_status v2l_adapter_coverage(const struct v2l_adapter *adapter, struct v2l_coverage *coverage);
+
+/**
+ * The key at `index`, from 0, in the file's order; `key->size` must be set.
+ */
+v2l_status v2l_adapter_key_at(const struct v2l_adapter *adapter, size_t index, struct v2l_adapter_key *key);
+
+/**
+ * The number of slots that the adapter changes.
+ */
+v2l_status v2l_adapter_layer_count(const struct v2l_adapter *adapter, size_t *count);
+
+/**
+ * The update at `index`, from 0; `layer->size` must be set.
+ */
+v2l_status v2l_adapter_layer_at(const struct v2l_adapter *adapter,
+                                size_t index,
+                                struct v2l_adapter_layer *layer);
+
+/**
+ * Writes the adapter to `file` as V2L_FORMAT_…, whole or not at all; what is there is replaced. The two light forms are for adapters
+ * that were predicted.
+ */
+v2l_status v2l_adapter_save(const struct v2l_adapter *adapter,
+                            const char *file,
+                            v2l_adapter_format format);
+
+/**
+ * Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
+ * that are widened, which the engine's sessions share.
+ *
+ * A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
+ * them, and a run adds them unless it is given some.
+ */
+v2l_status v2l_session_new(const struct v2l_engine *engine,
+                           const char *graph,
+                           struct v2l_session **session);
+
+/**
+ * Frees the session. NULL does nothing.
+ */
+void v2l_session_free(struct v2l_session *session);
+
+/**
+ * Replaces the session's adapters by `count` others, each with its strength; none is the base model. A transaction: on any failure the
+ * session is as it was. The base comes back bit for bit.
+ *
+ * Costs a fuse and opening the graph again, or, for a graph that ends in ".side", a copy of the factors. `control` may be NULL; so may
+ * `report`, else `report->size` must be set.
+ */
+v2l_status v2l_session_set_adapters(const struct v2l_session *session,
+                                    const struct v2l_weighted_adapter *adapters,
+                                    size_t count,
+                                    const struct v2l_control *control,
+                                    struct v2l_adapter_report *report);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_run_options).
+ */
+v2l_status v2l_run_options_init(struct v2l_run_options *options, size_t size);
+
+/**
+ * Runs the graph once on `count` inputs, by name, in any order; all of the graph's must be there. `options` may be NULL. `outputs` are
+ * the library's: free them with v2l_tensors_free. The session stays usable after a failure.
+ */
+v2l_status v2l_session_run(const struct v2l_session *session,
+                           const struct v2l_tensor *inputs,
+                           size_t count,
+                           const struct v2l_run_options *options,
+                           struct v2l_tensors **outputs);
+
+/**
+ * Opens the predictor of an engine directory. `options` may be NULL.
+ */
+v2l_status v2l_predictor_new(const char *directory,
+                             const struct v2l_open_options *options,
+                             struct v2l_predictor **predictor);
+
+/**
+ * Frees the predictor; adapters stay. NULL does nothing.
+ */
+void v2l_predictor_free(struct v2l_predictor *predictor);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_reference).
+ */
+v2l_status v2l_reference_init(struct v2l_reference *reference, size_t size);
+
+/**
+ * Predicts an adapter from a reference. `control` may be NULL. The same reference gives the same adapter.
+ */
+v2l_status v2l_predictor_predict(const struct v2l_predictor *predictor,
+                                 const struct v2l_reference *reference,
+                                 const struct v2l_control *control,
+                                 struct v2l_adapter **adapter);
+
+/**
+ * Opens an engine directory. Reads its pipeline.json and tokenizer; engines are opened when they are needed. `options` may be NULL.
+ */
+v2l_status v2l_pipeline_new(const char *directory,
+                            const struct v2l_open_options *options,
+                            struct v2l_pipeline **pipeline);
+
+/**
+ * Frees the pipeline. NULL does nothing.
+ */
+void v2l_pipeline_free(struct v2l_pipeline *pipeline);
+
+/**
+ * The engine of a component ("transformer", "vae_decoder", …), to load adapters for its slots or to run its graphs; free it with
+ * v2l_engine_free. Adapters of the pipeline do not change it.
+ */
+v2l_status v2l_pipeline_engine(const struct v2l_pipeline *pipeline,
+                               const char *component,
+                               struct v2l_engine **engine);
+
+/**
+ * Replaces the pipeline's adapters by `count` others, each with its strength; none is the base model. A transaction: on any failure the
+ * pipeline is as it was. `control` may be NULL; so may `report`, else `report->size` must be set.
+ */
+v2l_status v2l_pipeline_set_adapters(const struct v2l_pipeline *pipeline,
+                                     const struct v2l_weighted_adapter *adapters,
+                                     size_t count,
+                                     const struct v2l_control *control,
+                                     struct v2l_adapter_report *report);
+
+/**
+ * Fills in the defaults; `size` is sizeof(v2l_generate_options).
+ */
+v2l_status v2l_generate_options_init(struct v2l_generate_options *options, size_t size);
+
+/**
+ * Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 [1, T, 16, h, w]. `options` and
+ * `control` may be NULL. The same request on the same machine gives the same bytes.
+ */
+v2l_status v2l_pipeline_generate(const struct v2l_pipeline *pipeline,
+                                 const struct v2l_generate_options *options,
+                                 const struct v2l_control *control,
+                                 struct v2l_tensors **results);
+
+/**
+ * Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, or a folder of PNG files (a path that ends in /). It appears
+ * whole or not at all; what is there is replaced. `options` and `control` may be NULL.
+ */
+v2l_status v2l_pipeline_generate_file(const struct v2l_pipeline *pipeline,
+                                      const struct v2l_generate_options *options,
+                                      const struct v2l_control *control,
+                                      const char *file);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* V2L_H */
