@@ -75,7 +75,7 @@ impl Reference {
         let declared = self.untouched.iter().flat_map(|file| &file.inputs);
         for input in declared {
             let (Some(ty), Some(tensor)) = (&input.ty, tensors.get_mut(&input.name)) else { continue };
-            if let Some(rounded) = narrowed(tensor, to_runtime(ty.dtype)).and_then(|narrow| narrow.into_f32()) {
+            if let Some(rounded) = narrowed(tensor, Some(to_runtime(ty.dtype))).and_then(|narrow| narrow.into_f32()) {
                 *tensor = Tensor::F32(rounded);
             }
         }

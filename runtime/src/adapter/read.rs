@@ -332,7 +332,7 @@ pub(super) fn values(file: &WeightFile, key: &str) -> Result<ArrayD<f32>, Adapte
     let values = view
         .to_tensor()
         .and_then(crate::tensor::Tensor::into_f32)
-        .ok_or_else(|| mismatch(file, key, "floating-point values", view.dtype.to_string()))?;
+        .ok_or_else(|| mismatch(file, key, "f32, f16 or bf16", view.dtype.to_string()))?;
     finite(file, key, values.iter().copied())?;
     Ok(values)
 }
