@@ -34,6 +34,7 @@ mod pipeline;
 mod plans;
 mod precision;
 mod predictors;
+mod random_weights;
 mod resident;
 mod rounding;
 mod rows;

@@ -12,6 +12,7 @@ use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::vae;
 
 use crate::precision::{self, noise};
+use crate::random_weights;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, concat, f32s, fixtures, header, run};
 
 /// The VAE's f32 noise floor is ten times the transformer's (`specs`: reference environment).
@@ -117,7 +118,8 @@ fn decoder_chunks_hand_on_the_same_caches_as_diffusers() {
 
 #[test]
 fn official_fun_vae_is_followed_untiled_and_tiled() {
-    let folder = fixtures().join("official/open_fun_vae");
+    let made = random_weights::made(&fixtures().join("official/open_fun_vae"));
+    let folder = made.root();
     let built = Built::new(&folder.join("vae"), &ExportOptions::default(), None);
     let inputs = v2l_runtime::weights::read_tensors(folder.join("inputs.safetensors")).unwrap();
     let outputs = v2l_runtime::weights::read_tensors(folder.join("outputs.safetensors")).unwrap();
