@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::passes::{
-    PassError, Passes, Report, hoist, infer_shapes, lower_for_ort, optimize_with, sort_topologically,
+    PassError, Passes, Report, hoist, infer_shapes, lower_for_ort, lower_logic, optimize_with, sort_topologically,
 };
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
@@ -45,8 +45,8 @@ pub use self::tensorrt::{PlanBuilder, PlanReport, TensorRtOptions};
 /// How to compile.
 #[derive(Clone, Debug, Default)]
 pub struct CompileOptions {
-    /// Type in which matrices are stored; `None` keeps the one that the model stores them in. Vectors (biases, norm
-    /// scales) always keep theirs.
+    /// Type in which matrices are stored; `None` keeps the one that the model stores each in. Vectors (biases, norm
+    /// scales) and tables, which no product reads, always keep theirs.
     pub storage: Option<Dtype>,
     /// Largest sum of ranks of a layer for which a variant of each graph takes LoRA factors as inputs; `None`: no such
     /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one; of a
@@ -282,6 +282,7 @@ pub(crate) fn prepare(
     check_graph(&label, &model)?;
     raise_precision(&mut model);
     let nodes_before = model.graph.nodes.len();
+    lower_logic(&mut model);
     profiles::apply(&options.profiles, graph, &mut model)?;
     let fired = optimize_with(&mut model, &options.passes).map_err(pass)?;
     infer_shapes(&mut model);

@@ -26,7 +26,7 @@ pub use data::{DataType, TensorData};
 pub use model::{Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 pub use precision::{
     Freedom, apply_precision, computes_in_16_bits, count_casts, emulate_precision, freedom, is_movement,
-    lower_precision, matrix_types, node_labels, raise_precision, save_casts, uses_narrow_floats, value_types,
+    lower_precision, matrix_types, node_labels, raise_precision, save_casts, tables, uses_narrow_floats, value_types,
 };
 pub use read::{ReadError, ReadOptions, read_model};
 pub use write::{ExternalDataWriter, Location, encode_model};

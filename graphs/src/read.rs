@@ -151,15 +151,16 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn graph(&mut self, proto: onnx::GraphProto) -> Result<Graph, ReadError> {
+        if let Some(sparse) = proto.sparse_initializer.first() {
+            let name = sparse.values.as_ref().and_then(|values| values.name.as_deref()).unwrap_or_default();
+            return Err(ReadError::Unsupported {
+                what: format!("tensor `{name}`: a sparse initializer"),
+                way_out: "store it dense, as an ordinary initializer of the model",
+            });
+        }
         let mut initializers = IndexMap::with_capacity(proto.initializer.len());
         for tensor in proto.initializer {
             let name = tensor.name.clone().unwrap_or_default();
-            if !proto.sparse_initializer.is_empty() {
-                return Err(ReadError::BadTensor {
-                    tensor: name,
-                    reason: "sparse initializers are not supported".into(),
-                });
-            }
             let value = self.tensor(&name, tensor)?;
             if initializers.insert(name.clone(), value).is_some() {
                 return Err(ReadError::BadTensor { tensor: name, reason: "it is defined twice".into() });
@@ -260,6 +261,8 @@ impl Reader<'_> {
             )));
         }
         value.external |= self.inline_weights && dtype.is_float() && bytes.len() >= WEIGHT_BYTES;
+        // Adapters, storage types and precision plans are for weights, and none of them is for float64.
+        value.external &= dtype != DataType::Double;
         value.data = TensorData::raw(bytes);
         Ok(value)
     }

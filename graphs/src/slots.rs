@@ -14,7 +14,7 @@ pub use sharing::{merge_initializers, unshare_initializer};
 use std::collections::HashMap;
 
 use crate::passes::{is_onnx, label};
-use crate::{Graph, Node};
+use crate::{DataType, Graph, Node};
 
 /// Node metadata of PyTorch's dynamo exporter: the module paths around a node, outermost first, and then the node.
 const NAME_SCOPES: &str = "pkg.torch.onnx.name_scopes";
@@ -40,8 +40,8 @@ pub struct LinearUse {
     pub scope: Option<String>,
 }
 
-/// Every product by an initializer of the main graph (`MatMul` and `Gemm` with a matrix of floating point as second
-/// input), in the order of the nodes.
+/// Every product by an initializer of the main graph (`MatMul` and `Gemm` with a matrix of floating point, float64 left out,
+/// as second input), in the order of the nodes.
 pub fn linear_uses(graph: &Graph) -> Vec<LinearUse> {
     let mut readers: HashMap<&str, Vec<&Node>> = HashMap::new();
     for node in &graph.nodes {
@@ -56,7 +56,7 @@ pub fn linear_uses(graph: &Graph) -> Vec<LinearUse> {
             _ => return None,
         };
         let name = node.inputs.get(1)?;
-        let value = graph.initializers.get(name).filter(|v| v.dtype.is_float())?;
+        let value = graph.initializers.get(name).filter(|v| v.dtype.is_float() && v.dtype != DataType::Double)?;
         let &[rows, cols] = value.shape.as_slice() else { return None };
         let transposed = !(gemm && node.int("transB").unwrap_or(0) != 0);
         let (in_features, out_features) = if transposed { (rows, cols) } else { (cols, rows) };

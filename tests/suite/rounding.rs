@@ -1,19 +1,24 @@
-//! Rounding that a graph from elsewhere asks for: the engine rounds as ONNX Runtime does on the untouched file.
+//! Types that a graph from elsewhere asks for: the engine rounds as ONNX Runtime does on the untouched file, and narrows nothing
+//! that it is not asked to.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use v2l_export::CompileOptions;
 use v2l_export::check::CheckOptions;
-use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, TensorData, Value, encode_model};
+use v2l_graphs::{
+    Attribute, Builder, DataType, Dim, Initializer, TensorData, TensorType, Value, ValueInfo, encode_model,
+};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtEngine, OrtSession};
-use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
+use crate::bad_input::refuse;
 use crate::precision::noise;
 use crate::support::{WEIGHT_MODES, assert_close, f32s, run};
-use crate::tools::Scratch;
+use crate::tools::{Scratch, args, command, run_ok};
 
 const F32: DataType = DataType::Float;
 const F16: DataType = DataType::Float16;
@@ -153,4 +158,169 @@ fn rounding_inside_the_branches_of_an_if_is_that_of_the_file() {
         let inputs = [("x".to_owned(), tensor(&[5], noise(1, 5))), ("flag".to_owned(), flag)];
         assert_engine_equals_file(&model, &inputs.into_iter().collect());
     }
+}
+
+#[test]
+fn pairs_of_quantisation_are_computed_as_the_file_does_however_weights_are_held() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let zero = b.initializer("zero", Initializer::inline(DataType::Uint8, &[], vec![128]));
+    let none = b.initializer("none", Initializer::inline(DataType::Int8, &[], vec![0]));
+    let scale = b.float(0.013);
+    let values = noise(3, 1024).iter().map(|v| (v * 127.0) as i8 as u8).collect();
+    let w = b.initializer("layer.weight", Initializer::inline(DataType::Int8, &[32, 32], values));
+    let w = b.op("DequantizeLinear", &[&w, &scale, &none]);
+    let mut h = x;
+    for _ in 0..3 {
+        let pair = |b: &mut Builder, value: &Value| {
+            let small = b.op("QuantizeLinear", &[value, &scale, &zero]);
+            b.op("DequantizeLinear", &[&small, &scale, &zero])
+        };
+        let given = pair(&mut b, &h);
+        let product = b.op("MatMul", &[&given, &w]);
+        let sum = pair(&mut b, &product);
+        h = b.op("Add", &[&sum, &given]);
+    }
+    b.output("y", &h, F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let inputs = [("x".to_owned(), tensor(&[64, 32], noise(5, 2048)))].into_iter().collect();
+    assert_engine_equals_file(&save(&scratch, b), &inputs);
+}
+
+#[test]
+fn float64_constants_of_any_size_compute_as_in_the_file() {
+    let scratch = Scratch::new();
+    let doubles = |b: &mut Builder, name: &str, shape: &[usize], seed: u64| {
+        let values = noise(seed, shape.iter().product());
+        let bytes = values.iter().flat_map(|v| (f64::from(*v) / 3.0).to_le_bytes()).collect();
+        b.initializer(name, Initializer::inline(DataType::Double, shape, bytes))
+    };
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let frequencies = doubles(&mut b, "frequencies", &[1024, 32], 1);
+    let w = doubles(&mut b, "layer.weight", &[32, 32], 2);
+    let wide = b.cast(&x, DataType::Double);
+    let product = b.op("MatMul", &[&wide, &w]);
+    let row = b.slice(&frequencies, 0, 7i64.into(), 8i64.into());
+    let angles = b.op("Mul", &[&product, &row]);
+    let h = b.cast(&angles, F32);
+    let table = b.cast(&frequencies, F32);
+    let row = b.slice(&table, 0, 9i64.into(), 10i64.into());
+    let y = b.op("Add", &[&h, &row]);
+    b.output("y", &y, F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let inputs = [("x".to_owned(), tensor(&[3, 32], noise(5, 96)))].into_iter().collect();
+    assert_engine_equals_file(&save(&scratch, b), &inputs);
+}
+
+#[test]
+fn where_on_booleans_broadcasts_as_onnx_says() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let [c, x, y] = [("c", vec![2usize, 1]), ("x", vec![1, 3]), ("y", vec![3])]
+        .map(|(name, shape)| b.input(name, DataType::Bool, shape));
+    let chosen = b.op("Where", &[&c, &x, &y]);
+    let z = b.cast(&chosen, F32);
+    b.output("z", &z, F32, [2usize, 3]);
+    let engine = compiled(&save(&scratch, b));
+    let bools =
+        |shape: &[usize], bits: &[bool]| Tensor::Bool(ArrayD::from_shape_vec(IxDyn(shape), bits.to_vec()).unwrap());
+    let (x, y) = ([true, false, true], [false, false, true]);
+    let inputs: NamedTensors = [
+        ("c".to_owned(), bools(&[2, 1], &[true, false])),
+        ("x".to_owned(), bools(&[1, 3], &x)),
+        ("y".to_owned(), bools(&[3], &y)),
+    ]
+    .into_iter()
+    .collect();
+    let mut opened = OrtEngine::open(engine, &OpenOptions::default()).unwrap();
+    let found = f32s(&run(&mut opened.session("model").unwrap(), &inputs)["z"]);
+    let expected: Vec<f32> = x.iter().chain(&y).map(|&bit| f32::from(u8::from(bit))).collect();
+    assert_eq!(found.into_iter().collect::<Vec<f32>>(), expected);
+}
+
+/// `x·w + table` over a weight in 16 bits and an f32 table of positions, both of more than a kilobyte.
+fn with_table(scratch: &Scratch, layer: DataType) -> PathBuf {
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let w = inline(&mut b, "layer.weight", layer, &[32, 32], &noise(3, 1024));
+    let w = if layer == F32 { w } else { b.cast(&w, F32) };
+    let table = inline(&mut b, "positions", F32, &[16, 32], &noise(4, 512));
+    let h = b.op("MatMul", &[&x, &w]);
+    let count = b.extent(&x, 0);
+    let rows = b.slice(&table, 0, 0i64.into(), (&count).into());
+    let y = b.op("Add", &[&h, &rows]);
+    b.output("y", &y, F32, [Dim::from("n"), Dim::Fixed(32)]);
+    save(scratch, b)
+}
+
+#[test]
+fn storage_follows_the_linear_layers_and_tables_keep_f32() {
+    let scratch = Scratch::new();
+    for (layer, storage, expected) in [
+        (BF16, None, Dtype::Bf16),
+        (F16, Some(Dtype::F32), Dtype::F32),
+        (F32, Some(Dtype::F16), Dtype::F16),
+        (F32, None, Dtype::F32),
+    ] {
+        let (model, path) = (with_table(&scratch, layer), scratch.path("m.engine"));
+        let options = CompileOptions { storage, check: Some(CheckOptions::default()), ..CompileOptions::default() };
+        let report = v2l_export::compile(&model, &path, &options, &mut |_| {}).unwrap();
+        let engine = Engine::open(&path).unwrap();
+        let stored = |name: &str| engine.weight(name).unwrap().dtype;
+        assert_eq!((stored("layer.weight"), stored("positions")), (expected, Dtype::F32), "{layer} {storage:?}");
+        assert_eq!(report.engines[0].storage, expected);
+        let slots = &engine.manifest().slots;
+        assert_eq!(slots.iter().map(|slot| &slot.name[..]).collect::<Vec<_>>(), ["layer"]);
+    }
+}
+
+#[test]
+fn weight_in_16_bits_that_is_an_output_too_is_handed_out_as_it_is() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let w = inline(&mut b, "w", BF16, &[32, 32], &noise(3, 1024));
+    let scale = inline(&mut b, "scale", F16, &[1024], &noise(4, 1024));
+    let wide = b.cast(&w, F32);
+    let y = b.op("MatMul", &[&x, &wide]);
+    b.output("y", &y, F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let mut graph = b.finish().unwrap();
+    for (value, dtype, shape) in [(&w, BF16, vec![32usize, 32]), (&scale, F16, vec![1024])] {
+        let ty = TensorType { dtype, shape: Some(shape.into_iter().map(Dim::Fixed).collect()) };
+        graph.graph.outputs.push(ValueInfo { name: value.name().to_owned(), ty: Some(ty) });
+    }
+    let model = scratch.write("model.onnx", encode_model(&graph, &|_| None).unwrap());
+    let mut inputs = NamedTensors::new();
+    inputs.insert("x".to_owned(), tensor(&[3, 32], noise(5, 96)));
+    for flags in [&[][..], &["--precision", "fp16"], &["--precision", "bf16"], &["--int8"], &["--lora-rank", "4"]] {
+        let engine = scratch.path("m.engine");
+        let all: Vec<OsString> = args![&model, "-o", &engine, "--verify"].into_iter().map(OsString::from).collect();
+        run_ok("compile", &[all, flags.iter().map(OsString::from).collect()].concat());
+        for weights in WEIGHT_MODES {
+            let options = OpenOptions { weights, ..Default::default() };
+            let mut opened = OrtEngine::open(Arc::new(Engine::open(&engine).unwrap()), &options).unwrap();
+            let found = run(&mut opened.session("model").unwrap(), &inputs);
+            let exact = |seed: u64, count: usize, round: fn(f32) -> f32| -> Vec<f32> {
+                noise(seed, count).into_iter().map(round).collect()
+            };
+            let flat = |name: &str| f32s(&found[name]).into_iter().collect::<Vec<f32>>();
+            assert_eq!(flat("w"), exact(3, 1024, |v| half::bf16::from_f32(v).to_f32()), "{flags:?} {weights:?}");
+            assert_eq!(flat("scale"), exact(4, 1024, |v| half::f16::from_f32(v).to_f32()), "{flags:?} {weights:?}");
+        }
+    }
+}
+
+#[test]
+fn sparse_initializer_is_an_unsupported_feature_that_is_named() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let x = b.input("x", F32, [4usize]);
+    let y = b.op("Neg", &[&x]);
+    b.output("y", &y, F32, [4usize]);
+    let mut bytes = encode_model(&b.finish().unwrap(), &|_| None).unwrap();
+    // Protobuf merges a second ModelProto.graph (7) into the first: sparse_initializer (15), its values (1), their name (8).
+    bytes.extend(*b"\x3a\x07\x7a\x05\x0a\x03\x42\x01w");
+    let model = scratch.write("model.onnx", bytes);
+    let message = refuse(&scratch, command("compile", args![&model, "-o", scratch.path("m.engine")]), 4);
+    assert!(message.contains("tensor `w`: a sparse initializer"), "{message}");
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use v2l_graphs::passes::{lower_logic, sort_topologically};
 use v2l_graphs::{Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats};
 use v2l_runtime::map::map_file;
 use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
@@ -17,8 +18,7 @@ use crate::{ExportError, check_graph, metadata};
 /// A source graph that can be run in f32, unoptimised.
 ///
 /// A file that computes nothing in 16 bits is opened by ONNX Runtime itself, with nothing of v2l's between; casts to 16 bits
-/// round there as the file asks. Another one, and one with 16-bit values that ONNX Runtime does not run, is brought to f32
-/// first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
+/// round there as the file asks. Another one, and one that ONNX Runtime has no kernels for, is brought to f32 first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
 pub(crate) struct Reference {
     path: PathBuf,
     /// The source in f32.
@@ -30,23 +30,24 @@ pub(crate) struct Reference {
 struct Untouched {
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
-    /// It holds 16-bit values, for which ONNX Runtime may have no kernel.
-    narrow: bool,
+    /// It holds 16-bit values, or selects among booleans, for which ONNX Runtime may have no kernel.
+    may_not_run: bool,
 }
 
 impl Reference {
     pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
         let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
         let label = path.display().to_string();
-        v2l_graphs::passes::sort_topologically(&mut model)
+        sort_topologically(&mut model)
             .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
         check_graph(&label, &model)?;
         let narrow = uses_narrow_floats(&model.graph);
         // Where v2l put casts itself, the file rounds and its engine does not.
         let rounds_alike = !model.metadata.contains_key(metadata::COMPONENT) && !computes_in_16_bits(&model.graph);
         let (inputs, outputs) = (model.graph.inputs.clone(), model.graph.outputs.clone());
-        let untouched = (!narrow || rounds_alike).then_some(Untouched { inputs, outputs, narrow });
         raise_precision(&mut model);
+        let may_not_run = lower_logic(&mut model) > 0 || narrow;
+        let untouched = (!narrow || rounds_alike).then_some(Untouched { inputs, outputs, may_not_run });
         Ok(Self { path: path.to_owned(), model, untouched })
     }
 
@@ -54,10 +55,10 @@ impl Reference {
     pub(crate) fn session(&self, options: &OpenOptions) -> Result<OrtSession, ExecuteError> {
         let name = self.path.display().to_string();
         let port = |infos: &[_]| ports(&name, infos).map_err(|e| ExecuteError::Output { name: e.to_string() });
-        if let Some(Untouched { inputs, outputs, narrow }) = &self.untouched {
+        if let Some(Untouched { inputs, outputs, may_not_run }) = &self.untouched {
             let interface = Interface { name: name.clone(), inputs: port(inputs)?, outputs: port(outputs)? };
             match OrtSession::from_file(interface, &self.path, options) {
-                Err(error) if !narrow || matches!(error, OrtError::Library(_)) => return Err(error.into()),
+                Err(error) if !may_not_run || matches!(error, OrtError::Library(_)) => return Err(error.into()),
                 Ok(session) => return Ok(session),
                 Err(_) => {}
             }

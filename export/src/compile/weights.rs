@@ -1,9 +1,9 @@
 //! Which weights an engine stores, and in which type.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 
-use v2l_graphs::{DataType, Initializer, Model, TensorData};
+use v2l_graphs::{DataType, Initializer, Model, TensorData, tables};
 use v2l_runtime::engine::manifest::RESERVED_PREFIX;
 use v2l_runtime::tensor::Dtype;
 
@@ -25,16 +25,23 @@ pub(crate) struct StoredWeight {
     pub(crate) dtype: Dtype,
     pub(crate) shape: Vec<usize>,
     pub(crate) data: TensorData,
+    /// It may be stored in another type than the source's: a matrix, and no table.
+    narrows: bool,
 }
 
-/// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`.
+/// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`, else their own.
+/// Vectors and tables keep their own, and f32 is kept what a graph hands out as it is.
 pub(crate) fn plan_weights<'a>(
     models: impl Iterator<Item = &'a (String, Model)>,
     storage: Option<Dtype>,
     planned: &BTreeMap<String, DataType>,
 ) -> Result<BTreeMap<String, StoredWeight>, ExportError> {
+    let models: Vec<&(String, Model)> = models.collect();
+    let tables = tables(models.iter().map(|(_, model)| model));
+    let handed_out: HashSet<&str> =
+        models.iter().flat_map(|(_, model)| &model.graph.outputs).map(|output| output.name.as_str()).collect();
     let mut union: BTreeMap<&str, (&str, &Initializer)> = BTreeMap::new();
-    for (graph, model) in models {
+    for (graph, model) in &models {
         for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
             let fail = |reason: String| Err(ExportError::Graph { graph: graph.clone(), reason });
             if name.starts_with(RESERVED_PREFIX) {
@@ -55,40 +62,52 @@ pub(crate) fn plan_weights<'a>(
             }
         }
     }
-    let kept = kept_type(union.values().map(|(_, w)| *w));
-    let matrix_type = storage.map_or(kept, from_runtime);
     Ok(union
         .into_iter()
         .map(|(name, (_, weight))| {
             let own = weight.data.widened_from().filter(|t| *t != DataType::Double).unwrap_or(weight.dtype);
-            let target = if weight.dtype == DataType::Float && weight.shape.len() >= 2 {
-                planned.get(name).copied().unwrap_or(matrix_type)
-            } else {
-                own
+            let matrix = weight.dtype == DataType::Float && weight.shape.len() >= 2;
+            let narrows = matrix && !tables.contains(name) && !handed_out.contains(name);
+            let target = match narrows {
+                true => planned.get(name).copied().or(storage.map(from_runtime)).unwrap_or(own),
+                false if handed_out.contains(name) => weight.dtype,
+                false => own,
             };
             let data = weight.data.clone().converted(weight.dtype, target);
-            (name.to_owned(), StoredWeight { dtype: to_runtime(target), shape: weight.shape.clone(), data })
+            let shape = weight.shape.clone();
+            (name.to_owned(), StoredWeight { dtype: to_runtime(target), shape, data, narrows })
         })
         .collect())
 }
 
-/// [`kept_type`] of all weights of these graphs.
+/// The type in which the matrices of the source are stored: f16 or bf16 if all have that type, else f32. Tables do not count.
 pub(super) fn source_type(models: &[(String, Model)]) -> DataType {
-    kept_type(models.iter().flat_map(|(_, model)| model.graph.initializers.values().filter(|w| w.external)))
-}
-
-/// The type in which the matrices of the source lose nothing: f16 or bf16 if all have that type, else f32.
-fn kept_type<'a>(weights: impl Iterator<Item = &'a Initializer>) -> DataType {
+    let tables = tables(models.iter().map(|(_, model)| model));
+    let weights = models.iter().flat_map(|(_, model)| &model.graph.initializers);
     let mut types = weights
-        .filter(|w| w.dtype == DataType::Float && w.shape.len() >= 2)
-        .map(|w| w.data.widened_from().filter(|t| t.size() == 2).unwrap_or(DataType::Float));
+        .filter(|(name, w)| {
+            w.external && w.dtype == DataType::Float && w.shape.len() >= 2 && !tables.contains(name.as_str())
+        })
+        .map(|(_, w)| w.data.widened_from().filter(|t| t.size() == 2).unwrap_or(DataType::Float));
     match types.next() {
         Some(first) if types.all(|t| t == first) => first,
         _ => DataType::Float,
     }
 }
 
-/// The storage type of the matrices, f32 if there are none.
+/// The type in which most of the matrices' elements are stored, that of tables if there is nothing else; f32 if there is no
+/// matrix.
 pub(super) fn matrix_type(weights: &BTreeMap<String, StoredWeight>) -> Dtype {
-    weights.values().find(|w| w.shape.len() >= 2 && w.dtype.is_float()).map_or(Dtype::F32, |w| w.dtype)
+    let matrices = || weights.values().filter(|w| w.shape.len() >= 2 && w.dtype.is_float());
+    let most = |narrows: bool| {
+        let elements = |dtype: Dtype| {
+            let of_type = matrices().filter(|w| w.dtype == dtype && w.narrows == narrows);
+            of_type.map(|w| w.data.len() / dtype.size()).sum::<usize>()
+        };
+        [Dtype::F32, Dtype::Bf16, Dtype::F16]
+            .into_iter()
+            .max_by_key(|dtype| elements(*dtype))
+            .filter(|d| elements(*d) > 0)
+    };
+    most(true).or_else(|| most(false)).unwrap_or(Dtype::F32)
 }

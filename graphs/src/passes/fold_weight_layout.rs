@@ -85,10 +85,12 @@ fn step(node: &Node, weight: &Initializer) -> Option<Option<Transform>> {
         "Cast" => {
             let to = DataType::from_onnx(i32::try_from(node.int("to")?).ok()?)?;
             let converts = |t| matches!(t, DataType::Float | DataType::Float16 | DataType::Bfloat16);
+            let from = weight.dtype;
             if to == weight.dtype {
                 Some(None)
             } else {
-                (converts(to) && converts(weight.dtype) && fits(weight, to)).then_some(Some(Transform::Cast(to)))
+                (converts(to) && (converts(from) || from == DataType::Double) && fits(weight, to))
+                    .then_some(Some(Transform::Cast(to)))
             }
         }
         _ => None,

@@ -56,7 +56,7 @@ fn refresh(model: &mut Model, fired: usize) {
 }
 
 /// A node under construction, named after its first output.
-fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) -> Node {
+pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) -> Node {
     Node {
         name: format!("{output}/{op_type}"),
         op_type: op_type.to_owned(),

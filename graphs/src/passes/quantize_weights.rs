@@ -36,6 +36,9 @@ pub fn quantizable(graph: &Graph, block: usize) -> Vec<String> {
             fits.insert(name, None);
         }
     }
+    for output in &graph.outputs {
+        fits.insert(&output.name, None);
+    }
     order.into_iter().filter(|name| fits[name.as_str()].is_some()).cloned().collect()
 }
 

@@ -1,7 +1,8 @@
 //! From float32 to a graph in which every node has a type of its own.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::tables::tables;
 use super::types::{reads_any, value_types};
 use crate::builder::ISLAND;
 use crate::passes::rename_uses;
@@ -29,15 +30,16 @@ pub fn lower_precision(model: &mut Model, to: DataType) {
 /// floating-point weight the one that `storage` names.
 ///
 /// The result is strongly typed: all that a node reads and makes has its type, and a Cast stands wherever types meet, one
-/// per value and type. Graph inputs and outputs stay float32. A weight whose type is its reader's feeds it directly. Nodes
+/// per value and type. Graph inputs and outputs stay float32, a weight that is an output among them. A weight whose type is its reader's feeds it directly. Nodes
 /// beyond the end of `types`, and those with bodies, are float32. Weights are converted while they are read or written.
 pub fn apply_precision(model: &mut Model, types: &[DataType], storage: &dyn Fn(&str, &Initializer) -> DataType) {
     let known = value_types(&model.graph);
     let float = |name: &str| known.get(name) == Some(&DataType::Float);
     let graph = &mut model.graph;
     let mut lowering = Lowering::default();
+    let handed_out: HashSet<&str> = graph.outputs.iter().map(|output| output.name.as_str()).collect();
     for (name, value) in &mut graph.initializers {
-        if value.external && value.dtype == DataType::Float {
+        if value.external && value.dtype == DataType::Float && !handed_out.contains(name.as_str()) {
             let to = storage(name, value);
             value.data = value.data.clone().converted(DataType::Float, to);
             value.dtype = to;
@@ -88,14 +90,18 @@ pub fn apply_precision(model: &mut Model, types: &[DataType], storage: &dyn Fn(&
 /// The type in which each matrix of a component is stored: that of the nodes that read it in 16 bits, if they agree, else
 /// the one that it has in the source.
 ///
-/// Each graph comes with the types of its nodes. What nothing reads is left out.
+/// Each graph comes with the types of its nodes. What nothing reads is left out, and so are [`tables`].
 pub fn matrix_types(graphs: &[(&Model, &[DataType])]) -> BTreeMap<String, DataType> {
     let mut read: BTreeMap<String, Option<DataType>> = BTreeMap::new();
     let mut own: BTreeMap<String, DataType> = BTreeMap::new();
+    let tables = tables(graphs.iter().map(|(model, _)| *model));
     for (model, types) in graphs {
         for (index, node) in model.graph.nodes.iter().enumerate() {
             for name in node.uses() {
                 let Some(weight) = model.graph.initializers.get(name).filter(|w| is_matrix(w)) else { continue };
+                if tables.contains(name) {
+                    continue;
+                }
                 let wanted = types.get(index).copied().filter(|t| t.size() == 2);
                 let kept = read.entry(name.to_owned()).or_insert(wanted);
                 *kept = kept.filter(|t| Some(*t) == wanted);
@@ -109,7 +115,7 @@ pub fn matrix_types(graphs: &[(&Model, &[DataType])]) -> BTreeMap<String, DataTy
 }
 
 /// True for a weight with at least two extents.
-fn is_matrix(weight: &Initializer) -> bool {
+pub(super) fn is_matrix(weight: &Initializer) -> bool {
     weight.external && weight.dtype == DataType::Float && weight.shape.len() > 1
 }
 

@@ -12,7 +12,7 @@ pub fn value_types(graph: &Graph) -> HashMap<String, DataType> {
 }
 
 /// As [`value_types`], of a body; `outer` are the types of what it may capture.
-pub(super) fn value_types_within(graph: &Graph, outer: &HashMap<String, DataType>) -> HashMap<String, DataType> {
+pub(crate) fn value_types_within(graph: &Graph, outer: &HashMap<String, DataType>) -> HashMap<String, DataType> {
     let mut types = outer.clone();
     let declared = graph.inputs.iter().chain(&graph.value_info).chain(&graph.outputs);
     for info in declared {

@@ -440,6 +440,8 @@ pub(super) fn configured(
 ) -> Result<SessionBuilder, String> {
     let build = || -> ort::Result<SessionBuilder> {
         let mut builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
+        // Pairs of quantisation compute in f32 what they stand between, as the graph says, not in the 8 bits that they round to.
+        builder = builder.with_quant_qdq(false)?.with_double_qdq_remover(false)?;
         if let Some(threads) = threads {
             builder = builder.with_intra_threads(threads)?;
         }
