@@ -324,3 +324,38 @@ fn sparse_initializer_is_an_unsupported_feature_that_is_named() {
     let message = refuse(&scratch, command("compile", args![&model, "-o", scratch.path("m.engine")]), 4);
     assert!(message.contains("tensor `w`: a sparse initializer"), "{message}");
 }
+
+/// Norms whose sums a pass takes in another order, each rounded to bfloat16 behind it, and a product that spreads the steps.
+fn restless(scratch: &Scratch) -> PathBuf {
+    let mut b = Builder::new("g");
+    let mut h = b.input("x", F32, [Dim::from("n"), Dim::Fixed(64), Dim::Fixed(128)]);
+    let gamma = inline(&mut b, "gamma", F32, &[128], &noise(99, 128));
+    let scale = b.input("scale", F32, [Dim::from("n"), Dim::Fixed(1), Dim::Fixed(128)]);
+    let shift = b.input("shift", F32, [Dim::from("n"), Dim::Fixed(1), Dim::Fixed(128)]);
+    for layer in 0..12u64 {
+        let normal = b.node("LayerNormalization", &[&h, &gamma]).attr("axis", -1).out();
+        let product = b.op("Mul", &[&normal, &scale]);
+        let sum = b.op("Add", &[&product, &shift]);
+        let narrow = b.cast(&sum, BF16);
+        let wide = b.cast(&narrow, F32);
+        let w = inline(&mut b, &format!("layers.{layer}.weight"), F32, &[128, 128], &noise(layer, 16384));
+        h = b.op("MatMul", &[&wide, &w]);
+    }
+    b.output("y", &h, F32, [Dim::from("n"), Dim::Fixed(64), Dim::Fixed(128)]);
+    save(scratch, b)
+}
+
+#[test]
+fn check_of_a_model_that_rounds_allows_for_steps_of_its_rounding() {
+    let scratch = Scratch::new();
+    let model = restless(&scratch);
+    let run = run_ok("compile", args![&model, "-o", scratch.path("m.engine"), "--verify", "--json"]);
+    let events = run.stdout.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let checks: Vec<_> = events.filter(|event| event["event"] == "check").collect();
+    assert!(!checks.is_empty());
+    for check in &checks {
+        // More than a model that does not round may differ by, and far less than bfloat16's 8 bits would have it.
+        let distance = check["outputs"][0]["error"]["relative_l2"].as_f64().unwrap();
+        assert!(check["passed"] == true && (1e-4..2e-3).contains(&distance), "{check}");
+    }
+}

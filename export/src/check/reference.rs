@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use v2l_graphs::passes::{lower_logic, sort_topologically};
-use v2l_graphs::{Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats};
+use v2l_graphs::{
+    DataType, Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats,
+};
 use v2l_runtime::map::map_file;
 use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
 use v2l_runtime::session::Session;
@@ -82,7 +84,27 @@ impl Reference {
         }
         tensors
     }
+
+    /// Inputs whose f32 numbers differ from these in the last bits; `None` if the file takes none in f32.
+    pub(crate) fn shifted(&self, tensors: &NamedTensors) -> Option<NamedTensors> {
+        let declared = self.untouched.as_ref().map_or(&self.model.graph.inputs, |file| &file.inputs);
+        let wide = |name: &String| {
+            let mut types = declared.iter().filter(|input| input.name == *name).filter_map(|input| input.ty.as_ref());
+            types.any(|ty| ty.dtype == DataType::Float)
+        };
+        let (mut shifted, mut any) = (tensors.clone(), false);
+        for (_, tensor) in shifted.iter_mut().filter(|(name, _)| wide(name)) {
+            if let Tensor::F32(values) = tensor {
+                values.mapv_inplace(|v| v * (1.0 + LAST_BITS));
+                any = true;
+            }
+        }
+        any.then_some(shifted)
+    }
 }
+
+/// Two bits of 24, relative.
+const LAST_BITS: f32 = 1.0 / (1 << 22) as f32;
 
 /// Runs a session on named tensors. Floats are rounded to 16 bits where the session takes such.
 pub(crate) fn run(session: &mut dyn Session, inputs: &NamedTensors) -> Result<NamedTensors, ExecuteError> {
