@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use v2l_cli::{Failure, Files, Output, OutputOptions};
+use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
 use v2l_export::{CompileOptions, EngineReport, Pass, Passes, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
@@ -138,12 +138,14 @@ fn main() -> ExitCode {
     if let Some(exit) = v2l_export::trt::builder::serve_if_asked() {
         return exit;
     }
-    let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| match (&args.command, &args.input) {
-        (Some(Command::Debug(args)), _) => debug::run(args, output),
-        (None, Some(input)) => compile(&args, input, output),
-        (None, None) => Err(Failure::usage("expected a bundle folder or an ONNX file")),
-    })
+    v2l_cli::run(
+        |args: &Args| args.output_options,
+        |args, output| match (&args.command, &args.input) {
+            (Some(Command::Debug(args)), _) => debug::run(args, output),
+            (None, Some(input)) => compile(args, input, output),
+            (None, None) => Err(Failure::usage("expected a bundle folder or an ONNX file")),
+        },
+    )
 }
 
 fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()> {
@@ -199,7 +201,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
             warn_of_names(named, output);
         }
         let fields = json!({
-            "component": e.component, "path": e.path, "bytes": e.bytes, "storage": e.storage,
+            "component": e.component, "path": shown(&e.path), "bytes": e.bytes, "storage": e.storage,
             "graphs": e.graphs, "slots": e.slots, "named": e.named,
         });
         output.result("engine", fields, || {

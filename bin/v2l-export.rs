@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
-use v2l_cli::{Failure, Files, Output, OutputOptions};
+use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
 use v2l_export::ExportOptions;
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
@@ -35,8 +35,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| export(&args, output))
+    v2l_cli::run(|args: &Args| args.output_options, export)
 }
 
 fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
@@ -59,6 +58,6 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
             format!("{:<14} {:>14} bytes  {:>4} slots  {}", c.name, c.bytes, c.slots, c.graphs.join(", "))
         });
     }
-    output.result("bundle", json!({ "path": args.output }), || format!("bundle {}", args.output.display()));
+    output.result("bundle", json!({ "path": shown(&args.output) }), || format!("bundle {}", args.output.display()));
     Ok(())
 }

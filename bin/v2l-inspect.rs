@@ -58,8 +58,7 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| inspect(&args, output))
+    v2l_cli::run(|args: &Args| args.output_options, inspect)
 }
 
 /// What a path holds.
@@ -73,9 +72,9 @@ enum Kind {
 }
 
 fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let (path, strength) = match args.path.to_str() {
-        Some(text) if args.survival => split_strength(text)?,
-        _ => (args.path.as_path(), 1.0),
+    let (path, strength) = match args.survival {
+        true => split_strength(args.path.as_os_str())?,
+        false => (args.path.as_path(), 1.0),
     };
     Files::default()
         .read("the adapter", [path])

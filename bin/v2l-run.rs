@@ -18,14 +18,12 @@ mod vae;
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser;
 use v2l_cli::{Failure, Files, Output, split_strength};
 
 use args::Args;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| dispatch(&args, output))
+    v2l_cli::run(|args: &Args| args.output_options, dispatch)
 }
 
 /// Chooses the task from the flags given.

@@ -28,8 +28,12 @@ pub enum Exit {
     Memory = 8,
     /// A file could not be read or written, or an external program failed.
     Io = 9,
-    /// The user interrupted.
+    /// The terminal went away (SIGHUP).
+    HungUp = 129,
+    /// The user interrupted (SIGINT).
     Interrupted = 130,
+    /// Somebody asked the program to end (SIGTERM).
+    Terminated = 143,
 }
 
 impl Exit {
@@ -45,7 +49,7 @@ impl Exit {
             Self::Numeric => "numeric",
             Self::Memory => "memory",
             Self::Io => "io",
-            Self::Interrupted => "interrupted",
+            Self::HungUp | Self::Interrupted | Self::Terminated => "interrupted",
         }
     }
 }

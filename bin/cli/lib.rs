@@ -5,26 +5,59 @@ mod adapters;
 mod exit;
 mod files;
 mod output;
+mod signals;
+
+use std::io::Write;
+use std::process::ExitCode;
 
 pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure};
 pub use files::Files;
-pub use output::{Output, OutputOptions};
+pub use output::{Output, OutputOptions, shown};
 
-/// Runs a tool: prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an exit code.
-pub fn run(options: OutputOptions, body: impl FnOnce(&mut Output) -> anyhow::Result<()>) -> std::process::ExitCode {
-    let mut output = Output::new(options);
-    // Without the handler an interruption still ends the program, but may leave a temporary behind.
-    let _ = ctrlc::set_handler(|| {
-        v2l_runtime::atomic::remove_unfinished();
-        std::process::exit(Exit::Interrupted as i32);
-    });
-    match body(&mut output) {
+/// Runs a tool: parses its command line, prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an
+/// exit code. Where stdout cannot be written, the work goes on without it: a reader that went away is no error, all else is one.
+pub fn run<A: clap::Parser>(
+    options: impl FnOnce(&A) -> OutputOptions,
+    body: impl FnOnce(&A, &mut Output) -> anyhow::Result<()>,
+) -> ExitCode {
+    signals::listen();
+    let args = match A::try_parse() {
+        Ok(args) => args,
+        Err(error) => return help_or_usage(&error),
+    };
+    let mut output = Output::new(options(&args));
+    let done = body(&args, &mut output).and_then(|()| output.written());
+    if let Some(exit) = signals::heard() {
+        output.failure(&Failure { exit, message: "interrupted".into() }.into(), exit);
+        signals::end(exit);
+    }
+    match done {
         Ok(()) => Exit::Ok.into(),
         Err(error) => {
             let exit = exit::exit_of(&error);
             output.failure(&error, exit);
             exit.into()
+        }
+    }
+}
+
+/// True if the user interrupted: what observers and those who fuse are told.
+pub fn interrupted() -> bool {
+    v2l_runtime::interrupt::requested()
+}
+
+/// Prints what the parser has to say: help and version on stdout, usage errors on stderr.
+fn help_or_usage(error: &clap::Error) -> ExitCode {
+    let printed = error.print().and_then(|()| std::io::stdout().flush());
+    if error.use_stderr() {
+        return Exit::Usage.into();
+    }
+    match Output::new(OutputOptions::default()).lost(printed).written() {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            output::diagnostic(&format!("error: {error}"));
+            Exit::Io.into()
         }
     }
 }

@@ -1,11 +1,12 @@
-use std::io::{IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value as Json, json};
 use v2l_export::Progress;
 
-use crate::Exit;
+use crate::{Exit, Failure};
 
 /// Flags that every tool has.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
@@ -22,12 +23,14 @@ pub struct OutputOptions {
 pub struct Output {
     options: OutputOptions,
     bar: ProgressBar,
+    /// Why stdout takes no more.
+    lost: Option<io::Error>,
 }
 
 impl Output {
     /// Output as the flags ask for it.
     pub fn new(options: OutputOptions) -> Self {
-        Self { options, bar: ProgressBar::hidden() }
+        Self { options, bar: ProgressBar::hidden(), lost: None }
     }
 
     /// True if events are printed as JSON.
@@ -35,12 +38,40 @@ impl Output {
         self.options.json
     }
 
+    /// Prints a line on stdout, unless an earlier one could not be written.
+    fn print(&mut self, line: &str) {
+        if self.lost.is_none() {
+            let print = || {
+                let mut stdout = io::stdout().lock();
+                writeln!(stdout, "{line}").and_then(|()| stdout.flush())
+            };
+            self.lost = self.bar.suspend(print).err();
+        }
+    }
+
+    /// Remembers what became of something else that was printed on stdout.
+    pub(crate) fn lost(self, printed: io::Result<()>) -> Self {
+        Self { lost: printed.err(), ..self }
+    }
+
+    /// Says whether all results could be printed. To a reader that went away nothing is owed.
+    pub(crate) fn written(&mut self) -> anyhow::Result<()> {
+        match self.lost.take().filter(|error| error.kind() != io::ErrorKind::BrokenPipe) {
+            None => Ok(()),
+            Some(error) => {
+                let message =
+                    format!("standard output: {error}; everything else is done, but not all results were printed");
+                Err(Failure { exit: Exit::Io, message }.into())
+            }
+        }
+    }
+
     /// Prints a result: `text` for people, or the event `{"event": name, …fields}`.
     pub fn result(&mut self, name: &str, fields: Json, text: impl FnOnce() -> String) {
         if self.options.json {
             self.event(name, fields);
         } else {
-            self.bar.suspend(|| print_line(&text()));
+            self.print(&text());
         }
     }
 
@@ -51,14 +82,14 @@ impl Output {
             if let (Some(event), Json::Object(fields)) = (event.as_object_mut(), fields) {
                 event.extend(fields);
             }
-            print_line(&event.to_string());
+            self.print(&event.to_string());
         }
     }
 
     /// A line on stderr, unless `--quiet`.
     pub fn note(&mut self, text: &str) {
         if !self.options.quiet {
-            self.bar.suspend(|| eprintln!("{text}"));
+            self.bar.suspend(|| diagnostic(text));
         }
     }
 
@@ -127,14 +158,16 @@ impl Output {
             message = format!("{message}; {way_out}");
         }
         self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));
-        eprintln!("error: {message}");
+        diagnostic(&format!("error: {message}"));
     }
 }
 
-/// Prints a line on stdout; a reader that went away is no error.
-fn print_line(text: &str) {
-    let mut stdout = std::io::stdout().lock();
-    if writeln!(stdout, "{text}").and_then(|()| stdout.flush()).is_err() {
-        std::process::exit(Exit::Ok as i32);
-    }
+/// A path as events show it: text, in which what is no Unicode is replaced.
+pub fn shown(path: impl AsRef<Path>) -> String {
+    path.as_ref().display().to_string()
+}
+
+/// Prints a line on stderr. Where that cannot be written there is nobody to tell.
+pub(crate) fn diagnostic(text: &str) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }

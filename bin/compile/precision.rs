@@ -1,6 +1,7 @@
 //! Which node computes in which type: the flags, and how the results are shown.
 
-use std::path::{Path, PathBuf};
+use std::ffi::OsString;
+use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
@@ -24,7 +25,7 @@ pub(crate) struct PrecisionArgs {
     calibration: Vec<PathBuf>,
     /// Adapter to calibrate with, at strengths 0, 1 and --max-strength times its own. Repeatable.
     #[arg(long, value_name = "PATH[=STRENGTH]", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
-    calibration_lora: Vec<String>,
+    calibration_lora: Vec<OsString>,
     /// Largest factor of the strengths of --calibration-lora.
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = not_negative, requires = "calibration_lora", help_heading = "Precision")]
     max_strength: f64,

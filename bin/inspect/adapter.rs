@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output, open_transformer};
+use v2l_cli::{Failure, Output, open_transformer, shown};
 use v2l_runtime::adapter::{
     Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter,
     read_light,
@@ -53,7 +53,7 @@ fn layers(description: &Description, output: &mut Output) {
         *ranks.entry(rank).or_default() += 1;
     }
     let fields = json!({
-        "path": description.file, "format": description.format, "keys": description.keys, "layers": layers.len(),
+        "path": shown(&description.file), "format": description.format, "keys": description.keys, "layers": layers.len(),
         "ranks": ranks, "scale": description.scale,
     });
     output.result("adapter", fields, || {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::Output;
+use v2l_cli::{Output, shown};
 use v2l_runtime::weights::WeightFile;
 
 use super::count;
@@ -23,7 +23,7 @@ pub(crate) fn show(path: &Path, output: &mut Output) -> anyhow::Result<()> {
     rows.sort();
     let (number, total) = by_type.values().fold((0, 0), |(n, b), (tensors, bytes)| (n + tensors, b + bytes));
     let types: BTreeMap<_, _> = by_type.iter().map(|(t, (n, b))| (t, json!({ "tensors": n, "bytes": b }))).collect();
-    let fields = json!({ "path": path, "tensors": number, "bytes": total, "by_type": types });
+    let fields = json!({ "path": shown(path), "tensors": number, "bytes": total, "by_type": types });
     output.result("checkpoint", fields, || {
         let types: Vec<String> = by_type.iter().map(|(t, (n, b))| format!("{t} {n} ({b} bytes)")).collect();
         format!("checkpoint {}\n  {} ({total} bytes): {}", path.display(), count(number, "tensor"), types.join(", "))

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use serde_json::{Value as Json, json};
-use v2l_cli::Output;
+use v2l_cli::{Output, shown};
 use v2l_export::ExportError;
 use v2l_export::precision::PrecisionPlan;
 use v2l_runtime::engine::manifest::{Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
@@ -29,7 +29,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
     let by_type: BTreeMap<_, _> =
         weights.iter().map(|(dtype, (n, bytes))| (dtype, json!({ "tensors": n, "bytes": bytes }))).collect();
     let fields = json!({
-        "path": path, "component": manifest.component, "format_version": manifest.format_version,
+        "path": shown(path), "component": manifest.component, "format_version": manifest.format_version,
         "tool_version": manifest.tool_version, "bytes": bytes, "storage": manifest.storage,
         "weights": number, "weight_bytes": total, "weights_by_type": by_type, "made_from": manifest.made_from,
         "attributes": manifest.attributes, "slots": manifest.slots.len(),
@@ -143,7 +143,7 @@ fn plan(engine: &Engine, output: &mut Output) -> anyhow::Result<()> {
 pub(crate) fn check_hashes(engine: &Engine, output: &mut Output) -> Result<(), EngineError> {
     engine.verify_hashes()?;
     let tensors = engine.manifest().tensors.len();
-    output.result("verified", json!({ "path": engine.path(), "tensors": tensors }), || {
+    output.result("verified", json!({ "path": shown(engine.path()), "tensors": tensors }), || {
         format!("  hashes of {} match", count(tensors, "tensor"))
     });
     Ok(())

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::Output;
+use v2l_cli::{Output, shown};
 use v2l_export::{OnnxSummary, summarize_onnx};
 
 /// Interface, weights, operators, metadata and slots.
@@ -12,7 +12,7 @@ pub(crate) fn show(path: &Path, nodes: bool, output: &mut Output) -> anyhow::Res
     let OnnxSummary { graph, producer, opsets, inputs, outputs, operators, weights, weight_bytes, metadata, .. } =
         &summary;
     let fields = json!({
-        "path": path, "graph": graph, "producer": producer, "opsets": opsets, "inputs": inputs, "outputs": outputs,
+        "path": shown(path), "graph": graph, "producer": producer, "opsets": opsets, "inputs": inputs, "outputs": outputs,
         "operators": operators, "weights": weights, "weight_bytes": weight_bytes, "metadata": metadata,
         "slots": summary.slots.len(),
     });

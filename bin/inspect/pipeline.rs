@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::Output;
+use v2l_cli::{Output, shown};
 use v2l_export::summarize_onnx;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::pipeline::config::{ComponentFiles, PipelineConfig, ReferenceFrames, resolve};
@@ -15,7 +15,7 @@ pub(crate) fn show(folder: &Path, verify: bool, nodes: bool, output: &mut Output
     let config = PipelineConfig::read(folder)?;
     let compiled = config.components.values().all(|files| matches!(files, ComponentFiles::Engine(_)));
     let kind = if compiled { "engine directory" } else { "bundle" };
-    output.result("pipeline", json!({ "path": folder, "kind": kind, "config": config }), || {
+    output.result("pipeline", json!({ "path": shown(folder), "kind": kind, "config": config }), || {
         let mut lines = vec![format!("{kind} {}", folder.display())];
         lines.extend(settings(&config));
         lines.join("\n")
@@ -60,7 +60,7 @@ fn component(name: &str, file: &str, path: &Path, engine: &Engine, output: &mut 
     let bytes = engine::size(path);
     let graphs: Vec<&str> = manifest.graphs.iter().map(|g| g.name.as_str()).collect();
     let fields = json!({
-        "component": name, "path": path, "bytes": bytes, "storage": manifest.storage, "graphs": graphs,
+        "component": name, "path": shown(path), "bytes": bytes, "storage": manifest.storage, "graphs": graphs,
         "slots": manifest.slots.len(),
     });
     output.result("component", fields, || {

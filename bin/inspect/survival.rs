@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
-use v2l_cli::{Output, open_transformer};
+use v2l_cli::{Output, open_transformer, shown};
 use v2l_runtime::adapter::{Adapter, AdapterError, AdapterFormat, detect, read_light};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
@@ -115,7 +115,7 @@ fn legend(path: &Path, map: &HeatMap, output: &mut Output) {
     let scale: Vec<(f64, String)> =
         (0..=4).map(|quarter| f64::from(quarter) / 4.0).map(|part| (part, hex(colour(part)))).collect();
     let fields = json!({
-        "path": path, "cell": map.cell(), "rows": map.rows, "columns": map.columns,
+        "path": shown(path), "cell": map.cell(), "rows": map.rows, "columns": map.columns,
         "scale": scale.iter().map(|(part, colour)| json!({ "survived": part, "colour": colour })).collect::<Vec<_>>(),
         "not_changed": hex(NOT_CHANGED), "no_slot": hex(NO_SLOT),
     });

@@ -1,9 +1,10 @@
 //! `--lora PATH[=STRENGTH]`.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use serde_json::json;
-use v2l_cli::{Output, split_strength};
+use v2l_cli::{Output, shown, split_strength};
 use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
@@ -15,7 +16,7 @@ use crate::args::{Args, FuseMode};
 use crate::modes::{self, Way};
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
-pub(crate) fn any_light(loras: &[String]) -> anyhow::Result<bool> {
+pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {
     for text in loras {
         if adapter::detect(split_strength(text)?.0)? == AdapterFormat::Light {
             return Ok(true);
@@ -26,7 +27,7 @@ pub(crate) fn any_light(loras: &[String]) -> anyhow::Result<bool> {
 
 /// Loads every `--lora` for these slots; `predictor` expands light adapters.
 pub(crate) fn load(
-    loras: &[String],
+    loras: &[OsString],
     slots: &[Slot],
     allow_partial: bool,
     mut predictor: Option<&mut Predictor>,
@@ -80,7 +81,7 @@ pub(crate) fn apply(
         return Ok(step);
     }
     let may_change = args.fuse_mode == FuseMode::Auto && modes::has_branches(engine.manifest(), &step.graph);
-    let instead = match directory.set_adapters(adapters.to_vec(), None) {
+    let instead = match directory.set_adapters(adapters.to_vec(), Some(&v2l_cli::interrupted)) {
         Ok(opened) => {
             let fused = opened.fused.clone();
             if fused.warning().is_none() || !may_change {
@@ -97,7 +98,7 @@ pub(crate) fn apply(
     let step = directory.side_step(&borrowed)?;
     say("side", &instead);
     output.note(&format!("adapters are applied in low-rank branches: {instead}"));
-    directory.set_adapters(Vec::new(), None)?;
+    directory.set_adapters(Vec::new(), Some(&v2l_cli::interrupted))?;
     Ok(step)
 }
 
@@ -124,7 +125,7 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
 /// Says where a prediction was saved.
 pub(crate) fn saved(path: &Path, format: AdapterFormat, adapter: &Adapter, output: &mut Output) {
     let layers = adapter.layers.len();
-    output.result("adapter", json!({ "path": path, "format": format, "layers": layers }), || {
+    output.result("adapter", json!({ "path": shown(path), "format": format, "layers": layers }), || {
         format!("{}: {layers} layers, {}", path.display(), format.name())
     });
 }

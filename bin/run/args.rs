@@ -1,5 +1,6 @@
 //! The command line of `v2l-run`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
@@ -91,7 +92,7 @@ pub(crate) struct Args {
     pub(crate) strength: f32,
     /// Adapter to fuse, with a strength if not 1. Repeatable.
     #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
-    pub(crate) lora: Vec<String>,
+    pub(crate) lora: Vec<OsString>,
     /// How adapters are applied: `fuse` into the weights, `side` as inputs of low-rank branches.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) fuse_mode: FuseMode,

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 use ndarray::Array2;
 use serde_json::json;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light, write_light_full};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
@@ -42,6 +42,10 @@ impl Observer for Listener<'_> {
             Event::StageFinished { .. } => self.output.finish(),
             Event::Warning { message } => self.output.warning(message),
         }
+    }
+
+    fn cancelled(&self) -> bool {
+        v2l_cli::interrupted()
     }
 }
 
@@ -123,7 +127,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         let tensors: NamedTensors = [("latents".to_owned(), latents)].into_iter().collect();
         write_tensors(path, &tensors, &IndexMap::new())?;
         let shape = tensors["latents"].shape();
-        output.result("latents", json!({ "path": path, "shape": shape }), || {
+        output.result("latents", json!({ "path": shown(path), "shape": shape }), || {
             format!("{}: latents {shape:?}", path.display())
         });
     }
@@ -135,7 +139,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         } else {
             write_frames(args, path, &frames, settings.fps)?;
         }
-        output.result("video", json!({ "path": path, "settings": settings }), || {
+        output.result("video", json!({ "path": shown(path), "settings": settings }), || {
             format!(
                 "{}: {} frames of {}x{} at {} fps",
                 path.display(),
@@ -150,7 +154,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     if let Some(path) = &args.contact_sheet {
         write_contact_sheet(path, &compared.iter().collect::<Vec<_>>())?;
         let rows = compared.len();
-        output.result("contact_sheet", json!({ "path": path, "rows": rows }), || {
+        output.result("contact_sheet", json!({ "path": shown(path), "rows": rows }), || {
             format!("{}: {rows} rows, the result last", path.display())
         });
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output, open_transformer};
+use v2l_cli::{Failure, Output, open_transformer, shown};
 use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
@@ -43,7 +43,7 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
     }
     let mut predictor = GenericPredictor::open(engine, map, parsed, slots, &args.open_options())?;
     if !predictor.unused().is_empty() {
-        output.event("unused_outputs", json!({ "path": path, "outputs": predictor.unused() }));
+        output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
         output.note(&format!("{}: no slot uses the outputs {}", path.display(), predictor.unused().join(", ")));
     }
     let adapter = predictor.predict(&inputs)?;

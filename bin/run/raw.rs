@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde_json::json;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::backend::OpenEngine;
 use v2l_runtime::engine::Engine;
@@ -70,7 +70,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let results = session.run(&inputs)?;
     write_tensors(outputs, &results, &IndexMap::new())?;
     let shapes: IndexMap<&String, &[usize]> = results.iter().map(|(name, t)| (name, t.shape())).collect();
-    output.result("outputs", json!({ "path": outputs, "graph": graph, "shapes": shapes }), || {
+    output.result("outputs", json!({ "path": shown(outputs), "graph": graph, "shapes": shapes }), || {
         let lines: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
         format!("{}: {}", outputs.display(), lines.join(", "))
     });

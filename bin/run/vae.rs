@@ -5,7 +5,7 @@ use std::path::Path;
 use indexmap::IndexMap;
 use ndarray::{Array5, Ix5};
 use serde_json::json;
-use v2l_cli::{Failure, Output};
+use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::library::find_ffmpeg;
 use v2l_runtime::pipeline::Pipeline;
@@ -114,7 +114,7 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     .collect();
     write_tensors(target, &tensors, &IndexMap::new())?;
     let shape = tensors["mean"].shape();
-    output.result("encoded", json!({ "path": target, "shape": shape }), || {
+    output.result("encoded", json!({ "path": shown(target), "shape": shape }), || {
         format!("{}: mean {shape:?}", target.display())
     });
     Ok(())
@@ -134,7 +134,7 @@ pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     } else {
         write_frames(args, target, &video::pixels_to_frames(&pixels, Some(fps))?, fps)?;
     }
-    output.result("decoded", json!({ "path": target, "shape": shape }), || {
+    output.result("decoded", json!({ "path": shown(target), "shape": shape }), || {
         format!("{}: pixels {shape:?}", target.display())
     });
     Ok(())

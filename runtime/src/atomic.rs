@@ -4,14 +4,14 @@
 //! An output goes where its path leads: symbolic links are followed. What is no regular file there, such as a pipe, a device or
 //! `/dev/stdout`, is written to, never replaced.
 
-use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, BufWriter, Seek, Write};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::path::Path;
 
-use tempfile::TempPath;
+use tempfile::NamedTempFile;
+
+use crate::interrupt::{self, Unfinished};
 
 mod folder;
 mod target;
@@ -25,51 +25,6 @@ const BUFFER: usize = 1 << 20;
 /// Bytes of an output's name that its temporary's name has, too: names have an end.
 const PREFIX: usize = 64;
 
-static UNFINISHED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
-
-/// The temporaries of this process. Whoever holds the list keeps [`remove_unfinished`] waiting.
-fn unfinished() -> MutexGuard<'static, BTreeSet<PathBuf>> {
-    UNFINISHED.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Remembers a temporary file or folder for [`remove_unfinished`] until dropped.
-#[derive(Debug)]
-pub struct Unfinished(PathBuf);
-
-impl Unfinished {
-    /// Remembers `path`.
-    pub fn new(path: impl Into<PathBuf>) -> Self {
-        let path = path.into();
-        unfinished().insert(path.clone());
-        Self(path)
-    }
-
-    /// Makes a temporary and remembers it, before an interruption can come between.
-    fn make<T: AsRef<Path>>(make: impl FnOnce() -> io::Result<T>) -> io::Result<(T, Self)> {
-        let mut list = unfinished();
-        let made = make()?;
-        let path = made.as_ref().to_owned();
-        list.insert(path.clone());
-        Ok((made, Self(path)))
-    }
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        unfinished().remove(&self.0);
-    }
-}
-
-/// Removes every temporary that is under construction: what an interrupted program calls before it exits. Outputs that are
-/// just being put in their places get there first.
-pub fn remove_unfinished() {
-    std::mem::take(&mut *unfinished()).iter().for_each(|p| remove(p));
-}
-
-fn remove(path: &Path) {
-    let _ = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
-}
-
 /// A file under construction, put in its place by [`commit`].
 ///
 /// Where there is nothing yet, or a regular file, it is written to a temporary sibling and renamed; the mode of an earlier file is
@@ -81,10 +36,8 @@ fn remove(path: &Path) {
 pub struct AtomicFile {
     // Written to directly, so that errors are the system's own and do not name the temporary.
     out: BufWriter<File>,
-    temporary: TempPath,
+    temporary: Unfinished<NamedTempFile>,
     target: Target,
-    /// Dropped last, so that the temporary is gone or in place before it is forgotten.
-    _unfinished: Unfinished,
 }
 
 impl AtomicFile {
@@ -102,33 +55,32 @@ impl AtomicFile {
                 std::env::temp_dir()
             }
         };
-        let ((file, temporary), unfinished) = {
-            let prefix = prefix(destination.file_name().unwrap_or_default());
-            let mut builder = tempfile::Builder::new();
-            builder.prefix(&prefix).suffix(".partial");
-            #[cfg(unix)]
-            if matches!(target, Target::Replaced(_)) {
-                builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-            }
-            let (made, unfinished) = Unfinished::make(|| builder.tempfile_in(folder))?;
-            (made.into_parts(), unfinished)
-        };
-        Ok(Self { out: BufWriter::with_capacity(BUFFER, file), temporary, target, _unfinished: unfinished })
+        let prefix = prefix(destination.file_name().unwrap_or_default());
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(".partial");
+        #[cfg(unix)]
+        if matches!(target, Target::Replaced(_)) {
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        }
+        let temporary = Unfinished::temporary(|| builder.tempfile_in(folder))?;
+        let out = BufWriter::with_capacity(BUFFER, temporary.as_file().try_clone()?);
+        Ok(Self { out, temporary, target })
     }
 
     /// The temporary, for a look at what was written; flush before.
     pub fn path(&self) -> &Path {
-        &self.temporary
+        self.temporary.path()
     }
 
     /// Flushes, waits until the bytes are on disk, and puts the file in its place.
     ///
     /// # Errors
-    /// If a step fails (a full disk, say); the temporary is then removed. What is a regular file, or nothing, stays as it was.
+    /// If a step fails (a full disk, say), or the program was interrupted; the temporary is then removed. What is a regular file, or nothing, stays as it was.
     pub fn commit(self) -> io::Result<()> {
         let mut file = self.out.into_inner().map_err(io::IntoInnerError::into_error)?;
         let destination = match self.target {
             Target::Through(sink) => {
+                interrupt::check()?;
                 file.rewind()?;
                 return sink.write(&mut file);
             }
@@ -138,9 +90,7 @@ impl AtomicFile {
             file.set_permissions(earlier.permissions())?;
         }
         file.sync_all()?;
-        let list = unfinished();
-        self.temporary.persist(&destination).map_err(|e| e.error)?;
-        drop(list);
+        self.temporary.place(|temporary| temporary.persist(&destination).map_err(|e| e.error))?;
         sync_folder(folder_of(&destination));
         Ok(())
     }
@@ -148,6 +98,7 @@ impl AtomicFile {
 
 impl Write for AtomicFile {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        interrupt::check()?;
         self.out.write(bytes)
     }
 

@@ -18,6 +18,7 @@ pub mod error_class;
 pub mod fuse;
 pub mod heat_map;
 mod inputs;
+pub mod interrupt;
 pub mod library;
 pub mod map;
 pub mod noise;

@@ -30,6 +30,8 @@ mod miniature;
 mod modes;
 mod overrides;
 mod passes;
+#[cfg(unix)]
+mod paths;
 mod pipeline;
 mod plans;
 mod precision;
@@ -40,7 +42,11 @@ mod rounding;
 mod rows;
 mod shapes;
 mod side;
+#[cfg(unix)]
+mod signals;
 mod stages;
+#[cfg(unix)]
+mod streams;
 mod survival;
 mod swaps;
 mod t5;

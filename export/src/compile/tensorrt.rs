@@ -14,6 +14,7 @@ use v2l_graphs::passes::{lower_for_tensorrt, settle_extents};
 use v2l_graphs::{Dim, Model, ValueInfo};
 use v2l_runtime::atomic::write_file;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
+use v2l_runtime::interrupt;
 use v2l_runtime::map::read_file;
 use v2l_trt::builder::{Built, Child, Range, Refit, Request};
 use v2l_trt::library::Library;
@@ -159,7 +160,7 @@ impl<'a> TensorRt<'a> {
             PlanBuilder::Program(program) => {
                 self.library.build_in(Child { program, scratch: &self.scratch }, &request, &mut |step| {
                     progress(Progress::Phase { name: step.phase, done: step.done, of: step.of });
-                    true
+                    !interrupt::requested()
                 })
             }
         };

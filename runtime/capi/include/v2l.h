@@ -9,8 +9,8 @@
  * handle is NULL, others are as they were, and so is every handle that was given: what changes something does so as a whole or not at
  * all.
  *
- * POINTERS. Strings are UTF-8 and end in NUL; paths are strings. What a function is given need only live until it returns, unless it
- * says otherwise. A pointer may be NULL only where it says so; NULL elsewhere is refused (V2L_ERROR_NULL), and so is a pointer that is
+ * POINTERS. Strings are UTF-8 and end in NUL; paths end in NUL, too, and on Unix are any bytes. Messages show a path's bytes that are no
+ * UTF-8 replaced. What a function is given need only live until it returns, unless it says otherwise. A pointer may be NULL only where it says so; NULL elsewhere is refused (V2L_ERROR_NULL), and so is a pointer that is
  * not aligned. That memory has the extents that are claimed for it is the caller's promise.
  *
  * STRUCTURES THAT GROW begin with `size`. v2l_…_init(&options, sizeof options) fills in the defaults; NULL for options means the

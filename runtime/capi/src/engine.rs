@@ -13,7 +13,7 @@ use v2l_runtime::session::{Dim, Port};
 
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};
-use crate::pointers::{Out, optional_text, path, required};
+use crate::pointers::{Out, optional_path, optional_text, path, required};
 use crate::serial::Serial;
 #[cfg(feature = "stand-in-backend")]
 pub(crate) use crate::stand_in::StandIn as Backend;
@@ -112,7 +112,7 @@ impl Opening {
         // SAFETY: the caller's promise, for all three.
         let (options, ort_library, ffmpeg) = unsafe {
             let options = growing::read(options)?;
-            (options, optional_text(options.ort_library, "ort_library")?, optional_text(options.ffmpeg, "ffmpeg")?)
+            (options, optional_path(options.ort_library, "ort_library")?, optional_path(options.ffmpeg, "ffmpeg")?)
         };
         growing::unused(options.reserved)?;
         let weights = match options.weights {

@@ -9,7 +9,7 @@ use v2l_runtime::tensor::{Dtype, Tensor};
 use v2l_runtime::video::{self, Frames, VideoError};
 
 use crate::failure::Failure;
-use crate::pointers::{optional, optional_text};
+use crate::pointers::{optional, optional_path};
 use crate::status::V2L_ERROR_TENSOR;
 use crate::tensor::{Input, v2l_tensor};
 
@@ -33,10 +33,10 @@ impl Clip {
         ffmpeg: Option<&Path>,
     ) -> Result<Option<Self>, Failure> {
         // SAFETY: the caller's promise, for both.
-        let (file, tensor) = unsafe { (optional_text(file, what)?, optional(tensor, what)?) };
+        let (file, tensor) = unsafe { (optional_path(file, what)?, optional(tensor, what)?) };
         match (file, tensor) {
             (None, None) => Ok(None),
-            (Some(file), None) => Self::read(Path::new(file), ffmpeg).map(Some),
+            (Some(file), None) => Self::read(file, ffmpeg).map(Some),
             // SAFETY: as above.
             (None, Some(tensor)) => Self::from_input(what, &unsafe { Input::new(tensor, what) }?, fps).map(Some),
             (Some(_), Some(_)) => {

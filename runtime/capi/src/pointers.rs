@@ -72,18 +72,46 @@ pub(crate) unsafe fn optional_text<'a>(pointer: *const c_char, name: &str) -> Re
     if pointer.is_null() { Ok(None) } else { unsafe { text(pointer, name) }.map(Some) }
 }
 
-/// A path.
+/// A path: on Unix any bytes, elsewhere text.
 ///
 /// # Safety
 /// The header's promise.
 pub(crate) unsafe fn path<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path, Failure> {
     // SAFETY: the caller's promise.
-    let text = unsafe { text(pointer, name) }?;
-    if text.is_empty() {
+    let path = unsafe { path_or_empty(pointer, name) }?;
+    if path.as_os_str().is_empty() {
         Err(Failure::argument(format!("`{name}` is empty; expected a path")))
     } else {
-        Ok(Path::new(text))
+        Ok(path)
     }
+}
+
+/// A path that may be left out, or be empty.
+///
+/// # Safety
+/// The header's promise.
+pub(crate) unsafe fn optional_path<'a>(pointer: *const c_char, name: &str) -> Result<Option<&'a Path>, Failure> {
+    // SAFETY: the caller's promise.
+    if pointer.is_null() { Ok(None) } else { unsafe { path_or_empty(pointer, name) }.map(Some) }
+}
+
+/// # Safety
+/// The header's promise.
+#[cfg(unix)]
+unsafe fn path_or_empty<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path, Failure> {
+    use std::os::unix::ffi::OsStrExt;
+    checked(pointer, name)?;
+    // SAFETY: not NULL, and the caller's promise.
+    let bytes = unsafe { CStr::from_ptr(pointer) }.to_bytes();
+    Ok(Path::new(std::ffi::OsStr::from_bytes(bytes)))
+}
+
+/// # Safety
+/// The header's promise.
+#[cfg(not(unix))]
+unsafe fn path_or_empty<'a>(pointer: *const c_char, name: &str) -> Result<&'a Path, Failure> {
+    // SAFETY: the caller's promise.
+    unsafe { text(pointer, name) }.map(Path::new)
 }
 
 /// Where a result goes.

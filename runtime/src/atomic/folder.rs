@@ -8,16 +8,15 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::target::{Kind, Place};
-use super::{Unfinished, folder_of, prefix, sync_folder, unfinished};
+use super::{folder_of, prefix, sync_folder};
+use crate::interrupt::{MadeFolders, Unfinished};
 
 /// A folder under construction beside its destination. Dropped without [`AtomicFolder::commit`], it leaves nothing.
 pub struct AtomicFolder {
-    temporary: TempDir,
+    temporary: Unfinished<TempDir>,
     destination: PathBuf,
-    /// Dropped after `temporary`, so that it is gone or in place before it is forgotten.
-    _unfinished: Unfinished,
     // Dropped after `temporary`, so that they are empty.
-    _parents: Parents,
+    _parents: Unfinished<MadeFolders>,
 }
 
 impl AtomicFolder {
@@ -31,13 +30,13 @@ impl AtomicFolder {
         if !matches!(named, Some(std::path::Component::Normal(_))) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "expected the path of a new folder"));
         }
-        let parents = Parents::create(folder_of(destination))?;
+        let parents = MadeFolders::create(folder_of(destination))?;
         let place = Place::of(destination)?;
         if !matches!(place.kind, Kind::Nothing | Kind::Folder) {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, "there is something that is no folder"));
         }
-        let (temporary, unfinished) = temporary_in(folder_of(&place.path), place.path.file_name().unwrap_or_default())?;
-        Ok(Self { temporary, destination: place.path, _unfinished: unfinished, _parents: parents })
+        let temporary = temporary_in(folder_of(&place.path), place.path.file_name().unwrap_or_default())?;
+        Ok(Self { temporary, destination: place.path, _parents: parents })
     }
 
     /// Where to write meanwhile.
@@ -64,36 +63,37 @@ impl AtomicFolder {
     /// # Errors
     /// The system's; an earlier folder is then where it was.
     pub fn commit(self) -> io::Result<()> {
-        let aside = self.temporary.path().with_extension("replaced");
-        let list = unfinished();
-        // The earlier folder is moved aside first and only removed once the new one is in place.
-        let replaced = self.destination.exists();
-        if replaced {
-            std::fs::rename(&self.destination, &aside)?;
-        }
-        if let Err(e) = std::fs::rename(self.temporary.path(), &self.destination) {
-            if replaced {
-                let _ = std::fs::rename(&aside, &self.destination);
-            }
-            return Err(e);
-        }
-        let _ = self.temporary.keep();
-        let removed = if replaced { std::fs::remove_dir_all(&aside) } else { Ok(()) };
-        drop(list);
-        sync_folder(folder_of(&self.destination));
-        removed
+        let Self { temporary, destination, _parents } = self;
+        temporary.place(|temporary| replace(temporary, &destination))?;
+        sync_folder(folder_of(&destination));
+        Ok(())
     }
+}
+
+fn replace(temporary: TempDir, destination: &Path) -> io::Result<()> {
+    // The earlier folder is moved aside first and only removed once the new one is in place.
+    let aside = temporary.path().with_extension("replaced");
+    let replaced = destination.exists();
+    if replaced {
+        std::fs::rename(destination, &aside)?;
+    }
+    if let Err(e) = std::fs::rename(temporary.path(), destination) {
+        if replaced {
+            let _ = std::fs::rename(&aside, destination);
+        }
+        return Err(e);
+    }
+    let _ = temporary.keep();
+    if replaced { std::fs::remove_dir_all(&aside) } else { Ok(()) }
 }
 
 /// Files under construction for a folder, which appear in it together and replace earlier ones. Dropped without
 /// [`FileSet::commit`], it leaves the folder as it was, or no folder if there was none.
 pub struct FileSet {
-    temporary: TempDir,
+    temporary: Unfinished<TempDir>,
     folder: PathBuf,
-    /// Dropped after `temporary`, so that it is gone or in place before it is forgotten.
-    _unfinished: Unfinished,
     // Dropped after `temporary`, so that they are empty.
-    _parents: Parents,
+    _parents: Unfinished<MadeFolders>,
 }
 
 impl FileSet {
@@ -102,10 +102,10 @@ impl FileSet {
     /// # Errors
     /// If there can be no such folder, or it cannot be written to.
     pub fn create(folder: &Path) -> io::Result<Self> {
-        let parents = Parents::create(folder)?;
+        let parents = MadeFolders::create(folder)?;
         let folder = folder.canonicalize()?;
-        let (temporary, unfinished) = temporary_in(&folder, OsStr::new("v2l"))?;
-        Ok(Self { temporary, folder, _unfinished: unfinished, _parents: parents })
+        let temporary = temporary_in(&folder, OsStr::new("v2l"))?;
+        Ok(Self { temporary, folder, _parents: parents })
     }
 
     /// Where to write meanwhile.
@@ -129,50 +129,35 @@ impl FileSet {
         }
         let aside = self.temporary.path().join("replaced");
         std::fs::create_dir(&aside)?;
-        let list = unfinished();
-        let mut moved: Vec<(PathBuf, PathBuf)> = Vec::new();
         let out = earlier.iter().map(|name| (self.folder.join(name), aside.join(name)));
         let into = names.iter().map(|name| (self.temporary.path().join(name), self.folder.join(name)));
-        for (from, to) in out.chain(into) {
-            if let Err(error) = std::fs::rename(&from, &to) {
-                for (from, to) in moved.iter().rev() {
-                    let _ = std::fs::rename(to, from);
-                }
-                return Err(error);
-            }
-            moved.push((from, to));
-        }
-        drop(list);
+        let moves: Vec<(PathBuf, PathBuf)> = out.chain(into).collect();
+        // The earlier files go with the temporary folder that they were moved to.
+        self.temporary.place(|_temporary| rename_all(&moves))?;
         sync_folder(&self.folder);
         Ok(())
     }
 }
 
+/// Renames all, or none.
+fn rename_all(moves: &[(PathBuf, PathBuf)]) -> io::Result<()> {
+    for (done, (from, to)) in moves.iter().enumerate() {
+        if let Err(error) = std::fs::rename(from, to) {
+            for (from, to) in moves[..done].iter().rev() {
+                let _ = std::fs::rename(to, from);
+            }
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// A temporary folder with the mode of new ones of this process.
-fn temporary_in(folder: &Path, name: &OsStr) -> io::Result<(TempDir, Unfinished)> {
+fn temporary_in(folder: &Path, name: &OsStr) -> io::Result<Unfinished<TempDir>> {
     let prefix = prefix(name);
     let mut builder = tempfile::Builder::new();
     builder.prefix(&prefix).suffix(".partial");
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
-    Unfinished::make(|| builder.tempdir_in(folder))
-}
-
-/// Folders made on the way to a destination, innermost first. Those that are empty when this is dropped go again.
-struct Parents(Vec<PathBuf>);
-
-impl Parents {
-    fn create(folder: &Path) -> io::Result<Self> {
-        let missing = folder.ancestors().take_while(|f| !f.as_os_str().is_empty() && !f.exists());
-        let parents = Self(missing.map(Path::to_owned).collect());
-        std::fs::create_dir_all(folder)?;
-        Ok(parents)
-    }
-}
-
-impl Drop for Parents {
-    fn drop(&mut self) {
-        // One that holds the destination is not empty and stays.
-        let _ = self.0.iter().try_for_each(std::fs::remove_dir);
-    }
+    Unfinished::temporary(|| builder.tempdir_in(folder))
 }

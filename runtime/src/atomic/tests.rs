@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 
 #[cfg(unix)]
@@ -30,21 +32,6 @@ fn atomic_file_dropped_leaves_nothing() {
     file.write_all(b"half").unwrap();
     drop(file);
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-}
-
-/// The list belongs to the whole process, where other tests have files: it is looked at, not emptied.
-#[test]
-fn atomic_file_is_listed_for_removal_only_while_unfinished() {
-    let dir = tempfile::tempdir().unwrap();
-    let folder = dir.path().canonicalize().unwrap();
-    let listed = || unfinished().iter().filter(|p| p.starts_with(&folder)).cloned().collect::<Vec<_>>();
-    let file = AtomicFile::create(dir.path().join("out")).unwrap();
-    let [temporary] = &listed()[..] else { panic!("one temporary is listed") };
-    assert!(temporary.is_file());
-    remove(temporary);
-    assert!(!temporary.exists());
-    drop(file);
-    assert!(listed().is_empty());
 }
 
 #[test]

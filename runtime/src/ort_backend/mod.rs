@@ -12,6 +12,7 @@ mod part;
 mod promote;
 mod provider;
 mod resident;
+mod scratch;
 mod session;
 mod stages;
 mod value;

@@ -16,6 +16,7 @@ use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider::{self, Provider};
 use super::resident::{Cuda, Device, Host, Resident, State};
+use super::scratch::Scratch;
 use super::session::OrtSession;
 use super::stages::Stages;
 use super::weight_plan::{WeightPlan, check_memory, graph_weights};
@@ -342,10 +343,9 @@ impl OrtEngine {
         // The first provider that has an operator gets it: the GPU's comes before the CPU's.
         let builder = provider::register(builder, self.provider, self.arithmetic == Arithmetic::Fp32)?;
         let mut builder = configured(builder, self.report.mode, self.threads).map_err(backend)?;
-        let profile = self.profile.then(tempfile::tempdir).transpose();
-        let profile = profile.map_err(|source| OrtError::Placeholder { source })?;
+        let profile = self.profile.then(|| Scratch::new(&[])).transpose()?;
         if let Some(folder) = &profile {
-            builder = builder.with_profiling(folder.path().join("run")).map_err(|e| backend(e.to_string()))?;
+            builder = builder.with_profiling(folder.join("run")).map_err(|e| backend(e.to_string()))?;
         }
         let mut builder = WeightedBuilder::new(&graph.name, builder)?;
         let (mut promoted, mut names) = (Vec::new(), Vec::new());

@@ -3,7 +3,6 @@
 use bytes::Bytes;
 use ort::session::SessionInputValue;
 use ort::value::{DynValue, ValueType};
-use tempfile::TempDir;
 
 use std::sync::Arc;
 
@@ -11,6 +10,7 @@ use super::OrtError;
 use super::graph::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
+use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use crate::inputs::{Bound, bind};
 use crate::session::{Dim, Port, SessionError};
@@ -27,7 +27,7 @@ pub(super) struct Part {
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     /// Where the profiler writes, if it runs.
-    profile: Option<TempDir>,
+    profile: Option<Scratch>,
 }
 
 impl Part {
@@ -124,7 +124,7 @@ impl Part {
     }
 
     /// Keeps the folder that the session's profiler writes to.
-    pub(super) fn with_profile(self, folder: Option<TempDir>) -> Self {
+    pub(super) fn with_profile(self, folder: Option<Scratch>) -> Self {
         Self { profile: folder, ..self }
     }
 

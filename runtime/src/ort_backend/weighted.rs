@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use ort::session::Session;
 use ort::session::builder::SessionBuilder;
-use tempfile::TempDir;
 
 use super::OrtError;
+use super::scratch::Scratch;
 use super::value::borrow;
 use crate::engine::manifest::WEIGHTS_PLACEHOLDER;
 use crate::tensor::Dtype;
@@ -18,17 +18,18 @@ pub(super) struct WeightedBuilder {
     // Fields drop in order: ONNX Runtime lets go of the weights before they go.
     builder: SessionBuilder,
     held: Vec<Bytes>,
-    _placeholder: TempDir,
+    /// Only making a session needs it.
+    _placeholder: Scratch,
     graph: String,
 }
 
 impl WeightedBuilder {
     /// `graph` is what messages call it.
     pub(super) fn new(graph: &str, builder: SessionBuilder) -> Result<Self, OrtError> {
-        let placeholder = placeholder_folder()?;
-        let path = placeholder.path().to_string_lossy();
+        // An empty file in place of external data.
+        let placeholder = Scratch::new(&[WEIGHTS_PLACEHOLDER])?;
         let builder = builder
-            .with_config_entry(EXTERNAL_FOLDER, path)
+            .with_config_entry(EXTERNAL_FOLDER, placeholder.name())
             .map_err(|e| OrtError::Backend { graph: graph.to_owned(), message: e.to_string() })?;
         Ok(Self { builder, held: Vec::new(), _placeholder: placeholder, graph: graph.to_owned() })
     }
@@ -56,14 +57,4 @@ impl WeightedBuilder {
         drop(self.builder);
         Ok((session, self.held))
     }
-}
-
-/// A folder with an empty file in place of external data. Only making a session needs it; it goes when dropped.
-fn placeholder_folder() -> Result<TempDir, OrtError> {
-    let make = || {
-        let folder = tempfile::Builder::new().prefix("v2l-").tempdir()?;
-        std::fs::File::create(folder.path().join(WEIGHTS_PLACEHOLDER))?;
-        Ok(folder)
-    };
-    make().map_err(|source| OrtError::Placeholder { source })
 }

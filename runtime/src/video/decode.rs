@@ -1,12 +1,17 @@
 //! Video files to frames, through ffmpeg.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::ChildStdin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ffmpeg_sidecar::child::FfmpegChild;
 use ffmpeg_sidecar::command::FfmpegCommand;
 use ffmpeg_sidecar::event::{FfmpegEvent, LogLevel};
+use ffmpeg_sidecar::iter::FfmpegIterator;
 
 use super::{Frames, VideoError, check_total};
+use crate::interrupt::{Leftover, Unfinished};
 
 /// The last lines that ffmpeg wrote, errors before all else.
 #[derive(Default)]
@@ -36,26 +41,69 @@ impl Messages {
     }
 }
 
-/// Starts ffmpeg.
-pub(super) fn spawn(command: &mut FfmpegCommand, ffmpeg: &Path) -> Result<FfmpegChild, VideoError> {
-    command.spawn().map_err(|source| VideoError::Spawn { ffmpeg: ffmpeg.to_owned(), source })
+/// An ffmpeg at work. Dropped, or interrupted, it is killed and waited for.
+pub(super) struct Running {
+    child: Unfinished<Shared>,
+    ffmpeg: PathBuf,
 }
 
-/// Waits for ffmpeg and turns a bad exit status into an error.
-pub(super) fn finish(mut child: FfmpegChild, path: &Path, messages: &Messages) -> Result<(), VideoError> {
-    let status = child.wait().map_err(super::io_error(path))?;
-    if status.success() {
-        return Ok(());
-    }
-    Err(VideoError::Ffmpeg { path: path.to_owned(), status: status.to_string(), message: messages.text() })
+/// Locked for moments only, so that an interruption can always kill it.
+type Shared = Arc<Mutex<FfmpegChild>>;
+
+fn lock(child: &Shared) -> MutexGuard<'_, FfmpegChild> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Kills ffmpeg and hands the error on.
-pub(super) fn abort(mut child: FfmpegChild, error: VideoError) -> VideoError {
-    // It may have ended by itself; either way there is nothing more to do about it.
+/// Kills ffmpeg, unless it has ended.
+fn kill(child: &Shared) {
+    let mut child = lock(child);
     let _ = child.kill();
-    let _ = child.wait();
-    error
+    let _ = child.as_inner_mut().wait();
+}
+
+impl Running {
+    pub(super) fn start(command: &mut FfmpegCommand, ffmpeg: &Path) -> Result<Self, VideoError> {
+        let child = Unfinished::with(
+            || command.spawn().map(|child| Arc::new(Mutex::new(child))),
+            |child| {
+                let child = Arc::clone(child);
+                Leftover::Process(Arc::new(move || kill(&child)))
+            },
+        );
+        let spawn = |source| VideoError::Spawn { ffmpeg: ffmpeg.to_owned(), source };
+        Ok(Self { child: child.map_err(spawn)?, ffmpeg: ffmpeg.to_owned() })
+    }
+
+    pub(super) fn stdin(&self) -> Option<ChildStdin> {
+        lock(&self.child).take_stdin()
+    }
+
+    pub(super) fn events(&self) -> Result<FfmpegIterator, VideoError> {
+        lock(&self.child).iter().map_err(|e| {
+            let source = std::io::Error::other(e.to_string());
+            VideoError::Spawn { ffmpeg: self.ffmpeg.clone(), source }
+        })
+    }
+
+    /// Waits for the end, and turns a bad exit status into an error.
+    pub(super) fn finish(self, path: &Path, messages: &Messages) -> Result<(), VideoError> {
+        let status = loop {
+            if let Some(status) = lock(&self.child).as_inner_mut().try_wait().map_err(super::io_error(path))? {
+                break status;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        if status.success() {
+            return Ok(());
+        }
+        Err(VideoError::Ffmpeg { path: path.to_owned(), status: status.to_string(), message: messages.text() })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        kill(&self.child);
+    }
 }
 
 /// A path that ffmpeg cannot take for an option or a protocol.
@@ -72,18 +120,12 @@ pub(super) fn decode(path: &Path, ffmpeg: &Path) -> Result<Frames, VideoError> {
         .input(file_argument(path))
         .args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"])
         .output("-");
-    let mut child = spawn(&mut command, ffmpeg)?;
+    let child = Running::start(&mut command, ffmpeg)?;
     let mut messages = Messages::default();
     let mut data = Vec::new();
     let mut size = None;
     let mut fps = None;
-    let events = match child.iter() {
-        Ok(events) => events,
-        Err(e) => {
-            let source = std::io::Error::other(e.to_string());
-            return Err(abort(child, VideoError::Spawn { ffmpeg: ffmpeg.to_owned(), source }));
-        }
-    };
+    let events = child.events()?;
     for event in events {
         messages.record(&event);
         match event {
@@ -91,24 +133,20 @@ pub(super) fn decode(path: &Path, ffmpeg: &Path) -> Result<Frames, VideoError> {
             FfmpegEvent::ParsedOutputStream(stream) => {
                 if let Some(video) = stream.video_data() {
                     fps = Some(f64::from(video.fps));
-                    if let Err(error) = check_total(video.width as usize, video.height as usize, 1) {
-                        return Err(abort(child, error));
-                    }
+                    check_total(video.width as usize, video.height as usize, 1)?;
                 }
             }
             FfmpegEvent::OutputFrame(frame) => {
                 let found = (frame.width as usize, frame.height as usize);
                 let (width, height) = *size.get_or_insert(found);
                 let count = data.len() / (width * height * 3).max(1) + 1;
-                if let Err(error) = check_total(width, height, count) {
-                    return Err(abort(child, error));
-                }
+                check_total(width, height, count)?;
                 data.extend_from_slice(&frame.data);
             }
             _ => {}
         }
     }
-    finish(child, path, &messages)?;
+    child.finish(path, &messages)?;
     let (width, height) = size.ok_or_else(|| VideoError::NoFrames { path: path.to_owned() })?;
     Frames::new(width, height, data, fps)
 }

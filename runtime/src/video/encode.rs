@@ -6,7 +6,7 @@ use std::path::Path;
 
 use ffmpeg_sidecar::command::FfmpegCommand;
 
-use super::decode::{Messages, abort, file_argument, finish, spawn};
+use super::decode::{Messages, Running, file_argument};
 use super::{Frames, VideoError, extension, images, io_error};
 use crate::atomic::AtomicFile;
 
@@ -88,15 +88,9 @@ fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path
     let output: OsString = file_argument(path);
     command.args(["-f", format.muxer, "-y"]).output(output);
 
-    let mut child = spawn(&mut command, ffmpeg)?;
-    let stdin = child.take_stdin();
-    let events = match child.iter() {
-        Ok(events) => events,
-        Err(e) => {
-            let source = std::io::Error::other(e.to_string());
-            return Err(abort(child, VideoError::Spawn { ffmpeg: ffmpeg.to_owned(), source }));
-        }
-    };
+    let child = Running::start(&mut command, ffmpeg)?;
+    let stdin = child.stdin();
+    let events = child.events()?;
     let mut messages = Messages::default();
     let written = std::thread::scope(|scope| {
         // ffmpeg's messages are read while it is fed, or it would stop at a full pipe.
@@ -107,7 +101,7 @@ fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path
         writer.join()
     });
     // If ffmpeg gave up, its own words matter more than the broken pipe.
-    finish(child, path, &messages)?;
+    child.finish(path, &messages)?;
     match written {
         Ok(Ok(())) => Ok(()),
         Ok(Err(source)) => Err(VideoError::Io { path: path.to_owned(), source }),

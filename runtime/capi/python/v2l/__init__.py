@@ -171,7 +171,7 @@ def version() -> str:
 
 
 def _path(path: Path) -> bytes:
-    return os.fspath(path).encode()
+    return os.fsencode(path)
 
 
 def _sized(kind: Type[_Structure]) -> _Structure:
