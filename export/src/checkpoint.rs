@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
@@ -52,12 +53,13 @@ impl Checkpoint {
                 (false, false) => {}
             }
         }
-        let mut names: Vec<String> = std::fs::read_dir(folder)
+        let mut names: Vec<OsString> = std::fs::read_dir(folder)
             .map_err(ExportError::io(folder))?
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter_map(|entry| Some(entry.ok()?.file_name()))
             .collect();
         names.sort();
-        let ending = |end: &str| names.iter().filter(|n| n.ends_with(end)).collect::<Vec<_>>();
+        let ends = |name: &OsString, end: &str| name.as_encoded_bytes().ends_with(end.as_bytes());
+        let ending = |end: &str| names.iter().filter(|name| ends(name, end)).collect::<Vec<_>>();
         match (&ending(INDEX)[..], &ending(".safetensors")[..]) {
             ([index], _) => Self::open_sharded(&folder.join(index)),
             ([], [single]) => Self::open_file(&folder.join(single)),

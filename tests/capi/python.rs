@@ -25,3 +25,19 @@ fn python_example_generates_with_the_base_and_with_adapters() {
     assert!(printed.starts_with("adapter of 21 slots\n(5, 64, 96, 3) half "), "{printed}");
     assert!(printed.ends_with("the base comes back\n"), "{printed}");
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn python_opens_paths_of_any_bytes() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    let odd = |name: &[u8]| folder.path().join(std::ffi::OsStr::from_bytes(&[b"\xff\xfe ", name].concat()));
+    std::fs::copy(engines().join("transformer.engine"), odd(b"x.engine")).unwrap();
+    let program = "import pathlib, sys, v2l\n\
+                   path = sys.argv[1]\n\
+                   print(len(v2l.Engine(path).slots), len(v2l.Engine(pathlib.Path(path)).slots))\n\
+                   try: v2l.Engine(path + '.missing')\n\
+                   except v2l.Error as error: print(error.status, '\\ufffd' in str(error))\n";
+    let printed = run(python().args(["-c", program]).arg(odd(b"x.engine")));
+    assert_eq!(printed, "21 21\n9 True\n");
+}

@@ -1,10 +1,13 @@
 //! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process; for
-//! the target `graphs`, bytes at random.
+//! the target `graphs`, bytes at random; for the target `commands`, runs of the tools.
 //!
-//! `cargo run --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs. Prints what it did and
-//! ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one that was
-//! written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets with coverage.
+//! `cargo run --example fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs, commands. Prints what it
+//! did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
+//! that was written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets, but for `commands`, with coverage. That one
+//! takes the tools beside it (`cargo build`), and prints the command that is a finding.
 
+#[cfg(unix)]
+mod commands;
 #[path = "../../fuzz/targets.rs"]
 mod targets;
 
@@ -88,7 +91,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
         "checkpoint" => vec![targets::model().join("diffusion_pytorch_model.safetensors")],
         // These say what is drawn; any do.
         "graphs" => return vec![vec![0; 200]],
-        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, graphs"),
+        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, graphs, commands"),
     };
     paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
 }
@@ -96,14 +99,18 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(target) = arguments.first() else {
-        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|graphs [SECONDS] [SEED]");
+        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|graphs|commands [SECONDS] [SEED]");
         return ExitCode::from(2);
     };
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
     let (seconds, seed) = (number(1, 600), number(2, 1));
+    let mut draws = Draws(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    #[cfg(unix)]
+    if target == "commands" {
+        return commands::fuzz(seconds, seed, &mut draws);
+    }
     let corpus = corpus(target);
     let crash = PathBuf::from(format!("fuzz-{target}.crash"));
-    let mut draws = Draws(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let (start, mut inputs) = (Instant::now(), 0u64);
     for good in &corpus {
         targets::run(target, good);

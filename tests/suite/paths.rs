@@ -93,7 +93,6 @@ fn run_takes_paths_of_any_bytes() {
         assert!(path.is_file(), "{}", path.display());
     }
     assert!(cache.read_dir().unwrap().count() > 0 && recorded.read_dir().unwrap().count() > 0);
-    // The copy above came of an image with a plain name; here all names are odd.
     let (frames, folder) = (odd.path("frames/"), odd.path("peft"));
     odd.run("run", &small(args!["--lora", with_strength(&lora, "0.5"), "--lora", &lora, "-o", &frames]));
     assert!(frames.join("00004.png").is_file());
@@ -127,6 +126,9 @@ fn compile_export_and_inspect_take_paths_of_any_bytes() {
     }
     odd.run("inspect", args![&engines, "--verify-hashes"]);
     odd.run("inspect", args![model.join("vae/diffusion_pytorch_model.safetensors")]);
+    let t5 = odd.copy(&fixtures().join("t5/relu"));
+    std::fs::rename(t5.join("model.safetensors"), t5.join(self::odd("weights.safetensors"))).unwrap();
+    odd.run("export", args![&t5, "-o", odd.path("t5 bundle")]);
     let corpus = odd.copy(&fixtures().join("corpus/block"));
     let (onnx, adapter, weights) =
         (corpus.join("ts17/model.onnx"), corpus.join("adapter.safetensors"), corpus.join("checkpoint.safetensors"));

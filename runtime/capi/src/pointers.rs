@@ -149,3 +149,22 @@ impl<T> Out<*mut T> {
         self.set(Box::into_raw(Box::new(value)));
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn path_has_the_bytes_that_were_given_and_text_has_to_be_utf8() {
+        let odd = c"/\xff\xfe";
+        // SAFETY: a string that lives on.
+        let (path, optional, text) =
+            unsafe { (path(odd.as_ptr(), "p"), optional_path(odd.as_ptr(), "p"), text(odd.as_ptr(), "p")) };
+        for given in [path.ok(), optional.ok().flatten()] {
+            assert_eq!(given.map(|path| path.as_os_str().as_bytes()), Some(&b"/\xff\xfe"[..]));
+        }
+        assert!(text.is_err());
+    }
+}
