@@ -155,10 +155,7 @@ const COMMANDS: [(&str, &[Part], bool); 14] = [
 ];
 
 /// Arguments that may come besides.
-const EXTRAS: [&[&str]; 22] = [
-    &["--json"],
-    &["--json"],
-    &["--json"],
+const EXTRAS: [&[&str]; 19] = [
     &["--quiet"],
     &["--json", "-q"],
     &["--verify-hashes"],
@@ -354,7 +351,9 @@ impl World {
                 }
             }
         }
-        if draws.below(2) == 0 {
+        if draws.below(3) == 0 {
+            arguments.push("--json".into());
+        } else if draws.below(3) == 0 {
             arguments.extend(EXTRAS[draws.below(EXTRAS.len())].iter().map(OsString::from));
         }
         if draws.below(30) == 0 {
@@ -381,26 +380,26 @@ impl World {
         let good = self.shared.join(path);
         let name = good.file_name().unwrap().to_string_lossy().into_owned();
         let own = self.own.join("in").join(&name);
-        match draws.below(20) {
-            0 | 1 | 2 => {
+        match draws.below(40) {
+            0..6 => {
                 let link = self.own.join("in").join(odd(&name));
                 let _ = std::os::unix::fs::symlink(&good, &link);
                 link
             }
-            3 => own,
-            4 => self.own.clone(),
-            5 => "/dev/null".into(),
-            6 => PathBuf::new(),
-            7 => {
+            6 => own,
+            7 => self.own.clone(),
+            8 => "/dev/null".into(),
+            9 => PathBuf::new(),
+            10 => {
                 let _ = std::fs::write(&own, (0..draws.below(5000)).map(|_| draws.next() as u8).collect::<Vec<_>>());
                 own
             }
-            8 if good.is_file() => {
+            11 if good.is_file() => {
                 let bytes = std::fs::read(&good).unwrap();
                 let _ = std::fs::write(&own, &bytes[..draws.below(bytes.len())]);
                 own
             }
-            9 => {
+            12 => {
                 let _ = Command::new("mkfifo").arg(&own).status();
                 notes.waits = true;
                 own
@@ -414,29 +413,29 @@ impl World {
         let out = self.own.join("out");
         let own = out.join(name);
         let base = name.trim_end_matches('/').rsplit('/').next().unwrap_or(name);
-        match draws.below(20) {
-            0 | 1 | 2 => out.join(odd(base)),
-            3 => out.join("missing").join(base),
-            4 => out.join("n".repeat(300)),
-            5 => PathBuf::new(),
-            6 => out,
-            7 => "/dev/stdout".into(),
-            8 if !name.contains('/') => {
+        match draws.below(24) {
+            0..4 => out.join(odd(base)),
+            4 => out.join("missing").join(base),
+            5 => out.join("n".repeat(300)),
+            6 => PathBuf::new(),
+            7 => out,
+            8 => "/dev/stdout".into(),
+            9 if !name.contains('/') => {
                 // A device of its own, so that a defect costs the machine nothing.
                 let made = Command::new("mknod").arg(&own).args(["c", "1", ["3", "7"][draws.below(2)]]).status();
                 notes.devices.extend(made.is_ok_and(|status| status.success()).then(|| own.clone()));
                 own
             }
-            9 if !name.contains('/') => {
+            10 if !name.contains('/') => {
                 let _ = Command::new("mkfifo").arg(&own).status();
                 notes.waits = true;
                 own
             }
-            10 if !name.contains('/') => {
+            11 if !name.contains('/') => {
                 let _ = std::fs::write(&own, "earlier");
                 own
             }
-            11 if !name.contains('/') => {
+            12 if !name.contains('/') => {
                 let _ = std::os::unix::fs::symlink(self.own.join("out/target"), &own);
                 own
             }
@@ -533,7 +532,7 @@ impl World {
         let code = match (status.code(), status.signal()) {
             (Some(code), _) => code,
             // It came before the tool's first instruction.
-            (None, died) if died == signal && died.is_some() => 128 + died.unwrap_or_default(),
+            (None, Some(died)) if Some(died) == signal && hardly_begun(trial, outcome) => 128 + died,
             (None, died) => return Err(format!("it died of signal {died:?}")),
         };
         if !matches!(code, 0 | 2..=9) && signal.map(|signal| 128 + signal) != Some(code) {
@@ -615,6 +614,12 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// True for a run that can hardly have begun when its signal came.
+fn hardly_begun(trial: &Trial, outcome: &Outcome) -> bool {
+    let silent = outcome.stdout.is_empty() && outcome.stderr.is_empty();
+    silent && trial.signal.is_some_and(|(moment, ..)| moment < Duration::from_secs(1))
 }
 
 /// How the child ended, if it did in time.

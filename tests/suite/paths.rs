@@ -126,8 +126,11 @@ fn compile_export_and_inspect_take_paths_of_any_bytes() {
     }
     odd.run("inspect", args![&engines, "--verify-hashes"]);
     odd.run("inspect", args![model.join("vae/diffusion_pytorch_model.safetensors")]);
-    let t5 = odd.copy(&fixtures().join("t5/relu"));
-    std::fs::rename(t5.join("model.safetensors"), t5.join(self::odd("weights.safetensors"))).unwrap();
+    let (t5, from) = (odd.path("t5"), fixtures().join("t5/relu"));
+    std::fs::create_dir(&t5).unwrap();
+    for (name, to) in [("config.json", "config.json".into()), ("model.safetensors", self::odd("w.safetensors"))] {
+        copy(&from.join(name), &t5.join(to));
+    }
     odd.run("export", args![&t5, "-o", odd.path("t5 bundle")]);
     let corpus = odd.copy(&fixtures().join("corpus/block"));
     let (onnx, adapter, weights) =
