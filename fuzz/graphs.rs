@@ -1,7 +1,7 @@
 //! Random graphs, as bytes say: which of the operators that passes know, and how they are joined.
 
 use v2l_graphs::blocks;
-use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, Model, Value};
+use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, Model, TensorData, Value};
 
 const F32: DataType = DataType::Float;
 
@@ -181,12 +181,20 @@ impl Maker<'_, '_> {
     fn timesteps(&mut self) -> Known {
         let dtype = if self.draws.yes() { DataType::Int64 } else { F32 };
         let time = self.b.input("time", dtype, [Dim::from(ROWS)]);
+        let narrow = self.draws.below(6);
         let shape = vec![Extent::named(ROWS), Extent::fixed(4)];
         if dtype == DataType::Int64 && self.draws.yes() {
             let (eight, table) = (self.b.int(8), self.weight(&[8, 4]));
             let index = self.b.op("Mod", &[&time, &eight]);
             return Known { value: self.b.gather(&table, &index, 0), shape };
         }
+        // Rounding that is the graph's own: 999 is 1000 in bfloat16.
+        let time = match narrow {
+            0 => self.b.cast(&time, DataType::Bfloat16),
+            1 => self.b.cast(&time, DataType::Float16),
+            _ => time,
+        };
+        let time = if narrow < 2 { self.b.cast(&time, F32) } else { time };
         Known { value: blocks::timestep_sinusoid(&mut self.b, &time, 4, true, 0.0), shape }
     }
 
@@ -194,9 +202,12 @@ impl Maker<'_, '_> {
         self.used += 1;
         let scale = (shape.iter().product::<usize>() as f32 / shape.last().copied().unwrap_or(1) as f32).sqrt().recip();
         let values = noise(self.used, shape.iter().product());
-        let bytes = values.iter().flat_map(|v| (v * 1.7 * scale).to_le_bytes()).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|v| (v * 1.7 * scale).to_le_bytes()).collect();
         let name = format!("layers.{}.weight", self.used);
-        self.b.initializer(&name, Initializer::inline(F32, shape, bytes))
+        let dtype = [F32, F32, F32, DataType::Float16, DataType::Bfloat16][self.draws.below(5)];
+        let data = TensorData::raw(bytes).converted(F32, dtype);
+        let w = self.b.initializer(&name, Initializer { dtype, shape: shape.to_vec(), data, external: false });
+        if dtype == F32 { w } else { self.b.cast(&w, F32) }
     }
 
     /// A value, most often one of the last.
@@ -221,7 +232,7 @@ impl Maker<'_, '_> {
     }
 
     fn grow(&mut self) {
-        match self.draws.below(22) {
+        match self.draws.below(23) {
             0 => self.unary(),
             1 | 2 => self.binary(),
             3 | 4 => self.linear(),
@@ -240,6 +251,7 @@ impl Maker<'_, '_> {
             18 => self.count(),
             19 => drop(self.along()),
             20 => self.body(),
+            21 => self.twin(),
             _ => drop(if self.draws.yes() { self.channels() } else { self.attention() }),
         }
     }
@@ -264,6 +276,17 @@ impl Maker<'_, '_> {
         let (x, op) = (self.pick(), self.draws.of(&OPS));
         let value = self.b.op(op, &[&x.value]);
         self.push(value, x.shape);
+    }
+
+    /// The same twice, by nodes of their own.
+    fn twin(&mut self) {
+        let x = self.pick();
+        let (a, c) = (self.b.op("Tanh", &[&x.value]), self.b.op("Tanh", &[&x.value]));
+        let (half, again) = (self.b.floats(&[1], &[0.5]), self.b.floats(&[1], &[0.5]));
+        let (a, c) = (self.b.op("Mul", &[&a, &half]), self.b.op("Mul", &[&c, &again]));
+        let value = self.b.op("Add", &[&a, &c]);
+        let shape = if x.shape.is_empty() { vec![Extent::fixed(1)] } else { x.shape };
+        self.push(value, shape);
     }
 
     fn binary(&mut self) {

@@ -25,6 +25,8 @@ pub(crate) struct Trial {
     pub(crate) resident: Residence,
     /// Announce every run's timesteps.
     pub(crate) prepare: bool,
+    /// Run the graph with low-rank branches, which add nothing.
+    pub(crate) branches: bool,
     /// Runs, by number, that must give in a fresh session the same bits as in the used one.
     pub(crate) fresh: Vec<usize>,
     pub(crate) settings_as_long_as_rows: bool,
@@ -39,6 +41,7 @@ impl Trial {
             weights: OrtWeights::Widened,
             resident: Residence::None,
             prepare: false,
+            branches: false,
             fresh: (0..runs().len()).collect(),
             settings_as_long_as_rows: drawn.settings_as_long_as_rows,
         }
@@ -60,7 +63,8 @@ impl Trial {
         let resident = [Residence::None, Residence::None, Residence::Slots, Residence::All][draws.below(4)];
         let settings_as_long_as_rows = drawn.settings_as_long_as_rows && draws.below(2) == 0;
         let (prepare, fresh) = (draws.below(2) == 0, vec![draws.below(runs().len())]);
-        Self { off, step, weights, resident, prepare, fresh, settings_as_long_as_rows }
+        let branches = draws.below(4) == 0;
+        Self { off, step, weights, resident, prepare, branches, fresh, settings_as_long_as_rows }
     }
 }
 
@@ -138,18 +142,21 @@ pub(crate) fn compare(
         check: None,
         passes: Passes::without(trial.off.iter().copied()),
         step_inputs: trial.step.clone(),
+        lora_rank: trial.branches.then_some(4),
         ..CompileOptions::default()
     };
     v2l_export::compile(&source, &out, &options, &mut |_| {}).map_err(|e| format!("not compiled: {e}"))?;
     let engine = Arc::new(Engine::open(&out).map_err(|e| format!("not opened: {e}"))?);
     let open = OpenOptions { weights: trial.weights, resident: trial.resident, ..open };
     let mut opened = OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| format!("not opened: {e}"))?;
-    let name = engine.manifest().graphs[0].name.clone();
-    let mut session = || opened.session(&name).map_err(|e| format!("not opened: {e}"));
+    let graph = engine.manifest().graphs.iter().find(|graph| graph.lora_rank.is_some() == trial.branches);
+    let graph = graph.ok_or("no such graph")?;
+    let mut session = || opened.session(&graph.name).map_err(|e| format!("not opened: {e}"));
     let mut used = session()?;
     for (number, rows) in rows.iter().enumerate() {
-        let inputs = inputs(model, rows, trial.settings_as_long_as_rows);
+        let mut inputs = inputs(model, rows, trial.settings_as_long_as_rows);
         let expected = run(&mut reference, &inputs).map_err(|e| format!("no graph: {e}"))?;
+        inputs.extend(empty_factors(&used, &inputs));
         let failed = |what: &str, e: String| format!("{what}, run {number} of {} rows: {e}", rows.len());
         if trial.prepare {
             let announced: Vec<(&str, &Tensor)> =
@@ -169,8 +176,7 @@ pub(crate) fn compare(
             }
         }
     }
-    let stages = engine.manifest().graphs[0].stages.as_ref();
-    Ok(Seen { tables: stages.is_some_and(|stages| stages.times.is_some()) })
+    Ok(Seen { tables: graph.stages.as_ref().is_some_and(|stages| stages.times.is_some()) })
 }
 
 fn ports(infos: &[ValueInfo]) -> Vec<Port> {
@@ -184,6 +190,17 @@ fn ports(infos: &[ValueInfo]) -> Vec<Port> {
         Port { name: info.name.clone(), dtype, shape: ty.shape.iter().flatten().map(dim).collect() }
     };
     infos.iter().map(port).collect()
+}
+
+/// Factors of rank 0 for every branch.
+fn empty_factors(session: &dyn Session, given: &NamedTensors) -> NamedTensors {
+    let missing = session.inputs().iter().filter(|port| !given.contains_key(&port.name));
+    let factor = |port: &Port| {
+        let extent = |dim: &session::Dim| if let session::Dim::Fixed(n) = dim { *n } else { 0 };
+        let shape: Vec<usize> = port.shape.iter().map(extent).collect();
+        (port.name.clone(), Tensor::from_f32(&shape, Vec::new()).expect("nothing, of any shape"))
+    };
+    missing.map(factor).collect()
 }
 
 fn run(session: &mut dyn Session, inputs: &NamedTensors) -> Result<NamedTensors, String> {

@@ -77,10 +77,12 @@ fn verify_reports_every_output_of_every_graph_in_both_weight_modes() {
         .iter()
         .map(|c| format!("{} {} {}", text(c, "graph"), text(c, "weights"), kind(&text(c, "inputs"))))
         .collect();
-    // Tables as transformers use them, and such as they never see; branches with nothing in them, and with something.
+    // Tables as transformers use them, and such as they never see; branches with nothing in them, and with something;
+    // timesteps that are different, equal, several and one.
     let mut expected = vec!["step.side lazy factors".to_owned()];
     for (graph, weights) in [("step", "lazy"), ("step", "widened"), ("step.side", "lazy"), ("step.side", "widened")] {
-        expected.extend(["any", "pairs"].map(|kind| format!("{graph} {weights} {kind}")));
+        let kinds = ["any", "pairs", "several", "one", "equal", "equal", "equal", "turned", "turned", "turned"];
+        expected.extend(kinds.map(|kind| format!("{graph} {weights} {kind}")));
     }
     seen.sort();
     expected.sort();
@@ -98,6 +100,10 @@ fn verify_reports_every_output_of_every_graph_in_both_weight_modes() {
 fn kind(label: &str) -> &'static str {
     match label {
         _ if label.contains("factors of rank 4") => "factors",
+        _ if label.ends_with("equal timesteps") => "equal",
+        _ if label.ends_with("timesteps in another order") => "turned",
+        _ if label.ends_with("one known timestep") => "one",
+        _ if label.ends_with("several timesteps") => "several",
         _ if label.contains("rotary tables of equal pairs") => "pairs",
         _ => "any",
     }

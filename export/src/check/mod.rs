@@ -3,6 +3,7 @@
 pub mod inputs;
 mod reference;
 mod report;
+mod rows;
 mod uses;
 
 use std::collections::{HashMap, HashSet};
@@ -37,6 +38,7 @@ use crate::precision::adapted::AdaptedExecutor;
 use crate::precision::expected_of;
 use inputs::{InputSet, generate, input_files, read_inputs};
 use reference::run;
+use rows::RowInputs;
 
 /// What an engine is checked on, and how strictly.
 #[derive(Clone, Debug, Default)]
@@ -192,16 +194,24 @@ fn reference_runs(
         Err(ExecuteError::Open(error @ OrtError::Library(_))) => return Ok(Err(error.to_string())),
         Err(error) => return Err(graph_error(format!("{error}; --no-verify compiles it unchecked"))),
     };
-    if given.is_empty() {
-        let sizes = sizes(engine, name, &reference.model.graph, options);
-        return Ok(made_runs(reference, &mut session, &sizes, tables, options.seed));
-    }
-    let runs = given.into_iter().map(|set| {
-        let set = InputSet { tensors: reference.fitted(set.tensors), ..set };
-        let outputs = run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
-        Ok((set, outputs))
-    });
-    runs.collect::<Result<_, ExportError>>().map(Ok)
+    let sizes = sizes(engine, name, &reference.model.graph, options);
+    let runs = match given.is_empty() {
+        true => made_runs(reference, &mut session, &sizes, tables, options.seed),
+        false => {
+            let runs = given.into_iter().map(|set| {
+                let set = InputSet { tensors: reference.fitted(set.tensors), ..set };
+                let outputs =
+                    run(&mut session, &set.tensors).map_err(|e| graph_error(format!("{}: {e}", set.label)))?;
+                Ok((set, outputs))
+            });
+            Ok(runs.collect::<Result<_, ExportError>>()?)
+        }
+    };
+    let rows = RowInputs::of(reference, engine, name).filter(|_| options.thorough);
+    Ok(match (runs, rows) {
+        (Ok(mut runs), Some(rows)) => rows.add(&mut runs, &mut session, &sizes, options.seed).map(|()| runs),
+        (runs, _) => runs,
+    })
 }
 
 /// The graph's inputs that decide between the branches of an `If`: the tables of rotary embeddings, whose neighbours are
