@@ -7,8 +7,8 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use v2l_runtime::atomic::AtomicFile;
 use v2l_runtime::engine::manifest::{
-    DATA_ALIGNMENT, FORMAT, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, TensorRecord,
-    WEIGHT_ALIGNMENT,
+    DATA_ALIGNMENT, FORMAT, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, TensorRecord,
+    WEIGHT_ALIGNMENT, seal,
 };
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::tensor::Dtype;
@@ -190,8 +190,10 @@ pub fn stage_engine(
     let json = manifest_json(path, &manifest)?;
     debug_assert_eq!(json.len(), manifest_len, "hashes have a fixed width");
     out.write_all(&json).map_err(io_error)?;
+    let seal = seal(&plan.header, &json);
+    out.write_all(seal.as_bytes()).map_err(io_error)?;
     out.flush().map_err(io_error)?;
-    progress(written + plan.manifest_pad + json.len() as u64);
+    progress(written + plan.manifest_pad + (json.len() + seal.as_bytes().len()) as u64);
     Ok(StagedEngine { file: out, path: path.to_owned(), manifest })
 }
 
@@ -246,6 +248,7 @@ impl Plan {
             items.push(item);
             offset = (offset + pad).checked_add(len).ok_or_else(|| fail("the weights are too large".to_owned()))?;
         }
+        items.push((SEAL_TENSOR.to_owned(), Dtype::U8, vec![Hash::ZERO.as_bytes().len()]));
         let entries: Vec<HeaderEntry<'_>> =
             items.iter().map(|(name, dtype, shape)| HeaderEntry { name, dtype: *dtype, shape }).collect();
         let metadata = IndexMap::from([("format".to_owned(), FORMAT.to_owned())]);
@@ -306,6 +309,7 @@ mod tests {
     use v2l_runtime::engine::Engine;
     use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Slot, Stages, Times};
     use v2l_runtime::session::{Dim, Port};
+    use v2l_runtime::weights::WeightFile;
 
     use super::*;
 
@@ -454,6 +458,25 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let error = Engine::open(&path).unwrap().verify_hashes().unwrap_err().to_string();
         assert!(error.contains("tensor `b`: expected BLAKE3"), "{error}");
+    }
+
+    #[test]
+    fn engine_verify_hashes_finds_every_flipped_bit_of_header_padding_manifest_and_seal() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.engine");
+        let weights = [weight("a.weight", Dtype::F32, &[2, 3], 24), weight("b", Dtype::Bf16, &[5], 10)];
+        stage_engine(&path, manifest(), &weights, &blobs(), &mut |_| {}).unwrap().commit().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let verified = |bytes: Vec<u8>| {
+            let file = WeightFile::from_bytes(&path, &bytes.into())?;
+            Engine::from_file(file)?.verify_hashes()
+        };
+        verified(bytes.clone()).unwrap();
+        for bit in 0..8 * bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(verified(damaged).is_err(), "bit {} of byte {}", bit % 8, bit / 8);
+        }
     }
 
     #[test]

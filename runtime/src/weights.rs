@@ -71,6 +71,7 @@ pub enum WeightError {
 #[derive(Clone, Debug)]
 pub struct WeightFile {
     path: PathBuf,
+    start: Bytes,
     data: Bytes,
     header: Metadata,
 }
@@ -123,8 +124,8 @@ impl WeightFile {
         let path = path.into();
         match SafeTensors::read_metadata(data) {
             Ok((length, header)) => {
-                let data = data.slice(8 + length..);
-                Ok(Self { path, data, header })
+                let (start, data) = (data.slice(..8 + length), data.slice(8 + length..));
+                Ok(Self { path, start, data, header })
             }
             Err(e) => Err(WeightError::Header { path, reason: e.to_string() }),
         }
@@ -133,6 +134,11 @@ impl WeightFile {
     /// Where the file was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The bytes before the data: the header's length and the header.
+    pub fn header_bytes(&self) -> &Bytes {
+        &self.start
     }
 
     /// All names, in the order of their data.

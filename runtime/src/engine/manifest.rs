@@ -33,6 +33,14 @@ pub const WEIGHT_ALIGNMENT: usize = 64;
 /// Data start at a multiple of this many bytes.
 pub const DATA_ALIGNMENT: usize = 4096;
 
+/// Name of the tensor that holds the [`seal`]. To versions of v2l that know of none it is padding.
+pub const SEAL_TENSOR: &str = "v2l/pad/seal";
+
+/// The hash of what no [`TensorRecord`] covers: a file's header, with its length before it, and its manifest. Padding is zeros.
+pub fn seal(header: &[u8], manifest: &[u8]) -> Hash {
+    blake3::Hasher::new().update(header).update(manifest).finalize().into()
+}
+
 /// What an engine file holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
@@ -330,6 +338,11 @@ impl Hash {
     /// The hash of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(*blake3::hash(bytes).as_bytes())
+    }
+
+    /// The hash whose 32 bytes are given.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
     }
 
     /// The 32 bytes.

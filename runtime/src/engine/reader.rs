@@ -8,7 +8,8 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::manifest::{
-    FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, Slot,
+    FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, Slot,
+    seal,
 };
 use crate::session::Port;
 use crate::tensor::Dtype;
@@ -69,6 +70,18 @@ pub enum EngineError {
         /// The tensor.
         tensor: String,
         /// Hash in the manifest.
+        expected: Hash,
+        /// Hash of the bytes.
+        found: Hash,
+    },
+    /// Header and manifest are not those that were written.
+    #[error(
+        "{path}: header and manifest: expected BLAKE3 {expected}, found {found}; the file is damaged: copy or compile it again"
+    )]
+    SealMismatch {
+        /// The file.
+        path: PathBuf,
+        /// Hash in the file.
         expected: Hash,
         /// Hash of the bytes.
         found: Hash,
@@ -164,11 +177,14 @@ impl Engine {
         })
     }
 
-    /// Reads the whole file and compares every hash.
+    /// Reads the whole file and compares every hash: of header and manifest, unless the engine was written by a version of v2l that
+    /// did not keep it, and of every tensor. Padding must be zeros.
     ///
     /// # Errors
-    /// [`EngineError::HashMismatch`] for the first damaged tensor, in manifest order.
+    /// [`EngineError::SealMismatch`]; [`EngineError::HashMismatch`] for the first damaged tensor, in manifest order;
+    /// [`EngineError::Structure`].
     pub fn verify_hashes(&self) -> Result<(), EngineError> {
+        self.verify_seal()?;
         let records: Vec<_> = self.manifest.tensors.iter().collect();
         let results: Vec<_> = records
             .par_iter()
@@ -186,6 +202,32 @@ impl Engine {
             })
             .collect();
         results.into_iter().collect()
+    }
+
+    /// A seal under another name is padding that is not zeros: only an engine that never had one goes without.
+    fn verify_seal(&self) -> Result<(), EngineError> {
+        let structure = |what: String, expected: &str, found: String| EngineError::Structure {
+            path: self.path().to_owned(),
+            what,
+            expected: expected.to_owned(),
+            found,
+        };
+        for name in self.file.names().iter().filter(|name| name.starts_with(PAD_PREFIX) && *name != SEAL_TENSOR) {
+            if let Some(at) = self.file.raw(name)?.data.iter().position(|&byte| byte != 0) {
+                return Err(structure(format!("padding `{name}`"), "zeros only", format!("another byte at {at}")));
+            }
+        }
+        if !self.file.contains(SEAL_TENSOR) {
+            return Ok(());
+        }
+        let stored = self.file.raw(SEAL_TENSOR)?.data;
+        let expected = Hash::from_bytes(&stored)
+            .ok_or_else(|| structure(format!("tensor `{SEAL_TENSOR}`"), "32 bytes", stored.len().to_string()))?;
+        let found = seal(self.file.header_bytes(), &self.file.raw(MANIFEST_TENSOR)?.data);
+        if found == expected {
+            return Ok(());
+        }
+        Err(EngineError::SealMismatch { path: self.path().to_owned(), expected, found })
     }
 }
 
@@ -396,5 +438,23 @@ impl Check<'_> {
             expected: expected.into(),
             found: found.into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::testing::{fixture, part, write_tiny};
+    use crate::weights::read_tensors;
+
+    #[test]
+    fn engine_of_a_version_that_kept_no_seal_opens_and_verifies() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("older.engine");
+        let weights = part(&read_tensors(fixture("f32.safetensors")).unwrap(), "weight.");
+        write_tiny(&path, &weights, Dtype::F32);
+        let engine = Engine::open(&path).unwrap();
+        assert!(!engine.file.contains(SEAL_TENSOR));
+        engine.verify_hashes().unwrap();
     }
 }
