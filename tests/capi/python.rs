@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{engines, prefix, root, run, sample};
+use crate::support::{engines, prefix, root, run, sample, scratch};
 
 /// Python with the module and the NumPy that `bin/setup --tests` fetched; one of its own will do, too.
 fn python() -> Command {
@@ -10,7 +10,24 @@ fn python() -> Command {
     let paths = [root().join("runtime/capi/python"), root().join("vendor/numpy")];
     python.env("PYTHONPATH", std::env::join_paths(paths).unwrap()).env("PYTHONDONTWRITEBYTECODE", "1");
     python.env("V2L_LIBRARY", prefix().join("lib/libv2l.so"));
+    // Python lies in no checkout's `target/`, and finds nothing in `vendor/` by itself.
+    for (variable, folder) in
+        [("V2L_ORT_LIB", "vendor/ort/onnxruntime/capi"), ("V2L_FFMPEG", "vendor/ffmpeg/imageio_ffmpeg/binaries")]
+    {
+        if std::env::var_os(variable).is_none() {
+            python.env(variable, root().join(folder));
+        }
+    }
     python
+}
+
+#[test]
+fn python_handle_given_up_in_a_callback_is_freed_after_the_call() {
+    let other = scratch().join("given-up.engine");
+    std::fs::copy(engines().join("transformer.engine"), &other).unwrap();
+    let script = root().join("tests/capi/programs/given_up.py");
+    let printed = run(python().arg(script).arg(engines()).arg(sample().join("image.png")).arg(&other));
+    assert_eq!(printed, "kept in the callback: True\nfreed after the call: True\n");
 }
 
 #[test]

@@ -6,12 +6,13 @@ Every handle may be used from any thread; calls release the interpreter's lock. 
 
 from __future__ import annotations
 
+import collections
 import ctypes
 import enum
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
 
@@ -216,7 +217,33 @@ def _arrays(handle: ctypes.c_void_p) -> Dict[str, np.ndarray]:
             arrays[tensor.name.decode()] = np.frombuffer(data, kind).reshape(shape).copy()
         return arrays
     finally:
-        _lib.v2l_tensors_free(handle)
+        _free("tensors", handle)
+
+
+#: Handles that were given up inside a callback, where the library frees nothing: kinds and handles.
+_GIVEN_UP: Deque[Tuple[str, ctypes.c_void_p]] = collections.deque()
+_PROBE = _native.Control()
+
+
+def _in_callback() -> bool:
+    """True if this thread is inside a callback of the library, also before the callback's first line."""
+    return _lib.v2l_control_init(ctypes.byref(_PROBE), ctypes.sizeof(_PROBE)) != 0
+
+
+def _free(kind: str, handle: ctypes.c_void_p) -> None:
+    """Frees a handle and those given up before; inside a callback they wait until it has returned."""
+    _GIVEN_UP.append((kind, handle))
+    _free_given_up()
+
+
+def _free_given_up() -> None:
+    # The collector may come here in the midst of itself: each handle is taken by one.
+    while _GIVEN_UP and not _in_callback():
+        try:
+            kind, handle = _GIVEN_UP.popleft()
+        except IndexError:
+            return
+        getattr(_lib, f"v2l_{kind}_free")(handle)
 
 
 class _Handle:
@@ -228,10 +255,10 @@ class _Handle:
         self._handle: Optional[ctypes.c_void_p] = handle
 
     def close(self) -> None:
-        """Frees the handle; it must not be used again."""
+        """Frees the handle, inside a progress function as soon as the call has returned; it must not be used again."""
         handle, self._handle = getattr(self, "_handle", None), None
         if handle:
-            getattr(_lib, f"v2l_{self._kind}_free")(handle)
+            _free(self._kind, handle)
 
     def __del__(self) -> None:
         self.close()
@@ -287,6 +314,9 @@ class _Control:
 
     def run(self, call: Callable[..., int]) -> None:
         status = call(ctypes.byref(self._structure))
+        if _GIVEN_UP:
+            # The message of what failed is the thread's last; freeing leaves it alone.
+            _free_given_up()
         if self._raised is not None:
             raise self._raised
         _check(status)
