@@ -6,6 +6,7 @@ mod exit;
 mod files;
 mod output;
 mod signals;
+mod telemetry;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -21,13 +22,18 @@ pub fn run<A: clap::Parser>(
     options: impl FnOnce(&A) -> OutputOptions,
     body: impl FnOnce(&A, &mut Output) -> anyhow::Result<()>,
 ) -> ExitCode {
+    telemetry::turn_off();
     signals::listen();
     let args = match A::try_parse() {
         Ok(args) => args,
         Err(error) => return help_or_usage(&error),
     };
     let mut output = Output::new(options(&args));
-    let done = body(&args, &mut output).and_then(|()| output.written());
+    let done = body(&args, &mut output);
+    for words in v2l_runtime::library::passed_over() {
+        output.warning(&words);
+    }
+    let done = done.and_then(|()| output.written());
     if let Some(exit) = signals::heard() {
         output.failure(&Failure { exit, message: "interrupted".into() }.into(), exit);
         signals::end(exit);

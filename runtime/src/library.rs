@@ -1,9 +1,9 @@
 //! Finding what v2l does not link: ONNX Runtime and ffmpeg.
 //!
-//! Order: an explicit path, the environment, next to the executable, `vendor/` in a folder above the executable or in the
-//! checkout that it was built from (what `bin/setup` fetches), the system's own search path. The first two are never
-//! passed over: if they name something that is not there, that is an error. The current directory is not searched: what
-//! lies there may be anybody's.
+//! Order: an explicit path, the environment, next to the executable, for an executable in a checkout's `target/` that checkout's `vendor/`
+//! (what `bin/setup` fetches), the system's own search path. The first two are never passed over: if they name something
+//! that is not there, that is an error. What others could have put where it lies is passed over ([`v2l_search::trusted`]), and
+//! [`passed_over`] says so; the current directory is not searched.
 
 use std::env;
 use std::ffi::OsStr;
@@ -84,7 +84,7 @@ struct Search<'a> {
     what: &'static str,
     flag: &'static str,
     variables: &'a [&'static str],
-    /// Folder below one that holds the executable, or below the checkout, and whether a file name in it will do.
+    /// Folder below the checkout, and whether a file name in it will do.
     vendored: &'a str,
     matches: &'a dyn Fn(&str) -> bool,
     /// The system's search path, for files of the exact name.
@@ -146,10 +146,18 @@ impl Search<'_> {
         }
         let mut looked: Vec<String> = self.variables.iter().map(|v| format!("${v} (not set)")).collect();
         for (folder, from) in self.folders() {
-            if let Some(path) = self.inside(&folder) {
-                return Ok(Found { path, from });
+            let Some(path) = self.inside(&folder) else {
+                looked.push(folder.display().to_string());
+                continue;
+            };
+            match v2l_search::usable(&path) {
+                Ok(()) => return Ok(Found { path, from: from.to_owned() }),
+                Err(why) => looked.push(format!("{} (not used: {why})", path.display())),
             }
-            looked.push(folder.display().to_string());
+        }
+        let listed = v2l_search::listed(env::var_os(self.system.0).as_deref()).into_iter();
+        if let Some(path) = listed.map(|folder| folder.join(self.system.1)).find(|path| path.is_file()) {
+            return Ok(Found { path, from: format!("${}", self.system.0) });
         }
         looked.push(format!("${}", self.system.0));
         Err(LibraryError::Missing { what: self.what, looked, flag: self.flag, variable: self.variables[0] })
@@ -163,22 +171,9 @@ impl Search<'_> {
         }
     }
 
-    fn folders(&self) -> Vec<(PathBuf, String)> {
-        let executable = v2l_search::executable();
-        let checkout = Path::new(env!("CARGO_MANIFEST_DIR")).parent().filter(|folder| folder.is_dir());
-        let mut folders = Vec::new();
-        folders.extend(executable.iter().map(|f| (f.clone(), "next to the executable".to_owned())));
-        if let Some(start) = &executable {
-            // One line for what is not there at all: the folders above are many.
-            let vendored = start.ancestors().map(|f| f.join(self.vendored));
-            folders.extend(vendored.filter(|f| f.is_dir()).map(|f| (f, "vendor".to_owned())));
-            folders.push((start.join(self.vendored), "vendor".to_owned()));
-        }
-        folders.extend(checkout.map(|f| (f.join(self.vendored), "vendor".to_owned())));
-        let listed = v2l_search::listed(env::var_os(self.system.0).as_deref()).into_iter();
-        let listed = listed.filter(|f| f.join(self.system.1).is_file());
-        folders.extend(listed.map(|f| (f, format!("${}", self.system.0))));
-        folders
+    fn folders(&self) -> impl Iterator<Item = (PathBuf, &'static str)> {
+        let executable = v2l_search::executable().map(|folder| (folder, "next to the executable"));
+        executable.into_iter().chain(v2l_search::vendored(self.vendored).map(|folder| (folder, "vendor")))
     }
 
     /// The file to use in `folder`: the exact name first, then the last version by name.
@@ -191,6 +186,12 @@ impl Search<'_> {
         names.sort_by_key(|name| (OsStr::new(name) == self.system.1, name.clone()));
         names.into_iter().rev().map(|name| folder.join(name)).find(|path| path.is_file())
     }
+}
+
+/// What was found since the last call and not used, and why: others could have put it there. In words, for warnings.
+pub fn passed_over() -> Vec<String> {
+    let refused = v2l_search::passed_over().into_iter();
+    refused.map(|(path, why)| format!("{} is not used: {why}", path.display())).collect()
 }
 
 /// The process's one ONNX Runtime.

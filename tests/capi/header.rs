@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::support::{Language, prefix, run, scratch};
+use crate::support::{Language, prefix, root, run, scratch};
 
 /// Compiles a file that includes a header and nothing else.
 fn compiles(language: Language, header: &str, name: &str) {
@@ -42,4 +42,13 @@ fn shared_library_has_the_abis_major_version_in_its_name() {
     let library = prefix().join("lib/libv2l.so");
     let printed = run(Command::new("readelf").arg("-d").arg(library));
     assert!(printed.contains("[libv2l.so.1]"), "{printed}");
+}
+
+#[test]
+fn shared_library_holds_no_path_of_the_build() {
+    let stripped = scratch().join("stripped.so");
+    run(Command::new("strip").arg("--strip-debug").arg("-o").arg(&stripped).arg(prefix().join("lib/libv2l.so")));
+    let root = root().to_str().unwrap();
+    let bytes = std::fs::read(stripped).unwrap();
+    assert!(!bytes.windows(root.len()).any(|window| window == root.as_bytes()), "libv2l.so holds {root}");
 }

@@ -928,7 +928,8 @@ class Refused(Exception):
 
 def tool(args, name, *arguments):
     command = [str(args.tools / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {"V2L_ORT_LIB": str(ROOT / "vendor/ort/onnxruntime/capi")} | os.environ
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise Refused(name, done.returncode, done.stderr.strip())
     return done

@@ -26,8 +26,10 @@ const ROOT: &str = "v2l";
 /// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
 const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
-/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, CUDA, TensorRT.
+/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, CUDA, TensorRT,
+/// the environment of the tools.
 const UNSAFE_FILES: &[&str] = &[
+    "bin/cli/telemetry.rs",
     "fuzz/targets.rs",
     "runtime/capi/benches/overhead.rs",
     "runtime/capi/src/adapter.rs",

@@ -40,6 +40,7 @@ mod random_weights;
 mod resident;
 mod rounding;
 mod rows;
+mod search;
 mod shapes;
 mod side;
 #[cfg(unix)]

@@ -237,6 +237,13 @@ pub unsafe extern "C" fn v2l_set_log(callback: v2l_log_callback, user: *mut c_vo
     })
 }
 
+/// Logs what was found and not loaded since the last call.
+pub(crate) fn log_passed_over() {
+    for words in v2l_runtime::library::passed_over() {
+        log(V2L_LOG_WARNING, &words);
+    }
+}
+
 /// Gives a message to the caller's log, if there is one.
 pub(crate) fn log(level: v2l_log_level, message: &str) {
     let sink = LOG.read().unwrap_or_else(PoisonError::into_inner);

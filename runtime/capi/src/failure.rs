@@ -56,7 +56,9 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> v2l_status {
                 "called from a callback; expected a call after the callback has returned",
             ));
         }
-        body()
+        let result = body();
+        callbacks::log_passed_over();
+        result
     })
 }
 

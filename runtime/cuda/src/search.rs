@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 pub const VARIABLE: &str = "V2L_CUDA_LIBS";
 
 /// Every folder that may hold CUDA's libraries, the likeliest first: `explicit` or else [`VARIABLE`], which are never passed over;
-/// otherwise next to the executable, `vendor/cuda` in a folder above it or in the checkout that it was built from, the
-/// site-packages of a Python environment, `LD_LIBRARY_PATH`. In each the folders `nvidia/*/lib` of NVIDIA's packages, too.
+/// otherwise next to the executable, for one in a checkout's `target/` that checkout's `vendor/cuda`, the site-packages of a Python
+/// environment, `LD_LIBRARY_PATH`. In each the folders `nvidia/*/lib` of NVIDIA's packages, too. Folders of the first three that
+/// others may put something into are passed over ([`v2l_search::trusted`]).
 ///
 /// What is in none of them the loader looks for in its own places. The current directory is not searched.
 pub fn folders(explicit: Option<&Path>) -> Vec<PathBuf> {
@@ -18,12 +19,19 @@ pub fn folders(explicit: Option<&Path>) -> Vec<PathBuf> {
     }
     let own = v2l_search::executable().into_iter().chain(v2l_search::vendored("vendor/cuda"));
     let listed = v2l_search::listed(env::var_os("LD_LIBRARY_PATH").as_deref());
-    own.chain(v2l_search::site_packages()).chain(listed).flat_map(with_packages).collect()
+    let found = own.chain(v2l_search::site_packages()).flat_map(with_packages).filter(|folder| is_usable(folder));
+    found.chain(listed.into_iter().flat_map(with_packages)).collect()
 }
 
 /// The first of `names` in the first folder that holds one.
 pub fn find(folders: &[PathBuf], names: &[&str]) -> Option<PathBuf> {
     folders.iter().flat_map(|folder| names.iter().map(move |name| folder.join(name))).find(|path| path.is_file())
+}
+
+/// True if nobody else may write there; a folder without libraries is not worth a word.
+fn is_usable(folder: &Path) -> bool {
+    let libraries = !v2l_search::entries(folder, "lib").is_empty();
+    if libraries { v2l_search::usable(folder).is_ok() } else { v2l_search::trusted(folder).is_ok() }
 }
 
 /// The folder, and those of NVIDIA's packages in it, if there are any.

@@ -1,8 +1,8 @@
 //! Where TensorRT's libraries lie.
 //!
-//! Order: an explicit path, `V2L_TRT_LIB`, next to the executable, `vendor/` in a folder above it or in the checkout that it was
-//! built from, a Python environment's site-packages, `LD_LIBRARY_PATH`, the loader's own places. The first two are never passed
-//! over. The current directory is not searched.
+//! Order: an explicit path, `V2L_TRT_LIB`, next to the executable, for one in a checkout's `target/` that checkout's `vendor/`, a Python
+//! environment's site-packages, `LD_LIBRARY_PATH`, the loader's own places. The first two are never passed over. What others could
+//! have put where it lies is passed over ([`v2l_search::trusted`]). The current directory is not searched.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,8 @@ use crate::Flavour;
 
 /// The environment variable that names a library or the folder of one.
 pub const VARIABLE: &str = "V2L_TRT_LIB";
+/// The user's own list of folders.
+const LIST: &str = "$LD_LIBRARY_PATH";
 /// The command-line flag that does.
 pub const FLAG: &str = "--trt-lib";
 
@@ -60,10 +62,14 @@ pub fn find(flavour: Flavour, explicit: Option<&Path>) -> Result<Places, NotTher
     places.looked.push(format!("${VARIABLE} (not set)"));
     for (folder, from) in folders(flavour.files().package) {
         let path = folder.join(file);
-        if path.is_file() {
-            places.candidates.push(Found { path, from });
-        } else {
+        if !path.is_file() {
             places.looked.push(folder.display().to_string());
+            continue;
+        }
+        let usable = if from == LIST { Ok(()) } else { v2l_search::usable(&path) };
+        match usable {
+            Ok(()) => places.candidates.push(Found { path, from: from.to_owned() }),
+            Err(why) => places.looked.push(format!("{} (not used: {why})", path.display())),
         }
     }
     places.candidates.push(Found { path: file.into(), from: "the loader".into() });
@@ -81,14 +87,14 @@ fn named(flavour: Flavour, path: &Path, from: &'static str) -> Result<Found, Not
     Err(NotThere { title, from, path: path.to_owned(), file, way_out })
 }
 
-fn folders(package: &str) -> Vec<(PathBuf, String)> {
-    let from = |from: &'static str| move |folder| (folder, from.to_owned());
+fn folders(package: &str) -> Vec<(PathBuf, &'static str)> {
+    let from = |from: &'static str| move |folder| (folder, from);
     let own = v2l_search::executable().into_iter().map(from("next to the executable"));
     let vendored = v2l_search::vendored(Path::new("vendor/tensorrt").join(package)).into_iter().map(from("vendor"));
     let packages = v2l_search::site_packages().into_iter().map(|folder| folder.join(package));
     let packages = packages.filter(|folder| folder.is_dir()).map(from("a Python package"));
     let listed = v2l_search::listed(env::var_os("LD_LIBRARY_PATH").as_deref());
-    own.chain(vendored).chain(packages).chain(listed.into_iter().map(from("$LD_LIBRARY_PATH"))).collect()
+    own.chain(vendored).chain(packages).chain(listed.into_iter().map(from(LIST))).collect()
 }
 
 #[cfg(test)]

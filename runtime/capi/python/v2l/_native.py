@@ -218,6 +218,8 @@ def _find() -> str:
 
 
 def _load() -> ctypes.CDLL:
+    # ONNX Runtime reads it when it is loaded: it neither reports to its makers nor keeps an identifier.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     library = ctypes.CDLL(_find())
     library.v2l_version.restype = c_char_p
     library.v2l_abi_version.restype = c_uint32
