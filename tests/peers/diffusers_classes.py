@@ -1051,7 +1051,7 @@ def main():
     if not args.json:
         print(f"{'class':40} {'error':>8} {'linears':>7} {'slots':>6} {'with LoRA':>9} {'effect':>7}", flush=True)
     bad = 0
-    with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=1) as pool:
+    with concurrent.futures.ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
         for row in pool.map(attempt, chosen, [args] * len(chosen)):
             print(json.dumps(row) if args.json else line(row), flush=True)
             good = row.get("error", 1) <= LIMIT and row.get("lora_error", 1) <= LIMIT and row.get("effect", 0) >= EFFECT
