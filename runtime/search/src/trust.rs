@@ -54,7 +54,7 @@ pub fn usable(path: &Path) -> Result<(), Distrust> {
 /// Checks that only the user and root could have put a file or folder where it lies: it, and every folder and link on the way there, belongs to
 /// one of them, and no one else may write to it. A group may if it is root's or bears its owner's number, as groups of one user do. A
 /// folder on the way that anybody may write to will do if its sticky bit keeps others from replacing what lies there, as in `/tmp`;
-/// the last one, which libraries find each other in, will not. Where there are no such owners (not Unix) nothing is refused.
+/// the last one, which libraries find each other in, will not.
 ///
 /// # Errors
 /// [`Distrust`] of the first place that fails.
@@ -81,6 +81,10 @@ pub fn trusted(path: &Path) -> Result<(), Distrust> {
     Ok(())
 }
 
+/// Checks nothing where files have no such owners.
+///
+/// # Errors
+/// None.
 #[cfg(not(unix))]
 pub fn trusted(_path: &Path) -> Result<(), Distrust> {
     Ok(())
