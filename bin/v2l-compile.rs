@@ -18,7 +18,7 @@ use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
-use v2l_export::{CompileOptions, EngineReport, Pass, Passes, SlotReport};
+use v2l_export::{AmbiguousSlot, CompileOptions, EngineReport, Pass, Passes, SharedSlot, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
@@ -198,7 +198,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     for e in &report.engines {
         check::show(&e.checks, args.check.asked_for(), output);
         if let Some(named) = &e.named {
-            warn_of_names(named, output);
+            warn_of_names(named, args.explain, output);
         }
         let fields = json!({
             "component": e.component, "path": shown(&e.path), "bytes": e.bytes, "storage": e.storage,
@@ -217,6 +217,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         });
         tensorrt::show(e, output);
         if args.explain {
+            e.named.iter().for_each(|named| explain_slots(named, output));
             explain(e, output);
             explain_times(e, output);
         }
@@ -277,21 +278,48 @@ fn explain_times(engine: &EngineReport, output: &mut Output) {
     }
 }
 
-/// Says what the checkpoint did not name.
-fn warn_of_names(named: &SlotReport, output: &mut Output) {
-    let lists = [
-        (&named.unmatched, "of the graph are not in the checkpoint and have the names that the exporter left"),
-        (&named.unused, "of the checkpoint are not in the graph as they are"),
-    ];
-    for (names, what) in lists.iter().filter(|(names, _)| !names.is_empty()) {
-        output.warning(&format!("matrices {what} ({}): {}", names.len(), names.join(", ")));
-    }
-    for a in &named.ambiguous {
+/// Says what is no slot, and what the checkpoint did not name.
+fn warn_of_names(named: &SlotReport, explain: bool, output: &mut Output) {
+    if !named.unmatched.is_empty() {
         output.warning(&format!(
-            "node `{}`: its weight `{}` may be each of {}, and nothing tells which; it is no slot",
-            a.node,
-            a.tensor,
-            a.candidates.join(", ")
+            "matrices of the graph are not in the checkpoint and have the names that the exporter left ({}): {}",
+            named.unmatched.len(),
+            named.unmatched.join(", ")
         ));
+    }
+    for message in named.ambiguous.iter().map(AmbiguousSlot::message) {
+        output.warning(&message);
+    }
+    for message in named.shared.iter().map(SharedSlot::message) {
+        output.warning(&message);
+    }
+    let (unused, pruned) = (named.unused.len(), named.pruned.len());
+    if unused > 0 {
+        let parts = [
+            (pruned, "left out by the exporter, updates of which have no effect"),
+            (unused - pruned, "tables, or changed by the exporter"),
+        ];
+        let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        let more = if explain { "" } else { " (--explain lists them)" };
+        output.note(&format!("matrices of the checkpoint in no product of the graph: {}{more}", parts.join("; ")));
+    }
+}
+
+/// Lists what slots change besides their layer, what has no name, and what of the checkpoint is in no product.
+fn explain_slots(named: &SlotReport, output: &mut Output) {
+    for slot in &named.tied {
+        output.result("tied", json!({ "slot": slot }), || {
+            format!("slot {slot}: rows of its matrix are looked up, too (a tied embedding); an update changes both")
+        });
+    }
+    if let Some(message) = named.unnamed_message() {
+        output.result("unnamed", json!({ "slots": named.unnamed }), || message);
+    }
+    for tensor in &named.unused {
+        let pruned = named.pruned.contains(tensor);
+        output.result("unused", json!({ "tensor": tensor, "pruned": pruned }), || {
+            let why = if pruned { "left out by the exporter: updates have no effect" } else { "a table, or changed" };
+            format!("not in a product: {tensor}  {why}")
+        });
     }
 }

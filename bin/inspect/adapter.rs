@@ -31,7 +31,7 @@ pub(crate) fn show(path: &Path, engine: Option<&Path>, allow_partial: bool, outp
 
 /// Reads an adapter for an engine, and says what becomes of every key, also if that is refused.
 pub(crate) fn read(path: &Path, engine: &Engine, allow_partial: bool, output: &mut Output) -> anyhow::Result<Adapter> {
-    match read_adapter(path, &engine.manifest().slots, &ReadOptions { allow_partial }) {
+    match read_adapter(path, engine.manifest(), &ReadOptions { allow_partial }) {
         Ok(loaded) => {
             coverage(&loaded.coverage, output);
             Ok(loaded.adapter)

@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use v2l_cli::{Output, shown};
 use v2l_export::ExportError;
 use v2l_export::precision::PrecisionPlan;
-use v2l_runtime::engine::manifest::{Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
+use v2l_runtime::engine::manifest::{Absent, Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::raw::byte_len;
 use v2l_runtime::session::{Dim, Port};
@@ -80,6 +80,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
         plan(&engine, output)?;
     }
     slots(&manifest.slots, output);
+    absent(&manifest.absent, output);
     if verify {
         check_hashes(&engine, output)?;
     }
@@ -175,6 +176,9 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
                 if !s.aliases.is_empty() {
                     line += &format!("  also {}", s.aliases.join(", "));
                 }
+                if !s.lookups.is_empty() {
+                    line += &format!("  its rows looked up by {}: an update changes both", s.lookups.join(", "));
+                }
                 if s.rows.is_none() && s.tensor != format!("{}.weight", s.name) {
                     line += &format!("  in {}", s.tensor);
                 }
@@ -185,6 +189,14 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
             }));
             lines.join("\n")
         });
+    }
+}
+
+/// Layers that adapters may name and that are no slots.
+pub(crate) fn absent(layers: &[Absent], output: &mut Output) {
+    for Absent { layer, why, reason } in layers {
+        let fields = json!({ "layer": layer.name, "tensor": layer.tensor, "why": why, "reason": reason });
+        output.result("absent", fields, || format!("    {}  {reason}", layer.name));
     }
 }
 

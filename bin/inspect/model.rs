@@ -26,5 +26,12 @@ pub(crate) fn show(path: &Path, nodes: bool, output: &mut Output) -> anyhow::Res
         lines.join("\n")
     });
     super::engine::slots(&summary.slots, output);
+    super::engine::absent(&summary.absent, output);
+    for ambiguous in &summary.report.ambiguous {
+        output.result("ambiguous", json!(ambiguous), || format!("    {}", ambiguous.message()));
+    }
+    if let Some(message) = summary.report.unnamed_message() {
+        output.result("unnamed", json!({ "slots": summary.report.unnamed }), || format!("    {message}"));
+    }
     Ok(())
 }

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::{Output, shown, split_strength};
-use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Outcome, ReadOptions};
-use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::adapter::{self, Adapter, AdapterFormat, Layers, Outcome, ReadOptions};
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
 use v2l_runtime::fuse::FuseReport;
 use v2l_runtime::pipeline::StepGraph;
@@ -25,10 +24,10 @@ pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {
     Ok(false)
 }
 
-/// Loads every `--lora` for these slots; `predictor` expands light adapters.
+/// Loads every `--lora` for these layers; `predictor` expands light adapters.
 pub(crate) fn load(
     loras: &[OsString],
-    slots: &[Slot],
+    layers: Layers<'_>,
     allow_partial: bool,
     mut predictor: Option<&mut Predictor>,
     output: &mut Output,
@@ -43,7 +42,7 @@ pub(crate) fn load(
                 None => return Err(adapter::AdapterError::NeedsPredictor { path: path.to_owned() }.into()),
             }
         } else {
-            let loaded = adapter::read_adapter(path, slots, &ReadOptions { allow_partial })?;
+            let loaded = adapter::read_adapter(path, layers, &ReadOptions { allow_partial })?;
             let (applied, ignored, _) = loaded.coverage.counts();
             let example = loaded.coverage.keys.iter().find_map(|key| match &key.outcome {
                 Outcome::Ignored { reason } => Some(format!("{}: {reason}", key.key)),

@@ -98,9 +98,11 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     } else {
         None
     };
-    let slots = directory.engine(TRANSFORMER)?.manifest().slots.clone();
-    let mut adapters = adapters::load(&args.lora, &slots, args.allow_partial, predictor.as_mut(), output)?;
-    if let Some(predicted) = predictor::predict(args, &slots, output)? {
+    let engine = directory.engine(TRANSFORMER)?;
+    let slots = &engine.manifest().slots;
+    let mut adapters =
+        adapters::load(&args.lora, engine.manifest().into(), args.allow_partial, predictor.as_mut(), output)?;
+    if let Some(predicted) = predictor::predict(args, slots, output)? {
         adapters.push((predicted, args.strength));
     }
     let mut compared = Vec::new();

@@ -41,7 +41,8 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     }
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
     let slots = &engine.manifest().slots;
-    let mut fused = adapters::load(&args.lora, slots, args.allow_partial, predictor.as_mut(), output)?;
+    let mut fused =
+        adapters::load(&args.lora, engine.manifest().into(), args.allow_partial, predictor.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
     let (mut tensors, mut graph) = (tensors, graph);
     let base = graph.trim_end_matches(SIDE_SUFFIX).to_owned();

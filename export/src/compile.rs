@@ -18,6 +18,7 @@ use v2l_graphs::passes::{
     PassError, Passes, Report, hoist, infer_shapes, lower_for_ort, lower_logic, optimize_with, sort_topologically,
 };
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
+use v2l_runtime::adapter::Layers;
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::HYPERNETWORK;
 use v2l_runtime::map::{map_file, read_file};
@@ -38,8 +39,8 @@ use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, p
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder};
 
 pub use self::explain::GraphReport;
-pub(crate) use self::slots::slots;
-pub use self::slots::{AmbiguousSlot, SlotReport};
+pub use self::slots::{AmbiguousSlot, SharedSlot, SlotReport};
+pub(crate) use self::slots::{Discovered, slots};
 pub use self::tensorrt::{PlanBuilder, PlanReport, TensorRtOptions};
 
 /// How to compile.
@@ -104,7 +105,7 @@ pub struct EngineReport {
     pub checks: Checks,
     /// What the passes did to each graph of the source.
     pub passes: Vec<GraphReport>,
-    /// With [`CompileOptions::weights`]: what is missing or uncertain.
+    /// What is missing or uncertain of slots; `None` without [`CompileOptions::weights`] where nothing is to be said.
     pub named: Option<SlotReport>,
     /// With [`CompileOptions::tensorrt`]: the plans of each graph.
     pub plans: Vec<PlanReport>,
@@ -315,7 +316,8 @@ fn compile_component(
     let attributes: Json =
         facts(metadata::ATTRIBUTES).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
     let checkpoint = options.weights.as_deref().map(open_checkpoint).transpose()?;
-    let (slots, named) = slots(&mut models, checkpoint.as_ref())?;
+    let Discovered { slots, absent, report: named } = slots(&mut models, checkpoint.as_ref())?;
+    let layers = Layers { slots: &slots, absent: &absent };
     let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&models, &slots))?;
     if options.lora_rank.is_some() && side.is_empty() {
         let reason = "it has no linear layer that a low-rank branch could stand beside; compile without --lora-rank";
@@ -336,7 +338,7 @@ fn compile_component(
     };
     let planned = match int8_block {
         Some(_) => None,
-        None => plan_component(&component, &models, &slots, &precision, options.check.as_ref())?,
+        None => plan_component(&component, &models, layers, &precision, options.check.as_ref())?,
     };
     let mut stored: Vec<(String, Model)> =
         models.iter().filter(|(graph, _)| !replaced(graph)).map(|m| int8.quantized(m)).collect();
@@ -411,6 +413,7 @@ fn compile_component(
         storage,
         graphs: compiled,
         slots: int8.slots(slots.clone()),
+        absent: absent.clone(),
         attributes,
         tensors: IndexMap::new(),
     };
@@ -452,7 +455,7 @@ fn compile_component(
         int8: int8_report,
         checks,
         passes,
-        named: checkpoint.map(|_| named),
+        named: (checkpoint.is_some() || named != SlotReport::default()).then_some(named),
         plans,
     })
 }

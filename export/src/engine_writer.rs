@@ -346,9 +346,11 @@ mod tests {
                 transposed: false,
                 rows: None,
                 quantized: None,
+                lookups: Vec::new(),
                 aliases: vec![],
                 found: None,
             }],
+            absent: Vec::new(),
             attributes: serde_json::json!({"layers": 1}),
             tensors: IndexMap::new(),
         }

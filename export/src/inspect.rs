@@ -5,9 +5,10 @@ use std::path::Path;
 
 use indexmap::IndexMap;
 use v2l_graphs::{Dim, ReadOptions, ValueInfo, read_model};
-use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::engine::manifest::{Absent, Slot};
 use v2l_runtime::map::map_file;
 
+use crate::compile::SlotReport;
 use crate::{CompileOptions, ExportError, compile, metadata};
 
 /// What an ONNX file holds.
@@ -36,6 +37,10 @@ pub struct OnnxSummary {
     /// What adapters may change: those that the file declares, else each matrix that feeds a MatMul or Gemm as it would be
     /// compiled.
     pub slots: Vec<Slot>,
+    /// Layers that are no slots.
+    pub absent: Vec<Absent>,
+    /// What is to be said of both.
+    pub report: SlotReport,
 }
 
 /// Reads and checks an ONNX file and says what it holds; with `nodes`, every node too. Weights are not read.
@@ -47,7 +52,7 @@ pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportErr
     let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
     let text = model.summary(nodes).trim_end().to_owned();
     let graph = model.graph.name.clone();
-    let (slots, _) = compile::slots(&mut [(graph.clone(), prepared)], None)?;
+    let compile::Discovered { slots, absent, report } = compile::slots(&mut [(graph.clone(), prepared)], None)?;
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &model.graph.nodes {
         *operators.entry(node.op_type.clone()).or_default() += 1;
@@ -65,6 +70,8 @@ pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportErr
         weight_bytes: weights.iter().sum(),
         metadata: model.metadata.into_iter().filter(|(key, _)| key != metadata::SLOTS).collect(),
         slots,
+        absent,
+        report,
     })
 }
 

@@ -29,8 +29,8 @@ pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
 pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
 pub use compile::{
-    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanBuilder, PlanReport, SlotReport,
-    TensorRtOptions, compile,
+    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanBuilder, PlanReport, SharedSlot,
+    SlotReport, TensorRtOptions, compile,
 };
 pub use component::{Component, metadata};
 pub use error::ExportError;

@@ -410,7 +410,7 @@ impl<'a> Checker<'a> {
                 self.found(CheckError::Arity { node, op_type, what, expected, found });
             }
         }
-        for index in (0..known.inputs.0.min(node.inputs.len())).filter(|&i| node.inputs[i].is_empty()) {
+        for index in (known.optional..known.inputs.0.min(node.inputs.len())).filter(|&i| node.inputs[i].is_empty()) {
             self.found(CheckError::InputLeftOut { node: label(node), op_type: node.op_type.clone(), index });
         }
     }

@@ -1,15 +1,18 @@
 //! Where a graph multiplies by a matrix: what an adapter may change, and what the exporter left of its name.
 //!
 //! ```text
+//! readers  what a node takes a weight for
 //! rows     a matrix as one hash per output feature, whatever its orientation and type
-//! sharing  one initializer for several equal ones, or several for one
+//! sharing  one initializer for several equal ones, or several for one; one orientation for all readers
 //! ```
 
+mod readers;
 mod rows;
 mod sharing;
 
+pub use readers::{Reader, Readers, Reading};
 pub use rows::row_hashes;
-pub use sharing::{merge_initializers, unshare_initializer};
+pub use sharing::{drop_unread, merge_initializers, same_matrix, turn_lookups, turn_product, unshare_initializer};
 
 use std::collections::HashMap;
 

@@ -429,6 +429,7 @@ mod tests {
             transposed: false,
             rows: None,
             quantized: None,
+            lookups: Vec::new(),
             aliases: vec![],
             found: None,
         }

@@ -13,7 +13,7 @@ const USAGE: i32 = 2;
 const NUMERIC: i32 = 7;
 
 /// Values that look random, in [-1, 1).
-fn noise(seed: u32, count: usize) -> Vec<f32> {
+pub(crate) fn noise(seed: u32, count: usize) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -22,12 +22,12 @@ fn noise(seed: u32, count: usize) -> Vec<f32> {
     (0..count).map(|_| next()).collect()
 }
 
-fn weight(b: &mut Builder, name: &str, shape: &[usize], values: &[f32]) -> Value {
+pub(crate) fn weight(b: &mut Builder, name: &str, shape: &[usize], values: &[f32]) -> Value {
     let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     b.initializer(name, Initializer::inline(DataType::Float, shape, bytes))
 }
 
-fn save(scratch: &Scratch, name: &str, b: Builder) -> PathBuf {
+pub(crate) fn save(scratch: &Scratch, name: &str, b: Builder) -> PathBuf {
     scratch.write(name, encode_model(&b.finish().unwrap(), &|_| None).unwrap())
 }
 

@@ -37,6 +37,7 @@ mod plans;
 mod precision;
 mod predictors;
 mod random_weights;
+mod readers;
 mod resident;
 mod rounding;
 mod rows;

@@ -6,31 +6,112 @@
 //! content   by comparing it with a checkpoint's tensors
 //! settle    between several tensors of equal content
 //! names     by what the exporter left: initializer, bias and module path
+//! readers   what else reads a slot's matrix, and whether an update may change that
 //! ```
 
 mod content;
 mod names;
+mod readers;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use v2l_graphs::Model;
-use v2l_graphs::slots::{LinearUse, linear_uses, merge_initializers, unshare_initializer};
-use v2l_runtime::engine::manifest::{Found, How, RowRange, Slot};
+use v2l_graphs::slots::{
+    LinearUse, drop_unread, linear_uses, merge_initializers, same_matrix, turn_product, unshare_initializer,
+};
+use v2l_runtime::engine::manifest::{Absent, Found, How, RowRange, Slot, Why};
 
+use self::names::Forms;
+use self::settle::module_of;
 use crate::{Checkpoint, ExportError, metadata};
 
-/// What was not found while slots were named by a checkpoint, or not for certain.
+/// What is to be said of slots and of what is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SlotReport {
     /// Matrices of the graph whose content is in no tensor of the checkpoint; they have the names that the exporter left; of a fused layer, the
     /// rows.
     pub unmatched: Vec<String>,
-    /// Matrices of the checkpoint that no matrix of the graph has the content of: unused, or changed by the exporter.
+    /// Matrices of the checkpoint that no matrix of the graph has the content of: tables, unused, or changed by the exporter.
     pub unused: Vec<String>,
-    /// Matrices that may be one of several tensors with equal content; they are no slots.
+    /// Those of the unused that nothing in the graph may be: the exporter left them out, and updates of them have no effect.
+    pub pruned: Vec<String>,
+    /// Matrices that may be one of several tensors with equal content, or that are a layer's taken the other way round; they
+    /// are no slots.
     pub ambiguous: Vec<AmbiguousSlot>,
+    /// Layers whose matrix something reads besides that an update would change wrongly; they are no slots.
+    pub shared: Vec<SharedSlot>,
+    /// Slots of which rows are looked up besides, as of a tied embedding: an update changes both.
+    pub tied: Vec<String>,
+    /// Slots without a layer's name: constants such as Fourier features and experts' gates. An adapter that does not name them leaves them
+    /// alone.
+    pub unnamed: Vec<String>,
+}
+
+/// A layer that is no slot because of what else reads its matrix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SharedSlot {
+    /// The layer.
+    pub name: String,
+    /// Its initializer.
+    pub tensor: String,
+    /// The node that reads it, too.
+    pub node: String,
+    /// The node's operator.
+    pub op_type: String,
+}
+
+impl SlotReport {
+    /// Says which slots have no layer's name, if there are any.
+    pub fn unnamed_message(&self) -> Option<String> {
+        const MANY: usize = 8;
+        let listed: Vec<&str> = self.unnamed.iter().take(MANY).map(String::as_str).collect();
+        let more = if self.unnamed.len() > MANY { ", …" } else { "" };
+        (!listed.is_empty()).then(|| {
+            format!(
+                "slots without a layer's name ({}), such as Fourier features and gates of experts, or layers whose name the exporter \
+                 dropped; no adapter changes them that does not name them: {}{more}",
+                self.unnamed.len(),
+                listed.join(", ")
+            )
+        })
+    }
+}
+
+impl AmbiguousSlot {
+    /// The same in words.
+    pub fn message(&self) -> String {
+        let Self { tensor, node, candidates } = self;
+        match &candidates[..] {
+            [layer] => format!(
+                "node `{node}`: its weight `{tensor}` is that of layer `{layer}`, and it does not take it as the layer does; it is no \
+                 slot, and updates of the layer leave it alone"
+            ),
+            _ => format!(
+                "node `{node}`: its weight `{tensor}` may be each of {}, and nothing tells which; it is no slot",
+                candidates.join(", ")
+            ),
+        }
+    }
+}
+
+impl SharedSlot {
+    /// The same in words.
+    pub fn message(&self) -> String {
+        format!(
+            "layer `{}` is no slot: node `{}` ({}) reads its matrix, too, and an update would change that",
+            self.name, self.node, self.op_type
+        )
+    }
+}
+
+/// What [`slots`] found.
+#[derive(Debug, Default)]
+pub(crate) struct Discovered {
+    pub(crate) slots: Vec<Slot>,
+    pub(crate) absent: Vec<Absent>,
+    pub(crate) report: SlotReport,
 }
 
 /// A matrix whose content several tensors of the checkpoint have, with nothing to tell them apart.
@@ -55,83 +136,176 @@ struct Layer {
     uses: Vec<usize>,
 }
 
+/// A product by a layer's matrix that takes it the other way round, `h · W` beside `x · Wᵀ`.
+struct Foreign {
+    /// Index in the list of uses.
+    at: usize,
+    layer: String,
+}
+
 /// The slots of the models: those of their metadata, else what `weights` or the exporter's names tell.
 ///
 /// Layers that share an initializer but are parameters of their own get copies of it, and initializers that are one parameter
 /// become one.
-pub(crate) fn slots(
-    models: &mut [(String, Model)],
-    weights: Option<&Checkpoint>,
-) -> Result<(Vec<Slot>, SlotReport), ExportError> {
-    let mut slots: Vec<Slot> = Vec::new();
-    let mut report = SlotReport::default();
+pub(crate) fn slots(models: &mut [(String, Model)], weights: Option<&Checkpoint>) -> Result<Discovered, ExportError> {
+    let mut all = Discovered::default();
     for (graph, model) in models.iter_mut() {
-        let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
-        let found = match (model.metadata.get(metadata::SLOTS), weights) {
+        let found = match (declared(graph, model)?, weights) {
             (Some(_), Some(weights)) => {
-                return Err(fail(format!(
-                    "it names its slots itself (metadata `{}`), and {} would not be looked at; leave --weights out",
-                    metadata::SLOTS,
-                    weights.label()
-                )));
+                return Err(fail(
+                    graph,
+                    format!(
+                        "it names its slots itself (metadata `{}`), and {} would not be looked at; leave --weights out",
+                        metadata::SLOTS,
+                        weights.label()
+                    ),
+                ));
             }
-            (Some(text), None) => {
-                let slots: Vec<Slot> =
-                    serde_json::from_str(text).map_err(|e| fail(format!("metadata `{}`: {e}", metadata::SLOTS)))?;
-                let found = Some(Found::by(How::Metadata));
-                slots.into_iter().map(|slot| Slot { found: slot.found.or_else(|| found.clone()), ..slot }).collect()
-            }
-            (None, weights) => discover(graph, model, weights, &mut report)?,
+            (Some(slots), None) => slots,
+            (None, weights) => discover(graph, model, weights, &mut all)?,
         };
         for slot in found {
-            if !slots.iter().any(|s| s.name == slot.name) {
-                slots.push(slot);
+            if !all.slots.iter().any(|s| s.name == slot.name) {
+                all.slots.push(slot);
             }
         }
-        let names: Vec<&str> = slots.iter().map(|s| s.tensor.as_str()).collect();
-        let present: Vec<&str> = names.into_iter().filter(|n| model.graph.initializers.contains_key(*n)).collect();
+    }
+    readers::settle(models, &mut all);
+    for (graph, model) in models.iter() {
+        let declared = all.slots.iter().filter(|slot| is_declared(slot)).map(|slot| &slot.tensor[..]);
+        let present: Vec<&str> = declared.filter(|name| model.graph.initializers.contains_key(*name)).collect();
         if let Err(findings) = v2l_graphs::check::check_slots(&model.graph, &present) {
             let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
-            return Err(fail(lines.join("; ")));
+            return Err(fail(graph, lines.join("; ")));
         }
     }
-    Ok((slots, report))
+    let slots = &all.slots;
+    all.absent.retain(|a| slots.iter().all(|s| s.name != a.layer.name && !s.aliases.contains(&a.layer.name)));
+    all.absent.sort_by(|a, b| a.layer.name.cmp(&b.layer.name));
+    all.absent.dedup_by(|a, b| a.layer.name == b.layer.name);
+    let nameless = |slot: &&Slot| match &slot.found {
+        Some(Found { checkpoint: Some(tensor), .. }) => !tensor.ends_with(".weight"),
+        Some(Found { how: How::Initializer, .. }) => slot.name == slot.tensor,
+        _ => false,
+    };
+    all.report.unnamed = slots.iter().filter(nameless).map(|slot| slot.name.clone()).collect();
+    Ok(all)
+}
+
+fn fail(graph: &str, reason: String) -> ExportError {
+    ExportError::Graph { graph: graph.to_owned(), reason }
+}
+
+fn is_declared(slot: &Slot) -> bool {
+    slot.found.as_ref().is_some_and(|found| found.how == How::Metadata)
+}
+
+/// The slots that a model names itself.
+fn declared(graph: &str, model: &Model) -> Result<Option<Vec<Slot>>, ExportError> {
+    let Some(text) = model.metadata.get(metadata::SLOTS) else { return Ok(None) };
+    let slots: Vec<Slot> =
+        serde_json::from_str(text).map_err(|e| fail(graph, format!("metadata `{}`: {e}", metadata::SLOTS)))?;
+    let found = Some(Found::by(How::Metadata));
+    Ok(Some(slots.into_iter().map(|slot| Slot { found: slot.found.or_else(|| found.clone()), ..slot }).collect()))
 }
 
 fn discover(
     graph: &str,
     model: &mut Model,
     weights: Option<&Checkpoint>,
-    report: &mut SlotReport,
+    all: &mut Discovered,
 ) -> Result<Vec<Slot>, ExportError> {
-    let uses = linear_uses(&model.graph);
-    let mut layers = Vec::new();
+    let mut uses = linear_uses(&model.graph);
+    let (mut layers, mut foreign) = (Vec::new(), Vec::new());
     let mut open: Vec<usize> = (0..uses.len()).collect();
     if let Some(weights) = weights {
         let content = content::compare(&model.graph, &uses, weights)?;
         if content.found.is_empty() {
-            return Err(ExportError::Graph {
-                graph: graph.to_owned(),
-                reason: format!(
-                    "no tensor of {} has the content of any of its {} matrices; expected the checkpoint that it was exported \
-                     from: give that one, or leave --weights out",
+            let matrices = uses.iter().map(|u| &u.weight).collect::<BTreeSet<_>>().len();
+            return Err(fail(
+                graph,
+                format!(
+                    "no tensor of {} has the content of any of its {matrices} matrices; expected the checkpoint that it was \
+                     exported from: give that one, or leave --weights out",
                     weights.label(),
-                    uses.iter().map(|u| &u.weight).collect::<BTreeSet<_>>().len()
                 ),
-            });
+            ));
         }
         let settled = settle::settle(&uses, &content, weights);
-        layers = settled.layers;
+        (layers, foreign) = (settled.layers, settled.foreign);
+        all.absent.extend(absent(&settled.ambiguous, &content.pruned, weights));
+        let report = &mut all.report;
         report.ambiguous.extend(settled.ambiguous);
         report.unused.extend(content.unused);
+        report.pruned.extend(content.pruned);
         report.unmatched.extend(settled.gaps);
         open.retain(|&at| !content.found.contains_key(&uses[at].weight));
         let unmatched: BTreeSet<&String> = open.iter().map(|&at| &uses[at].weight).collect();
         report.unmatched.extend(unmatched.into_iter().cloned());
     }
+    let forms = Forms::of(model);
     let known: BTreeSet<String> = layers.iter().map(|l| l.name.clone()).collect();
-    layers.extend(names::name(&uses, &open, known));
-    Ok(apply(model, &uses, layers, &mut report.ambiguous))
+    let matrix = |at: usize| Some((model.graph.initializers.get(&uses[at].weight)?, uses[at].transposed));
+    let same = |a, b| matrix(a).zip(matrix(b)).is_some_and(|(a, b)| same_matrix(a, b));
+    let (named, others) = names::name(&uses, &open, known, &forms, &same);
+    layers.extend(named);
+    foreign.extend(others);
+    for Foreign { at, layer } in foreign {
+        all.report.ambiguous.push(AmbiguousSlot {
+            tensor: uses[at].weight.clone(),
+            node: uses[at].label.clone(),
+            candidates: vec![layer],
+        });
+        // What is not the layer's own keeps the matrix as it is.
+        let weight = &uses[at].weight;
+        if layers.iter().flat_map(|l| &l.uses).any(|&own| uses[own].weight == *weight)
+            && let Some(copy) = unshare_initializer(model, weight, &[uses[at].node], weight)
+        {
+            uses[at].weight = copy;
+        }
+    }
+    turn(model, &mut uses, &layers, &forms);
+    Ok(apply(model, &uses, layers, &mut all.report.ambiguous))
+}
+
+/// Layers of the checkpoint that are no slots.
+fn absent(ambiguous: &[AmbiguousSlot], pruned: &[String], weights: &Checkpoint) -> Vec<Absent> {
+    let layer = |tensor: &String, why, reason: &str| {
+        let &[out, into] = weights.shape(tensor)? else { return None };
+        let layer = Slot { tensor: tensor.clone(), ..Slot::linear(module_of(tensor), out, into) };
+        Some(Absent { layer, why, reason: reason.to_owned() })
+    };
+    let open = ambiguous.iter().flat_map(|a| &a.candidates);
+    let open = open.filter_map(|t| layer(t, Why::Ambiguous, "may be one of several matrices, and nothing tells which"));
+    let pruned = pruned.iter().filter_map(|t| {
+        layer(t, Why::Pruned, "is not in this graph, since no output depends on it: without effect on this graph")
+    });
+    open.chain(pruned).collect()
+}
+
+/// Lets all products of a layer that is stored in both orientations read it as `[in, out]`.
+fn turn(model: &mut Model, uses: &mut [LinearUse], layers: &[Layer], forms: &Forms) {
+    let mut left = Vec::new();
+    for layer in layers.iter().filter(|l| l.rows.is_none()) {
+        let Some(&to) = layer.uses.iter().find(|&&at| uses[at].transposed) else { continue };
+        let to = uses[to].weight.clone();
+        for &at in &layer.uses {
+            let of = &mut uses[at];
+            let weights = &model.graph.initializers;
+            let one = || match (weights.get(&of.weight), weights.get(&to)) {
+                (Some(a), Some(b)) => same_matrix((a, false), (b, true)),
+                _ => false,
+            };
+            if of.transposed || of.weight == to || !(forms.root(&of.weight) == forms.root(&to) || one()) {
+                continue;
+            }
+            if turn_product(model, of.node, &of.weight, &to) {
+                left.push(std::mem::replace(&mut of.weight, to.clone()));
+                of.transposed = true;
+            }
+        }
+    }
+    drop_unread(model, &left);
 }
 
 /// Gives every layer an initializer of its own, and only one, and makes slots of the layers, in the order of the graph.
@@ -183,6 +357,7 @@ fn apply(model: &mut Model, uses: &[LinearUse], layers: Vec<Layer>, ambiguous: &
             transposed: first.transposed,
             rows: layer.rows,
             quantized: None,
+            lookups: Vec::new(),
             aliases: layer.aliases,
             found: Some(layer.found),
         };

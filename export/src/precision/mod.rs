@@ -15,8 +15,7 @@ use std::path::{Path, PathBuf};
 pub use v2l_calibration::{GraphPlan, Island, PlanError, Precision, PrecisionPlan, RangeRow, Request};
 use v2l_calibration::{MAX_PLAN_BYTES, PlanOptions, Ranges, observe_weights, plan_graph};
 use v2l_graphs::{DataType, Freedom, Model, freedom, matrix_types};
-use v2l_runtime::adapter::{Adapter, ReadOptions, read_adapter};
-use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::adapter::{Adapter, Layers, ReadOptions, read_adapter};
 use v2l_runtime::map::read_text;
 use v2l_runtime::ort_backend::OpenOptions;
 
@@ -105,7 +104,7 @@ pub(crate) struct Planned {
 pub(crate) fn plan_component(
     component: &str,
     graphs: &[(String, Model)],
-    slots: &[Slot],
+    layers: Layers<'_>,
     options: &PrecisionOptions,
     check: Option<&CheckOptions>,
 ) -> Result<Option<Planned>, ExportError> {
@@ -119,7 +118,7 @@ pub(crate) fn plan_component(
     };
     let mut report = PrecisionReport::default();
     let mut types = BTreeMap::new();
-    let adapters = read_adapters(options, slots)?;
+    let (slots, adapters) = (layers.slots, read_adapters(options, layers)?);
     let (inputs, unserved) = inputs_of(graphs, options)?;
     report.unserved = unserved;
     for ((graph, model), files) in graphs.iter().zip(inputs) {
@@ -236,9 +235,9 @@ pub fn read_plan(path: &Path) -> Result<PrecisionPlan, ExportError> {
     Ok(PrecisionPlan::parse(&path.display().to_string(), &text)?)
 }
 
-fn read_adapters(options: &PrecisionOptions, slots: &[Slot]) -> Result<Vec<(Adapter, f32)>, ExportError> {
+fn read_adapters(options: &PrecisionOptions, layers: Layers<'_>) -> Result<Vec<(Adapter, f32)>, ExportError> {
     let read = |(path, strength): &(PathBuf, f32)| {
-        let loaded = read_adapter(path, slots, &ReadOptions::default())?;
+        let loaded = read_adapter(path, layers, &ReadOptions::default())?;
         Ok((loaded.adapter, *strength))
     };
     options.adapters.iter().map(read).collect()

@@ -16,6 +16,8 @@ pub(super) struct Operator {
     pub(super) same: (usize, usize),
     /// Type of the first output.
     pub(super) result: Out,
+    /// How many of the first inputs may be left out by an empty name.
+    pub(super) optional: usize,
 }
 
 /// Type of an operator's first output.
@@ -41,12 +43,16 @@ const INT64: Out = Out::Is(DataType::Int64);
 const LIKE: Out = Out::Like(0);
 
 const fn op(name: &'static str, min: usize, max: usize, same: (usize, usize), result: Out) -> Operator {
-    Operator { name, inputs: (min, max), outputs: (1, 1), required: &[], same, result }
+    Operator { name, inputs: (min, max), outputs: (1, 1), required: &[], same, result, optional: 0 }
 }
 
 impl Operator {
     const fn outputs(self, min: usize, max: usize) -> Self {
         Self { outputs: (min, max), ..self }
+    }
+
+    const fn optional(self, optional: usize) -> Self {
+        Self { optional, ..self }
     }
 
     const fn required(self, required: &'static [&'static str]) -> Self {
@@ -108,7 +114,8 @@ static OPERATORS: &[Operator] = &[
     op("LessOrEqual", 2, 2, ALL, BOOL),
     op("Log", 1, 1, NONE, LIKE),
     op("LogSoftmax", 1, 1, NONE, LIKE),
-    op("Loop", 2, MANY, NONE, Out::Open).outputs(1, MANY).required(&["body"]),
+    // Without a trip count it runs while its condition holds, without a condition it counts.
+    op("Loop", 2, MANY, NONE, Out::Open).outputs(1, MANY).required(&["body"]).optional(2),
     op("MatMul", 2, 2, ALL, LIKE),
     op("Max", 1, MANY, ALL, LIKE),
     op("MaxPool", 1, 1, NONE, LIKE).outputs(1, 2).required(&["kernel_shape"]),

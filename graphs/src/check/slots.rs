@@ -1,9 +1,7 @@
 //! Which weights an adapter can change.
 
-use std::collections::HashMap;
-
-use crate::passes::{is_onnx, label};
-use crate::{Graph, Node};
+use crate::Graph;
+use crate::slots::{Readers, Reading};
 
 /// Why an adapter cannot change a weight.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,13 +44,12 @@ fn hint(closest: &Option<String>) -> String {
 }
 
 /// Says of each named weight what keeps an adapter from changing it: every reader in the main graph, and in bodies,
-/// must be a `MatMul`, `Gemm` or `Conv` with the weight as second input.
+/// must be a `MatMul`, `Gemm` or `Conv` with the weight as second input, or look up rows of it.
 ///
 /// # Errors
 /// One finding for each name that is missing or unused, and one for each node that reads a weight otherwise.
 pub fn check_slots(graph: &Graph, names: &[&str]) -> Result<(), Vec<SlotError>> {
-    let mut readers: HashMap<&str, Vec<(&Node, bool)>> = HashMap::new();
-    collect_readers(graph, &mut readers);
+    let readers = Readers::new(graph);
     let mut findings = Vec::new();
     for &name in names {
         if !graph.initializers.contains_key(name) {
@@ -60,28 +57,14 @@ pub fn check_slots(graph: &Graph, names: &[&str]) -> Result<(), Vec<SlotError>> 
             findings.push(SlotError::Missing { name: name.to_owned(), closest });
             continue;
         }
-        let Some(nodes) = readers.get(name) else {
+        let nodes = readers.of(name);
+        if nodes.is_empty() {
             findings.push(SlotError::Unused { name: name.to_owned() });
-            continue;
-        };
-        for (node, _) in nodes.iter().filter(|(_, direct)| !direct) {
-            let (node, op_type) = (label(node), node.op_type.clone());
+        }
+        for reader in nodes.iter().filter(|reader| reader.reading == Reading::Other) {
+            let (node, op_type) = (reader.node.clone(), reader.op_type.clone());
             findings.push(SlotError::Indirect { name: name.to_owned(), node, op_type });
         }
     }
     if findings.is_empty() { Ok(()) } else { Err(findings) }
-}
-
-fn collect_readers<'a>(graph: &'a Graph, readers: &mut HashMap<&'a str, Vec<(&'a Node, bool)>>) {
-    for node in &graph.nodes {
-        let linear = is_onnx(node) && matches!(node.op_type.as_str(), "MatMul" | "Gemm" | "Conv");
-        for (index, input) in node.inputs.iter().enumerate() {
-            readers.entry(input).or_default().push((node, linear && index == 1));
-        }
-        for attribute in node.attributes.values() {
-            if let crate::Attribute::Graph(body) = attribute {
-                collect_readers(body, readers);
-            }
-        }
-    }
 }

@@ -11,15 +11,17 @@ use crate::{Attribute, Graph, Model, Node};
 /// many.
 ///
 /// A constant takes the name of the value that it replaces, so that no reader changes. Weights (external
-/// initializers), results above 64 KiB, whatever overflows or divides by zero, and producers of graph outputs stay.
+/// initializers), results above 64 KiB, whatever overflows or divides by zero, and producers of graph outputs stay. So does what
+/// reads the matrix of a linear layer, which an adapter may change.
 pub fn fold_constants(model: &mut Model) -> usize {
     let graph = &mut model.graph;
-    let outputs = output_names(graph);
+    let (outputs, layers) = (output_names(graph), layers(graph));
     let mut folded = HashSet::new();
     for index in 0..graph.nodes.len() {
         let node = &graph.nodes[index];
         let Some(name) = only_output(node).map(str::to_owned) else { continue };
-        if outputs.contains(&name) || graph.initializers.contains_key(&name) {
+        let of_layer = node.inputs.iter().any(|input| layers.contains(input));
+        if of_layer || outputs.contains(&name) || graph.initializers.contains_key(&name) {
             continue;
         }
         let value = large_constant(node).or_else(|| fold(graph, node).map(Tensor::into_initializer));
@@ -30,6 +32,17 @@ pub fn fold_constants(model: &mut Model) -> usize {
     }
     remove_nodes(graph, &folded);
     folded.len()
+}
+
+/// Matrices that a value which is no constant is multiplied by.
+fn layers(graph: &Graph) -> HashSet<String> {
+    let weight = |node: &Node| {
+        let product = super::is_onnx(node) && matches!(node.op_type.as_str(), "MatMul" | "Gemm");
+        let varies = !graph.initializers.contains_key(node.inputs.first()?);
+        let name = node.inputs.get(1).filter(|_| product && varies)?;
+        graph.initializers.get(name).filter(|w| w.dtype.is_float() && w.shape.len() == 2).map(|_| name.clone())
+    };
+    graph.nodes.iter().filter_map(weight).collect()
 }
 
 fn fold(graph: &Graph, node: &Node) -> Option<Tensor> {
@@ -91,6 +104,22 @@ mod tests {
             b.node(op, &[&x, &y])
         })
         .map(|r| r.1)
+    }
+
+    #[test]
+    fn what_reads_the_matrix_of_a_layer_stays() {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [1usize, 2]);
+        let w = b.initializer("w", Initializer::inline(DataType::Float, &[2, 2], vec![0; 16]));
+        let y = b.op("MatMul", &[&x, &w]);
+        let squares = b.op("Mul", &[&w, &w]);
+        let y = b.op("Add", &[&y, &squares]);
+        b.output("y", &y, DataType::Float, [2usize, 2]);
+        let mut model = b.finish().unwrap();
+        assert_eq!(fold_constants(&mut model), 0);
+        // Alone it is a constant as any other.
+        model.graph.nodes[0].op_type = "Add".into();
+        assert_eq!(fold_constants(&mut model), 1);
     }
 
     #[test]

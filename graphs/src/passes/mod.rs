@@ -45,7 +45,7 @@ pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
 pub(crate) use lower_ort::CONTRIB;
 pub(crate) use topological_sort::order;
-pub(crate) use walk::{defined_names, free_name, is_onnx};
+pub(crate) use walk::{defined_names, free_name, is_onnx, rank, replace_nodes};
 pub use walk::{label, rename_uses};
 
 use crate::Model;

@@ -1,9 +1,11 @@
-//! A low-rank branch beside linear layers: `y = x·Wᵀ + (x·downᵀ)·upᵀ`, the factors graph inputs.
+//! A low-rank branch beside linear layers: `y = x·Wᵀ + (x·downᵀ)·upᵀ`, the factors graph inputs; and beside lookups of a
+//! layer's rows, as tied embeddings have: `y = W[i] + up[i]·down`.
 
 use indexmap::IndexMap;
 
-use super::walk::{bodies, is_onnx, label};
-use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
+use super::tensor::axis;
+use super::walk::{bodies, bodies_mut, is_onnx, label, rank};
+use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 
 /// A linear layer that gets a branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +30,8 @@ pub struct SideSlot {
 pub enum SideBranchError {
     /// The product is not of the plain form.
     #[error(
-        "slot `{slot}`: node `{node}` ({op_type}) is no plain product with the weight as the slot has it; expected MatMul, or \
-         Gemm with transA = 0 and alpha = beta = 1, outside bodies of If, Loop and Scan: compile without --lora-rank"
+        "slot `{slot}`: node `{node}` ({op_type}) is no product with the weight as the slot has it; expected MatMul, Gemm, or \
+         Gather of output features: compile without --lora-rank"
     )]
     Form {
         /// The slot.
@@ -39,25 +41,20 @@ pub enum SideBranchError {
         /// Its operator.
         op_type: String,
     },
-    /// Slots of one weight leave rows between them.
-    #[error(
-        "weight `{tensor}`: its slots cover rows {covered} of {total} only; expected all: compile without --lora-rank"
-    )]
-    Gap {
+    /// Slots of one weight have rows in common, or rows that it lacks.
+    #[error("weight `{tensor}`: the rows of its slots overlap or lie outside; expected ranges apart: mend `v2l.slots`")]
+    Overlap {
         /// The initializer.
         tensor: String,
-        /// Rows that slots cover.
-        covered: usize,
-        /// Rows in all.
-        total: usize,
     },
 }
 
-/// Adds a branch to every MatMul and Gemm that reads a slot's weight; gives the number of slots that got one.
+/// Adds a branch to every MatMul and Gemm that reads a slot's weight, and to every Gather of its output features, also in
+/// bodies; gives the number of slots that got one.
 ///
 /// The factors become graph inputs behind those there are, f32, in the order of `slots`. The extent `rank` of each slot is
 /// a symbol of its own, `<name>.lora_rank`, and may be 0 at run time: the branch then adds nothing. A weight that is read
-/// twice gets two branches over the same factors.
+/// twice gets two branches over the same factors. Rows that are no slot's stay as they are.
 ///
 /// # Errors
 /// [`SideBranchError`]; the model is then as it was.
@@ -68,30 +65,20 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
     }
     for (tensor, slots) in &mut by_tensor {
         slots.sort_by_key(|slot| slot.rows.0);
-        let covered = slots.iter().map(|slot| slot.rows.1 - slot.rows.0).sum();
-        let total = slots[0].total_rows;
-        if covered != total {
-            return Err(SideBranchError::Gap { tensor: (*tensor).to_owned(), covered, total });
+        let within = slots.iter().all(|slot| slot.rows.0 <= slot.rows.1 && slot.rows.1 <= slot.total_rows);
+        if !within || slots.windows(2).any(|pair| pair[1].rows.0 < pair[0].rows.1) {
+            return Err(SideBranchError::Overlap { tensor: (*tensor).to_owned() });
         }
     }
-    let reads = |node: &Node| node.inputs.get(1).and_then(|weight| by_tensor.get_key_value(&weight[..]));
-    for node in &model.graph.nodes {
-        let refused = reads(node)
-            .filter(|(_, slots)| !is_plain(node, slots[0].transposed))
-            .or_else(|| bodies(node).flat_map(|body| body_inputs(body)).find_map(|name| by_tensor.get_key_value(name)));
-        if let Some((_, slots)) = refused {
-            let (node, op_type) = (label(node), node.op_type.clone());
-            return Err(SideBranchError::Form { slot: slots[0].name.clone(), node, op_type });
-        }
-    }
-    let mut nodes = Vec::with_capacity(model.graph.nodes.len() * 2);
-    for node in std::mem::take(&mut model.graph.nodes) {
-        match reads(&node) {
-            Some((_, slots)) => branch(node, slots, &mut nodes),
-            None => nodes.push(node),
-        }
-    }
+    let ranks = |name: &str| rank(&model.graph, name);
+    check(&model.graph, &by_tensor, &ranks)?;
+    let mut nodes = std::mem::take(&mut model.graph.nodes);
+    // Ranks of values are read of the graph without its nodes.
+    let ranks = |name: &str| rank(&model.graph, name);
+    let mut pads = IndexMap::new();
+    add_to(&mut nodes, &by_tensor, &ranks, &mut pads);
     model.graph.nodes = nodes;
+    model.graph.initializers.extend(pads);
     let wanted: Vec<&SideSlot> =
         slots.iter().filter(|slot| model.graph.initializers.contains_key(&slot.tensor)).collect();
     for slot in &wanted {
@@ -100,29 +87,94 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
     Ok(wanted.len())
 }
 
-/// Every value that a body's nodes read, and those of the bodies in it.
-fn body_inputs(body: &Graph) -> Vec<&str> {
-    let mut names: Vec<&str> = body.nodes.iter().flat_map(|node| &node.inputs).map(String::as_str).collect();
-    names.extend(body.nodes.iter().flat_map(bodies).flat_map(body_inputs));
-    names
+/// What a node reads a slot's weight for.
+enum Form {
+    Product,
+    /// The rank of the indices, where the weight is stored `[in, out]` and it matters.
+    Lookup(usize),
 }
 
-/// `x · W`, or `x · Wᵀ + bias`, as the orientation wants it.
-fn is_plain(node: &Node, transposed: bool) -> bool {
-    let one = |name: &str| match node.attributes.get(name) {
-        None => true,
-        Some(Attribute::Float(value)) => *value == 1.0,
-        Some(_) => false,
-    };
-    match node.op_type.as_str() {
-        _ if !is_onnx(node) => false,
-        "MatMul" => transposed,
-        "Gemm" => {
-            let turned = node.int("transB").unwrap_or(0) != 0;
-            turned != transposed && node.int("transA").unwrap_or(0) == 0 && one("alpha") && one("beta")
+/// Every reader must be of a form that has a branch.
+fn check(
+    graph: &Graph,
+    by_tensor: &IndexMap<&str, Vec<&SideSlot>>,
+    ranks: &dyn Fn(&str) -> Option<usize>,
+) -> Result<(), SideBranchError> {
+    for node in &graph.nodes {
+        for (index, input) in node.inputs.iter().enumerate() {
+            let Some(slots) = by_tensor.get(&input[..]) else { continue };
+            if form(node, index, slots, ranks).is_none() {
+                let (node, op_type) = (label(node), node.op_type.clone());
+                return Err(SideBranchError::Form { slot: slots[0].name.clone(), node, op_type });
+            }
         }
-        _ => false,
+        for body in bodies(node) {
+            check(body, by_tensor, ranks)?;
+        }
     }
+    Ok(())
+}
+
+/// How `node` reads the weight of `slots` as input `index`, if it has a branch.
+fn form(node: &Node, index: usize, slots: &[&SideSlot], ranks: &dyn Fn(&str) -> Option<usize>) -> Option<Form> {
+    let transposed = slots[0].transposed;
+    match (node.op_type.as_str(), index) {
+        _ if !is_onnx(node) => None,
+        ("MatMul", 1) => transposed.then_some(Form::Product),
+        ("Gemm", 1) => ((node.int("transB").unwrap_or(0) != 0) != transposed).then_some(Form::Product),
+        ("Gather", 0) => {
+            let axis = axis(node.int("axis").unwrap_or(0), 2)?;
+            let whole = slots.len() == 1 && slots[0].rows == (0, slots[0].total_rows);
+            let indices = if transposed { ranks(&node.inputs[1])? } else { 0 };
+            (whole && axis == usize::from(transposed)).then_some(Form::Lookup(indices))
+        }
+        _ => None,
+    }
+}
+
+/// Adds the branches in a list of nodes and in their bodies; `pads` gets the constants that they need.
+fn add_to(
+    nodes: &mut Vec<Node>,
+    by_tensor: &IndexMap<&str, Vec<&SideSlot>>,
+    ranks: &dyn Fn(&str) -> Option<usize>,
+    pads: &mut IndexMap<String, Initializer>,
+) {
+    for mut node in std::mem::take(nodes) {
+        for body in bodies_mut(&mut node) {
+            add_to(&mut body.nodes, by_tensor, ranks, pads);
+        }
+        let reads = node.inputs.iter().enumerate().find_map(|(index, input)| {
+            let slots = by_tensor.get(&input[..])?;
+            Some((slots, form(&node, index, slots, ranks)?))
+        });
+        match reads {
+            Some((slots, Form::Product)) => branch(node, slots, nodes, pads),
+            Some((slots, Form::Lookup(indices))) => lookup(node, slots[0], indices, nodes),
+            None => nodes.push(node),
+        }
+    }
+}
+
+/// Puts a lookup of output features and its branch into `nodes`.
+fn lookup(mut gather: Node, slot: &SideSlot, indices: usize, nodes: &mut Vec<Node>) {
+    let output = gather.outputs[0].clone();
+    let (base, scope) = (format!("{output}/base"), format!("{output}/{}", slot.name));
+    gather.outputs[0].clone_from(&base);
+    let (down, up) = (format!("{}.lora_down", slot.name), format!("{}.lora_up", slot.name));
+    let (rows, mut delta) = (format!("{scope}/lora_up"), format!("{scope}/lora_down"));
+    nodes.push(node("Gather", &[&up, &gather.inputs[1]], &rows, &[("axis", 0)]));
+    nodes.push(node("MatMul", &[&rows, &down], &delta, &[]));
+    if slot.transposed {
+        // [indices…, in] to [in, indices…].
+        let turned = format!("{scope}/turned");
+        let mut turn = node("Transpose", &[&delta], &turned, &[]);
+        let perm = std::iter::once(indices as i64).chain(0..indices as i64).collect();
+        turn.attributes.insert("perm".to_owned(), Attribute::Ints(perm));
+        nodes.push(turn);
+        delta = turned;
+    }
+    nodes.push(gather);
+    nodes.push(node("Add", &[&base, &delta], &output, &[]));
 }
 
 fn declare(graph: &mut Graph, slot: &SideSlot) {
@@ -137,20 +189,39 @@ fn declare(graph: &mut Graph, slot: &SideSlot) {
 }
 
 /// Puts `linear` and its branches into `nodes`.
-fn branch(mut linear: Node, slots: &[&SideSlot], nodes: &mut Vec<Node>) {
+fn branch(mut linear: Node, slots: &[&SideSlot], nodes: &mut Vec<Node>, pads: &mut IndexMap<String, Initializer>) {
     let (x, output) = (linear.inputs[0].clone(), linear.outputs[0].clone());
     let base = format!("{output}/base");
     linear.outputs[0].clone_from(&base);
     // Gemm takes matrices only, MatMul stacks of them too.
     let gemm = linear.op_type == "Gemm";
+    // How it takes x, and what it multiplies the product by.
+    let own: Vec<_> =
+        ["transA", "alpha"].into_iter().filter_map(|name| linear.attributes.get_key_value(name)).collect();
+    let own: Vec<(String, Attribute)> = own.into_iter().map(|(name, value)| (name.clone(), value.clone())).collect();
     nodes.push(linear);
     let mut parts = Vec::new();
-    for slot in slots {
+    let mut covered = 0;
+    for (at, slot) in slots.iter().enumerate() {
         let scope = format!("{output}/{}", slot.name);
-        let (down, up) = (format!("{}.lora_down", slot.name), format!("{}.lora_up", slot.name));
+        let (down, mut up) = (format!("{}.lora_down", slot.name), format!("{}.lora_up", slot.name));
+        // Rows that are no slot's belong to the part before them, the first to the part behind; zeros add nothing there.
+        let before = slot.rows.0 - covered;
+        covered = slots.get(at + 1).map_or(slot.total_rows, |_| slot.rows.1);
+        let after = covered - slot.rows.1;
+        if before + after > 0 {
+            let (amounts, padded) = (format!("{}.lora_rows", slot.name), format!("{scope}/lora_up_padded"));
+            let values = [before as i64, 0, after as i64, 0];
+            let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            pads.insert(amounts.clone(), Initializer::inline(DataType::Int64, &[4], data));
+            nodes.push(node("Pad", &[&up, &amounts], &padded, &[]));
+            up = padded;
+        }
         let (inner, part) = (format!("{scope}/lora_down"), format!("{scope}/lora_up"));
         if gemm {
-            nodes.push(node("Gemm", &[&x, &down], &inner, &[("transB", 1)]));
+            let mut first = node("Gemm", &[&x, &down], &inner, &[("transB", 1)]);
+            first.attributes.extend(own.iter().cloned());
+            nodes.push(first);
             nodes.push(node("Gemm", &[&inner, &up], &part, &[("transB", 1)]));
         } else {
             for (factor, of, input, result) in [(&down, &x, "down", &inner), (&up, &inner, "up", &part)] {
@@ -187,7 +258,7 @@ fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, i64)]
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Builder, Initializer, TensorData};
+    use crate::{Builder, TensorData};
 
     fn slot(name: &str, tensor: &str, rows: (usize, usize), total_rows: usize) -> SideSlot {
         // W is stored [in, out], V [out, in].
@@ -236,23 +307,69 @@ mod tests {
     #[test]
     fn side_branches_refuse_gaps_and_other_forms_and_change_nothing() {
         let mut refused = model();
-        let gap = add_side_branches(&mut refused, &[slot("a", "w", (0, 5), 8)]);
-        assert_eq!(gap, Err(SideBranchError::Gap { tensor: "w".into(), covered: 5, total: 8 }));
-        refused.graph.nodes[1].attributes.insert("alpha".into(), Attribute::Float(0.5));
+        refused.graph.nodes[1].op_type = "Mul".into();
         let before = format!("{:?}", refused.graph);
         let form = add_side_branches(&mut refused, &[slot("b", "v", (0, 8), 8)]);
         assert!(matches!(form, Err(SideBranchError::Form { ref slot, .. }) if slot == "b"), "{form:?}");
         assert_eq!(format!("{:?}", refused.graph), before);
 
-        // Read the other way round, and inside a body.
+        // Read the other way round.
         let mut model = model();
         let turned = SideSlot { transposed: false, ..slot("a", "w", (0, 8), 8) };
         assert!(matches!(add_side_branches(&mut model, &[turned]), Err(SideBranchError::Form { .. })));
+        let twice = [slot("a", "w", (0, 5), 8), slot("b", "w", (3, 8), 8)];
+        assert_eq!(add_side_branches(&mut model, &twice), Err(SideBranchError::Overlap { tensor: "w".into() }));
+    }
+
+    fn kinds(nodes: &[Node]) -> Vec<&str> {
+        nodes.iter().map(|n| n.op_type.as_str()).collect()
+    }
+
+    #[test]
+    fn side_branches_leave_rows_of_no_slot_alone_and_keep_what_gemm_does_to_its_product() {
+        let mut model = model();
+        model.graph.nodes[1].attributes.insert("alpha".into(), Attribute::Float(0.5));
+        let slots = [slot("a", "w", (1, 3), 8), slot("c", "w", (5, 6), 8), slot("b", "v", (0, 8), 8)];
+        assert_eq!(add_side_branches(&mut model, &slots), Ok(3));
+        let matmul = ["MatMul", "Pad", "Transpose", "MatMul", "Transpose", "MatMul"];
+        let expected = [&matmul[..], &matmul[1..], &["Concat", "Add", "Gemm", "Gemm", "Gemm", "Add"]].concat();
+        assert_eq!(kinds(&model.graph.nodes), expected);
+        let pads = |name: &str| {
+            let bytes = model.graph.initializers[name].data.to_bytes().unwrap();
+            bytes.chunks_exact(8).map(|b| b[0]).collect::<Vec<u8>>()
+        };
+        assert_eq!((pads("a.lora_rows"), pads("c.lora_rows")), (vec![1, 0, 0, 0], vec![2, 0, 2, 0]));
+        let alpha = |at: usize| match model.graph.nodes[at].attributes.get("alpha") {
+            Some(Attribute::Float(alpha)) => Some(*alpha),
+            _ => None,
+        };
+        assert_eq!([alpha(14), alpha(15)], [Some(0.5), None]);
+        crate::check::check(&model).unwrap();
+    }
+
+    #[test]
+    fn side_branches_stand_beside_lookups_and_in_bodies() {
+        let mut model = model();
+        let lookup = |axis| {
+            let mut gather = node("Gather", &["w", "ids"], "rows", &[("axis", axis)]);
+            if axis == 0 {
+                gather.inputs[0] = "v".into();
+            }
+            gather
+        };
+        let ty = Some(TensorType { dtype: DataType::Int64, shape: Some(vec![2usize.into(), 3usize.into()]) });
+        model.graph.inputs.push(ValueInfo { name: "ids".into(), ty });
         let body = Graph { nodes: vec![node("MatMul", &["h", "w"], "inner", &[])], ..Graph::default() };
         let mut outer = node("If", &["flag"], "outer", &[]);
         outer.attributes.insert("then_branch".into(), Attribute::Graph(Box::new(body)));
-        model.graph.nodes.push(outer);
-        let found = add_side_branches(&mut model, &[slot("a", "w", (0, 8), 8)]);
-        assert!(matches!(found, Err(SideBranchError::Form { ref op_type, .. }) if op_type == "If"), "{found:?}");
+        model.graph.nodes = vec![lookup(1), lookup(0), outer];
+        model.graph.nodes[1].outputs[0] = "others".into();
+        let slots = [slot("a", "w", (0, 8), 8), slot("b", "v", (0, 8), 8)];
+        assert_eq!(add_side_branches(&mut model, &slots), Ok(2));
+        let expected = ["Gather", "MatMul", "Transpose", "Gather", "Add", "Gather", "MatMul", "Gather", "Add", "If"];
+        assert_eq!(kinds(&model.graph.nodes), expected);
+        assert_eq!(model.graph.nodes[2].ints("perm"), Some(&[2, 0, 1][..]));
+        let Some(Attribute::Graph(body)) = model.graph.nodes[9].attributes.get("then_branch") else { panic!() };
+        assert_eq!(kinds(&body.nodes), ["MatMul", "Transpose", "MatMul", "Transpose", "MatMul", "Add"]);
     }
 }

@@ -129,9 +129,18 @@ pub(super) fn remove_nodes(graph: &mut Graph, indices: &HashSet<usize>) {
 }
 
 /// Puts lists of nodes in the place of single ones, which are known by index.
-pub(super) fn replace_nodes(graph: &mut Graph, mut by: HashMap<usize, Vec<Node>>) {
+pub(crate) fn replace_nodes(graph: &mut Graph, mut by: HashMap<usize, Vec<Node>>) {
     let nodes = std::mem::take(&mut graph.nodes).into_iter().enumerate();
     graph.nodes = nodes.flat_map(|(at, node)| by.remove(&at).unwrap_or_else(|| vec![node])).collect();
+}
+
+/// Number of extents of a value of the main graph, where it is known.
+pub(crate) fn rank(graph: &Graph, name: &str) -> Option<usize> {
+    if let Some(value) = graph.initializers.get(name) {
+        return Some(value.shape.len());
+    }
+    let info = graph.inputs.iter().chain(&graph.value_info).find(|info| info.name == name)?;
+    Some(info.ty.as_ref()?.shape.as_ref()?.len())
 }
 
 /// Forgets the recorded types of `names`.

@@ -1,8 +1,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::row_hashes;
-use crate::passes::{defined_names, rename_uses};
-use crate::{Graph, Initializer, Model};
+use crate::passes::{defined_names, free_name, is_onnx, label, rank, rename_uses, replace_nodes};
+use crate::{Attribute, Graph, Initializer, Model, Node};
 
 /// Lets every reader of an initializer read another of equal bytes instead; `pairs` are `(kept, dropped)`. The dropped ones
 /// go. Pairs that differ in type, shape or content, or name what is not there, change nothing. Returns how many went.
@@ -42,6 +42,78 @@ pub fn unshare_initializer(model: &mut Model, name: &str, readers: &[usize], wan
         }
     }
     Some(free)
+}
+
+/// True if two matrices, each `[out, in]` unless it is `transposed`, have equal rows, and not all rows are alike. Reads both.
+pub fn same_matrix(a: (&Initializer, bool), b: (&Initializer, bool)) -> bool {
+    let extents = |(value, transposed): (&Initializer, bool)| match value.shape.as_slice() {
+        &[rows, cols] => Some(if transposed { [cols, rows] } else { [rows, cols] }),
+        _ => None,
+    };
+    if a.0.dtype != b.0.dtype || extents(a).is_none() || extents(a) != extents(b) {
+        return false;
+    }
+    let hashes = |(value, transposed): (&Initializer, bool)| {
+        row_hashes(&value.data, [value.shape[0], value.shape[1]], value.dtype, value.dtype, transposed).ok()
+    };
+    hashes(a).is_some_and(|rows| rows.iter().any(|row| *row != rows[0]) && Some(rows) == hashes(b))
+}
+
+/// Lets the `Gemm` at `index`, which reads `name`, read its transpose `turned` instead; false if it is no such node.
+pub fn turn_product(model: &mut Model, index: usize, name: &str, turned: &str) -> bool {
+    let Some(node) = model.graph.nodes.get_mut(index) else { return false };
+    if !is_onnx(node) || node.op_type != "Gemm" || node.inputs.get(1).is_none_or(|weight| weight != name) {
+        return false;
+    }
+    let trans_b = i64::from(node.int("transB").unwrap_or(0) == 0);
+    node.attributes.insert("transB".to_owned(), Attribute::Int(trans_b));
+    turned.clone_into(&mut node.inputs[1]);
+    true
+}
+
+/// Lets every `Gather` of the main graph that looks up rows of the matrix `name` look up columns of its transpose `turned`
+/// instead, and returns how many did; those whose indices have no known rank stay.
+pub fn turn_lookups(model: &mut Model, name: &str, turned: &str) -> usize {
+    let graph = &mut model.graph;
+    let mut taken = defined_names(graph);
+    let mut replaced = HashMap::new();
+    for (at, node) in graph.nodes.iter().enumerate() {
+        let along_rows = matches!(node.int("axis"), None | Some(0 | -2));
+        let reads = is_onnx(node) && node.op_type == "Gather" && along_rows;
+        if !reads || node.inputs.first().is_none_or(|input| input != name) || node.outputs.len() != 1 {
+            continue;
+        }
+        let Some(rank) = rank(graph, &node.inputs[1]) else { continue };
+        let columns = free_name(&format!("{}.columns", node.outputs[0]), &mut taken);
+        let mut lookup = Node { outputs: vec![columns.clone()], ..node.clone() };
+        turned.clone_into(&mut lookup.inputs[0]);
+        lookup.attributes.insert("axis".to_owned(), Attribute::Int(1));
+        // [in, indices…] to [indices…, in].
+        let perm = (1..=rank as i64).chain([0]).collect();
+        let turn = Node {
+            name: format!("{}/Transpose", label(node)),
+            op_type: "Transpose".to_owned(),
+            inputs: vec![columns],
+            outputs: node.outputs.clone(),
+            attributes: [("perm".to_owned(), Attribute::Ints(perm))].into_iter().collect(),
+            ..Node::default()
+        };
+        replaced.insert(at, vec![lookup, turn]);
+    }
+    let count = replaced.len();
+    replace_nodes(graph, replaced);
+    count
+}
+
+/// Removes those of the initializers that nothing reads any more.
+pub fn drop_unread(model: &mut Model, names: &[String]) {
+    let graph = &mut model.graph;
+    for name in names {
+        let read = graph.nodes.iter().any(|node| node.uses().any(|used| used == name)) || is_output(graph, name);
+        if !read {
+            graph.initializers.shift_remove(name);
+        }
+    }
 }
 
 fn equal(a: &Initializer, b: &Initializer) -> bool {

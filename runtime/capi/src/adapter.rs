@@ -206,7 +206,7 @@ pub unsafe extern "C" fn v2l_adapter_new(
             }
             _ => {
                 let options = ReadOptions { allow_partial: options.allow_partial != 0 };
-                let loaded = files::read_adapter(file, slots, &options)?;
+                let loaded = files::read_adapter(file, engine.0.engine.manifest(), &options)?;
                 tell(&loaded.coverage);
                 Loaded::read(loaded.adapter, &loaded.coverage)
             }

@@ -21,6 +21,9 @@ pub struct Coverage {
     pub slots_covered: usize,
     /// Slots of the component.
     pub slots_total: usize,
+    /// What may be the matter with keys in error, and the way out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// One key and what became of it.

@@ -71,8 +71,8 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
     described.scale = scale;
     let mut layers: IndexMap<String, LayerDescription> = IndexMap::new();
     for key in &keys {
-        let (module, part) = match keys::parse(key) {
-            Key::LoRa { module, part, .. } => (module, part),
+        let (module, stem, part) = match keys::parse(key) {
+            Key::LoRa { module, stem, part, .. } => (module, stem, part),
             Key::Other(kind) => {
                 described.others.push((key.clone(), Some(kind)));
                 continue;
@@ -82,7 +82,9 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
                 continue;
             }
         };
-        let layer = layers.entry(module.into_owned()).or_default();
+        // Two layers may differ in what looks like a prefix.
+        let layer = layers.entry(stem.to_owned()).or_default();
+        layer.module = module.into_owned();
         let shape = file.shape(key).unwrap_or_default();
         let extent = |axis: usize| shape.get(axis).copied();
         match part {
@@ -91,9 +93,8 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
             Part::Alpha => layer.alpha = Some(alpha(&file, key)?),
         }
     }
-    for (module, layer) in &mut layers {
-        module.clone_into(&mut layer.module);
-        let configured = || Some(config.as_ref()?.alpha(module, layer.rank?));
+    for (stem, layer) in &mut layers {
+        let configured = || Some(config.as_ref()?.alpha(keys::unprefixed(stem).0, layer.rank?));
         layer.alpha = layer.alpha.or_else(configured);
         layer.scale = layer.rank.map(|rank| layer.alpha.map_or(1.0, |alpha| alpha / rank.max(1) as f32));
     }

@@ -24,6 +24,8 @@ pub(super) enum Key<'a> {
         format: AdapterFormat,
         /// Module path; with underscores for dots in kohya's form.
         module: Cow<'a, str>,
+        /// All that stands before the part, prefixes too.
+        stem: &'a str,
         /// What it holds.
         part: Part,
     },
@@ -100,15 +102,32 @@ const OTHER_SEGMENTS: [(&str, &str); 24] = [
     ("ln_tuning_", "a tuned norm"),
 ];
 
-const PREFIXES: [(&str, AdapterFormat); 8] = [
+const PREFIXES: [(&str, AdapterFormat); 9] = [
     ("base_model.model.", AdapterFormat::Peft),
     ("model.diffusion_model.", AdapterFormat::Comfy),
     ("diffusion_model.", AdapterFormat::Comfy),
     ("transformer.", AdapterFormat::Diffusers),
+    ("unet.", AdapterFormat::Diffusers),
     ("lora_unet__", AdapterFormat::VideoxFun),
     ("lora_unet_", AdapterFormat::Kohya),
     ("lora_transformer_", AdapterFormat::Kohya),
     ("lycoris_", AdapterFormat::Kohya),
+];
+
+/// What trainers and wrappers call the model itself, before the names of its layers: DiffSynth's `pipe.dit.`, `module.` of
+/// PyTorch's data parallelism, `_orig_mod.` of a compiled model.
+const SELF: [&str; 11] = [
+    "pipe",
+    "dit",
+    "model",
+    "module",
+    "_orig_mod",
+    "net",
+    "unet",
+    "transformer",
+    "diffusion_model",
+    "denoiser",
+    "base_model",
 ];
 
 /// Takes a key apart.
@@ -117,9 +136,29 @@ pub(super) fn parse(key: &str) -> Key<'_> {
     let Some((rest, suffix, part)) = known.or_else(|| named(key)) else {
         return other(key).map_or(Key::Unknown, Key::Other);
     };
-    let prefixed = PREFIXES.iter().find_map(|&(prefix, format)| Some((rest.strip_prefix(prefix)?, format)));
-    let (module, format) = prefixed.unwrap_or((rest, AdapterFormat::Bare));
-    Key::LoRa { format, module: processorless(module, suffix.starts_with('_')), part }
+    let (module, format) = unprefixed(rest);
+    Key::LoRa { format, module: processorless(module, suffix.starts_with('_')), stem: rest, part }
+}
+
+/// The module without the prefix of its form, and the form.
+pub(super) fn unprefixed(stem: &str) -> (&str, AdapterFormat) {
+    let prefixed = PREFIXES.iter().find_map(|&(prefix, format)| Some((stem.strip_prefix(prefix)?, format)));
+    prefixed.unwrap_or((stem, AdapterFormat::Bare))
+}
+
+/// Every way to read what stands before a key's part besides the form's own: further words for the model itself left out, and the
+/// prefix of the form taken as a part of the layer's name.
+pub(super) fn readings(stem: &str) -> Vec<(AdapterFormat, &str)> {
+    let (module, format) = unprefixed(stem);
+    let mut found = vec![(format, module)];
+    for (format, mut rest) in [(format, module), (AdapterFormat::Bare, stem)] {
+        found.push((format, rest));
+        while let Some((_, inner)) = rest.split_once('.').filter(|(word, _)| SELF.contains(word)) {
+            rest = inner;
+            found.push((format, rest));
+        }
+    }
+    found
 }
 
 fn other(key: &str) -> Option<&'static str> {
@@ -137,7 +176,7 @@ fn named(key: &str) -> Option<(&str, &'static str, Part)> {
 }
 
 /// The module that an attention processor's `to_q_lora` belongs to; its output projection leaves out the `.0`.
-fn processorless(module: &str, of_processor: bool) -> Cow<'_, str> {
+pub(super) fn processorless(module: &str, of_processor: bool) -> Cow<'_, str> {
     let mut module = match module.split_once(".processor.") {
         Some((before, after)) => Cow::Owned(format!("{before}.{after}")),
         None => Cow::Borrowed(module),
@@ -168,7 +207,8 @@ mod tests {
             ("a.magnitude_proj.lora_A.weight", AdapterFormat::Bare, "a.magnitude_proj", Part::Down),
         ];
         for (key, format, module, part) in cases {
-            assert_eq!(parse(key), Key::LoRa { format, module: module.into(), part }, "{key}");
+            let Key::LoRa { format: found, module: path, part: holds, .. } = parse(key) else { panic!("{key}") };
+            assert_eq!((found, &*path, holds), (format, module, part), "{key}");
         }
     }
 
@@ -186,15 +226,24 @@ mod tests {
             ("a.processor.to_q_lora.down.weight", "a.processor.to_q_lora.up.weight"),
         ] {
             for (key, part) in [(down, Part::Down), (up, Part::Up)] {
-                assert_eq!(
-                    parse(key),
-                    Key::LoRa { format: AdapterFormat::Bare, module: "a.to_q".into(), part },
-                    "{key}"
-                );
+                let Key::LoRa { format, module, part: found, .. } = parse(key) else { panic!("{key}") };
+                assert_eq!((format, &*module, found), (AdapterFormat::Bare, "a.to_q", part), "{key}");
             }
         }
-        let output = Key::LoRa { format: AdapterFormat::Bare, module: "a.to_out.0".into(), part: Part::Up };
-        assert_eq!(parse("a.processor.to_out_lora.up.weight"), output);
+        let output = parse("a.processor.to_out_lora.up.weight");
+        assert!(matches!(output, Key::LoRa { module, part: Part::Up, .. } if module == "a.to_out.0"));
+    }
+
+    #[test]
+    fn readings_leave_out_what_names_the_model_and_nothing_else() {
+        let modules = |stem| readings(stem).into_iter().map(|(_, module)| module).collect::<Vec<_>>();
+        assert!(modules("pipe.dit.blocks.0.q").contains(&"blocks.0.q"));
+        assert!(modules("base_model.model.model.a.b").contains(&"a.b"));
+        assert!(modules("transformer._orig_mod.a").contains(&"a"));
+        assert!(modules("transformer.a").contains(&"transformer.a"));
+        for stem in ["pipe.dit2.a", "transformer_2.a", "controlnet.a", "text_encoder.a", "pipe.vace.a"] {
+            assert!(!modules(stem).contains(&"a"), "{stem}");
+        }
     }
 
     #[test]

@@ -7,12 +7,12 @@ use std::path::Path;
 use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, s};
 
-use super::names::{SlotNames, Target};
+use super::names::{Layers, SlotNames, Target};
 use super::read::{matrix, name_of};
 use super::{
     Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LayerDescription, Loaded, LowRank, Outcome, ReadOptions,
 };
-use crate::engine::manifest::{Hash, Slot};
+use crate::engine::manifest::{Hash, Why};
 use crate::raw::tensor_bytes;
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::{WeightFile, write_tensors};
@@ -195,7 +195,7 @@ fn auxiliary_keys(slot: &str) -> [String; 2] {
 }
 
 /// Reads tokens with their auxiliary factors, and expands them. Widens the factors of one layer at a time.
-pub(super) fn read_full(file: &WeightFile, slots: &[Slot], options: &ReadOptions) -> Result<Loaded, AdapterError> {
+pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOptions) -> Result<Loaded, AdapterError> {
     let path = file.path();
     let config = |reason: String| AdapterError::Config { path: path.to_owned(), reason };
     let light = tokens(file)?;
@@ -208,7 +208,7 @@ pub(super) fn read_full(file: &WeightFile, slots: &[Slot], options: &ReadOptions
     if let Some(twice) = listed.iter().find(|module| !seen.insert(&module[..])) {
         return Err(config(format!("`{SLOTS}` names `{twice}` twice")));
     }
-    let names = SlotNames::new(slots);
+    let (names, slots) = (SlotNames::new(layers), layers.slots);
     let mut hashes = Vec::new();
     let mut layers = IndexMap::new();
     let mut outcomes: IndexMap<String, Outcome> =
@@ -222,12 +222,19 @@ pub(super) fn read_full(file: &WeightFile, slots: &[Slot], options: &ReadOptions
             Target::Whole(slot) => Ok(slot),
             other => Err(format!("`{module}` is no slot of its own here, but {}", other.describe())),
         });
+        let absent = target.as_ref().ok().and_then(|slot| names.absent(slot));
         let outcome = match &target {
+            Ok(slot) if absent.is_some_and(|a| a.why == Why::Pruned) => {
+                Outcome::Ignored { reason: format!("layer `{}` {}", slot.name, absent.map_or("", |a| &a.reason)) }
+            }
+            Ok(slot) if absent.is_some() => {
+                Outcome::Error { reason: format!("layer `{}` {}", slot.name, absent.map_or("", |a| &a.reason)) }
+            }
             Ok(slot) => Outcome::Applied { slot: slot.name.clone() },
             Err(reason) => Outcome::Error { reason: reason.clone() },
         };
         outcomes.extend(keys.clone().map(|key| (key, outcome.clone())));
-        let Ok(slot) = target else { continue };
+        let (Ok(slot), None) = (target, absent) else { continue };
         let most = slot.in_features.min(slot.out_features);
         if light.rank > most || light.down_dim == 0 || light.up_dim == 0 {
             let LightLora { down_dim, up_dim, rank, .. } = light;
@@ -271,6 +278,7 @@ pub(super) fn read_full(file: &WeightFile, slots: &[Slot], options: &ReadOptions
         keys: outcomes.into_iter().map(|(key, outcome)| KeyOutcome { key, outcome }).collect(),
         slots_covered: layers.len(),
         slots_total: slots.len(),
+        hint: None,
     };
     let coverage = coverage.accept(options)?;
     Ok(Loaded { adapter: Adapter { name: name_of(path), layers }, coverage })

@@ -24,6 +24,7 @@ pub use coverage::{Coverage, KeyOutcome, Outcome};
 pub use describe::{Description, LayerDescription, describe};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
+pub use names::Layers;
 pub use read::{Loaded, ReadOptions, detect, read_adapter};
 pub use write::{check_destination, write_adapter};
 
@@ -183,15 +184,20 @@ pub enum AdapterError {
 }
 
 fn unmatched(coverage: &Coverage) -> String {
+    let file = coverage.file.display();
     let keys: Vec<&str> = coverage.unmatched().collect();
+    if keys.is_empty() {
+        let reason = coverage.keys.iter().find_map(|key| match &key.outcome {
+            Outcome::Ignored { reason } => Some(format!("; `{}`: {reason}", key.key)),
+            _ => None,
+        });
+        return format!("{file}: none of its keys changes the component{}", reason.unwrap_or_default());
+    }
     let listed = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
     let rest = if coverage.slots_covered > 0 { ", or pass `--allow-partial` to apply the rest" } else { "" };
-    format!(
-        "{}: {} of {} keys match no slot of the component, such as {listed}; the adapter is for another model{rest}",
-        coverage.file.display(),
-        keys.len(),
-        coverage.keys.len(),
-    )
+    let (unmatched, total) = (keys.len(), coverage.keys.len());
+    let cause = coverage.hint.as_deref().unwrap_or("the adapter is for another model");
+    format!("{file}: {unmatched} of {total} keys match no slot of the component, such as {listed}; {cause}{rest}")
 }
 
 #[cfg(test)]

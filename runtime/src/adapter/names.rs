@@ -1,9 +1,46 @@
 //! Slots by the names that adapters' files use for them.
 
+use std::borrow::Cow;
+use std::collections::HashMap;
+
 use indexmap::IndexMap;
 
+use super::keys::{processorless, readings};
 use super::{AdapterFormat, wan};
-use crate::engine::manifest::{RowRange, Slot};
+use crate::engine::manifest::{Absent, How, Manifest, RowRange, Slot};
+
+/// The layers that an adapter may name.
+#[derive(Clone, Copy, Debug)]
+pub struct Layers<'a> {
+    /// What it may change.
+    pub slots: &'a [Slot],
+    /// What it may name and not change.
+    pub absent: &'a [Absent],
+}
+
+impl<'a> From<&'a Manifest> for Layers<'a> {
+    fn from(manifest: &'a Manifest) -> Self {
+        Self { slots: &manifest.slots, absent: &manifest.absent }
+    }
+}
+
+impl<'a> From<&'a [Slot]> for Layers<'a> {
+    fn from(slots: &'a [Slot]) -> Self {
+        Self { slots, absent: &[] }
+    }
+}
+
+impl<'a> From<&'a Vec<Slot>> for Layers<'a> {
+    fn from(slots: &'a Vec<Slot>) -> Self {
+        Self::from(&slots[..])
+    }
+}
+
+impl<'a, const N: usize> From<&'a [Slot; N]> for Layers<'a> {
+    fn from(slots: &'a [Slot; N]) -> Self {
+        Self::from(&slots[..])
+    }
+}
 
 /// Layers that models fuse, output features one after the other: the fused layer's names, and the names of its parts.
 const FUSED: [(&[&str], &[&[&str]]); 3] = [
@@ -13,8 +50,13 @@ const FUSED: [(&[&str], &[&[&str]]); 3] = [
 ];
 
 /// Starts of modules that belong to other components, and these.
-const ELSEWHERE: [(&str, &str); 3] =
-    [("text_encoder", "a text encoder"), ("lora_te", "a text encoder"), ("transformer_2.", "the second transformer")];
+const ELSEWHERE: [(&str, &str); 5] = [
+    ("text_encoder", "a text encoder"),
+    ("lora_te", "a text encoder"),
+    ("transformer_2.", "the second transformer"),
+    ("dit2.", "the second transformer"),
+    ("vace.", "a VACE branch"),
+];
 
 /// What a module of a file stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,18 +114,36 @@ pub(super) struct SlotNames<'a> {
     dotted: IndexMap<String, Target<'a>>,
     /// With underscores for dots; `None` where several slots share a name.
     underscored: IndexMap<String, Option<Target<'a>>>,
+    /// Layers that are no slots, by their own names.
+    absent: HashMap<&'a str, &'a Absent>,
+    slots: &'a [Slot],
 }
 
 impl<'a> SlotNames<'a> {
-    pub(super) fn new(slots: &'a [Slot]) -> Self {
-        let own = || slots.iter().flat_map(|s| std::iter::once(&s.name).chain(&s.aliases).map(move |name| (name, s)));
-        let wan = wan::is_wan(own().map(|(name, _)| &name[..]));
-        let native = own().filter(|_| wan).filter_map(|(name, slot)| Some((wan::native(name)?, slot)));
+    pub(super) fn new(layers: Layers<'a>) -> Self {
+        let Layers { slots, absent } = layers;
+        let all = || slots.iter().chain(absent.iter().map(|a| &a.layer));
+        let own = all().flat_map(|s| std::iter::once(&s.name).chain(&s.aliases).map(move |name| (name.clone(), s)));
         let mut layers: IndexMap<String, &Slot> = IndexMap::new();
-        for (name, slot) in own().map(|(name, slot)| (name.clone(), slot)).chain(native) {
+        for (name, slot) in own {
             layers.entry(name).or_insert(slot);
         }
-        let mut names = Self { dotted: IndexMap::new(), underscored: IndexMap::new() };
+        // A model that was exported inside a wrapper has the wrapper's path before every name.
+        for start in wrappers(layers.keys()) {
+            let inner = |(name, slot): (&String, &&'a Slot)| Some((name.strip_prefix(&start[..])?.to_owned(), *slot));
+            for (name, slot) in layers.iter().filter_map(inner).collect::<Vec<_>>() {
+                layers.entry(name).or_insert(slot);
+            }
+        }
+        if wan::is_wan(layers.keys().map(String::as_str)) {
+            let native = |(name, slot): (&String, &&'a Slot)| Some((wan::native(name)?, *slot));
+            for (name, slot) in layers.iter().filter_map(native).collect::<Vec<_>>() {
+                layers.entry(name).or_insert(slot);
+            }
+        }
+        let known = |a: &&Absent| slots.iter().all(|slot| slot.name != a.layer.name);
+        let absent = absent.iter().filter(known).map(|a| (&a.layer.name[..], a)).collect();
+        let mut names = Self { dotted: IndexMap::new(), underscored: IndexMap::new(), absent, slots };
         for (name, slot) in &layers {
             share(&mut names.underscored, name, Target::Whole(slot));
             names.dotted.insert(name.clone(), Target::Whole(slot));
@@ -110,12 +170,97 @@ impl<'a> SlotNames<'a> {
         match found {
             Some(Some(target)) => Ok(target),
             Some(None) => Err(format!("`{module}` may be one of several slots")),
-            None => Err(match ELSEWHERE.iter().find(|(start, _)| module.starts_with(start)) {
-                Some((_, component)) => format!("no slot `{module}`; it is for {component}"),
-                None => format!("no slot `{module}`"),
-            }),
+            None => Err(format!("no slot `{module}`")),
         }
     }
+
+    /// What a file's key stands for, `stem` being all before its part and `module` what its form makes of that; with the form
+    /// and the module that were found.
+    pub(super) fn resolve<'s>(
+        &self,
+        (format, module): (AdapterFormat, &Cow<'s, str>),
+        stem: &'s str,
+    ) -> Result<(AdapterFormat, Cow<'s, str>, Target<'a>), String> {
+        let first = self.find(format, module);
+        let reason = match first {
+            Ok(target) => return Ok((format, module.clone(), target)),
+            Err(reason) => reason,
+        };
+        let readings = readings(stem);
+        for &(format, path) in &readings {
+            for path in [Cow::Borrowed(path), processorless(path, false)] {
+                if let Ok(target) = self.find(format, &path) {
+                    return Ok((format, path, target));
+                }
+            }
+        }
+        let elsewhere = |(start, _): &&(&str, &str)| readings.iter().any(|(_, path)| path.starts_with(start));
+        match ELSEWHERE.iter().find(elsewhere) {
+            Some((_, component)) => Err(format!("{reason}; it is for {component}")),
+            None => Err(reason),
+        }
+    }
+
+    /// The slot or layer called exactly so.
+    pub(super) fn exact(&self, name: &str) -> Option<Target<'a>> {
+        self.dotted.get(name).filter(|target| matches!(target, Target::Whole(slot) if slot.name == name)).cloned()
+    }
+
+    /// Why a layer is no slot, if it is none.
+    pub(super) fn absent(&self, layer: &Slot) -> Option<&'a Absent> {
+        self.absent.get(&layer.name[..]).copied()
+    }
+
+    /// What may be the matter with modules that were not found, and the way out.
+    pub(super) fn hint(&self, unknown: &[String]) -> Option<String> {
+        let first = unknown.iter().find(|module| module.contains('.'))?;
+        let without = |start: &str| {
+            let inner = |module: &&String| module.strip_prefix(start).is_some_and(|m| self.dotted.contains_key(m));
+            unknown.iter().filter(inner).count()
+        };
+        let starts = first.match_indices('.').take(MAX_PREFIX).map(|(at, _)| &first[..=at]);
+        let (found, start) = starts.map(|start| (without(start), start)).max_by_key(|(found, _)| *found)?;
+        if found > 0 {
+            let of = unknown.len();
+            return Some(format!(
+                "{found} of {of} layers match without `{start}`: if that names this model, rename the keys"
+            ));
+        }
+        let end = format!(".{first}");
+        let longer = self.slots.iter().find(|slot| slot.name.ends_with(&end)).map(|slot| &slot.name);
+        let by = |slot: &Slot, how: &[How]| slot.found.as_ref().is_some_and(|found| how.contains(&found.how));
+        let exported = self.slots.iter().any(|slot| by(slot, &[How::Initializer, How::Bias, How::Scope]));
+        match (longer, exported) {
+            (Some(slot), _) => Some(format!(
+                "the model has `{slot}` for `{first}`; compile it with `--weights CHECKPOINT`, which gives layers the \
+                 checkpoint's names"
+            )),
+            (None, true) => Some(format!(
+                "the model's layers have the names that its exporter left, such as `{}`; compile it with `--weights \
+                 CHECKPOINT`, which gives them the checkpoint's",
+                self.slots.iter().find(|slot| by(slot, &[How::Initializer, How::Bias, How::Scope]))?.name
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// A module's prefix is looked for in so many of its first segments.
+const MAX_PREFIX: usize = 8;
+
+/// Paths that every name with a dot begins with, shortest first; none of a single name.
+fn wrappers<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
+    let mut paths = names.filter_map(|name| Some(name.rsplit_once('.')?.0));
+    let Some(first) = paths.next() else { return Vec::new() };
+    let mut common: Vec<&str> = first.split('.').collect();
+    let mut several = false;
+    for path in paths {
+        several = true;
+        let same = path.split('.').zip(&common).take_while(|(a, b)| a == *b).count();
+        common.truncate(same);
+    }
+    let starts = (1..=common.len()).filter(|_| several).map(|n| format!("{}.", common[..n].join(".")));
+    starts.collect()
 }
 
 /// Enters a target under its name with underscores, which several may have.

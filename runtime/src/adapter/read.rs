@@ -1,7 +1,7 @@
 //! Reading an adapter's file against the slots of a component.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,16 +12,20 @@ use serde_json::{Map, Value};
 
 use super::keys::{self, Key, Part};
 use super::light;
-use super::names::{Piece, SlotNames, Target};
+use super::names::{Layers, Piece, SlotNames, Target};
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
-use crate::engine::manifest::Slot;
+use crate::engine::manifest::{Absent, Why};
 use crate::weights::{WeightError, WeightFile};
 
 /// PEFT's configuration file, beside the weights.
 pub(super) const CONFIG_FILE: &str = "adapter_config.json";
 /// PEFT's weights, in a folder.
 pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The header's entry, in files that v2l writes, for keys that do not spell a slot's own name: a JSON object from what stands before
+/// a key's part to the slot.
+pub(super) const WRITTEN_SLOTS: &str = "v2l.slots";
 
 /// The largest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 1 << 24;
@@ -49,38 +53,51 @@ pub struct Loaded {
 ///
 /// # Errors
 /// [`AdapterError`]; [`AdapterError::Unmatched`] carries the coverage if keys match no slot and `allow_partial` is off.
-pub fn read_adapter(path: &Path, slots: &[Slot], options: &ReadOptions) -> Result<Loaded, AdapterError> {
-    let path = locate(path)?;
+pub fn read_adapter<'a>(
+    path: &Path,
+    layers: impl Into<Layers<'a>>,
+    options: &ReadOptions,
+) -> Result<Loaded, AdapterError> {
+    let (path, layers) = (locate(path)?, layers.into());
     let file = WeightFile::open(&path)?;
     match light::kind(&file) {
         Some(AdapterFormat::Light) => return Err(AdapterError::NeedsPredictor { path }),
-        Some(_) => return light::read_full(&file, slots, options),
+        Some(_) => return light::read_full(&file, layers, options),
         None => {}
     }
     let (config, scale) = scale_config(&path, &file)?;
     let mut reader = Reader {
         file: &file,
-        names: SlotNames::new(slots),
+        names: SlotNames::new(layers),
+        written: written_slots(&file),
         config,
         modules: IndexMap::new(),
         keys: Vec::new(),
+        unknown: Vec::new(),
         format: None,
     };
     for key in file.names() {
         reader.key(key)?;
     }
-    let covered: HashSet<&str> =
-        reader.modules.values().flat_map(|(target, _)| target.pieces()).map(|piece| &piece.slot.name[..]).collect();
+    let pieces = reader.modules.values().flat_map(|(target, _)| target.pieces());
+    let live = pieces.filter(|piece| reader.names.absent(piece.slot).is_none());
+    let covered: HashSet<&str> = live.map(|piece| &piece.slot.name[..]).collect();
     let coverage = Coverage {
         file: path.clone(),
         format: reader.format.unwrap_or(AdapterFormat::Bare),
         scale,
         keys: std::mem::take(&mut reader.keys),
         slots_covered: covered.len(),
-        slots_total: slots.len(),
+        slots_total: layers.slots.len(),
+        hint: reader.names.hint(&reader.unknown),
     };
     let coverage = coverage.accept(options)?;
     Ok(Loaded { adapter: Adapter { name: name_of(&path), layers: reader.finish()? }, coverage })
+}
+
+/// What a file that v2l wrote says of its keys: what stands before their parts, and the slot. Nothing of another file.
+fn written_slots(file: &WeightFile) -> HashMap<String, String> {
+    file.metadata(WRITTEN_SLOTS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// How a file spells its keys, by the first key that says.
@@ -147,7 +164,7 @@ pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<Sca
         let mut config = parse(path, text)?;
         // diffusers puts the component before each key.
         for (key, value) in config.clone() {
-            if let Some(key) = key.strip_prefix("transformer.") {
+            if let Some(key) = ["transformer.", "unet."].iter().find_map(|start| key.strip_prefix(start)) {
                 config.insert(key.to_owned(), value);
             }
         }
@@ -187,32 +204,50 @@ struct RowUpdate {
 struct Reader<'a> {
     file: &'a WeightFile,
     names: SlotNames<'a>,
+    written: HashMap<String, String>,
     config: Option<ScaleConfig>,
     /// By what the module stands for, in words.
     modules: IndexMap<String, (Target<'a>, Parts)>,
     keys: Vec<KeyOutcome>,
+    /// Modules that are no slots, each once.
+    unknown: Vec<String>,
     format: Option<AdapterFormat>,
 }
 
 impl<'a> Reader<'a> {
     fn key(&mut self, key: String) -> Result<(), AdapterError> {
         let path = || self.file.path().to_owned();
-        let (format, module, part) = match keys::parse(&key) {
-            Key::LoRa { format, module, part } => (format, module, part),
+        let (format, module, stem, part) = match keys::parse(&key) {
+            Key::LoRa { format, module, stem, part } => (format, module, stem, part),
             Key::Other(kind) => return Err(AdapterError::Unsupported { path: path(), key, kind }),
             Key::Unknown => {
                 self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason: "no adapter's key".to_owned() } });
                 return Ok(());
             }
         };
-        self.format.get_or_insert(format);
-        let target = match self.names.find(format, &module) {
-            Ok(target) => target,
+        let written = self.written.get(stem).and_then(|slot| self.names.exact(slot));
+        let resolved = match written {
+            Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
+            None => self.names.resolve((format, &module), stem),
+        };
+        let (format, module, target) = match resolved {
+            Ok(resolved) => resolved,
             Err(reason) => {
+                self.format.get_or_insert(format);
+                if self.unknown.last().is_none_or(|last| **last != *module) {
+                    self.unknown.push(Cow::into_owned(module));
+                }
                 self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason } });
                 return Ok(());
             }
         };
+        self.format.get_or_insert(format);
+        let module = module.into_owned();
+        let outcome = self.outcome(&target);
+        if matches!(outcome, Outcome::Error { .. }) {
+            self.keys.push(KeyOutcome { key, outcome });
+            return Ok(());
+        }
         let slot = target.describe();
         let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
         let taken = match part {
@@ -230,10 +265,22 @@ impl<'a> Reader<'a> {
             Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
         }
         if parts.module.is_empty() {
-            parts.module = Cow::into_owned(module);
+            parts.module = module;
         }
-        self.keys.push(KeyOutcome { key, outcome: Outcome::Applied { slot } });
+        self.keys.push(KeyOutcome { key, outcome });
         Ok(())
+    }
+
+    /// What becomes of a key that stands for these layers: it needs one that is a slot, and none that cannot be one.
+    fn outcome(&self, target: &Target<'a>) -> Outcome {
+        let pieces = target.pieces();
+        let absent: Vec<&Absent> = pieces.iter().filter_map(|piece| self.names.absent(piece.slot)).collect();
+        let reason = |a: &Absent| format!("layer `{}` {}", a.layer.name, a.reason);
+        match absent.iter().find(|a| a.why != Why::Pruned) {
+            Some(a) => Outcome::Error { reason: reason(a) },
+            None if absent.len() == pieces.len() => Outcome::Ignored { reason: reason(absent[0]) },
+            None => Outcome::Applied { slot: target.describe() },
+        }
     }
 
     /// Pairs the factors, and gives every slot what is its own.
@@ -243,6 +290,9 @@ impl<'a> Reader<'a> {
             let pieces = target.pieces();
             let (key, update) = pair(self.file, self.config.as_ref(), &pieces, parts)?;
             let mut push = |piece: &Piece<'a>, update| {
+                if self.names.absent(piece.slot).is_some() {
+                    return;
+                }
                 let (_, updates) =
                     slots.entry(&piece.slot.name).or_insert_with(|| (piece.slot.out_features, Vec::new()));
                 updates.push(RowUpdate { key: key.clone(), first_row: piece.to, update });

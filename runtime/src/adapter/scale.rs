@@ -1,5 +1,6 @@
 //! What a PEFT configuration says of a layer's rank and `alpha`.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -11,16 +12,16 @@ use super::AdapterError;
 pub(super) struct ScaleConfig {
     rank: Option<usize>,
     /// `None` if a pattern is no module's name.
-    rank_pattern: Option<Vec<(String, usize)>>,
+    rank_pattern: Option<Patterns<usize>>,
     alpha: f32,
-    alpha_pattern: Vec<(String, f32)>,
+    alpha_pattern: Patterns<f32>,
     /// Alpha is divided by the root of the rank.
     pub(super) rslora: bool,
 }
 
 /// `lora_alpha` where a configuration leaves it out, as in PEFT's `LoraConfig`.
 const DEFAULT_ALPHA: f32 = 8.0;
-/// Each is compared with every module.
+/// Each that is not a whole name is compared with every module.
 const MAX_PATTERNS: usize = 4096;
 
 /// Entries that change what an adapter computes if they are true, or there at all.
@@ -62,23 +63,26 @@ impl ScaleConfig {
         }
         let patterns = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
         let rank_pattern = patterns("rank_pattern")
-            .map(|(pattern, value)| Some((literal(pattern)?, usize::try_from(value.as_u64()?).ok()?)))
-            .collect();
+            .map(|(pattern, value)| Some((Pattern::new(pattern)?, usize::try_from(value.as_u64()?).ok()?)))
+            .collect::<Option<Vec<_>>>()
+            .map(Patterns::new);
         let mut alpha_pattern = Vec::new();
         for (pattern, value) in patterns("alpha_pattern") {
             let value =
                 number(value).ok_or_else(|| fail(format!("alpha_pattern `{pattern}`: {value} is no number")))?;
-            let literal = literal(pattern).ok_or_else(|| {
+            let pattern = Pattern::new(pattern).ok_or_else(|| {
                 fail(format!("alpha_pattern `{pattern}` is a regular expression; write module names"))
             })?;
-            alpha_pattern.push((literal, value));
+            alpha_pattern.push((pattern, value));
         }
+        let alpha_pattern = Patterns::new(alpha_pattern);
         let alpha = match config.get("lora_alpha") {
             // PEFT's own default.
             None => DEFAULT_ALPHA,
             Some(value) => number(value).ok_or_else(|| fail(format!("lora_alpha: {value} is no number")))?,
         };
-        if alpha_pattern.len().max(patterns("rank_pattern").count()) > MAX_PATTERNS {
+        let rank_ends = rank_pattern.as_ref().map_or(0, |patterns: &Patterns<usize>| patterns.ends.len());
+        if alpha_pattern.ends.len().max(rank_ends) > MAX_PATTERNS {
             return Err(fail(format!("more than {MAX_PATTERNS} patterns; write fewer, each for several modules")));
         }
         Ok(Self {
@@ -92,14 +96,12 @@ impl ScaleConfig {
 
     /// The rank that a module's factors must have; `None` if the configuration does not say, or in patterns that are not read.
     pub(super) fn rank(&self, module: &str) -> Option<usize> {
-        let pattern = self.rank_pattern.as_ref()?.iter().find(|(pattern, _)| names(pattern, module));
-        pattern.map(|&(_, rank)| rank).or(self.rank)
+        self.rank_pattern.as_ref()?.get(module).or(self.rank)
     }
 
     /// `alpha` of a module, such that its scale is `alpha / rank`.
     pub(super) fn alpha(&self, module: &str, rank: usize) -> f32 {
-        let pattern = self.alpha_pattern.iter().find(|(pattern, _)| names(pattern, module));
-        let alpha = pattern.map_or(self.alpha, |&(_, alpha)| alpha);
+        let alpha = self.alpha_pattern.get(module).unwrap_or(self.alpha);
         // Rank-stabilised LoRA scales by alpha / √rank.
         if self.rslora { alpha * (rank as f32).sqrt() } else { alpha }
     }
@@ -109,18 +111,85 @@ fn number(value: &Value) -> Option<f32> {
     value.as_f64().map(|v| v as f32).filter(|v| v.is_finite())
 }
 
-/// A pattern that only spells a module name, without its escapes; a leading `^` stays. `None` for other expressions.
-fn literal(pattern: &str) -> Option<String> {
-    let text = pattern.strip_suffix('$').unwrap_or(pattern).replace("\\.", ".");
-    let name = text.strip_prefix('^').unwrap_or(&text);
-    name.chars().all(|c| c.is_alphanumeric() || matches!(c, '.' | '_' | '-')).then_some(text)
+/// A pattern that only spells a module name, or the end of one.
+#[derive(Clone, Debug, PartialEq)]
+struct Pattern {
+    name: String,
+    /// The name is the whole module's.
+    whole: bool,
 }
 
-/// PEFT's rule: the pattern is the module's name or the end of it, from a dot on.
-fn names(pattern: &str, module: &str) -> bool {
-    match pattern.strip_prefix('^') {
-        Some(whole) => module == whole,
-        None => module.strip_suffix(pattern).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+impl Pattern {
+    /// `None` for other expressions. A dot stands for itself, escaped or not.
+    fn new(text: &str) -> Option<Self> {
+        let anchored = text.strip_prefix('^');
+        let (mut name, mut escaped) = (String::new(), false);
+        let text = anchored.unwrap_or(text);
+        for (at, c) in text.char_indices() {
+            match c {
+                _ if escaped => {
+                    // A letter or digit behind it would be a class or a reference.
+                    if c.is_alphanumeric() {
+                        return None;
+                    }
+                    name.push(c);
+                    escaped = false;
+                }
+                '\\' => escaped = true,
+                '$' if at + 1 == text.len() => {}
+                '[' | ']' | '(' | ')' | '{' | '}' | '*' | '+' | '?' | '|' | '^' | '$' => return None,
+                _ => name.push(c),
+            }
+        }
+        (!escaped).then_some(Self { name, whole: anchored.is_some() })
+    }
+
+    /// PEFT's rule: the pattern is the module's name or the end of it, from a dot on.
+    fn names(&self, module: &str) -> bool {
+        match self.whole {
+            true => module == self.name,
+            false => module.strip_suffix(&self.name[..]).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')),
+        }
+    }
+}
+
+/// The pattern that names this module and no other.
+pub(super) fn pattern_of(module: &str) -> String {
+    let mut text = String::from("^");
+    for c in module.chars() {
+        if !c.is_alphanumeric() && !matches!(c, '.' | '_' | '-') {
+            text.push('\\');
+        }
+        text.push(c);
+    }
+    text
+}
+
+/// Patterns with what they say, those of whole names found at once.
+#[derive(Clone, Debug, PartialEq)]
+struct Patterns<T> {
+    whole: HashMap<String, (usize, T)>,
+    ends: Vec<(usize, Pattern, T)>,
+}
+
+impl<T: Copy> Patterns<T> {
+    fn new(patterns: Vec<(Pattern, T)>) -> Self {
+        let (mut whole, mut ends) = (HashMap::new(), Vec::new());
+        for (at, (pattern, value)) in patterns.into_iter().enumerate() {
+            if pattern.whole {
+                whole.entry(pattern.name).or_insert((at, value));
+            } else {
+                ends.push((at, pattern, value));
+            }
+        }
+        Self { whole, ends }
+    }
+
+    /// What the first pattern that names `module` says.
+    fn get(&self, module: &str) -> Option<T> {
+        let whole = self.whole.get(module).copied();
+        let end = self.ends.iter().find(|(_, pattern, _)| pattern.names(module)).map(|&(at, _, value)| (at, value));
+        whole.into_iter().chain(end).min_by_key(|(at, _)| *at).map(|(_, value)| value)
     }
 }
 
@@ -141,6 +210,17 @@ mod tests {
         let alpha = |module| config.alpha(module, 4);
         assert_eq!([alpha("a.to_q"), alpha("a.not_to_q"), alpha("a.to_k"), alpha("b.a.to_k")], [2.0, 8.0, 3.0, 8.0]);
         assert_eq!(alpha("b.to_v"), 5.0);
+    }
+
+    #[test]
+    fn pattern_of_a_module_names_it_and_nothing_else_whatever_its_characters() {
+        for module in ["a.b", "qkv[8..16]", "a (1)+?", "^a$", "a\\b", "\u{e4}.{x|y}*"] {
+            let pattern = Pattern::new(&pattern_of(module)).unwrap_or_else(|| panic!("{module}"));
+            assert!(pattern.names(module) && !pattern.names(&format!("c.{module}")), "{module}");
+        }
+        for expression in ["a[8..16]", "\\d", "a\\", "a|b", "a$b"] {
+            assert_eq!(Pattern::new(expression), None, "{expression}");
+        }
     }
 
     #[test]

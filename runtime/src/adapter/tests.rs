@@ -249,6 +249,242 @@ fn write_adapter_then_read_adapter_gives_equal_layers_of_any_rank_alpha_and_name
     }
 }
 
+/// Names that a reader could take for another form, another layer, a pattern or a path.
+const ODD_NAMES: [&str; 34] = [
+    "a",
+    "_a",
+    "a.b",
+    "a_b",
+    "qkv[0..8]",
+    "qkv[8..16]",
+    "qkv[16..24]",
+    "b.0.to_qkv",
+    "b.0.to_q",
+    "transformer.a",
+    "transformer.transformer.a",
+    "diffusion_model.a",
+    "model.a",
+    "model.diffusion_model.a",
+    "base_model.model.a",
+    "unet.a",
+    "pipe.dit.a",
+    "lora_unet_a",
+    "lora_unet__a",
+    "lycoris_a",
+    "a.processor.b",
+    "to_out",
+    "to_out.0",
+    "a.lora_A",
+    "a.lora_B.default",
+    "a.alpha",
+    "x.lora",
+    "b.magnitude.c",
+    "text_encoder.a",
+    "\u{e4} (x)|y*?+$",
+    "^a$",
+    "a\\.b",
+    "a\"b",
+    "blocks.0.attn1.to_q",
+];
+
+#[test]
+fn whatever_write_adapter_writes_read_adapter_reads_bit_for_bit_whatever_the_slots_are_called() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut written, mut refused) = (0, 0);
+    for seed in 0..60 {
+        let mut noise = Noise::new(seed);
+        let mut slots = Vec::new();
+        let mut adapter = Adapter { name: String::new(), layers: IndexMap::new() };
+        for name in ODD_NAMES.into_iter().chain(["head.head", "proj_out", "blocks.0.self_attn.q"]) {
+            // All of one size, so that nothing but the name tells them apart; some slots the adapter leaves alone.
+            slots.push(Slot::linear(name, 8, 6));
+            if noise.count(2) == 1 {
+                let (rank, alpha) =
+                    if noise.count(2) == 1 { (2, 7.0) } else { (noise.count(5), noise.matrix(1, 1)[[0, 0]]) };
+                adapter.layers.insert(name.to_owned(), noise.update(8, 6, rank, alpha));
+            }
+        }
+        let folder = (AdapterFormat::Peft, format!("peft-{seed}"));
+        for (format, file) in WRITABLE.map(|f| (f, format!("{}.safetensors", f.name()))).into_iter().chain([folder]) {
+            let path = dir.path().join(&file);
+            match write_adapter(&path, &adapter, format) {
+                Err(AdapterError::Unwritable { reason, .. }) if reason.contains("would share the key") => {
+                    assert!(format.underscores() || format == AdapterFormat::Comfy, "{seed} {file}: {reason}");
+                    refused += 1;
+                    continue;
+                }
+                other => other.unwrap(),
+            }
+            written += 1;
+            let found = read_adapter(&path, &slots, &ReadOptions::default())
+                .unwrap_or_else(|e| panic!("{seed} {file}: {e}"))
+                .adapter;
+            assert_eq!(found.layers.len(), adapter.layers.len(), "{seed} {file}");
+            for (slot, update) in &adapter.layers {
+                let other = found.layers.get(slot).unwrap_or_else(|| panic!("{seed} {file}: `{slot}` is not read"));
+                let bits = |l: &LowRank| {
+                    let values = l.down.iter().chain(&l.up).chain([&l.alpha]).map(|v| v.to_bits());
+                    (l.rank(), values.collect::<Vec<u32>>())
+                };
+                assert!(bits(other) == bits(update), "{seed} {file} `{slot}`");
+            }
+            assert!(describe(&path).is_ok_and(|d| d.layers.len() == adapter.layers.len()), "{seed} {file}");
+        }
+    }
+    // Names with underscores for dots are often equal; each form must have been tried all the same.
+    assert!(written > 200 && refused > 0, "{written} written, {refused} refused");
+}
+
+#[test]
+fn parts_of_a_fused_layer_with_alphas_of_their_own_are_read_back_from_every_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let slots = [0, 8, 16].map(|start| Slot::linear(format!("b.qkv[{start}..{}]", start + 8), 8, 4));
+    let mut noise = Noise::new(3);
+    let layers =
+        slots.iter().zip([3.0, 5.5, 1e-30]).map(|(slot, alpha)| (slot.name.clone(), noise.update(8, 4, 2, alpha)));
+    let adapter = Adapter { name: String::new(), layers: layers.collect() };
+    for format in WRITABLE {
+        let path = dir.path().join(format!("{}.safetensors", format.name()));
+        write_adapter(&path, &adapter, format).unwrap();
+        let read = read_adapter(&path, &slots, &ReadOptions::default()).unwrap_or_else(|e| panic!("{format:?}: {e}"));
+        assert_eq!(read.adapter.layers, adapter.layers, "{format:?}");
+    }
+    for path in ["peft-1", "peft-2"].map(|name| dir.path().join(name)) {
+        write_adapter(&path, &adapter, AdapterFormat::Peft).unwrap();
+        assert_eq!(read_adapter(&path, &slots, &ReadOptions::default()).unwrap().adapter.layers, adapter.layers);
+    }
+}
+
+#[test]
+fn write_adapter_refuses_what_no_reader_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.safetensors");
+    let of = |update: LowRank| Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update)]) };
+    let good = Noise::new(4).update(3, 2, 1, 1.0);
+    for adapter in [
+        Adapter::default(),
+        of(LowRank { alpha: f32::NAN, ..good.clone() }),
+        of(LowRank { up: &good.up * f32::INFINITY, ..good.clone() }),
+        of(LowRank { down: &good.down * f32::NAN, ..good }),
+    ] {
+        for format in WRITABLE {
+            assert!(matches!(write_adapter(&path, &adapter, format), Err(AdapterError::Unwritable { .. })));
+        }
+    }
+    assert!(!path.exists());
+}
+
+#[test]
+fn read_adapter_leaves_out_what_a_trainer_calls_the_model_itself() {
+    let (slots, update) = ([Slot::linear("blocks.0.attn1.to_q", 5, 4)], Noise::new(5).update(5, 4, 2, 2.0));
+    let dir = tempfile::tempdir().unwrap();
+    let file = |prefix: &str, layer: &str| {
+        let factors = [("lora_A.default.weight", &update.down), ("lora_B.default.weight", &update.up)];
+        let tensors: NamedTensors = factors
+            .into_iter()
+            .map(|(part, factor)| (format!("{prefix}{layer}.{part}"), Tensor::F32(factor.clone().into_dyn())))
+            .collect();
+        written(&dir, &tensors)
+    };
+    for prefix in [
+        "pipe.dit.",
+        "dit.",
+        "model.",
+        "module.",
+        "_orig_mod.",
+        "unet.",
+        "base_model.model._orig_mod.",
+        "transformer.model.",
+    ] {
+        // Wan's own names and those of diffusers.
+        for layer in ["blocks.0.self_attn.q", "blocks.0.attn1.to_q"] {
+            let loaded = read_adapter(&file(prefix, layer), &slots, &ReadOptions::default());
+            let loaded = loaded.unwrap_or_else(|e| panic!("{prefix}{layer}: {e}"));
+            assert_eq!(loaded.adapter.layers["blocks.0.attn1.to_q"], update, "{prefix}{layer}");
+        }
+    }
+    for (prefix, says) in [
+        ("pipe.dit2.", "it is for the second transformer"),
+        ("transformer_2.", "it is for the second transformer"),
+        ("pipe.vace.", "it is for a VACE branch"),
+        ("text_encoder.", "it is for a text encoder"),
+    ] {
+        let error = read_adapter(&file(prefix, "blocks.0.attn1.to_q"), &slots, &ReadOptions::default()).unwrap_err();
+        let AdapterError::Unmatched { coverage } = error else { panic!("{error}") };
+        assert!(matches!(&coverage.keys[0].outcome, Outcome::Error { reason } if reason.contains(says)), "{prefix}");
+    }
+    let unknown = read_adapter(&file("ema.", "blocks.0.attn1.to_q"), &slots, &ReadOptions::default());
+    let error = unknown.unwrap_err().to_string();
+    assert!(error.contains("1 of 1 layers match without `ema.`: if that names this model, rename the keys"), "{error}");
+}
+
+#[test]
+fn read_adapter_finds_the_layers_of_a_model_in_a_wrapper_and_else_names_the_way_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut noise = Noise::new(6);
+    let (q, out) = (noise.update(5, 4, 2, 2.0), noise.update(3, 5, 1, 1.0));
+    let path = written(&dir, &comfy(&[("blocks.0.attn1.to_q", &q), ("proj_out", &out)]));
+    let slots = |start: &str| {
+        vec![
+            Slot::linear(format!("{start}blocks.0.attn1.to_q"), 5, 4),
+            Slot::linear(format!("{start}proj_out"), 3, 5),
+            // Without a name.
+            Slot::linear("val_3", 5, 4),
+        ]
+    };
+    for start in ["model.", "inner.net."] {
+        let layers = read_adapter(&path, &slots(start), &ReadOptions::default()).unwrap().adapter.layers;
+        assert_eq!(layers[&format!("{start}blocks.0.attn1.to_q")], q);
+        assert_eq!(layers[&format!("{start}proj_out")], out);
+        // Wan's own names, too.
+        let native = written(&dir, &comfy(&[("blocks.0.self_attn.q", &q), ("head.head", &out)]));
+        assert_eq!(read_adapter(&native, &slots(start), &ReadOptions::default()).unwrap().adapter.layers.len(), 2);
+        let path = written(&dir, &comfy(&[("blocks.0.attn1.to_q", &q), ("proj_out", &out)]));
+        assert!(read_adapter(&path, &slots(start), &ReadOptions::default()).is_ok());
+    }
+    let message = |slots: &[Slot]| read_adapter(&path, slots, &ReadOptions::default()).unwrap_err().to_string();
+    let two = [slots("first."), slots("second.")].concat();
+    let error = message(&two);
+    assert!(error.contains("the model has `first.blocks.0.attn1.to_q` for `blocks.0.attn1.to_q`"), "{error}");
+    assert!(error.contains("compile it with `--weights CHECKPOINT`"), "{error}");
+    let mut lost = Slot::linear("onnx::MatMul_82", 5, 4);
+    lost.found = Some(crate::engine::manifest::Found::by(crate::engine::manifest::How::Initializer));
+    let error = message(&[lost]);
+    assert!(error.contains("such as `onnx::MatMul_82`; compile it with `--weights CHECKPOINT`"), "{error}");
+}
+
+#[test]
+fn read_adapter_ignores_keys_of_layers_that_the_exporter_left_out_and_refuses_those_that_are_no_slots_otherwise() {
+    use crate::engine::manifest::{Absent, Why};
+
+    let dir = tempfile::tempdir().unwrap();
+    let mut noise = Noise::new(7);
+    let (q, gone) = (noise.update(5, 4, 2, 2.0), noise.update(3, 5, 1, 1.0));
+    let path = written(&dir, &comfy(&[("b.to_q", &q), ("b.to_add_out", &gone)]));
+    let slots = [Slot::linear("b.to_q", 5, 4)];
+    let absent = |why| [Absent { layer: Slot::linear("b.to_add_out", 3, 5), why, reason: "is somewhere".into() }];
+    let read =
+        |path: &Path, absent: &[Absent]| read_adapter(path, Layers { slots: &slots, absent }, &ReadOptions::default());
+    assert!(read(&path, &[]).is_err());
+    let loaded = read(&path, &absent(Why::Pruned)).unwrap();
+    assert_eq!((loaded.coverage.counts(), loaded.adapter.layers.len()), ((3, 3, 0), 1));
+    let ignored = loaded.coverage.keys.iter().find_map(|key| match &key.outcome {
+        Outcome::Ignored { reason } => Some(reason.as_str()),
+        _ => None,
+    });
+    assert_eq!(ignored, Some("layer `b.to_add_out` is somewhere"));
+    for why in [Why::Shared, Why::Ambiguous] {
+        let AdapterError::Unmatched { coverage } = read(&path, &absent(why)).unwrap_err() else { panic!("{why:?}") };
+        assert_eq!(coverage.counts(), (3, 0, 3));
+    }
+    // Factors that do not fit are damaged, wherever they belong.
+    let wrong = written(&dir, &comfy(&[("b.to_q", &q), ("b.to_add_out", &noise.update(4, 5, 1, 1.0))]));
+    assert!(matches!(read(&wrong, &absent(Why::Pruned)), Err(AdapterError::Mismatch { .. })));
+    let only = written(&dir, &comfy(&[("b.to_add_out", &gone)]));
+    let error = read(&only, &absent(Why::Pruned)).unwrap_err().to_string();
+    assert!(error.contains("none of its keys changes the component; `diffusion_model.b.to_add_out"), "{error}");
+}
+
 #[test]
 fn write_adapter_in_peft_form_makes_the_folder_that_peft_reads_and_replaces_nothing() {
     let dir = tempfile::tempdir().unwrap();

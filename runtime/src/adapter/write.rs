@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{Array2, ArrayD, IxDyn};
 use serde_json::{Map, Value, json};
 
-use super::read::{CONFIG_FILE, WEIGHTS_FILE};
-use super::{Adapter, AdapterError, AdapterFormat, LowRank, wan};
+use super::read::{CONFIG_FILE, WEIGHTS_FILE, WRITTEN_SLOTS};
+use super::scale::pattern_of;
+use super::{Adapter, AdapterError, AdapterFormat, LowRank, keys, wan};
 use crate::atomic::{AtomicFolder, is_special, probe_file};
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::{WeightError, write_tensors};
@@ -17,16 +18,17 @@ use crate::weights::{WeightError, write_tensors};
 /// One safetensors file; PEFT form as PEFT's folder of two files if `path` does not end in `.safetensors`. In PEFT and
 /// diffusers forms `alpha` is in the configuration (the folder's `adapter_config.json`, the header's
 /// `lora_adapter_metadata`), in the others in keys. ComfyUI's, kohya's and VideoX-Fun's forms have Wan's own layer names for
-/// a Wan transformer, as these programs do.
+/// a Wan transformer, as these programs do. Where a key does not spell its slot's own name, the header's `v2l.slots` does.
 ///
 /// # Errors
-/// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for keys that would be equal, or if
-/// something else is where PEFT's folder should be; [`AdapterError::Weights`].
+/// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for an adapter without layers or with NaN
+/// or infinity, for keys that would be equal, or if something else is where PEFT's folder should be; [`AdapterError::Weights`].
 pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> Result<(), AdapterError> {
     check_destination(path, format)?;
     let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
     let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
     let mut tensors = NamedTensors::new();
+    let mut spelled: Map<String, Value> = Map::new();
     for (slot, update) in &adapter.layers {
         let native = || wan.then(|| wan::native(slot)).flatten().unwrap_or_else(|| slot.clone());
         let (module, down, up, alpha) = match format {
@@ -43,6 +45,13 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
                 return Err(unwritable(reason.to_owned()));
             }
         };
+        if let Some(key) = damaged(update) {
+            return Err(unwritable(format!("{key} of `{slot}` holds NaN or infinity")));
+        }
+        // Another layer may have dots where this one has underscores.
+        if format.underscores() || keys::processorless(keys::unprefixed(&module).0, false) != **slot {
+            spelled.insert(module.clone(), json!(slot));
+        }
         let mut put = |part: &str, values: ArrayD<f32>| {
             let key = format!("{module}.{part}");
             match tensors.insert(key.clone(), Tensor::F32(values)) {
@@ -56,7 +65,13 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
             put("alpha", ArrayD::from_elem(IxDyn(&[]), update.alpha))?;
         }
     }
+    if tensors.is_empty() {
+        return Err(unwritable("the adapter changes no layer".to_owned()));
+    }
     let mut metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
+    if !spelled.is_empty() {
+        metadata.insert(WRITTEN_SLOTS.to_owned(), Value::Object(spelled).to_string());
+    }
     if is_folder(path, format) {
         return write_folder(path, &tensors, &metadata, &peft_config(adapter));
     }
@@ -71,6 +86,16 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
         metadata.insert("lora_adapter_metadata".to_owned(), Value::Object(config).to_string());
     }
     Ok(write_tensors(path, &tensors, &metadata)?)
+}
+
+/// What of an update no reader takes.
+fn damaged(update: &LowRank) -> Option<&'static str> {
+    let finite = |factor: &Array2<f32>| factor.iter().all(|v| v.is_finite());
+    match update {
+        _ if !finite(&update.down) => Some("the down factor"),
+        _ if !finite(&update.up) => Some("the up factor"),
+        _ => (!update.alpha.is_finite()).then_some("alpha"),
+    }
 }
 
 fn underscored(module: &str) -> String {
@@ -120,7 +145,7 @@ fn peft_config(adapter: &Adapter) -> Map<String, Value> {
     let rank = most_frequent(adapter.layers.values().map(LowRank::rank)).unwrap_or(0);
     let alpha = most_frequent(adapter.layers.values().map(|l| l.alpha.to_bits())).map_or(0.0, f32::from_bits);
     let others = |differs: &dyn Fn(&LowRank) -> Option<Value>| -> Map<String, Value> {
-        adapter.layers.iter().filter_map(|(slot, update)| Some((format!("^{slot}"), differs(update)?))).collect()
+        adapter.layers.iter().filter_map(|(slot, update)| Some((pattern_of(slot), differs(update)?))).collect()
     };
     let ranks = others(&|update| (update.rank() != rank).then(|| json!(update.rank())));
     let alphas = others(&|update| (update.alpha.to_bits() != alpha.to_bits()).then(|| json!(update.alpha)));

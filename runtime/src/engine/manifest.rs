@@ -60,6 +60,9 @@ pub struct Manifest {
     /// What adapters may change, in the order of the model's traversal.
     #[serde(default)]
     pub slots: Vec<Slot>,
+    /// Layers that adapters may name and that are no slots; engines of earlier versions name none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<Absent>,
     /// The component's configuration, as its runtime part wants it.
     #[serde(default)]
     pub attributes: serde_json::Value,
@@ -212,9 +215,35 @@ pub struct Slot {
     /// Other names of the same layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub aliases: Vec<String>,
+    /// Nodes that look up rows of the weight besides, as a tied embedding does: an update changes them, too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lookups: Vec<String>,
     /// How the compiler came by the name; engines of earlier versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub found: Option<Found>,
+}
+
+/// A layer that adapters may name and that is no slot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Absent {
+    /// The layer; its tensor is the checkpoint's, or the graph's if there is one.
+    pub layer: Slot,
+    /// Why it is no slot.
+    pub why: Why,
+    /// The same in words, for messages: what follows "layer `x`".
+    pub reason: String,
+}
+
+/// Why a layer is no slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    /// The exporter left it out: what it computes changes no output, nor does an update of it.
+    Pruned,
+    /// Something reads its matrix that an update would change wrongly.
+    Shared,
+    /// Nothing tells which matrix of the graph it is.
+    Ambiguous,
 }
 
 /// How the compiler came by a slot.
@@ -295,6 +324,7 @@ impl Slot {
             rows: None,
             quantized: None,
             aliases: Vec::new(),
+            lookups: Vec::new(),
             found: None,
         }
     }

@@ -80,6 +80,7 @@ pub(crate) fn manifest(tensors: &NamedTensors, storage: Dtype, graphs: Vec<Graph
         storage,
         graphs,
         slots,
+        absent: Vec::new(),
         attributes: serde_json::Value::Null,
         tensors: tensors.iter().map(|(name, t)| (name.clone(), record(t))).collect(),
     }

@@ -48,6 +48,7 @@ fn slot(out: usize, inner: usize, transposed: bool, rows: Option<(usize, usize)>
         transposed,
         rows: rows.map(|(start, end)| RowRange { start, end }),
         quantized: None,
+        lookups: Vec::new(),
         aliases: vec![],
         found: None,
     }

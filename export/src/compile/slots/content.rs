@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use v2l_graphs::slots::{LinearUse, row_hashes};
-use v2l_graphs::{DataType, Graph, Initializer};
+use v2l_graphs::slots::{LinearUse, Readers, row_hashes};
+use v2l_graphs::{Attribute, DataType, Graph, Initializer};
 use v2l_runtime::engine::manifest::RowRange;
 
 use crate::{Checkpoint, ExportError};
@@ -17,6 +17,8 @@ pub(super) struct Contents {
     pub(super) found: BTreeMap<String, Content>,
     /// The checkpoint's matrices that no matrix of the graph has the content of.
     pub(super) unused: Vec<String>,
+    /// Those of them that nothing in the graph may be, however it was changed: the exporter left them out.
+    pub(super) pruned: Vec<String>,
 }
 
 /// Which tensors of the checkpoint one matrix is.
@@ -110,11 +112,60 @@ pub(super) fn compare(graph: &Graph, uses: &[LinearUse], checkpoint: &Checkpoint
         }
     }
     let linear: BTreeSet<&String> = uses.iter().map(|u| &u.weight).collect();
+    let unused: Vec<&(&str, Initializer)> = tensors.iter().filter(|(name, _)| !used.contains(name)).collect();
+    let whole = |(at, content): (&usize, &Content)| {
+        let rows: usize = content.parts.iter().map(|(range, _)| range.end - range.start).sum();
+        let covered = content.parts.is_empty() || rows >= matrices[*at].features()[0];
+        covered.then_some(matrices[*at].name)
+    };
+    let explained: BTreeSet<&str> = found.iter().filter_map(whole).collect();
+    let pruned = pruned(graph, &unused, &explained);
     let found = found.into_iter().map(|(at, content)| (matrices[at].name.to_owned(), content));
     Ok(Contents {
         found: found.filter(|(name, _)| linear.contains(name)).collect(),
-        unused: tensors.iter().filter(|(name, _)| !used.contains(name)).map(|(name, _)| (*name).to_owned()).collect(),
+        unused: unused.into_iter().map(|(name, _)| (*name).to_owned()).collect(),
+        pruned,
     })
+}
+
+/// Operators that take a table or a factor, not a layer's matrix.
+const NO_PRODUCTS: [&str; 8] = ["Add", "Sub", "Mul", "Div", "Gather", "Concat", "Expand", "Where"];
+
+/// The tensors that no initializer of the graph may be a changed form of: scaled, quantised, reshaped or fused with others. Of
+/// `explained` initializers it is known what they are.
+fn pruned(graph: &Graph, unused: &[&(&str, Initializer)], explained: &BTreeSet<&str>) -> Vec<String> {
+    let readers = Readers::new(graph);
+    let mut values: Vec<(&[usize], bool)> = Vec::new();
+    collect(graph, &mut |name, value| {
+        if !explained.contains(name) {
+            let product = readers.of(name).iter().any(|reader| !NO_PRODUCTS.contains(&&reader.op_type[..]));
+            values.push((&value.shape, product));
+        }
+    });
+    let may_be = |tensor: &[usize]| {
+        let size: usize = tensor.iter().product();
+        values.iter().any(|(shape, product)| {
+            let other = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(usize::MAX);
+            // 4 bits are often stored two to a byte.
+            other == size || other * 2 == size || (*product && other > size && shape.contains(&tensor[1]))
+        })
+    };
+    let left_out = unused.iter().filter(|(_, tensor)| !may_be(&tensor.shape));
+    left_out.map(|(name, _)| (*name).to_owned()).collect()
+}
+
+/// Every constant of a graph and of bodies.
+fn collect<'a>(graph: &'a Graph, visit: &mut dyn FnMut(&'a str, &'a Initializer)) {
+    graph.initializers.iter().for_each(|(name, value)| visit(name, value));
+    for node in &graph.nodes {
+        for attribute in node.attributes.values() {
+            match attribute {
+                Attribute::Tensor(value) => visit(node.outputs.first().map_or("", String::as_str), value),
+                Attribute::Graph(body) => collect(body, visit),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Matrix<'_> {

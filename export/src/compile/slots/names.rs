@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use indexmap::IndexMap;
+use v2l_graphs::Model;
+use v2l_graphs::passes::{ALIASES_KEY, TRANSFORMS_KEY};
 use v2l_graphs::slots::LinearUse;
 use v2l_runtime::engine::manifest::{Found, How};
 
-use super::Layer;
+use super::{Foreign, Layer};
 
 /// The module that a parameter's name speaks of.
 pub(super) fn module(name: &str, end: &str) -> Option<String> {
@@ -19,19 +21,71 @@ pub(super) fn at_node(of: &LinearUse) -> Option<(String, How)> {
     bias.or_else(|| of.scope.clone().map(|scope| (scope, How::Scope)))
 }
 
-/// Layers of the uses at `open`, by names that are not `known` yet.
-///
-/// An initializer that products of several modules share is one parameter for each of them. Where two initializers claim one
-/// name, both keep their own.
-pub(super) fn name(uses: &[LinearUse], open: &[usize], known: BTreeSet<String>) -> Vec<Layer> {
-    let mut by_tensor: IndexMap<&String, Vec<usize>> = IndexMap::new();
-    for &at in open {
-        by_tensor.entry(&uses[at].weight).or_default().push(at);
+/// Which initializers are forms of one parameter, as the passes recorded it.
+#[derive(Default)]
+pub(super) struct Forms {
+    aliases: BTreeMap<String, String>,
+    transforms: BTreeMap<String, String>,
+}
+
+impl Forms {
+    pub(super) fn of(model: &Model) -> Self {
+        let read = |key: &str| model.metadata.get(key).and_then(|text| serde_json::from_str(text).ok());
+        Self { aliases: read(ALIASES_KEY).unwrap_or_default(), transforms: read(TRANSFORMS_KEY).unwrap_or_default() }
     }
-    let mut claims: Vec<(&String, String, How, Vec<usize>)> = Vec::new();
-    for (tensor, readers) in by_tensor {
-        let named = module(tensor, ".weight").map(|m| (m, How::Initializer));
+
+    /// The parameter's own name.
+    pub(super) fn root<'a>(&'a self, tensor: &'a str) -> &'a str {
+        self.aliases.get(tensor).map_or(tensor, String::as_str)
+    }
+
+    /// True if the initializer is the parameter's transpose; `None` if the exporter may have turned it before.
+    pub(super) fn turned(&self, tensor: &str) -> Option<bool> {
+        match self.transforms.get(tensor) {
+            Some(steps) => Some(steps.split('+').any(|step| step == "transposed")),
+            None => self.root(tensor).ends_with(".weight").then_some(false),
+        }
+    }
+
+    /// Whether a product takes the parameter as a linear layer does, `x · Wᵀ`.
+    fn own(&self, of: &LinearUse) -> Option<bool> {
+        self.turned(&of.weight).map(|turned| turned == of.transposed)
+    }
+}
+
+/// Some products by one parameter, and the name that they claim.
+struct Claim<'a> {
+    tensor: &'a String,
+    module: String,
+    how: How,
+    uses: Vec<usize>,
+    foreign: Vec<usize>,
+}
+
+/// Layers of the uses at `open`, by names that are not `known` yet, and products that are no layer's own.
+///
+/// An initializer that products of several modules share is one parameter for each of them. Where initializers of different
+/// content claim one name, all keep their own; `same` compares the matrices of two uses.
+pub(super) fn name(
+    uses: &[LinearUse],
+    open: &[usize],
+    known: BTreeSet<String>,
+    forms: &Forms,
+    same: &dyn Fn(usize, usize) -> bool,
+) -> (Vec<Layer>, Vec<Foreign>) {
+    let mut by_parameter: IndexMap<&str, Vec<usize>> = IndexMap::new();
+    for &at in open {
+        by_parameter.entry(forms.root(&uses[at].weight)).or_default().push(at);
+    }
+    let mut claims: Vec<Claim<'_>> = Vec::new();
+    for (parameter, readers) in by_parameter {
+        let (readers, mut foreign) = owners(uses, readers, forms);
+        let named = module(parameter, ".weight").map(|m| (m, How::Initializer));
         let told: Option<Vec<_>> = readers.iter().map(|&at| at_node(&uses[at])).collect();
+        let mut claim = |module: String, how: How, readers: Vec<usize>| {
+            let (tensor, foreign) = (&uses[readers[0]].weight, std::mem::take(&mut foreign));
+            claims.push(Claim { tensor, module, how, uses: readers, foreign });
+        };
         match told {
             Some(told) if readers.len() > 1 => {
                 let mut modules: IndexMap<String, (How, Vec<usize>)> = IndexMap::new();
@@ -40,35 +94,65 @@ pub(super) fn name(uses: &[LinearUse], open: &[usize], known: BTreeSet<String>) 
                 }
                 match (modules.len(), named) {
                     (1, Some((module, how))) => {
-                        let readers = modules.into_values().flat_map(|(_, readers)| readers).collect();
-                        claims.push((tensor, module, how, readers));
+                        claim(module, how, modules.into_values().flat_map(|(_, readers)| readers).collect());
                     }
-                    _ => claims.extend(modules.into_iter().map(|(m, (how, readers))| (tensor, m, how, readers))),
+                    _ => modules.into_iter().for_each(|(m, (how, readers))| claim(m, how, readers)),
                 }
             }
             _ => {
-                let at = readers[0];
+                let of = &uses[readers[0]];
                 let (module, how) =
-                    named.or_else(|| at_node(&uses[at])).unwrap_or_else(|| (tensor.clone(), How::Initializer));
-                claims.push((tensor, module, how, readers));
+                    named.or_else(|| at_node(of)).unwrap_or_else(|| (of.weight.clone(), How::Initializer));
+                claim(module, how, readers);
             }
         }
     }
+    settle_claims(join_copies(claims, same), known)
+}
+
+/// The products that are the layer's own, and those that take its matrix the other way round.
+fn owners(uses: &[LinearUse], readers: Vec<usize>, forms: &Forms) -> (Vec<usize>, Vec<usize>) {
+    let first = uses[readers[0]].transposed;
+    let any = readers.iter().any(|&at| forms.own(&uses[at]) == Some(true));
+    readers.into_iter().partition(|&at| match forms.own(&uses[at]) {
+        Some(own) => own || !any,
+        None => any || uses[at].transposed == first,
+    })
+}
+
+/// Claims of one name become one where exporters stored a layer once for each call.
+fn join_copies<'a>(claims: Vec<Claim<'a>>, same: &dyn Fn(usize, usize) -> bool) -> Vec<Claim<'a>> {
+    let mut by_module: IndexMap<String, Vec<Claim<'a>>> = IndexMap::new();
+    for claim in claims {
+        by_module.entry(claim.module.clone()).or_default().push(claim);
+    }
+    let join = |mut claims: Vec<Claim<'a>>| {
+        if claims.len() > 1 && claims[1..].iter().all(|other| same(claims[0].uses[0], other.uses[0])) {
+            for other in claims.split_off(1) {
+                claims[0].uses.extend(other.uses);
+                claims[0].foreign.extend(other.foreign);
+            }
+        }
+        claims
+    };
+    by_module.into_values().flat_map(join).collect()
+}
+
+fn settle_claims(claims: Vec<Claim<'_>>, known: BTreeSet<String>) -> (Vec<Layer>, Vec<Foreign>) {
     let mut times: BTreeMap<String, usize> = known.into_iter().map(|name| (name, 1)).collect();
-    for (_, module, ..) in &claims {
-        *times.entry(module.clone()).or_default() += 1;
+    for claim in &claims {
+        *times.entry(claim.module.clone()).or_default() += 1;
     }
-    let mut layers: Vec<Layer> = Vec::new();
-    for (tensor, module, how, readers) in claims {
+    let (mut layers, mut foreign): (Vec<Layer>, Vec<Foreign>) = (Vec::new(), Vec::new());
+    for Claim { tensor, module, how, uses, foreign: others } in claims {
         let (name, how) = if times[&module] == 1 { (module, how) } else { (tensor.clone(), How::Initializer) };
+        foreign.extend(others.into_iter().map(|at| Foreign { at, layer: name.clone() }));
         match layers.iter_mut().find(|l| l.name == name) {
-            Some(layer) => layer.uses.extend(readers),
-            None => {
-                layers.push(Layer { name, found: Found::by(how), rows: None, aliases: Vec::new(), uses: readers });
-            }
+            Some(layer) => layer.uses.extend(uses),
+            None => layers.push(Layer { name, found: Found::by(how), rows: None, aliases: Vec::new(), uses }),
         }
     }
-    layers
+    (layers, foreign)
 }
 
 #[cfg(test)]
@@ -91,7 +175,35 @@ mod tests {
 
     fn names(uses: &[LinearUse]) -> Vec<(String, How, Vec<usize>)> {
         let open: Vec<usize> = (0..uses.len()).collect();
-        name(uses, &open, BTreeSet::new()).into_iter().map(|l| (l.name, l.found.how, l.uses)).collect()
+        let (layers, foreign) = name(uses, &open, BTreeSet::new(), &Forms::default(), &|_, _| false);
+        assert!(foreign.is_empty());
+        layers.into_iter().map(|l| (l.name, l.found.how, l.uses)).collect()
+    }
+
+    #[test]
+    fn layer_owns_its_name_and_a_product_with_its_transpose_does_not() {
+        let upright = |node| LinearUse { transposed: false, ..product(node, "fc.weight", "", "") };
+        let forms = Forms {
+            aliases: BTreeMap::from([("fc.weight.transposed".to_owned(), "fc.weight".to_owned())]),
+            transforms: BTreeMap::from([("fc.weight.transposed".to_owned(), "transposed".to_owned())]),
+        };
+        // h · W before x · Wᵀ, which has the matrix as Gemm takes it, or as MatMul does.
+        for own in [upright(1), product(1, "fc.weight.transposed", "", "")] {
+            let uses = [product(0, "fc.weight", "", ""), own];
+            let (layers, foreign) = name(&uses, &[0, 1], BTreeSet::new(), &forms, &|_, _| false);
+            assert_eq!((layers.len(), &layers[0].name[..], &layers[0].uses[..]), (1, "fc", &[1][..]));
+            assert_eq!((foreign.len(), foreign[0].at, &foreign[0].layer[..]), (1, 0, "fc"));
+        }
+        // Alone, h · W is a layer that is stored [in, out].
+        let (layers, foreign) = name(&[product(0, "fc.weight", "", "")], &[0], BTreeSet::new(), &forms, &|_, _| false);
+        assert_eq!((layers[0].name.as_str(), foreign.len()), ("fc", 0));
+    }
+
+    #[test]
+    fn layer_that_is_stored_once_for_each_call_is_one() {
+        let uses = [product(0, "val_1", "", "b.fc"), product(1, "val_2", "", "b.fc")];
+        let (layers, _) = name(&uses, &[0, 1], BTreeSet::new(), &Forms::default(), &|_, _| true);
+        assert_eq!((layers.len(), &layers[0].name[..], &layers[0].uses[..]), (1, "b.fc", &[0, 1][..]));
     }
 
     #[test]

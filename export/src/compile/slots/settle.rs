@@ -7,7 +7,7 @@ use v2l_runtime::engine::manifest::{Found, How, RowRange};
 
 use super::content::{Content, Contents};
 use super::names::{at_node, module};
-use super::{AmbiguousSlot, Layer};
+use super::{AmbiguousSlot, Foreign, Layer};
 use crate::Checkpoint;
 
 /// Layers that are certain, and what is not.
@@ -16,18 +16,20 @@ pub(super) struct Settled {
     pub(super) ambiguous: Vec<AmbiguousSlot>,
     /// Rows of fused layers that no tensor has.
     pub(super) gaps: Vec<String>,
+    /// Products that take a layer's matrix the other way round.
+    pub(super) foreign: Vec<Foreign>,
 }
 
 /// Tensor of the checkpoint, true if the graph stores its transpose, and what told it from others.
 type Choice<'a> = (&'a str, bool, Option<How>);
 
 /// The module that a checkpoint's tensor is the weight of.
-fn module_of(tensor: &str) -> String {
+pub(super) fn module_of(tensor: &str) -> String {
     module(tensor, ".weight").unwrap_or_else(|| tensor.to_owned())
 }
 
 /// True if one path is the other, or its end: exporters see a model inside a wrapper, checkpoints a model inside a prefix.
-fn agree(a: &str, b: &str) -> bool {
+pub(super) fn agree(a: &str, b: &str) -> bool {
     let ends = |long: &str, short: &str| long.strip_suffix(short).is_some_and(|start| start.ends_with('.'));
     a == b || ends(a, b) || ends(b, a)
 }
@@ -44,7 +46,7 @@ fn common<'a>(a: &'a str, b: &str) -> &'a str {
 /// Where several tensors have its content, the initializer's name, the bias, the scope and the layers before and after decide;
 /// what none of them decides is ambiguous.
 pub(super) fn settle(uses: &[LinearUse], contents: &Contents, checkpoint: &Checkpoint) -> Settled {
-    let mut settled = Settled { layers: Vec::new(), ambiguous: Vec::new(), gaps: Vec::new() };
+    let mut settled = Settled { layers: Vec::new(), ambiguous: Vec::new(), gaps: Vec::new(), foreign: Vec::new() };
     let mut readers: BTreeMap<&str, usize> = BTreeMap::new();
     for of in uses {
         *readers.entry(&of.weight).or_default() += 1;
@@ -75,14 +77,21 @@ pub(super) fn settle(uses: &[LinearUse], contents: &Contents, checkpoint: &Check
         by_name.entry(choice.0).or_default().push((at, choice));
     }
     for (tensor, at) in by_name {
+        // What takes the matrix the other way round is not the layer, if something else is.
+        let own = |(at, (_, turned, _)): &(usize, Choice<'_>)| *turned == uses[*at].transposed;
+        let (at, foreign): (Vec<_>, Vec<_>) = match at.iter().any(own) {
+            true => at.into_iter().partition(own),
+            false => (at, Vec::new()),
+        };
+        let layer = module_of(tensor);
+        settled.foreign.extend(foreign.into_iter().map(|(at, _)| Foreign { at, layer: layer.clone() }));
         let (_, (_, turned, _)) = at[0];
         let how = if turned { How::TransposedContent } else { How::Content };
         let settled_by = at.iter().find_map(|(_, (.., how))| *how);
         let found = Found { how, checkpoint: Some(tensor.to_owned()), settled_by };
         let at: Vec<usize> = at.into_iter().map(|(at, _)| at).collect();
-        let name = module_of(tensor);
-        let aliases = aliases(uses, &at, &name, checkpoint);
-        settled.layers.push(Layer { name, found, rows: None, aliases, uses: at });
+        let aliases = aliases(uses, &at, &layer, checkpoint);
+        settled.layers.push(Layer { name: layer, found, rows: None, aliases, uses: at });
     }
     let mut seen = BTreeSet::new();
     for (at, of) in uses.iter().enumerate() {

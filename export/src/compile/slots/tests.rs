@@ -2,7 +2,7 @@ use safetensors::tensor::TensorView;
 use v2l_graphs::{Builder, DataType, Initializer, Model, TensorData};
 use v2l_runtime::engine::manifest::{How, RowRange, Slot};
 
-use super::{SlotReport, slots};
+use super::{Discovered, SlotReport, slots};
 use crate::{Checkpoint, ExportError};
 
 /// A matrix `[rows, cols]` of distinct numbers that depend on the seed; seed 0 is zeros.
@@ -68,7 +68,7 @@ fn checkpoint(tensors: &[(&str, [usize; 2], Vec<f32>)], dtype: DataType) -> Chec
 
 fn found(model: Model, weights: Option<&Checkpoint>) -> (Vec<Slot>, SlotReport, Model) {
     let mut models = [("g".to_owned(), model)];
-    let (slots, report) = slots(&mut models, weights).unwrap();
+    let Discovered { slots, report, .. } = slots(&mut models, weights).unwrap();
     let [(_, model)] = models;
     (slots, report, model)
 }

@@ -1,0 +1,94 @@
+//! What reads a slot's matrix besides its layer.
+//!
+//! A fuse replaces the matrix for all of its readers. That is right for further calls of the layer, and for a tied embedding, which
+//! looks up the rows of the parameter that the update is of. It is wrong for what computes with the matrix otherwise, such as the
+//! norm that a product is divided by: the layer is then no slot.
+
+use std::collections::BTreeSet;
+
+use v2l_graphs::Model;
+use v2l_graphs::passes::infer_shapes;
+use v2l_graphs::slots::{Reader, Readers, Reading, drop_unread, linear_uses, turn_lookups};
+use v2l_runtime::engine::manifest::{Absent, How, Slot, Why};
+
+use super::names::{Forms, at_node};
+use super::settle::agree;
+use super::{Discovered, SharedSlot, is_declared};
+
+/// Notes lookups at the slots, and takes out the slots whose matrix is read otherwise.
+pub(super) fn settle(models: &mut [(String, Model)], all: &mut Discovered) {
+    for (_, model) in models.iter_mut() {
+        settle_model(model, all);
+    }
+    let refused: BTreeSet<String> = all.report.shared.iter().map(|s| s.tensor.clone()).collect();
+    let (kept, gone) = std::mem::take(&mut all.slots).into_iter().partition(|slot| !refused.contains(&slot.tensor));
+    all.slots = kept;
+    for layer in Vec::<Slot>::from(gone) {
+        let by = all.report.shared.iter().find(|s| s.tensor == layer.tensor);
+        let by = by.map_or_else(String::new, |s| format!("`{}` ({})", s.node, s.op_type));
+        let reason = format!("is no slot: {by} reads its matrix, too, and an update would change that");
+        all.absent.push(Absent { layer, why: Why::Shared, reason });
+    }
+    all.report.tied = all.slots.iter().filter(|s| !s.lookups.is_empty()).map(|s| s.name.clone()).collect();
+}
+
+fn settle_model(model: &mut Model, all: &mut Discovered) {
+    let forms = Forms::of(model);
+    let tensors: BTreeSet<String> = all.slots.iter().map(|slot| slot.tensor.clone()).collect();
+    let (mut left, mut names) = (Vec::new(), all.slots.iter().map(|slot| slot.name.clone()).collect::<Vec<_>>());
+    let mut readers = Readers::new(&model.graph);
+    for slot in all.slots.iter_mut().filter(|slot| !is_declared(slot)) {
+        if !model.graph.initializers.contains_key(&slot.tensor) {
+            continue;
+        }
+        let root = forms.root(&slot.tensor);
+        let same = |name: &&String| forms.root(name) == root && **name != slot.tensor && !tensors.contains(*name);
+        let others: Vec<String> = model.graph.initializers.keys().filter(same).cloned().collect();
+        for other in others {
+            let lookups = readers.of(&other).iter().any(|r| r.reading == Reading::Lookup(0));
+            let transposes = slot.transposed && slot.rows.is_none() && forms.turned(&other) == Some(false);
+            if lookups && transposes && turn_lookups(model, &other, &slot.tensor) > 0 {
+                readers = Readers::new(&model.graph);
+                left.push(other.clone());
+            }
+            let blocking = |r: &&Reader| !matches!(r.reading, Reading::Product(_));
+            if let Some(reader) = readers.of(&other).iter().find(blocking) {
+                all.report.shared.push(shared(slot, reader));
+            }
+        }
+        let axis = usize::from(slot.transposed);
+        for reader in readers.of(&slot.tensor) {
+            match reader.reading {
+                Reading::Product(transposed) if transposed == slot.transposed => {}
+                Reading::Lookup(along) if along == axis && slot.rows.is_none() => {
+                    if !slot.lookups.contains(&reader.node) {
+                        slot.lookups.push(reader.node.clone());
+                    }
+                }
+                _ => all.report.shared.push(shared(slot, reader)),
+            }
+        }
+        if !slot.lookups.is_empty() && slot.found.as_ref().is_some_and(|found| found.how == How::Initializer) {
+            own_name(model, slot, &mut names);
+        }
+    }
+    if !left.is_empty() {
+        drop_unread(model, &left);
+        infer_shapes(model);
+    }
+}
+
+/// The parameter of a tied embedding has the embedding's name; its product stands in a layer with a name, too.
+fn own_name(model: &Model, slot: &mut Slot, names: &mut Vec<String>) {
+    let uses = linear_uses(&model.graph);
+    let told = uses.iter().filter(|of| of.weight == slot.tensor).find_map(at_node).map(|(module, _)| module);
+    if let Some(module) = told.filter(|module| !agree(module, &slot.name) && !names.contains(module)) {
+        names.push(module.clone());
+        slot.aliases.push(module);
+    }
+}
+
+fn shared(slot: &Slot, reader: &Reader) -> SharedSlot {
+    let (node, op_type) = (reader.node.clone(), reader.op_type.clone());
+    SharedSlot { name: slot.name.clone(), tensor: slot.tensor.clone(), node, op_type }
+}
