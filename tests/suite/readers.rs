@@ -304,6 +304,26 @@ fn layer_stored_once_for_each_call_keeps_its_name() {
     assert!(!engine.manifest().tensors.contains_key("val_2"));
 }
 
+/// The exporter stored the transpose that the layer takes beside the table that is looked up.
+fn tied_copy(b: &mut Builder, w: &Value) {
+    let ids = b.input("ids", DataType::Int64, [Dim::from("n")]);
+    let x = b.op("Gather", &[w, &ids]);
+    let values = noise(3, WORDS * SIDE);
+    let turned: Vec<f32> = (0..SIDE * WORDS).map(|i| values[i % WORDS * SIDE + i / WORDS]).collect();
+    let copy = weight(b, "onnx::MatMul_9", &[SIDE, WORDS], &turned);
+    let y = b.op("MatMul", &[&x, &copy]);
+    b.output("y", &y, DataType::Float, [Dim::from("n"), Dim::Fixed(WORDS)]);
+}
+
+#[test]
+fn tied_embedding_of_which_the_exporter_stored_the_transpose_is_one_matrix() {
+    let compiled = compile(&Scratch::new(), "m", graph(tied_copy, [WORDS, SIDE], &noise(3, WORDS * SIDE)), None);
+    let manifest = compiled.manifest();
+    assert_eq!((manifest.slots.len(), manifest.slots[0].lookups.len()), (1, 1));
+    assert_eq!(manifest.slots[0].tensor, "onnx::MatMul_9");
+    assert!(!manifest.tensors.contains_key("fc.weight"));
+}
+
 fn checkpoint(scratch: &Scratch, tensors: &[(&str, [usize; 2], Vec<f32>)]) -> PathBuf {
     let raw = |(name, shape, values): &(&str, [usize; 2], Vec<f32>)| {
         let data = values.iter().flat_map(|v| v.to_le_bytes()).collect();

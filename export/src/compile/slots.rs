@@ -246,7 +246,9 @@ fn discover(
     let forms = Forms::of(model);
     let known: BTreeSet<String> = layers.iter().map(|l| l.name.clone()).collect();
     let matrix = |at: usize| Some((model.graph.initializers.get(&uses[at].weight)?, uses[at].transposed));
-    let same = |a, b| matrix(a).zip(matrix(b)).is_some_and(|(a, b)| same_matrix(a, b));
+    let same = |a, b, turned: bool| {
+        matrix(a).zip(matrix(b)).is_some_and(|(a, (value, transposed))| same_matrix(a, (value, transposed != turned)))
+    };
     let (named, others) = names::name(&uses, &open, known, &forms, &same);
     layers.extend(named);
     foreign.extend(others);

@@ -12,7 +12,7 @@ use super::read::{matrix, name_of};
 use super::{
     Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LayerDescription, Loaded, LowRank, Outcome, ReadOptions,
 };
-use crate::engine::manifest::{Hash, Why};
+use crate::engine::manifest::Hash;
 use crate::raw::tensor_bytes;
 use crate::tensor::{NamedTensors, Tensor};
 use crate::weights::{WeightFile, write_tensors};
@@ -222,19 +222,12 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
             Target::Whole(slot) => Ok(slot),
             other => Err(format!("`{module}` is no slot of its own here, but {}", other.describe())),
         });
-        let absent = target.as_ref().ok().and_then(|slot| names.absent(slot));
         let outcome = match &target {
-            Ok(slot) if absent.is_some_and(|a| a.why == Why::Pruned) => {
-                Outcome::Ignored { reason: format!("layer `{}` {}", slot.name, absent.map_or("", |a| &a.reason)) }
-            }
-            Ok(slot) if absent.is_some() => {
-                Outcome::Error { reason: format!("layer `{}` {}", slot.name, absent.map_or("", |a| &a.reason)) }
-            }
-            Ok(slot) => Outcome::Applied { slot: slot.name.clone() },
+            Ok(slot) => names.outcome(&Target::Whole(slot)),
             Err(reason) => Outcome::Error { reason: reason.clone() },
         };
         outcomes.extend(keys.clone().map(|key| (key, outcome.clone())));
-        let (Ok(slot), None) = (target, absent) else { continue };
+        let (Ok(slot), Outcome::Applied { .. }) = (target, outcome) else { continue };
         let most = slot.in_features.min(slot.out_features);
         if light.rank > most || light.down_dim == 0 || light.up_dim == 0 {
             let LightLora { down_dim, up_dim, rank, .. } = light;

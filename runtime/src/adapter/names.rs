@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use indexmap::IndexMap;
 
 use super::keys::{processorless, readings};
-use super::{AdapterFormat, wan};
-use crate::engine::manifest::{Absent, How, Manifest, RowRange, Slot};
+use super::{AdapterFormat, Outcome, wan};
+use crate::engine::manifest::{Absent, How, Manifest, RowRange, Slot, Why};
 
 /// The layers that an adapter may name.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +209,18 @@ impl<'a> SlotNames<'a> {
     /// Why a layer is no slot, if it is none.
     pub(super) fn absent(&self, layer: &Slot) -> Option<&'a Absent> {
         self.absent.get(&layer.name[..]).copied()
+    }
+
+    /// What becomes of a key that stands for these layers: it needs one that is a slot, and none that cannot be one.
+    pub(super) fn outcome(&self, target: &Target<'a>) -> Outcome {
+        let pieces = target.pieces();
+        let absent: Vec<&Absent> = pieces.iter().filter_map(|piece| self.absent(piece.slot)).collect();
+        let reason = |a: &Absent| format!("layer `{}` {}", a.layer.name, a.reason);
+        match absent.iter().find(|a| a.why != Why::Pruned) {
+            Some(a) => Outcome::Error { reason: reason(a) },
+            None if absent.len() == pieces.len() => Outcome::Ignored { reason: reason(absent[0]) },
+            None => Outcome::Applied { slot: target.describe() },
+        }
     }
 
     /// What may be the matter with modules that were not found, and the way out.

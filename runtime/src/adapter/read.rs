@@ -15,7 +15,6 @@ use super::light;
 use super::names::{Layers, Piece, SlotNames, Target};
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
-use crate::engine::manifest::{Absent, Why};
 use crate::weights::{WeightError, WeightFile};
 
 /// PEFT's configuration file, beside the weights.
@@ -243,7 +242,7 @@ impl<'a> Reader<'a> {
         };
         self.format.get_or_insert(format);
         let module = module.into_owned();
-        let outcome = self.outcome(&target);
+        let outcome = self.names.outcome(&target);
         if matches!(outcome, Outcome::Error { .. }) {
             self.keys.push(KeyOutcome { key, outcome });
             return Ok(());
@@ -269,18 +268,6 @@ impl<'a> Reader<'a> {
         }
         self.keys.push(KeyOutcome { key, outcome });
         Ok(())
-    }
-
-    /// What becomes of a key that stands for these layers: it needs one that is a slot, and none that cannot be one.
-    fn outcome(&self, target: &Target<'a>) -> Outcome {
-        let pieces = target.pieces();
-        let absent: Vec<&Absent> = pieces.iter().filter_map(|piece| self.names.absent(piece.slot)).collect();
-        let reason = |a: &Absent| format!("layer `{}` {}", a.layer.name, a.reason);
-        match absent.iter().find(|a| a.why != Why::Pruned) {
-            Some(a) => Outcome::Error { reason: reason(a) },
-            None if absent.len() == pieces.len() => Outcome::Ignored { reason: reason(absent[0]) },
-            None => Outcome::Applied { slot: target.describe() },
-        }
     }
 
     /// Pairs the factors, and gives every slot what is its own.

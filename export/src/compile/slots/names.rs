@@ -60,18 +60,19 @@ struct Claim<'a> {
     how: How,
     uses: Vec<usize>,
     foreign: Vec<usize>,
+    aliases: Vec<String>,
 }
 
 /// Layers of the uses at `open`, by names that are not `known` yet, and products that are no layer's own.
 ///
 /// An initializer that products of several modules share is one parameter for each of them. Where initializers of different
-/// content claim one name, all keep their own; `same` compares the matrices of two uses.
+/// content claim one name, all keep their own; `same` compares the matrices of two uses, or the one with the other's transpose.
 pub(super) fn name(
     uses: &[LinearUse],
     open: &[usize],
     known: BTreeSet<String>,
     forms: &Forms,
-    same: &dyn Fn(usize, usize) -> bool,
+    same: &dyn Fn(usize, usize, bool) -> bool,
 ) -> (Vec<Layer>, Vec<Foreign>) {
     let mut by_parameter: IndexMap<&str, Vec<usize>> = IndexMap::new();
     for &at in open {
@@ -84,7 +85,7 @@ pub(super) fn name(
         let told: Option<Vec<_>> = readers.iter().map(|&at| at_node(&uses[at])).collect();
         let mut claim = |module: String, how: How, readers: Vec<usize>| {
             let (tensor, foreign) = (&uses[readers[0]].weight, std::mem::take(&mut foreign));
-            claims.push(Claim { tensor, module, how, uses: readers, foreign });
+            claims.push(Claim { tensor, module, how, uses: readers, foreign, aliases: Vec::new() });
         };
         match told {
             Some(told) if readers.len() > 1 => {
@@ -107,7 +108,7 @@ pub(super) fn name(
             }
         }
     }
-    settle_claims(join_copies(claims, same), known)
+    settle_claims(give_way(join_copies(claims, same), uses, forms, same), known)
 }
 
 /// The products that are the layer's own, and those that take its matrix the other way round.
@@ -120,22 +121,54 @@ fn owners(uses: &[LinearUse], readers: Vec<usize>, forms: &Forms) -> (Vec<usize>
     })
 }
 
-/// Claims of one name become one where exporters stored a layer once for each call.
-fn join_copies<'a>(claims: Vec<Claim<'a>>, same: &dyn Fn(usize, usize) -> bool) -> Vec<Claim<'a>> {
-    let mut by_module: IndexMap<String, Vec<Claim<'a>>> = IndexMap::new();
+/// The module that TorchScript names `fc_1` where `fc` is called again.
+fn first_call<'m>(module: &'m str, how: How) -> Option<&'m str> {
+    let (first, number) = module.rsplit_once('_').filter(|_| how == How::Scope)?;
+    (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(first)
+}
+
+/// Claims of one name become one where exporters stored a layer once for each call, or numbered the calls.
+fn join_copies<'a>(claims: Vec<Claim<'a>>, same: &dyn Fn(usize, usize, bool) -> bool) -> Vec<Claim<'a>> {
+    let mut joined: Vec<Claim<'a>> = Vec::new();
     for claim in claims {
-        by_module.entry(claim.module.clone()).or_default().push(claim);
-    }
-    let join = |mut claims: Vec<Claim<'a>>| {
-        if claims.len() > 1 && claims[1..].iter().all(|other| same(claims[0].uses[0], other.uses[0])) {
-            for other in claims.split_off(1) {
-                claims[0].uses.extend(other.uses);
-                claims[0].foreign.extend(other.foreign);
+        let first = first_call(&claim.module, claim.how);
+        let home = joined.iter_mut().find(|home| {
+            let named = home.module == claim.module || Some(&home.module[..]) == first;
+            named && (home.tensor == claim.tensor || same(home.uses[0], claim.uses[0], false))
+        });
+        match home {
+            Some(home) => {
+                if home.module != claim.module {
+                    home.aliases.push(claim.module);
+                }
+                home.uses.extend(claim.uses);
+                home.foreign.extend(claim.foreign);
             }
+            None => joined.push(claim),
         }
-        claims
-    };
-    by_module.into_values().flat_map(join).collect()
+    }
+    joined
+}
+
+/// A product that takes a parameter the other way round has the parameter's name only if no layer has it: exporters store the
+/// transpose that the layer takes under another.
+fn give_way<'a>(
+    claims: Vec<Claim<'a>>,
+    uses: &[LinearUse],
+    forms: &Forms,
+    same: &dyn Fn(usize, usize, bool) -> bool,
+) -> Vec<Claim<'a>> {
+    let other_way = |c: &Claim<'_>| c.how == How::Initializer && forms.own(&uses[c.uses[0]]) == Some(false);
+    let (others, mut owners): (Vec<_>, Vec<_>) = claims.into_iter().partition(other_way);
+    for other in others {
+        let owner = owners.iter_mut().find(|c| c.module == other.module && same(c.uses[0], other.uses[0], true));
+        match owner {
+            Some(owner) => owner.foreign.extend(other.uses.into_iter().chain(other.foreign)),
+            None => owners.push(other),
+        }
+    }
+    owners.sort_by_key(|claim| claim.uses[0]);
+    owners
 }
 
 fn settle_claims(claims: Vec<Claim<'_>>, known: BTreeSet<String>) -> (Vec<Layer>, Vec<Foreign>) {
@@ -144,12 +177,12 @@ fn settle_claims(claims: Vec<Claim<'_>>, known: BTreeSet<String>) -> (Vec<Layer>
         *times.entry(claim.module.clone()).or_default() += 1;
     }
     let (mut layers, mut foreign): (Vec<Layer>, Vec<Foreign>) = (Vec::new(), Vec::new());
-    for Claim { tensor, module, how, uses, foreign: others } in claims {
+    for Claim { tensor, module, how, uses, foreign: others, aliases } in claims {
         let (name, how) = if times[&module] == 1 { (module, how) } else { (tensor.clone(), How::Initializer) };
         foreign.extend(others.into_iter().map(|at| Foreign { at, layer: name.clone() }));
         match layers.iter_mut().find(|l| l.name == name) {
             Some(layer) => layer.uses.extend(uses),
-            None => layers.push(Layer { name, found: Found::by(how), rows: None, aliases: Vec::new(), uses }),
+            None => layers.push(Layer { name, found: Found::by(how), rows: None, aliases, uses }),
         }
     }
     (layers, foreign)
@@ -175,7 +208,7 @@ mod tests {
 
     fn names(uses: &[LinearUse]) -> Vec<(String, How, Vec<usize>)> {
         let open: Vec<usize> = (0..uses.len()).collect();
-        let (layers, foreign) = name(uses, &open, BTreeSet::new(), &Forms::default(), &|_, _| false);
+        let (layers, foreign) = name(uses, &open, BTreeSet::new(), &Forms::default(), &|_, _, _| false);
         assert!(foreign.is_empty());
         layers.into_iter().map(|l| (l.name, l.found.how, l.uses)).collect()
     }
@@ -190,19 +223,41 @@ mod tests {
         // h · W before x · Wᵀ, which has the matrix as Gemm takes it, or as MatMul does.
         for own in [upright(1), product(1, "fc.weight.transposed", "", "")] {
             let uses = [product(0, "fc.weight", "", ""), own];
-            let (layers, foreign) = name(&uses, &[0, 1], BTreeSet::new(), &forms, &|_, _| false);
+            let (layers, foreign) = name(&uses, &[0, 1], BTreeSet::new(), &forms, &|_, _, _| false);
             assert_eq!((layers.len(), &layers[0].name[..], &layers[0].uses[..]), (1, "fc", &[1][..]));
             assert_eq!((foreign.len(), foreign[0].at, &foreign[0].layer[..]), (1, 0, "fc"));
         }
         // Alone, h · W is a layer that is stored [in, out].
-        let (layers, foreign) = name(&[product(0, "fc.weight", "", "")], &[0], BTreeSet::new(), &forms, &|_, _| false);
+        let (layers, foreign) =
+            name(&[product(0, "fc.weight", "", "")], &[0], BTreeSet::new(), &forms, &|_, _, _| false);
         assert_eq!((layers[0].name.as_str(), foreign.len()), ("fc", 0));
+    }
+
+    #[test]
+    fn layer_that_exporters_stored_transposed_owns_the_parameters_name() {
+        let uses = [product(0, "fc.weight", "", ""), product(1, "val_0", "fc.bias", "")];
+        let turned = |_, _, turned: bool| turned;
+        let (layers, foreign) = name(&uses, &[0, 1], BTreeSet::new(), &Forms::default(), &turned);
+        assert_eq!((layers.len(), &layers[0].name[..], &layers[0].uses[..]), (1, "fc", &[1][..]));
+        assert_eq!((foreign.len(), foreign[0].at), (1, 0));
+        // Another matrix of that name stays another.
+        let (layers, foreign) = name(&uses, &[0, 1], BTreeSet::new(), &Forms::default(), &|_, _, _| false);
+        assert_eq!((layers.len(), foreign.len()), (2, 0));
+    }
+
+    #[test]
+    fn calls_that_the_exporter_numbered_are_one_layer() {
+        let shared = [product(0, "w", "", "a.fc"), product(1, "w", "", "a.fc_1"), product(2, "v", "", "a.fc_2")];
+        for (same, count) in [(true, 1), (false, 2)] {
+            let (layers, _) = name(&shared, &[0, 1, 2], BTreeSet::new(), &Forms::default(), &|_, _, _| same);
+            assert_eq!((layers.len(), &layers[0].name[..], &layers[0].aliases[0][..]), (count, "a.fc", "a.fc_1"));
+        }
     }
 
     #[test]
     fn layer_that_is_stored_once_for_each_call_is_one() {
         let uses = [product(0, "val_1", "", "b.fc"), product(1, "val_2", "", "b.fc")];
-        let (layers, _) = name(&uses, &[0, 1], BTreeSet::new(), &Forms::default(), &|_, _| true);
+        let (layers, _) = name(&uses, &[0, 1], BTreeSet::new(), &Forms::default(), &|_, _, _| true);
         assert_eq!((layers.len(), &layers[0].name[..], &layers[0].uses[..]), (1, "b.fc", &[0, 1][..]));
     }
 

@@ -6,9 +6,11 @@
 
 use std::collections::BTreeSet;
 
-use v2l_graphs::Model;
 use v2l_graphs::passes::infer_shapes;
-use v2l_graphs::slots::{Reader, Readers, Reading, drop_unread, linear_uses, turn_lookups};
+use v2l_graphs::slots::{
+    Reader, Readers, Reading, drop_unread, linear_uses, merge_initializers, same_matrix, turn_lookups,
+};
+use v2l_graphs::{Initializer, Model};
 use v2l_runtime::engine::manifest::{Absent, How, Slot, Why};
 
 use super::names::{Forms, at_node};
@@ -41,13 +43,11 @@ fn settle_model(model: &mut Model, all: &mut Discovered) {
         if !model.graph.initializers.contains_key(&slot.tensor) {
             continue;
         }
-        let root = forms.root(&slot.tensor);
-        let same = |name: &&String| forms.root(name) == root && **name != slot.tensor && !tensors.contains(*name);
-        let others: Vec<String> = model.graph.initializers.keys().filter(same).cloned().collect();
-        for other in others {
-            let lookups = readers.of(&other).iter().any(|r| r.reading == Reading::Lookup(0));
-            let transposes = slot.transposed && slot.rows.is_none() && forms.turned(&other) == Some(false);
-            if lookups && transposes && turn_lookups(model, &other, &slot.tensor) > 0 {
+        for (other, upright) in copies(model, slot, &tensors, &forms, &readers) {
+            let products = readers.of(&other).iter().any(|r| matches!(r.reading, Reading::Product(_)));
+            let turned = upright && slot.transposed && turn_lookups(model, &other, &slot.tensor) > 0;
+            let merged = !products && merge_initializers(model, &[(slot.tensor.clone(), other.clone())]) > 0;
+            if turned || merged {
                 readers = Readers::new(&model.graph);
                 left.push(other.clone());
             }
@@ -76,6 +76,37 @@ fn settle_model(model: &mut Model, all: &mut Discovered) {
         drop_unread(model, &left);
         infer_shapes(model);
     }
+}
+
+/// Other initializers that hold the slot's parameter and are read by more than products; true for those that hold it as `[out, in]`.
+///
+/// The passes record the forms that they made; what exporters stored twice is told by its content.
+fn copies(
+    model: &Model,
+    slot: &Slot,
+    tensors: &BTreeSet<String>,
+    forms: &Forms,
+    readers: &Readers,
+) -> Vec<(String, bool)> {
+    let Some(own) = model.graph.initializers.get(&slot.tensor).filter(|_| slot.rows.is_none()) else {
+        return Vec::new();
+    };
+    let root = forms.root(&slot.tensor);
+    let upright = |name: &str, value: &Initializer| {
+        if forms.root(name) == root {
+            return Some(forms.turned(name) == Some(false));
+        }
+        let mut extents = value.shape.clone();
+        extents.sort_unstable();
+        let mut wanted = own.shape.clone();
+        wanted.sort_unstable();
+        let holds = |transposed| extents == wanted && same_matrix((value, transposed), (own, slot.transposed));
+        if holds(false) { Some(true) } else { holds(true).then_some(false) }
+    };
+    let others = model.graph.initializers.iter().filter(|(name, _)| !tensors.contains(*name));
+    let read =
+        others.filter(|(name, _)| readers.of(name).iter().any(|reader| !matches!(reader.reading, Reading::Product(_))));
+    read.filter_map(|(name, value)| Some((name.clone(), upright(name, value)?))).collect()
 }
 
 /// The parameter of a tied embedding has the embedding's name; its product stands in a layer with a name, too.
