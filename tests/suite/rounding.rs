@@ -359,3 +359,32 @@ fn check_of_a_model_that_rounds_allows_for_steps_of_its_rounding() {
         assert!(check["passed"] == true && (1e-4..2e-3).contains(&distance), "{check}");
     }
 }
+
+#[test]
+fn model_that_rounds_compiles_by_every_precision_plan_and_with_branches() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let mut h = b.input("x", F32, [Dim::from("n"), Dim::Fixed(32)]);
+    for (layer, to) in [BF16, F16, BF16].into_iter().enumerate() {
+        let w = inline(&mut b, &format!("layers.{layer}.weight"), BF16, &[32, 32], &noise(layer as u64, 1024));
+        let narrow = b.cast(&h, BF16);
+        let product = b.op("MatMul", &[&narrow, &w]);
+        let wide = b.cast(&product, F32);
+        let bent = b.op("Tanh", &[&wide]);
+        let narrow = b.cast(&bent, to);
+        h = b.cast(&narrow, F32);
+    }
+    b.output("y", &h, F32, [Dim::from("n"), Dim::Fixed(32)]);
+    let model = save(&scratch, b);
+    for flags in [
+        &["--precision", "fp16"][..],
+        &["--precision", "bf16"],
+        &["--precision", "mixed"],
+        &["--precision", "fp16", "--accuracy-target", "1e-2"],
+        &["--lora-rank", "4"],
+    ] {
+        let all: Vec<OsString> =
+            args![&model, "-o", scratch.path("m.engine"), "--verify"].into_iter().map(OsString::from).collect();
+        run_ok("compile", &[all, flags.iter().map(OsString::from).collect()].concat());
+    }
+}

@@ -103,8 +103,8 @@ impl Raising {
     /// A cast to `low`, and back to float32 under the name of what the node makes.
     fn rounding(&mut self, node: Node, low: DataType) -> [Node; 2] {
         let made = &node.outputs[0];
-        let rounded = free_name(&format!("{made}.{low}"), &mut self.taken);
-        let widen = Node { name: format!("{made}/Widen"), ..cast(&rounded, made, DataType::Float) };
+        let rounded = free_name(&format!("{made}.rounded"), &mut self.taken);
+        let widen = Node { name: format!("{made}/Raise"), ..cast(&rounded, made, DataType::Float) };
         let round = Node { name: node.name, metadata: node.metadata, ..cast(&node.inputs[0], &rounded, low) };
         [round, widen]
     }
