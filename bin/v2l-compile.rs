@@ -167,7 +167,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         .read("--weights", &args.weights)
         .made("-o", [&target])
         .written("--timingCacheFile", &args.tensorrt.timing_cache);
-    args.types.files(args.check.files(files))?.check()?;
+    args.types.files(args.check.files(files))?.check(output)?;
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
         lora_rank: args.lora_rank.map(|max| max as usize),

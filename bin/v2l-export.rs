@@ -47,7 +47,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("--hypernetwork", &args.hypernetwork)
         .read("--lilora", &args.lilora)
         .made("-o", [&args.output])
-        .check()?;
+        .check(output)?;
     let options =
         ExportOptions { predictor: args.hypernetwork.clone().zip(args.lilora.clone()), iterations: args.iterations };
     let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| output.follow(&progress))?;

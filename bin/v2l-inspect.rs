@@ -80,7 +80,7 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("the adapter", [path])
         .read("--engine", &args.engine)
         .written("--heat-map", &args.heat_map)
-        .check()?;
+        .check(output)?;
     let kind = kind(path)?;
     if args.engine.is_some() && kind != Kind::Adapter {
         // An update of another kind than LoRA is refused by its name.

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
 
 /// Chooses the task from the flags given.
 fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    check_files(args)?;
+    check_files(args, output)?;
     args.check_backend()?;
     vae::check_output(args)?;
     if !args.engine.exists() {
@@ -70,7 +70,7 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
 }
 
-fn check_files(args: &Args) -> anyhow::Result<()> {
+fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let adapters: Vec<&Path> =
         args.lora.iter().map(|text| Ok(split_strength(text)?.0)).collect::<anyhow::Result<_>>()?;
     Files::default()
@@ -85,9 +85,9 @@ fn check_files(args: &Args) -> anyhow::Result<()> {
         .read("--inputs", &args.inputs)
         .read("--encode", &args.encode)
         .read("--decode", &args.decode)
-        .written("-o", &args.output)
+        .placed("-o", &args.output)
         .written("--outputs", &args.outputs)
-        .written("--save-lora", &args.save_lora)
+        .placed("--save-lora", &args.save_lora)
         .written("--contact-sheet", &args.contact_sheet)
-        .check()
+        .check(output)
 }

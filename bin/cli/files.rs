@@ -2,13 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::Failure;
+use anyhow::Context;
+use v2l_runtime::atomic::{is_special, is_stdout, probe_file};
+
+use crate::{Failure, Output};
 
 /// The files and folders that a command line names.
 #[derive(Default)]
 pub struct Files {
     read: Vec<(&'static str, PathBuf)>,
     written: Vec<(&'static str, PathBuf)>,
+    placed: Vec<(&'static str, PathBuf)>,
     made: Vec<(&'static str, PathBuf)>,
 }
 
@@ -25,18 +29,25 @@ impl Files {
         self
     }
 
-    /// [`Self::written`] for what is more than a file: that its folder is missing is dealt with where it is made.
+    /// [`Self::written`] for what may be more than a file: whether it can be written is for the tool to find out.
+    pub fn placed(mut self, flag: &'static str, paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
+        self.placed.extend(paths.into_iter().map(|path| (flag, path.as_ref().to_owned())));
+        self
+    }
+
+    /// [`Self::placed`] for what makes folders: that its folder is missing is dealt with where it is made.
     pub fn made(mut self, flag: &'static str, paths: impl IntoIterator<Item = impl AsRef<Path>>) -> Self {
         self.made.extend(paths.into_iter().map(|path| (flag, path.as_ref().to_owned())));
         self
     }
 
-    /// Refuses an output whose folder is missing, that has the name of another one, or that would replace an input.
+    /// Refuses an output whose folder is missing, that has the name of another one, that would replace an input, or that cannot
+    /// be written.
     ///
     /// # Errors
-    /// A usage [`Failure`].
-    pub fn check(&self) -> anyhow::Result<()> {
-        for (_, path) in &self.written {
+    /// A usage [`Failure`], or the system's words.
+    pub fn check(&self, output: &mut Output) -> anyhow::Result<()> {
+        for (_, path) in self.placed.iter().chain(&self.written) {
             let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
             if let Some(parent) = parent.filter(|parent| !parent.is_dir()) {
                 return Err(Failure::usage(format!(
@@ -46,7 +57,9 @@ impl Files {
                 )));
             }
         }
-        let outputs: Vec<_> = self.made.iter().chain(&self.written).collect();
+        // A pipe or a device loses nothing to a second output, and no input to one.
+        let outputs = self.made.iter().chain(&self.placed).chain(&self.written);
+        let outputs: Vec<_> = outputs.filter(|(_, path)| !is_special(path)).collect();
         for (index, (flag, path)) in outputs.iter().enumerate() {
             let place = place(path);
             if let Some((other, _)) = outputs[..index].iter().find(|(_, other)| self::place(other) == place) {
@@ -64,7 +77,21 @@ impl Files {
                 )));
             }
         }
-        Ok(())
+        for (_, path) in &self.written {
+            probe_file(path).with_context(|| path.display().to_string())?;
+        }
+        let mut outputs = self.made.iter().chain(&self.placed).chain(&self.written);
+        match outputs.find(|(_, path)| is_stdout(path)) {
+            Some((flag, path)) if output.is_json() => {
+                let path = path.display();
+                Err(Failure::usage(format!("{flag} {path} and --json both write to stdout; leave one of them out")))
+            }
+            Some(_) => {
+                output.give_stdout_away();
+                Ok(())
+            }
+            None => Ok(()),
+        }
     }
 }
 
@@ -91,9 +118,10 @@ mod tests {
         std::fs::write(path("model"), "").unwrap();
         #[cfg(unix)]
         std::os::unix::fs::symlink(path("model"), path("link")).unwrap();
+        let quiet = || Output::new(crate::OutputOptions::default());
         let refused = |input: &str, output: &str| {
             let (input, output) = (path(input), path(output));
-            let check = Files::default().read("MODEL", [&input]).written("-o", [&output]).check();
+            let check = Files::default().read("MODEL", [&input]).written("-o", [&output]).check(&mut quiet());
             check.err().map(|e| e.to_string())
         };
         for (input, output) in
@@ -108,7 +136,7 @@ mod tests {
         }
         assert!(refused("model", "missing/other").unwrap().contains("does not exist"));
         let (a, b) = (path("a"), path("bundle/../a"));
-        let twice = Files::default().written("-o", [&a]).written("--save-lora", [&b]).check();
+        let twice = Files::default().written("-o", [&a]).written("--save-lora", [&b]).check(&mut quiet());
         assert!(twice.unwrap_err().to_string().contains("--save-lora and -o both name"));
     }
 }

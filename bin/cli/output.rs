@@ -25,12 +25,14 @@ pub struct Output {
     bar: ProgressBar,
     /// Why stdout takes no more.
     lost: Option<io::Error>,
+    /// Results go to stderr: stdout is an output file.
+    stdout_taken: bool,
 }
 
 impl Output {
     /// Output as the flags ask for it.
     pub fn new(options: OutputOptions) -> Self {
-        Self { options, bar: ProgressBar::hidden(), lost: None }
+        Self { options, bar: ProgressBar::hidden(), lost: None, stdout_taken: false }
     }
 
     /// True if events are printed as JSON.
@@ -66,10 +68,17 @@ impl Output {
         }
     }
 
+    /// Leaves stdout to an output file; results are printed on stderr.
+    pub(crate) fn give_stdout_away(&mut self) {
+        self.stdout_taken = true;
+    }
+
     /// Prints a result: `text` for people, or the event `{"event": name, …fields}`.
     pub fn result(&mut self, name: &str, fields: Json, text: impl FnOnce() -> String) {
         if self.options.json {
             self.event(name, fields);
+        } else if self.stdout_taken {
+            self.bar.suspend(|| diagnostic(&text()));
         } else {
             self.print(&text());
         }

@@ -345,6 +345,18 @@ impl Args {
     pub(crate) fn adjust(&self, config: &mut PipelineConfig) -> anyhow::Result<()> {
         if let (Some(tiling), Some(vae)) = (self.vae_tiling, &mut config.vae) {
             vae.tiling.enabled = matches!(tiling, Switch::On);
+            let joined = vae.tiling.clone().off_unless_tiles_join(vae.spatial_compression_ratio);
+            if joined.enabled != vae.tiling.enabled {
+                return Err(v2l_cli::Failure::usage(format!(
+                    "--vae-tiling on: this model's tiles of {}x{} pixels, which overlap by {:.3} and {:.3} of their sides, do not \
+                     join in latent pixels of {}; leave it out, or change vae.tiling in pipeline.json",
+                    vae.tiling.tile_sample_min_width,
+                    vae.tiling.tile_sample_min_height,
+                    vae.tiling.tile_overlap_factor_width,
+                    vae.tiling.tile_overlap_factor_height,
+                    vae.spatial_compression_ratio
+                )));
+            }
         }
         let knobs = &mut config.reference;
         let ReferenceConfig { range, frames, resize, latent } = *knobs;

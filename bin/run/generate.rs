@@ -220,7 +220,12 @@ fn predict(
         })),
         None => None,
     };
-    let kept = cache.as_ref().zip(key.as_ref()).map(|(cache, key)| cache.get(key)).transpose()?.flatten();
+    let kept = cache.as_ref().zip(key.as_ref()).and_then(|(cache, key)| {
+        cache.get(key).unwrap_or_else(|error| {
+            output.warning(&format!("a prediction that was kept is not used: {error}"));
+            None
+        })
+    });
     let tokens = match kept {
         Some(tokens) => {
             output.event("prediction", json!({ "cached": true }));

@@ -1,7 +1,7 @@
 //! `--fuse-mode`: how adapters get into a graph.
 
 use v2l_cli::Failure;
-use v2l_runtime::engine::manifest::{Manifest, SIDE_SUFFIX};
+use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::DirectoryError;
 use v2l_runtime::fuse::FuseError;
 use v2l_runtime::ort_backend::OrtError;
@@ -38,7 +38,12 @@ pub(crate) fn decide(asked: FuseMode, manifest: &Manifest, graph: &str) -> anyho
 
 /// True if there is a variant of `graph` with low-rank branches.
 pub(crate) fn has_branches(manifest: &Manifest, graph: &str) -> bool {
-    manifest.graph(&format!("{graph}{SIDE_SUFFIX}")).is_some()
+    manifest.graph(&format!("{graph}{SIDE_SUFFIX}")).is_some_and(|graph| graph.lora_rank.is_some())
+}
+
+/// The graph that a variant with low-rank branches was made of; any other graph is its own.
+pub(crate) fn base(graph: &Graph) -> &str {
+    graph.name.strip_suffix(SIDE_SUFFIX).filter(|_| graph.lora_rank.is_some()).unwrap_or(&graph.name)
 }
 
 /// True for failures of a fuse that low-rank branches do not have.

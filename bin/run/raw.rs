@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
         adapters::load(&args.lora, engine.manifest().into(), args.allow_partial, predictor.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
     let (mut tensors, mut graph) = (tensors, graph);
-    let base = graph.trim_end_matches(SIDE_SUFFIX).to_owned();
+    let base = modes::base(engine.graph(&graph)?).to_owned();
     let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;
     let side = if asked_by_name {
         graph != base
@@ -55,7 +55,14 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     if side {
         graph = format!("{base}{SIDE_SUFFIX}");
         let stored = engine.graph(&graph)?;
-        if !tensors.keys().any(|name| is_factor(stored, name)) {
+        let given = tensors.keys().find(|name| is_factor(stored, name));
+        if let (Some(factor), false, false) = (given, fused.is_empty(), args.fuse_mode == FuseMode::Fuse) {
+            return Err(Failure::usage(format!(
+                "--inputs holds `{factor}`, a factor of a low-rank branch, and --lora gives adapters for the same branches; \
+                 leave one of them out, or fuse the adapters with --fuse-mode fuse"
+            )));
+        }
+        if given.is_none() {
             let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
             tensors.extend(side::inputs(&engine, stored, &borrowed)?);
             fused.clear();

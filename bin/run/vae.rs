@@ -2,10 +2,13 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use indexmap::IndexMap;
 use ndarray::{Array5, Ix5};
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
+use v2l_runtime::adapter::check_destination;
+use v2l_runtime::atomic::probe_file;
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::library::find_ffmpeg;
 use v2l_runtime::pipeline::Pipeline;
@@ -51,17 +54,22 @@ pub(crate) fn read_frames(args: &Args, path: &Path) -> anyhow::Result<Frames> {
     }
 }
 
-/// Refuses a video or picture that could not be written in the end, before any work is done.
+/// Refuses a video, picture or adapter that could not be written in the end, before any work is done.
 pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = &args.contact_sheet {
         video::check_png(path)?;
     }
-    if let Some(path) = args.output.as_ref().filter(|path| !is_tensors(path))
-        && video::needs_ffmpeg(path)?
-    {
-        find_ffmpeg(args.ffmpeg.as_deref())?;
+    if let Some(path) = &args.save_lora {
+        check_destination(path, args.lora_format.into())?;
     }
-    Ok(())
+    match &args.output {
+        Some(path) if is_tensors(path) => probe_file(path).with_context(|| path.display().to_string()),
+        Some(path) => {
+            let ffmpeg = video::needs_ffmpeg(path)?.then(|| find_ffmpeg(args.ffmpeg.as_deref())).transpose()?;
+            Ok(video::probe_video(path, ffmpeg.as_ref().map(|found| &*found.path))?)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Writes frames as a video, or as a folder of PNGs.

@@ -19,6 +19,7 @@ use v2l_graphs::passes::{
 };
 use v2l_graphs::{DataType, Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::adapter::Layers;
+use v2l_runtime::atomic::probe_file;
 use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, Manifest, PRECISION_PLAN, Profile, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::HYPERNETWORK;
 use v2l_runtime::map::{map_file, read_file};
@@ -36,7 +37,7 @@ use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
 use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, plan_component, side_types};
-use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder};
+use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder, open_file};
 
 pub use self::explain::GraphReport;
 pub use self::slots::{AmbiguousSlot, SharedSlot, SlotReport};
@@ -128,6 +129,7 @@ pub fn compile(
     let tensorrt = options.tensorrt.as_ref().map(|options| TensorRt::open(options, output)).transpose()?;
     let tensorrt = tensorrt.as_ref();
     if !input.is_dir() {
+        probe_file(output).map_err(ExportError::io(output))?;
         let graphs = vec![(graph_name(input), input.to_owned())];
         check_profile_inputs(&graphs, &options.profiles)?;
         let report = compile_component(None, &graphs, output, options, tensorrt, progress)?;
@@ -193,7 +195,7 @@ pub fn compile(
 fn check_profile_inputs(graphs: &[(String, PathBuf)], profiles: &[Profile]) -> Result<(), ExportError> {
     let mut known: Vec<String> = Vec::new();
     for (_, path) in graphs.iter().filter(|_| !profiles.is_empty()) {
-        let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
+        let model = read_model(path, &ReadOptions { open: &|file| open_file(path, file) })?;
         known.extend(model.graph.inputs.into_iter().map(|input| input.name));
     }
     match profiles.iter().flat_map(Profile::keys).find(|name| !known.contains(name)) {
@@ -261,12 +263,12 @@ pub(crate) fn prepare(
     options: &CompileOptions,
 ) -> Result<Prepared, ExportError> {
     let output = output.and_then(|output| output.canonicalize().ok());
-    let open = |path: &Path| match &output {
-        Some(output) if path.canonicalize().is_ok_and(|path| path == *output) => {
+    let open = |file: &Path| match &output {
+        Some(output) if file.canonicalize().is_ok_and(|file| file == *output) => {
             let message = "the engine would replace it; write the engine to another path";
             Err(std::io::Error::new(std::io::ErrorKind::AlreadyExists, message))
         }
-        _ => map_file(path),
+        _ => open_file(path, file),
     };
     let mut model = read_model(path, &ReadOptions { open: &open })?;
     let label = path.display().to_string();

@@ -6,10 +6,9 @@ use std::path::Path;
 use indexmap::IndexMap;
 use v2l_graphs::{Dim, ReadOptions, ValueInfo, read_model};
 use v2l_runtime::engine::manifest::{Absent, Slot};
-use v2l_runtime::map::map_file;
 
 use crate::compile::SlotReport;
-use crate::{CompileOptions, ExportError, compile, metadata};
+use crate::{CompileOptions, ExportError, compile, metadata, open_file};
 
 /// What an ONNX file holds.
 #[derive(Clone, Debug)]
@@ -49,7 +48,7 @@ pub struct OnnxSummary {
 /// [`ExportError`], as [`crate::compile`] would refuse the file.
 pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportError> {
     let prepared = compile::prepare(&path.display().to_string(), path, None, &CompileOptions::default())?.model;
-    let model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
+    let model = read_model(path, &ReadOptions { open: &|file| open_file(path, file) })?;
     let text = model.summary(nodes).trim_end().to_owned();
     let graph = model.graph.name.clone();
     let compile::Discovered { slots, absent, report } = compile::slots(&mut [(graph.clone(), prepared)], None)?;

@@ -22,7 +22,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
 use v2l_runtime::atomic::AtomicFolder;
-use v2l_runtime::map::read_file;
+use v2l_runtime::lookalike;
+use v2l_runtime::map::{map_known, read_file};
 use v2l_runtime::pipeline::config::FILE_NAME;
 
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
@@ -95,6 +96,11 @@ pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
         });
     }
     AtomicFolder::create(output).map_err(ExportError::io(output))
+}
+
+/// Opens a file of the model at `model`: the graph, or its external data, which may begin with any bytes but not stand for others.
+pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Bytes> {
+    map_known(file, |start| if file == model { lookalike::of(start) } else { lookalike::stand_in(start) })
 }
 
 /// Reads a JSON file of at most 64 MiB.

@@ -18,7 +18,7 @@ mod target;
 
 pub use folder::{AtomicFolder, FileSet};
 use target::Target;
-pub use target::is_special;
+pub use target::{is_special, is_stdout};
 
 /// Bytes held back before they go to the file.
 const BUFFER: usize = 1 << 20;

@@ -233,7 +233,7 @@ fn pipeline(error: &PipelineError) -> ErrorClass {
         PipelineError::Vae(e) => vae(e),
         PipelineError::Video(e) => video(e),
         PipelineError::Io { .. } => ErrorClass::Io,
-        PipelineError::NotFinite { .. } => ErrorClass::Numeric,
+        PipelineError::NotFinite { .. } | PipelineError::Infinite { .. } => ErrorClass::Numeric,
         PipelineError::Output { .. }
         | PipelineError::Session { .. }
         | PipelineError::Component(_)

@@ -20,6 +20,7 @@ pub mod heat_map;
 mod inputs;
 pub mod interrupt;
 pub mod library;
+pub mod lookalike;
 pub mod map;
 pub mod noise;
 pub mod ort_backend;

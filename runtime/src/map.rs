@@ -8,6 +8,8 @@ use std::path::Path;
 use bytes::Bytes;
 use memmap2::Mmap;
 
+use crate::lookalike::{self, Lookalike};
+
 /// Maps `path` read-only. Clones and slices of the result share the map, which lives as long as the last of them.
 ///
 /// Costs no private memory; pages are read when they are touched. An empty file gives empty bytes.
@@ -51,14 +53,18 @@ impl From<Unusable> for io::Error {
 /// Reads a file of at most `limit` bytes; it may be a pipe.
 ///
 /// # Errors
-/// As [`File::open`], and [`Unusable`] for one that has more bytes, which are not read.
+/// As [`File::open`], and [`Unusable`] for one that has more bytes, which are not read, or that stands for another file, such as a
+/// pointer of Git LFS.
 pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
         return Err(Unusable(format!("more than {limit} bytes, the most that a file of this kind may have")).into());
     }
-    Ok(bytes)
+    match lookalike::stand_in(&bytes) {
+        Some(found) => Err(Unusable(found.to_string()).into()),
+        None => Ok(bytes),
+    }
 }
 
 /// [`read_file`] for text.
@@ -68,6 +74,18 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
 pub fn read_text(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
     let bytes = read_file(path, limit)?;
     String::from_utf8(bytes).map_err(|_| Unusable("expected text in UTF-8, found other bytes".to_owned()).into())
+}
+
+/// [`map_file`] for a file that `kind` may know as one of another format by how it begins.
+///
+/// # Errors
+/// Those of [`map_file`], and [`Unusable`] with what the file is.
+pub fn map_known(path: impl AsRef<Path>, kind: impl Fn(&[u8]) -> Option<Lookalike>) -> io::Result<Bytes> {
+    let bytes = map_file(path)?;
+    match kind(&bytes[..bytes.len().min(lookalike::START)]) {
+        Some(found) => Err(Unusable(found.to_string()).into()),
+        None => Ok(bytes),
+    }
 }
 
 #[cfg(test)]

@@ -126,9 +126,16 @@ impl PredictionCache {
     /// damaged is removed.
     ///
     /// # Errors
-    /// [`CacheError`] if a file cannot be read or removed.
+    /// [`CacheError`] if there is an entry that cannot be read or, damaged, removed: a miss, too, but one to be told of.
     pub fn get(&self, key: &Key) -> Result<Option<Array2<f32>>, CacheError> {
         let path = self.path(key);
+        match std::fs::metadata(&path) {
+            Ok(metadata) if metadata.is_file() => {}
+            // Opening a pipe would wait for its other end.
+            Ok(_) => return Err(error(&path)(io::Error::other("expected a file, found something else"))),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(error(&path)(e)),
+        }
         let mut file = match std::fs::File::open(&path) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),

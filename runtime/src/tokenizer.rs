@@ -2,6 +2,10 @@
 
 use tokenizers::Tokenizer;
 
+use self::growth::{Growth, MAX_TEXT};
+
+mod growth;
+
 /// Largest `tokenizer.json` or `spiece.model` that is read, in bytes; vocabularies of 256 000 pieces take 35 MB and 5 MB.
 pub const MAX_FILE: u64 = 64 << 20;
 
@@ -20,6 +24,9 @@ pub enum TokenizerError {
         /// The tokenizer's words.
         message: String,
     },
+    /// The text, or what the tokenizer's steps might make of it, has no end in sight.
+    #[error("a text of {0} bytes may take more than {MAX_TEXT} bytes in the tokenizer; give a shorter one")]
+    TooLong(usize),
     /// No room for a token and the end marker.
     #[error("max_length is {0}, expected 2 to 65536")]
     MaxLength(usize),
@@ -37,6 +44,7 @@ pub struct Tokens {
 /// A tokenizer that pads and truncates as `T5Tokenizer` does with `padding="max_length", truncation=True`.
 pub struct TextTokenizer {
     tokenizer: Tokenizer,
+    growth: Growth,
     max_length: usize,
     pad_id: u32,
 }
@@ -54,6 +62,7 @@ impl TextTokenizer {
         if !(2..=65_536).contains(&max_length) {
             return Err(TokenizerError::MaxLength(max_length));
         }
+        let growth = Growth::read(bytes).map_err(TokenizerError::File)?;
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| TokenizerError::File(e.to_string()))?;
         let pad_id = pad_id
             .or_else(|| tokenizer.get_padding().map(|p| p.pad_id))
@@ -61,7 +70,7 @@ impl TextTokenizer {
             .unwrap_or(0);
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| TokenizerError::File(e.to_string()))?;
-        Ok(Self { tokenizer, max_length, pad_id })
+        Ok(Self { tokenizer, growth, max_length, pad_id })
     }
 
     /// Number of ids per prompt.
@@ -72,8 +81,11 @@ impl TextTokenizer {
     /// The ids of `text`: special tokens added, cut before the end marker, padded at the end.
     ///
     /// # Errors
-    /// [`TokenizerError::Encode`] if the tokenizer refuses the text.
+    /// [`TokenizerError::TooLong`] for megabytes of text, [`TokenizerError::Encode`] if the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Tokens, TokenizerError> {
+        if !self.growth.bears(text) {
+            return Err(TokenizerError::TooLong(text.len()));
+        }
         let encoding = self
             .tokenizer
             .encode_fast(text, true)
@@ -126,6 +138,58 @@ mod tests {
         let cut = tokenizer(4).encode(text).unwrap();
         assert_eq!(cut.ids[..3], whole.ids[..3]);
         assert_eq!((cut.ids[3], cut.truncated), (1, Some(length - 4)));
+    }
+
+    /// The fixture with one part replaced, and some more tokens.
+    fn changed(key: &str, value: Value) -> Result<TextTokenizer, TokenizerError> {
+        let bytes = std::fs::read(format!("{DIRECTORY}/tokenizer.json")).unwrap();
+        let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+        json[key] = value;
+        TextTokenizer::from_bytes(json.to_string().as_bytes(), 64, None)
+    }
+
+    fn sequence(key: &str, steps: Vec<Value>) -> Value {
+        serde_json::json!({ "type": "Sequence", key: steps })
+    }
+
+    /// A few hundred bytes each, gigabytes of memory without a bound.
+    #[test]
+    fn steps_that_repeat_a_text_without_end_are_refused() {
+        use serde_json::json;
+        let double = |pattern: Value| json!({ "type": "Replace", "pattern": pattern, "content": "aa" });
+        let prepend = json!({ "type": "Prepend", "prepend": "a" });
+        for step in
+            [double(json!({ "String": "a" })), double(json!({ "Regex": "" })), double(json!({ "Regex": "a|(?=a)" }))]
+        {
+            let steps = [vec![prepend.clone()], vec![step; 40]].concat();
+            let tokenizer = changed("normalizer", sequence("normalizers", steps.clone())).unwrap();
+            assert!(matches!(tokenizer.encode("a cat"), Err(TokenizerError::TooLong(5))));
+            let nested = sequence("normalizers", vec![sequence("normalizers", steps)]);
+            let token = json!([{ "id": 0, "content": "a", "single_word": false, "lstrip": false, "rstrip": false,
+                "normalized": true, "special": false }]);
+            let bytes = std::fs::read(format!("{DIRECTORY}/tokenizer.json")).unwrap();
+            let mut whole: Value = serde_json::from_slice(&bytes).unwrap();
+            (whole["normalizer"], whole["added_tokens"]) = (nested, token);
+            let error = TextTokenizer::from_bytes(whole.to_string().as_bytes(), 64, None).err().unwrap().to_string();
+            assert!(error.contains("added tokens"), "{error}");
+        }
+        let level =
+            json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
+        let error = changed("pre_tokenizer", sequence("pretokenizers", vec![level; 30])).err().unwrap().to_string();
+        assert!(error.contains("pre_tokenizer repeats a text"), "{error}");
+        let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
+        let twice =
+            json!({ "type": "TemplateProcessing", "single": [text, text], "pair": [text], "special_tokens": {} });
+        let error = changed("post_processor", sequence("processors", vec![twice; 30])).err().unwrap().to_string();
+        assert!(error.contains("post_processor repeats a text"), "{error}");
+    }
+
+    #[test]
+    fn ordinary_steps_bear_long_texts() {
+        let text = "a cat runs on the beach ".repeat(4000);
+        assert!(tokenizer(64).encode(&text).unwrap().truncated.is_some());
+        let long = "a".repeat(5 << 20);
+        assert!(matches!(tokenizer(64).encode(&long), Err(TokenizerError::TooLong(_))));
     }
 
     #[test]

@@ -10,7 +10,7 @@ mod pixels;
 mod png;
 mod sheet;
 
-pub use encode::{needs_ffmpeg, write_video};
+pub use encode::{needs_ffmpeg, probe_video, write_video};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
 pub use png::check_png;
 pub(crate) use png::write_png;
@@ -239,6 +239,9 @@ pub fn read_frames(path: &Path, ffmpeg: Option<&Path>) -> Result<Frames, VideoEr
         return images::read_images(std::slice::from_ref(&path.to_owned()), path);
     }
     let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
+    if metadata.is_file() {
+        images::refuse_stand_in(path)?;
+    }
     decode::decode(path, ffmpeg)
 }
 

@@ -10,6 +10,7 @@ use safetensors::tensor::{Metadata, SafeTensors};
 use serde_json::json;
 
 use crate::atomic::AtomicFile;
+use crate::lookalike::{self, Lookalike};
 use crate::map::map_file;
 use crate::raw;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -36,6 +37,14 @@ pub enum WeightError {
         path: PathBuf,
         /// What is wrong.
         reason: String,
+    },
+    /// The file is of another kind.
+    #[error("{path} is no safetensors file: {found}")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and the way out.
+        found: Lookalike,
     },
     /// The file lacks a tensor.
     #[error("{path} holds no tensor `{name}`")]
@@ -109,7 +118,7 @@ impl WeightFile {
     /// Maps `path` and reads its header. Costs the header, not the tensors.
     ///
     /// # Errors
-    /// [`WeightError::Io`], or [`WeightError::Header`] for a truncated or contradictory file.
+    /// [`WeightError::Io`], [`WeightError::Header`] for a truncated or contradictory file, or [`WeightError::Foreign`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self, WeightError> {
         let path = path.as_ref();
         let data = map_file(path).map_err(|source| WeightError::Io { path: path.to_owned(), source })?;
@@ -119,7 +128,7 @@ impl WeightFile {
     /// Reads the header of a file that is already in memory; `path` serves error messages.
     ///
     /// # Errors
-    /// [`WeightError::Header`] for truncated or contradictory bytes.
+    /// [`WeightError::Header`] for truncated or contradictory bytes, [`WeightError::Foreign`] for those of another format.
     pub fn from_bytes(path: impl Into<PathBuf>, data: &Bytes) -> Result<Self, WeightError> {
         let path = path.into();
         match SafeTensors::read_metadata(data) {
@@ -127,7 +136,10 @@ impl WeightFile {
                 let (start, data) = (data.slice(..8 + length), data.slice(8 + length..));
                 Ok(Self { path, start, data, header })
             }
-            Err(e) => Err(WeightError::Header { path, reason: e.to_string() }),
+            Err(e) => Err(match lookalike::of_tensors(&data[..data.len().min(lookalike::START)]) {
+                Some(found) => WeightError::Foreign { path, found },
+                None => WeightError::Header { path, reason: e.to_string() },
+            }),
         }
     }
 

@@ -17,6 +17,7 @@ const BAD_MODEL: i32 = 3;
 const UNSUPPORTED: i32 = 4;
 const BAD_ADAPTER: i32 = 5;
 const VERSION: i32 = 6;
+const NUMERIC: i32 = 7;
 const IO: i32 = 9;
 
 /// Runs a command that has to fail with `exit` and leave `scratch` as it was; gives the message.
@@ -180,6 +181,171 @@ fn hostile_safetensors_are_refused() {
         refuse(&scratch, command("inspect", &[&weights]), BAD_MODEL);
     }
     insta::assert_snapshot!(messages);
+}
+
+/// How files of other kinds begin.
+const LOOKALIKES: &[(&str, &[u8])] = &[
+    ("a Git LFS pointer", b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 12345678\n"),
+    ("a PyTorch checkpoint", b"PK\x03\x04\x00\x00\x08\x08\x00\x00\x00\x00archive/data.pkl"),
+    ("a PyTorch checkpoint", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03."),
+    ("a GGUF file", b"GGUF\x03\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00"),
+    ("an HDF5 file", b"\x89HDF\r\n\x1a\n\x00\x00\x00\x00\x00\x08\x08\x00"),
+    ("a web page", b"<!doctype html>\n<html><body>Access denied</body></html>"),
+    ("a gzip archive", b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03abcdefg"),
+];
+
+/// Whatever reads the file, the message names what it is and the way out.
+#[test]
+fn files_of_other_kinds_are_named_with_the_way_out() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let (model, weights) = transformer(&scratch);
+    let good = std::fs::read(&weights).unwrap();
+    let (file, onnx, target) = (scratch.path("x.safetensors"), scratch.path("x.onnx"), scratch.path("out.safetensors"));
+    let mut messages = Vec::new();
+    for (what, bytes) in LOOKALIKES {
+        for path in [&file, &onnx, &weights] {
+            std::fs::write(path, bytes).unwrap();
+        }
+        let mut named = |command: Command, exit: i32| {
+            let message = refuse(&scratch, command, exit);
+            assert!(message.contains(what) && message.contains("; "), "{what}: {message}");
+            message
+        };
+        messages.push(named(command("export", args![&model, "-o", scratch.path("bundle")]), BAD_MODEL));
+        named(command("compile", args![&onnx, "-o", scratch.path("x.engine")]), BAD_MODEL);
+        named(command("inspect", args![&onnx]), BAD_MODEL);
+        named(command("inspect", args![&file]), BAD_MODEL);
+        named(generate(&sample.engines(), args!["--lora", &file, "-o", &target]), BAD_ADAPTER);
+        named(generate(&sample.engines(), args!["--latents", &file, "-o", &target]), BAD_MODEL);
+        named(command("run", args!["--engine", &file, "--inputs", &file, "--outputs", &target]), BAD_MODEL);
+    }
+    let onnx = sample.bundle().join("text_encoder/encode.onnx");
+    std::fs::write(&weights, b"{\"weight_map\": {\"a\": \"b.safetensors\"}}").unwrap();
+    messages.push(refuse(&scratch, command("inspect", args![&weights]), BAD_MODEL));
+    std::fs::write(&file, &good).unwrap();
+    let mistaken = command("run", args!["--engine", onnx, "--inputs", &file, "--outputs", &target]);
+    messages.push(refuse(&scratch, mistaken, BAD_MODEL));
+    insta::assert_snapshot!(messages.join("\n").replace(&*sample.bundle().to_string_lossy(), "[BUNDLE]"));
+}
+
+/// A repository that was cloned without Git LFS.
+#[test]
+fn git_lfs_pointers_are_named_wherever_a_file_is_expected() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let pointer = LOOKALIKES[0].1;
+    let named = |command: Command, exit: i32| {
+        let message = refuse(&scratch, command, exit);
+        assert!(message.contains("Git LFS pointer") && message.contains("git lfs pull"), "{message}");
+    };
+    let model = scratch.copy(&sample_model(), "model");
+    for name in ["transformer/config.json", "tokenizer/spiece.model", "scheduler/scheduler_config.json"] {
+        let good = std::fs::read(model.join(name)).unwrap();
+        std::fs::write(model.join(name), pointer).unwrap();
+        named(command("export", args![&model, "-o", scratch.path("bundle")]), BAD_MODEL);
+        std::fs::write(model.join(name), good).unwrap();
+    }
+    let bundle = scratch.copy(&sample.bundle(), "b");
+    std::fs::write(bundle.join("text_encoder/weights.bin"), pointer).unwrap();
+    named(
+        command("compile", args![bundle.join("text_encoder/encode.onnx"), "-o", scratch.path("x.engine")]),
+        BAD_MODEL,
+    );
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let target = scratch.path("out.safetensors");
+    for name in ["tokenizer.json", "pipeline.json"] {
+        std::fs::write(engines.join(name), pointer).unwrap();
+        named(generate(&engines, args!["-o", &target]), BAD_MODEL);
+    }
+    for (name, flag) in [("x.png", "--image"), ("x.mp4", "--reference"), ("x.png", "--reference")] {
+        let path = scratch.write(name, pointer);
+        named(generate(&sample.engines(), args![flag, path, "-o", &target]), IO);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn files_without_an_end_are_refused() {
+    use std::os::unix::fs::symlink;
+    let (scratch, sample) = (Scratch::new(), sample());
+    let target = scratch.path("out.safetensors");
+    for name in ["pipeline.json", "tokenizer.json", "transformer.engine"] {
+        let engines = scratch.copy(&sample.engines(), &format!("with-{name}"));
+        std::fs::remove_file(engines.join(name)).unwrap();
+        symlink("/dev/zero", engines.join(name)).unwrap();
+        let exit = if name.ends_with("json") { BAD_MODEL } else { IO };
+        let message = refuse(&scratch, generate(&engines, args!["-o", &target]), exit);
+        assert!(message.contains(name), "{message}");
+    }
+    let bundle = scratch.copy(&sample.bundle(), "bundle");
+    std::fs::remove_file(bundle.join("tokenizer.json")).unwrap();
+    symlink("/dev/zero", bundle.join("tokenizer.json")).unwrap();
+    let compile = command("compile", args![&bundle, "-o", scratch.path("engines"), "--no-verify"]);
+    refuse(&scratch, compile, BAD_MODEL);
+    let model = scratch.copy(&sample_model(), "model");
+    for name in ["transformer/config.json", "tokenizer/spiece.model"] {
+        std::fs::remove_file(model.join(name)).unwrap();
+        symlink("/dev/zero", model.join(name)).unwrap();
+        refuse(&scratch, command("export", args![&model, "-o", scratch.path("out")]), BAD_MODEL);
+    }
+    let zero = args!["--inputs", "/dev/zero", "--outputs", &target];
+    let message =
+        refuse(&scratch, command("run", &[args!["--engine", sample.engine("text_encoder")], zero].concat()), IO);
+    assert!(message.contains("a pipe or a device"), "{message}");
+}
+
+/// 600 bytes that would become 2^40 for every letter of a prompt.
+#[test]
+fn tokenizer_that_repeats_a_text_without_end_is_refused() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    edit_json(&engines.join("tokenizer.json"), |json| {
+        let double = serde_json::json!({ "type": "Replace", "pattern": { "String": "a" }, "content": "aa" });
+        json["normalizer"] = serde_json::json!({ "type": "Sequence", "normalizers": vec![double; 40] });
+    });
+    let run = generate(&engines, args!["--prompt", "a cat", "-o", scratch.path("out.safetensors")]);
+    let message = refuse(&scratch, run, USAGE);
+    assert!(message.contains("a text of") && message.contains("give a shorter one"), "{message}");
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused_where_they_come_in() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let path = scratch.path("x.safetensors");
+    for value in [f32::INFINITY, f32::NAN] {
+        for (name, shape) in [("latents", &[1, 16, 2, 8, 12][..]), ("pixels", &[1, 3, 5, 32, 32])] {
+            let mut tensor = RawTensor::f32s(shape, 0.0);
+            tensor.data[40..44].copy_from_slice(&value.to_le_bytes());
+            write(&path, &[(name.to_owned(), tensor)].into(), None);
+            let engines = sample.engines();
+            let commands = match name {
+                "latents" => ["o.mp4", "o.safetensors", "frames/"]
+                    .map(|to| command("run", args!["--engine", &engines, "--decode", &path, "-o", scratch.path(to)]))
+                    .into(),
+                _ => vec![
+                    command("run", args!["--engine", &engines, "--encode", &path, "--outputs", scratch.path("o")]),
+                    command(
+                        "run",
+                        args![
+                            "--engine",
+                            &engines,
+                            "--reference",
+                            &path,
+                            "--save-lora",
+                            scratch.path("l"),
+                            "--width",
+                            "32",
+                            "--height",
+                            "32"
+                        ],
+                    ),
+                ],
+            };
+            for command in commands {
+                let message = refuse(&scratch, command, NUMERIC);
+                assert!(message.contains("[0, 0, 0, 0, 10]"), "{message}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -544,7 +710,7 @@ fn full_disk_leaves_no_video_and_no_tensors() {
 
 // Running.
 
-fn latents(scratch: &Scratch, shape: &[usize]) -> PathBuf {
+pub(crate) fn latents(scratch: &Scratch, shape: &[usize]) -> PathBuf {
     let path = scratch.path("latents.safetensors");
     let mut latents = RawTensor::f32s(shape, 0.0);
     let count = latents.data.len() / 4;
@@ -835,7 +1001,7 @@ fn raw_inputs_that_the_graph_does_not_take_are_refused() {
 // Adapters.
 
 /// An adapter for the sample's transformer in diffusers' form.
-fn adapter(scratch: &Scratch, module: &str, value: f32) -> PathBuf {
+pub(crate) fn adapter(scratch: &Scratch, module: &str, value: f32) -> PathBuf {
     let path = scratch.path("lora.safetensors");
     let tensors = [
         ("transformer.transformer_blocks.0.attn1.to_q.lora_A.weight".to_owned(), RawTensor::f32s(&[2, 32], value)),

@@ -28,6 +28,8 @@ mod inspect;
 mod int8;
 mod miniature;
 mod modes;
+#[cfg(unix)]
+mod outputs;
 mod overrides;
 mod passes;
 #[cfg(unix)]

@@ -187,4 +187,26 @@ fn a_prediction_is_kept_for_the_same_reference_and_settings_only() {
     }
     assert!(!cached("again", &[]));
     assert_eq!(miniature.latents("again"), miniature.latents("first"));
+
+    // Nor does one fail the run that cannot be read, nor replaced.
+    for entry in std::fs::read_dir(&cache).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::create_dir_all(path.join("folder")).unwrap();
+    }
+    let flags = ["--prediction-cache", cache.to_str().unwrap()];
+    let unreadable = miniature.generate("unreadable", &flags);
+    assert_eq!(event(&unreadable, "prediction")["cached"], false);
+    assert!(unreadable.stderr.contains("warning: a prediction that was kept is not used: "), "{}", unreadable.stderr);
+    assert!(unreadable.stderr.contains("warning: the prediction is not kept: "), "{}", unreadable.stderr);
+    assert_eq!(miniature.latents("unreadable"), miniature.latents("first"));
+}
+
+#[test]
+fn tiling_that_a_model_cannot_have_is_a_matter_of_the_request() {
+    let miniature = Miniature::new(&[]);
+    let refused = miniature.generate("x", &["--vae-tiling", "on"]);
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("do not join in latent pixels"), "{}", refused.stderr);
+    assert_eq!(miniature.generate("x", &["--vae-tiling", "off"]).code, 0);
 }

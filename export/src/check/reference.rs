@@ -7,7 +7,6 @@ use v2l_graphs::passes::{lower_logic, sort_topologically};
 use v2l_graphs::{
     DataType, Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats,
 };
-use v2l_runtime::map::map_file;
 use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
@@ -15,7 +14,7 @@ use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 use crate::compile::types::{ports, to_runtime};
 use crate::compile::variants::stored_variant;
 use crate::execute::{ExecuteError, OrtExecutor};
-use crate::{ExportError, check_graph, metadata};
+use crate::{ExportError, check_graph, metadata, open_file};
 
 /// A source graph that can be run in f32, unoptimised.
 ///
@@ -38,7 +37,7 @@ struct Untouched {
 
 impl Reference {
     pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
-        let mut model = read_model(path, &ReadOptions { open: &|path| map_file(path) })?;
+        let mut model = read_model(path, &ReadOptions { open: &|file| open_file(path, file) })?;
         let label = path.display().to_string();
         sort_topologically(&mut model)
             .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;

@@ -75,7 +75,7 @@ impl State {
         let engine = self.directory.engine(TRANSFORMER)?;
         let manifest = engine.manifest();
         let step = StepGraph::default().graph;
-        let branches = manifest.graph(&format!("{step}{SIDE_SUFFIX}")).is_some();
+        let branches = manifest.graph(&format!("{step}{SIDE_SUFFIX}")).is_some_and(|graph| graph.lora_rank.is_some());
         match mode {
             V2L_ADAPTERS_SIDE if !branches => Err(Failure::argument(
                 "the engine has no low-rank branches for V2L_ADAPTERS_SIDE; compile it with --lora-rank MAX",

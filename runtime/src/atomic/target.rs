@@ -108,6 +108,11 @@ pub fn is_special(path: &Path) -> bool {
     Place::of(path).is_ok_and(|place| matches!(place.kind, Kind::Sink(_)))
 }
 
+/// True if `path` leads to this process's standard output.
+pub fn is_stdout(path: &Path) -> bool {
+    Place::of(path).is_ok_and(|place| matches!(place.kind, Kind::Sink(Sink::Stdout)))
+}
+
 /// `/proc/N/fd/M`, where `/dev/stdout` and `/dev/fd/M` lead: a link that cannot be followed by name.
 fn open_file(folder: &Path, name: &OsStr) -> Option<Sink> {
     if !folder.starts_with("/proc") || folder.file_name() != Some(OsStr::new("fd")) {

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use ndarray::{Array5, ArrayD, Axis, IxDyn, concatenate};
+use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn, concatenate};
 
 use crate::map::read_file;
 use crate::noise::{NoisePurpose, standard_normal};
@@ -101,6 +101,16 @@ pub enum PipelineError {
         step: usize,
         /// Steps in all.
         total: usize,
+    },
+    /// A tensor that was given, or made, holds NaN or infinity.
+    #[error("{what} hold {value} at {at:?}; expected finite numbers")]
+    Infinite {
+        /// Which one.
+        what: &'static str,
+        /// The first such value.
+        value: f32,
+        /// Where it is.
+        at: Vec<usize>,
     },
     /// A graph gave something else than it should.
     #[error("{component}, graph `{graph}`: output `{output}` is {found}, expected {expected}")]
@@ -283,6 +293,7 @@ impl Pipeline {
         let vae = self.vae()?;
         let knobs = knobs.unwrap_or(&self.config.reference);
         let pixels = reference_pixels(knobs, reference, size)?;
+        finite("the reference's pixels", &pixels)?;
         let moments = vae::encode(vae, components, &pixels, Stage::EncodeReference, observer)?;
         let latents = match knobs.latent {
             LatentChoice::Mean => moments.mean,
@@ -304,7 +315,10 @@ impl Pipeline {
         pixels: &Array5<f32>,
         observer: &mut dyn Observer,
     ) -> Result<Moments, PipelineError> {
-        Ok(vae::encode(self.vae()?, components, pixels, Stage::EncodeVideo, observer)?)
+        finite("the pixels", pixels)?;
+        let moments = vae::encode(self.vae()?, components, pixels, Stage::EncodeVideo, observer)?;
+        finite("the encoder's means", &moments.mean)?;
+        Ok(moments)
     }
 
     /// Decodes unscaled latents `[B, 16, T, h, w]` to pixels `[B, 3, F, H, W]`, about [-1, 1].
@@ -317,7 +331,10 @@ impl Pipeline {
         latents: &Array5<f32>,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, PipelineError> {
-        Ok(vae::decode(self.vae()?, components, latents, Stage::Decode, observer)?)
+        finite("the latents", latents)?;
+        let pixels = vae::decode(self.vae()?, components, latents, Stage::Decode, observer)?;
+        finite("the decoder's pixels", &pixels)?;
+        Ok(pixels)
     }
 
     /// Decodes what [`Self::generate`] made to frames.
@@ -403,6 +420,7 @@ impl Pipeline {
                     expected: format!("[{batch}, tokens, width]: negative first if guidance is above 1"),
                 });
             }
+            finite("prompt_embeds", embeddings)?;
             return Ok(embeddings.clone());
         }
         let negative = request.negative_prompt.as_deref().unwrap_or(&self.config.defaults.negative_prompt);
@@ -424,7 +442,16 @@ fn initial_noise(request: &Request, settings: &Settings, shape: [usize; 5]) -> R
             expected: format!("{shape:?} (batch, latent frames, channels, height, width)"),
         });
     }
+    finite("the initial noise", noise)?;
     Ok(noise.clone())
+}
+
+/// Refuses NaN and infinity.
+fn finite<D: Dimension>(what: &'static str, values: &ndarray::Array<f32, D>) -> Result<(), PipelineError> {
+    let at = |values: &ndarray::ArrayViewD<'_, f32>| {
+        values.indexed_iter().find(|(_, v)| !v.is_finite()).map(|(at, &value)| (at.as_array_view().to_vec(), value))
+    };
+    at(&values.view().into_dyn()).map_or(Ok(()), |(at, value)| Err(PipelineError::Infinite { what, value, at }))
 }
 
 /// What every step's call has in common.

@@ -8,7 +8,7 @@ use ffmpeg_sidecar::command::FfmpegCommand;
 
 use super::decode::{Messages, Running, file_argument};
 use super::{Frames, VideoError, extension, images, io_error};
-use crate::atomic::AtomicFile;
+use crate::atomic::{AtomicFile, FileSet};
 
 /// What ffmpeg is told for a container: codec options, and the muxer's name (the temporary file has another extension).
 struct Format {
@@ -21,6 +21,8 @@ struct Format {
 /// The number of encoder threads is fixed, because x264's output depends on it.
 const H264: &[&str] = &["-c:v", "libx264", "-preset", "medium", "-crf", "17", "-pix_fmt", "yuv420p", "-threads", "4"];
 const VP9: &[&str] = &["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-pix_fmt", "yuv420p", "-threads", "4"];
+/// Side of the frames that a probe writes, in pixels: the smallest that all codecs take.
+const PROBE: usize = 64;
 const GIF: &[&str] = &["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"];
 
 fn format(path: &Path) -> Option<Format> {
@@ -55,6 +57,25 @@ pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>
     let file = AtomicFile::create(path).map_err(io_error(path))?;
     encode(file.path(), &format, frames, fps, ffmpeg)?;
     file.commit().map_err(io_error(path))
+}
+
+/// Finds out whether [`write_video`] could write there, and changes nothing: the folder and ffmpeg with its codec are tried on two
+/// small black frames.
+///
+/// # Errors
+/// Those of [`write_video`].
+pub fn probe_video(path: &Path, ffmpeg: Option<&Path>) -> Result<(), VideoError> {
+    if is_folder(path) {
+        return FileSet::create(path).map(drop).map_err(io_error(path));
+    }
+    let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
+    let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
+    let file = AtomicFile::create(path).map_err(io_error(path))?;
+    let black = Frames::new(PROBE, PROBE, vec![0; 2 * 3 * PROBE * PROBE], None)?;
+    encode(file.path(), &format, &black, 8.0, ffmpeg).map_err(|error| match error {
+        VideoError::Ffmpeg { status, message, .. } => VideoError::Ffmpeg { path: path.to_owned(), status, message },
+        other => other,
+    })
 }
 
 /// True if [`write_video`] needs ffmpeg for this path, false for a folder.

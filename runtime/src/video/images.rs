@@ -1,12 +1,15 @@
 //! Images and folders of images.
 
 use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits, RgbImage};
 
 use super::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
 use crate::atomic::FileSet;
+use crate::lookalike;
 
 /// True for a file that [`read_images`] reads.
 pub(super) fn is_image(path: &Path) -> bool {
@@ -46,6 +49,7 @@ pub(super) fn read_images(paths: &[PathBuf], source: &Path) -> Result<Frames, Vi
 
 /// Reads one image as RGB; an alpha channel is dropped, as Pillow's `convert("RGB")` does.
 fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
+    refuse_stand_in(path)?;
     let error = |message: String| VideoError::Image { path: path.to_owned(), message };
     let mut reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(io_error(path))?;
     let mut limits = Limits::default();
@@ -57,6 +61,18 @@ fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
         error(format!("{}; expected an intact image of at most {MAX_SIDE} pixels a side", reason.trim_end_matches('.')))
     };
     Ok(reader.decode().map_err(bad)?.into_rgb8())
+}
+
+/// Refuses a pointer of Git LFS or a web page.
+pub(super) fn refuse_stand_in(path: &Path) -> Result<(), VideoError> {
+    let mut start = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(lookalike::START as u64).read_to_end(&mut start))
+        .map_err(io_error(path))?;
+    match lookalike::stand_in(&start) {
+        Some(found) => Err(VideoError::Image { path: path.to_owned(), message: found.to_string() }),
+        None => Ok(()),
+    }
 }
 
 /// Writes `00000.png`, `00001.png`, … into a folder, which is made if need be, in place of earlier frames. If one cannot be
