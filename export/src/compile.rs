@@ -35,7 +35,7 @@ use self::variants::{compile_graph, compile_stages, side_variants, typed_variant
 use self::weights::{Streamed, matrix_type, plan_weights, source_type};
 use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
-use crate::engine_writer::{EngineBlob, EngineWeight, stage_engine};
+use crate::engine_writer::{EngineBlob, EngineWeight, EngineWriteError, stage_engine};
 use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, plan_component, side_types};
 use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder, open_file};
 
@@ -129,7 +129,7 @@ pub fn compile(
     let tensorrt = options.tensorrt.as_ref().map(|options| TensorRt::open(options, output)).transpose()?;
     let tensorrt = tensorrt.as_ref();
     if !input.is_dir() {
-        probe_file(output).map_err(ExportError::io(output))?;
+        probe_file(output).map_err(|source| EngineWriteError::Io { path: output.to_owned(), source })?;
         let graphs = vec![(graph_name(input), input.to_owned())];
         check_profile_inputs(&graphs, &options.profiles)?;
         let report = compile_component(None, &graphs, output, options, tensorrt, progress)?;

@@ -206,7 +206,7 @@ fn files_of_other_kinds_are_named_with_the_way_out() {
         for path in [&file, &onnx, &weights] {
             std::fs::write(path, bytes).unwrap();
         }
-        let mut named = |command: Command, exit: i32| {
+        let named = |command: Command, exit: i32| {
             let message = refuse(&scratch, command, exit);
             assert!(message.contains(what) && message.contains("; "), "{what}: {message}");
             message
@@ -256,9 +256,10 @@ fn git_lfs_pointers_are_named_wherever_a_file_is_expected() {
         std::fs::write(engines.join(name), pointer).unwrap();
         named(generate(&engines, args!["-o", &target]), BAD_MODEL);
     }
-    for (name, flag) in [("x.png", "--image"), ("x.mp4", "--reference"), ("x.png", "--reference")] {
-        let path = scratch.write(name, pointer);
-        named(generate(&sample.engines(), args![flag, path, "-o", &target]), IO);
+    let image = scratch.write("x.png", pointer);
+    named(command("run", args!["--engine", sample.engines(), "--image", &image, "-o", &target]), IO);
+    for reference in [image, scratch.write("x.mp4", pointer)] {
+        named(generate(&sample.engines(), args!["--reference", reference, "-o", &target]), IO);
     }
 }
 
