@@ -21,7 +21,7 @@ fn random_steps_from_timesteps_and_settings_equal_whole_graphs_over_any_rows_in_
         let seen = compare(&drawn.model, &drawn.model, &trial, &runs(), folder.path());
         hoisted[number as usize % 2] += i32::from(seen.unwrap_or_else(|e| panic!("graph {number}: {e}")).tables);
     }
-    assert!(hoisted.iter().all(|&count| count > 12), "too few graphs with tables to say anything: {hoisted:?}");
+    assert!(hoisted.iter().all(|&count| count > 6), "too few graphs with tables to say anything: {hoisted:?}");
 }
 
 #[test]
