@@ -122,7 +122,7 @@ fn owners(uses: &[LinearUse], readers: Vec<usize>, forms: &Forms) -> (Vec<usize>
 }
 
 /// The module that TorchScript names `fc_1` where `fc` is called again.
-fn first_call<'m>(module: &'m str, how: How) -> Option<&'m str> {
+fn first_call(module: &str, how: How) -> Option<&str> {
     let (first, number) = module.rsplit_once('_').filter(|_| how == How::Scope)?;
     (!number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())).then_some(first)
 }

@@ -23,9 +23,10 @@ pub(super) fn settle(models: &mut [(String, Model)], all: &mut Discovered) {
         settle_model(model, all);
     }
     let refused: BTreeSet<String> = all.report.shared.iter().map(|s| s.tensor.clone()).collect();
-    let (kept, gone) = std::mem::take(&mut all.slots).into_iter().partition(|slot| !refused.contains(&slot.tensor));
+    let (kept, gone): (Vec<Slot>, Vec<Slot>) =
+        std::mem::take(&mut all.slots).into_iter().partition(|slot| !refused.contains(&slot.tensor));
     all.slots = kept;
-    for layer in Vec::<Slot>::from(gone) {
+    for layer in gone {
         let by = all.report.shared.iter().find(|s| s.tensor == layer.tensor);
         let by = by.map_or_else(String::new, |s| format!("`{}` ({})", s.node, s.op_type));
         let reason = format!("is no slot: {by} reads its matrix, too, and an update would change that");
