@@ -41,6 +41,13 @@ pub enum ExecuteError {
     Run(#[from] SessionError),
 }
 
+impl ExecuteError {
+    /// True if a run would have taken more time or memory than it may.
+    pub(crate) fn is_beyond_limits(&self) -> bool {
+        matches!(self, Self::Run(SessionError::Stopped { .. } | SessionError::Memory { .. }))
+    }
+}
+
 /// Runs models on ONNX Runtime as they stand, on the CPU.
 ///
 /// Weights that lie in a map in the graph's own type are used in place; others are made in private memory for one run.

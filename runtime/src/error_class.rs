@@ -204,6 +204,8 @@ fn session(error: &SessionError) -> ErrorClass {
     match error {
         SessionError::Memory { .. } => ErrorClass::Memory,
         SessionError::Backend { .. } => ErrorClass::BadModel,
+        SessionError::Empty { .. } => ErrorClass::Unsupported,
+        SessionError::Stopped { .. } => ErrorClass::Cancelled,
         _ => ErrorClass::Usage,
     }
 }

@@ -92,7 +92,7 @@ fn check_shape<'p>(
             // Graphs carry the extents of intermediate values, which hold from one element on; a rank is in none of them.
             Dim::Symbol(symbol) if extent == 0 && !symbol.ends_with(RANK_SUFFIX) => {
                 let expected = format!("{} with {symbol} of at least 1", describe(port));
-                return Err(mismatch(&port.name, expected, found(tensor)));
+                return Err(SessionError::Empty { name: port.name.clone(), expected, found: found(tensor) });
             }
             Dim::Symbol(symbol) => {
                 let (bound, by) = *symbols.entry(symbol).or_insert((extent, &port.name));

@@ -135,6 +135,22 @@ pub enum SessionError {
         /// How much is needed, where it is known, and the way out.
         message: String,
     },
+    /// A run took longer than it may.
+    #[error("the run was stopped after {seconds} seconds")]
+    Stopped {
+        /// How long it may take.
+        seconds: u64,
+    },
+    /// An input has no element along an extent that has a name.
+    #[error("input `{name}`: found {found}; inputs without elements are not supported: expected {expected}")]
+    Empty {
+        /// The input.
+        name: String,
+        /// What the graph declares, and that it must have an element.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
     /// The backend refused or failed.
     #[error("{backend}: {message}")]
     Backend {

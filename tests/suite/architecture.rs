@@ -26,8 +26,8 @@ const ROOT: &str = "v2l";
 /// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
 const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
-/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors, CUDA, TensorRT,
-/// the environment of the tools.
+/// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors and bounded
+/// memory, CUDA, TensorRT, the environment of the tools.
 const UNSAFE_FILES: &[&str] = &[
     "bin/cli/telemetry.rs",
     "fuzz/targets.rs",
@@ -57,6 +57,7 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/src/fuse/kernel.rs",
     "runtime/src/fuse/lanes.rs",
     "runtime/src/map.rs",
+    "runtime/src/ort_backend/bounded.rs",
     "runtime/src/ort_backend/part.rs",
     "runtime/src/ort_backend/value.rs",
     "runtime/src/ort_backend/weighted.rs",

@@ -57,4 +57,5 @@ mod t5;
 mod tools;
 mod transformer;
 mod trt;
+mod types;
 mod vae;

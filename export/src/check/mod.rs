@@ -9,6 +9,7 @@ mod uses;
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use indexmap::IndexMap;
 use ndarray::Array2;
@@ -22,7 +23,9 @@ use v2l_graphs::{Attribute, DataType, Graph, Model, Node};
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange, Slot};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OperatorTimes, OrtEngine, OrtError, OrtWeights, WeightMode};
+use v2l_runtime::ort_backend::{
+    Arithmetic, OpenOptions, OperatorTimes, OrtEngine, OrtError, OrtWeights, RunLimits, WeightMode, available_memory,
+};
 use v2l_runtime::session::{Dim, Session};
 use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -56,9 +59,27 @@ pub struct CheckOptions {
     pub times: bool,
     /// Seed of made inputs.
     pub seed: u64,
+    /// What a run on made inputs may take; by default five minutes and half of the memory that is available. Beyond it the graph is
+    /// not checked.
+    pub limits: Option<RunLimits>,
     /// Library and threads.
     pub ort: OpenOptions,
 }
+
+impl CheckOptions {
+    /// How a reference is opened for made inputs, which may ask for more than anybody would.
+    fn bounded(&self) -> OpenOptions {
+        let memory = || available_memory().map_or(UNKNOWN_MEMORY, |available| available / 2);
+        let limits = self.limits.unwrap_or_else(|| RunLimits { time: MADE_RUN, memory: memory() });
+        OpenOptions { limits: Some(limits), ..self.ort.clone() }
+    }
+}
+
+/// Longest run on made inputs.
+const MADE_RUN: Duration = Duration::from_secs(300);
+
+/// Bytes that a run on made inputs may take where the system does not say how much there is.
+const UNKNOWN_MEMORY: u64 = 4 << 30;
 
 /// Rank of the factors that low-rank branches are checked with, if they take as many.
 pub(crate) const FACTOR_RANK: usize = 4;
@@ -189,7 +210,8 @@ fn reference_runs(
     options: &CheckOptions,
 ) -> Result<Result<Runs, String>, ExportError> {
     let graph_error = |reason: String| ExportError::Graph { graph: name.to_owned(), reason };
-    let mut session = match reference.session(&options.ort) {
+    let bounded = given.is_empty().then(|| options.bounded());
+    let mut session = match reference.session(bounded.as_ref().unwrap_or(&options.ort)) {
         Ok(session) => session,
         Err(ExecuteError::Open(error @ OrtError::Library(_))) => return Ok(Err(error.to_string())),
         Err(error) => return Err(graph_error(format!("{error}; --no-verify compiles it unchecked"))),
@@ -481,10 +503,16 @@ fn made_run(
     let mut first = None;
     for set in generate(&reference.model, extents, paired, seed) {
         let set = set.map(|set| InputSet { tensors: reference.fitted(set.tensors), ..set });
-        match set.and_then(|set| run(session, &set.tensors).map(|out| (set, out)).map_err(|e| e.to_string())) {
-            Ok(done) => return Ok(done),
-            Err(reason) => drop(first.get_or_insert(reason)),
-        }
+        let reason = match set.map(|set| (run(session, &set.tensors), set)) {
+            Ok((Ok(outputs), set)) => return Ok((set, outputs)),
+            Ok((Err(error), _)) if error.is_beyond_limits() => {
+                first = Some(error.to_string());
+                break;
+            }
+            Ok((Err(error), _)) => error.to_string(),
+            Err(reason) => reason,
+        };
+        first.get_or_insert(reason);
     }
     Err(format!("no made inputs run: {}; give inputs that fit with --inputs", first.unwrap_or_default()))
 }
@@ -621,7 +649,7 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
         [(file, _)] => read_inputs(file, &reference.model.graph)?,
         [] => {
             let run = reference
-                .session(&check.ort)
+                .session(&check.bounded())
                 .map_err(|e| e.to_string())
                 .and_then(|mut session| made_run(&reference, &mut session, &check.extents, &paired, check.seed));
             run.map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
+use super::bounded::bound_memory;
 use super::open::{aligned, configured};
 use super::options::{OpenOptions, WeightMode};
 use super::part::Part;
@@ -59,7 +60,8 @@ impl OrtSession {
         }
         let (session, held) = builder.commit(onnx)?;
         let inputs = interface.inputs.clone();
-        Ok(Self::new(inputs, Vec::new(), Part::new(interface, session, held)?, None))
+        let part = Part::new(interface, session, held)?.with_limits(options.limits);
+        Ok(Self::new(inputs, Vec::new(), part, None))
     }
 
     /// Opens an ONNX file, and its external data, as they stand: nothing of v2l's is between the file and ONNX Runtime.
@@ -72,12 +74,16 @@ impl OrtSession {
         let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
         drop(builder);
         let inputs = interface.inputs.clone();
-        Ok(Self::new(inputs, Vec::new(), Part::new(interface, session, Vec::new())?, None))
+        let part = Part::new(interface, session, Vec::new())?.with_limits(options.limits);
+        Ok(Self::new(inputs, Vec::new(), part, None))
     }
 }
 
 fn plain(options: &OpenOptions) -> Result<SessionBuilder, String> {
     let environment = library::onnxruntime(options.ort_lib.as_deref()).map_err(|e| e.to_string())?;
     let builder = SessionBuilder::new(&environment).map_err(|e| e.to_string())?;
-    configured(builder, WeightMode::Lazy, options.threads)
+    let builder = configured(builder, WeightMode::Lazy, options.threads)?;
+    let Some(limits) = options.limits else { return Ok(builder) };
+    bound_memory(&environment, limits.memory)?;
+    builder.with_env_allocators().map_err(|e| e.to_string())
 }

@@ -3,6 +3,7 @@
 //! Every weight reaches ONNX Runtime as an override over memory that v2l holds: the engine's map or a private buffer.
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
 
+mod bounded;
 mod graph;
 mod memory;
 mod open;
@@ -19,6 +20,7 @@ mod value;
 mod weight_plan;
 mod weighted;
 
+pub use bounded::RunLimits;
 pub use graph::{GraphWeight, Interface};
 pub use memory::available_memory;
 pub use open::{FusedState, OpenReport, OrtEngine};

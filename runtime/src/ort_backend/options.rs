@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::bounded::RunLimits;
 use super::provider::Provider;
 use crate::adapter::Adapter;
 use crate::backend::Backend;
@@ -101,6 +102,8 @@ pub struct OpenOptions {
     pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
+    /// What a run of a graph that belongs to no engine may take; without, whatever it takes.
+    pub limits: Option<RunLimits>,
     /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
     pub provider: Provider,
     /// Which weights stay on the device and are given to sessions as inputs.

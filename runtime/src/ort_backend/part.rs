@@ -1,12 +1,13 @@
 //! One stored graph, ready to run.
 
 use bytes::Bytes;
-use ort::session::SessionInputValue;
+use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{DynValue, ValueType};
 
 use std::sync::Arc;
 
 use super::OrtError;
+use super::bounded::RunLimits;
 use super::graph::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
@@ -28,6 +29,7 @@ pub(super) struct Part {
     outputs: Vec<Port>,
     /// Where the profiler writes, if it runs.
     profile: Option<Scratch>,
+    limits: Option<RunLimits>,
 }
 
 impl Part {
@@ -40,7 +42,7 @@ impl Part {
         let Interface { name, inputs, outputs } = interface;
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None })
+        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None, limits: None })
     }
 
     /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `resident`.
@@ -128,6 +130,11 @@ impl Part {
         Self { profile: folder, ..self }
     }
 
+    /// Bounds every run.
+    pub(super) fn with_limits(self, limits: Option<RunLimits>) -> Self {
+        Self { limits, ..self }
+    }
+
     /// Ends profiling: what the last run spent its time on; `None` if the session was opened without.
     pub(super) fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
         let Some(_folder) = self.profile.take() else { return Ok(None) };
@@ -160,14 +167,20 @@ impl Part {
                     .push(weight(resident, state, name).map_err(|e| backend(format!("weight `{name}`: {e}")))?.into());
             }
         }
-        let results = self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?;
-        let mut outputs = NamedTensors::new();
-        for port in &self.outputs {
-            let name = &port.name;
-            let value = results.get(name).ok_or_else(|| backend(format!("output `{name}` is missing")))?;
-            let tensor = copy_out(value).map_err(|e| backend(format!("output `{name}`: {e}")))?;
-            outputs.insert(name.clone(), tensor);
+        let ports = &self.outputs;
+        let collect = |results: &SessionOutputs<'_>| {
+            let mut outputs = NamedTensors::new();
+            for port in ports {
+                let name = &port.name;
+                let value = results.get(name).ok_or_else(|| backend(format!("output `{name}` is missing")))?;
+                let tensor = copy_out(value).map_err(|e| backend(format!("output `{name}`: {e}")))?;
+                outputs.insert(name.clone(), tensor);
+            }
+            Ok(outputs)
+        };
+        match self.limits {
+            Some(limits) => limits.run(&mut self.session, &values, collect),
+            None => collect(&self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?),
         }
-        Ok(outputs)
     }
 }
