@@ -87,9 +87,12 @@ struct Product {
 
 // Sums over a block's elements: |dW|^2, <W' - W, dW>, |W' - W - dW|^2, and how many have W' = W.
 struct Sums {
-    float norm, dot, error;
-    u32 unchanged;
+    double norm, dot, error;
+    u64 unchanged;
 };
+
+// A thread's |dW|^2 of one row in f32 below which terms that f32 cannot hold may count.
+constexpr float LEAST_NORM = 1e-24f;
 
 struct F32 {
     typedef u32 Bits;
@@ -226,14 +229,30 @@ DEVICE void fuse(const Region *regions, const Product *products, const u32 *regi
         UNROLL for (u32 i = 0; i < ROWS; i++) {
             if (row + i >= region.rows) continue;
             if (!EARLY) load_row(cells[i], region, row + i, column, count, lines);
+            const Cells<T> before = cells[i];
+            float norm = 0, dot = 0, error = 0;
             UNROLL for (u32 j = 0; j < COLUMNS; j++) {
-                const float base = T::widen(cells[i].get(j)), change = delta[i][j];
+                const float base = T::widen(before.get(j)), change = delta[i][j];
                 if (change != 0) cells[i].set(j, T::narrow(plus(base, change)));
                 const float fused = T::widen(cells[i].get(j)), realised = minus(fused, base), lost = minus(realised, change);
-                mine.norm = fused_multiply_add(change, change, mine.norm);
-                mine.dot = fused_multiply_add(realised, change, mine.dot);
-                mine.error = fused_multiply_add(lost, lost, mine.error);
+                norm = fused_multiply_add(change, change, norm);
+                dot = fused_multiply_add(realised, change, dot);
+                error = fused_multiply_add(lost, lost, error);
                 mine.unchanged += j < count && fused == base;
+            }
+            // Not so where a sum is infinite or undefined either.
+            if (norm >= LEAST_NORM && minus(norm, norm) == 0 && minus(dot, dot) == 0 && minus(error, error) == 0) {
+                mine.norm += norm;
+                mine.dot += dot;
+                mine.error += error;
+            } else {
+                UNROLL for (u32 j = 0; j < COLUMNS; j++) {
+                    const double change = delta[i][j];
+                    const double realised = static_cast<double>(T::widen(cells[i].get(j))) - T::widen(before.get(j));
+                    mine.norm += change * change;
+                    mine.dot += realised * change;
+                    mine.error += (realised - change) * (realised - change);
+                }
             }
             Bits *to = static_cast<Bits *>(region.out) + (row + i) * region.stride + column;
             cells[i].store(to, count, lines);
@@ -246,9 +265,9 @@ DEVICE void fuse(const Region *regions, const Product *products, const u32 *regi
         BARRIER();
         if (thread < half) {
             const Sums other = totals[thread + half];
-            totals[thread].norm = plus(totals[thread].norm, other.norm);
-            totals[thread].dot = plus(totals[thread].dot, other.dot);
-            totals[thread].error = plus(totals[thread].error, other.error);
+            totals[thread].norm += other.norm;
+            totals[thread].dot += other.dot;
+            totals[thread].error += other.error;
             totals[thread].unchanged += other.unchanged;
         }
     }

@@ -43,7 +43,8 @@ pub struct Region<'a> {
     pub products: Vec<Factors>,
 }
 
-/// Sums over a region's elements, of f32 terms in a fixed order that is not the CPU's; good to about 1e-6.
+/// Sums over a region's elements in a fixed order that is not the CPU's, of f32 terms where f32 holds them and else of f64
+/// terms; good to about 1e-6.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sums {
     /// `‖ΔW‖²`.
@@ -57,7 +58,7 @@ pub struct Sums {
 }
 
 /// Fuses all regions in one launch, into `out`, and waits for it: `W' = round(f32(W) + Σᵢ fᵢ · Lᵢ · Rᵢ)`, bit for bit what the
-/// CPU kernels give. `factors` holds f32. Memory of the device: the tables, about 64 bytes a region and product and 20 per
+/// CPU kernels give. `factors` holds f32. Memory of the device: the tables, about 64 bytes a region and product and 36 per
 /// 32768 elements.
 ///
 /// Regions that overlap in `out` give either's results.
@@ -143,13 +144,13 @@ impl<'a> Prepared<'a> {
 }
 
 fn add(sum: Sums, block: &[u8]) -> Sums {
-    let word = |i: usize| [block[4 * i], block[4 * i + 1], block[4 * i + 2], block[4 * i + 3]];
-    let float = |i: usize| f64::from(f32::from_le_bytes(word(i)));
+    let word = |i: usize| std::array::from_fn(|byte| block[8 * i + byte]);
+    let float = |i: usize| f64::from_le_bytes(word(i));
     Sums {
         norm: sum.norm + float(0),
         dot: sum.dot + float(1),
         error: sum.error + float(2),
-        unchanged: sum.unchanged + u64::from(u32::from_le_bytes(word(3))),
+        unchanged: sum.unchanged + u64::from_le_bytes(word(3)),
     }
 }
 

@@ -7,7 +7,7 @@ const TILE_ROWS: usize = 128;
 /// Columns that a block of threads fuses. As in `fuse.cu`.
 const TILE_COLUMNS: usize = 256;
 /// Bytes of what the kernel writes for each block.
-pub(crate) const SUMS_BYTES: usize = 16;
+pub(crate) const SUMS_BYTES: usize = 32;
 /// Most blocks of a launch.
 const MOST_BLOCKS: usize = i32::MAX as usize;
 

@@ -73,10 +73,15 @@ impl Path {
     }
 }
 
+/// A row's `‖ΔW‖²` in f32 below which terms that f32 cannot hold may count.
+const LEAST_NORM: f64 = 1e-24;
+
 /// One factor pair, laid out for the kernel.
 struct Product {
     rank: usize,
     factor: f32,
+    /// True if the product is zero everywhere.
+    zero: bool,
     /// Blocks of rows; in each, rank by rank, the rows' values. Rows that do not fill a block follow one by one.
     left: Vec<f32>,
     /// Tiles of columns; in each, rank by rank, the columns' values, zeros beyond the last column.
@@ -93,7 +98,8 @@ pub struct Packed {
     products: Vec<Product>,
 }
 
-/// What rounding left of an update, over some elements. Sums are of f32 terms in a fixed order, good to about 1e-6.
+/// What rounding left of an update, over some elements. Sums are in a fixed order, of f32 terms where f32 holds them and
+/// else of f64 terms; good to about 1e-6, however small or large the update is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Survey {
     /// `‖ΔW‖²`.
@@ -108,8 +114,6 @@ pub struct Survey {
 
 impl Survey {
     /// False if some W' is not finite: what an infinite or undefined weight differs by is neither.
-    ///
-    /// Also false for finite weights that differ by so much, about 10¹⁹, that the sums leave the range of f32.
     pub fn is_finite(&self) -> bool {
         self.error.is_finite()
     }
@@ -166,7 +170,8 @@ impl Packed {
                     }
                 }
             }
-            Product { rank, factor: *factor, left: packed_left, right: packed_right }
+            let zero = *factor == 0.0 || all_zero(&packed_left) || all_zero(&packed_right);
+            Product { rank, factor: *factor, zero, left: packed_left, right: packed_right }
         });
         Self { path, zipped, rows, columns, products: products.collect() }
     }
@@ -324,8 +329,63 @@ impl Packed {
                 }
             }
         }
-        let survey = sums.iter().fold(Survey::default(), |survey, sums| survey.plus(sums.survey()));
+        let mut survey = Survey::default();
+        for (i, sums) in sums.iter().enumerate() {
+            let found = sums.survey();
+            // SAFETY: a row of the window, written above.
+            survey = survey.plus(if self.holds(&found) { found } else { unsafe { self.exact::<S, T>(window, row + i) } });
+        }
         Survey { unchanged, ..survey }
+    }
+
+    /// True if a row's sums in f32 are what they should be.
+    fn holds(&self, row: &Survey) -> bool {
+        let finite = row.norm.is_finite() && row.dot.is_finite() && row.error.is_finite();
+        finite && (row.norm >= LEAST_NORM || self.products.iter().all(|product| product.zero))
+    }
+
+    /// A row's sums in f64, of what is in memory already; `unchanged` is left at 0.
+    ///
+    /// # Safety
+    /// The row lies within the window.
+    #[cold]
+    #[inline(never)]
+    unsafe fn exact<S: Stored, T: Stored>(&self, window: &Window, row: usize) -> Survey {
+        let at = row * window.stride + window.column;
+        let mut survey = Survey::default();
+        for column in 0..self.columns {
+            // SAFETY: an element of the row.
+            let (base, fused) = unsafe {
+                let (base, out) = (window.base.cast::<S>(), window.out.cast::<T>());
+                (base.add(at + column).read_unaligned().widened(), out.add(at + column).read_unaligned().widened())
+            };
+            let delta = f64::from(self.delta(window.first + row, column));
+            let realised = f64::from(fused) - f64::from(base);
+            survey.norm += delta * delta;
+            survey.dot += realised * delta;
+            survey.error += (realised - delta) * (realised - delta);
+        }
+        survey
+    }
+
+    /// One element of ΔW, with the bits that [`Self::tile`] gives it.
+    fn delta(&self, row: usize, column: usize) -> f32 {
+        let tile = self.path.width() * PAIR;
+        let full = self.rows - self.rows % BLOCK;
+        let within = match (column % tile, self.zipped) {
+            (at, true) => at % PAIR * self.path.width() + at / PAIR,
+            (at, false) => at,
+        };
+        self.products.iter().fold(0.0, |delta, Product { rank, factor, left, right, .. }| {
+            let (start, step) = if row < full {
+                (row / BLOCK * BLOCK * rank + row % BLOCK, BLOCK)
+            } else {
+                (row * rank, 1)
+            };
+            let value = |k: usize| right[(column / tile * rank + k) * tile + within];
+            let product = (0..*rank).fold(0.0, |sum, k| f32::mul_add(value(k), left[start + k * step], sum));
+            f32::mul_add(product, *factor, delta)
+        })
     }
 
     /// One tile of `R` rows; gives the number of unchanged elements.
@@ -344,7 +404,7 @@ impl Packed {
         let width = V::WIDTH * PAIR;
         let zero = V::splat(0.0);
         let mut delta = [[zero; PAIR]; R];
-        for Product { rank, factor, left, right } in &self.products {
+        for Product { rank, factor, left, right, .. } in &self.products {
             // R rows of a block lie together rank by rank, single rows after one another: both begin here.
             let left = left[start * rank..][..R * rank].as_ptr();
             let right = right[tile * rank * width..][..rank * width].as_ptr();
@@ -400,6 +460,10 @@ impl Packed {
         }
         unchanged
     }
+}
+
+fn all_zero(values: &[f32]) -> bool {
+    values.iter().all(|&value| value == 0.0)
 }
 
 /// Copies `count` elements that need no alignment.

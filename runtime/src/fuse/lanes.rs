@@ -57,6 +57,8 @@ pub(super) trait Stored: Copy + Default {
     /// True if even columns are loaded into one vector and odd ones into the other.
     const ZIPPED: bool;
 
+    /// The value in f32.
+    fn widened(self) -> f32;
     /// Rounds to this type.
     fn round<V: Lanes>(values: V) -> V;
     unsafe fn load<V: Lanes>(from: *const Self) -> [V; PAIR];
@@ -77,6 +79,9 @@ pub(super) struct F16Bits(u16);
 impl Stored for f32 {
     const ZIPPED: bool = false;
 
+    fn widened(self) -> f32 {
+        self
+    }
     #[inline(always)]
     fn round<V: Lanes>(values: V) -> V {
         values
@@ -98,6 +103,9 @@ impl Stored for f32 {
 impl Stored for Bf16Bits {
     const ZIPPED: bool = true;
 
+    fn widened(self) -> f32 {
+        half::bf16::from_bits(self.0).to_f32()
+    }
     #[inline(always)]
     fn round<V: Lanes>(values: V) -> V {
         values.round_bf16()
@@ -115,6 +123,9 @@ impl Stored for Bf16Bits {
 impl Stored for F16Bits {
     const ZIPPED: bool = false;
 
+    fn widened(self) -> f32 {
+        f16::from_bits(self.0).to_f32()
+    }
     #[inline(always)]
     fn round<V: Lanes>(values: V) -> V {
         values.round_f16()

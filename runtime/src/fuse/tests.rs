@@ -300,6 +300,68 @@ fn survey_equals_sums_over_the_elements() {
     assert!(unchanged > 0 && report.unchanged() < 1.0);
 }
 
+/// ΔW of this size everywhere, of rank 2 and with other columns than rows.
+fn even(out: usize, inner: usize, size: f32) -> LowRank {
+    let half = size.abs().sqrt() / 2f32.sqrt();
+    LowRank {
+        down: Array2::from_elem((2, inner), half),
+        up: Array2::from_elem((out, 2), half.copysign(size)),
+        alpha: 2.0,
+    }
+}
+
+#[test]
+fn survey_of_an_update_too_small_for_squares_in_f32_says_that_it_is_lost() {
+    let (out, inner) = (8, 45);
+    let update = even(out, inner, 1e-38);
+    for (dtype, value, survived, unchanged) in [(Dtype::F16, 1.0, 0.0, 1.0), (Dtype::F32, 0.0, 1.0, 0.0)] {
+        let data = stored(dtype, &vec![value; out * inner]);
+        for path in Path::available() {
+            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::Storage) };
+            let layer = slot(out, inner, false, None);
+            let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.0)], &options).unwrap();
+            assert_eq!((report.survey.survived(), report.unchanged()), (survived, unchanged), "{path:?} {dtype}");
+            assert_eq!(report.survey.relative_error(), 1.0 - survived, "{path:?} {dtype}");
+            let norm = report.survey.delta_norm() / (1e-38 * f64::from(8 * 45).sqrt());
+            assert!((norm - 1.0).abs() < 1e-5, "{norm}");
+        }
+    }
+}
+
+#[test]
+fn survey_of_an_update_too_large_for_squares_in_f32_is_finite() {
+    let (out, inner) = (8, 45);
+    let update = even(out, inner, 1e25);
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let data = stored(dtype, &vec![-1e25; out * inner]);
+        for path in Path::available() {
+            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::Storage) };
+            let layer = slot(out, inner, false, None);
+            let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.5)], &options).unwrap();
+            assert!((report.survey.survived() - 1.0).abs() < 1e-2, "{path:?} {dtype} {}", report.survey.survived());
+            assert!(report.survey.relative_error() < 1e-2, "{path:?} {dtype}");
+        }
+    }
+}
+
+#[test]
+fn survey_in_f64_has_the_bits_of_the_fused_weights() {
+    let mut case = Case::new(12);
+    let (out, inner) = (13, 131);
+    for dtype in DTYPES {
+        for path in Path::available() {
+            // All of the update is realised in f32 over zeros, column by column, so an element that is taken for another shows.
+            let update = case.update(out, inner, 3);
+            let data = stored(dtype, &vec![0.0; out * inner]);
+            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::F32) };
+            let layer = slot(out, inner, false, None);
+            let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1e-16)], &options).unwrap();
+            assert_eq!((report.survey.survived(), report.survey.relative_error()), (1.0, 0.0), "{path:?} {dtype}");
+            assert!(report.survey.norm > 0.0);
+        }
+    }
+}
+
 #[test]
 fn fuse_of_several_slots_of_one_tensor_leaves_the_rows_between_alone() {
     let mut case = Case::new(9);
