@@ -6,6 +6,8 @@ mod adapter;
 mod checkpoint;
 #[path = "inspect/engine.rs"]
 mod engine;
+#[path = "inspect/memory.rs"]
+mod memory;
 #[path = "inspect/model.rs"]
 mod model;
 #[path = "inspect/pipeline.rs"]
@@ -17,7 +19,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use v2l_cli::{Failure, Files, Output, OutputOptions, split_strength};
 use v2l_runtime::adapter::{AdapterError, detect};
 use v2l_runtime::engine::manifest::FORMAT;
@@ -53,8 +55,42 @@ struct Args {
     /// Check the content hash of every tensor of an engine; reads the whole file.
     #[arg(long)]
     verify_hashes: bool,
+    /// For an engine directory: how much memory a video takes, phase by phase.
+    #[arg(long)]
+    memory: bool,
+    /// Its width in pixels [default: the pipeline's].
+    #[arg(long, value_name = "PX", requires = "memory")]
+    width: Option<usize>,
+    /// Its height in pixels [default: the pipeline's].
+    #[arg(long, value_name = "PX", requires = "memory")]
+    height: Option<usize>,
+    /// Its frames [default: the pipeline's].
+    #[arg(long, value_name = "N", requires = "memory")]
+    num_frames: Option<usize>,
+    /// With adapters fused into every layer.
+    #[arg(long, requires = "memory")]
+    with_adapters: bool,
+    /// Cut large frames into tiles for the VAE [default: the pipeline's].
+    #[arg(long, value_enum, requires = "memory")]
+    vae_tiling: Option<Switch>,
+    /// How ONNX Runtime gets weights that are stored in 16 bits.
+    #[arg(long, value_enum, requires = "memory")]
+    ort_weights: Option<Weights>,
     #[command(flatten)]
     output_options: OutputOptions,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Weights {
+    Auto,
+    Widened,
+    Lazy,
 }
 
 fn main() -> ExitCode {
@@ -91,6 +127,12 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     if args.verify_hashes && !matches!(kind, Kind::Engine | Kind::Pipeline) {
         return Err(Failure::usage(format!("{}: --verify-hashes is for engines, and this is none", path.display())));
+    }
+    if args.memory {
+        if kind != Kind::Pipeline {
+            return Err(Failure::usage(format!("{}: --memory is for engine directories, and this is none", path.display())));
+        }
+        return memory::show(path, args, output);
     }
     match kind {
         Kind::Pipeline => pipeline::show(path, args.verify_hashes, args.nodes, output),

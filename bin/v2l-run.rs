@@ -4,6 +4,8 @@
 mod adapters;
 #[path = "run/args.rs"]
 mod args;
+#[path = "run/decisions.rs"]
+mod decisions;
 #[path = "run/generate.rs"]
 mod generate;
 #[path = "run/modes.rs"]

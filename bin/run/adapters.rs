@@ -80,21 +80,34 @@ pub(crate) fn apply(
         return Ok(step);
     }
     let may_change = args.fuse_mode == FuseMode::Auto && modes::has_branches(engine.manifest(), &step.graph);
-    let instead = match directory.set_adapters(adapters.to_vec(), Some(&v2l_cli::interrupted)) {
-        Ok(opened) => {
-            let fused = opened.fused.clone();
-            if fused.warning().is_none() || !may_change {
-                say("fuse", reason);
-                report(&fused, output);
-                return Ok(step);
-            }
+    let fused = directory.set_adapters(adapters.to_vec(), Some(&v2l_cli::interrupted)).map(|opened| opened.fused.clone());
+    let instead = match &fused {
+        Ok(fused) if fused.warning().is_none() || !may_change => {
+            say("fuse", reason);
+            report(fused, output);
+            return Ok(step);
+        }
+        Ok(fused) => {
             let lost = 100.0 * (1.0 - fused.overall().survey.survived());
             format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding")
         }
-        Err(error) if may_change && modes::branches_may_help(&error) => error.to_string(),
-        Err(error) => return Err(error.into()),
+        Err(error) if may_change && modes::branches_may_help(error) => error.to_string(),
+        Err(_) => return Ok(fused.map(|_| step)?),
     };
-    let step = directory.side_step(&borrowed)?;
+    let step = match (directory.side_step(&borrowed), fused) {
+        (Ok(step), _) => step,
+        // The branches do not serve these adapters, and what is fused does.
+        (Err(why), Ok(fused)) => {
+            say("fuse", &format!("{instead}, but the low-rank branches do not serve: {why}"));
+            report(&fused, output);
+            output.warning(&format!("the adapters are fused all the same, because the low-rank branches do not serve: {why}"));
+            return Ok(step);
+        }
+        (Err(why), Err(error)) => {
+            output.note(&format!("the low-rank branches do not serve either: {why}"));
+            return Err(error.into());
+        }
+    };
     say("side", &instead);
     output.note(&format!("adapters are applied in low-rank branches: {instead}"));
     directory.set_adapters(Vec::new(), Some(&v2l_cli::interrupted))?;

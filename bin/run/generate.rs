@@ -1,22 +1,26 @@
 //! Reference, image and prompt to a video.
 
-use indexmap::IndexMap;
 use ndarray::Array2;
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
-use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter, write_light, write_light_full};
+use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter_with, write_light, write_light_full};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::pipeline::{Event, Observer, Pipeline, Reference, Request, Stage};
+use v2l_runtime::engine::manifest::SIDE_SUFFIX;
+use v2l_runtime::memory::available_memory;
+use v2l_runtime::pipeline::{
+    Estimate, Event, Expected, Observer, Pipeline, Reference, Request, Stage, StepGraph, TEXT_ENCODER,
+};
 use v2l_runtime::prediction_cache::{Determined, Key, PredictionCache};
 use v2l_runtime::predictor::{Predictor, auxiliary_factors};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::vae::ENCODER;
+use v2l_runtime::vae::{DECODER, ENCODER};
 use v2l_runtime::video::{Frames, frames_to_pixels, pixels_to_frames, write_contact_sheet};
 use v2l_runtime::weights::write_tensors;
 
 use crate::adapters;
 use crate::args::Args;
-use crate::modes;
+use crate::decisions::Decisions;
+use crate::modes::{self, Way};
 use crate::predictor;
 use crate::vae::{is_tensors, open, read_frames, read_single, write_frames, write_pixels};
 
@@ -91,7 +95,15 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     };
     // Nothing is loaded or predicted for a request that cannot be carried out.
     let settings = pipeline.settings(&request, &mut ())?;
-    modes::decide(args.fuse_mode, directory.engine(TRANSFORMER)?.manifest(), &request.step.graph)?;
+    let (way, _) = modes::decide(args.fuse_mode, directory.engine(TRANSFORMER)?.manifest(), &request.step.graph)?;
+    if way == Way::Side {
+        request.step.graph = format!("{}{SIDE_SUFFIX}", request.step.graph);
+    }
+    let adapters = !args.lora.is_empty() || args.reference.is_some() || args.predictor.is_some();
+    let expected = Expected { adapters, reference_frames: args.reference.as_ref().map(|_| settings.num_frames) };
+    say_memory(&pipeline.estimate(&mut directory, &request, expected)?, output);
+    pipeline.check_memory(&mut directory, &request, expected)?;
+    request.step = StepGraph::default();
 
     let mut predictor = if args.reference.is_some() || adapters::any_light(&args.lora)? {
         Some(open_predictor(args, &mut directory)?)
@@ -121,13 +133,15 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         output.event("video_of", json!({ "what": "result" }));
     }
     request.step = adapters::apply(args, &mut directory, &adapters, output)?;
+    let mut decisions = Decisions::of(&mut directory, &[TEXT_ENCODER, ENCODER, TRANSFORMER, DECODER], output)?;
+    decisions.fuse_mode(&request.step, adapters.len());
 
     let generated = pipeline.generate(&mut directory, &request, &mut Listener::new(output))?;
     output.finish();
     if let Some(path) = &args.outputs {
         let latents = Tensor::from(generated.latents.clone().into_dyn());
         let tensors: NamedTensors = [("latents".to_owned(), latents)].into_iter().collect();
-        write_tensors(path, &tensors, &IndexMap::new())?;
+        write_tensors(path, &tensors, decisions.metadata())?;
         let shape = tensors["latents"].shape();
         output.result("latents", json!({ "path": shown(path), "shape": shape }), || {
             format!("{}: latents {shape:?}", path.display())
@@ -137,9 +151,9 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         let frames = pipeline.decode(&mut directory, &generated, &mut Listener::new(output))?;
         output.finish();
         if is_tensors(path) {
-            write_pixels(path, frames_to_pixels(&frames, true))?;
+            write_pixels(path, frames_to_pixels(&frames, true), &decisions)?;
         } else {
-            write_frames(args, path, &frames, settings.fps)?;
+            write_frames(args, path, &frames, settings.fps, &decisions)?;
         }
         output.result("video", json!({ "path": shown(path), "settings": settings }), || {
             format!(
@@ -161,6 +175,13 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         });
     }
     Ok(())
+}
+
+/// Says what a request will take.
+fn say_memory(estimate: &Estimate, output: &mut Output) {
+    let Estimate { phases, complete } = estimate;
+    let fields = json!({ "bytes": estimate.peak(), "free": available_memory(), "phases": phases, "complete": complete });
+    output.event("memory", fields);
 }
 
 fn no_predictor(args: &Args) -> anyhow::Error {
@@ -261,13 +282,14 @@ fn save(
 ) -> anyhow::Result<()> {
     let Some(path) = &args.save_lora else { return Ok(()) };
     let format = AdapterFormat::from(args.lora_format);
+    let decisions = Decisions::of(directory, &[ENCODER, HYPERNETWORK], output)?;
     match format {
-        AdapterFormat::Light => write_light(path, &predictor.light(tokens))?,
+        AdapterFormat::Light => write_light(path, &predictor.light(tokens), decisions.metadata())?,
         AdapterFormat::LightFull => {
             let factors = auxiliary_factors(&*directory.engine(HYPERNETWORK)?)?;
-            write_light_full(path, &predictor.light(tokens), &factors)?;
+            write_light_full(path, &predictor.light(tokens), &factors, decisions.metadata())?;
         }
-        _ => write_adapter(path, adapter, format)?,
+        _ => write_adapter_with(path, adapter, format, decisions.metadata())?,
     }
     adapters::saved(path, format, adapter, output);
     Ok(())

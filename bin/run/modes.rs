@@ -4,6 +4,7 @@ use v2l_cli::Failure;
 use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::DirectoryError;
 use v2l_runtime::fuse::FuseError;
+use v2l_runtime::memory::machine_memory;
 use v2l_runtime::ort_backend::OrtError;
 
 use crate::args::FuseMode;
@@ -46,12 +47,12 @@ pub(crate) fn base(graph: &Graph) -> &str {
     graph.name.strip_suffix(SIDE_SUFFIX).filter(|_| graph.lora_rank.is_some()).unwrap_or(&graph.name)
 }
 
-/// True for failures of a fuse that low-rank branches do not have.
+/// True for failures of a fuse that low-rank branches do not have, and that this machine has every time: what is free at the
+/// moment decides nothing.
 pub(crate) fn branches_may_help(error: &DirectoryError) -> bool {
-    let fuse = |error: &FuseError| matches!(error, FuseError::Overflow { .. } | FuseError::Memory { .. });
     match error {
-        DirectoryError::Ort(OrtError::Fuse(error)) => fuse(error),
-        DirectoryError::Ort(OrtError::Memory { .. }) => true,
+        DirectoryError::Ort(OrtError::Fuse(FuseError::Overflow { .. })) => true,
+        DirectoryError::Ort(OrtError::Memory { needed, .. }) => machine_memory().is_some_and(|all| *needed > all),
         _ => false,
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter};
+use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter_with};
+use v2l_runtime::backend::held_weights;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::predictor::{GenericPredictor, PredictorMap};
@@ -12,6 +13,7 @@ use v2l_runtime::weights::read_tensors;
 
 use crate::adapters::saved;
 use crate::args::Args;
+use crate::decisions::Decisions;
 
 /// `--predictor … --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
@@ -41,6 +43,9 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
     if args.verify_hashes {
         engine.verify_hashes()?;
     }
+    let mut decisions = Decisions::default();
+    let (mode, _) = held_weights(&engine, &args.open_options())?;
+    decisions.weights(&engine.manifest().component, mode.to_string());
     let mut predictor = GenericPredictor::open(engine, map, parsed, slots, &args.open_options())?;
     if !predictor.unused().is_empty() {
         output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
@@ -48,7 +53,7 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
     }
     let adapter = predictor.predict(&inputs)?;
     if let Some(path) = &args.save_lora {
-        write_adapter(path, &adapter, format)?;
+        write_adapter_with(path, &adapter, format, decisions.metadata())?;
         saved(path, format, &adapter, output);
     }
     Ok(Some(adapter))

@@ -7,11 +7,14 @@ use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::adapter::Adapter;
-use v2l_runtime::backend::OpenEngine;
+use v2l_runtime::backend::{Fused, OpenEngine, needs};
 use v2l_runtime::engine::Engine;
+use v2l_runtime::engine::footprint::Shapes;
 use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::memory::available_memory;
+use v2l_runtime::pipeline::{Phase, StepGraph, check_room};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -19,6 +22,7 @@ use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::adapters;
 use crate::args::{Args, FuseMode};
+use crate::decisions::Decisions;
 use crate::modes::{self, Way};
 
 /// Runs one graph once.
@@ -44,7 +48,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut fused =
         adapters::load(&args.lora, engine.manifest().into(), args.allow_partial, predictor.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
-    let (mut tensors, mut graph) = (tensors, graph);
+    let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = modes::base(engine.graph(&graph)?).to_owned();
     let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;
     let side = if asked_by_name {
@@ -65,10 +69,13 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
         if given.is_none() {
             let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
             tensors.extend(side::inputs(&engine, stored, &borrowed)?);
+            beside = fused.len();
             fused.clear();
         }
     }
+    let adapters = fused.len() + beside;
     let options = OpenOptions { adapters: fused, record: None, ..options };
+    check_memory(&engine, &graph, &options, &tensors, output)?;
     let mut backend = OpenEngine::open(Arc::clone(&engine), &options)?;
     let report = backend.report();
     output.event("opened", json!({ "weights": report.mode.to_string(), "reason": report.reason }));
@@ -76,13 +83,48 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut session = backend.session(&graph)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
     let results = session.run(&inputs)?;
-    write_tensors(outputs, &results, &IndexMap::new())?;
+    let mut decisions = Decisions::default();
+    decisions.weights(&engine.manifest().component, backend.report().mode.to_string());
+    decisions.fuse_mode(&StepGraph { graph: graph.clone(), ..StepGraph::default() }, adapters);
+    write_tensors(outputs, &results, decisions.metadata())?;
     let shapes: IndexMap<&String, &[usize]> = results.iter().map(|(name, t)| (name, t.shape())).collect();
     output.result("outputs", json!({ "path": shown(outputs), "graph": graph, "shapes": shapes }), || {
         let lines: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();
         format!("{}: {}", outputs.display(), lines.join(", "))
     });
     Ok(())
+}
+
+/// Says what a run will take, and refuses it if there is too little memory, before anything is loaded.
+fn check_memory(
+    engine: &Engine,
+    graph: &str,
+    options: &OpenOptions,
+    tensors: &NamedTensors,
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let shapes: Shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
+    let Some(needs) = needs(engine, graph, options, Fused::These(&options.adapters), (&shapes, 1))? else {
+        return Ok(());
+    };
+    let phase = Phase { name: "run", weights: needs.weights, activations: needs.run.activations, data: needs.run.data() };
+    let (bytes, complete) = (phase.total(), needs.run.complete);
+    let fields = json!({ "bytes": bytes, "free": available_memory(), "phases": [phase], "complete": complete });
+    output.event("memory", fields);
+    let lazy = OpenOptions { weights: OrtWeights::Lazy, ..options.clone() };
+    check_room("this run", bytes, 0, |available| {
+        let found = lazily(engine, graph, &lazy, &shapes);
+        let helps = found.is_some_and(|bytes| bytes <= available);
+        let ways = helps.then(|| "--ort-weights lazy".to_owned()).into_iter();
+        ways.chain(["smaller inputs".to_owned()]).collect()
+    })?;
+    Ok(())
+}
+
+/// Bytes that a run takes with weights as they are stored.
+fn lazily(engine: &Engine, graph: &str, options: &OpenOptions, shapes: &Shapes) -> Option<u64> {
+    let needs = needs(engine, graph, options, Fused::These(&options.adapters), (shapes, 1)).ok()??;
+    Some(needs.weights.saturating_add(needs.run.activations).saturating_add(needs.run.data()))
 }
 
 /// The component asked for, or the only one with a graph that takes these inputs.

@@ -11,12 +11,14 @@ use v2l_runtime::adapter::check_destination;
 use v2l_runtime::atomic::probe_file;
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::library::find_ffmpeg;
-use v2l_runtime::pipeline::Pipeline;
+use v2l_runtime::pipeline::{Pipeline, check_room};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::vae;
 use v2l_runtime::video::{self, Frames};
 use v2l_runtime::weights::{WeightError, read_tensors, write_tensors};
 
 use crate::args::Args;
+use crate::decisions::Decisions;
 use crate::generate::Listener;
 
 /// Opens the directory, with the flags' changes to its settings.
@@ -73,18 +75,32 @@ pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
 }
 
 /// Writes frames as a video, or as a folder of PNGs.
-pub(crate) fn write_frames(args: &Args, path: &Path, frames: &Frames, fps: f64) -> anyhow::Result<()> {
-    match video::write_video(path, frames, fps, None) {
+pub(crate) fn write_frames(
+    args: &Args,
+    path: &Path,
+    frames: &Frames,
+    fps: f64,
+    decisions: &Decisions,
+) -> anyhow::Result<()> {
+    let comment = decisions.comment();
+    match video::write_commented(path, frames, fps, &comment, None) {
         Err(video::VideoError::NoFfmpeg { .. }) => {
             let ffmpeg = find_ffmpeg(args.ffmpeg.as_deref())?;
-            Ok(video::write_video(path, frames, fps, Some(&ffmpeg.path))?)
+            Ok(video::write_commented(path, frames, fps, &comment, Some(&ffmpeg.path))?)
         }
         other => Ok(other?),
     }
 }
 
+/// Refuses what there is no memory for, before it is asked for.
+fn room_for(what: &'static str, bytes: u64) -> anyhow::Result<()> {
+    Ok(check_room(what, bytes, 0, |_| vec!["a smaller one".to_owned()])?)
+}
+
 /// The one tensor of a safetensors file, as f32 with five axes.
 pub(crate) fn read_single(path: &Path, axes: &str) -> anyhow::Result<Array5<f32>> {
+    // Once as it is stored, once in f32.
+    room_for("reading this file", std::fs::metadata(path).map_or(0, |file| file.len()).saturating_mul(3))?;
     let tensors = read_tensors(path)?;
     let [(name, tensor)] = &tensors.iter().collect::<Vec<_>>()[..] else {
         let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
@@ -109,7 +125,9 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     let pixels = if is_tensors(source) {
         read_single(source, "[B, 3, F, H, W] in [-1, 1]")?
     } else {
-        video::frames_to_pixels(&read_frames(args, source)?, true)
+        let frames = read_frames(args, source)?;
+        room_for("turning these frames into pixels", 4 * frames.data().len() as u64)?;
+        video::frames_to_pixels(&frames, true)
     };
     let moments = pipeline.encode_video(&mut directory, &pixels, &mut Listener::new(output))?;
     output.finish();
@@ -120,7 +138,8 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     ]
     .into_iter()
     .collect();
-    write_tensors(target, &tensors, &IndexMap::new())?;
+    let decisions = Decisions::of(&mut directory, &[vae::ENCODER], output)?;
+    write_tensors(target, &tensors, decisions.metadata())?;
     let shape = tensors["mean"].shape();
     output.result("encoded", json!({ "path": shown(target), "shape": shape }), || {
         format!("{}: mean {shape:?}", target.display())
@@ -137,10 +156,11 @@ pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     let pixels = pipeline.decode_video(&mut directory, &latents, &mut Listener::new(output))?;
     output.finish();
     let shape = pixels.shape().to_vec();
+    let decisions = Decisions::of(&mut directory, &[vae::DECODER], output)?;
     if is_tensors(target) {
-        write_pixels(target, pixels)?;
+        write_pixels(target, pixels, &decisions)?;
     } else {
-        write_frames(args, target, &video::pixels_to_frames(&pixels, Some(fps))?, fps)?;
+        write_frames(args, target, &video::pixels_to_frames(&pixels, Some(fps))?, fps, &decisions)?;
     }
     output.result("decoded", json!({ "path": shown(target), "shape": shape }), || {
         format!("{}: pixels {shape:?}", target.display())
@@ -149,7 +169,7 @@ pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
 }
 
 /// Writes `pixels` `[B, 3, F, H, W]`.
-pub(crate) fn write_pixels(path: &Path, pixels: Array5<f32>) -> anyhow::Result<()> {
+pub(crate) fn write_pixels(path: &Path, pixels: Array5<f32>, decisions: &Decisions) -> anyhow::Result<()> {
     let tensors: NamedTensors = [("pixels".to_owned(), Tensor::from(pixels.into_dyn()))].into_iter().collect();
-    Ok(write_tensors(path, &tensors, &IndexMap::new())?)
+    Ok(write_tensors(path, &tensors, decisions.metadata())?)
 }

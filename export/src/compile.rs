@@ -371,7 +371,7 @@ fn compile_component(
         check_graph(&name, &main)?;
         // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
         let typed = types.as_ref().map(|types| typed_variant(&name, &whole, types, &weights)).transpose()?;
-        let described = compile_graph(&name, &main, typed.as_ref(), &weights, &mut blobs)?;
+        let described = compile_graph(&name, (&main, &model), typed.as_ref(), &weights, &mut blobs)?;
         let mut described = compile_stages(&model, described, &hoisted, &weights, &mut blobs)?;
         if let (Some(tensorrt), Some(typed)) = (tensorrt, &typed) {
             described.backend = tensorrt.backend().into();

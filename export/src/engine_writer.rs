@@ -336,6 +336,7 @@ mod tests {
                 profiles: vec![],
                 lora_rank: None,
                 stages: None,
+                footprint: None,
                 probe: None,
             }],
             slots: vec![Slot {

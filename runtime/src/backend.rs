@@ -7,10 +7,18 @@ use v2l_trt::Flavour;
 use crate::adapter::Adapter;
 use crate::engine::{Engine, EngineError};
 use crate::fuse::Cancelled;
-use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError};
+use crate::engine::footprint::{Demand, Shapes};
+use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode};
+use crate::pipeline::Needs;
 use crate::recording::Recorder;
 use crate::session::Session;
 use crate::trt_backend::{TrtEngine, TrtError};
+
+/// One part in so many of what a graph computes with is lost in the arena's gaps, about (`docs/memory.md` has measurements).
+const ARENA_GAPS: u64 = 4;
+
+/// Bytes that the system's allocator keeps at most, about.
+const ALLOCATOR_KEEPS: u64 = 160 << 20;
 
 /// What runs an engine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -58,6 +66,57 @@ impl From<EngineError> for BackendError {
     fn from(error: EngineError) -> Self {
         Self::Ort(error.into())
     }
+}
+
+/// How an engine's weights will be held with these options, and why, in words. It depends on the engine, the options and the
+/// machine, not on what is free at the moment.
+///
+/// # Errors
+/// [`EngineError`] if a graph names a weight that the engine lacks.
+pub fn held_weights(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
+    match options.backend.of(engine) {
+        Some(_) => Ok((WeightMode::Plan, "TensorRT's plans hold them".to_owned())),
+        None => weight_mode(engine, options),
+    }
+}
+
+/// What will be fused into an engine.
+#[derive(Clone, Copy, Debug)]
+pub enum Fused<'a> {
+    /// These adapters, each with its strength.
+    These(&'a [(Adapter, f32)]),
+    /// Some that change every slot.
+    All,
+}
+
+/// What a graph takes if it is opened with these options and run on inputs of these shapes, `runs` times with what stages keep;
+/// `None` where a GPU's memory holds it.
+///
+/// # Errors
+/// [`EngineError`] if there is no such graph, or it names a weight that the engine lacks.
+pub fn needs(
+    engine: &Engine,
+    graph: &str,
+    options: &OpenOptions,
+    fused: Fused<'_>,
+    (shapes, runs): (&Shapes, usize),
+) -> Result<Option<Needs>, EngineError> {
+    let (mode, _) = held_weights(engine, options)?;
+    if mode == WeightMode::Plan || options.provider != Provider::Cpu {
+        return Ok(None);
+    }
+    let graph = engine.graph(graph)?;
+    let (weights, fused) = weight_bytes(engine, graph, mode, fused)?;
+    let lazy = mode == WeightMode::Lazy;
+    let run = with_overhead(graph.demand(lazy, !lazy, shapes, runs), lazy);
+    Ok(Some(Needs { weights, fused, run }))
+}
+
+/// ONNX Runtime's arena has gaps; lazy weights go without it, and the system's allocator keeps some of what was freed.
+fn with_overhead(run: Demand, lazy: bool) -> Demand {
+    let over = if lazy { run.activations.saturating_mul(2).min(ALLOCATOR_KEEPS) } else { run.activations / ARENA_GAPS };
+    let activations = run.activations.saturating_add(over);
+    Demand { activations, ..run }
 }
 
 /// An engine that is open on some backend.

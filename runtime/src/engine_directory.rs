@@ -5,14 +5,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapter::Adapter;
-use crate::backend::{BackendError, OpenEngine};
+use crate::backend::{BackendError, Fused, OpenEngine, held_weights, needs};
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::{Engine, EngineError};
 use crate::fuse::Cancelled;
 use crate::map::read_file;
-use crate::ort_backend::{OpenOptions, OpenReport, OrtError};
+use crate::ort_backend::{OpenOptions, OpenReport, OrtError, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
-use crate::pipeline::{ComponentError, Components, StepGraph};
+use crate::engine::footprint::Shapes;
+use crate::pipeline::{ComponentError, Components, Needs, StepGraph};
 use crate::session::Session;
 use crate::side;
 use crate::tokenizer::MAX_FILE;
@@ -78,6 +79,8 @@ pub struct EngineDirectory {
     adapters: Vec<(Adapter, f32)>,
     engines: HashMap<String, Arc<Engine>>,
     open: HashMap<String, OpenComponent>,
+    /// Component and graph → bytes that its runs were last said to compute with.
+    expected: HashMap<(String, String), u64>,
 }
 
 struct OpenComponent {
@@ -93,7 +96,7 @@ impl EngineDirectory {
     pub fn open(folder: impl Into<PathBuf>, options: OpenOptions) -> Result<Self, DirectoryError> {
         let folder = folder.into();
         let config = PipelineConfig::read(&folder)?;
-        Ok(Self { folder, config, options, adapters: Vec::new(), engines: HashMap::new(), open: HashMap::new() })
+        Ok(Self { folder, config, options, adapters: Vec::new(), engines: HashMap::new(), open: HashMap::new(), expected: HashMap::new() })
     }
 
     /// The folder.
@@ -194,6 +197,15 @@ impl EngineDirectory {
         Ok(StepGraph { graph, inputs })
     }
 
+    /// How a component's weights are or will be held, and why, in words.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] if there is no such component, or its engine is not intact.
+    pub fn held_weights(&mut self, component: &str) -> Result<(WeightMode, String), DirectoryError> {
+        let engine = self.engine(component)?;
+        Ok(held_weights(&engine, &self.options)?)
+    }
+
     /// How a component that is open holds its weights.
     pub fn report(&self, component: &str) -> Option<&OpenReport> {
         Some(self.open.get(component)?.backend.report())
@@ -203,6 +215,26 @@ impl EngineDirectory {
         let engine = self.engine(component)?;
         let adapters = if component == TRANSFORMER { adapters.to_vec() } else { Vec::new() };
         Ok(OpenEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
+    }
+
+    fn graph_needs(
+        &mut self,
+        component: &str,
+        graph: &str,
+        shapes: &Shapes,
+        (runs, adapters, lazy): (usize, bool, bool),
+    ) -> Result<Option<Needs>, DirectoryError> {
+        let engine = self.engine(component)?;
+        let fused = match component {
+            TRANSFORMER if adapters && !graph.ends_with(SIDE_SUFFIX) => Fused::All,
+            TRANSFORMER => Fused::These(&self.adapters),
+            _ => Fused::These(&[]),
+        };
+        let options = OpenOptions {
+            weights: if lazy { OrtWeights::Lazy } else { self.options.weights },
+            ..OpenOptions { adapters: Vec::new(), ..self.options.clone() }
+        };
+        Ok(needs(&engine, graph, &options, fused, (shapes, runs))?)
     }
 
     fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
@@ -236,6 +268,35 @@ impl Components for EngineDirectory {
                 ComponentError::Missing { component, graph, available: names }
             }
         })
+    }
+
+    fn needs(
+        &mut self,
+        component: &str,
+        graph: &str,
+        shapes: &Shapes,
+        how: (usize, bool, bool),
+    ) -> Result<Option<Needs>, ComponentError> {
+        if !self.has(component) {
+            return Ok(None);
+        }
+        let found = self.graph_needs(component, graph, shapes, how).map_err(|source| ComponentError::Open {
+            component: component.to_owned(),
+            graph: graph.to_owned(),
+            source: source.into(),
+        })?;
+        let key = (component.to_owned(), graph.to_owned());
+        self.expected.insert(key, found.as_ref().map_or(0, |needs| needs.run.activations));
+        Ok(found)
+    }
+
+    fn held(&self) -> u64 {
+        let of = |(component, open): (&String, &OpenComponent)| {
+            let arenas: u64 =
+                open.sessions.keys().filter_map(|graph| self.expected.get(&(component.clone(), graph.clone()))).sum();
+            open.backend.report().private_bytes.saturating_add(arenas)
+        };
+        self.open.iter().map(of).fold(0, u64::saturating_add)
     }
 
     fn release(&mut self, component: &str) {

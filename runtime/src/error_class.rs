@@ -12,7 +12,7 @@ use crate::fuse::FuseError;
 use crate::library::LibraryError;
 use crate::map::Unusable;
 use crate::ort_backend::OrtError;
-use crate::pipeline::{ComponentError, ConfigError, PipelineError};
+use crate::pipeline::{ComponentError, ConfigError, NotEnough, PipelineError};
 use crate::prediction_cache::CacheError;
 use crate::predictor::PredictorError;
 use crate::schedulers::SchedulerError;
@@ -74,6 +74,7 @@ impl ErrorClass {
             VideoError => video,
             VaeError => vae,
             PipelineError => pipeline,
+            NotEnough => |_: &NotEnough| Self::Memory,
             io::Error => |e: &io::Error| match e.get_ref().is_some_and(|inner| inner.is::<Unusable>()) {
                 true => Self::BadModel,
                 false => Self::Io,
@@ -167,7 +168,7 @@ fn ort(error: &OrtError) -> ErrorClass {
         | OrtError::Provider { .. } => ErrorClass::Version,
         OrtError::Engine(e) => engine(e),
         OrtError::Fuse(e) => fuse(e),
-        OrtError::Memory { .. } => ErrorClass::Memory,
+        OrtError::Memory { .. } | OrtError::OutOfMemory { .. } => ErrorClass::Memory,
         OrtError::Placeholder { .. } => ErrorClass::Io,
         _ => ErrorClass::BadModel,
     }
@@ -223,6 +224,7 @@ fn video(error: &VideoError) -> ErrorClass {
 fn vae(error: &VaeError) -> ErrorClass {
     match error {
         VaeError::Cancelled(_) => ErrorClass::Cancelled,
+        VaeError::Memory(_) => ErrorClass::Memory,
         VaeError::Input { .. } | VaeError::Tile { .. } => ErrorClass::Usage,
         _ => ErrorClass::BadModel,
     }
@@ -231,6 +233,7 @@ fn vae(error: &VaeError) -> ErrorClass {
 fn pipeline(error: &PipelineError) -> ErrorClass {
     match error {
         PipelineError::Cancelled(_) => ErrorClass::Cancelled,
+        PipelineError::Memory(_) => ErrorClass::Memory,
         PipelineError::Config(e) => config(e),
         PipelineError::Vae(e) => vae(e),
         PipelineError::Video(e) => video(e),

@@ -4,7 +4,7 @@
 //! fused multiply-add in f32. Strength and `alpha / rank` enter once, as the factor `sᵢ` of an adapter's whole product.
 //! So results depend neither on threads nor on the processor, and an update of zero gives the base bit for bit.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,6 +33,8 @@ pub use survival::{Survival, survival};
 
 /// Elements that one thread fuses at a time, about.
 const PIECE: usize = 1 << 16;
+/// Bytes of factors that are laid out at once, about: those of some tensors, or of one if they take more.
+const LAID_OUT: usize = 32 << 20;
 /// Results of at least this many bytes in all are written past the caches, which would not keep them until they are used.
 const STREAMED: usize = 4 << 20;
 
@@ -221,7 +223,7 @@ impl<T: FuseBase> FuseBase for Arc<T> {
 
 /// Fuses adapters, each with its strength, into the weights they change.
 ///
-/// Private memory: one buffer per changed tensor, in the target type. Costs `2 · out · in · rank` flops per slot; at low
+/// Private memory: one buffer per changed tensor, in the target type, and [`packed_bytes`]. Costs `2 · out · in · rank` flops per slot; at low
 /// ranks it takes about the time of copying the weights (`benches/fuse.rs`).
 ///
 /// # Errors
@@ -292,6 +294,12 @@ impl Changed<'_> {
         if target == FuseTarget::F32 { Dtype::F32 } else { self.base.dtype }
     }
 
+    /// Bytes of its factors once they are laid out.
+    fn packed_bytes(&self) -> usize {
+        let ranks = |terms: &[Term<'_>]| terms.iter().map(|term| term.update.rank()).collect::<Vec<_>>();
+        self.slots.iter().map(|(slot, terms)| Job::bytes(slot, ranks(terms).into_iter())).fold(0, usize::saturating_add)
+    }
+
     fn length(&self, target: FuseTarget) -> usize {
         self.base.data.len() / self.base.dtype.size() * self.target(target).size()
     }
@@ -329,6 +337,12 @@ struct Job {
 }
 
 impl Job {
+    /// Bytes of the factors once they are laid out.
+    fn bytes(slot: &Slot, ranks: impl Iterator<Item = usize>) -> usize {
+        let Region { rows, columns, .. } = Region::of(slot);
+        ranks.map(|rank| Packed::bytes((rows, columns), rank)).fold(0, usize::saturating_add)
+    }
+
     fn new(slot: &Slot, terms: &[Term<'_>], path: Path, base: Dtype) -> Self {
         let region = Region::of(slot);
         let pairs: Vec<(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)> = terms
@@ -363,32 +377,16 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
     let pool = options.pool.unwrap_or(&fresh);
     let mut buffer = pool.take(needed).map_err(no_memory(needed))?;
 
-    let jobs: Vec<Vec<Job>> = tensors
-        .par_iter()
-        .map(|tensor| {
-            tensor
-                .slots
-                .par_iter()
-                .map(|(slot, terms)| Job::new(slot, terms, options.path, tensor.base.dtype))
-                .collect()
-        })
-        .collect();
-    let pieces = cut(tensors, &jobs, &offsets, options.target, buffer.bytes_mut());
-    let stopped = AtomicBool::new(false);
-    let surveys: Vec<(usize, usize, Survey)> = pieces
-        .into_par_iter()
-        .flat_map_iter(|piece| {
-            let stop = stopped.load(Ordering::Relaxed) || options.cancelled.is_some_and(|cancelled| cancelled());
-            if stop {
-                stopped.store(true, Ordering::Relaxed);
-                return Vec::new();
-            }
-            let (tensor, jobs) = (&tensors[piece.tensor], &jobs[piece.tensor]);
-            piece.fuse(tensor, jobs, tensor.target(options.target), needed >= STREAMED)
-        })
-        .collect();
-    if stopped.into_inner() {
-        return Err(FuseError::Cancelled);
+    let (mut memory, mut taken) = (buffer.bytes_mut(), 0);
+    let mut surveys: Vec<(usize, usize, Survey)> = Vec::new();
+    for batch in batches(tensors.iter().map(Changed::packed_bytes)) {
+        let end = batch.clone().next_back().map_or(taken, |last| offsets[last] + tensors[last].length(options.target));
+        let (out, rest) = memory.split_at_mut(end - taken);
+        memory = rest;
+        let offsets: Vec<usize> = offsets[batch.clone()].iter().map(|offset| offset - taken).collect();
+        let found = fuse_batch(&tensors[batch.clone()], &offsets, out, needed >= STREAMED, options)?;
+        surveys.extend(found.into_iter().map(|(tensor, slot, survey)| (batch.start + tensor, slot, survey)));
+        taken = end;
     }
 
     let mut totals: Vec<Vec<Survey>> = tensors.iter().map(|t| vec![Survey::default(); t.slots.len()]).collect();
@@ -412,6 +410,85 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
         .zip(offsets)
         .map(|(tensor, start)| (tensor.name.to_owned(), bytes.slice(start..start + tensor.length(options.target))));
     Ok(Fused { weights: weights.collect(), report })
+}
+
+/// Runs of tensors whose factors are laid out together, by the bytes of each tensor's.
+fn batches(bytes: impl Iterator<Item = usize>) -> Vec<std::ops::Range<usize>> {
+    let (mut batches, mut sum): (Vec<std::ops::Range<usize>>, usize) = (Vec::new(), 0);
+    for (index, bytes) in bytes.enumerate() {
+        sum = sum.saturating_add(bytes);
+        match batches.last_mut() {
+            Some(last) if sum <= LAID_OUT => last.end = index + 1,
+            _ => {
+                batches.push(index..index + 1);
+                sum = bytes;
+            }
+        }
+    }
+    batches
+}
+
+/// Bytes of factors that fusing these adapters has laid out for the kernel at once; layers that the engine lacks are passed over.
+pub fn packed_bytes<'a>(base: &impl FuseBase, adapters: impl IntoIterator<Item = &'a Adapter>) -> u64 {
+    let slots = slots_by_name(base.slots());
+    let mut ranks: HashMap<&str, Vec<usize>> = HashMap::new();
+    for (name, update) in adapters.into_iter().flat_map(|adapter| &adapter.layers) {
+        if let Some(slot) = slots.get(&name[..]) {
+            ranks.entry(&slot.name).or_default().push(update.rank());
+        }
+    }
+    let mut by_tensor: IndexMap<&str, usize> = IndexMap::new();
+    for slot in base.slots() {
+        if let Some(ranks) = ranks.remove(&slot.name[..]) {
+            *by_tensor.entry(&slot.tensor).or_default() += Job::bytes(slot, ranks.into_iter());
+        }
+    }
+    largest_batch(&by_tensor.into_values().collect::<Vec<_>>()) as u64
+}
+
+/// Bytes of factors that fusing these tensors has laid out at once.
+pub(crate) fn most_laid_out(tensors: &[Changed<'_>]) -> usize {
+    largest_batch(&tensors.iter().map(Changed::packed_bytes).collect::<Vec<_>>())
+}
+
+fn largest_batch(bytes: &[usize]) -> usize {
+    let sums = batches(bytes.iter().copied()).into_iter().map(|batch| bytes[batch].iter().sum());
+    sums.max().unwrap_or(0)
+}
+
+/// Lays out the factors of some tensors and fuses them into `memory`, where they begin at `offsets`.
+fn fuse_batch(
+    tensors: &[Changed<'_>],
+    offsets: &[usize],
+    memory: &mut [u8],
+    stream: bool,
+    options: &FuseOptions<'_>,
+) -> Result<Vec<(usize, usize, Survey)>, FuseError> {
+    let jobs: Vec<Vec<Job>> = tensors
+        .par_iter()
+        .map(|tensor| {
+            tensor
+                .slots
+                .par_iter()
+                .map(|(slot, terms)| Job::new(slot, terms, options.path, tensor.base.dtype))
+                .collect()
+        })
+        .collect();
+    let pieces = cut(tensors, &jobs, offsets, options.target, memory);
+    let stopped = AtomicBool::new(false);
+    let surveys = pieces
+        .into_par_iter()
+        .flat_map_iter(|piece| {
+            let stop = stopped.load(Ordering::Relaxed) || options.cancelled.is_some_and(|cancelled| cancelled());
+            if stop {
+                stopped.store(true, Ordering::Relaxed);
+                return Vec::new();
+            }
+            let (tensor, jobs) = (&tensors[piece.tensor], &jobs[piece.tensor]);
+            piece.fuse(tensor, jobs, tensor.target(options.target), stream)
+        })
+        .collect();
+    if stopped.into_inner() { Err(FuseError::Cancelled) } else { Ok(surveys) }
 }
 
 /// Cuts the results into pieces, each of which one thread fuses.

@@ -22,6 +22,7 @@ pub mod interrupt;
 pub mod library;
 pub mod lookalike;
 pub mod map;
+pub mod memory;
 pub mod noise;
 pub mod ort_backend;
 pub mod pipeline;

@@ -15,7 +15,8 @@ use ndarray::Array2;
 
 use crate::atomic::write_file;
 use crate::engine::Engine;
-use crate::ort_backend::{OpenOptions, OrtWeights};
+use crate::backend::held_weights;
+use crate::ort_backend::OpenOptions;
 use crate::pipeline::{LatentChoice, PipelineConfig, Reference};
 use crate::raw;
 use crate::tensor::{Dtype, Tensor};
@@ -59,7 +60,7 @@ impl Key {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
             hasher.update(bytes);
         };
-        part(concat!("v2l prediction 1, ", env!("CARGO_PKG_VERSION")).as_bytes());
+        part(concat!("v2l prediction 2, ", env!("CARGO_PKG_VERSION")).as_bytes());
         match what.reference {
             Reference::Frames(frames) => {
                 part(b"frames");
@@ -80,11 +81,12 @@ impl Key {
         part(&if knobs.latent == LatentChoice::Sample { what.seed } else { 0 }.to_le_bytes());
         part(what.encoder.fingerprint().as_bytes());
         part(what.hypernetwork.fingerprint().as_bytes());
-        let weights = match what.options.weights {
-            OrtWeights::Widened => "widened",
-            OrtWeights::Lazy => "lazy",
-            OrtWeights::Auto => "auto",
-        };
+        // What was decided, not `auto`: machines that decide otherwise compute otherwise.
+        let weights = [what.encoder, what.hypernetwork].map(|engine| match held_weights(engine, what.options) {
+            Ok((mode, _)) => mode.to_string(),
+            Err(error) => error.to_string(),
+        });
+        let weights = weights.join(" ");
         let OpenOptions { threads, arithmetic, provider, resident, backend, trt, .. } = what.options;
         part(
             format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?} {backend:?} {}", trt.device)

@@ -15,8 +15,10 @@ use std::ops::Range;
 use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
 
 use crate::pipeline::{
-    Cancelled, Chunking, ComponentError, Components, DecodeChunks, Observer, Progress, Stage, VaeConfig, float_tensor,
+    Cancelled, Chunking, ComponentError, Components, DecodeChunks, Needs, NotEnough, Observer, Progress, Stage, VaeConfig,
+    check_room, float_tensor,
 };
+use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::session::{Session, SessionError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -29,6 +31,75 @@ const CACHE: &str = "conv_cache.";
 const NEXT_CACHE: &str = "next_conv_cache.";
 const LOGVAR_RANGE: (f32, f32) = (-30.0, 20.0);
 
+/// What one direction takes, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct VaeNeeds {
+    pub(crate) weights: u64,
+    pub(crate) activations: u64,
+    pub(crate) data: u64,
+    pub(crate) complete: bool,
+}
+
+/// What [`encode`] (of pixels) or [`decode`] (of latents) of this shape takes, by what `ask` says of its graphs.
+pub(crate) fn needs(
+    config: &VaeConfig,
+    component: &'static str,
+    shape: [usize; 5],
+    ask: &mut dyn FnMut(&'static str, &Shapes) -> Result<Option<Needs>, ComponentError>,
+) -> Result<VaeNeeds, ComponentError> {
+    let [batch, channels, frames, height, width] = shape;
+    let encoder = component == ENCODER;
+    let (chunks, cuts) = if encoder {
+        // What cannot be cut is refused later, with its reason.
+        let whole = || Cuts { rows: Cut::whole(height), columns: Cut::whole(width) };
+        let cuts = Cuts::encoder(config, height, width).unwrap_or_else(|_| whole());
+        (encode_chunks(frames.max(1), config.chunking.encode_frames), cuts)
+    } else {
+        (decode_chunks(frames.max(1), &config.chunking), Cuts::decoder(config, height, width))
+    };
+    let longest = |cut: &Cut| cut.windows.iter().map(Range::len).max().unwrap_or(0);
+    let tile = [longest(&cuts.rows), longest(&cuts.columns)];
+    let input = if encoder { "x" } else { "z" };
+    let chunk = |length: usize| (input.to_owned(), vec![batch, channels, length, tile[0], tile[1]]);
+    let mut found = VaeNeeds { complete: true, ..VaeNeeds::default() };
+    let mut caches = Shapes::new();
+    let lengths = [("first", chunks.first()), ("rest", chunks[1..].iter().max_by_key(|chunk| chunk.len()))];
+    for (graph, range) in lengths {
+        let Some(range) = range else { continue };
+        let mut shapes = std::mem::take(&mut caches);
+        shapes.extend([chunk(range.len())]);
+        let Some(needs) = ask(graph, &shapes)? else {
+            found.complete = false;
+            continue;
+        };
+        found.complete &= needs.run.complete;
+        found.weights = found.weights.max(needs.weights);
+        // Each of the two graphs keeps what it computed with.
+        found.activations = found.activations.saturating_add(needs.run.activations);
+        // Caches go in while others come out.
+        found.data = found.data.max(needs.run.outputs.saturating_mul(2));
+        for (name, shape) in needs.run.shapes {
+            if let Some(module) = name.strip_prefix(NEXT_CACHE) {
+                caches.insert(format!("{CACHE}{module}"), shape);
+            }
+        }
+    }
+    let (space, time) = (config.spatial_compression_ratio, config.temporal_compression_ratio);
+    let output = if encoder {
+        [batch, 2 * config.latent_channels, frames.div_ceil(time), height.div_ceil(space), width.div_ceil(space)]
+    } else {
+        [batch, 3, (frames * time).max(time) - time + 1, height * space, width * space]
+    };
+    let output = tensor_bytes(Dtype::F32, &output);
+    let covered = |cut: &Cut, extent: usize| cut.windows.iter().map(Range::len).sum::<usize>() as f64 / extent.max(1) as f64;
+    let tiles = covered(&cuts.rows, height) * covered(&cuts.columns, width);
+    // One tile is joined in time; of several, all and then rows of them.
+    let copies = if cuts.are_whole() { 2.0 } else { (tiles + 1.0).max(3.0) };
+    let data = (output as f64 * copies) as u64;
+    found.data = found.data.saturating_add(data).saturating_add(tensor_bytes(Dtype::F32, &shape).saturating_mul(2));
+    Ok(found)
+}
+
 /// Why a video was not encoded or decoded.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -36,6 +107,9 @@ pub enum VaeError {
     /// The observer asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+    /// There is too little memory.
+    #[error(transparent)]
+    Memory(#[from] NotEnough),
     /// A graph is not available.
     #[error(transparent)]
     Component(#[from] ComponentError),
@@ -144,7 +218,7 @@ pub fn encode(
     let job = Job { component: ENCODER, input: "x", outputs: &["mean", "logvar"] };
     let chunks = encode_chunks(frames, config.chunking.encode_frames);
     let cuts = Cuts::encoder(config, height, width)?;
-    let moments = job.run(components, pixels, &chunks, &cuts, stage, observer)?;
+    let moments = job.run(config, components, pixels, &chunks, &cuts, stage, observer)?;
     let latent = moments.len_of(Axis(1)) / 2;
     let part = |range: Range<usize>| moments.slice(s![.., range, .., .., ..]).to_owned();
     Ok(Moments { mean: part(0..latent), logvar: part(latent..2 * latent) })
@@ -169,7 +243,7 @@ pub fn decode(
     let job = Job { component: DECODER, input: "z", outputs: &["sample"] };
     let chunks = decode_chunks(frames, &config.chunking);
     let cuts = Cuts::decoder(config, height, width);
-    job.run(components, latents, &chunks, &cuts, stage, observer)
+    job.run(config, components, latents, &chunks, &cuts, stage, observer)
 }
 
 /// Frames per encoder call: `frames mod size` joins the first of `frames / size` calls, at least one.
@@ -220,6 +294,11 @@ struct Cuts {
 }
 
 impl Cuts {
+    /// True if there is one tile.
+    fn are_whole(&self) -> bool {
+        self.rows.windows.len() == 1 && self.columns.windows.len() == 1
+    }
+
     fn encoder(config: &VaeConfig, height: usize, width: usize) -> Result<Self, VaeError> {
         let (tiling, ratio) = (&config.tiling, config.spatial_compression_ratio);
         let (tile_height, tile_width) = (tiling.tile_sample_min_height, tiling.tile_sample_min_width);
@@ -261,8 +340,40 @@ struct Job {
 }
 
 impl Job {
+    /// Refuses what would not fit, before anything is opened.
+    fn check_memory(
+        &self,
+        config: &VaeConfig,
+        components: &mut dyn Components,
+        input: &Array5<f32>,
+    ) -> Result<(), VaeError> {
+        let (batch, channels, frames, height, width) = input.dim();
+        let held = components.held().saturating_add(4 * input.len() as u64);
+        let mut with = |config: &VaeConfig| {
+            let shape = [batch, channels, frames, height, width];
+            let mut ask = |graph: &'static str, shapes: &Shapes| {
+                components.needs(self.component, graph, shapes, (1, false, false))
+            };
+            needs(config, self.component, shape, &mut ask)
+        };
+        let total = |needs: VaeNeeds| needs.weights.saturating_add(needs.activations).saturating_add(needs.data);
+        let needed = total(with(config)?);
+        let what = if self.component == ENCODER { "encoding this video" } else { "decoding these latents" };
+        check_room(what, needed, held, |available| {
+            let mut tiled = config.clone();
+            tiled.tiling.enabled = true;
+            let tiles = !config.tiling.enabled && tiled.check().is_ok();
+            let helps = tiles && with(&tiled).is_ok_and(|needs| total(needs) <= available);
+            let smaller = "a smaller or shorter one".to_owned();
+            helps.then(|| "--vae-tiling on".to_owned()).into_iter().chain([smaller]).collect()
+        })?;
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what, how and for whom")]
     fn run(
         &self,
+        config: &VaeConfig,
         components: &mut dyn Components,
         input: &Array5<f32>,
         chunks: &[Range<usize>],
@@ -270,6 +381,7 @@ impl Job {
         stage: Stage,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
+        self.check_memory(config, components, input)?;
         let total = cuts.rows.windows.len() * cuts.columns.windows.len() * chunks.len();
         let mut progress = Progress::start(observer, stage, total);
         let mut rows = Vec::with_capacity(cuts.rows.windows.len());
@@ -282,8 +394,14 @@ impl Job {
             rows.push(row);
         }
         progress.finish();
+        if cuts.are_whole()
+            && let Some(only) = rows.pop().and_then(|mut row| row.pop())
+        {
+            return Ok(only);
+        }
         blend(&mut rows, cuts);
-        let rows: Vec<Array5<f32>> = rows.iter().map(|row| self.join(row, cuts, 4)).collect::<Result<_, _>>()?;
+        let rows: Vec<Array5<f32>> =
+            rows.into_iter().map(|row| self.join(&row, cuts, 4)).collect::<Result<_, _>>()?;
         self.join(&rows, cuts, 3)
     }
 

@@ -10,7 +10,7 @@ mod pixels;
 mod png;
 mod sheet;
 
-pub use encode::{needs_ffmpeg, probe_video, write_video};
+pub use encode::{needs_ffmpeg, probe_video, write_commented, write_video};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
 pub use png::check_png;
 pub(crate) use png::write_png;

@@ -26,6 +26,7 @@ mod gpu;
 mod hypernetwork;
 mod inspect;
 mod int8;
+mod memory;
 mod miniature;
 mod modes;
 #[cfg(unix)]

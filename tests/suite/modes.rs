@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
-use crate::support::{Built, Case, assert_close, cases, f32s, fixtures};
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};
 use crate::tools::{Run, args, command, output, run_ok};
 
 struct Miniature {
@@ -120,6 +120,48 @@ fn fuse_modes_give_the_same_video_and_say_which_they_are() {
 }
 
 #[test]
+fn fuse_mode_auto_fuses_and_warns_where_branches_would_help_but_do_not_serve() {
+    let miniature = Miniature::new(&["--lora-rank", "1"]);
+    let saved = miniature.file("saved.safetensors");
+    let lazy = ["--ort-weights", "lazy", "--strength", "0.001"];
+    let first = miniature.generate("first", &[&lazy[..], &["--save-lora", saved.to_str().unwrap()]].concat());
+    assert_eq!(event(&first, "fuse_mode")["mode"], "side");
+    let metadata = header(&miniature.file("first.safetensors"));
+    assert_eq!((&metadata["v2l.fuse_mode"][..], &metadata["v2l.weights.transformer"][..]), ("side", "lazy"));
+
+    // Two adapters of rank 1, for branches that take rank 1 in all.
+    let again = format!("{}=0.001", saved.display());
+    let both = miniature.generate("both", &[&lazy[..], &["--lora", &again]].concat());
+    let mode = event(&both, "fuse_mode");
+    assert_eq!(mode["mode"], "fuse");
+    assert!(mode["reason"].as_str().unwrap().contains("ranks sum to 2"), "{mode}");
+    let warning = event(&both, "warning")["message"].as_str().unwrap().to_owned();
+    assert!(both.stderr.contains("fused all the same"), "{warning} {}", both.stderr);
+    assert_eq!(header(&miniature.file("both.safetensors"))["v2l.fuse_mode"], "fuse");
+    miniature.generate("fused", &[&lazy[..], &["--lora", &again, "--fuse-mode", "fuse"]].concat());
+    assert_eq!(miniature.latents("both"), miniature.latents("fused"));
+}
+
+#[test]
+fn what_is_decided_for_a_run_is_said_and_recorded_with_its_results() {
+    let miniature = Miniature::new(&[]);
+    let saved = miniature.file("saved.safetensors");
+    for (flag, held) in [("auto", "widened"), ("lazy", "lazy")] {
+        let run = miniature.generate("x", &["--ort-weights", flag, "--save-lora", saved.to_str().unwrap()]);
+        let said = event(&run, "weights");
+        assert_eq!(said["weights"], held, "the miniature is small for any machine");
+        assert!(said["component"].is_string() && said["reason"].is_string(), "{said}");
+        let metadata = header(&miniature.file("x.safetensors"));
+        for component in ["transformer", "text_encoder", "vae_encoder", "vae_decoder"] {
+            assert_eq!(metadata[&format!("v2l.weights.{component}")], held);
+        }
+        assert_eq!(metadata["v2l.fuse_mode"], "fuse");
+        let adapter = if saved.is_dir() { saved.join("adapter_model.safetensors") } else { saved.clone() };
+        assert_eq!(header(&adapter)["v2l.weights.hypernetwork"], held);
+    }
+}
+
+#[test]
 fn fuse_modes_that_an_engine_lacks_are_refused_before_anything_runs() {
     let miniature = Miniature::new(&["--lora-rank", "1", "--fuse-modes", "side"]);
     let refused = miniature.generate("x", &["--fuse-mode", "fuse"]);
@@ -174,6 +216,7 @@ fn a_prediction_is_kept_for_the_same_reference_and_settings_only() {
     assert!(!cached("frames", &["--reference-frames", "5"]));
     assert!(!cached("other", &["--reference", miniature.model.join("references/left").to_str().unwrap()]));
     assert!(!cached("lazy", &["--ort-weights", "lazy"]));
+    assert!(cached("widened", &["--ort-weights", "widened"]), "which is what `auto` comes to");
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 6);
 
     miniature.compile("fp16", &["--precision", "fp16"]);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use bytes::Bytes;
 use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches, rename_uses};
 use v2l_graphs::{Attribute, DataType, Location, Model, Node, apply_precision, encode_model};
+use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
     Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
 };
@@ -78,10 +79,10 @@ pub(super) fn encode_weightless(file: &str, model: &Model) -> Result<Vec<u8>, Ex
     encode_model(model, &location).map_err(ExportError::io(file))
 }
 
-/// Stores the graph's variants and describes it.
+/// Stores the graph's variants and describes it; `whole` is the graph before stages were hoisted out of it.
 pub(super) fn compile_graph(
     name: &str,
-    model: &Model,
+    (model, whole): (&Model, &Model),
     typed: Option<&Typed>,
     weights: &BTreeMap<String, StoredWeight>,
     blobs: &mut Vec<EngineBlob>,
@@ -93,10 +94,13 @@ pub(super) fn compile_graph(
         Ok(file)
     };
     let used = external(model);
+    let mut prints = Footprints { widened: footprint_of(model, whole), lazy: None };
     let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
     let widened = store("widened", model)?;
     let lazy = if narrow {
-        Some(store("lazy", &stored_variant(model, &|name| from_runtime(weights[name].dtype)))?)
+        let lazy = stored_variant(model, &|name| from_runtime(weights[name].dtype));
+        prints.lazy = Some(footprint_of(&lazy, whole));
+        Some(store("lazy", &lazy)?)
     } else {
         None
     };
@@ -116,8 +120,28 @@ pub(super) fn compile_graph(
         profiles: Vec::new(),
         lora_rank: None,
         stages: None,
+        footprint: Some(prints),
         probe: None,
     })
+}
+
+/// A graph's footprint in the runtime's words.
+fn footprint_of(model: &Model, whole: &Model) -> Footprint {
+    let found = v2l_graphs::passes::footprint(model, whole);
+    let extent = |extent| match extent {
+        v2l_graphs::passes::Extent::Input(name) => Extent::Input(name),
+        v2l_graphs::passes::Extent::Open => Extent::Open,
+        v2l_graphs::passes::Extent::Quotient(a, n) => Extent::Quotient(a, n),
+        v2l_graphs::passes::Extent::Remainder(a, n) => Extent::Remainder(a, n),
+        v2l_graphs::passes::Extent::Larger(a, b) => Extent::Larger(a, b),
+        v2l_graphs::passes::Extent::Smaller(a, b) => Extent::Smaller(a, b),
+    };
+    Footprint {
+        extents: found.extents.into_iter().map(extent).collect(),
+        peaks: found.peaks,
+        outputs: found.outputs,
+        unknown: found.unknown,
+    }
 }
 
 /// The weights of a model that come from elsewhere.
@@ -139,7 +163,7 @@ pub(super) fn compile_stages(
     let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
         let name = format!("{}.{suffix}", main.name);
         check_graph(&name, model)?;
-        compile_graph(&name, model, None, weights, blobs).map(Box::new)
+        compile_graph(&name, (model, whole), None, weights, blobs).map(Box::new)
     };
     let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
     let times = match &hoisted.times {

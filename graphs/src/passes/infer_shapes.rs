@@ -4,6 +4,7 @@
 //! here too. A backend can then tell before running which buffers fit which values.
 
 mod expr;
+mod footprint;
 mod operators;
 mod settle;
 mod symbols;
@@ -20,6 +21,7 @@ use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorTyp
 use expr::Expr;
 use symbols::Symbols;
 
+pub use footprint::{Extent, Footprint, Sum, footprint};
 pub use settle::settle_extents;
 use values::Ints;
 
@@ -70,12 +72,19 @@ struct Inference<'a> {
     shapes: HashMap<&'a str, Vec<Expr>>,
     values: HashMap<&'a str, Ints>,
     recorded: HashMap<&'a str, &'a TensorType>,
+    /// Take an `If` for its first branch where the two differ: for estimates.
+    lenient: bool,
 }
 
 impl<'a> Inference<'a> {
     /// `least` is what a named extent of an input is at least.
     fn run(graph: &'a Graph, least: i64) -> Self {
+        Self::run_as(graph, least, false)
+    }
+
+    fn run_as(graph: &'a Graph, least: i64, lenient: bool) -> Self {
         let mut cx = Self {
+            lenient,
             graph,
             symbols: Symbols::new(least),
             types: HashMap::new(),
@@ -163,7 +172,7 @@ impl<'a> Inference<'a> {
             .map(|((a, a_type), (b, b_type))| {
                 let shape = match (a, b) {
                     (Some(a), Some(b)) if a.len() == b.len() => {
-                        Some(a.into_iter().zip(b).map(|(a, b)| (a == b).then_some(a)).collect())
+                        Some(a.into_iter().zip(b).map(|(a, b)| (a == b || self.lenient).then_some(a)).collect())
                     }
                     _ => None,
                 };

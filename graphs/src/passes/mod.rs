@@ -31,7 +31,7 @@ pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
 pub use hoist::{Hoisted, Times, hoist};
-pub use infer_shapes::{infer_shapes, settle_extents};
+pub use infer_shapes::{Extent, Footprint, Sum, footprint, infer_shapes, settle_extents};
 pub use logic::lower_logic;
 pub use lower_ort::{Lowered, lower_for_ort};
 pub use lower_tensorrt::lower_for_tensorrt;

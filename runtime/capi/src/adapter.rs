@@ -410,11 +410,12 @@ pub unsafe extern "C" fn v2l_adapter_save(
             let message = "the adapter was not predicted and has no tokens; expected one of the other formats";
             loaded.prediction.as_ref().ok_or_else(|| Failure::argument(message))
         };
+        let entries: &_ = &Default::default();
         match format {
-            AdapterFormat::Light => write_light(file, &tokens()?.tokens)?,
+            AdapterFormat::Light => write_light(file, &tokens()?.tokens, entries)?,
             AdapterFormat::LightFull => {
                 let Prediction { tokens, engine } = tokens()?;
-                write_light_full(file, tokens, &auxiliary_factors(engine)?)?;
+                write_light_full(file, tokens, &auxiliary_factors(engine)?, entries)?;
             }
             _ => write_adapter(file, &loaded.adapter, format)?,
         }

@@ -141,22 +141,27 @@ fn tokens(file: &WeightFile) -> Result<LightLora, AdapterError> {
     Ok(LightLora { tokens, down_dim, up_dim, rank, auxiliary })
 }
 
-/// Writes tokens, whole or not at all: `weight_num · weight_dim` values in f32 and a header of less than 1 KiB.
+/// Writes tokens, whole or not at all, with further `entries` in the header's metadata: `weight_num · weight_dim` values in f32 and a header of less than 1 KiB.
 ///
 /// # Errors
 /// [`AdapterError::Weights`].
-pub fn write_light(path: &Path, light: &LightLora) -> Result<(), AdapterError> {
+pub fn write_light(path: &Path, light: &LightLora, entries: &IndexMap<String, String>) -> Result<(), AdapterError> {
     let tensors = NamedTensors::from([(TENSOR.to_owned(), Tensor::F32(light.tokens.clone().into_dyn()))]);
-    Ok(write_tensors(path, &tensors, &metadata(light))?)
+    Ok(write_tensors(path, &tensors, &metadata(light, entries))?)
 }
 
-/// Writes tokens with the auxiliary factors of each, whole or not at all; the factors keep their type and have the names of
+/// Writes tokens with the auxiliary factors of each and further `entries` in the header's metadata, whole or not at all; the factors keep their type and have the names of
 /// Video2LoRA's own checkpoints.
 ///
 /// # Errors
 /// [`AdapterError::Unwritable`] if the factors are not one layer's per token, or not those that the tokens belong to;
 /// [`AdapterError::Weights`].
-pub fn write_light_full(path: &Path, light: &LightLora, factors: &[AuxiliaryFactors]) -> Result<(), AdapterError> {
+pub fn write_light_full(
+    path: &Path,
+    light: &LightLora,
+    factors: &[AuxiliaryFactors],
+    entries: &IndexMap<String, String>,
+) -> Result<(), AdapterError> {
     let fail = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
     if factors.len() != light.tokens.nrows() {
         return Err(fail(format!("expected factors of {} layers, found {}", light.tokens.nrows(), factors.len())));
@@ -174,19 +179,23 @@ pub fn write_light_full(path: &Path, light: &LightLora, factors: &[AuxiliaryFact
         }
     }
     let slots: Vec<&str> = factors.iter().map(|factors| &factors.slot[..]).collect();
-    let mut metadata = metadata(light);
+    let mut metadata = metadata(light, entries);
     metadata.insert(SLOTS.to_owned(), serde_json::json!(slots).to_string());
     Ok(write_tensors(path, &tensors, &metadata)?)
 }
 
-fn metadata(light: &LightLora) -> IndexMap<String, String> {
-    IndexMap::from([
+/// The form's own entries come before others of the same name.
+fn metadata(light: &LightLora, entries: &IndexMap<String, String>) -> IndexMap<String, String> {
+    let own = [
         ("format".to_owned(), FORMAT.to_owned()),
         ("down_dim".to_owned(), light.down_dim.to_string()),
         ("up_dim".to_owned(), light.up_dim.to_string()),
         ("rank".to_owned(), light.rank.to_string()),
         ("auxiliary".to_owned(), light.auxiliary.clone()),
-    ])
+    ];
+    let mut metadata = entries.clone();
+    metadata.extend(own);
+    metadata
 }
 
 /// The keys of a layer's auxiliary factors, down and up.

@@ -26,7 +26,7 @@ pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use names::Layers;
 pub use read::{Loaded, ReadOptions, detect, read_adapter};
-pub use write::{check_destination, write_adapter};
+pub use write::{check_destination, write_adapter, write_adapter_with};
 
 /// Low-rank updates for some slots of a component.
 #[derive(Clone, Debug, Default, PartialEq)]

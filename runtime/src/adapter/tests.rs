@@ -738,12 +738,12 @@ fn light_lora_round_trips_and_is_no_plain_adapter() {
     let path = dir.path().join("light.safetensors");
     let tokens = Array2::from_shape_fn((3, 6), |(i, j)| (i * 6 + j) as f32);
     let light = LightLora { tokens, down_dim: 4, up_dim: 2, rank: 1, auxiliary: "ab".into() };
-    write_light(&path, &light).unwrap();
+    write_light(&path, &light, &IndexMap::new()).unwrap();
     assert_eq!(read_light(&path).unwrap(), light);
     assert_eq!(detect(&path).unwrap(), AdapterFormat::Light);
     assert!(matches!(read(&path), Err(AdapterError::NeedsPredictor { .. })));
     let wrong = LightLora { down_dim: 5, ..light };
-    write_light(&path, &wrong).unwrap();
+    write_light(&path, &wrong, &IndexMap::new()).unwrap();
     assert!(matches!(read_light(&path), Err(AdapterError::Mismatch { .. })));
 }
 
@@ -755,7 +755,7 @@ fn light_lora_takes_its_values_and_at_most_a_kilobyte() {
         let width = (down_dim + up_dim) * rank;
         let tokens = Array2::from_elem((layers, width), 0.25);
         let auxiliary = blake3::hash(b"factors").to_hex().to_string();
-        write_light(&path, &LightLora { tokens, down_dim, up_dim, rank, auxiliary }).unwrap();
+        write_light(&path, &LightLora { tokens, down_dim, up_dim, rank, auxiliary }, &IndexMap::new()).unwrap();
         let file = WeightFile::open(&path).unwrap();
         let payload: usize = file.names().iter().map(|name| file.raw(name).unwrap().data.len()).sum();
         assert_eq!(payload, layers * width * size_of::<f32>());
@@ -787,7 +787,7 @@ fn light_lora_with_its_auxiliary_factors_expands_to_the_product_of_all_four() {
     let (light, factors) = light_full(&mut Noise::new(7));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("full.safetensors");
-    write_light_full(&path, &light, &factors).unwrap();
+    write_light_full(&path, &light, &factors, &IndexMap::new()).unwrap();
     assert_eq!(detect(&path).unwrap(), AdapterFormat::LightFull);
     assert_eq!(read_light(&path).unwrap(), light);
     let slots = [Slot::linear("b.0.to_q", 4, 6), Slot::linear("b.1.to_q", 5, 4)];
@@ -813,7 +813,7 @@ fn light_lora_with_auxiliary_factors_that_are_not_its_own_is_refused() {
     let (light, mut factors) = light_full(&mut Noise::new(8));
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("full.safetensors");
-    write_light_full(&path, &light, &factors).unwrap();
+    write_light_full(&path, &light, &factors, &IndexMap::new()).unwrap();
     let whole = std::fs::read(&path).unwrap();
     let slots = |inner| [Slot::linear("b.0.to_q", 4, inner), Slot::linear("b.1.to_q", 5, 4)];
     let read = |slots: &[Slot]| read_adapter(&path, slots, &ReadOptions::default()).unwrap_err().to_string();
@@ -829,11 +829,11 @@ fn light_lora_with_auxiliary_factors_that_are_not_its_own_is_refused() {
     assert!(damaged.contains("expected auxiliary factors"), "{damaged}");
     // A rank without bounds would ask for memory without bounds.
     let empty = LightLora { tokens: Array2::zeros((2, 0)), down_dim: 0, up_dim: 0, rank: usize::MAX, ..light.clone() };
-    write_light_full(&path, &empty, &factors).unwrap();
+    write_light_full(&path, &empty, &factors, &IndexMap::new()).unwrap();
     let endless = read(&slots(6));
     assert!(endless.contains("a rank up to 4, found 0, 0"), "{endless}");
     factors.swap(0, 1);
-    assert!(matches!(write_light_full(&path, &light, &factors), Err(AdapterError::Unwritable { .. })));
+    assert!(matches!(write_light_full(&path, &light, &factors, &IndexMap::new()), Err(AdapterError::Unwritable { .. })));
     factors.pop();
-    assert!(matches!(write_light_full(&path, &light, &factors), Err(AdapterError::Unwritable { .. })));
+    assert!(matches!(write_light_full(&path, &light, &factors, &IndexMap::new()), Err(AdapterError::Unwritable { .. })));
 }

@@ -24,6 +24,19 @@ use crate::weights::{WeightError, write_tensors};
 /// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for an adapter without layers or with NaN
 /// or infinity, for keys that would be equal, or if something else is where PEFT's folder should be; [`AdapterError::Weights`].
 pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> Result<(), AdapterError> {
+    write_adapter_with(path, adapter, format, &IndexMap::new())
+}
+
+/// As [`write_adapter`], with further entries in the header's metadata; those of the form itself come before them.
+///
+/// # Errors
+/// As [`write_adapter`].
+pub fn write_adapter_with(
+    path: &Path,
+    adapter: &Adapter,
+    format: AdapterFormat,
+    entries: &IndexMap<String, String>,
+) -> Result<(), AdapterError> {
     check_destination(path, format)?;
     let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
     let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
@@ -68,7 +81,8 @@ pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> R
     if tensors.is_empty() {
         return Err(unwritable("the adapter changes no layer".to_owned()));
     }
-    let mut metadata = IndexMap::from([("format".to_owned(), "pt".to_owned())]);
+    let mut metadata = entries.clone();
+    metadata.insert("format".to_owned(), "pt".to_owned());
     if !spelled.is_empty() {
         metadata.insert(WRITTEN_SLOTS.to_owned(), Value::Object(spelled).to_string());
     }

@@ -6,6 +6,7 @@ use std::fmt;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use super::footprint::Footprints;
 use crate::session::Port;
 use crate::tensor::Dtype;
 
@@ -97,6 +98,9 @@ pub struct Graph {
     /// What of the graph need not be computed in every run, in graphs of its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stages: Option<Stages>,
+    /// What a run takes besides weights; engines of earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub footprint: Option<Footprints>,
     /// What the graph's plans are verified by when their weights were set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,

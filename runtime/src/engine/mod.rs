@@ -1,5 +1,6 @@
 //! Engines: one compiled component per `.engine` file.
 
+pub mod footprint;
 pub mod manifest;
 mod reader;
 #[cfg(test)]

@@ -62,6 +62,7 @@ pub(crate) fn write_tiny(path: &Path, weights: &NamedTensors, storage: Dtype) {
         profiles: vec![],
         lora_rank: None,
         stages: None,
+        footprint: None,
         probe: None,
     };
     let slots = LINEARS.iter().map(|&(name, out, inner)| Slot::linear(name, out, inner)).collect();

@@ -176,6 +176,12 @@ impl Packed {
         Self { path, zipped, rows, columns, products: products.collect() }
     }
 
+    /// Bytes of memory that a pair of this rank takes once it is laid out, at most: paths differ in what they add.
+    pub const fn bytes((rows, columns): (usize, usize), rank: usize) -> usize {
+        let elements = rows.saturating_add(columns.saturating_add(WIDEST));
+        elements.saturating_mul(rank).saturating_mul(size_of::<f32>())
+    }
+
     /// Rows that are best fused together: work should be cut at multiples of this.
     pub const fn block(&self) -> usize {
         BLOCK

@@ -395,6 +395,40 @@ fn fuse_of_several_slots_of_one_tensor_leaves_the_rows_between_alone() {
 }
 
 #[test]
+fn fuse_lays_the_factors_of_some_tensors_out_at_a_time_and_counts_them() {
+    struct Base(Vec<Slot>, Bytes);
+    impl FuseBase for Base {
+        fn slots(&self) -> &[Slot] {
+            &self.0
+        }
+        fn base_weight(&self, _: &str) -> Result<WeightView<'_>, EngineError> {
+            Ok(WeightView { dtype: Dtype::Bf16, shape: &[7, 4000], data: self.1.clone() })
+        }
+    }
+    let mut case = Case::new(13);
+    let (layers, rank, out, inner) = (5, 512, 7, 4000);
+    let data = stored(Dtype::Bf16, &case.values(out * inner, 2.0));
+    let base = Base((0..layers).map(|n| Slot::linear(format!("layer{n}"), out, inner)).collect(), data);
+    let update = case.update(out, inner, rank);
+    let adapter = |layers: &mut dyn Iterator<Item = usize>| Adapter {
+        name: "a".into(),
+        layers: layers.map(|n| (format!("layer{n}"), update.clone())).collect(),
+    };
+    let (all, one) = (adapter(&mut (0..layers)), adapter(&mut (0..1)));
+    let of_one = packed_bytes(&base, [&one]);
+    assert!(of_one >= ((out + inner) * rank * 4) as u64 && of_one < LAID_OUT as u64, "{of_one}");
+    let at_once = packed_bytes(&base, [&all]);
+    assert!(at_once <= LAID_OUT as u64 && at_once > LAID_OUT as u64 - of_one, "{at_once} of {of_one} each");
+    let options = FuseOptions::new(FuseTarget::Storage);
+    let together = fuse_with(&base, &[(&all, 1.0)], &options).unwrap();
+    let alone = fuse_with(&base, &[(&one, 1.0)], &options).unwrap();
+    assert_eq!((together.weights.len(), together.report.slots.len()), (layers, layers));
+    assert!(together.weights.values().all(|weight| *weight == alone.weights["layer0.weight"]));
+    assert!(together.report.slots.iter().all(|slot| slot.survey == alone.report.slots[0].survey));
+    assert_eq!(batches([LAID_OUT + 1, 1, LAID_OUT, 0].into_iter()), [0..1, 1..2, 2..4]);
+}
+
+#[test]
 fn fuse_that_is_cancelled_or_finds_no_memory_gives_an_error_and_the_pool_its_buffer_back() {
     let mut case = Case::new(10);
     let (out, inner) = (16, 16);

@@ -5,7 +5,6 @@
 
 mod bounded;
 mod graph;
-mod memory;
 mod open;
 mod operator_times;
 mod options;
@@ -22,16 +21,17 @@ mod weighted;
 
 pub use bounded::RunLimits;
 pub use graph::{GraphWeight, Interface};
-pub use memory::available_memory;
 pub use open::{FusedState, OpenReport, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Residence, WeightMode};
 pub use provider::Provider;
 pub use session::OrtSession;
+pub use weight_plan::{weight_bytes, weight_mode};
 
 use crate::engine::EngineError;
 use crate::fuse::FuseError;
 use crate::library::LibraryError;
+use crate::session::SessionError;
 
 /// Why ONNX Runtime could not open a graph.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +110,14 @@ pub enum OrtError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// ONNX Runtime found no memory.
+    #[error("graph `{graph}`: ONNX Runtime: not enough memory: {message}; use `--ort-weights lazy`, or free memory")]
+    OutOfMemory {
+        /// The graph.
+        graph: String,
+        /// Its own words.
+        message: String,
+    },
     /// ONNX Runtime refused.
     #[error("graph `{graph}`: ONNX Runtime: {message}")]
     Backend {
@@ -118,6 +126,37 @@ pub enum OrtError {
         /// Its own words.
         message: String,
     },
+}
+
+impl OrtError {
+    /// What ONNX Runtime says when it does not open a graph.
+    fn refused(graph: &str, message: String) -> Self {
+        let graph = graph.to_owned();
+        if is_allocation_failure(&message) {
+            Self::OutOfMemory { graph, message }
+        } else {
+            Self::Backend { graph, message }
+        }
+    }
+}
+
+/// What ONNX Runtime says when it does not run a graph.
+fn failed(message: String) -> SessionError {
+    let backend = "ort";
+    if is_allocation_failure(&message) {
+        let message = format!("not enough memory: {message}; give smaller inputs, or free memory");
+        SessionError::Memory { backend, message }
+    } else {
+        SessionError::Backend { backend, message }
+    }
+}
+
+/// True if these words of ONNX Runtime's, or of the libraries under it, say that memory ran out.
+fn is_allocation_failure(message: &str) -> bool {
+    let message = message.to_lowercase();
+    ["bad_alloc", "bad alloc", "failed to allocate memory", "bfcarena", "out of memory", "cannot allocate memory"]
+        .iter()
+        .any(|words| message.contains(words))
 }
 
 #[cfg(test)]

@@ -10,8 +10,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::OrtError;
 use super::graph::Interface;
-use super::memory::available_memory;
-use super::options::{Arithmetic, OpenOptions, OrtWeights, Residence, WeightMode};
+use super::options::{Arithmetic, OpenOptions, Residence, WeightMode};
 use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider::{self, Provider};
@@ -19,7 +18,7 @@ use super::resident::{Cuda, Device, Host, Resident, State};
 use super::scratch::Scratch;
 use super::session::OrtSession;
 use super::stages::Stages;
-use super::weight_plan::{WeightPlan, check_memory, graph_weights};
+use super::weight_plan::{WeightPlan, check_memory, graph_weights, weight_mode};
 use super::weighted::WeightedBuilder;
 use crate::adapter::Adapter;
 use crate::backend::Backend;
@@ -27,6 +26,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::library;
+use crate::memory::available_memory;
 use crate::raw;
 use crate::session::Port;
 use crate::tensor::Dtype;
@@ -114,13 +114,7 @@ impl OrtEngine {
         device: Option<Arc<dyn Device>>,
     ) -> Result<Self, OrtError> {
         let available = available_memory().into_iter().chain(options.memory).min();
-        let plan = match options.arithmetic {
-            Arithmetic::Fp32 => WeightPlan::new(&engine, options.weights, &options.adapters, available)?,
-            Arithmetic::Plan => {
-                let lazy = WeightPlan::new(&engine, OrtWeights::Lazy, &options.adapters, available)?;
-                WeightPlan { reason: "arithmetic by plan takes weights as they are stored".to_owned(), ..lazy }
-            }
-        };
+        let plan = WeightPlan::new(&engine, weight_mode(&engine, options)?, &options.adapters)?;
         check_memory(plan.mode, plan.private, available)?;
         let report = OpenReport {
             mode: plan.mode,
@@ -191,13 +185,11 @@ impl OrtEngine {
         cancelled: Cancelled<'_>,
     ) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
-        let asked = match mode {
-            WeightMode::Widened => OrtWeights::Widened,
-            WeightMode::Lazy | WeightMode::Plan => OrtWeights::Lazy,
-        };
-        let plan = WeightPlan::new(&self.engine, asked, adapters, None)?;
+        let plan = WeightPlan::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
         if self.resident.is_none() {
             let (needed, held) = self.growth(adapters)?;
+            let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+            let needed = needed.saturating_add(laid_out);
             let free = self.pool.free() as u64;
             check_memory(mode, needed.saturating_sub(free), available_memory())?;
             check_memory(mode, needed.saturating_add(held), self.memory)?;
@@ -295,6 +287,15 @@ impl OrtEngine {
     /// # Errors
     /// [`OrtError`] if there is no such graph or ONNX Runtime refuses it.
     pub fn session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
+        let session = self.unchecked_session(graph)?;
+        if self.provider != Provider::Cpu {
+            return Ok(session);
+        }
+        Ok(session.with_room(&self.engine, graph, self.report.mode == WeightMode::Lazy))
+    }
+
+    /// As [`Self::session`], of which runs are not held against the memory that there is.
+    fn unchecked_session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
         let engine = Arc::clone(&self.engine);
         let graph = engine.graph(graph)?;
         let (inputs, profiles) = (graph.inputs.clone(), graph.profiles.clone());
@@ -338,7 +339,7 @@ impl OrtEngine {
         if graph.backend != "ort" && !self.any_backend {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
-        let backend = |message: String| OrtError::Backend { graph: graph.name.clone(), message };
+        let backend = |message: String| OrtError::refused(&graph.name, message);
         let builder = SessionBuilder::new(&self.environment).map_err(|e| backend(e.to_string()))?;
         // The first provider that has an operator gets it: the GPU's comes before the CPU's.
         let builder = provider::register(builder, self.provider, self.arithmetic == Arithmetic::Fp32)?;
@@ -440,6 +441,8 @@ pub(super) fn configured(
 ) -> Result<SessionBuilder, String> {
     let build = || -> ort::Result<SessionBuilder> {
         let mut builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
+        // With patterns a second run of equal shapes would take all of its memory once more, beside what the first one took.
+        builder = builder.with_memory_pattern(false)?;
         // Pairs of quantisation compute in f32 what they stand between, as the graph says, not in the 8 bits that they round to.
         builder = builder.with_quant_qdq(false)?.with_double_qdq_remover(false)?;
         if let Some(threads) = threads {
@@ -450,7 +453,7 @@ pub(super) fn configured(
             // and opening fast is what this mode is for.
             builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
             let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
-            builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?.with_memory_pattern(false)?;
+            builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?;
         }
         Ok(builder)
     };

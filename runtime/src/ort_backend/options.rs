@@ -18,7 +18,8 @@ pub enum OrtWeights {
     Widened,
     /// In the storage type, in place: least memory; each use widens them again.
     Lazy,
-    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the available memory.
+    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the memory that this process may have: the machine's, or
+    /// what limits it. What is free at the moment does not count.
     #[default]
     Auto,
 }

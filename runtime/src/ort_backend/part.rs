@@ -6,8 +6,8 @@ use ort::value::{DynValue, ValueType};
 
 use std::sync::Arc;
 
-use super::OrtError;
 use super::bounded::RunLimits;
+use super::{OrtError, failed};
 use super::graph::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
@@ -149,7 +149,7 @@ impl Part {
         inputs: &[(&str, TensorView<'_>)],
         in_use: InUse<'_>,
     ) -> Result<NamedTensors, SessionError> {
-        let backend = |message: String| SessionError::Backend { backend: "ort", message };
+        let backend = failed;
         let left = in_use.left(&self.inputs, inputs);
         let bound = bind(&left, inputs)?;
         let mut bound_ports = left.iter().zip(&bound).peekable();

@@ -9,9 +9,12 @@ use super::operator_times::OperatorTimes;
 use super::part::Part;
 use super::resident::{HeldInput, InUse, Resident, State};
 use super::stages::Stages;
+use crate::engine::Engine;
+use crate::engine::footprint::Shapes;
 use crate::engine::manifest::Profile;
 use crate::fuse::FuseError;
 use crate::inputs::{bind, laid_out, row_major, views};
+use crate::memory::{available_memory, readable};
 use crate::profiles;
 use crate::session::{Port, Session, SessionError};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
@@ -27,17 +30,59 @@ pub struct OrtSession {
     resident: Option<(Arc<Resident>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
     held: HashMap<String, HeldInput>,
+    room: Option<Room>,
+}
+
+/// What runs take, where that is host memory.
+#[derive(Debug)]
+struct Room {
+    engine: Arc<Engine>,
+    graph: String,
+    lazy: bool,
+    /// Of the last run.
+    shapes: Shapes,
+    /// Bytes that the largest run so far took.
+    most: u64,
+}
+
+impl Room {
+    /// Refuses a run for which there is too little memory. What earlier runs took is there.
+    fn check(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
+        let same = inputs.len() == self.shapes.len()
+            && inputs.iter().all(|(name, view)| self.shapes.get(*name).is_some_and(|shape| shape[..] == *view.shape()));
+        let Some(graph) = self.engine.manifest().graph(&self.graph).filter(|_| !same) else { return Ok(()) };
+        let shapes: Shapes = inputs.iter().map(|(name, view)| ((*name).to_owned(), view.shape().to_vec())).collect();
+        let demand = graph.demand(self.lazy, !self.lazy, &shapes, 1);
+        let needed = demand.activations.saturating_add(demand.kept).saturating_add(demand.outputs);
+        if let Some(free) = available_memory().filter(|&free| needed.saturating_sub(self.most) > free) {
+            let (needed, free) = (readable(needed), readable(free.saturating_add(self.most)));
+            let message = format!(
+                "not enough memory: this run of graph `{}` needs about {needed}, {free} are free; give smaller inputs",
+                self.graph
+            );
+            return Err(SessionError::Memory { backend: "ort", message });
+        }
+        self.most = self.most.max(needed);
+        self.shapes = shapes;
+        Ok(())
+    }
 }
 
 impl OrtSession {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
-        Self { inputs, profiles, main, stages, resident: None, held: HashMap::new() }
+        Self { inputs, profiles, main, stages, resident: None, held: HashMap::new(), room: None }
     }
 
     /// Over these weights, which may change between runs.
     pub(super) fn with_resident(self, resident: Option<Arc<Resident>>) -> Self {
         Self { resident: resident.map(|resident| (resident, 0)), ..self }
+    }
+
+    /// With what a run takes known: refused if there is too little memory.
+    pub(super) fn with_room(self, engine: &Arc<Engine>, graph: &str, lazy: bool) -> Self {
+        let (engine, graph) = (Arc::clone(engine), graph.to_owned());
+        Self { room: Some(Room { engine, graph, lazy, shapes: Shapes::new(), most: 0 }), ..self }
     }
 
     fn ordinal(&self) -> Option<i32> {
@@ -82,6 +127,9 @@ impl Session for OrtSession {
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         profiles::choose(&self.profiles, inputs)?;
+        if let Some(room) = &mut self.room {
+            room.check(inputs)?;
+        }
         let weights = self.weights();
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
         let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };

@@ -30,15 +30,14 @@ impl WeightedBuilder {
         let placeholder = Scratch::new(&[WEIGHTS_PLACEHOLDER])?;
         let builder = builder
             .with_config_entry(EXTERNAL_FOLDER, placeholder.name())
-            .map_err(|e| OrtError::Backend { graph: graph.to_owned(), message: e.to_string() })?;
+            .map_err(|e| OrtError::refused(graph, e.to_string()))?;
         Ok(Self { builder, held: Vec::new(), _placeholder: placeholder, graph: graph.to_owned() })
     }
 
     /// Gives the initializer `name` these elements, which are not copied.
     pub(super) fn add(self, name: &str, dtype: Dtype, shape: &[usize], data: Bytes) -> Result<Self, OrtError> {
         let Self { builder, mut held, _placeholder, graph } = self;
-        let fail =
-            |message: String| OrtError::Backend { graph: graph.clone(), message: format!("`{name}`: {message}") };
+        let fail = |message: String| OrtError::refused(&graph, format!("`{name}`: {message}"));
         // SAFETY: the bytes are shared with `held`, which outlives the builder and is handed on with the session; on an
         // error the builder and its values are dropped, and no session was made. Nothing writes to them.
         #[allow(unsafe_code)]
@@ -53,7 +52,7 @@ impl WeightedBuilder {
         let session = self
             .builder
             .commit_from_memory(onnx)
-            .map_err(|e| OrtError::Backend { graph: self.graph.clone(), message: e.to_string() })?;
+            .map_err(|e| OrtError::refused(&self.graph, e.to_string()))?;
         drop(self.builder);
         Ok((session, self.held))
     }

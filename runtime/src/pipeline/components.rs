@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::engine::footprint::{Demand, Shapes};
 use crate::session::Session;
 
 /// The networks of a pipeline, by component and graph name (`("transformer", "step")`).
@@ -12,8 +13,40 @@ pub trait Components {
     /// [`ComponentError`] if there is no such graph, or it cannot be opened.
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError>;
 
+    /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what stages keep,
+    /// whether adapters will be fused into every layer that has a slot, and whether weights are then held lazily instead of as
+    /// they would be. `None` if nobody knows.
+    ///
+    /// # Errors
+    /// [`ComponentError`] if the component is there but not intact.
+    fn needs(
+        &mut self,
+        _component: &str,
+        _graph: &str,
+        _shapes: &Shapes,
+        _how: (usize, bool, bool),
+    ) -> Result<Option<Needs>, ComponentError> {
+        Ok(None)
+    }
+
+    /// Bytes that are taken already, of what [`Self::needs`] counts: networks that are open.
+    fn held(&self) -> u64 {
+        0
+    }
+
     /// Says that a component is not needed for now. Its memory may be given back; a later [`Self::session`] opens it again.
     fn release(&mut self, component: &str);
+}
+
+/// What a graph takes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Needs {
+    /// Bytes of private copies of its component's weights: widened, fused and packed.
+    pub weights: u64,
+    /// Those of them that are fused, which are there before the graph is opened.
+    pub fused: u64,
+    /// What its runs take.
+    pub run: Demand,
 }
 
 /// Why a network is not available.

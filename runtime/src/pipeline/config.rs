@@ -584,7 +584,8 @@ impl TransformerConfig {
 }
 
 impl VaeConfig {
-    fn check(&self) -> Result<(), ConfigError> {
+    /// Refuses impossible numbers.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
         real("vae.scaling_factor", self.scaling_factor, self.scaling_factor > 0.0, "more than 0")?;
         for (key, found, high) in [
             ("vae.latent_channels", self.latent_channels, 4096),

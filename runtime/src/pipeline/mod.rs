@@ -22,16 +22,18 @@ use crate::video::{Frames, VideoError, pixels_to_frames};
 mod components;
 mod conditioning;
 pub mod config;
+mod estimate;
 mod events;
 mod reference;
 mod request;
 
-pub use components::{ComponentError, Components, OpenSessions};
+pub use components::{ComponentError, Components, Needs, OpenSessions};
 pub use config::{
     Chunking, ComponentFiles, Conditioning, ConfigError, DecodeChunks, Defaults, EngineFiles, FILE_NAME, FORMAT,
     GraphFiles, LatentChoice, NEGATIVE_PROMPT, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames,
     ReferenceResize, SchedulerSection, Tiling, TokenizerConfig, TransformerConfig, VERSION, VaeConfig, resolve,
 };
+pub use estimate::{Estimate, Expected, NotEnough, Phase, check_room};
 pub(crate) use events::Progress;
 pub use events::{Cancelled, Event, Observer, Stage};
 pub use reference::{Reference, reference_pixels};
@@ -52,6 +54,9 @@ pub enum PipelineError {
     /// The observer asked to stop.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
+    /// There is too little memory.
+    #[error(transparent)]
+    Memory(#[from] NotEnough),
     /// `pipeline.json` cannot be used.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -366,6 +371,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {
         let settings = self.settings(request, observer)?;
+        self.check_memory(components, request, Expected::default())?;
         let (transformer, vae) = (self.transformer()?, self.vae()?);
         let scheduler = self.scheduler.as_ref().ok_or(PipelineError::MissingSection("scheduler"))?;
         let mut schedule = scheduler.begin(settings.num_inference_steps)?;

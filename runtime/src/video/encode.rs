@@ -46,6 +46,20 @@ fn format(path: &Path) -> Option<Format> {
 /// # Errors
 /// [`VideoError`]; an existing file is then as it was.
 pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>) -> Result<(), VideoError> {
+    write_commented(path, frames, fps, "", ffmpeg)
+}
+
+/// As [`write_video`], with a comment in the metadata of the video, unless it is empty; PNG files and GIFs have none.
+///
+/// # Errors
+/// As [`write_video`].
+pub fn write_commented(
+    path: &Path,
+    frames: &Frames,
+    fps: f64,
+    comment: &str,
+    ffmpeg: Option<&Path>,
+) -> Result<(), VideoError> {
     if is_folder(path) {
         return images::write_folder(path, frames);
     }
@@ -55,7 +69,7 @@ pub fn write_video(path: &Path, frames: &Frames, fps: f64, ffmpeg: Option<&Path>
     let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
     let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
     let file = AtomicFile::create(path).map_err(io_error(path))?;
-    encode(file.path(), &format, frames, fps, ffmpeg)?;
+    encode(file.path(), &format, (frames, fps, comment), ffmpeg)?;
     file.commit().map_err(io_error(path))
 }
 
@@ -94,7 +108,12 @@ fn is_folder(path: &Path) -> bool {
     path.as_os_str().to_string_lossy().ends_with('/') || path.is_dir()
 }
 
-fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path) -> Result<(), VideoError> {
+fn encode(
+    path: &Path,
+    format: &Format,
+    (frames, fps, comment): (&Frames, f64, &str),
+    ffmpeg: &Path,
+) -> Result<(), VideoError> {
     let mut command = FfmpegCommand::new_with_path(ffmpeg);
     command
         .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size"])
@@ -106,6 +125,9 @@ fn encode(path: &Path, format: &Format, frames: &Frames, fps: f64, ffmpeg: &Path
     }
     // Nothing of the machine or the day goes into the file.
     command.args(["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]);
+    if !comment.is_empty() {
+        command.args(["-metadata", &format!("comment={comment}")]);
+    }
     let output: OsString = file_argument(path);
     command.args(["-f", format.muxer, "-y"]).output(output);
 

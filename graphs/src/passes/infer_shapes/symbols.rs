@@ -10,7 +10,7 @@ const MAX_NAME: usize = 120;
 
 /// What a symbol stands for. No symbol is ever negative.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Meaning {
+pub(super) enum Meaning {
     /// An extent that the model names.
     Declared(String),
     /// An extent of which nothing is known; no two are the same.
@@ -81,6 +81,10 @@ impl Symbols {
     /// What [`Self::must_equal`] noted, in order.
     pub(super) fn equalities(&self) -> &[(Expr, Expr)] {
         &self.equal
+    }
+
+    pub(super) fn meaning(&self, symbol: Symbol) -> &Meaning {
+        &self.entries[symbol].meaning
     }
 
     /// The model's own name of the symbol, if it has one.

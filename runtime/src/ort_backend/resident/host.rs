@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Block, Device, ToFuse};
-use crate::fuse::{Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors};
-use crate::ort_backend::memory::available_memory;
+use crate::fuse::{Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out};
+use crate::memory::available_memory;
 use crate::ort_backend::open::aligned;
 use crate::tensor::Dtype;
 use crate::weights::WeightView;
@@ -52,14 +52,14 @@ impl Device for Host {
 
     fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
         let needed: usize = tensors.iter().map(|tensor| tensor.base.length).sum();
-        let fresh = needed.saturating_sub(self.pool.free()) as u64;
-        if let Some(available) = available_memory().filter(|&available| fresh > available) {
-            let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("{available} bytes are available"));
-            return Err(FuseError::Memory { needed, source });
-        }
         let mut changed = Vec::with_capacity(tensors.len());
         for &ToFuse { name, dtype, shape, base, slots } in tensors {
             changed.push(Changed { name, base: WeightView { dtype, shape, data: bytes(base) }, slots });
+        }
+        let fresh = needed.saturating_sub(self.pool.free()).saturating_add(most_laid_out(&changed)) as u64;
+        if let Some(available) = available_memory().filter(|&available| fresh > available) {
+            let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("{available} bytes are available"));
+            return Err(FuseError::Memory { needed, source });
         }
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
         let fused = fuse_tensors(&changed, &options)?;

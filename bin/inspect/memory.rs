@@ -1,0 +1,62 @@
+//! How much memory a video takes.
+
+use std::path::Path;
+
+use serde_json::json;
+use v2l_cli::Output;
+use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::memory::{available_memory, readable};
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::{Conditioning, Expected, Phase, Pipeline, Request};
+use v2l_runtime::video::Frames;
+
+use super::{Args, Switch, Weights};
+
+/// The estimate that `v2l-run` holds against the memory that there is. Reads manifests, no weights.
+pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let weights = match args.ort_weights {
+        None | Some(Weights::Auto) => OrtWeights::Auto,
+        Some(Weights::Widened) => OrtWeights::Widened,
+        Some(Weights::Lazy) => OrtWeights::Lazy,
+    };
+    let mut directory = EngineDirectory::open(folder, OpenOptions { weights, ..OpenOptions::default() })?;
+    let mut config = directory.config().clone();
+    if let (Some(tiling), Some(vae)) = (args.vae_tiling, &mut config.vae) {
+        vae.tiling.enabled = tiling == Switch::On;
+    }
+    let animated = config.transformer.as_ref().is_some_and(|t| t.conditioning != Conditioning::Text);
+    // Its content does not matter; without --width and --height it has the size that the model was trained at.
+    let image = config.vae.as_ref().filter(|_| animated).map(|vae| {
+        let (width, height) = (vae.sample_width, vae.sample_height);
+        Frames::new(width, height, vec![0; width * height * 3], None)
+    });
+    let request = Request {
+        width: args.width,
+        height: args.height,
+        num_frames: args.num_frames,
+        image: image.transpose()?,
+        ..Request::default()
+    };
+    let tokenizer = directory.tokenizer()?;
+    let pipeline = Pipeline::new(config, tokenizer.as_deref())?;
+    let settings = pipeline.settings(&request, &mut ())?;
+    let expected = Expected { adapters: args.with_adapters, reference_frames: None };
+    let estimate = pipeline.estimate(&mut directory, &request, expected)?;
+    let fields = json!({
+        "bytes": estimate.peak(), "free": available_memory(), "phases": estimate.phases, "complete": estimate.complete,
+        "settings": settings,
+    });
+    output.result("memory", fields, || {
+        let about = if estimate.complete { "about" } else { "at least" };
+        let (width, height, frames) = (settings.width, settings.height, settings.num_frames);
+        let mut lines = vec![format!("{frames} frames of {width}x{height}: {about} {}", readable(estimate.peak()))];
+        lines.extend(estimate.phases.iter().map(|phase| {
+            let Phase { name, weights, activations, data } = phase;
+            let [weights, activations, data] = [weights, activations, data].map(|bytes| readable(*bytes));
+            let all = readable(phase.total());
+            format!("  {name}: {all} (weights {weights}, activations {activations}, data {data})")
+        }));
+        lines.join("\n")
+    });
+    Ok(())
+}

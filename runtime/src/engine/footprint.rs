@@ -1,0 +1,241 @@
+//! What runs of a stored graph take besides weights, by the formulas that the compiler left in the manifest.
+
+use std::collections::HashMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Graph;
+use crate::session::{Dim, Port};
+use crate::tensor::Dtype;
+
+/// A sum of products: a factor, and the extents, by their index, that it is multiplied by.
+pub type Sum = Vec<(i64, Vec<usize>)>;
+
+/// What an extent of a [`Footprint`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Extent {
+    /// An extent of the whole graph's inputs, by its name.
+    Input(String),
+    /// Known only when the graph has run.
+    Open,
+    /// Quotient, rounded down.
+    Quotient(Sum, i64),
+    /// Remainder.
+    Remainder(Sum, i64),
+    /// The larger of two.
+    Larger(Sum, Sum),
+    /// The smaller of two.
+    Smaller(Sum, Sum),
+}
+
+/// What a run of a stored graph takes, as formulas over the extents of its inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Extents that the sums name; each depends on earlier ones only.
+    pub extents: Vec<Extent>,
+    /// Bytes of the values that live at once: the largest of these.
+    pub peaks: Vec<Sum>,
+    /// The shape of each output, in graph order, where it is known.
+    pub outputs: Vec<Option<Vec<Sum>>>,
+    /// Values of which nothing is known, and which no sum counts.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub unknown: usize,
+}
+
+/// The footprints of a stored graph's variants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Footprints {
+    /// Of the variant whose weights are all f32.
+    pub widened: Footprint,
+    /// Of the variant whose weights have their stored type; as the other if it is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lazy: Option<Footprint>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(n: &usize) -> bool {
+    *n == 0
+}
+
+/// Shapes by the names of inputs or outputs.
+pub type Shapes = HashMap<String, Vec<usize>>;
+
+/// What a run of a graph takes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Demand {
+    /// Bytes of values that live at once inside of a run.
+    pub activations: u64,
+    /// Bytes of outputs that stages keep for the runs to come.
+    pub kept: u64,
+    /// Bytes of the outputs, which callers get.
+    pub outputs: u64,
+    /// Their shapes, where they are known.
+    pub shapes: Shapes,
+    /// False if the engine holds no formulas, or they leave values out: then more is taken.
+    pub complete: bool,
+}
+
+impl Demand {
+    /// Bytes that lie beside what is computed with: what stages keep, and the outputs.
+    pub const fn data(&self) -> u64 {
+        self.kept.saturating_add(self.outputs)
+    }
+}
+
+impl Footprint {
+    /// What each extent is; files may hold anything, so nothing here can fail.
+    fn values(&self, given: &HashMap<&str, usize>) -> Vec<f64> {
+        let mut values: Vec<f64> = Vec::with_capacity(self.extents.len());
+        for extent in &self.extents {
+            let of = |sum: &Sum| evaluate(sum, &values);
+            let value = match extent {
+                Extent::Input(name) => given.get(&name[..]).map_or(1.0, |&extent| extent as f64),
+                Extent::Open => 1.0,
+                Extent::Quotient(a, n) => (of(a) / *n as f64).floor(),
+                Extent::Remainder(a, n) => of(a).rem_euclid(*n as f64),
+                Extent::Larger(a, b) => of(a).max(of(b)),
+                Extent::Smaller(a, b) => of(a).min(of(b)),
+            };
+            values.push(value);
+        }
+        values
+    }
+
+    /// Bytes at once, and the shapes of the outputs.
+    fn at(&self, given: &HashMap<&str, usize>) -> (u64, Vec<Option<Vec<usize>>>) {
+        let values = self.values(given);
+        let peak = self.peaks.iter().map(|sum| evaluate(sum, &values)).fold(0.0, f64::max);
+        let shape = |sums: &Vec<Sum>| sums.iter().map(|sum| evaluate(sum, &values) as usize).collect();
+        (peak as u64, self.outputs.iter().map(|output| output.as_ref().map(shape)).collect())
+    }
+}
+
+fn evaluate(sum: &Sum, values: &[f64]) -> f64 {
+    let product = |factors: &Vec<usize>| factors.iter().map(|&f| values.get(f).copied().unwrap_or(1.0)).product::<f64>();
+    sum.iter().map(|(n, factors)| *n as f64 * product(factors)).sum()
+}
+
+/// The extents that ports name, by the shapes that they are given; the first port that names one counts.
+fn bound<'a>(ports: impl Iterator<Item = &'a Port>, shapes: &Shapes) -> HashMap<&'a str, usize> {
+    let mut given = HashMap::new();
+    for port in ports {
+        for (dim, &extent) in port.shape.iter().zip(shapes.get(&port.name).into_iter().flatten()) {
+            if let Dim::Symbol(name) = dim {
+                given.entry(&name[..]).or_insert(extent);
+            }
+        }
+    }
+    given
+}
+
+/// Bytes of a tensor, or as many as can be counted.
+pub(crate) fn tensor_bytes(dtype: Dtype, shape: &[usize]) -> u64 {
+    shape.iter().fold(dtype.size() as u64, |bytes, &extent| bytes.saturating_mul(extent as u64))
+}
+
+impl Graph {
+    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what stages
+    /// keep, a row for each. With `arena` the memory of one stage is not given back before the next runs.
+    ///
+    /// An engine of an earlier version has no formulas: outputs whose shape is given by the inputs are all that is then counted.
+    pub fn demand(&self, lazy: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
+        let mut demand = Demand { complete: true, ..Demand::default() };
+        let mut shapes = shapes.clone();
+        let stages = self.stages.as_ref();
+        if let Some(prologue) = stages.and_then(|stages| stages.prologue.as_ref()) {
+            let inputs: u64 = prologue.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
+            let outputs = demand.stage(prologue, lazy, arena, [&self.inputs, &prologue.inputs], &shapes);
+            demand.kept = demand.kept.saturating_add(inputs).saturating_add(outputs);
+            shapes.extend(demand.shapes.drain());
+        }
+        if let Some(times) = stages.and_then(|stages| stages.times.as_ref()) {
+            let mut rows = shapes.clone();
+            for name in &times.rows {
+                rows.insert(name.clone(), vec![runs.clamp(1, 64)]);
+            }
+            let outputs = demand.stage(&times.graph, lazy, arena, [&times.graph.inputs, &self.inputs], &rows);
+            let all = outputs / runs.clamp(1, 64) as u64 * runs as u64;
+            demand.kept = demand.kept.saturating_add(all);
+            // A run takes as many rows as its own inputs have.
+            for (name, mut shape) in demand.shapes.drain() {
+                let row = times.rows.first().and_then(|name| shapes.get(name)?.first().copied());
+                if let (Some(first), Some(row)) = (shape.first_mut(), row) {
+                    *first = row;
+                }
+                shapes.insert(name, shape);
+            }
+        }
+        let inputs = stages.map_or(&self.inputs, |stages| &stages.inputs);
+        demand.outputs = demand.stage(self, lazy, arena, [&self.inputs, inputs], &shapes);
+        demand
+    }
+}
+
+fn port_bytes(port: &Port, shapes: &Shapes) -> u64 {
+    shapes.get(&port.name).map_or(0, |shape| tensor_bytes(port.dtype, shape))
+}
+
+impl Demand {
+    /// Adds a stored graph; gives the bytes of its outputs, and leaves their shapes in `self.shapes`.
+    fn stage(&mut self, graph: &Graph, lazy: bool, arena: bool, inputs: [&[Port]; 2], shapes: &Shapes) -> u64 {
+        self.shapes.clear();
+        let Some(footprints) = &graph.footprint else {
+            self.complete = false;
+            return 0;
+        };
+        let footprint = footprints.lazy.as_ref().filter(|_| lazy).unwrap_or(&footprints.widened);
+        self.complete &= footprint.unknown == 0;
+        let (peak, outputs) = footprint.at(&bound(inputs.into_iter().flatten(), shapes));
+        self.activations = if arena { self.activations.saturating_add(peak) } else { self.activations.max(peak) };
+        let mut bytes = 0u64;
+        for (port, shape) in graph.outputs.iter().zip(outputs) {
+            match shape {
+                Some(shape) => {
+                    bytes = bytes.saturating_add(tensor_bytes(port.dtype, &shape));
+                    self.shapes.insert(port.name.clone(), shape);
+                }
+                None => self.complete = false,
+            }
+        }
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sum(terms: &[(i64, &[usize])]) -> Sum {
+        terms.iter().map(|(n, factors)| (*n, factors.to_vec())).collect()
+    }
+
+    #[test]
+    fn footprint_takes_the_largest_sum_at_the_extents_that_are_given() {
+        let footprint = Footprint {
+            extents: vec![
+                Extent::Input("n".into()),
+                Extent::Input("m".into()),
+                Extent::Quotient(sum(&[(1, &[0]), (1, &[])]), 2),
+                Extent::Larger(sum(&[(1, &[1])]), sum(&[(3, &[])])),
+            ],
+            peaks: vec![sum(&[(4, &[0, 2])]), sum(&[(8, &[3]), (100, &[])])],
+            outputs: vec![Some(vec![sum(&[(2, &[2])]), sum(&[(7, &[])])]), None],
+            unknown: 0,
+        };
+        let at = |n: usize, m: usize| footprint.at(&HashMap::from([("n", n), ("m", m)]));
+        assert_eq!(at(9, 1), (180, vec![Some(vec![10, 7]), None]));
+        assert_eq!(at(1, 50).0, 500);
+        let text = serde_json::to_string(&footprint).unwrap();
+        assert_eq!(serde_json::from_str::<Footprint>(&text).unwrap(), footprint);
+    }
+
+    #[test]
+    fn footprint_of_a_hostile_file_gives_a_number() {
+        let extents = vec![Extent::Quotient(sum(&[(i64::MAX, &[7, 0])]), 0), Extent::Remainder(sum(&[(1, &[0])]), 0)];
+        let peaks = vec![sum(&[(i64::MAX, &[0, 0, 1, 99]), (i64::MIN, &[1, 1])])];
+        let footprint = Footprint { extents, peaks, outputs: vec![Some(vec![sum(&[(i64::MIN, &[1])])])], unknown: 0 };
+        let (_, outputs) = footprint.at(&HashMap::new());
+        assert_eq!(outputs.len(), 1);
+    }
+}
