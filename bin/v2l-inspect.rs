@@ -130,7 +130,10 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     if args.memory {
         if kind != Kind::Pipeline {
-            return Err(Failure::usage(format!("{}: --memory is for engine directories, and this is none", path.display())));
+            return Err(Failure::usage(format!(
+                "{}: --memory is for engine directories, and this is none",
+                path.display()
+            )));
         }
         return memory::show(path, args, output);
     }

@@ -80,7 +80,8 @@ pub(crate) fn apply(
         return Ok(step);
     }
     let may_change = args.fuse_mode == FuseMode::Auto && modes::has_branches(engine.manifest(), &step.graph);
-    let fused = directory.set_adapters(adapters.to_vec(), Some(&v2l_cli::interrupted)).map(|opened| opened.fused.clone());
+    let fused =
+        directory.set_adapters(adapters.to_vec(), Some(&v2l_cli::interrupted)).map(|opened| opened.fused.clone());
     let instead = match &fused {
         Ok(fused) if fused.warning().is_none() || !may_change => {
             say("fuse", reason);
@@ -100,7 +101,9 @@ pub(crate) fn apply(
         (Err(why), Ok(fused)) => {
             say("fuse", &format!("{instead}, but the low-rank branches do not serve: {why}"));
             report(&fused, output);
-            output.warning(&format!("the adapters are fused all the same, because the low-rank branches do not serve: {why}"));
+            output.warning(&format!(
+                "the adapters are fused all the same, because the low-rank branches do not serve: {why}"
+            ));
             return Ok(step);
         }
         (Err(why), Err(error)) => {

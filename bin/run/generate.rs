@@ -4,8 +4,8 @@ use ndarray::Array2;
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter_with, write_light, write_light_full};
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::engine::manifest::SIDE_SUFFIX;
+use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::pipeline::{
     Estimate, Event, Expected, Observer, Pipeline, Reference, Request, Stage, StepGraph, TEXT_ENCODER,
@@ -180,7 +180,8 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 /// Says what a request will take.
 fn say_memory(estimate: &Estimate, output: &mut Output) {
     let Estimate { phases, complete } = estimate;
-    let fields = json!({ "bytes": estimate.peak(), "free": available_memory(), "phases": phases, "complete": complete });
+    let fields =
+        json!({ "bytes": estimate.peak(), "free": available_memory(), "phases": phases, "complete": complete });
     output.event("memory", fields);
 }
 

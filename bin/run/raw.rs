@@ -12,8 +12,8 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::footprint::Shapes;
 use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
 use v2l_runtime::memory::available_memory;
+use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::{Phase, StepGraph, check_room};
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::side;
@@ -107,7 +107,8 @@ fn check_memory(
     let Some(needs) = needs(engine, graph, options, Fused::These(&options.adapters), (&shapes, 1))? else {
         return Ok(());
     };
-    let phase = Phase { name: "run", weights: needs.weights, activations: needs.run.activations, data: needs.run.data() };
+    let phase =
+        Phase { name: "run", weights: needs.weights, activations: needs.run.activations, data: needs.run.data() };
     let (bytes, complete) = (phase.total(), needs.run.complete);
     let fields = json!({ "bytes": bytes, "free": available_memory(), "phases": [phase], "complete": complete });
     output.event("memory", fields);

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use anyhow::Context;
-use indexmap::IndexMap;
 use ndarray::{Array5, Ix5};
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};

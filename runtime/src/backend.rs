@@ -5,10 +5,12 @@ use std::sync::Arc;
 use v2l_trt::Flavour;
 
 use crate::adapter::Adapter;
+use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::{Engine, EngineError};
 use crate::fuse::Cancelled;
-use crate::engine::footprint::{Demand, Shapes};
-use crate::ort_backend::{OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode};
+use crate::ort_backend::{
+    OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode,
+};
 use crate::pipeline::Needs;
 use crate::recording::Recorder;
 use crate::session::Session;

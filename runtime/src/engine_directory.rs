@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use crate::adapter::Adapter;
 use crate::backend::{BackendError, Fused, OpenEngine, held_weights, needs};
+use crate::engine::footprint::Shapes;
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::{Engine, EngineError};
 use crate::fuse::Cancelled;
 use crate::map::read_file;
 use crate::ort_backend::{OpenOptions, OpenReport, OrtError, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
-use crate::engine::footprint::Shapes;
 use crate::pipeline::{ComponentError, Components, Needs, StepGraph};
 use crate::session::Session;
 use crate::side;
@@ -96,7 +96,15 @@ impl EngineDirectory {
     pub fn open(folder: impl Into<PathBuf>, options: OpenOptions) -> Result<Self, DirectoryError> {
         let folder = folder.into();
         let config = PipelineConfig::read(&folder)?;
-        Ok(Self { folder, config, options, adapters: Vec::new(), engines: HashMap::new(), open: HashMap::new(), expected: HashMap::new() })
+        Ok(Self {
+            folder,
+            config,
+            options,
+            adapters: Vec::new(),
+            engines: HashMap::new(),
+            open: HashMap::new(),
+            expected: HashMap::new(),
+        })
     }
 
     /// The folder.

@@ -113,7 +113,12 @@ mod tests {
     #[test]
     fn room_without_limits_is_the_machines() {
         let unlimited = "Max address space         unlimited            unlimited            bytes\n";
-        let files = [MEMINFO, ("proc/self/limits", unlimited), ("proc/self/status", "VmSize: 9 kB\n"), ("proc/self/cgroup", "0::/\n")];
+        let files = [
+            MEMINFO,
+            ("proc/self/limits", unlimited),
+            ("proc/self/status", "VmSize: 9 kB\n"),
+            ("proc/self/cgroup", "0::/\n"),
+        ];
         assert_eq!(system(&files), Room { left: Some(12345 * 1024), total: Some(24000 * 1024) });
         assert_eq!(system(&[]), Room::default());
     }
@@ -153,6 +158,9 @@ mod tests {
 
     #[test]
     fn readable_bytes_have_two_digits_or_more() {
-        assert_eq!([61_400_000_000, 1_540_000_000, 22_000_000, 300].map(readable), ["61 GB", "1.5 GB", "22 MB", "0.0 MB"]);
+        assert_eq!(
+            [61_400_000_000, 1_540_000_000, 22_000_000, 300].map(readable),
+            ["61 GB", "1.5 GB", "22 MB", "0.0 MB"]
+        );
     }
 }

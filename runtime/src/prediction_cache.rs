@@ -14,8 +14,8 @@ use std::time::SystemTime;
 use ndarray::Array2;
 
 use crate::atomic::write_file;
-use crate::engine::Engine;
 use crate::backend::held_weights;
+use crate::engine::Engine;
 use crate::ort_backend::OpenOptions;
 use crate::pipeline::{LatentChoice, PipelineConfig, Reference};
 use crate::raw;

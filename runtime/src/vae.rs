@@ -14,11 +14,11 @@ use std::ops::Range;
 
 use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
 
-use crate::pipeline::{
-    Cancelled, Chunking, ComponentError, Components, DecodeChunks, Needs, NotEnough, Observer, Progress, Stage, VaeConfig,
-    check_room, float_tensor,
-};
 use crate::engine::footprint::{Shapes, tensor_bytes};
+use crate::pipeline::{
+    Cancelled, Chunking, ComponentError, Components, DecodeChunks, Needs, NotEnough, Observer, Progress, Stage,
+    VaeConfig, check_room, float_tensor,
+};
 use crate::session::{Session, SessionError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -91,7 +91,8 @@ pub(crate) fn needs(
         [batch, 3, (frames * time).max(time) - time + 1, height * space, width * space]
     };
     let output = tensor_bytes(Dtype::F32, &output);
-    let covered = |cut: &Cut, extent: usize| cut.windows.iter().map(Range::len).sum::<usize>() as f64 / extent.max(1) as f64;
+    let covered =
+        |cut: &Cut, extent: usize| cut.windows.iter().map(Range::len).sum::<usize>() as f64 / extent.max(1) as f64;
     let tiles = covered(&cuts.rows, height) * covered(&cuts.columns, width);
     // One tile is joined in time; of several, all and then rows of them.
     let copies = if cuts.are_whole() { 2.0 } else { (tiles + 1.0).max(3.0) };
@@ -400,8 +401,7 @@ impl Job {
             return Ok(only);
         }
         blend(&mut rows, cuts);
-        let rows: Vec<Array5<f32>> =
-            rows.into_iter().map(|row| self.join(&row, cuts, 4)).collect::<Result<_, _>>()?;
+        let rows: Vec<Array5<f32>> = rows.into_iter().map(|row| self.join(&row, cuts, 4)).collect::<Result<_, _>>()?;
         self.join(&rows, cuts, 3)
     }
 

@@ -86,7 +86,8 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
     (vae.tiling.tile_sample_min_width, vae.tiling.tile_sample_min_height) = (128, 128);
     (vae.tiling.tile_overlap_factor_width, vae.tiling.tile_overlap_factor_height) = (0.25, 0.25);
     let ratio = vae.spatial_compression_ratio;
-    let latent = [1, vae.latent_channels, (frames - 1) / vae.temporal_compression_ratio + 1, height / ratio, width / ratio];
+    let latent =
+        [1, vae.latent_channels, (frames - 1) / vae.temporal_compression_ratio + 1, height / ratio, width / ratio];
     let tokens = transformer.max_text_seq_length;
     let text_width = text_width(&mut directory)?;
     let tokenizer = directory.tokenizer()?;

@@ -67,7 +67,8 @@ fn estimate_grows_with_the_video_and_shrinks_with_tiles_and_lazy_weights() {
 fn video(extra: &[&str], scratch: &Scratch) -> Vec<OsString> {
     let sample = sample();
     let mut arguments =
-        args!["--engine", sample.engines(), "--prompt", "a", "--json", "--outputs", scratch.path("x.safetensors")].to_vec();
+        args!["--engine", sample.engines(), "--prompt", "a", "--json", "--outputs", scratch.path("x.safetensors")]
+            .to_vec();
     arguments.extend(extra.iter().map(Into::into));
     arguments
 }
@@ -105,7 +106,16 @@ fn frames_that_are_too_large_to_encode_are_refused_with_8() {
     let source = scratch.path("pixels.safetensors");
     write_tensors(&source, &[("pixels".to_owned(), pixels)].into_iter().collect(), &Default::default()).unwrap();
     let before = scratch.listing();
-    let arguments = args!["--engine", sample.engines(), "--encode", &source, "--outputs", scratch.path("latents"), "--vae-tiling", "off"];
+    let arguments = args![
+        "--engine",
+        sample.engines(),
+        "--encode",
+        &source,
+        "--outputs",
+        scratch.path("latents"),
+        "--vae-tiling",
+        "off"
+    ];
     let run = limited(800 << 20, "run", arguments);
     assert_eq!(run.code, 8, "{} {}", run.stdout, run.stderr);
     assert!(run.stderr.contains("not enough memory"), "{}", run.stderr);

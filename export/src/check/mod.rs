@@ -23,8 +23,9 @@ use v2l_graphs::{Attribute, DataType, Graph, Model, Node};
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Profile, RANK_SUFFIX, SIDE_SUFFIX, ShapeRange, Slot};
+use v2l_runtime::memory::available_memory;
 use v2l_runtime::ort_backend::{
-    Arithmetic, OpenOptions, OperatorTimes, OrtEngine, OrtError, OrtWeights, RunLimits, WeightMode, available_memory,
+    Arithmetic, OpenOptions, OperatorTimes, OrtEngine, OrtError, OrtWeights, RunLimits, WeightMode,
 };
 use v2l_runtime::session::{Dim, Session};
 use v2l_runtime::side;

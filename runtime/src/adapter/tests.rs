@@ -833,7 +833,13 @@ fn light_lora_with_auxiliary_factors_that_are_not_its_own_is_refused() {
     let endless = read(&slots(6));
     assert!(endless.contains("a rank up to 4, found 0, 0"), "{endless}");
     factors.swap(0, 1);
-    assert!(matches!(write_light_full(&path, &light, &factors, &IndexMap::new()), Err(AdapterError::Unwritable { .. })));
+    assert!(matches!(
+        write_light_full(&path, &light, &factors, &IndexMap::new()),
+        Err(AdapterError::Unwritable { .. })
+    ));
     factors.pop();
-    assert!(matches!(write_light_full(&path, &light, &factors, &IndexMap::new()), Err(AdapterError::Unwritable { .. })));
+    assert!(matches!(
+        write_light_full(&path, &light, &factors, &IndexMap::new()),
+        Err(AdapterError::Unwritable { .. })
+    ));
 }

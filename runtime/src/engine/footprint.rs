@@ -112,7 +112,8 @@ impl Footprint {
 }
 
 fn evaluate(sum: &Sum, values: &[f64]) -> f64 {
-    let product = |factors: &Vec<usize>| factors.iter().map(|&f| values.get(f).copied().unwrap_or(1.0)).product::<f64>();
+    let product =
+        |factors: &Vec<usize>| factors.iter().map(|&f| values.get(f).copied().unwrap_or(1.0)).product::<f64>();
     sum.iter().map(|(n, factors)| *n as f64 * product(factors)).sum()
 }
 

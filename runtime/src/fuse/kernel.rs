@@ -339,7 +339,8 @@ impl Packed {
         for (i, sums) in sums.iter().enumerate() {
             let found = sums.survey();
             // SAFETY: a row of the window, written above.
-            survey = survey.plus(if self.holds(&found) { found } else { unsafe { self.exact::<S, T>(window, row + i) } });
+            survey =
+                survey.plus(if self.holds(&found) { found } else { unsafe { self.exact::<S, T>(window, row + i) } });
         }
         Survey { unchanged, ..survey }
     }
@@ -383,11 +384,8 @@ impl Packed {
             (at, false) => at,
         };
         self.products.iter().fold(0.0, |delta, Product { rank, factor, left, right, .. }| {
-            let (start, step) = if row < full {
-                (row / BLOCK * BLOCK * rank + row % BLOCK, BLOCK)
-            } else {
-                (row * rank, 1)
-            };
+            let (start, step) =
+                if row < full { (row / BLOCK * BLOCK * rank + row % BLOCK, BLOCK) } else { (row * rank, 1) };
             let value = |k: usize| right[(column / tile * rank + k) * tile + within];
             let product = (0..*rank).fold(0.0, |sum, k| f32::mul_add(value(k), left[start + k * step], sum));
             f32::mul_add(product, *factor, delta)

@@ -355,7 +355,8 @@ fn survey_in_f64_has_the_bits_of_the_fused_weights() {
             let data = stored(dtype, &vec![0.0; out * inner]);
             let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::F32) };
             let layer = slot(out, inner, false, None);
-            let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1e-16)], &options).unwrap();
+            let (_, report) =
+                run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1e-16)], &options).unwrap();
             assert_eq!((report.survey.survived(), report.survey.relative_error()), (1.0, 0.0), "{path:?} {dtype}");
             assert!(report.survey.norm > 0.0);
         }

@@ -7,12 +7,12 @@ use ort::value::{DynValue, ValueType};
 use std::sync::Arc;
 
 use super::bounded::RunLimits;
-use super::{OrtError, failed};
 use super::graph::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
 use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
+use super::{OrtError, failed};
 use crate::inputs::{Bound, bind};
 use crate::session::{Dim, Port, SessionError};
 use crate::tensor::{NamedTensors, TensorView};

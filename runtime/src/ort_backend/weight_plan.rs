@@ -6,8 +6,8 @@ use super::OrtError;
 use super::options::{Arithmetic, OpenOptions, OrtWeights, WeightMode};
 use crate::adapter::Adapter;
 use crate::backend::Fused;
-use crate::engine::{Engine, EngineError};
 use crate::engine::manifest::Graph;
+use crate::engine::{Engine, EngineError};
 use crate::fuse;
 use crate::memory::machine_memory;
 use crate::tensor::Dtype;
@@ -157,8 +157,8 @@ fn weights_of<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ort_backend::tests::{engine, options};
     use crate::engine::testing::{fixture, part};
+    use crate::ort_backend::tests::{engine, options};
     use crate::weights::read_tensors;
 
     #[test]
@@ -171,7 +171,10 @@ mod tests {
         assert_eq!(mode(&auto, Some(4 * total)), WeightMode::Widened);
         assert_eq!(mode(&auto, Some(4 * total - 1)), WeightMode::Lazy);
         assert_eq!(mode(&auto, None), WeightMode::Widened);
-        assert_eq!(mode(&OpenOptions { memory: Some(4 * total - 1), ..auto.clone() }, Some(u64::MAX)), WeightMode::Lazy);
+        assert_eq!(
+            mode(&OpenOptions { memory: Some(4 * total - 1), ..auto.clone() }, Some(u64::MAX)),
+            WeightMode::Lazy
+        );
         assert_eq!(weight_mode(&engine, &auto).unwrap(), decided(&engine, &auto, machine_memory()).unwrap());
         assert_eq!(mode(&options(OrtWeights::Widened), Some(0)), WeightMode::Widened);
     }

@@ -49,10 +49,8 @@ impl WeightedBuilder {
 
     /// The session over the ONNX bytes, and the weights, which must be kept as long as it.
     pub(super) fn commit(mut self, onnx: &[u8]) -> Result<(Session, Vec<Bytes>), OrtError> {
-        let session = self
-            .builder
-            .commit_from_memory(onnx)
-            .map_err(|e| OrtError::refused(&self.graph, e.to_string()))?;
+        let session =
+            self.builder.commit_from_memory(onnx).map_err(|e| OrtError::refused(&self.graph, e.to_string()))?;
         drop(self.builder);
         Ok((session, self.held))
     }

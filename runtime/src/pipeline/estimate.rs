@@ -2,8 +2,10 @@
 
 use serde::Serialize;
 
-use super::{Components, Conditioning, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER, VaeConfig};
 use super::components::{ComponentError, Needs};
+use super::{
+    Components, Conditioning, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER, VaeConfig,
+};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::{available_memory, readable};
 use crate::tensor::Dtype;
@@ -85,8 +87,11 @@ pub fn check_room(
         return Ok(());
     }
     let ways = ways_out(available);
-    let way_out =
-        if ways.is_empty() { "free memory, or use a larger machine".to_owned() } else { format!("try {}", ways.join(", or ")) };
+    let way_out = if ways.is_empty() {
+        "free memory, or use a larger machine".to_owned()
+    } else {
+        format!("try {}", ways.join(", or "))
+    };
     Err(NotEnough { what, needed, available, way_out })
 }
 
@@ -138,12 +143,7 @@ impl Sums<'_> {
             self.components.needs(component, graph, shapes, (1, false, lazy))
         })?;
         self.estimate.complete &= found.complete;
-        self.phase(
-            name,
-            weights.saturating_add(found.weights),
-            found.activations,
-            data.saturating_add(found.data),
-        );
+        self.phase(name, weights.saturating_add(found.weights), found.activations, data.saturating_add(found.data));
         Ok(())
     }
 }
@@ -179,7 +179,9 @@ impl Pipeline {
     ) -> Result<Estimate, PipelineError> {
         let estimate = self.estimate(components, request, expected)?;
         let held = components.held();
-        check_room("this video", estimate.peak(), held, |available| self.ways_out(components, request, expected, available))?;
+        check_room("this video", estimate.peak(), held, |available| {
+            self.ways_out(components, request, expected, available)
+        })?;
         Ok(estimate)
     }
 
@@ -251,12 +253,7 @@ impl Pipeline {
     }
 
     /// Shapes of the inputs of a step.
-    fn transformer_shapes(
-        &self,
-        request: &Request,
-        latent: [usize; 5],
-        batch: usize,
-    ) -> Result<Shapes, PipelineError> {
+    fn transformer_shapes(&self, request: &Request, latent: [usize; 5], batch: usize) -> Result<Shapes, PipelineError> {
         let transformer = self.transformer()?;
         let [_, frames, channels, height, width] = latent;
         let extra = if transformer.conditioning == Conditioning::Image { channels } else { 0 };
@@ -324,9 +321,11 @@ impl Pipeline {
         let step = transformer.temporal_compression_ratio.max(1);
         let fewer = std::iter::successors(Some(settings.num_frames), |frames| Some(frames / 2 / step * step + 1));
         let fewer = fewer.take(16).filter(|&frames| frames < settings.num_frames && frames > step);
-        if let Some(frames) = fewer.collect::<Vec<_>>().into_iter().find(|&frames| {
-            fits(Change { frames: Some(frames), ..Change::default() })
-        }) {
+        if let Some(frames) = fewer
+            .collect::<Vec<_>>()
+            .into_iter()
+            .find(|&frames| fits(Change { frames: Some(frames), ..Change::default() }))
+        {
             ways.push(format!("--num-frames {frames}"));
         }
         if fits(Change { lazy: true, ..Change::default() }) {

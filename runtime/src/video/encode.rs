@@ -86,7 +86,7 @@ pub fn probe_video(path: &Path, ffmpeg: Option<&Path>) -> Result<(), VideoError>
     let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
     let file = AtomicFile::create(path).map_err(io_error(path))?;
     let black = Frames::new(PROBE, PROBE, vec![0; 2 * 3 * PROBE * PROBE], None)?;
-    encode(file.path(), &format, &black, 8.0, ffmpeg).map_err(|error| match error {
+    encode(file.path(), &format, (&black, 8.0, ""), ffmpeg).map_err(|error| match error {
         VideoError::Ffmpeg { status, message, .. } => VideoError::Ffmpeg { path: path.to_owned(), status, message },
         other => other,
     })

@@ -193,8 +193,8 @@ fn taken_over<'a>(
             let Some(input) = node.inputs.first() else { return Taken::No };
             buffer(input).map_or(Taken::Uncounted, |(buffer, _)| Taken::From(buffer))
         }
-        "Abs" | "Add" | "Ceil" | "Clip" | "Div" | "Elu" | "Exp" | "Floor" | "HardSigmoid" | "LeakyRelu" | "Log" | "Mul"
-        | "Neg" | "Reciprocal" | "Relu" | "Sigmoid" | "Softplus" | "Sqrt" | "Sub" | "Tanh" => {
+        "Abs" | "Add" | "Ceil" | "Clip" | "Div" | "Elu" | "Exp" | "Floor" | "HardSigmoid" | "LeakyRelu" | "Log"
+        | "Mul" | "Neg" | "Reciprocal" | "Relu" | "Sigmoid" | "Softplus" | "Sqrt" | "Sub" | "Tanh" => {
             let same = |input: &str| {
                 inference.shapes.get(input) == inference.shapes.get(output)
                     && inference.types.get(input) == inference.types.get(output)
@@ -331,10 +331,7 @@ mod tests {
     use crate::{DataType, Dim, TensorType, ValueInfo};
 
     fn value(name: &str, shape: &[Dim]) -> ValueInfo {
-        ValueInfo {
-            name: name.into(),
-            ty: Some(TensorType { dtype: DataType::Float, shape: Some(shape.to_vec()) }),
-        }
+        ValueInfo { name: name.into(), ty: Some(TensorType { dtype: DataType::Float, shape: Some(shape.to_vec()) }) }
     }
 
     fn node(op: &str, inputs: &[&str], output: &str) -> Node {

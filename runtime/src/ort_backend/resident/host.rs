@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Block, Device, ToFuse};
-use crate::fuse::{Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out};
+use crate::fuse::{
+    Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
+};
 use crate::memory::available_memory;
 use crate::ort_backend::open::aligned;
 use crate::tensor::Dtype;
