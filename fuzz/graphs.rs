@@ -138,7 +138,7 @@ pub(crate) fn draw(draws: &mut Draws<'_>, kind: Kind) -> Drawn {
     let shape = |shape: &[Extent]| shape.to_vec();
     let x = maker.input("x", shape(&[rows.clone(), tokens, Extent::fixed(4)]));
     let timed = maker.timesteps();
-    let guide = maker.input("guide", shape(&[rows.clone()]));
+    let guide = maker.input("guide", shape(std::slice::from_ref(&rows)));
     let text = match maker.draws.yes() {
         true => maker.input("text", shape(&[rows.clone(), length, Extent::fixed(4)])),
         false => maker.input("text", shape(&[length, Extent::fixed(4)])),

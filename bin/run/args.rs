@@ -345,7 +345,7 @@ impl Args {
     pub(crate) fn adjust(&self, config: &mut PipelineConfig) -> anyhow::Result<()> {
         if let (Some(tiling), Some(vae)) = (self.vae_tiling, &mut config.vae) {
             vae.tiling.enabled = matches!(tiling, Switch::On);
-            let joined = vae.tiling.clone().off_unless_tiles_join(vae.spatial_compression_ratio);
+            let joined = vae.tiling.off_unless_tiles_join(vae.spatial_compression_ratio);
             if joined.enabled != vae.tiling.enabled {
                 return Err(v2l_cli::Failure::usage(format!(
                     "--vae-tiling on: this model's tiles of {}x{} pixels, which overlap by {:.3} and {:.3} of their sides, do not \

@@ -1,7 +1,7 @@
 //! How much memory there is: the machine's, the control groups' and the process's own limits.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// What is left to allocate, and what there is in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,7 +83,7 @@ fn group(root: &Path, line: &str) -> Room {
     folders.map(|folder| limited(&folder, names)).fold(Room::default(), Room::least)
 }
 
-fn limited(folder: &PathBuf, [limit, used, droppable]: [&str; 3]) -> Room {
+fn limited(folder: &Path, [limit, used, droppable]: [&str; 3]) -> Room {
     let read = |name: &str| fs::read_to_string(folder.join(name)).ok();
     let number = |name: &str| read(name)?.trim().parse::<u64>().ok();
     let Some(limit) = number(limit) else { return Room::default() };

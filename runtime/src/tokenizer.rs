@@ -148,7 +148,7 @@ mod tests {
         TextTokenizer::from_bytes(json.to_string().as_bytes(), 64, None)
     }
 
-    fn sequence(key: &str, steps: Vec<Value>) -> Value {
+    fn sequence(key: &str, steps: &[Value]) -> Value {
         serde_json::json!({ "type": "Sequence", key: steps })
     }
 
@@ -162,9 +162,9 @@ mod tests {
             [double(json!({ "String": "a" })), double(json!({ "Regex": "" })), double(json!({ "Regex": "a|(?=a)" }))]
         {
             let steps = [vec![prepend.clone()], vec![step; 40]].concat();
-            let tokenizer = changed("normalizer", sequence("normalizers", steps.clone())).unwrap();
+            let tokenizer = changed("normalizer", sequence("normalizers", &steps)).unwrap();
             assert!(matches!(tokenizer.encode("a cat"), Err(TokenizerError::TooLong(5))));
-            let nested = sequence("normalizers", vec![sequence("normalizers", steps)]);
+            let nested = sequence("normalizers", &[sequence("normalizers", &steps)]);
             let token = json!([{ "id": 0, "content": "a", "single_word": false, "lstrip": false, "rstrip": false,
                 "normalized": true, "special": false }]);
             let bytes = std::fs::read(format!("{DIRECTORY}/tokenizer.json")).unwrap();
@@ -175,12 +175,12 @@ mod tests {
         }
         let level =
             json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false });
-        let error = changed("pre_tokenizer", sequence("pretokenizers", vec![level; 30])).err().unwrap().to_string();
+        let error = changed("pre_tokenizer", sequence("pretokenizers", &vec![level; 30])).err().unwrap().to_string();
         assert!(error.contains("pre_tokenizer repeats a text"), "{error}");
         let text = json!({ "Sequence": { "id": "A", "type_id": 0 } });
         let twice =
             json!({ "type": "TemplateProcessing", "single": [text, text], "pair": [text], "special_tokens": {} });
-        let error = changed("post_processor", sequence("processors", vec![twice; 30])).err().unwrap().to_string();
+        let error = changed("post_processor", sequence("processors", &vec![twice; 30])).err().unwrap().to_string();
         assert!(error.contains("post_processor repeats a text"), "{error}");
     }
 

@@ -40,12 +40,15 @@ pub(crate) struct VaeNeeds {
     pub(crate) complete: bool,
 }
 
+/// Tells what a graph needs for inputs of these shapes, if its engine knows.
+pub(crate) type Ask<'a> = dyn FnMut(&'static str, &Shapes) -> Result<Option<Needs>, ComponentError> + 'a;
+
 /// What [`encode`] (of pixels) or [`decode`] (of latents) of this shape takes, by what `ask` says of its graphs.
 pub(crate) fn needs(
     config: &VaeConfig,
     component: &'static str,
     shape: [usize; 5],
-    ask: &mut dyn FnMut(&'static str, &Shapes) -> Result<Option<Needs>, ComponentError>,
+    ask: &mut Ask<'_>,
 ) -> Result<VaeNeeds, ComponentError> {
     let [batch, channels, frames, height, width] = shape;
     let encoder = component == ENCODER;

@@ -1,7 +1,7 @@
 //! Runs that are interrupted: their exit code, and what they leave.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -137,8 +137,9 @@ fn interruption_ends_a_tool_that_is_stuck() {
     let sample = sample();
     for signals in [&["TERM"][..], &["TERM", "TERM"]] {
         let mut command = command("inspect", args![sample.bundle(), "--json", "--nodes"]);
-        // A pipe that is full and never read: the tool hangs in the middle of a line.
-        let (reader, writer) = std::io::pipe().unwrap();
+        // A pipe that is almost full and never read: the tool hangs in the middle of a line.
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        writer.write_all(&[b'\n'; 60 << 10]).unwrap();
         let mut child = command.stdout(writer).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(Duration::from_secs(2));
         assert!(child.try_wait().unwrap().is_none(), "the listing fits into a pipe");

@@ -21,7 +21,7 @@ fn lower(graph: &mut Graph, outer: &HashMap<String, DataType>, taken: &mut HashS
     for mut node in std::mem::take(&mut graph.nodes) {
         done += bodies_mut(&mut node).map(|body| lower(body, &types, taken)).sum::<usize>();
         if selects_booleans(&node, &types) {
-            nodes.extend(logic(node, taken));
+            nodes.extend(logic(&node, taken));
             done += 1;
         } else {
             nodes.push(node);
@@ -37,7 +37,7 @@ fn selects_booleans(node: &Node, types: &HashMap<String, DataType>) -> bool {
     node.op_type == "Where" && is_onnx(node) && choices.len() == 2 && node.outputs.len() == 1 && bools(choices)
 }
 
-fn logic(select: Node, taken: &mut HashSet<String>) -> [Node; 4] {
+fn logic(select: &Node, taken: &mut HashSet<String>) -> [Node; 4] {
     let [condition, chosen, other] = [0, 1, 2].map(|at| &select.inputs[at][..]);
     let made = &select.outputs[0];
     let [not, then, otherwise] = ["not", "then", "else"].map(|part| free_name(&format!("{made}.{part}"), taken));

@@ -338,9 +338,13 @@ impl Packed {
         let mut survey = Survey::default();
         for (i, sums) in sums.iter().enumerate() {
             let found = sums.survey();
-            // SAFETY: a row of the window, written above.
-            survey =
-                survey.plus(if self.holds(&found) { found } else { unsafe { self.exact::<S, T>(window, row + i) } });
+            let found = if self.holds(&found) {
+                found
+            } else {
+                // SAFETY: a row of the window, written above.
+                unsafe { self.exact::<S, T>(window, row + i) }
+            };
+            survey = survey.plus(found);
         }
         Survey { unchanged, ..survey }
     }
