@@ -45,8 +45,8 @@ fn main() -> ExitCode {
     if let Some(code) = v2l_export::trt::builder::serve_if_asked() {
         return code;
     }
-    let args = Args::parse();
-    v2l_cli::run(args.output_options, |output| {
+    let options = |args: &Args| args.output_options;
+    v2l_cli::run(options, |args, output| {
         // The runtime's own error decides the exit code.
         let (info, driver) = v2l_cuda::open(0, None).map_err(FuseError::Device)?;
         let (major, minor) = info.capability;
