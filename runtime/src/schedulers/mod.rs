@@ -1,4 +1,4 @@
-//! Samplers: each diffusers scheduler class that v2l knows has a file here and a line in [`CLASSES`].
+//! Samplers: each diffusers scheduler class that v2l knows has a file here and a line in `CLASSES`.
 //!
 //! A [`Scheduler`] is what a `scheduler_config.json` describes; it never changes. [`Scheduler::begin`] gives the
 //! [`Schedule`] of one video, which may keep state from step to step.
