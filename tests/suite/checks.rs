@@ -7,7 +7,7 @@ use v2l_graphs::{Builder, DataType, Dim, Initializer, Value, encode_model};
 
 use crate::bad_input::refuse;
 use crate::support::fixtures;
-use crate::tools::{RawTensor, Scratch, args, command, run_ok, write};
+use crate::tools::{RawTensor, Scratch, args, command, output, run_ok, write};
 
 const USAGE: i32 = 2;
 const NUMERIC: i32 = 7;
@@ -320,6 +320,23 @@ fn graph_that_no_made_inputs_fit_is_reported_and_refused_by_verify() {
     let message = refuse(&scratch, verify, NUMERIC);
     assert!(message.contains("--inputs"), "{message}");
     run_ok("compile", args![&model, "-o", scratch.path("c.engine"), "--verify", "--optShapes", "x:3x8"]);
+}
+
+#[test]
+fn graph_is_compiled_unchecked_without_onnx_runtime_and_refused_by_verify() {
+    let scratch = Scratch::new();
+    let model = picky(&scratch);
+    let compile = |engine: &str| {
+        let mut command = command("compile", args![&model, "-o", scratch.path(engine), "--optShapes", "x:3x8"]);
+        command.env("V2L_ORT_LIB", scratch.path("missing.so"));
+        command
+    };
+    let run = output(compile("a.engine"));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    assert!(run.stderr.contains("warning: graph `model` was not checked"), "{}", run.stderr);
+    let mut verify = compile("b.engine");
+    verify.arg("--verify");
+    assert!(refuse(&scratch, verify, NUMERIC).contains("missing.so"));
 }
 
 #[test]

@@ -53,8 +53,7 @@ impl OrtSession {
         weights: Vec<GraphWeight>,
         options: &OpenOptions,
     ) -> Result<Self, OrtError> {
-        let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
-        let mut builder = WeightedBuilder::new(&interface.name, plain(options).map_err(backend)?)?;
+        let mut builder = WeightedBuilder::new(&interface.name, plain(options, &interface.name)?)?;
         for GraphWeight { name, dtype, shape, data } in weights {
             builder = builder.add(&name, dtype, &shape, aligned(dtype, data))?;
         }
@@ -70,7 +69,7 @@ impl OrtSession {
     /// [`OrtError`] if ONNX Runtime refuses the file, or takes or gives something else than `interface` says.
     pub fn from_file(interface: Interface, path: &Path, options: &OpenOptions) -> Result<Self, OrtError> {
         let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
-        let mut builder = plain(options).map_err(backend)?;
+        let mut builder = plain(options, &interface.name)?;
         let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
         drop(builder);
         let inputs = interface.inputs.clone();
@@ -79,11 +78,12 @@ impl OrtSession {
     }
 }
 
-fn plain(options: &OpenOptions) -> Result<SessionBuilder, String> {
-    let environment = library::onnxruntime(options.ort_lib.as_deref()).map_err(|e| e.to_string())?;
-    let builder = SessionBuilder::new(&environment).map_err(|e| e.to_string())?;
-    let builder = configured(builder, WeightMode::Lazy, options.threads)?;
+fn plain(options: &OpenOptions, graph: &str) -> Result<SessionBuilder, OrtError> {
+    let backend = |message: String| OrtError::Backend { graph: graph.to_owned(), message };
+    let environment = library::onnxruntime(options.ort_lib.as_deref())?;
+    let builder = SessionBuilder::new(&environment).map_err(|e| backend(e.to_string()))?;
+    let builder = configured(builder, WeightMode::Lazy, options.threads).map_err(backend)?;
     let Some(limits) = options.limits else { return Ok(builder) };
-    bound_memory(&environment, limits.memory)?;
-    builder.with_env_allocators().map_err(|e| e.to_string())
+    bound_memory(&environment, limits.memory).map_err(backend)?;
+    builder.with_env_allocators().map_err(|e| backend(e.to_string()))
 }
