@@ -228,16 +228,24 @@ fn equal_requests_give_equal_bytes_and_another_reference_another_video() {
     assert_eq!(steered, again, "the same request twice");
     assert_eq!(std::fs::read(&lora).unwrap(), std::fs::read(&lora_again).unwrap(), "the same adapter twice");
     let elsewhere = generate("other", &["--reference", text(&two), "--save-lora", text(&other)]);
-    assert_ne!(steered, elsewhere, "another reference changes the video");
+    assert_ne!(coded(&steered), coded(&elsewhere), "another reference changes the video");
     assert_ne!(std::fs::read(&lora).unwrap(), std::fs::read(&other).unwrap(), "another reference changes the adapter");
 
     let base = generate("base", &[]);
-    assert_ne!(base, steered, "a reference changes the video");
+    assert_ne!(coded(&base), coded(&steered), "a reference changes the video");
     // Strength 0 is the base model, bit for bit; and a saved adapter does what the reference did.
     let lora_zero = format!("{}=0", text(&lora));
-    assert_eq!(base, generate("zero", &["--lora", &lora_zero]), "strength 0");
-    assert_eq!(steered, generate("loaded", &["--lora", text(&lora)]), "the saved adapter");
-    assert_ne!(base, generate("seed", &["--seed", "7"]), "another seed");
+    assert!(coded(&base) == coded(&generate("zero", &["--lora", &lora_zero])), "strength 0");
+    assert!(coded(&steered) == coded(&generate("loaded", &["--lora", text(&lora)])), "the saved adapter");
+    assert_ne!(coded(&base), coded(&generate("seed", &["--seed", "7"])), "another seed");
+}
+
+/// The coded frames of an MP4 file, without what its header says of how they were made.
+fn coded(video: &[u8]) -> &[u8] {
+    // A box begins with its size, in four bytes.
+    let header = video.windows(4).position(|window| window == b"moov").expect("the header follows the frames") - 4;
+    assert!(header > video.len() / 2);
+    &video[..header]
 }
 
 #[test]

@@ -9,8 +9,8 @@
  * handle is NULL, others are as they were, and so is every handle that was given: what changes something does so as a whole or not at
  * all.
  *
- * POINTERS. Strings are UTF-8 and end in NUL; paths are strings. What a function is given need only live until it returns, unless it
- * says otherwise. A pointer may be NULL only where it says so; NULL elsewhere is refused (V2L_ERROR_NULL), and so is a pointer that is
+ * POINTERS. Strings are UTF-8 and end in NUL; paths end in NUL, too, and on Unix are any bytes. Messages show a path's bytes that are no
+ * UTF-8 replaced. What a function is given need only live until it returns, unless it says otherwise. A pointer may be NULL only where it says so; NULL elsewhere is refused (V2L_ERROR_NULL), and so is a pointer that is
  * not aligned. That memory has the extents that are claimed for it is the caller's promise.
  *
  * STRUCTURES THAT GROW begin with `size`. v2l_…_init(&options, sizeof options) fills in the defaults; NULL for options means the
@@ -220,11 +220,17 @@ typedef struct v2l_open_options {
      */
     size_t size;
     /**
-     * ONNX Runtime's library, or a folder that holds it. NULL: V2L_ORT_LIB, ORT_DYLIB_PATH, next to the executable, the loader's places.
+     * ONNX Runtime's library, or a folder that holds it. NULL: what V2L_ORT_LIB or ORT_DYLIB_PATH names; next to the executable; for an
+     * executable in the target/ of v2l's checkout, that checkout's vendor/; LD_LIBRARY_PATH; the loader's places. A library that others
+     * could have put next to the executable or into vendor/ is passed over, and the log says so: it, its folder and those above
+     * must belong to the user or root, and nobody else may write there.
+     * ONNX Runtime 1.29 and newer report to their makers and keep an identifier in the user's folders unless ORT_DISABLE_TELEMETRY is 1 in
+     * the environment before the first engine is opened. v2l turns reports off once ONNX Runtime is up, which is too late
+     * for the first ones; a library cannot change the environment of a program with threads. Set it before threads start.
      */
     const char *ort_library;
     /**
-     * The ffmpeg program, for video files. NULL: V2L_FFMPEG, next to the executable, PATH.
+     * The ffmpeg program, for video files. NULL: what V2L_FFMPEG names; next to the executable; vendor/, as above; PATH.
      */
     const char *ffmpeg;
     /**

@@ -4,11 +4,10 @@
 //! `CogVideoXDPMScheduler` is sampled with it, too: its tables are the same, and the official code samples with DDIM
 //! whatever the folder names. Source: diffusers 0.42 `schedulers/scheduling_ddim_cogvideox.py`.
 
-use ndarray::ArrayD;
 use serde::Deserialize;
 
-use super::diffusion::{self, BetaSchedule, Config, Prediction, Steps};
-use super::{Class, Schedule, Scheduler, SchedulerError, elementwise};
+use super::diffusion::{self, BetaSchedule, Config, Prediction};
+use super::{Class, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"],
@@ -55,25 +54,7 @@ impl Scheduler for CogVideoxDdim {
             }
             Ok(if single { Update::f32(prediction, alpha, previous) } else { Update::f64(prediction, alpha, previous) })
         })?;
-        Ok(Box::new(Run(steps)))
-    }
-}
-
-struct Run(Steps<Update>);
-
-impl Schedule for Run {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        let update = self.0.at(index)?;
-        elementwise(prediction, sample, |m, x| update.a * x + update.b * update.prediction.clean(m, x, update.now))
+        Ok(Box::new(steps))
     }
 }
 
@@ -85,6 +66,12 @@ struct Update {
     /// Factors of the sample and of the clean sample.
     a: f32,
     b: f32,
+}
+
+impl diffusion::Update for Update {
+    fn apply(&self, m: f32, x: f32) -> f32 {
+        self.a * x + self.b * self.prediction.clean(m, x, self.now)
+    }
 }
 
 impl Update {

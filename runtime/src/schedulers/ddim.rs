@@ -2,11 +2,10 @@
 //!
 //! Source: diffusers 0.42 `schedulers/scheduling_ddim.py`.
 
-use ndarray::ArrayD;
 use serde::Deserialize;
 
-use super::diffusion::{self, BetaSchedule, Config, Prediction, Steps};
-use super::{Class, Schedule, Scheduler, SchedulerError, elementwise};
+use super::diffusion::{self, BetaSchedule, Config, Prediction};
+use super::{Class, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class =
     Class { names: &["DDIMScheduler"], sampler: "ddim", read: |value| Ok(Box::new(Ddim::read(value)?)) };
@@ -57,25 +56,7 @@ impl Scheduler for Ddim {
             let roots = |alpha: f64| ((alpha as f32).sqrt(), (1.0 - alpha as f32).sqrt());
             Ok(Update { prediction, clip, now: roots(alpha), next: roots(previous) })
         })?;
-        Ok(Box::new(Run(steps)))
-    }
-}
-
-struct Run(Steps<Update>);
-
-impl Schedule for Run {
-    fn timesteps(&self) -> &[f64] {
-        &self.0.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        let update = self.0.at(index)?;
-        elementwise(prediction, sample, |m, x| update.apply(m, x))
+        Ok(Box::new(steps))
     }
 }
 
@@ -89,8 +70,7 @@ struct Update {
     next: (f32, f32),
 }
 
-impl Update {
-    /// `m` is the model's output, `x` the sample.
+impl diffusion::Update for Update {
     fn apply(&self, m: f32, x: f32) -> f32 {
         let (signal, noise) = self.now;
         let mut clean = self.prediction.clean(m, x, self.now);

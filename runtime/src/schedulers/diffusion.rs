@@ -4,9 +4,10 @@
 //! cumulative product sums in f64 in either case. The same types are used here, so that tables agree to the last few
 //! bits.
 
+use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 
-use super::SchedulerError;
+use super::{Schedule, SchedulerError};
 
 /// What the model predicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,10 +106,31 @@ pub(super) struct Steps<T> {
     updates: Vec<T>,
 }
 
-impl<T> Steps<T> {
-    /// What step `index` needs.
-    pub(super) fn at(&self, index: usize) -> Result<&T, SchedulerError> {
-        self.updates.get(index).ok_or(SchedulerError::Step { index, steps: self.updates.len() })
+/// One step of a solver that keeps nothing, element by element.
+pub(super) trait Update: Send {
+    /// The next sample, from the model's output `m` and the sample `x`.
+    fn apply(&self, m: f32, x: f32) -> f32;
+}
+
+impl<T: Update> Schedule for Steps<T> {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn step(
+        &mut self,
+        prediction: &ArrayD<f32>,
+        index: usize,
+        sample: &ArrayD<f32>,
+    ) -> Result<ArrayD<f32>, SchedulerError> {
+        let update = self.updates.get(index).ok_or(SchedulerError::Step { index, steps: self.updates.len() })?;
+        if prediction.shape() != sample.shape() {
+            return Err(SchedulerError::Shape {
+                expected: sample.shape().to_vec(),
+                found: prediction.shape().to_vec(),
+            });
+        }
+        Ok(Zip::from(prediction).and(sample).map_collect(|&m, &x| update.apply(m, x)))
     }
 }
 

@@ -167,17 +167,5 @@ pub enum SchedulerError {
     },
 }
 
-/// One step of a solver that keeps nothing: `update(prediction, sample)`, element by element.
-fn elementwise(
-    prediction: &ArrayD<f32>,
-    sample: &ArrayD<f32>,
-    update: impl Fn(f32, f32) -> f32,
-) -> Result<ArrayD<f32>, SchedulerError> {
-    if prediction.shape() != sample.shape() {
-        return Err(SchedulerError::Shape { expected: sample.shape().to_vec(), found: prediction.shape().to_vec() });
-    }
-    Ok(ndarray::Zip::from(prediction).and(sample).map_collect(|&m, &x| update(m, x)))
-}
-
 #[cfg(test)]
 mod tests;
