@@ -100,7 +100,9 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
 
 /// What usually helps against an error of the system, which only says what went wrong.
 pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
-    use io::ErrorKind::{FileTooLarge, NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use io::ErrorKind::{
+        FileTooLarge, NotFound, OutOfMemory, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull,
+    };
     let source = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>()).next_back()?;
     match source.kind() {
         // Made by v2l, with its own way out.
@@ -110,6 +112,7 @@ pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
         }
         PermissionDenied | ReadOnlyFilesystem => Some("check the permissions, or choose another place"),
         NotFound => Some("check the path"),
+        OutOfMemory => Some("there is not enough memory: free some, or ask for less at once"),
         _ => None,
     }
 }

@@ -2,6 +2,7 @@
 //! them.
 
 mod adapters;
+mod allocator;
 mod exit;
 mod files;
 mod output;

@@ -32,6 +32,9 @@ pub struct Output {
 impl Output {
     /// Output as the flags ask for it.
     pub fn new(options: OutputOptions) -> Self {
+        if options.json {
+            crate::allocator::print_json();
+        }
         Self { options, bar: ProgressBar::hidden(), lost: None, stdout_taken: false }
     }
 

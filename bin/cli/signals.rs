@@ -20,6 +20,11 @@ pub(crate) fn end(exit: Exit) -> ! {
     imp::end(exit)
 }
 
+/// Ends the process, and nothing else.
+pub(crate) fn end_at_once(exit: Exit) -> ! {
+    imp::end(exit)
+}
+
 #[cfg(unix)]
 mod imp {
     use std::sync::atomic::{AtomicUsize, Ordering};

@@ -77,6 +77,7 @@ impl ErrorClass {
             NotEnough => |_: &NotEnough| Self::Memory,
             io::Error => |e: &io::Error| match e.get_ref().is_some_and(|inner| inner.is::<Unusable>()) {
                 true => Self::BadModel,
+                false if e.kind() == io::ErrorKind::OutOfMemory => Self::Memory,
                 false => Self::Io,
             },
         );

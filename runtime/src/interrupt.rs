@@ -163,7 +163,25 @@ pub fn requested() -> bool {
 pub fn abandon() {
     request();
     std::mem::forget(GATE.write().unwrap_or_else(PoisonError::into_inner));
-    let left: Vec<Leftover> = std::mem::take(&mut list().entries).into_values().collect();
+    let entries = std::mem::take(&mut list().entries);
+    clear(entries);
+}
+
+/// [`abandon`] for a thread that may not wait, because others might wait for it: if one of them is just making or placing a
+/// temporary, none is removed.
+pub fn abandon_what_is_free() {
+    REQUESTED.store(true, Ordering::Relaxed);
+    let Ok(gate) = GATE.try_write() else { return };
+    std::mem::forget(gate);
+    let Ok(mut list) = LIST.try_lock() else { return };
+    let entries = std::mem::take(&mut list.entries);
+    drop(list);
+    clear(entries);
+}
+
+/// Ends and removes all of these.
+fn clear(entries: BTreeMap<u64, Leftover>) {
+    let left: Vec<Leftover> = entries.into_values().collect();
     left.iter().for_each(Leftover::end);
     // Folders that have to be empty come last.
     let (folders, others): (Vec<_>, Vec<_>) = left.iter().partition(|left| matches!(left, Leftover::EmptyFolders(_)));

@@ -27,8 +27,9 @@ const ROOT: &str = "v2l";
 const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
 /// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors and bounded
-/// memory, CUDA, TensorRT, the environment of the tools.
+/// memory, CUDA, TensorRT, the environment and the memory of the tools.
 const UNSAFE_FILES: &[&str] = &[
+    "bin/cli/allocator.rs",
     "bin/cli/telemetry.rs",
     "fuzz/targets.rs",
     "runtime/capi/benches/overhead.rs",

@@ -121,3 +121,23 @@ fn frames_that_are_too_large_to_encode_are_refused_with_8() {
     assert!(run.stderr.contains("not enough memory"), "{}", run.stderr);
     assert_eq!(scratch.listing(), before);
 }
+
+/// What no estimate covers: the file is read before it is known what it is for.
+#[test]
+fn memory_that_the_system_refuses_is_no_abort_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let tensors = [("x".to_owned(), Tensor::F32(ArrayD::zeros(IxDyn(&[64 << 20]))))].into_iter().collect();
+    write_tensors(&scratch.path("x.safetensors"), &tensors, &Default::default()).unwrap();
+    let engine = sample().engines().join("transformer.engine");
+    let arguments =
+        args!["--engine", engine, "--inputs", scratch.path("x.safetensors"), "--outputs", scratch.path("y"), "--json"];
+    let files = scratch.listing();
+    for megabytes in [128, 256, 400] {
+        let run = limited(megabytes << 20, "run", arguments);
+        assert_eq!(run.code, 8, "{megabytes}: {}", run.stderr);
+        assert!(run.stderr.contains("not enough memory"), "{megabytes}: {}", run.stderr);
+        let (name, event) = events(&run.stdout).pop().unwrap();
+        assert_eq!((&name[..], &event["class"], &event["code"]), ("error", &"memory".into(), &8.into()));
+        assert_eq!(scratch.listing(), files);
+    }
+}
