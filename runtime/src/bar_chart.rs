@@ -4,7 +4,7 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 
-use crate::video::{MAX_SIDE, VideoError, write_png};
+use crate::media::video::{MAX_SIDE, VideoError, write_png};
 
 /// Pixels of a glyph's element.
 const DOT: usize = 2;

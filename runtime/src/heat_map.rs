@@ -6,8 +6,8 @@ use std::path::Path;
 use image::{Rgb, RgbImage};
 
 use crate::engine::manifest::Slot;
-use crate::fuse::FuseReport;
-use crate::video::{MAX_SIDE, VideoError, write_png};
+use crate::lora::fuse::FuseReport;
+use crate::media::video::{MAX_SIDE, VideoError, write_png};
 
 /// Side of a cell in pixels, unless the picture would then be too large.
 const CELL: usize = 16;
@@ -115,7 +115,7 @@ fn place(name: &str) -> (String, Option<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fuse::{SlotReport, Survey};
+    use crate::lora::fuse::{SlotReport, Survey};
 
     fn report(survived: &[(&str, f64)]) -> FuseReport {
         let slot = |(name, survived): &(&str, f64)| SlotReport {

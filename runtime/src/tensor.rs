@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 
-use crate::raw;
+use crate::io::raw;
 
 /// Element type of a tensor, spelled as in the engine manifest (`"f32"`, `"bf16"`, …).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::Graph;
-use crate::session::{Dim, Port};
+use crate::engine::session::{Dim, Port};
 use crate::tensor::Dtype;
 
 /// A sum of products: a factor, and the extents, by their index, that it is multiplied by.

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::footprint::Footprints;
-use crate::session::Port;
+use crate::engine::session::Port;
 use crate::tensor::Dtype;
 
 /// Version of the engine format that this build reads and writes.

@@ -1,8 +1,12 @@
 //! Engines: one compiled component per `.engine` file.
 
 pub mod footprint;
+pub(crate) mod inputs;
 pub mod manifest;
+pub(crate) mod profiles;
 mod reader;
+pub mod recording;
+pub mod session;
 #[cfg(test)]
 pub(crate) mod testing;
 

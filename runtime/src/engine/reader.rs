@@ -11,9 +11,9 @@ use super::manifest::{
     FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, Slot,
     seal,
 };
-use crate::session::Port;
+use crate::engine::session::Port;
+use crate::io::weights::{WeightError, WeightFile, WeightView};
 use crate::tensor::Dtype;
-use crate::weights::{WeightError, WeightFile, WeightView};
 
 /// Manifests are JSON of a few megabytes at most; a larger one is hostile.
 const MAX_MANIFEST: usize = 256 << 20;
@@ -445,7 +445,7 @@ impl Check<'_> {
 mod tests {
     use super::*;
     use crate::engine::testing::{fixture, part, write_tiny};
-    use crate::weights::read_tensors;
+    use crate::io::weights::read_tensors;
 
     #[test]
     fn engine_of_a_version_that_kept_no_seal_opens_and_verifies() {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::engine::footprint::{Demand, Shapes};
-use crate::session::Session;
+use crate::engine::session::Session;
 
 /// The networks of a pipeline, by component and graph name (`("transformer", "step")`).
 pub trait Components {

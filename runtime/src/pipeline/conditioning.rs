@@ -3,10 +3,10 @@
 use ndarray::{Array5, Axis, Slice, s};
 
 use super::{Components, Conditioning, Observer, Pipeline, PipelineError, Request, Settings, Stage, array5, join};
-use crate::noise::{NoisePurpose, standard_normal};
-use crate::resize::{Filter, resize_rgb};
-use crate::vae;
-use crate::video::{Frames, frames_to_pixels};
+use crate::media::resize::{Filter, resize_rgb};
+use crate::media::video::{Frames, frames_to_pixels};
+use crate::models::cogvideox::vae;
+use crate::pipeline::noise::{NoisePurpose, standard_normal};
 
 /// What follows or accompanies the noisy latent, `[1, T, channels, h, w]`: nothing, the image's latent, or mask and masked
 /// video.

@@ -9,8 +9,8 @@ use std::path::{Component as PathPart, Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use crate::map::read_text;
-use crate::rope::{RotaryConfig, RotaryGrid};
+use crate::io::map::read_text;
+use crate::models::cogvideox::rope::{RotaryConfig, RotaryGrid};
 use crate::schedulers::{self, Scheduler, SchedulerError};
 
 /// The value of `format`.

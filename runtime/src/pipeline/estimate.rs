@@ -8,8 +8,8 @@ use super::{
 };
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::{available_memory, readable};
+use crate::models::cogvideox::vae;
 use crate::tensor::Dtype;
-use crate::vae;
 
 /// What one phase of a request takes, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

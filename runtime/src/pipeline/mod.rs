@@ -1,31 +1,33 @@
 //! From a prompt, an image and a reference to a video: the whole pipeline over named graphs.
 //!
 //! Sources: Video2LoRA's `predict_i2v.py` with CogVideoX-Fun's inpaint pipeline, and diffusers 0.42 `pipelines/cogvideo`.
-//! Latents are kept in f32 between steps. Nothing here draws a random number that [`crate::noise`] does not document.
+//! Latents are kept in f32 between steps. Nothing here draws a random number that [`crate::pipeline::noise`] does not document.
 
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn, concatenate};
 
-use crate::map::read_file;
-use crate::noise::{NoisePurpose, standard_normal};
-use crate::resize::ResizeError;
-use crate::rope::{RotaryError, rotary_tables};
+use crate::engine::session::{Session, SessionError};
+use crate::io::map::read_file;
+use crate::media::resize::ResizeError;
+use crate::media::video::{Frames, VideoError, pixels_to_frames};
+use crate::models::cogvideox::rope::{RotaryError, rotary_tables};
+use crate::models::cogvideox::vae::{self, Moments, VaeError};
+use crate::pipeline::noise::{NoisePurpose, standard_normal};
+use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer, TokenizerError};
 use crate::schedulers::{Scheduler, SchedulerError};
-use crate::session::{Session, SessionError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
-use crate::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer, TokenizerError};
-use crate::vae::{self, Moments, VaeError};
-use crate::video::{Frames, VideoError, pixels_to_frames};
 
 mod components;
 mod conditioning;
 pub mod config;
 mod estimate;
 mod events;
+pub mod noise;
 mod reference;
 mod request;
+pub mod tokenizer;
 
 pub use components::{ComponentError, Components, Needs, OpenSessions};
 pub use config::{

@@ -3,8 +3,8 @@
 use ndarray::Array5;
 
 use super::{PipelineError, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
-use crate::resize::{Filter, resize_rgb};
-use crate::video::{Frames, frames_to_pixels};
+use crate::media::resize::{Filter, resize_rgb};
+use crate::media::video::{Frames, frames_to_pixels};
 
 /// A reference video.
 #[derive(Clone, Copy, Debug)]

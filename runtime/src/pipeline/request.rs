@@ -4,8 +4,8 @@ use ndarray::{Array5, ArrayD};
 use serde::Serialize;
 
 use super::{Conditioning, Event, Observer, Pipeline, PipelineError, TransformerConfig, VaeConfig};
+use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 use crate::tensor::NamedTensors;
-use crate::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 
 /// A video to generate. What is `None` comes from the pipeline's defaults.
 #[derive(Clone, Debug, Default)]

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::*;
-use crate::session::{Dim, Port};
+use crate::engine::session::{Dim, Port};
 
 type Calls = Arc<Mutex<Vec<String>>>;
 
@@ -382,7 +382,7 @@ fn reference_knobs_choose_resize_and_scale() {
 #[test]
 fn reference_pixels_equal_the_golden_bytes() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pipeline/fun");
-    let frames = crate::video::read_frames(Path::new(&format!("{folder}/reference_frames")), None).unwrap();
+    let frames = crate::media::video::read_frames(Path::new(&format!("{folder}/reference_frames")), None).unwrap();
     let bytes = std::fs::read(format!("{folder}/case_steered.safetensors")).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let golden = file.tensor("output.reference_pixels").unwrap();

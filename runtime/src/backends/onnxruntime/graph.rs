@@ -1,0 +1,89 @@
+//! Graphs that belong to no engine: what the compiler runs to see what a model computes.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use ort::session::builder::SessionBuilder;
+
+use super::OrtError;
+use super::bounded::bound_memory;
+use super::open::{aligned, configured};
+use super::options::{OpenOptions, WeightMode};
+use super::part::Part;
+use super::session::OrtSession;
+use super::weighted::WeightedBuilder;
+use crate::engine::session::Port;
+use crate::io::library;
+use crate::tensor::Dtype;
+
+/// A weight for a graph that names it as external data.
+#[derive(Clone, Debug)]
+pub struct GraphWeight {
+    /// Initializer.
+    pub name: String,
+    /// Element type, as the graph declares it.
+    pub dtype: Dtype,
+    /// Extents, outermost first.
+    pub shape: Vec<usize>,
+    /// Little-endian elements; not copied if they are aligned.
+    pub data: Bytes,
+}
+
+/// A graph's name in messages, and what it takes and gives.
+#[derive(Clone, Debug)]
+pub struct Interface {
+    /// What messages call the graph.
+    pub name: String,
+    /// Inputs, in graph order.
+    pub inputs: Vec<Port>,
+    /// Outputs, in graph order.
+    pub outputs: Vec<Port>,
+}
+
+impl OrtSession {
+    /// Opens the ONNX bytes `onnx`, whose external data are called
+    /// [`WEIGHTS_PLACEHOLDER`](crate::engine::manifest::WEIGHTS_PLACEHOLDER), over `weights`, as it stands: without
+    /// optimisation or private copies. `options` gives library and threads.
+    ///
+    /// # Errors
+    /// [`OrtError`] if ONNX Runtime refuses the graph, or takes or gives something else than `interface` says.
+    pub fn from_graph(
+        interface: Interface,
+        onnx: &[u8],
+        weights: Vec<GraphWeight>,
+        options: &OpenOptions,
+    ) -> Result<Self, OrtError> {
+        let mut builder = WeightedBuilder::new(&interface.name, plain(options, &interface.name)?)?;
+        for GraphWeight { name, dtype, shape, data } in weights {
+            builder = builder.add(&name, dtype, &shape, aligned(dtype, data))?;
+        }
+        let (session, held) = builder.commit(onnx)?;
+        let inputs = interface.inputs.clone();
+        let part = Part::new(interface, session, held)?.with_limits(options.limits);
+        Ok(Self::new(inputs, Vec::new(), part, None))
+    }
+
+    /// Opens an ONNX file, and its external data, as they stand: nothing of v2l's is between the file and ONNX Runtime.
+    ///
+    /// # Errors
+    /// [`OrtError`] if ONNX Runtime refuses the file, or takes or gives something else than `interface` says.
+    pub fn from_file(interface: Interface, path: &Path, options: &OpenOptions) -> Result<Self, OrtError> {
+        let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
+        let mut builder = plain(options, &interface.name)?;
+        let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
+        drop(builder);
+        let inputs = interface.inputs.clone();
+        let part = Part::new(interface, session, Vec::new())?.with_limits(options.limits);
+        Ok(Self::new(inputs, Vec::new(), part, None))
+    }
+}
+
+fn plain(options: &OpenOptions, graph: &str) -> Result<SessionBuilder, OrtError> {
+    let backend = |message: String| OrtError::Backend { graph: graph.to_owned(), message };
+    let environment = library::onnxruntime(options.ort_lib.as_deref())?;
+    let builder = SessionBuilder::new(&environment).map_err(|e| backend(e.to_string()))?;
+    let builder = configured(builder, WeightMode::Lazy, options.threads).map_err(backend)?;
+    let Some(limits) = options.limits else { return Ok(builder) };
+    bound_memory(&environment, limits.memory).map_err(backend)?;
+    builder.with_env_allocators().map_err(|e| backend(e.to_string()))
+}

@@ -1,0 +1,461 @@
+//! From an engine to sessions: how weights are held, what is fused into them, and how ONNX Runtime is set up.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use ort::environment::Environment;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+
+use super::OrtError;
+use super::graph::Interface;
+use super::options::{Arithmetic, OpenOptions, Residence, WeightMode};
+use super::part::Part;
+use super::promote::{Promoted, promote};
+use super::provider::{self, Provider};
+use super::resident::{Cuda, Device, Host, Resident, State};
+use super::scratch::Scratch;
+use super::session::OrtSession;
+use super::stages::Stages;
+use super::weight_plan::{WeightPlan, check_memory, graph_weights, weight_mode};
+use super::weighted::WeightedBuilder;
+use crate::backends::Backend;
+use crate::engine::Engine;
+use crate::engine::manifest::{Graph, TypedGraph};
+use crate::engine::session::Port;
+use crate::io::library;
+use crate::io::raw;
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
+use crate::memory::available_memory;
+use crate::tensor::Dtype;
+
+/// What was decided on opening, and why.
+#[derive(Clone, Debug)]
+pub struct OpenReport {
+    /// How the weights are held.
+    pub mode: WeightMode,
+    /// Why, in words.
+    pub reason: String,
+    /// Upper bound on the private memory of weights: widened, fused and prepacked copies.
+    pub private_bytes: u64,
+    /// What fusing did.
+    pub fused: FuseReport,
+}
+
+/// Fused weights that were replaced.
+#[derive(Clone, Debug)]
+pub struct FusedState {
+    weights: Replaced,
+    report: FuseReport,
+    private_bytes: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Replaced {
+    Buffers(IndexMap<String, Bytes>),
+    Resident(Arc<State>),
+}
+
+/// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
+pub struct OrtEngine {
+    engine: Arc<Engine>,
+    environment: Environment,
+    threads: Option<usize>,
+    profile: bool,
+    arithmetic: Arithmetic,
+    report: OpenReport,
+    /// Weights that are not the pristine ones, in the type that the graphs take.
+    overrides: HashMap<String, Bytes>,
+    /// Weights that adapters are fused into; they come before the overrides.
+    fused: IndexMap<String, Bytes>,
+    /// Their memory, used again by the next adapters.
+    pool: Pool,
+    memory: Option<u64>,
+    any_backend: bool,
+    /// Pristine weights in private f32 buffers.
+    widened: HashMap<String, Bytes>,
+    provider: Provider,
+    resident: Option<Arc<Resident>>,
+}
+
+impl OrtEngine {
+    /// Decides how to hold the weights and fuses the adapters. Costs the fuse; weights are widened when a graph wants them.
+    ///
+    /// # Errors
+    /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
+    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
+        let environment = library::onnxruntime(options.ort_lib.as_deref())?;
+        let device: Option<Arc<dyn Device>> = match options.provider {
+            Provider::Cuda { device } => Some(Arc::new(Cuda::new(provider::open_gpu(device)?))),
+            Provider::Cpu => match options.resident {
+                Residence::None => None,
+                chosen => Some(Arc::new(Host::new(options.memory, chosen == Residence::All))),
+            },
+        };
+        Self::open_in(environment, engine, options, device)
+    }
+
+    /// Opens an engine with the weights of its slots on this device.
+    #[cfg(test)]
+    pub(super) fn open_on(
+        engine: Arc<Engine>,
+        options: &OpenOptions,
+        device: Option<Arc<dyn Device>>,
+    ) -> Result<Self, OrtError> {
+        Self::open_in(library::onnxruntime(options.ort_lib.as_deref())?, engine, options, device)
+    }
+
+    fn open_in(
+        environment: Environment,
+        engine: Arc<Engine>,
+        options: &OpenOptions,
+        device: Option<Arc<dyn Device>>,
+    ) -> Result<Self, OrtError> {
+        let available = available_memory().into_iter().chain(options.memory).min();
+        let plan = WeightPlan::new(&engine, weight_mode(&engine, options)?, &options.adapters)?;
+        check_memory(plan.mode, plan.private, available)?;
+        let report = OpenReport {
+            mode: plan.mode,
+            reason: plan.reason,
+            private_bytes: plan.private,
+            fused: FuseReport::default(),
+        };
+        let mut this = Self {
+            engine,
+            environment,
+            threads: options.threads,
+            profile: options.profile,
+            arithmetic: options.arithmetic,
+            report,
+            overrides: HashMap::new(),
+            fused: IndexMap::new(),
+            pool: options
+                .memory
+                .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
+            memory: options.memory,
+            any_backend: options.any_backend || options.backend == Backend::Ort,
+            widened: HashMap::new(),
+            provider: options.provider,
+            resident: None,
+        };
+        if let Some(device) = device {
+            this.resident = Some(this.bring(device)?);
+        }
+        this.fuse(&options.adapters, None)?;
+        Ok(this)
+    }
+
+    /// Brings the slots' weights to a device, all if it needs them.
+    fn bring(&mut self, device: Arc<dyn Device>) -> Result<Arc<Resident>, OrtError> {
+        let engine = Arc::clone(&self.engine);
+        let weight = |name: &str| {
+            let view = engine.weight(name)?;
+            let dtype = self.graph_dtype(view.dtype);
+            Ok((dtype, pristine(view.dtype, dtype, view.data)))
+        };
+        let graphs = engine.manifest().graphs.iter();
+        let lists: Vec<&Vec<String>> = match self.arithmetic {
+            Arithmetic::Plan => graphs.filter_map(|graph| Some(&graph.files.typed.as_ref()?.weights)).collect(),
+            Arithmetic::Fp32 => graphs.flat_map(Graph::parts).map(|part| &part.weights).collect(),
+        };
+        let all: Vec<&str> = lists.into_iter().flatten().map(String::as_str).collect();
+        Ok(Arc::new(Resident::new(&engine, device, &all, weight)?))
+    }
+
+    /// True if open sessions take other adapters without being opened again.
+    pub fn is_resident(&self) -> bool {
+        self.resident.is_some()
+    }
+
+    /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`].
+    ///
+    /// The weights are held as before. Sessions that are open keep what they have or, where weights are resident, take the new ones
+    /// with their next run. `cancelled` is asked now and then, on any
+    /// thread. Private memory: the fused weights and, once sessions are opened again, ONNX Runtime's packed copies, once
+    /// more until the earlier sessions are gone.
+    ///
+    /// # Errors
+    /// [`OrtError`]: too little memory (before anything is allocated), an adapter that does not fit, or cancelled; the
+    /// earlier adapters then stay.
+    pub fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Cancelled<'_>,
+    ) -> Result<FusedState, OrtError> {
+        let mode = self.report.mode;
+        let plan = WeightPlan::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
+        if self.resident.is_none() {
+            let (needed, held) = self.growth(adapters)?;
+            let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+            let needed = needed.saturating_add(laid_out);
+            let free = self.pool.free() as u64;
+            check_memory(mode, needed.saturating_sub(free), available_memory())?;
+            check_memory(mode, needed.saturating_add(held), self.memory)?;
+        }
+        let before = self.fuse(adapters, cancelled)?;
+        self.report.private_bytes = plan.private;
+        self.widened.retain(|name, _| !self.fused.contains_key(name));
+        Ok(before)
+    }
+
+    /// Bytes that swapping takes until the earlier sessions are gone, and those that are held before it, free ones not
+    /// counted.
+    fn growth(&self, adapters: &[(Adapter, f32)]) -> Result<(u64, u64), OrtError> {
+        let touched = fuse::touched_tensors(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+        let (mut needed, mut packed) = (0u64, 0u64);
+        for (name, weight) in graph_weights(&self.engine)? {
+            if self.report.mode == WeightMode::Lazy {
+                needed += if touched.contains(name) { weight.stored } else { 0 };
+                continue;
+            }
+            let there = weight.stored_wide || self.widened.contains_key(name);
+            needed += if touched.contains(name) || !there { weight.widened } else { 0 };
+            packed += if weight.matrix { weight.widened } else { 0 };
+        }
+        let widened: u64 = self.widened.values().map(|weight| weight.len() as u64).sum();
+        let used = (self.pool.held() - self.pool.free()) as u64;
+        Ok((needed + packed, widened + used + packed))
+    }
+
+    /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
+    pub fn restore(&mut self, before: FusedState) {
+        match (before.weights, &self.resident) {
+            (Replaced::Resident(state), Some(resident)) => resident.restore(&state),
+            (Replaced::Buffers(weights), _) => self.fused = weights,
+            (Replaced::Resident(_), None) => {}
+        }
+        self.report.fused = before.report;
+        self.report.private_bytes = before.private_bytes;
+    }
+
+    fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<FusedState, OrtError> {
+        let target = match self.report.mode {
+            WeightMode::Widened => FuseTarget::F32,
+            WeightMode::Lazy | WeightMode::Plan => FuseTarget::Storage,
+        };
+        let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
+        if let Some(resident) = &self.resident {
+            let (before, report) = resident.set_adapters(&self.engine, &adapters, cancelled)?;
+            return Ok(FusedState {
+                weights: Replaced::Resident(before),
+                report: std::mem::replace(&mut self.report.fused, report),
+                private_bytes: self.report.private_bytes,
+            });
+        }
+        let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
+        let fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
+        Ok(FusedState {
+            weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused.weights)),
+            report: std::mem::replace(&mut self.report.fused, fused.report),
+            private_bytes: self.report.private_bytes,
+        })
+    }
+
+    /// What was decided, and why.
+    pub fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Replaces weights by buffers in the type that the graphs take: f32 when widened, the storage type when lazy.
+    /// Sessions that are open keep what they have.
+    ///
+    /// # Errors
+    /// [`OrtError::Override`] if a length does not fit, [`OrtError::Engine`] if there is no such weight; nothing is
+    /// then replaced.
+    pub fn set_overrides(&mut self, overrides: IndexMap<String, Bytes>) -> Result<(), OrtError> {
+        for (name, data) in &overrides {
+            let view = self.engine.weight(name)?;
+            let expected = raw::byte_len(self.graph_dtype(view.dtype), view.shape).unwrap_or(usize::MAX);
+            if data.len() != expected {
+                return Err(OrtError::Override { name: name.clone(), expected, found: data.len() });
+            }
+        }
+        self.overrides.extend(overrides);
+        Ok(())
+    }
+
+    /// Opens a graph, and the stages that come before it. Nothing is computed yet; what stages compute later stays with the
+    /// session, and so belongs to the weights that it was opened with.
+    ///
+    /// # Errors
+    /// [`OrtError`] if there is no such graph or ONNX Runtime refuses it.
+    pub fn session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
+        let session = self.unchecked_session(graph)?;
+        if self.provider != Provider::Cpu {
+            return Ok(session);
+        }
+        Ok(session.with_room(&self.engine, graph, self.report.mode == WeightMode::Lazy))
+    }
+
+    /// As [`Self::session`], of which runs are not held against the memory that there is.
+    fn unchecked_session(&mut self, graph: &str) -> Result<OrtSession, OrtError> {
+        let engine = Arc::clone(&self.engine);
+        let graph = engine.graph(graph)?;
+        let (inputs, profiles) = (graph.inputs.clone(), graph.profiles.clone());
+        if self.arithmetic == Arithmetic::Plan {
+            let typed = typed(graph, self.provider)?;
+            let main = self.opened(&engine, graph, &typed.file, &typed.weights, inputs.clone())?;
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
+        }
+        let main = self.part(&engine, graph)?;
+        let Some(stages) = &graph.stages else {
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
+        };
+        let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
+        let times = match &stages.times {
+            Some(times) => Some((self.part(&engine, &times.graph)?, times.rows.clone())),
+            None => None,
+        };
+        let stages = Stages::new(prologue, times);
+        Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_resident(self.resident.clone()))
+    }
+
+    /// Opens a stored graph, without its stages.
+    fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<Part, OrtError> {
+        let file = match (self.report.mode, &graph.files.lazy) {
+            (WeightMode::Lazy, Some(lazy)) => lazy,
+            _ => &graph.files.widened,
+        };
+        let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
+        self.opened(engine, graph, file, &graph.weights, inputs)
+    }
+
+    /// Opens one of a graph's stored variants.
+    fn opened(
+        &mut self,
+        engine: &Engine,
+        graph: &Graph,
+        file: &str,
+        weights: &[String],
+        inputs: Vec<Port>,
+    ) -> Result<Part, OrtError> {
+        if graph.backend != "ort" && !self.any_backend {
+            return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
+        }
+        let backend = |message: String| OrtError::refused(&graph.name, message);
+        let builder = SessionBuilder::new(&self.environment).map_err(|e| backend(e.to_string()))?;
+        // The first provider that has an operator gets it: the GPU's comes before the CPU's.
+        let builder = provider::register(builder, self.provider, self.arithmetic == Arithmetic::Fp32)?;
+        let mut builder = configured(builder, self.report.mode, self.threads).map_err(backend)?;
+        let profile = self.profile.then(|| Scratch::new(&[])).transpose()?;
+        if let Some(folder) = &profile {
+            builder = builder.with_profiling(folder.join("run")).map_err(|e| backend(e.to_string()))?;
+        }
+        let mut builder = WeightedBuilder::new(&graph.name, builder)?;
+        let (mut promoted, mut names) = (Vec::new(), Vec::new());
+        for name in weights {
+            let view = engine.weight(name)?;
+            let dtype = self.graph_dtype(view.dtype);
+            if self.resident.as_ref().is_some_and(|resident| resident.held(name).is_some()) {
+                promoted.push(Promoted { name, dtype, shape: view.shape });
+                names.push(name.clone());
+                continue;
+            }
+            let data = self.weight_data(name, view.dtype, dtype, view.data);
+            builder = builder.add(name, dtype, view.shape, data)?;
+        }
+        let bytes = engine.blob(file)?;
+        let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
+        if let Some(resident) = self.resident.as_ref().filter(|_| !names.is_empty()) {
+            let bytes = promote(&bytes, &promoted).map_err(backend)?;
+            let (session, held) = builder.commit(&bytes)?;
+            return Ok(Part::over(interface, session, held, Arc::clone(resident), names)?.with_profile(profile));
+        }
+        let (session, held) = builder.commit(&bytes)?;
+        Ok(Part::new(interface, session, held)?.with_profile(profile))
+    }
+
+    /// The type in which graphs take a weight that is stored as `stored`.
+    fn graph_dtype(&self, stored: Dtype) -> Dtype {
+        match self.report.mode {
+            WeightMode::Widened if stored.is_float() => Dtype::F32,
+            _ => stored,
+        }
+    }
+
+    /// The bytes for ONNX Runtime: an override, the map, or a private copy that is widened or aligned.
+    fn weight_data(&mut self, name: &str, stored: Dtype, wanted: Dtype, pristine: Bytes) -> Bytes {
+        let replaced = self.fused.get(name).or_else(|| self.overrides.get(name));
+        if let Some(data) = replaced.or_else(|| self.widened.get(name)) {
+            return data.clone();
+        }
+        if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
+            return pristine;
+        }
+        let data = self::pristine(stored, wanted, pristine);
+        self.widened.insert(name.to_owned(), data.clone());
+        data
+    }
+}
+
+/// A weight in the type that graphs take: in place, or a copy that is widened or aligned.
+fn pristine(stored: Dtype, wanted: Dtype, bytes: Bytes) -> Bytes {
+    if stored == wanted {
+        return aligned(stored, bytes);
+    }
+    raw::widen(stored, &bytes).map_or_else(|| aligned_copy(&bytes), raw::vec_into_bytes)
+}
+
+/// The typed variant of a graph, if the provider runs it.
+fn typed(graph: &Graph, provider: Provider) -> Result<&TypedGraph, OrtError> {
+    let refused = |reason| OrtError::Arithmetic { graph: graph.name.clone(), reason };
+    match (&graph.files.typed, graph.precision.as_str()) {
+        (None, _) => Err(refused("was compiled without a precision plan; compile it with `--precision fp16`")),
+        (Some(_), "bf16" | "mixed") if provider == Provider::Cpu => Err(refused(
+            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`, or use \
+             `--provider cuda`",
+        )),
+        (Some(typed), _) => Ok(typed),
+    }
+}
+
+/// The bytes, copied only if they are not aligned to their elements.
+pub(super) fn aligned(dtype: Dtype, bytes: Bytes) -> Bytes {
+    if bytes.as_ptr().addr().is_multiple_of(dtype.size()) { bytes } else { aligned_copy(&bytes) }
+}
+
+/// A copy that is aligned for every type.
+fn aligned_copy(bytes: &[u8]) -> Bytes {
+    let mut words = vec![0u64; bytes.len().div_ceil(8)];
+    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    raw::vec_into_bytes(words).slice(..bytes.len())
+}
+
+/// Optimisers that read weights. They would find the placeholder empty and fail the session; what they do belongs to
+/// the compiler. (Names as registered in ONNX Runtime 1.31; an unknown name is ignored.)
+const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider;\
+    NchwcTransformer;NhwcTransformer;FuseFp16InitializerToFp32NodeTransformer;UnsqueezeElimination;\
+    ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
+
+pub(super) fn configured(
+    builder: SessionBuilder,
+    mode: WeightMode,
+    threads: Option<usize>,
+) -> Result<SessionBuilder, String> {
+    let build = || -> ort::Result<SessionBuilder> {
+        let mut builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
+        // With patterns a second run of equal shapes would take all of its memory once more, beside what the first one took.
+        builder = builder.with_memory_pattern(false)?;
+        // Pairs of quantisation compute in f32 what they stand between, as the graph says, not in the 8 bits that they round to.
+        builder = builder.with_quant_qdq(false)?.with_double_qdq_remover(false)?;
+        if let Some(threads) = threads {
+            builder = builder.with_intra_threads(threads)?;
+        }
+        if mode == WeightMode::Lazy {
+            // The graphs are optimised when they are compiled; looking for more takes most of the time that opening takes,
+            // and opening fast is what this mode is for.
+            builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
+            let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
+            builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?;
+        }
+        Ok(builder)
+    };
+    build().map_err(|e| e.to_string())
+}

@@ -1,0 +1,186 @@
+//! One stored graph, ready to run.
+
+use bytes::Bytes;
+use ort::session::{SessionInputValue, SessionOutputs};
+use ort::value::{DynValue, ValueType};
+
+use std::sync::Arc;
+
+use super::bounded::RunLimits;
+use super::graph::Interface;
+use super::operator_times::OperatorTimes;
+use super::resident::{HeldInput, InUse, Resident, State};
+use super::scratch::Scratch;
+use super::value::{borrow, borrow_block, copy_out, dtype_of};
+use super::{OrtError, failed};
+use crate::engine::inputs::{Bound, bind};
+use crate::engine::session::{Dim, Port, SessionError};
+use crate::tensor::{NamedTensors, TensorView};
+
+/// A stored graph on ONNX Runtime.
+#[derive(Debug)]
+pub(super) struct Part {
+    // Fields drop in order: ONNX Runtime lets go of the weights before they go.
+    session: ort::session::Session,
+    _weights: Vec<Bytes>,
+    /// Weights that are inputs behind [`Self::inputs`], in this order, and where they are.
+    resident: Option<(Arc<Resident>, Vec<String>)>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    /// Where the profiler writes, if it runs.
+    profile: Option<Scratch>,
+    limits: Option<RunLimits>,
+}
+
+impl Part {
+    /// Takes a committed session over `weights`, after checking that it is the graph that is expected.
+    pub(super) fn new(
+        interface: Interface,
+        session: ort::session::Session,
+        weights: Vec<Bytes>,
+    ) -> Result<Self, OrtError> {
+        let Interface { name, inputs, outputs } = interface;
+        check_interface(&name, "input", &inputs, session.inputs())?;
+        check_interface(&name, "output", &outputs, session.outputs())?;
+        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None, limits: None })
+    }
+
+    /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `resident`.
+    pub(super) fn over(
+        mut interface: Interface,
+        session: ort::session::Session,
+        weights: Vec<Bytes>,
+        resident: Arc<Resident>,
+        names: Vec<String>,
+    ) -> Result<Self, OrtError> {
+        let given = interface.inputs.len();
+        for name in &names {
+            let Some(held) = resident.held(name) else { continue };
+            let shape = held.shape.iter().map(|&extent| Dim::Fixed(extent)).collect();
+            interface.inputs.push(Port { name: name.clone(), dtype: held.dtype, shape });
+        }
+        let mut part = Self::new(interface, session, weights)?;
+        part.inputs.truncate(given);
+        Ok(Self { resident: Some((resident, names)), ..part })
+    }
+}
+
+/// An input that was given, where it is, or converted.
+fn given(input: &Bound<'_>) -> Result<DynValue, String> {
+    let view = input.view();
+    // SAFETY: the input holds the elements until the end of [`Part::run`]; the value and the run end before.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow(view.dtype(), view.shape(), view.data())
+    }
+}
+
+/// An input that the session keeps, where it is.
+fn kept(in_use: InUse<'_>, port: &Port) -> Result<DynValue, String> {
+    let HeldInput { shape, block } = in_use.inputs.get(&port.name).ok_or("it is neither given nor kept")?;
+    // SAFETY: the block is of that device; `in_use` keeps it until the run, and with it the value, has ended, and nobody writes to
+    // it.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow_block(in_use.ordinal, port.dtype, shape, block.address, block.length)
+    }
+}
+
+/// A weight, where it is.
+fn weight(resident: &Resident, state: &State, name: &str) -> Result<DynValue, String> {
+    let (held, block) = resident.held(name).zip(resident.block(state, name)).ok_or("it is not on the device")?;
+    let ordinal = resident.device().ordinal();
+    // SAFETY: the block is of that device; `state` and `resident` keep it until the run, and with it the value, has ended, and
+    // nobody writes to memory that others have, too.
+    #[allow(unsafe_code)]
+    unsafe {
+        borrow_block(ordinal, held.dtype, &held.shape, block.address, block.length)
+    }
+}
+
+fn check_interface(graph: &str, what: &str, ports: &[Port], outlets: &[ort::value::Outlet]) -> Result<(), OrtError> {
+    let fail = |what: String, expected: String, found: String| {
+        Err(OrtError::Interface { graph: graph.to_owned(), what, expected, found })
+    };
+    if ports.len() != outlets.len() {
+        return fail(format!("number of {what}s"), ports.len().to_string(), outlets.len().to_string());
+    }
+    for (i, (port, outlet)) in ports.iter().zip(outlets).enumerate() {
+        let fits = port.name == outlet.name()
+            && matches!(outlet.dtype(), ValueType::Tensor { ty, .. } if dtype_of(*ty) == Some(port.dtype));
+        if !fits {
+            let expected = format!("`{}` {}", port.name, port.dtype);
+            return fail(format!("{what} {i}"), expected, format!("`{}` {}", outlet.name(), outlet.dtype()));
+        }
+    }
+    Ok(())
+}
+
+impl Part {
+    pub(super) fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    pub(super) fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    /// Keeps the folder that the session's profiler writes to.
+    pub(super) fn with_profile(self, folder: Option<Scratch>) -> Self {
+        Self { profile: folder, ..self }
+    }
+
+    /// Bounds every run.
+    pub(super) fn with_limits(self, limits: Option<RunLimits>) -> Self {
+        Self { limits, ..self }
+    }
+
+    /// Ends profiling: what the last run spent its time on; `None` if the session was opened without.
+    pub(super) fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        let Some(_folder) = self.profile.take() else { return Ok(None) };
+        let backend = |message: String| SessionError::Backend { backend: "ort", message };
+        let path = self.session.end_profiling().map_err(|e| backend(e.to_string()))?;
+        OperatorTimes::read(path.as_ref()).map(Some).map_err(backend)
+    }
+
+    /// Runs the graph once, on exactly its inputs, and on the weights in use where it is given any.
+    pub(super) fn run(
+        &mut self,
+        inputs: &[(&str, TensorView<'_>)],
+        in_use: InUse<'_>,
+    ) -> Result<NamedTensors, SessionError> {
+        let backend = failed;
+        let left = in_use.left(&self.inputs, inputs);
+        let bound = bind(&left, inputs)?;
+        let mut bound_ports = left.iter().zip(&bound).peekable();
+        let mut values: Vec<SessionInputValue<'_>> = Vec::with_capacity(self.inputs.len());
+        for port in &self.inputs {
+            let value = match bound_ports.next_if(|(next, _)| next.name == port.name) {
+                Some((_, input)) => given(input),
+                None => kept(in_use, port),
+            };
+            values.push(value.map_err(|e| backend(format!("input `{}`: {e}", port.name)))?.into());
+        }
+        if let (Some((resident, names)), Some(state)) = (&self.resident, in_use.weights) {
+            for name in names {
+                values
+                    .push(weight(resident, state, name).map_err(|e| backend(format!("weight `{name}`: {e}")))?.into());
+            }
+        }
+        let ports = &self.outputs;
+        let collect = |results: &SessionOutputs<'_>| {
+            let mut outputs = NamedTensors::new();
+            for port in ports {
+                let name = &port.name;
+                let value = results.get(name).ok_or_else(|| backend(format!("output `{name}` is missing")))?;
+                let tensor = copy_out(value).map_err(|e| backend(format!("output `{name}`: {e}")))?;
+                outputs.insert(name.clone(), tensor);
+            }
+            Ok(outputs)
+        };
+        match self.limits {
+            Some(limits) => limits.run(&mut self.session, &values, collect),
+            None => collect(&self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?),
+        }
+    }
+}

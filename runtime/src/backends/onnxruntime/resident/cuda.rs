@@ -1,0 +1,213 @@
+//! A GPU's memory, and the CUDA kernel: allocation, copies, one launch for each type of weights.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use ndarray::ArrayView2;
+use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
+
+use super::{Block, Device, ToFuse};
+use crate::lora::fuse::{Cancelled, FuseError, FuseReport, Region, SlotReport, Survey, Term};
+use crate::tensor::Dtype;
+
+/// Where each tensor begins in the memory of fused weights.
+const ALIGNMENT: usize = 256;
+
+/// A GPU, or what a test puts in its place.
+#[derive(Debug)]
+pub(in crate::backends::onnxruntime) struct Cuda {
+    driver: Arc<dyn Driver>,
+    /// Memory of fused weights, shared or free: it is free if nobody else has it, and then used again.
+    arenas: Mutex<Vec<Arc<Memory>>>,
+}
+
+impl Cuda {
+    /// On this device.
+    pub(in crate::backends::onnxruntime) fn new(driver: Arc<dyn Driver>) -> Self {
+        Self { driver, arenas: Mutex::default() }
+    }
+
+    /// Memory of at least `bytes`; free memory that does not suit is given back first.
+    fn arena(&self, bytes: usize) -> Result<Memory, CudaError> {
+        let mut arenas = self.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        let (free, used) =
+            std::mem::take(&mut *arenas).into_iter().partition(|a: &Arc<Memory>| Arc::strong_count(a) == 1);
+        *arenas = used;
+        let mut free: Vec<Memory> = free.into_iter().filter_map(Arc::into_inner).collect();
+        match free.iter().position(|arena| arena.len() >= bytes && arena.len() / 2 <= bytes) {
+            Some(at) => Ok(free.swap_remove(at)),
+            None => {
+                drop(free);
+                Memory::new(&self.driver, bytes)
+            }
+        }
+    }
+
+    /// Keeps an arena for the next time, whether or not it was of use.
+    fn keep(&self, arena: Memory) -> Arc<Memory> {
+        let arena = Arc::new(arena);
+        self.arenas.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&arena));
+        arena
+    }
+}
+
+fn element(dtype: Dtype) -> Option<Element> {
+    match dtype {
+        Dtype::F32 => Some(Element::F32),
+        Dtype::F16 => Some(Element::F16),
+        Dtype::Bf16 => Some(Element::Bf16),
+        _ => None,
+    }
+}
+
+/// The memory of a block that this device made.
+fn memory(block: &Block) -> Result<&Memory, FuseError> {
+    let outside = CudaError::OutOfRange { what: "a weight of another device", bytes: block.length };
+    block.owner.downcast_ref::<Memory>().ok_or(FuseError::Device(outside))
+}
+
+/// All factors in f32, one after another, and where each begins, in elements.
+struct Staged {
+    factors: Memory,
+    /// Per tensor, slot and term: of `down` and of `up`.
+    offsets: Vec<Vec<Vec<[usize; 2]>>>,
+}
+
+impl Staged {
+    fn new(driver: &Arc<dyn Driver>, tensors: &[ToFuse<'_>]) -> Result<Self, FuseError> {
+        let mut end = 0;
+        let mut place = |term: &Term<'_>| {
+            let down = end;
+            let up = down + term.update.down.len();
+            end = up + term.update.up.len();
+            [down, up]
+        };
+        let offsets: Vec<Vec<Vec<[usize; 2]>>> = tensors
+            .iter()
+            .map(|tensor| tensor.slots.iter().map(|(_, terms)| terms.iter().map(&mut place).collect()).collect())
+            .collect();
+        let mut factors = Memory::new(driver, end * 4)?;
+        for (tensor, offsets) in tensors.iter().zip(&offsets) {
+            for ((_, terms), offsets) in tensor.slots.iter().zip(offsets) {
+                for (term, [down, up]) in terms.iter().zip(offsets) {
+                    for (at, values) in [(down, &term.update.down), (up, &term.update.up)] {
+                        let values = values.as_standard_layout();
+                        let values: &[f32] = values.as_slice().unwrap_or_default();
+                        factors.upload(at * 4, bytemuck::cast_slice(values))?;
+                    }
+                }
+            }
+        }
+        Ok(Self { factors, offsets })
+    }
+}
+
+/// A term as the kernel takes it: a row of `left` combines the rows of `right`.
+fn pair(term: &Term<'_>, [down, up]: [usize; 2], transposed: bool) -> Factors {
+    let rank = term.update.rank();
+    let steps = |factor: ArrayView2<'_, f32>| [factor.ncols(), 1];
+    let ([down_row, _], [up_row, _]) = (steps(term.update.down.view()), steps(term.update.up.view()));
+    let factor = term.factor();
+    if transposed {
+        Factors { left: down, left_steps: [1, down_row], right: up, right_steps: [1, up_row], rank, factor }
+    } else {
+        Factors { left: up, left_steps: [up_row, 1], right: down, right_steps: [down_row, 1], rank, factor }
+    }
+}
+
+impl Device for Cuda {
+    fn ordinal(&self) -> Option<i32> {
+        self.driver.ordinal()
+    }
+
+    fn takes_all(&self) -> bool {
+        true
+    }
+
+    fn hold(&self, _dtype: Dtype, data: Bytes) -> Result<Block, FuseError> {
+        let memory = Memory::of(&self.driver, &data)?;
+        Ok(Block { address: memory.address(), length: data.len(), owner: Arc::new(memory) })
+    }
+
+    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
+        let stop = || if cancelled.is_some_and(|cancelled| cancelled()) { Err(FuseError::Cancelled) } else { Ok(()) };
+        stop()?;
+        let (mut offsets, mut end) = (Vec::with_capacity(tensors.len()), 0usize);
+        for tensor in tensors {
+            let start = end.next_multiple_of(ALIGNMENT);
+            offsets.push(start);
+            end = start + tensor.base.length;
+        }
+        let mut arena = self.arena(end)?;
+        let fused = Staged::new(&self.driver, tensors).and_then(|staged| {
+            stop()?;
+            launch(&self.driver, tensors, &staged, &offsets, &mut arena)
+        });
+        let arena = self.keep(arena);
+        let report = FuseReport { slots: fused?.into_iter().flatten().collect() };
+        let block = |(tensor, &at): (&ToFuse<'_>, &usize)| Block {
+            address: arena.address() + at as u64,
+            length: tensor.base.length,
+            owner: Arc::clone(&arena) as _,
+        };
+        Ok((tensors.iter().zip(&offsets).map(block).collect(), report))
+    }
+
+    fn settle(&self) -> Result<(), FuseError> {
+        Ok(self.driver.synchronize()?)
+    }
+}
+
+/// Copies what slots do not cover, and fuses the slots, type by type. Gives what happened to each tensor's slots.
+fn launch(
+    driver: &Arc<dyn Driver>,
+    tensors: &[ToFuse<'_>],
+    staged: &Staged,
+    offsets: &[usize],
+    arena: &mut Memory,
+) -> Result<Vec<Vec<SlotReport>>, FuseError> {
+    let mut reports: Vec<Vec<SlotReport>> = tensors.iter().map(|_| Vec::new()).collect();
+    for (tensor, &at) in tensors.iter().zip(offsets) {
+        let covered: usize = tensor.slots.iter().map(|(slot, _)| slot.out_features * slot.in_features).sum();
+        if covered < tensor.shape.iter().product() {
+            arena.copy(at, memory(tensor.base)?)?;
+        }
+    }
+    let types: HashSet<Dtype> = tensors.iter().map(|tensor| tensor.dtype).collect();
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16].into_iter().filter(|dtype| types.contains(dtype)) {
+        let Some(element) = element(dtype) else { continue };
+        let (mut regions, mut places) = (Vec::new(), Vec::new());
+        for (t, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.dtype == dtype) {
+            let stride = tensor.shape.last().copied().unwrap_or(0);
+            for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
+                let Region { first_row, rows, first_column, columns } = Region::of(slot);
+                let begin = first_row * stride + first_column;
+                let offsets_of_terms = terms.iter().zip(&staged.offsets[t][s]);
+                regions.push(v2l_cuda::Region {
+                    base: memory(tensor.base)?,
+                    base_at: begin,
+                    out_at: offsets[t] / element.size() + begin,
+                    stride,
+                    rows,
+                    columns,
+                    products: offsets_of_terms.map(|(term, &at)| pair(term, at, slot.transposed)).collect(),
+                });
+                places.push((t, s));
+            }
+        }
+        let sums = v2l_cuda::fuse(driver, element, &staged.factors, arena, &regions)?;
+        for ((t, s), sums) in places.into_iter().zip(sums) {
+            let (slot, terms) = &tensors[t].slots[s];
+            let Sums { norm, dot, error, unchanged } = sums;
+            let survey = Survey { norm, dot, error, unchanged };
+            if !survey.is_finite() {
+                return Err(FuseError::Overflow { slot: slot.name.clone(), dtype });
+            }
+            let rank = terms.iter().map(|term| term.update.rank()).sum();
+            let weights = (slot.out_features * slot.in_features) as u64;
+            reports[t].push(SlotReport { slot: slot.name.clone(), rank, weights, survey });
+        }
+    }
+    Ok(reports)
+}

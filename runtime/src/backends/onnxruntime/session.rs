@@ -1,0 +1,178 @@
+//! One graph as callers see it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::operator_times::OperatorTimes;
+use super::part::Part;
+use super::resident::{HeldInput, InUse, Resident, State};
+use super::stages::Stages;
+use crate::engine::Engine;
+use crate::engine::footprint::Shapes;
+use crate::engine::inputs::{bind, laid_out, row_major, views};
+use crate::engine::manifest::Profile;
+use crate::engine::profiles;
+use crate::engine::session::{Port, Session, SessionError};
+use crate::lora::fuse::FuseError;
+use crate::memory::{available_memory, readable};
+use crate::tensor::{NamedTensors, Tensor, TensorView};
+
+/// A graph of an engine on ONNX Runtime.
+#[derive(Debug)]
+pub struct OrtSession {
+    inputs: Vec<Port>,
+    profiles: Vec<Profile>,
+    main: Part,
+    stages: Option<Stages>,
+    /// Weights that may change between runs, and which of them the stages were last computed with.
+    resident: Option<(Arc<Resident>, u64)>,
+    /// Inputs that runs need not give, on the weights' device.
+    held: HashMap<String, HeldInput>,
+    room: Option<Room>,
+}
+
+/// What runs take, where that is host memory.
+#[derive(Debug)]
+struct Room {
+    engine: Arc<Engine>,
+    graph: String,
+    lazy: bool,
+    /// Of the last run.
+    shapes: Shapes,
+    /// Bytes that the largest run so far took.
+    most: u64,
+}
+
+impl Room {
+    /// Refuses a run for which there is too little memory. What earlier runs took is there.
+    fn check(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
+        let same = inputs.len() == self.shapes.len()
+            && inputs.iter().all(|(name, view)| self.shapes.get(*name).is_some_and(|shape| shape[..] == *view.shape()));
+        let Some(graph) = self.engine.manifest().graph(&self.graph).filter(|_| !same) else { return Ok(()) };
+        let shapes: Shapes = inputs.iter().map(|(name, view)| ((*name).to_owned(), view.shape().to_vec())).collect();
+        let demand = graph.demand(self.lazy, !self.lazy, &shapes, 1);
+        let needed = demand.activations.saturating_add(demand.kept).saturating_add(demand.outputs);
+        if let Some(free) = available_memory().filter(|&free| needed.saturating_sub(self.most) > free) {
+            let (needed, free) = (readable(needed), readable(free.saturating_add(self.most)));
+            let message = format!(
+                "not enough memory: this run of graph `{}` needs about {needed}, {free} are free; give smaller inputs",
+                self.graph
+            );
+            return Err(SessionError::Memory { backend: "ort", message });
+        }
+        self.most = self.most.max(needed);
+        self.shapes = shapes;
+        Ok(())
+    }
+}
+
+impl OrtSession {
+    /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
+    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
+        Self { inputs, profiles, main, stages, resident: None, held: HashMap::new(), room: None }
+    }
+
+    /// Over these weights, which may change between runs.
+    pub(super) fn with_resident(self, resident: Option<Arc<Resident>>) -> Self {
+        Self { resident: resident.map(|resident| (resident, 0)), ..self }
+    }
+
+    /// With what a run takes known: refused if there is too little memory.
+    pub(super) fn with_room(self, engine: &Arc<Engine>, graph: &str, lazy: bool) -> Self {
+        let (engine, graph) = (Arc::clone(engine), graph.to_owned());
+        Self { room: Some(Room { engine, graph, lazy, shapes: Shapes::new(), most: 0 }), ..self }
+    }
+
+    fn ordinal(&self) -> Option<i32> {
+        self.resident.as_ref().and_then(|(resident, _)| resident.device().ordinal())
+    }
+
+    /// The weights in use; stages forget what they computed with others.
+    fn weights(&mut self) -> Option<Arc<State>> {
+        let (resident, generation) = self.resident.as_mut()?;
+        let state = resident.state();
+        if *generation != state.generation {
+            *generation = state.generation;
+            if let Some(stages) = &mut self.stages {
+                stages.forget();
+            }
+        }
+        Some(state)
+    }
+
+    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
+    /// engine was opened without [`OpenOptions::profile`](super::OpenOptions::profile), or on the second call.
+    ///
+    /// # Errors
+    /// [`SessionError::Backend`] if the profile cannot be read.
+    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        self.main.operator_times()
+    }
+}
+
+impl Session for OrtSession {
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Port] {
+        self.main.outputs()
+    }
+
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+        self.run_views(&views(&laid_out(inputs)))
+    }
+
+    fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
+        profiles::choose(&self.profiles, inputs)?;
+        if let Some(room) = &mut self.room {
+            room.check(inputs)?;
+        }
+        let weights = self.weights();
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
+        let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };
+        let ports = in_use.left(&self.inputs, inputs);
+        let bound = bind(&ports, inputs)?;
+        let names = ports.iter().map(|port| &port.name[..]);
+        let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
+        let rows = stages.run(&mut given, in_use)?;
+        given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
+        let wanted = self.main.inputs().iter().map(|port| &port.name);
+        let given: Vec<(&str, TensorView<'_>)> =
+            wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
+        self.main.run(&given, in_use)
+    }
+
+    fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
+        let Some((resident, _)) = &self.resident else { return Ok(false) };
+        if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
+            return Ok(false);
+        }
+        let given = laid_out(inputs);
+        let given = views(&given);
+        let ports: Vec<&Port> =
+            self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
+        let failed = |e: FuseError| SessionError::of("ort", &e);
+        let mut held = HashMap::new();
+        for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
+            let view = input.view();
+            let block = resident.device().hold(view.dtype(), Bytes::copy_from_slice(view.data())).map_err(failed)?;
+            held.insert(port.name.clone(), HeldInput { shape: view.shape().to_vec(), block });
+        }
+        resident.device().settle().map_err(failed)?;
+        self.held = held;
+        if let Some(stages) = &mut self.stages {
+            stages.forget();
+        }
+        Ok(true)
+    }
+
+    fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        let weights = self.weights();
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
+        let Some(stages) = &mut self.stages else { return Ok(()) };
+        stages.prepare(&views(&laid_out(inputs)), in_use)
+    }
+}

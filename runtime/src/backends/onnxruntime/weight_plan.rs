@@ -1,0 +1,181 @@
+//! How weights are held, decided before anything is allocated, and what that takes.
+
+use std::collections::BTreeMap;
+
+use super::OrtError;
+use super::options::{Arithmetic, OpenOptions, OrtWeights, WeightMode};
+use crate::backends::Fused;
+use crate::engine::manifest::Graph;
+use crate::engine::{Engine, EngineError};
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse;
+use crate::memory::machine_memory;
+use crate::tensor::Dtype;
+
+/// How the weights will be held, and what that takes.
+pub(super) struct WeightPlan {
+    pub(super) mode: WeightMode,
+    pub(super) reason: String,
+    pub(super) private: u64,
+}
+
+/// How ONNX Runtime will hold an engine's weights with these options, and why, in words.
+///
+/// It depends on the engine, the options and the machine, not on what is free at the moment: the same request gives the same
+/// bytes whatever else runs.
+///
+/// # Errors
+/// [`EngineError`] if a graph names a weight that the engine lacks.
+pub fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
+    decided(engine, options, machine_memory())
+}
+
+fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Result<(WeightMode, String), EngineError> {
+    if options.arithmetic == Arithmetic::Plan {
+        return Ok((WeightMode::Lazy, "arithmetic by plan takes weights as they are stored".to_owned()));
+    }
+    match options.weights {
+        OrtWeights::Widened => return Ok((WeightMode::Widened, "asked for".to_owned())),
+        OrtWeights::Lazy => return Ok((WeightMode::Lazy, "asked for".to_owned())),
+        OrtWeights::Auto => {}
+    }
+    let Some(memory) = machine.into_iter().chain(options.memory).min() else {
+        return Ok((WeightMode::Widened, "the system does not say how much memory there is".to_owned()));
+    };
+    let widened: u64 = graph_weights(engine)?.values().map(|w| w.widened).sum();
+    let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
+    let (needed, budget) = (widened.saturating_mul(2), memory / 2);
+    let fits = needed <= budget;
+    let reason = format!(
+        "twice the f32 weights, {}, {} half of the memory that this process may have, {}",
+        mib(needed),
+        if fits { "fit in" } else { "exceed" },
+        mib(budget)
+    );
+    Ok((if fits { WeightMode::Widened } else { WeightMode::Lazy }, reason))
+}
+
+impl WeightPlan {
+    pub(super) fn new(
+        engine: &Engine,
+        (mode, reason): (WeightMode, String),
+        adapters: &[(Adapter, f32)],
+    ) -> Result<Self, OrtError> {
+        let weights = graph_weights(engine)?;
+        let fused = fuse::touched_tensors(engine, adapters.iter().map(|(adapter, _)| adapter));
+        let laid_out = fuse::packed_bytes(engine, adapters.iter().map(|(adapter, _)| adapter));
+        let (private, _) = private(weights.iter().map(|(name, w)| (w, fused.contains(*name))), mode);
+        Ok(Self { mode, reason, private: private.saturating_add(laid_out) })
+    }
+}
+
+/// Bytes of private memory for weights, each with whether it is fused, and those of them that are fused.
+fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: WeightMode) -> (u64, u64) {
+    let (mut all, mut together) = (0u64, 0u64);
+    for (weight, fused) in weights {
+        let buffer = match mode {
+            WeightMode::Widened => weight.widened,
+            WeightMode::Lazy | WeightMode::Plan => weight.stored,
+        };
+        // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
+        let widened = mode == WeightMode::Widened;
+        all += if fused || (widened && !weight.stored_wide) { buffer } else { 0 };
+        all += if widened && weight.matrix { weight.widened } else { 0 };
+        together += if fused { buffer } else { 0 };
+    }
+    (all, together)
+}
+
+/// Bytes of private memory for the weights of a graph and its stages, and those of them that are fused, factors that are laid out
+/// for that included.
+///
+/// # Errors
+/// [`EngineError`] if the graph names a weight that the engine lacks.
+pub fn weight_bytes(
+    engine: &Engine,
+    graph: &Graph,
+    mode: WeightMode,
+    fused: Fused<'_>,
+) -> Result<(u64, u64), EngineError> {
+    let weights = weights_of(engine, graph.parts())?;
+    let (touched, laid_out) = match fused {
+        Fused::All => (engine.manifest().slots.iter().map(|slot| slot.tensor.clone()).collect(), 0),
+        Fused::These(adapters) => {
+            let adapters = || adapters.iter().map(|(adapter, _)| adapter);
+            (fuse::touched_tensors(engine, adapters()), fuse::packed_bytes(engine, adapters()))
+        }
+    };
+    let (all, together) = private(weights.iter().map(|(name, w)| (w, touched.contains(*name))), mode);
+    Ok((all.saturating_add(laid_out), together.saturating_add(laid_out)))
+}
+
+/// Refuses what does not fit.
+pub(super) fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>) -> Result<(), OrtError> {
+    match available {
+        Some(available) if needed > available => {
+            let way_out = match mode {
+                WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
+                WeightMode::Lazy | WeightMode::Plan => "free memory, or use an adapter for fewer layers",
+            };
+            Err(OrtError::Memory { mode, needed, available, way_out })
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) struct WeightSize {
+    pub(super) stored: u64,
+    /// Bytes in f32, or as stored if it is no float.
+    pub(super) widened: u64,
+    pub(super) stored_wide: bool,
+    pub(super) matrix: bool,
+}
+
+pub(super) fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, EngineError> {
+    weights_of(engine, engine.manifest().graphs.iter().flat_map(Graph::parts))
+}
+
+fn weights_of<'a>(
+    engine: &'a Engine,
+    graphs: impl Iterator<Item = &'a Graph>,
+) -> Result<BTreeMap<&'a str, WeightSize>, EngineError> {
+    let mut weights = BTreeMap::new();
+    for graph in graphs {
+        for name in &graph.weights {
+            let view = engine.weight(name)?;
+            let stored = view.data.len() as u64;
+            let float = view.dtype.is_float();
+            let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
+            let stored_wide = !float || view.dtype == Dtype::F32;
+            weights
+                .insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() == 2 });
+        }
+    }
+    Ok(weights)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backends::onnxruntime::tests::{engine, options};
+    use crate::engine::testing::{fixture, part};
+    use crate::io::weights::read_tensors;
+
+    #[test]
+    fn weights_are_held_by_the_machines_memory_and_not_by_what_is_free() {
+        let case = read_tensors(fixture("bf16.safetensors")).unwrap();
+        let (engine, _dir) = engine(&part(&case, "weight."), Dtype::Bf16);
+        let total: u64 = graph_weights(&engine).unwrap().values().map(|w| w.widened).sum();
+        let auto = options(OrtWeights::Auto);
+        let mode = |options: &OpenOptions, machine| decided(&engine, options, machine).unwrap().0;
+        assert_eq!(mode(&auto, Some(4 * total)), WeightMode::Widened);
+        assert_eq!(mode(&auto, Some(4 * total - 1)), WeightMode::Lazy);
+        assert_eq!(mode(&auto, None), WeightMode::Widened);
+        assert_eq!(
+            mode(&OpenOptions { memory: Some(4 * total - 1), ..auto.clone() }, Some(u64::MAX)),
+            WeightMode::Lazy
+        );
+        assert_eq!(weight_mode(&engine, &auto).unwrap(), decided(&engine, &auto, machine_memory()).unwrap());
+        assert_eq!(mode(&options(OrtWeights::Widened), Some(0)), WeightMode::Widened);
+    }
+}

@@ -1,0 +1,313 @@
+//! An engine directory: `pipeline.json`, the tokenizer, and one engine per component, opened when it is needed.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::backends::onnxruntime::{OpenOptions, OpenReport, OrtError, OrtWeights, WeightMode};
+use crate::backends::tensorrt::TrtError;
+use crate::backends::{BackendError, Fused, OpenEngine, held_weights, needs};
+use crate::engine::footprint::Shapes;
+use crate::engine::manifest::SIDE_SUFFIX;
+use crate::engine::session::Session;
+use crate::engine::{Engine, EngineError};
+use crate::io::map::read_file;
+use crate::lora::adapter::Adapter;
+use crate::lora::branch;
+use crate::lora::fuse::Cancelled;
+use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
+use crate::pipeline::tokenizer::MAX_FILE;
+use crate::pipeline::{ComponentError, Components, Needs, StepGraph};
+
+/// The component that adapters change.
+pub const TRANSFORMER: &str = "transformer";
+/// The component that predicts adapters.
+pub const HYPERNETWORK: &str = "hypernetwork";
+
+/// Why an engine directory could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DirectoryError {
+    /// `pipeline.json` is missing or wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// An engine is missing or wrong.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// ONNX Runtime cannot open an engine, or an adapter does not fit it.
+    #[error(transparent)]
+    Ort(#[from] OrtError),
+    /// TensorRT cannot, or an adapter does not fit it.
+    #[error(transparent)]
+    Trt(Box<TrtError>),
+    /// The directory lacks a component.
+    #[error("{}: there is no component `{component}`; it has: {available}", folder.display())]
+    Missing {
+        /// The directory.
+        folder: PathBuf,
+        /// The component asked for.
+        component: String,
+        /// What there is.
+        available: String,
+    },
+    /// The directory is a bundle.
+    #[error("{}: component `{component}` is not compiled; run `v2l-compile {} -o ENGINE_DIR` first", folder.display(), folder.display())]
+    NotCompiled {
+        /// The directory.
+        folder: PathBuf,
+        /// The component.
+        component: String,
+    },
+}
+
+impl From<BackendError> for DirectoryError {
+    fn from(error: BackendError) -> Self {
+        match error {
+            BackendError::Ort(error) => Self::Ort(error),
+            BackendError::Trt(error) => Self::Trt(error),
+        }
+    }
+}
+
+/// The engines of a pipeline.
+///
+/// Opening reads `pipeline.json` only; an engine is mapped, and its sessions made, when first used.
+pub struct EngineDirectory {
+    folder: PathBuf,
+    config: PipelineConfig,
+    options: OpenOptions,
+    adapters: Vec<(Adapter, f32)>,
+    engines: HashMap<String, Arc<Engine>>,
+    open: HashMap<String, OpenComponent>,
+    /// Component and graph → bytes that its runs were last said to compute with.
+    expected: HashMap<(String, String), u64>,
+}
+
+struct OpenComponent {
+    backend: OpenEngine,
+    sessions: HashMap<String, Box<dyn Session>>,
+}
+
+impl EngineDirectory {
+    /// Reads `folder/pipeline.json`. `options.adapters` is ignored: see [`Self::set_adapters`].
+    ///
+    /// # Errors
+    /// [`DirectoryError::Config`].
+    pub fn open(folder: impl Into<PathBuf>, options: OpenOptions) -> Result<Self, DirectoryError> {
+        let folder = folder.into();
+        let config = PipelineConfig::read(&folder)?;
+        Ok(Self {
+            folder,
+            config,
+            options,
+            adapters: Vec::new(),
+            engines: HashMap::new(),
+            open: HashMap::new(),
+            expected: HashMap::new(),
+        })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Its `pipeline.json`.
+    pub fn config(&self) -> &PipelineConfig {
+        &self.config
+    }
+
+    /// The bytes of its `tokenizer.json`, if it has one.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Config`] if the file cannot be read.
+    pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
+        let Some(tokenizer) = &self.config.tokenizer else { return Ok(None) };
+        let path = resolve(&self.folder, "tokenizer.file", &tokenizer.file)?;
+        let bytes = read_file(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
+        Ok(Some(bytes))
+    }
+
+    /// True if there is such a component.
+    pub fn has(&self, component: &str) -> bool {
+        self.config.components.contains_key(component)
+    }
+
+    /// The engine of a component, mapped on first use.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] if there is none, or it is not intact.
+    pub fn engine(&mut self, component: &str) -> Result<Arc<Engine>, DirectoryError> {
+        if let Some(engine) = self.engines.get(component) {
+            return Ok(Arc::clone(engine));
+        }
+        let path = match self.config.components.get(component) {
+            Some(ComponentFiles::Engine(files)) => resolve(&self.folder, component, &files.engine)?,
+            Some(ComponentFiles::Graphs(_)) => {
+                return Err(DirectoryError::NotCompiled {
+                    folder: self.folder.clone(),
+                    component: component.to_owned(),
+                });
+            }
+            None => {
+                let names: Vec<&str> = self.config.components.keys().map(String::as_str).collect();
+                return Err(DirectoryError::Missing {
+                    folder: self.folder.clone(),
+                    component: component.to_owned(),
+                    available: names.join(", "),
+                });
+            }
+        };
+        let engine = Arc::new(Engine::open(path)?);
+        self.engines.insert(component.to_owned(), Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
+    ///
+    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident or in
+    /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Ort`] or [`DirectoryError::Trt`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is
+    /// asked now and then on any thread, says so. Adapters and sessions are then the earlier ones, as they were, but for the graphs that
+    /// [`TrtError::Gone`] names.
+    pub fn set_adapters(
+        &mut self,
+        adapters: Vec<(Adapter, f32)>,
+        cancelled: Cancelled<'_>,
+    ) -> Result<&OpenReport, DirectoryError> {
+        if let Some(component) = self.open.get_mut(TRANSFORMER) {
+            component.backend.set_adapters(&adapters, component.sessions.iter_mut(), cancelled)?;
+        } else {
+            // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
+            let mut backend = self.backend(TRANSFORMER, &[])?;
+            backend.set_adapters(&adapters, std::iter::empty(), cancelled)?;
+            self.open.insert(TRANSFORMER.to_owned(), OpenComponent { backend, sessions: HashMap::new() });
+        }
+        self.adapters = adapters;
+        match self.open.get(TRANSFORMER) {
+            Some(component) => Ok(component.backend.report()),
+            None => unreachable!("opened above"),
+        }
+    }
+
+    /// The transformer's step with low-rank branches, and the inputs that stand for these adapters, each with its
+    /// strength. No session is rebuilt for other adapters or strengths; what is fused counts besides.
+    ///
+    /// # Errors
+    /// [`DirectoryError::Ort`] if the step was compiled without branches, or an adapter does not fit.
+    pub fn side_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
+        let engine = self.engine(TRANSFORMER)?;
+        let step = StepGraph::default();
+        let graph = format!("{}{SIDE_SUFFIX}", step.graph);
+        let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters).map_err(OrtError::Fuse)?;
+        Ok(StepGraph { graph, inputs })
+    }
+
+    /// How a component's weights are or will be held, and why, in words.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] if there is no such component, or its engine is not intact.
+    pub fn held_weights(&mut self, component: &str) -> Result<(WeightMode, String), DirectoryError> {
+        let engine = self.engine(component)?;
+        Ok(held_weights(&engine, &self.options)?)
+    }
+
+    /// How a component that is open holds its weights.
+    pub fn report(&self, component: &str) -> Option<&OpenReport> {
+        Some(self.open.get(component)?.backend.report())
+    }
+
+    fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OpenEngine, DirectoryError> {
+        let engine = self.engine(component)?;
+        let adapters = if component == TRANSFORMER { adapters.to_vec() } else { Vec::new() };
+        Ok(OpenEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
+    }
+
+    fn graph_needs(
+        &mut self,
+        component: &str,
+        graph: &str,
+        shapes: &Shapes,
+        (runs, adapters, lazy): (usize, bool, bool),
+    ) -> Result<Option<Needs>, DirectoryError> {
+        let engine = self.engine(component)?;
+        let fused = match component {
+            TRANSFORMER if adapters && !graph.ends_with(SIDE_SUFFIX) => Fused::All,
+            TRANSFORMER => Fused::These(&self.adapters),
+            _ => Fused::These(&[]),
+        };
+        let options = OpenOptions {
+            weights: if lazy { OrtWeights::Lazy } else { self.options.weights },
+            ..OpenOptions { adapters: Vec::new(), ..self.options.clone() }
+        };
+        Ok(needs(&engine, graph, &options, fused, (shapes, runs))?)
+    }
+
+    fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
+        if !self.open.contains_key(component) {
+            let adapters = std::mem::take(&mut self.adapters);
+            let backend = self.backend(component, &adapters);
+            self.adapters = adapters;
+            self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
+        }
+        let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };
+        if !open.sessions.contains_key(graph) {
+            let session = open.backend.session(graph)?;
+            open.sessions.insert(graph.to_owned(), session);
+        }
+        match open.sessions.get_mut(graph) {
+            Some(session) => Ok(&mut **session),
+            None => unreachable!("opened above"),
+        }
+    }
+}
+
+impl Components for EngineDirectory {
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        let known = self.has(component);
+        let names = self.config.components.keys().cloned().collect::<Vec<_>>().join(", ");
+        self.open_session(component, graph).map_err(|e| {
+            let (component, graph) = (component.to_owned(), graph.to_owned());
+            if known {
+                ComponentError::Open { component, graph, source: e.into() }
+            } else {
+                ComponentError::Missing { component, graph, available: names }
+            }
+        })
+    }
+
+    fn needs(
+        &mut self,
+        component: &str,
+        graph: &str,
+        shapes: &Shapes,
+        how: (usize, bool, bool),
+    ) -> Result<Option<Needs>, ComponentError> {
+        if !self.has(component) {
+            return Ok(None);
+        }
+        let found = self.graph_needs(component, graph, shapes, how).map_err(|source| ComponentError::Open {
+            component: component.to_owned(),
+            graph: graph.to_owned(),
+            source: source.into(),
+        })?;
+        let key = (component.to_owned(), graph.to_owned());
+        self.expected.insert(key, found.as_ref().map_or(0, |needs| needs.run.activations));
+        Ok(found)
+    }
+
+    fn held(&self) -> u64 {
+        let of = |(component, open): (&String, &OpenComponent)| {
+            let arenas: u64 =
+                open.sessions.keys().filter_map(|graph| self.expected.get(&(component.clone(), graph.clone()))).sum();
+            open.backend.report().private_bytes.saturating_add(arenas)
+        };
+        self.open.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    fn release(&mut self, component: &str) {
+        self.open.remove(component);
+    }
+}

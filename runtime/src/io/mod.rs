@@ -1,0 +1,8 @@
+//! Files: written whole or not at all, mapped, raw tensors, safetensors, libraries.
+
+pub mod atomic;
+pub mod library;
+pub mod lookalike;
+pub mod map;
+pub mod raw;
+pub mod weights;

@@ -1,0 +1,410 @@
+//! Reading an adapter's file against the slots of a component.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
+use ndarray::{Array2, ArrayD, Axis, concatenate, s};
+use serde_json::{Map, Value};
+
+use super::keys::{self, Key, Part};
+use super::light;
+use super::names::{Layers, Piece, SlotNames, Target};
+use super::scale::ScaleConfig;
+use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
+use crate::io::weights::{WeightError, WeightFile};
+
+/// PEFT's configuration file, beside the weights.
+pub(super) const CONFIG_FILE: &str = "adapter_config.json";
+/// PEFT's weights, in a folder.
+pub(super) const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// The header's entry, in files that v2l writes, for keys that do not spell a slot's own name: a JSON object from what stands before
+/// a key's part to the slot.
+pub(super) const WRITTEN_SLOTS: &str = "v2l.slots";
+
+/// The largest configuration that is read, in bytes.
+const MAX_CONFIG: u64 = 1 << 24;
+
+/// How to read an adapter.
+#[derive(Clone, Debug, Default)]
+pub struct ReadOptions {
+    /// Applies the rest of a file some keys of which match no slot.
+    pub allow_partial: bool,
+}
+
+/// An adapter, and what became of every key of its file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The adapter; named after the file.
+    pub adapter: Adapter,
+    /// What became of every key.
+    pub coverage: Coverage,
+}
+
+/// Reads an adapter in any form but [`AdapterFormat::Light`]: a file, or a folder with `adapter_config.json`.
+///
+/// A module that is a fused layer of several slots (`to_qkv` of `to_q`, `to_k`, `to_v`), or a part of one, changes the rows
+/// that are its own. Wan's own layer names stand for those of diffusers.
+///
+/// # Errors
+/// [`AdapterError`]; [`AdapterError::Unmatched`] carries the coverage if keys match no slot and `allow_partial` is off.
+pub fn read_adapter<'a>(
+    path: &Path,
+    layers: impl Into<Layers<'a>>,
+    options: &ReadOptions,
+) -> Result<Loaded, AdapterError> {
+    let (path, layers) = (locate(path)?, layers.into());
+    let file = WeightFile::open(&path)?;
+    match light::kind(&file) {
+        Some(AdapterFormat::Light) => return Err(AdapterError::NeedsPredictor { path }),
+        Some(_) => return light::read_full(&file, layers, options),
+        None => {}
+    }
+    let (config, scale) = scale_config(&path, &file)?;
+    let mut reader = Reader {
+        file: &file,
+        names: SlotNames::new(layers),
+        written: written_slots(&file),
+        config,
+        modules: IndexMap::new(),
+        keys: Vec::new(),
+        unknown: Vec::new(),
+        format: None,
+    };
+    for key in file.names() {
+        reader.key(key)?;
+    }
+    let pieces = reader.modules.values().flat_map(|(target, _)| target.pieces());
+    let live = pieces.filter(|piece| reader.names.absent(piece.slot).is_none());
+    let covered: HashSet<&str> = live.map(|piece| &piece.slot.name[..]).collect();
+    let coverage = Coverage {
+        file: path.clone(),
+        format: reader.format.unwrap_or(AdapterFormat::Bare),
+        scale,
+        keys: std::mem::take(&mut reader.keys),
+        slots_covered: covered.len(),
+        slots_total: layers.slots.len(),
+        hint: reader.names.hint(&reader.unknown),
+    };
+    let coverage = coverage.accept(options)?;
+    Ok(Loaded { adapter: Adapter { name: name_of(&path), layers: reader.finish()? }, coverage })
+}
+
+/// What a file that v2l wrote says of its keys: what stands before their parts, and the slot. Nothing of another file.
+fn written_slots(file: &WeightFile) -> HashMap<String, String> {
+    file.metadata(WRITTEN_SLOTS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
+/// How a file spells its keys, by the first key that says.
+///
+/// # Errors
+/// As [`WeightFile::open`]; [`AdapterError::Unsupported`] or [`AdapterError::Config`] if no key is an adapter's.
+pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
+    let path = locate(path)?;
+    let file = WeightFile::open(&path)?;
+    if let Some(format) = light::kind(&file) {
+        return Ok(format);
+    }
+    let form = |key: &String| match keys::parse(key) {
+        Key::LoRa { format, .. } => Some(format),
+        _ => None,
+    };
+    let names = file.names();
+    let other = |key: &String| match keys::parse(key) {
+        Key::Other(kind) => Some(AdapterError::Unsupported { path: path.clone(), key: key.clone(), kind }),
+        _ => None,
+    };
+    names.iter().find_map(form).ok_or_else(|| {
+        names.iter().find_map(other).unwrap_or_else(|| AdapterError::Config {
+            path: path.clone(),
+            reason: "no key is an adapter's, such as `….lora_A.weight`; is this the checkpoint of a whole model?"
+                .into(),
+        })
+    })
+}
+
+/// The file to read: `path`, or the one that a folder holds.
+pub(super) fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    [WEIGHTS_FILE, "pytorch_lora_weights.safetensors"]
+        .into_iter()
+        .map(|name| path.join(name))
+        .find(|file| file.is_file())
+        .ok_or_else(|| AdapterError::EmptyFolder { path: path.to_owned() })
+}
+
+/// A file's own name, or its folder's if the file is called as every other.
+pub(super) fn name_of(path: &Path) -> String {
+    let stem = |path: &Path| path.file_stem().map(|s| s.to_string_lossy().into_owned());
+    match stem(path) {
+        Some(name) if name != "adapter_model" && name != "pytorch_lora_weights" => name,
+        other => path.parent().and_then(stem).or(other).unwrap_or_default(),
+    }
+}
+
+/// What the file's header, or the file beside it, says of ranks and alphas; and where they come from, in words.
+pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<ScaleConfig>, String), AdapterError> {
+    let configured = |path: &Path, config: &Map<String, Value>, from: &str| {
+        let config = ScaleConfig::new(path, config)?;
+        let how = if config.rslora { ", rank-stabilised (alpha / √rank)" } else { "" };
+        Ok((Some(config), format!("{from}{how}")))
+    };
+    let parse = |path: &Path, text: &str| {
+        serde_json::from_str::<Map<String, Value>>(text)
+            .map_err(|e| AdapterError::Config { path: path.to_owned(), reason: e.to_string() })
+    };
+    if let Some(text) = file.metadata("lora_adapter_metadata") {
+        let mut config = parse(path, text)?;
+        // diffusers puts the component before each key.
+        for (key, value) in config.clone() {
+            if let Some(key) = ["transformer.", "unet."].iter().find_map(|start| key.strip_prefix(start)) {
+                config.insert(key.to_owned(), value);
+            }
+        }
+        return configured(path, &config, "lora_adapter_metadata in the header");
+    }
+    let beside = path.with_file_name(CONFIG_FILE);
+    if path.file_name().is_some_and(|name| name == WEIGHTS_FILE) && beside.is_file() {
+        let io = |source| AdapterError::Weights(WeightError::Io { path: beside.clone(), source });
+        let mut text = String::new();
+        File::open(&beside).map_err(io)?.take(MAX_CONFIG + 1).read_to_string(&mut text).map_err(io)?;
+        if text.len() as u64 > MAX_CONFIG {
+            let reason = format!("expected at most {MAX_CONFIG} bytes, found more; is this PEFT's configuration?");
+            return Err(AdapterError::Config { path: beside, reason });
+        }
+        return configured(&beside, &parse(&beside, &text)?, CONFIG_FILE);
+    }
+    Ok((None, "alpha keys; alpha = rank where there is none".to_owned()))
+}
+
+/// What a file holds for one of its modules.
+#[derive(Default)]
+struct Parts {
+    module: String,
+    down: Option<(String, Array2<f32>)>,
+    up: Option<(String, Array2<f32>)>,
+    alpha: Option<f32>,
+}
+
+/// An update of some of a slot's output features.
+struct RowUpdate {
+    /// Key of the up factor.
+    key: String,
+    first_row: usize,
+    update: LowRank,
+}
+
+struct Reader<'a> {
+    file: &'a WeightFile,
+    names: SlotNames<'a>,
+    written: HashMap<String, String>,
+    config: Option<ScaleConfig>,
+    /// By what the module stands for, in words.
+    modules: IndexMap<String, (Target<'a>, Parts)>,
+    keys: Vec<KeyOutcome>,
+    /// Modules that are no slots, each once.
+    unknown: Vec<String>,
+    format: Option<AdapterFormat>,
+}
+
+impl<'a> Reader<'a> {
+    fn key(&mut self, key: String) -> Result<(), AdapterError> {
+        let path = || self.file.path().to_owned();
+        let (format, module, stem, part) = match keys::parse(&key) {
+            Key::LoRa { format, module, stem, part } => (format, module, stem, part),
+            Key::Other(kind) => return Err(AdapterError::Unsupported { path: path(), key, kind }),
+            Key::Unknown => {
+                self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason: "no adapter's key".to_owned() } });
+                return Ok(());
+            }
+        };
+        let written = self.written.get(stem).and_then(|slot| self.names.exact(slot));
+        let resolved = match written {
+            Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
+            None => self.names.resolve((format, &module), stem),
+        };
+        let (format, module, target) = match resolved {
+            Ok(resolved) => resolved,
+            Err(reason) => {
+                self.format.get_or_insert(format);
+                if self.unknown.last().is_none_or(|last| **last != *module) {
+                    self.unknown.push(Cow::into_owned(module));
+                }
+                self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason } });
+                return Ok(());
+            }
+        };
+        self.format.get_or_insert(format);
+        let module = module.into_owned();
+        let outcome = self.names.outcome(&target);
+        if matches!(outcome, Outcome::Error { .. }) {
+            self.keys.push(KeyOutcome { key, outcome });
+            return Ok(());
+        }
+        let slot = target.describe();
+        let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
+        let taken = match part {
+            Part::Down => parts.down.is_some(),
+            Part::Up => parts.up.is_some(),
+            Part::Alpha => parts.alpha.is_some(),
+        };
+        if taken {
+            let found = format!("a second one for `{slot}`");
+            return Err(mismatch(self.file, &key, "one key of this kind for the slot", found));
+        }
+        match part {
+            Part::Alpha => parts.alpha = Some(alpha(self.file, &key)?),
+            Part::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
+            Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
+        }
+        if parts.module.is_empty() {
+            parts.module = module;
+        }
+        self.keys.push(KeyOutcome { key, outcome });
+        Ok(())
+    }
+
+    /// Pairs the factors, and gives every slot what is its own.
+    fn finish(self) -> Result<IndexMap<String, LowRank>, AdapterError> {
+        let mut slots: IndexMap<&'a str, (usize, Vec<RowUpdate>)> = IndexMap::new();
+        for (target, parts) in self.modules.into_values() {
+            let pieces = target.pieces();
+            let (key, update) = pair(self.file, self.config.as_ref(), &pieces, parts)?;
+            let mut push = |piece: &Piece<'a>, update| {
+                if self.names.absent(piece.slot).is_some() {
+                    return;
+                }
+                let (_, updates) =
+                    slots.entry(&piece.slot.name).or_insert_with(|| (piece.slot.out_features, Vec::new()));
+                updates.push(RowUpdate { key: key.clone(), first_row: piece.to, update });
+            };
+            if let [piece] = &pieces[..] {
+                push(piece, update);
+                continue;
+            }
+            for piece in &pieces {
+                let up = update.up.slice(s![piece.from..piece.from + piece.rows, ..]).to_owned();
+                push(piece, LowRank { down: update.down.clone(), up, alpha: update.alpha });
+            }
+        }
+        let merge = |(name, (rows, updates))| Ok((String::from(name), merge(self.file, name, rows, updates)?));
+        slots.into_iter().map(merge).collect()
+    }
+}
+
+/// The update that a module's parts make, checked against what it stands for; and the key of its up factor.
+fn pair(
+    file: &WeightFile,
+    config: Option<&ScaleConfig>,
+    pieces: &[Piece<'_>],
+    parts: Parts,
+) -> Result<(String, LowRank), AdapterError> {
+    let (down_key, down, up_key, up) = match (parts.down, parts.up) {
+        (Some((down_key, down)), Some((up_key, up))) => (down_key, down, up_key, up),
+        (Some((key, _)), None) => return Err(mismatch(file, &key, "its up factor too", "none".to_owned())),
+        (None, Some((key, _))) => return Err(mismatch(file, &key, "its down factor too", "none".to_owned())),
+        (None, None) => {
+            return Err(mismatch(file, &format!("{}.alpha", parts.module), "factors too", "none".to_owned()));
+        }
+    };
+    let (rank, out_features) = (down.nrows(), pieces.iter().map(|piece| piece.rows).sum::<usize>());
+    let in_features = pieces.first().map_or(0, |piece| piece.slot.in_features);
+    if down.ncols() != in_features {
+        return Err(mismatch(file, &down_key, &format!("[rank, {in_features}]"), format!("{:?}", down.shape())));
+    }
+    if up.dim() != (out_features, rank) {
+        return Err(mismatch(file, &up_key, &format!("[{out_features}, {rank}]"), format!("{:?}", up.shape())));
+    }
+    if let Some(expected) = config.and_then(|config| config.rank(&parts.module)).filter(|&expected| expected != rank) {
+        let expected = format!("rank {expected}, as the configuration says");
+        return Err(mismatch(file, &down_key, &expected, format!("rank {rank}")));
+    }
+    let configured = || config.map(|config| config.alpha(&parts.module, rank));
+    let alpha = parts.alpha.or_else(configured).unwrap_or(rank as f32);
+    Ok((up_key, LowRank { down, up, alpha }))
+}
+
+/// One update of a slot with `rows` output features from updates of some of them, ranks side by side:
+/// `up` has each one's factor in its own rows and columns and zeros elsewhere, `down` has all factors.
+fn merge(file: &WeightFile, slot: &str, rows: usize, mut updates: Vec<RowUpdate>) -> Result<LowRank, AdapterError> {
+    updates.sort_by_key(|update| update.first_row);
+    let overlap = updates.windows(2).find(|pair| pair[1].first_row < pair[0].first_row + pair[0].update.up.nrows());
+    if let Some([_, second]) = overlap {
+        let found = format!("another one of the same rows of `{slot}`");
+        return Err(mismatch(file, &second.key, "one update of each row", found));
+    }
+    if updates.len() == 1 && updates[0].update.up.nrows() == rows {
+        return Ok(updates.swap_remove(0).update);
+    }
+    let rank = updates.iter().map(|update| update.update.rank()).sum();
+    let scale = updates.first().map_or(1.0, |update| update.update.scale());
+    let equal = updates.iter().all(|update| update.update.scale() == scale);
+    let mut up = Array2::zeros((rows, rank));
+    let mut column = 0;
+    for RowUpdate { first_row, update, .. } in &updates {
+        let mut block = up.slice_mut(s![*first_row..first_row + update.up.nrows(), column..column + update.rank()]);
+        // Of unequal scales none can stay outside.
+        block.assign(&(&update.up * if equal { 1.0 } else { update.scale() }));
+        column += update.rank();
+    }
+    let downs: Vec<_> = updates.iter().map(|update| update.update.down.view()).collect();
+    let down = concatenate(Axis(0), &downs)
+        .map_err(|e| mismatch(file, &updates[0].key, "factors of one width", e.to_string()))?;
+    Ok(LowRank { down, up, alpha: if equal { scale * rank as f32 } else { rank as f32 } })
+}
+
+fn mismatch(file: &WeightFile, key: &str, expected: &str, found: String) -> AdapterError {
+    AdapterError::Mismatch { path: file.path().to_owned(), key: key.to_owned(), expected: expected.to_owned(), found }
+}
+
+/// The finite floating-point values of a key.
+pub(super) fn values(file: &WeightFile, key: &str) -> Result<ArrayD<f32>, AdapterError> {
+    let view = file.get(key)?;
+    let values = view
+        .to_tensor()
+        .and_then(crate::tensor::Tensor::into_f32)
+        .ok_or_else(|| mismatch(file, key, "f32, f16 or bf16", view.dtype.to_string()))?;
+    finite(file, key, values.iter().copied())?;
+    Ok(values)
+}
+
+fn finite(file: &WeightFile, key: &str, mut values: impl Iterator<Item = f32>) -> Result<(), AdapterError> {
+    if values.all(f32::is_finite) {
+        Ok(())
+    } else {
+        Err(AdapterError::NotFinite { path: file.path().to_owned(), key: key.to_owned() })
+    }
+}
+
+/// A matrix, also if extents of 1 follow (a 1×1 convolution's factor).
+pub(super) fn matrix(file: &WeightFile, key: &str) -> Result<Array2<f32>, AdapterError> {
+    let values = values(file, key)?;
+    let shape = values.shape().to_vec();
+    let no_matrix = || mismatch(file, key, "a matrix", format!("{shape:?}"));
+    match shape.split_first_chunk::<2>() {
+        Some((&[rows, columns], rest)) if rest.iter().all(|&extent| extent == 1) => {
+            values.into_shape_with_order((rows, columns)).map_err(|_| no_matrix())
+        }
+        _ => Err(no_matrix()),
+    }
+}
+
+/// A single finite number; trainers also store it as an integer or in f64.
+pub(super) fn alpha(file: &WeightFile, key: &str) -> Result<f32, AdapterError> {
+    let view = file.raw(key)?;
+    let number = match view.dtype {
+        safetensors::Dtype::F64 => view.data[..].try_into().ok().map(|bytes| f64::from_le_bytes(bytes) as f32),
+        safetensors::Dtype::I64 => view.data[..].try_into().ok().map(|bytes| i64::from_le_bytes(bytes) as f32),
+        safetensors::Dtype::I32 => view.data[..].try_into().ok().map(|bytes| i32::from_le_bytes(bytes) as f32),
+        _ => values(file, key)?.iter().copied().next().filter(|_| view.shape.iter().all(|&extent| extent == 1)),
+    };
+    let number = number.ok_or_else(|| mismatch(file, key, "one number", format!("{:?}", view.shape)))?;
+    finite(file, key, std::iter::once(number))?;
+    Ok(number)
+}

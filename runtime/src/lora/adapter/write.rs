@@ -1,0 +1,188 @@
+//! Writing an adapter so that other programs read it.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use ndarray::{Array2, ArrayD, IxDyn};
+use serde_json::{Map, Value, json};
+
+use super::read::{CONFIG_FILE, WEIGHTS_FILE, WRITTEN_SLOTS};
+use super::scale::pattern_of;
+use super::{Adapter, AdapterError, AdapterFormat, LowRank, keys, wan};
+use crate::io::atomic::{AtomicFolder, is_special, probe_file};
+use crate::io::weights::{WeightError, write_tensors};
+use crate::tensor::{NamedTensors, Tensor};
+
+/// Writes an adapter, whole or not at all. Equal adapters give equal bytes.
+///
+/// One safetensors file; PEFT form as PEFT's folder of two files if `path` does not end in `.safetensors`. In PEFT and
+/// diffusers forms `alpha` is in the configuration (the folder's `adapter_config.json`, the header's
+/// `lora_adapter_metadata`), in the others in keys. ComfyUI's, kohya's and VideoX-Fun's forms have Wan's own layer names for
+/// a Wan transformer, as these programs do. Where a key does not spell its slot's own name, the header's `v2l.slots` does.
+///
+/// # Errors
+/// [`AdapterError::Unwritable`] for a form of LightLoRA, which only a predictor writes, for an adapter without layers or with NaN
+/// or infinity, for keys that would be equal, or if something else is where PEFT's folder should be; [`AdapterError::Weights`].
+pub fn write_adapter(path: &Path, adapter: &Adapter, format: AdapterFormat) -> Result<(), AdapterError> {
+    write_adapter_with(path, adapter, format, &IndexMap::new())
+}
+
+/// As [`write_adapter`], with further entries in the header's metadata; those of the form itself come before them.
+///
+/// # Errors
+/// As [`write_adapter`].
+pub fn write_adapter_with(
+    path: &Path,
+    adapter: &Adapter,
+    format: AdapterFormat,
+    entries: &IndexMap<String, String>,
+) -> Result<(), AdapterError> {
+    check_destination(path, format)?;
+    let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
+    let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
+    let mut tensors = NamedTensors::new();
+    let mut spelled: Map<String, Value> = Map::new();
+    for (slot, update) in &adapter.layers {
+        let native = || wan.then(|| wan::native(slot)).flatten().unwrap_or_else(|| slot.clone());
+        let (module, down, up, alpha) = match format {
+            AdapterFormat::Peft => (format!("base_model.model.{slot}"), "lora_A", "lora_B", false),
+            AdapterFormat::Diffusers => (format!("transformer.{slot}"), "lora_A", "lora_B", false),
+            AdapterFormat::Bare => (slot.clone(), "lora_A", "lora_B", true),
+            AdapterFormat::Comfy => (format!("diffusion_model.{}", native()), "lora_A", "lora_B", true),
+            AdapterFormat::Kohya => (format!("lora_unet_{}", underscored(&native())), "lora_down", "lora_up", true),
+            AdapterFormat::VideoxFun => {
+                (format!("lora_unet__{}", underscored(&native())), "lora_down", "lora_up", true)
+            }
+            AdapterFormat::Light | AdapterFormat::LightFull => {
+                let reason = "only a predictor's tokens can be written as LightLoRA; use peft, kohya or comfy";
+                return Err(unwritable(reason.to_owned()));
+            }
+        };
+        if let Some(key) = damaged(update) {
+            return Err(unwritable(format!("{key} of `{slot}` holds NaN or infinity")));
+        }
+        // Another layer may have dots where this one has underscores.
+        if format.underscores() || keys::processorless(keys::unprefixed(&module).0, false) != **slot {
+            spelled.insert(module.clone(), json!(slot));
+        }
+        let mut put = |part: &str, values: ArrayD<f32>| {
+            let key = format!("{module}.{part}");
+            match tensors.insert(key.clone(), Tensor::F32(values)) {
+                None => Ok(()),
+                Some(_) => Err(unwritable(format!("two layers would share the key `{key}`; use peft or diffusers"))),
+            }
+        };
+        put(&format!("{down}.weight"), update.down.clone().into_dyn())?;
+        put(&format!("{up}.weight"), update.up.clone().into_dyn())?;
+        if alpha {
+            put("alpha", ArrayD::from_elem(IxDyn(&[]), update.alpha))?;
+        }
+    }
+    if tensors.is_empty() {
+        return Err(unwritable("the adapter changes no layer".to_owned()));
+    }
+    let mut metadata = entries.clone();
+    metadata.insert("format".to_owned(), "pt".to_owned());
+    if !spelled.is_empty() {
+        metadata.insert(WRITTEN_SLOTS.to_owned(), Value::Object(spelled).to_string());
+    }
+    if is_folder(path, format) {
+        return write_folder(path, &tensors, &metadata, &peft_config(adapter));
+    }
+    let prefix = match format {
+        AdapterFormat::Peft => Some(""),
+        AdapterFormat::Diffusers => Some("transformer."),
+        _ => None,
+    };
+    if let Some(prefix) = prefix {
+        let config: Map<String, Value> =
+            peft_config(adapter).into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)).collect();
+        metadata.insert("lora_adapter_metadata".to_owned(), Value::Object(config).to_string());
+    }
+    Ok(write_tensors(path, &tensors, &metadata)?)
+}
+
+/// What of an update no reader takes.
+fn damaged(update: &LowRank) -> Option<&'static str> {
+    let finite = |factor: &Array2<f32>| factor.iter().all(|v| v.is_finite());
+    match update {
+        _ if !finite(&update.down) => Some("the down factor"),
+        _ if !finite(&update.up) => Some("the up factor"),
+        _ => (!update.alpha.is_finite()).then_some("alpha"),
+    }
+}
+
+fn underscored(module: &str) -> String {
+    module.replace('.', "_")
+}
+
+/// True if an adapter in this form becomes PEFT's folder of two files.
+fn is_folder(path: &Path, format: AdapterFormat) -> bool {
+    format == AdapterFormat::Peft
+        && path.extension().is_none_or(|extension| extension != "safetensors")
+        && !is_special(path)
+}
+
+/// Finds out whether [`write_adapter`] could begin an adapter at `path`, and changes nothing.
+///
+/// # Errors
+/// [`AdapterError::Unwritable`] if something else is where PEFT's folder should be; [`AdapterError::Weights`].
+pub fn check_destination(path: &Path, format: AdapterFormat) -> Result<(), AdapterError> {
+    let io = |source| AdapterError::Weights(WeightError::Io { path: path.to_owned(), source });
+    if !is_folder(path, format) {
+        return probe_file(path).map_err(io);
+    }
+    if path.is_file() || path.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        let reason = "expected a new or empty folder, or a name that ends in `.safetensors` for a single file; found \
+                      something there";
+        return Err(AdapterError::Unwritable { path: path.to_owned(), reason: reason.to_owned() });
+    }
+    AtomicFolder::create(path).map(drop).map_err(io)
+}
+
+/// PEFT's folder: there may be nothing but an empty folder.
+fn write_folder(
+    path: &Path,
+    tensors: &NamedTensors,
+    metadata: &IndexMap<String, String>,
+    config: &Map<String, Value>,
+) -> Result<(), AdapterError> {
+    let io = |source| AdapterError::Weights(WeightError::Io { path: path.to_owned(), source });
+    let folder = AtomicFolder::create(path).map_err(io)?;
+    write_tensors(folder.path().join(WEIGHTS_FILE), tensors, metadata)?;
+    folder.write(CONFIG_FILE, format!("{:#}\n", Value::Object(config.clone())).as_bytes()).map_err(io)?;
+    folder.commit().map_err(io)
+}
+
+/// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ, each for one layer only.
+fn peft_config(adapter: &Adapter) -> Map<String, Value> {
+    let rank = most_frequent(adapter.layers.values().map(LowRank::rank)).unwrap_or(0);
+    let alpha = most_frequent(adapter.layers.values().map(|l| l.alpha.to_bits())).map_or(0.0, f32::from_bits);
+    let others = |differs: &dyn Fn(&LowRank) -> Option<Value>| -> Map<String, Value> {
+        adapter.layers.iter().filter_map(|(slot, update)| Some((pattern_of(slot), differs(update)?))).collect()
+    };
+    let ranks = others(&|update| (update.rank() != rank).then(|| json!(update.rank())));
+    let alphas = others(&|update| (update.alpha.to_bits() != alpha.to_bits()).then(|| json!(update.alpha)));
+    let entries = [
+        ("peft_type", json!("LORA")),
+        ("r", json!(rank)),
+        ("lora_alpha", json!(alpha)),
+        ("rank_pattern", Value::Object(ranks)),
+        ("alpha_pattern", Value::Object(alphas)),
+        ("target_modules", json!(adapter.layers.keys().collect::<Vec<_>>())),
+        ("bias", json!("none")),
+        ("use_dora", json!(false)),
+        ("use_rslora", json!(false)),
+    ];
+    entries.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
+}
+
+/// The first of the most frequent values.
+fn most_frequent<T: Eq + std::hash::Hash>(values: impl Iterator<Item = T>) -> Option<T> {
+    let mut counts: IndexMap<T, usize> = IndexMap::new();
+    for value in values {
+        *counts.entry(value).or_default() += 1;
+    }
+    let most = counts.values().copied().max()?;
+    counts.into_iter().find(|&(_, count)| count == most).map(|(value, _)| value)
+}

@@ -1,0 +1,70 @@
+//! Adapters as inputs of a graph with low-rank branches: `y = x·Wᵀ + (x·downᵀ)·upᵀ`.
+//!
+//! Several adapters are concatenated along the rank, in the order of fusion; strength and `alpha / rank` are multiplied
+//! into `up`, once. The weights are not touched, so nothing is lost in rounding, and other adapters need no other session.
+
+use std::collections::HashSet;
+
+use ndarray::{Array2, s};
+use rayon::prelude::*;
+
+use crate::engine::Engine;
+use crate::engine::manifest::{Graph, SIDE_SUFFIX, Slot};
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::{FuseError, Term, all_finite, resolve};
+use crate::tensor::{NamedTensors, Tensor};
+
+/// The inputs `<slot>.lora_down` `[rank, in]` and `<slot>.lora_up` `[out, rank]` of every slot of `graph`; the rank is 0 for
+/// a slot that no adapter changes.
+///
+/// Costs a copy of the factors, on all threads. A result that is kept serves again: swapping then costs nothing.
+///
+/// # Errors
+/// [`FuseError::Engine`] if the graph has no branches, [`FuseError::Rank`], or an adapter that does not fit.
+pub fn inputs(engine: &Engine, graph: &Graph, adapters: &[(&Adapter, f32)]) -> Result<NamedTensors, FuseError> {
+    let Some(max) = graph.lora_rank else {
+        // The error lists the graphs that there are.
+        engine.graph(&format!("{}{SIDE_SUFFIX}", graph.name))?;
+        return Ok(NamedTensors::new());
+    };
+    let terms = resolve(engine, adapters)?;
+    let declared: HashSet<&str> = graph.inputs.iter().map(|port| &port.name[..]).collect();
+    let slots: Vec<&Slot> = engine.manifest().slots.iter().collect();
+    let built: Result<Vec<Vec<(String, Tensor)>>, FuseError> = slots
+        .into_par_iter()
+        .map(|slot| {
+            let [down, up] = ["lora_down", "lora_up"].map(|part| format!("{}.{part}", slot.name));
+            if !declared.contains(&down[..]) {
+                return Ok(Vec::new());
+            }
+            let terms = terms.get(&slot.name[..]).map_or(&[][..], Vec::as_slice);
+            let rank = terms.iter().map(|term| term.update.rank()).sum();
+            if rank > max {
+                return Err(FuseError::Rank { slot: slot.name.clone(), rank, max });
+            }
+            let (a, b) = factors(slot, terms, rank);
+            if !all_finite(&b) {
+                let adapter = terms.iter().map(|term| term.adapter).collect::<Vec<_>>().join(", ");
+                return Err(FuseError::NotFinite { adapter, slot: slot.name.clone(), factor: "strength times up" });
+            }
+            Ok(vec![(down, Tensor::F32(a.into_dyn())), (up, Tensor::F32(b.into_dyn()))])
+        })
+        .collect();
+    Ok(built?.into_iter().flatten().collect())
+}
+
+/// `[rank, in]` and `[out, rank]` of all terms together.
+fn factors(slot: &Slot, terms: &[Term<'_>], rank: usize) -> (Array2<f32>, Array2<f32>) {
+    if let [only] = terms {
+        return (only.update.down.clone(), &only.update.up * only.factor());
+    }
+    let (mut down, mut up) = (Array2::zeros((rank, slot.in_features)), Array2::zeros((slot.out_features, rank)));
+    let mut start = 0;
+    for term in terms {
+        let end = start + term.update.rank();
+        down.slice_mut(s![start..end, ..]).assign(&term.update.down);
+        up.slice_mut(s![.., start..end]).assign(&(&term.update.up * term.factor()));
+        start = end;
+    }
+    (down, up)
+}

@@ -1,0 +1,4 @@
+//! Pictures and videos.
+
+pub mod resize;
+pub mod video;

@@ -1,0 +1,4 @@
+//! CogVideoX.
+
+pub mod rope;
+pub mod vae;

@@ -1,0 +1,3 @@
+//! What each model family has of its own.
+
+pub(crate) mod cogvideox;

@@ -1,0 +1,483 @@
+//! The predictor: a hypernetwork that turns a reference's latents into an adapter.
+//!
+//! [`Predictor`] has two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank
+//! factors). [`GenericPredictor`] is any graph, with a file that says which outputs are which factors.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use ndarray::{Array2, Ix2, Ix3};
+use serde::{Deserialize, Serialize};
+
+use crate::backends::onnxruntime::OpenOptions;
+use crate::backends::{BackendError, OpenEngine};
+use crate::engine::manifest::{Manifest, Slot, slots_by_name};
+use crate::engine::session::{Session, SessionError};
+use crate::engine::{Engine, EngineError};
+use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
+use crate::tensor::{NamedTensors, Tensor};
+
+pub use super::mapped::{GenericPredictor, MapSlot, PredictorMap};
+
+/// The attribute `kind` of engines that this module runs.
+pub const KIND: &str = "video2lora";
+
+/// What a hypernetwork engine says of itself, in its manifest's attributes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PredictorConfig {
+    /// [`KIND`].
+    pub kind: String,
+    /// Rows of the auxiliary down factors.
+    pub down_dim: usize,
+    /// Columns of the auxiliary up factors.
+    pub up_dim: usize,
+    /// Rank of the predicted updates.
+    pub rank: usize,
+    /// Values per token: `(down_dim + up_dim) · rank`.
+    pub weight_dim: usize,
+    /// Tokens: one per slot.
+    pub weight_num: usize,
+    /// Attention heads of the decoder.
+    pub heads: usize,
+    /// Times that the decoder refines the tokens.
+    pub iterations: usize,
+    /// Layers that the tokens are for, in token order.
+    pub slots: Vec<TargetSlot>,
+}
+
+/// A layer that a token is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TargetSlot {
+    /// Module path in the backbone.
+    pub name: String,
+    /// Input features of the layer.
+    pub in_features: usize,
+    /// Output features of the layer.
+    pub out_features: usize,
+}
+
+/// Why there is no prediction.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PredictorError {
+    /// The engine is no hypernetwork, or its attributes contradict themselves.
+    #[error("{path}: not a usable predictor: {reason}; export the hypernetwork again")]
+    Config {
+        /// The engine.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The engine cannot be opened.
+    #[error(transparent)]
+    Open(#[from] BackendError),
+    /// The engine lacks something.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A graph did not run.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The backbone has no such layer, or one of another size.
+    #[error(
+        "the predictor's slot `{slot}`: expected {expected} in the backbone, found {found}; use the backbone that it was trained for"
+    )]
+    Backbone {
+        /// The slot.
+        slot: String,
+        /// What the predictor needs.
+        expected: String,
+        /// What the backbone has.
+        found: String,
+    },
+    /// An input or output has the wrong shape.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// The tensor.
+        what: String,
+        /// What fits.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The prediction holds NaN or infinity.
+    #[error("{what} holds NaN or infinity; check the reference, or run the predictor with `--precision fp32`")]
+    NotFinite {
+        /// The tensor.
+        what: String,
+    },
+    /// The file that assigns outputs to slots cannot be read.
+    #[error("{}: {source}", path.display())]
+    MapFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The file that assigns outputs to slots is malformed, or does not fit the predictor or the model.
+    #[error("{}: {reason}", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, what was expected, and the way out.
+        reason: String,
+    },
+    /// Tokens were made by another predictor.
+    #[error(
+        "the tokens belong to auxiliary factors {expected}, this predictor has {found}; use the predictor that made them"
+    )]
+    OtherAuxiliary {
+        /// From the file.
+        expected: String,
+        /// Of this predictor.
+        found: String,
+    },
+}
+
+/// A hypernetwork, ready to run.
+pub struct Predictor {
+    config: PredictorConfig,
+    auxiliary: String,
+    predict: Predict,
+    expand: Box<dyn Session>,
+}
+
+/// The graph that most of the weights belong to; a saved or kept prediction does not need it.
+enum Predict {
+    Open(Box<dyn Session>),
+    Closed(OpenEngine),
+}
+
+impl Predictor {
+    /// Opens a hypernetwork engine on its backend; the graph `predict` not before it is needed.
+    ///
+    /// # Errors
+    /// [`PredictorError::Config`], [`PredictorError::Open`].
+    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, PredictorError> {
+        let path = engine.path().display().to_string();
+        let manifest = engine.manifest().clone();
+        let mut open = OpenEngine::open(engine, options)?;
+        open.engine().graph("predict")?;
+        let expand = open.session("expand")?;
+        let (config, auxiliary) = read_config(&path, &manifest)?;
+        Ok(Self { config, auxiliary, predict: Predict::Closed(open), expand })
+    }
+
+    /// A predictor over open graphs; `path` serves error messages.
+    ///
+    /// # Errors
+    /// [`PredictorError::Config`].
+    pub fn from_sessions(
+        path: &str,
+        manifest: &Manifest,
+        predict: Box<dyn Session>,
+        expand: Box<dyn Session>,
+    ) -> Result<Self, PredictorError> {
+        let (config, auxiliary) = read_config(path, manifest)?;
+        Ok(Self { config, auxiliary, predict: Predict::Open(predict), expand })
+    }
+
+    /// What the engine says of itself.
+    pub fn config(&self) -> &PredictorConfig {
+        &self.config
+    }
+
+    /// Checks that a backbone has every layer that the tokens are for, of the right size.
+    ///
+    /// # Errors
+    /// [`PredictorError::Backbone`] for the first layer that is missing or differs.
+    pub fn check_backbone(&self, slots: &[Slot]) -> Result<(), PredictorError> {
+        let known = slots_by_name(slots);
+        for target in &self.config.slots {
+            let expected = format!("a linear layer {} → {}", target.in_features, target.out_features);
+            let found = match known.get(&target.name[..]) {
+                Some(s) if (s.in_features, s.out_features) == (target.in_features, target.out_features) => continue,
+                Some(s) => format!("{} → {}", s.in_features, s.out_features),
+                None => "none".to_owned(),
+            };
+            return Err(PredictorError::Backbone { slot: target.name.clone(), expected, found });
+        }
+        Ok(())
+    }
+
+    /// Predicts tokens `[weight_num, weight_dim]` from one reference's latents `[1, 16, frames, height, width]`, scaled as
+    /// the checkpoint wants them.
+    ///
+    /// # Errors
+    /// [`PredictorError::Session`] if the latents do not fit, [`PredictorError::Shape`] for more than one reference,
+    /// [`PredictorError::NotFinite`].
+    pub fn predict(&mut self, latents: &Tensor) -> Result<Array2<f32>, PredictorError> {
+        if latents.shape().first() != Some(&1) {
+            return Err(PredictorError::Shape {
+                what: "latents".to_owned(),
+                expected: "one reference, [1, 16, frames, height, width]".to_owned(),
+                found: format!("{:?}", latents.shape()),
+            });
+        }
+        if let Predict::Closed(engine) = &mut self.predict {
+            self.predict = Predict::Open(engine.session("predict")?);
+        }
+        let mut outputs = match &mut self.predict {
+            Predict::Open(session) => session.run(&[("latents", latents)])?,
+            Predict::Closed(_) => unreachable!("opened above"),
+        };
+        let expected = [1, self.config.weight_num, self.config.weight_dim];
+        let tokens = take(&mut outputs, "pred_weights", &expected)?;
+        let shape = (self.config.weight_num, self.config.weight_dim);
+        let tokens = tokens.into_dimensionality::<Ix3>().ok().and_then(|a| a.into_shape_with_order(shape).ok());
+        tokens.ok_or_else(|| shape_error("pred_weights", &expected, "another rank".to_owned()))
+    }
+
+    /// Expands tokens `[weight_num, weight_dim]` into an adapter for the backbone, `ΔW = strength · up · down`.
+    ///
+    /// # Errors
+    /// [`PredictorError::Shape`], [`PredictorError::NotFinite`], [`PredictorError::Session`].
+    pub fn expand(&mut self, tokens: &Array2<f32>) -> Result<Adapter, PredictorError> {
+        let expected = [self.config.weight_num, self.config.weight_dim];
+        if tokens.shape() != expected {
+            return Err(shape_error("pred_weights", &expected, format!("{:?}", tokens.shape())));
+        }
+        let tokens = Tensor::F32(tokens.clone().into_dyn());
+        let mut outputs = self.expand.run(&[("pred_weights", &tokens)])?;
+        let rank = self.config.rank;
+        let mut layers = IndexMap::with_capacity(self.config.slots.len());
+        for slot in &self.config.slots {
+            let down = take_matrix(&mut outputs, &format!("{}.lora_down", slot.name), [rank, slot.in_features])?;
+            let up = take_matrix(&mut outputs, &format!("{}.lora_up", slot.name), [slot.out_features, rank])?;
+            layers.insert(slot.name.clone(), LowRank { down, up, alpha: rank as f32 });
+        }
+        Ok(Adapter { name: "predicted".to_owned(), layers })
+    }
+
+    /// Tokens with what is needed to expand them later.
+    pub fn light(&self, tokens: Array2<f32>) -> LightLora {
+        let PredictorConfig { down_dim, up_dim, rank, .. } = self.config;
+        LightLora { tokens, down_dim, up_dim, rank, auxiliary: self.auxiliary.clone() }
+    }
+
+    /// Expands tokens from a file.
+    ///
+    /// # Errors
+    /// [`PredictorError::OtherAuxiliary`] if another predictor made them; else as [`Predictor::expand`].
+    pub fn expand_light(&mut self, light: &LightLora) -> Result<Adapter, PredictorError> {
+        if light.auxiliary != self.auxiliary {
+            return Err(PredictorError::OtherAuxiliary {
+                expected: light.auxiliary.clone(),
+                found: self.auxiliary.clone(),
+            });
+        }
+        self.expand(&light.tokens)
+    }
+}
+
+/// What a predictor's manifest says, checked, and the hash of its auxiliary factors.
+fn read_config(path: &str, manifest: &Manifest) -> Result<(PredictorConfig, String), PredictorError> {
+    let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
+    let config: PredictorConfig =
+        serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
+    if config.kind != KIND {
+        return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
+    }
+    let width = config.down_dim.checked_add(config.up_dim).and_then(|n| n.checked_mul(config.rank));
+    if width != Some(config.weight_dim) || config.rank == 0 {
+        let PredictorConfig { down_dim, up_dim, rank, weight_dim, .. } = config;
+        return Err(fail(format!("weight_dim: expected ({down_dim} + {up_dim}) · {rank}, found {weight_dim}")));
+    }
+    if config.slots.len() != config.weight_num {
+        return Err(fail(format!("slots: expected {}, found {}", config.weight_num, config.slots.len())));
+    }
+    let auxiliary = manifest_hash(manifest, &config.slots).map_err(fail)?;
+    Ok((config, auxiliary))
+}
+
+/// Checks that the tokens of a LightLoRA file belong to this predictor, without running it; gives the number of slots.
+///
+/// # Errors
+/// [`PredictorError::Config`], [`PredictorError::OtherAuxiliary`], [`PredictorError::Shape`].
+pub fn check_light(light: &LightLora, path: &std::path::Path, manifest: &Manifest) -> Result<usize, PredictorError> {
+    let (config, found) = read_config(&path.display().to_string(), manifest)?;
+    if light.auxiliary != found {
+        return Err(PredictorError::OtherAuxiliary { expected: light.auxiliary.clone(), found });
+    }
+    let expected = [config.weight_num, config.weight_dim];
+    if light.tokens.shape() != expected {
+        return Err(shape_error("pred_weights", &expected, format!("{:?}", light.tokens.shape())));
+    }
+    Ok(config.slots.len())
+}
+
+/// The auxiliary factors that a hypernetwork engine's tokens are expanded with, in token order and the storage type: a copy
+/// of them all.
+///
+/// # Errors
+/// [`PredictorError::Config`], [`PredictorError::Engine`].
+pub fn auxiliary_factors(engine: &Engine) -> Result<Vec<AuxiliaryFactors>, PredictorError> {
+    let path = engine.path().display().to_string();
+    let fail = |reason: String| PredictorError::Config { path: path.clone(), reason };
+    let (config, _) = read_config(&path, engine.manifest())?;
+    let read = |name: &str| {
+        let tensor = engine.weight(name)?.to_tensor();
+        tensor.ok_or_else(|| fail(format!("the length of tensor `{name}` disagrees with its shape")))
+    };
+    let factors = |slot: TargetSlot| {
+        let [down, up] = auxiliary_names(engine.manifest(), &slot.name).map_err(fail)?;
+        Ok(AuxiliaryFactors { down: read(&down)?, up: read(&up)?, slot: slot.name })
+    };
+    config.slots.into_iter().map(factors).collect()
+}
+
+/// The tensors with a layer's auxiliary factors, down and up.
+fn auxiliary_names(manifest: &Manifest, slot: &str) -> Result<[String; 2], String> {
+    let underscored = slot.replace('.', "_");
+    let stems = [slot.to_owned(), format!("lora_unet__{underscored}"), format!("lora_unet_{underscored}")];
+    let find = |part: &str| {
+        let names = stems.iter().map(|stem| format!("{stem}.{part}"));
+        let name = names.into_iter().find(|name| manifest.tensors.contains_key(name));
+        name.ok_or_else(|| format!("expected a tensor `{slot}.{part}`, found none"))
+    };
+    Ok([find("down_aux")?, find("up_aux")?])
+}
+
+/// The hash of the auxiliary factors, by the manifest's hashes.
+fn manifest_hash(manifest: &Manifest, slots: &[TargetSlot]) -> Result<String, String> {
+    let mut hashes = Vec::new();
+    for slot in slots {
+        hashes.extend(auxiliary_names(manifest, &slot.name)?.map(|name| manifest.tensors[&name].blake3));
+    }
+    Ok(auxiliary_hash(hashes))
+}
+
+/// An output of the expected shape, all finite.
+fn take(outputs: &mut NamedTensors, name: &str, expected: &[usize]) -> Result<ndarray::ArrayD<f32>, PredictorError> {
+    let found = outputs.get(name).map_or_else(|| "none".to_owned(), |t| format!("{} {:?}", t.dtype(), t.shape()));
+    let values = outputs.swap_remove(name).and_then(Tensor::into_f32).filter(|a| a.shape() == expected);
+    let values = values.ok_or_else(|| shape_error(name, expected, found))?;
+    if values.iter().all(|v| v.is_finite()) {
+        Ok(values)
+    } else {
+        Err(PredictorError::NotFinite { what: format!("output `{name}`") })
+    }
+}
+
+fn take_matrix(outputs: &mut NamedTensors, name: &str, expected: [usize; 2]) -> Result<Array2<f32>, PredictorError> {
+    let values = take(outputs, name, &expected)?;
+    values.into_dimensionality::<Ix2>().map_err(|e| shape_error(name, &expected, e.to_string()))
+}
+
+fn shape_error(what: &str, expected: &[usize], found: String) -> PredictorError {
+    PredictorError::Shape { what: format!("`{what}`"), expected: format!("f32 {expected:?}"), found }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use ndarray::{ArrayD, IxDyn};
+    use serde_json::json;
+
+    use super::*;
+    use crate::engine::session::Port;
+    use crate::engine::testing;
+    use crate::tensor::Dtype;
+
+    /// Gives the same outputs whatever comes in.
+    pub(super) struct Fixed(pub(super) NamedTensors);
+
+    impl Session for Fixed {
+        fn inputs(&self) -> &[Port] {
+            &[]
+        }
+        fn outputs(&self) -> &[Port] {
+            &[]
+        }
+        fn run(&mut self, _: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
+            Ok(self.0.clone())
+        }
+    }
+
+    fn filled(shape: &[usize], value: f32) -> Tensor {
+        Tensor::F32(ArrayD::from_elem(IxDyn(shape), value))
+    }
+
+    fn manifest() -> Manifest {
+        let tensors = NamedTensors::from([
+            ("a.down_aux".to_owned(), filled(&[2, 3], 1.0)),
+            ("a.up_aux".to_owned(), filled(&[4, 1], 1.0)),
+        ]);
+        let attributes = json!({
+            "kind": "video2lora", "down_dim": 2, "up_dim": 1, "rank": 1, "weight_dim": 3, "weight_num": 1,
+            "heads": 1, "iterations": 4, "slots": [{"name": "a", "in_features": 3, "out_features": 4}],
+        });
+        Manifest { attributes, ..testing::manifest(&tensors, Dtype::F32, vec![], vec![]) }
+    }
+
+    fn predictor(manifest: &Manifest, value: f32) -> Result<Predictor, PredictorError> {
+        let predict = NamedTensors::from([("pred_weights".to_owned(), filled(&[1, 1, 3], value))]);
+        let expand = NamedTensors::from([
+            ("a.lora_down".to_owned(), filled(&[1, 3], 2.0)),
+            ("a.lora_up".to_owned(), filled(&[4, 1], 3.0)),
+        ]);
+        Predictor::from_sessions("h.engine", manifest, Box::new(Fixed(predict)), Box::new(Fixed(expand)))
+    }
+
+    fn slot(out_features: usize) -> Slot {
+        Slot {
+            name: "a".into(),
+            tensor: "a.weight".into(),
+            out_features,
+            in_features: 3,
+            transposed: false,
+            rows: None,
+            quantized: None,
+            lookups: Vec::new(),
+            aliases: vec![],
+            found: None,
+        }
+    }
+
+    #[test]
+    fn predictor_predicts_and_expands_to_an_adapter_of_scale_one() {
+        let mut predictor = predictor(&manifest(), 0.5).unwrap();
+        predictor.check_backbone(&[slot(4)]).unwrap();
+        let tokens = predictor.predict(&filled(&[1, 16, 1, 2, 2], 0.0)).unwrap();
+        assert_eq!(tokens, Array2::from_elem((1, 3), 0.5));
+        let adapter = predictor.expand(&tokens).unwrap();
+        assert_eq!(adapter.layers["a"].scale(), 1.0);
+        assert_eq!(adapter.layers["a"].up.dim(), (4, 1));
+        let light = predictor.light(tokens);
+        assert_eq!(predictor.expand_light(&light).unwrap(), adapter);
+        let other = LightLora { auxiliary: "00".into(), ..light };
+        assert!(matches!(predictor.expand_light(&other), Err(PredictorError::OtherAuxiliary { .. })));
+    }
+
+    #[test]
+    fn predictor_names_what_a_backbone_lacks() {
+        let predictor = predictor(&manifest(), 0.5).unwrap();
+        let message = |slots: &[Slot]| predictor.check_backbone(slots).unwrap_err().to_string();
+        assert!(message(&[]).contains("slot `a`: expected a linear layer 3 → 4 in the backbone, found none"));
+        assert!(message(&[slot(5)]).contains("found 3 → 5"));
+    }
+
+    #[test]
+    fn predictor_rejects_nan_and_more_than_one_reference() {
+        let mut predictor = predictor(&manifest(), f32::NAN).unwrap();
+        let latents = filled(&[1, 16, 1, 2, 2], 0.0);
+        assert!(matches!(predictor.predict(&latents), Err(PredictorError::NotFinite { .. })));
+        let two = filled(&[2, 16, 1, 2, 2], 0.0);
+        assert!(matches!(predictor.predict(&two), Err(PredictorError::Shape { .. })));
+        assert!(predictor.expand(&Array2::zeros((1, 4))).is_err());
+    }
+
+    #[test]
+    fn predictor_rejects_attributes_that_contradict_themselves() {
+        for (key, value) in
+            [("weight_dim", json!(4)), ("weight_num", json!(2)), ("kind", json!("other")), ("rank", json!(0))]
+        {
+            let mut manifest = manifest();
+            manifest.attributes[key] = value;
+            assert!(matches!(predictor(&manifest, 0.0), Err(PredictorError::Config { .. })), "{key}");
+        }
+        let mut manifest = manifest();
+        manifest.tensors.shift_remove("a.up_aux");
+        let Err(error) = predictor(&manifest, 0.0) else { panic!("expected an error") };
+        assert!(error.to_string().contains("`a.up_aux`"), "{error}");
+    }
+}
