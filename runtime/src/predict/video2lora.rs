@@ -379,7 +379,7 @@ pub(crate) mod tests {
     use crate::tensor::Dtype;
 
     /// Gives the same outputs whatever comes in.
-    pub(super) struct Fixed(pub(super) NamedTensors);
+    pub(crate) struct Fixed(pub(crate) NamedTensors);
 
     impl Session for Fixed {
         fn inputs(&self) -> &[Port] {
