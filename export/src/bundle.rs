@@ -11,13 +11,14 @@ use v2l_graphs::{ExternalDataWriter, encode_model};
 use v2l_runtime::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::{self, FILE_NAME};
 use v2l_runtime::pipeline::config::{
-    Chunking, ComponentFiles, DecodeChunks, Defaults, GraphFiles, NEGATIVE_PROMPT, PipelineConfig, SchedulerSection,
-    Tiling, TokenizerConfig, TransformerConfig, VaeConfig,
+    ComponentFiles, Defaults, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig,
 };
 use v2l_runtime::schedulers;
 
-use crate::architectures::{cogvideox_transformer, cogvideox_vae, t5_encoder, video_hyper_dream};
-use crate::{Checkpoint, Component, ExportError, Progress, new_folder, read_json, tokenizer};
+use crate::files::{new_folder, read_json};
+use crate::models::predictors::{self, PredictorFiles};
+use crate::models::{self, Architecture, Family, Part};
+use crate::{Component, ExportError, Progress, tokenizer};
 
 /// Name of a component's weight file in a bundle.
 const WEIGHTS_FILE: &str = "weights.bin";
@@ -85,42 +86,7 @@ pub fn export(
     }
     let dir = new_folder(output)?;
     let mut bundle = BundleWriter { folder: &dir, shown: output, progress, reports: Vec::new() };
-    if let Some(folder) = &source.transformer {
-        let config: cogvideox_transformer::Config = read_json(&folder.join("config.json"))?;
-        let component = cogvideox_transformer::export(&config, &Checkpoint::open_folder(folder)?)?;
-        describe_transformer(&mut pipeline, &config)?;
-        if let Some((hypernetwork, lilora)) = &options.predictor {
-            let predictor = video_hyper_dream::export(
-                &Checkpoint::open_file(hypernetwork)?,
-                &Checkpoint::open_file(lilora)?,
-                &component.slots,
-                options.iterations.unwrap_or(video_hyper_dream::DEFAULT_ITERATIONS),
-            )
-            .map_err(misfit)?;
-            bundle.write(&mut pipeline, &component)?;
-            bundle.write(&mut pipeline, &predictor)?;
-        } else {
-            bundle.write(&mut pipeline, &component)?;
-        }
-    } else if options.predictor.is_some() {
-        return Err(ExportError::NotAModel {
-            path: model.to_owned(),
-            reason: "a hypernetwork was given, but there is no transformer to derive its slots from; \
-                     export the pipeline folder or the transformer folder"
-                .into(),
-        });
-    }
-    if let Some(folder) = &source.vae {
-        let config: cogvideox_vae::Config = read_json(&folder.join("config.json"))?;
-        for component in cogvideox_vae::export(&config, &Checkpoint::open_folder(folder)?)? {
-            bundle.write(&mut pipeline, &component)?;
-        }
-        pipeline.vae = Some(describe_vae(&config, &pipeline));
-    }
-    if let Some(folder) = &source.text_encoder {
-        let config: t5_encoder::Config = read_json(&folder.join("config.json"))?;
-        bundle.write(&mut pipeline, &t5_encoder::export(&config, &Checkpoint::open_folder(folder)?)?)?;
-    }
+    bundle.write_networks(&mut pipeline, model, &source, options)?;
     if let Some(tokenizer) = source.tokenizer.as_deref().map(tokenizer::convert).transpose()?.flatten() {
         bundle.write_file(TOKENIZER_FILE, &tokenizer.json)?;
         pipeline.tokenizer = Some(TokenizerConfig {
@@ -131,9 +97,8 @@ pub fn export(
     }
     if let Some(scheduler) = scheduler {
         bundle.write_file(SCHEDULER_FILE, format!("{scheduler:#}\n").as_bytes())?;
-        // The official Fun scripts sample with plain DDIM whatever class the folder names (`DDIM_Origin`).
-        let fun = pipeline.transformer.as_ref().is_some_and(|t| t.conditioning == config::Conditioning::Inpaint);
-        pipeline.scheduler = Some(SchedulerSection { config: scheduler, sampler: fun.then(|| "ddim".to_owned()) });
+        let sampler = source.family().and_then(|family| family.sampler(&pipeline)).map(str::to_owned);
+        pipeline.scheduler = Some(SchedulerSection { config: scheduler, sampler });
     }
     pipeline.check().map_err(|e| ExportError::pipeline(model, e))?;
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
@@ -143,29 +108,11 @@ pub fn export(
     Ok(report)
 }
 
-/// Says of a predictor's tensors what does not fit: they have no config.json that could be wrong.
-fn misfit(error: ExportError) -> ExportError {
-    const WAY_OUT: &str = "the hypernetwork, its LiLoRA file and the transformer must belong together";
-    ExportError::Predictor(match error {
-        ExportError::MissingTensor { checkpoint, name, expected, hint } => {
-            format!("{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}; {WAY_OUT}")
-        }
-        ExportError::WrongShape { checkpoint, name, expected, found } => {
-            format!("{checkpoint}: tensor `{name}` has shape {found:?}, expected {expected:?}; {WAY_OUT}")
-        }
-        ExportError::SurplusTensors { checkpoint, architecture, count, names } => {
-            format!("{checkpoint}: {count} tensors are not used by {architecture}: {names}; {WAY_OUT}")
-        }
-        other => return other,
-    })
-}
-
 /// Where the parts of a model lie.
 #[derive(Debug, Default)]
 struct Source {
-    transformer: Option<PathBuf>,
-    vae: Option<PathBuf>,
-    text_encoder: Option<PathBuf>,
+    /// In the order in which they were found.
+    networks: Vec<(&'static dyn Architecture, PathBuf)>,
     tokenizer: Option<PathBuf>,
     scheduler: Option<PathBuf>,
 }
@@ -180,13 +127,14 @@ impl Source {
         }
         let mut source = Self::default();
         if model.join("config.json").is_file() {
-            source.place(model, None)?;
+            source.networks.push((architecture(model, None, None)?, model.to_owned()));
             return Ok(source);
         }
-        for name in ["transformer", "vae", "text_encoder"] {
-            let folder = model.join(name);
+        let pipeline = pipeline_class(model)?;
+        for part in Part::ALL {
+            let folder = model.join(part.folder());
             if folder.join("config.json").is_file() {
-                source.place(&folder, Some(name))?;
+                source.networks.push((architecture(&folder, Some(part), pipeline.as_deref())?, folder));
             } else if folder.is_dir() {
                 return Err(ExportError::NotAModel { path: folder, reason: "there is no config.json".into() });
             }
@@ -194,7 +142,7 @@ impl Source {
         let existing = |path: PathBuf| path.exists().then_some(path);
         source.tokenizer = existing(model.join("tokenizer"));
         source.scheduler = existing(model.join("scheduler").join(SCHEDULER_FILE));
-        if source.transformer.is_none() && source.vae.is_none() && source.text_encoder.is_none() {
+        if source.networks.is_empty() {
             return Err(ExportError::NotAModel {
                 path: model.to_owned(),
                 reason: "expected config.json, or the folders transformer, vae, text_encoder of a diffusers pipeline"
@@ -204,85 +152,36 @@ impl Source {
         Ok(source)
     }
 
-    /// Sorts a component folder by the class that its configuration names.
-    fn place(&mut self, folder: &Path, expected: Option<&str>) -> Result<(), ExportError> {
-        let path = folder.join("config.json");
-        let config: Json = read_json(&path)?;
-        let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str()).unwrap_or_default();
-        let (kind, place) = match class {
-            "CogVideoXTransformer3DModel" => ("transformer", &mut self.transformer),
-            "AutoencoderKLCogVideoX" => ("vae", &mut self.vae),
-            "T5EncoderModel" => ("text_encoder", &mut self.text_encoder),
-            _ => {
-                return Err(ExportError::Unsupported {
-                    what: format!("{}: class `{class}`", path.display()),
-                    reason: "CogVideoXTransformer3DModel, AutoencoderKLCogVideoX and T5EncoderModel are".into(),
-                });
-            }
-        };
-        if let Some(expected) = expected.filter(|e| *e != kind) {
-            return Err(ExportError::config(path, format!("class `{class}` is no {expected}")));
-        }
-        *place = Some(folder.to_owned());
-        Ok(())
+    /// The family of the first network that has one.
+    fn family(&self) -> Option<&'static dyn Family> {
+        self.networks.iter().find_map(|(architecture, _)| models::family_of(*architecture))
     }
 }
 
-fn describe_transformer(
-    pipeline: &mut PipelineConfig,
-    config: &cogvideox_transformer::Config,
-) -> Result<(), ExportError> {
-    let conditioning = match config.conditioning()? {
-        cogvideox_transformer::Conditioning::Text => config::Conditioning::Text,
-        cogvideox_transformer::Conditioning::Image => config::Conditioning::Image,
-        cogvideox_transformer::Conditioning::Inpaint => config::Conditioning::Inpaint,
-    };
-    pipeline.transformer = Some(TransformerConfig {
-        in_channels: config.in_channels,
-        out_channels: config.out_channels,
-        patch_size: config.patch_size,
-        patch_size_t: config.patch_size_t,
-        attention_head_dim: config.attention_head_dim,
-        sample_width: config.sample_width,
-        sample_height: config.sample_height,
-        sample_frames: config.sample_frames,
-        max_text_seq_length: config.max_text_seq_length,
-        rotary: config.use_rotary_positional_embeddings,
-        rotary_grid: None,
-        ofs: config.ofs_embed_dim.is_some(),
-        temporal_compression_ratio: config.temporal_compression_ratio,
-        add_noise_in_inpaint_model: config.add_noise_in_inpaint_model,
-        conditioning,
-    });
-    // Official inference defaults: Video2LoRA's for its backbone, diffusers' for the others.
-    if conditioning == config::Conditioning::Inpaint {
-        pipeline.defaults.negative_prompt = NEGATIVE_PROMPT.into();
-    } else {
-        pipeline.defaults.num_frames = config.sample_frames;
-        pipeline.defaults.fps = if config.patch_size_t.is_some() { 16.0 } else { 8.0 };
+/// The class of pipeline that `model_index.json` names, if there is such a file.
+fn pipeline_class(model: &Path) -> Result<Option<String>, ExportError> {
+    let path = model.join("model_index.json");
+    if !path.is_file() {
+        return Ok(None);
     }
-    Ok(())
+    let index: Json = read_json(&path)?;
+    Ok(index["_class_name"].as_str().map(str::to_owned))
 }
 
-fn describe_vae(config: &cogvideox_vae::Config, pipeline: &PipelineConfig) -> VaeConfig {
-    let fun = pipeline.transformer.as_ref().is_some_and(|t| t.conditioning == config::Conditioning::Inpaint);
-    VaeConfig {
-        scaling_factor: shortest_decimal(config.scaling_factor),
-        latent_channels: config.latent_channels,
-        temporal_compression_ratio: config.temporal_compression_ratio as usize,
-        spatial_compression_ratio: config.spatial_factor(),
-        sample_width: config.sample_width,
-        sample_height: config.sample_height,
-        invert_scale_latents: config.invert_scale_latents,
-        chunking: Chunking { encode_frames: 8, decode: if fun { DecodeChunks::Fun } else { DecodeChunks::Diffusers } },
-        tiling: Tiling::for_sample(config.sample_height, config.sample_width, fun)
-            .off_unless_tiles_join(config.spatial_factor()),
+/// The architecture of a network's folder, by the class that its configuration names; `pipeline` is the class of the whole.
+fn architecture(
+    folder: &Path,
+    expected: Option<Part>,
+    pipeline: Option<&str>,
+) -> Result<&'static dyn Architecture, ExportError> {
+    let path = folder.join("config.json");
+    let config: Json = read_json(&path)?;
+    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str()).unwrap_or_default();
+    let architecture = models::find(class, pipeline, &path)?;
+    match expected.filter(|part| *part != architecture.part()) {
+        Some(part) => Err(ExportError::config(path, format!("class `{class}` is no {}", part.folder()))),
+        None => Ok(architecture),
     }
-}
-
-/// The f64 that a person would write for an f32.
-fn shortest_decimal(value: f32) -> f64 {
-    value.to_string().parse().unwrap_or(f64::from(value))
 }
 
 struct BundleWriter<'a> {
@@ -297,6 +196,42 @@ struct BundleWriter<'a> {
 impl BundleWriter<'_> {
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), ExportError> {
         self.folder.write(name, bytes).map_err(ExportError::io(self.shown.join(name)))
+    }
+
+    /// Exports the networks that were found, a predictor behind its transformer.
+    fn write_networks(
+        &mut self,
+        pipeline: &mut PipelineConfig,
+        model: &Path,
+        source: &Source,
+        options: &ExportOptions,
+    ) -> Result<(), ExportError> {
+        let mut predictor = options.predictor.as_ref().map(|(hypernetwork, auxiliary)| PredictorFiles {
+            hypernetwork: hypernetwork.clone(),
+            auxiliary: auxiliary.clone(),
+            iterations: options.iterations,
+        });
+        if predictor.is_some() && !source.networks.iter().any(|(network, _)| network.part() == Part::Transformer) {
+            return Err(ExportError::NotAModel {
+                path: model.to_owned(),
+                reason: "a hypernetwork was given, but there is no transformer to derive its slots from; \
+                         export the pipeline folder or the transformer folder"
+                    .into(),
+            });
+        }
+        for (network, folder) in &source.networks {
+            let mut components = network.export(folder, pipeline)?;
+            if let (Part::Transformer, [transformer]) = (network.part(), &components[..])
+                && let Some(files) = predictor.take()
+            {
+                // Made before anything is written: its files may not fit.
+                components.push(predictors::export(&files, &transformer.slots)?);
+            }
+            for component in &components {
+                self.write(pipeline, component)?;
+            }
+        }
+        Ok(())
     }
 
     /// Streams a component's weights and writes its graphs over them.

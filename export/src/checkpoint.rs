@@ -92,7 +92,7 @@ impl Checkpoint {
     }
 
     fn open_sharded(index_path: &Path) -> Result<Self, ExportError> {
-        let index: ShardIndex = crate::read_json(index_path)?;
+        let index: ShardIndex = crate::files::read_json(index_path)?;
         let folder = index_path.parent().unwrap_or(Path::new("."));
         let mut shards: Vec<String> = index.weight_map.values().cloned().collect();
         shards.sort();

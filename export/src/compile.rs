@@ -36,8 +36,9 @@ use self::weights::{Streamed, matrix_type, plan_weights, source_type};
 use crate::check::inputs::not_served;
 use crate::check::{CheckOptions, Checks, Source, check_engine, check_inputs_served};
 use crate::engine_writer::{EngineBlob, EngineWeight, EngineWriteError, stage_engine};
+use crate::files::{check_graph, new_folder, open_file};
 use crate::precision::{Int8Report, PrecisionOptions, PrecisionReport, Request, plan_component, side_types};
-use crate::{Checkpoint, ExportError, Progress, check_graph, metadata, new_folder, open_file};
+use crate::{Checkpoint, ExportError, Progress, metadata};
 
 pub use self::explain::GraphReport;
 pub use self::slots::{AmbiguousSlot, SharedSlot, SlotReport};

@@ -49,7 +49,7 @@ impl Component {
             let slots: Vec<&Slot> = self.slots.iter().filter(|s| weights.contains_key(&s.tensor)).collect();
             model.metadata.insert(metadata::SLOTS.into(), json!(slots).to_string());
             v2l_graphs::passes::infer_shapes(model);
-            crate::check_graph(&label, model)?;
+            crate::files::check_graph(&label, model)?;
         }
         Ok(self)
     }

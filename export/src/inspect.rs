@@ -8,7 +8,8 @@ use v2l_graphs::{Dim, ReadOptions, ValueInfo, read_model};
 use v2l_runtime::engine::manifest::{Absent, Slot};
 
 use crate::compile::SlotReport;
-use crate::{CompileOptions, ExportError, compile, metadata, open_file};
+use crate::files::open_file;
+use crate::{CompileOptions, ExportError, compile, metadata};
 
 /// What an ONNX file holds.
 #[derive(Clone, Debug)]

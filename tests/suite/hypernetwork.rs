@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use ndarray::{Array2, ArrayD, Ix2};
-use v2l_export::architectures::{cogvideox_transformer, video_hyper_dream};
+use v2l_export::models::cogvideox::transformer;
+use v2l_export::models::predictors::video2lora;
 use v2l_export::{Checkpoint, ExportOptions};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine::Engine;
@@ -163,12 +164,12 @@ fn arbitrary_subset_of_targets_is_predicted_and_fused() {
 fn absorbed_cross_attention_equals_the_plain_form() {
     let made = random_weights::made(&fixtures().join("official/open_d100u50_r1"));
     let folder = made.root();
-    let config: cogvideox_transformer::Config =
+    let config: transformer::Config =
         serde_json::from_slice(&std::fs::read(folder.join("transformer/config.json")).unwrap()).unwrap();
     let hypernetwork = Checkpoint::open_file(&folder.join("hypernetwork.safetensors")).unwrap();
     let lilora = Checkpoint::open_file(&folder.join("lora_diffusion_pytorch_model.safetensors")).unwrap();
-    let layout = video_hyper_dream::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
-    let plain = video_hyper_dream::plain_predict_graph(&layout, &hypernetwork).unwrap();
+    let layout = video2lora::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
+    let plain = video2lora::plain_predict_graph(&layout, &hypernetwork).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut data = v2l_graphs::ExternalDataWriter::new(Vec::new(), "weights.bin");
     for (name, weight) in plain.graph.initializers.iter().filter(|(_, w)| w.external) {

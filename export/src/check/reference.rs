@@ -14,7 +14,8 @@ use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 use crate::compile::types::{ports, to_runtime};
 use crate::compile::variants::stored_variant;
 use crate::execute::{ExecuteError, OrtExecutor};
-use crate::{ExportError, check_graph, metadata, open_file};
+use crate::files::{check_graph, open_file};
+use crate::{ExportError, metadata};
 
 /// A source graph that can be run in f32, unoptimised.
 ///

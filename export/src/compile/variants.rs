@@ -13,9 +13,10 @@ use v2l_runtime::tensor::Dtype;
 
 use super::types::{from_runtime, ports};
 use super::weights::StoredWeight;
+use crate::ExportError;
 use crate::engine_writer::EngineBlob;
+use crate::files::check_graph;
 use crate::precision::arithmetic;
-use crate::{ExportError, check_graph};
 
 /// For each graph that reads a slot's weight, the variant with low-rank branches.
 pub(super) fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {

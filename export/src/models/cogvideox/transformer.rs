@@ -6,12 +6,15 @@
 use serde::Deserialize;
 use serde_json::json;
 use v2l_graphs::blocks::{self, RotaryTables};
-use v2l_graphs::{Builder, DataType, Extent, Model, Value};
+use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 
-use super::layers;
 use crate::component::{self, Component};
+use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
+
+/// The class that `config.json` names.
+pub const CLASS: &str = "CogVideoXTransformer3DModel";
 
 /// Epsilon of the layer norms on queries and keys, fixed in `CogVideoXBlock`.
 const QK_NORM_EPS: f32 = 1e-6;
@@ -220,7 +223,7 @@ impl Config {
 }
 
 fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
-    ExportError::Unsupported { what: format!("CogVideoXTransformer3DModel: {what}"), reason: reason.into() }
+    ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
 }
 
 /// Exports the transformer as the component `transformer` with the graph `step`.
@@ -234,13 +237,13 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
 pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
     config.validate()?;
     let model = step_graph(config, checkpoint)?;
-    checkpoint.finish("CogVideoXTransformer3DModel")?;
+    checkpoint.finish(CLASS)?;
     Component {
         name: "transformer".into(),
         graphs: vec![("step".into(), model)],
         precision: checkpoint.precision()?,
         slots: config.linear_layers(),
-        attributes: json!({ "class": "CogVideoXTransformer3DModel" }),
+        attributes: json!({ "class": CLASS }),
     }
     .seal()
 }
@@ -250,32 +253,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
     let d = config.width();
-    let conditioning = config.conditioning()?;
-
-    // A learned table exists for one height and width only; diffusers refuses every other.
-    let side = |symbol: &str, sample: usize| {
-        if config.use_learned_positional_embeddings { sample.into() } else { v2l_graphs::Dim::from(symbol) }
-    };
-    let (height, width) = (side("height", config.sample_height), side("width", config.sample_width));
-    let video = |channels: usize| ["batch".into(), "frames".into(), channels.into(), height.clone(), width.clone()];
-    let noisy_channels = if conditioning == Conditioning::Image { config.in_channels } else { config.out_channels };
-    let hidden = b.input("hidden_states", DataType::Float, video(noisy_channels));
-    let pixels = match conditioning {
-        Conditioning::Inpaint => {
-            let inpaint = b.input("inpaint_latents", DataType::Float, video(config.in_channels - config.out_channels));
-            b.concat(&[&hidden, &inpaint], 2)
-        }
-        _ => hidden.clone(),
-    };
-    let text_length = if config.has_position_table() {
-        config.max_text_seq_length.into()
-    } else {
-        v2l_graphs::Dim::from("text_length")
-    };
-    let text =
-        b.input("encoder_hidden_states", DataType::Float, ["batch".into(), text_length, config.text_embed_dim.into()]);
-    let timestep = b.input("timestep", DataType::Int64, ["batch"]);
-
+    let Inputs { hidden, pixels, text, timestep, sample } = inputs(b, config)?;
     let temb = time_embedding(b, &vars, config, &timestep)?;
     let axes = Axes {
         batch: b.extent(&hidden, 0),
@@ -297,7 +275,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
     let video_length = b.extent(&video_tokens, 1);
     let lengths = b.concat(&[&axes.text_length, &video_length], 0);
     let rotary = config.use_rotary_positional_embeddings.then(|| {
-        let mut table = |name| b.input(name, DataType::Float, ["tokens".into(), v2l_graphs::Dim::Fixed(axes.head)]);
+        let mut table = |name| b.input(name, DataType::Float, ["tokens".into(), Dim::Fixed(axes.head)]);
         let (cos, sin) = (table("image_rotary_emb_cos"), table("image_rotary_emb_sin"));
         b.scope("rotary", |b| RotaryTables::new(b, &cos, &sin, &axes.text_length, axes.head))
     });
@@ -308,8 +286,45 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
         (text_tokens, video_tokens) = b.scope(name, |b| block.forward(b, &text_tokens, &video_tokens, &temb))?;
     }
     let out = output(b, &vars, config, &video_tokens, &temb, &axes, &grid)?;
-    b.output("sample", &out, DataType::Float, video(config.out_channels));
+    b.output("sample", &out, DataType::Float, sample);
     component::finish("transformer/step", builder)
+}
+
+/// What the graph takes, rotary tables and `ofs` left out.
+struct Inputs {
+    /// The noisy latent.
+    hidden: Value,
+    /// That and what is concatenated to it.
+    pixels: Value,
+    text: Value,
+    timestep: Value,
+    /// The extents of what the graph gives.
+    sample: [Dim; 5],
+}
+
+fn inputs(b: &mut Builder, config: &Config) -> Result<Inputs, ExportError> {
+    let conditioning = config.conditioning()?;
+    // A learned table exists for one height and width only; diffusers refuses every other.
+    let side = |symbol: &str, sample: usize| {
+        if config.use_learned_positional_embeddings { sample.into() } else { Dim::from(symbol) }
+    };
+    let (height, width) = (side("height", config.sample_height), side("width", config.sample_width));
+    let video = |channels: usize| ["batch".into(), "frames".into(), channels.into(), height.clone(), width.clone()];
+    let noisy_channels = if conditioning == Conditioning::Image { config.in_channels } else { config.out_channels };
+    let hidden = b.input("hidden_states", DataType::Float, video(noisy_channels));
+    let pixels = match conditioning {
+        Conditioning::Inpaint => {
+            let inpaint = b.input("inpaint_latents", DataType::Float, video(config.in_channels - config.out_channels));
+            b.concat(&[&hidden, &inpaint], 2)
+        }
+        _ => hidden.clone(),
+    };
+    let text_length =
+        if config.has_position_table() { config.max_text_seq_length.into() } else { Dim::from("text_length") };
+    let text =
+        b.input("encoder_hidden_states", DataType::Float, ["batch".into(), text_length, config.text_embed_dim.into()]);
+    let timestep = b.input("timestep", DataType::Int64, ["batch"]);
+    Ok(Inputs { hidden, pixels, text, timestep, sample: video(config.out_channels) })
 }
 
 /// Extents that the whole graph needs.

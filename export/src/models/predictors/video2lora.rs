@@ -11,8 +11,9 @@ use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::predictor::{KIND, PredictorConfig, TargetSlot};
 
-use super::layers;
+use super::{PredictorFiles, PredictorKind};
 use crate::component::{self, Component};
+use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
 /// Refinement iterations of the official code; not stored in a checkpoint.
@@ -22,6 +23,28 @@ pub const DEFAULT_ITERATIONS: usize = 4;
 const LATENT_CHANNELS: usize = 16;
 const ROOT: &str = "img_weight_generator";
 const LORA_PREFIX: &str = "lora_unet__";
+
+pub(super) struct Video2Lora;
+
+impl PredictorKind for Video2Lora {
+    fn name(&self) -> &'static str {
+        "VideoHyperDream"
+    }
+
+    fn recognises(&self, hypernetwork: &Checkpoint) -> bool {
+        hypernetwork.names().any(|name| name.split_once('.').is_some_and(|(root, _)| root == ROOT))
+    }
+
+    fn export(
+        &self,
+        hypernetwork: &Checkpoint,
+        files: &PredictorFiles,
+        backbone: &[Slot],
+    ) -> Result<Component, ExportError> {
+        let iterations = files.iterations.unwrap_or(DEFAULT_ITERATIONS);
+        export(hypernetwork, &Checkpoint::open_file(&files.auxiliary)?, backbone, iterations)
+    }
+}
 
 /// A hypernetwork's structure, derived from its checkpoints.
 #[derive(Clone, Debug)]
@@ -86,18 +109,7 @@ impl Layout {
                 slots.len()
             ));
         }
-        if weight_dim <= 64 {
-            return fail(format!(
-                "token width D = {weight_dim}; the official head rule needs more than 64, so no such model exists"
-            ));
-        }
-        let per_rank = down_dim + up_dim;
-        if per_rank == 0 || weight_dim % per_rank != 0 {
-            return fail(format!(
-                "token width D = {weight_dim} is no multiple of a + b = {down_dim} + {up_dim}; \
-                 the two files must come from one training run"
-            ));
-        }
+        let rank = rank(weight_dim, down_dim, up_dim)?;
         let slots = slots
             .into_iter()
             .map(|s| TargetSlot { name: s.name, in_features: s.in_features, out_features: s.out_features })
@@ -106,7 +118,7 @@ impl Layout {
             kind: KIND.into(),
             down_dim,
             up_dim,
-            rank: weight_dim / per_rank,
+            rank,
             weight_dim,
             weight_num,
             heads: heads(weight_dim),
@@ -115,6 +127,23 @@ impl Layout {
         };
         Ok(Self { config, blocks: block_count(hypernetwork)? })
     }
+}
+
+/// The rank of factors that a token of this width holds for matrices `[a, in]` and `[out, b]`.
+fn rank(weight_dim: usize, down_dim: usize, up_dim: usize) -> Result<usize, ExportError> {
+    if weight_dim <= 64 {
+        return Err(ExportError::Predictor(format!(
+            "token width D = {weight_dim}; the official head rule needs more than 64, so no such model exists"
+        )));
+    }
+    let per_rank = down_dim + up_dim;
+    if per_rank == 0 || weight_dim % per_rank != 0 {
+        return Err(ExportError::Predictor(format!(
+            "token width D = {weight_dim} is no multiple of a + b = {down_dim} + {up_dim}; \
+             the two files must come from one training run"
+        )));
+    }
+    Ok(weight_dim / per_rank)
 }
 
 /// Name of a layer in a LiLoRA file: dots become underscores behind a doubled one.

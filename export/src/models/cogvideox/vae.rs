@@ -12,6 +12,9 @@ use v2l_graphs::{Builder, DataType, Dim, Model, Value};
 use crate::component::{self, Component};
 use crate::{Checkpoint, ExportError, Vars};
 
+/// The class that `config.json` names.
+pub const CLASS: &str = "AutoencoderKLCogVideoX";
+
 /// Epsilon of the norms that `norm_eps` does not reach: `norm_out` and the decoder's spatial norms.
 const FIXED_EPS: f32 = 1e-6;
 
@@ -82,7 +85,7 @@ impl Config {
 
     fn validate(&self) -> Result<(), ExportError> {
         let unsupported = |what: String, reason: &str| {
-            Err(ExportError::Unsupported { what: format!("AutoencoderKLCogVideoX: {what}"), reason: reason.into() })
+            Err(ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() })
         };
         let blocks = self.block_out_channels.len();
         if blocks == 0 || blocks > 8 || self.down_block_types.len() != blocks || self.up_block_types.len() != blocks {
@@ -146,13 +149,13 @@ pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<[Component; 2]
             graphs: vec![("first".into(), build(Chunk::First)?), ("rest".into(), build(Chunk::Rest)?)],
             precision,
             slots: Vec::new(),
-            attributes: json!({ "class": "AutoencoderKLCogVideoX" }),
+            attributes: json!({ "class": CLASS }),
         }
         .seal()
     };
     let encoder = component("vae_encoder", &|chunk| encoder(config, checkpoint, chunk))?;
     let decoder = component("vae_decoder", &|chunk| decoder(config, checkpoint, chunk))?;
-    checkpoint.finish("AutoencoderKLCogVideoX")?;
+    checkpoint.finish(CLASS)?;
     Ok([encoder, decoder])
 }
 

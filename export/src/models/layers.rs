@@ -5,7 +5,7 @@ use v2l_graphs::{Builder, Value, blocks};
 use crate::{ExportError, Vars};
 
 /// The linear layer `vars` `[out, in]` of `x` `[rows, in]`.
-pub(super) fn linear(
+pub(crate) fn linear(
     b: &mut Builder,
     vars: &Vars<'_>,
     x: &Value,
@@ -18,7 +18,7 @@ pub(super) fn linear(
 }
 
 /// The layer norm `vars` over the last axis, of width `dim`.
-pub(super) fn layer_norm(
+pub(crate) fn layer_norm(
     b: &mut Builder,
     vars: &Vars<'_>,
     x: &Value,

@@ -1,14 +1,38 @@
 //! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU).
 
+use std::path::Path;
+
 use serde::Deserialize;
 use serde_json::json;
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::pipeline::config::PipelineConfig;
 
-use super::layers;
 use crate::component::{self, Component};
+use crate::files::read_json;
+use crate::models::{Architecture, Part, layers};
 use crate::{Checkpoint, ExportError, Vars};
+
+/// The class that `config.json` names.
+pub const CLASS: &str = "T5EncoderModel";
+
+pub(super) struct T5;
+
+impl Architecture for T5 {
+    fn class(&self) -> &'static str {
+        CLASS
+    }
+
+    fn part(&self) -> Part {
+        Part::TextEncoder
+    }
+
+    fn export(&self, folder: &Path, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: Config = read_json(&folder.join("config.json"))?;
+        Ok(vec![export(&config, &Checkpoint::open_folder(folder)?)?])
+    }
+}
 
 /// `config.json` of a T5 encoder; absent keys take transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
@@ -119,7 +143,7 @@ impl Config {
 }
 
 fn unsupported(what: &str, reason: &str) -> ExportError {
-    ExportError::Unsupported { what: format!("T5EncoderModel: {what}"), reason: reason.into() }
+    ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
 }
 
 /// Exports the component `text_encoder` with the graphs `encode` (`input_ids`) and `encode_masked` (also
@@ -137,10 +161,10 @@ pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, Exp
         ],
         precision: checkpoint.precision()?,
         slots: config.linear_layers(),
-        attributes: json!({ "class": "T5EncoderModel" }),
+        attributes: json!({ "class": CLASS }),
     };
     acknowledge_tied_embedding(config, checkpoint)?;
-    checkpoint.finish("T5EncoderModel")?;
+    checkpoint.finish(CLASS)?;
     component.seal()
 }
 

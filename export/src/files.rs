@@ -1,0 +1,44 @@
+//! Reading and writing what a model is made of.
+
+use std::path::Path;
+
+use serde::de::DeserializeOwned;
+use v2l_graphs::Model;
+use v2l_runtime::atomic::AtomicFolder;
+use v2l_runtime::lookalike;
+use v2l_runtime::map::{map_known, read_file};
+use v2l_runtime::pipeline::config::FILE_NAME;
+
+use crate::ExportError;
+
+/// Starts a folder that will be `output`, which must not exist, be empty, or hold an earlier bundle or engine directory.
+pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
+    let occupied = output.read_dir().is_ok_and(|mut entries| entries.next().is_some());
+    let other = output.exists() && !output.is_dir();
+    if other || (occupied && !output.join(FILE_NAME).is_file()) {
+        return Err(ExportError::Occupied {
+            path: output.to_owned(),
+            reason: format!("it exists and is no bundle or engine directory (there is no {FILE_NAME})"),
+        });
+    }
+    AtomicFolder::create(output).map_err(ExportError::io(output))
+}
+
+/// Opens a file of the model at `model`: the graph, or its external data, which may begin with any bytes but not stand for others.
+pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Bytes> {
+    map_known(file, |start| if file == model { lookalike::of(start) } else { lookalike::stand_in(start) })
+}
+
+/// Reads a JSON file of at most 64 MiB.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {
+    let text = read_file(path, 64 << 20).map_err(ExportError::io(path))?;
+    serde_json::from_slice(&text).map_err(|e| ExportError::config(path, format!("not the JSON expected here: {e}")))
+}
+
+/// Structural checks, as one error.
+pub(crate) fn check_graph(label: &str, model: &Model) -> Result<(), ExportError> {
+    v2l_graphs::check::check(model).map_err(|findings| {
+        let lines: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        ExportError::Graph { graph: label.to_owned(), reason: lines.join("; ") }
+    })
+}

@@ -1,0 +1,146 @@
+//! What is known of networks: from configuration and checkpoint to ONNX graphs.
+//!
+//! A family of models is a folder here and a line in [`FAMILIES`]; its counterpart in the runtime has the same name.
+//! Text encoders that several families share, and predictors, have registries of their own.
+
+use std::fmt;
+use std::path::Path;
+
+use v2l_runtime::pipeline::config::PipelineConfig;
+
+use crate::{Component, ExportError};
+
+#[cfg(feature = "cogvideox")]
+pub mod cogvideox;
+pub mod encoders;
+mod layers;
+pub mod predictors;
+
+/// The families of models. A line each.
+static FAMILIES: &[&dyn Family] = &[
+    #[cfg(feature = "cogvideox")]
+    &cogvideox::CogVideoX,
+];
+
+/// The place of a network in a pipeline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Transformer,
+    Vae,
+    TextEncoder,
+}
+
+impl Part {
+    /// In the order in which a pipeline is exported.
+    pub(crate) const ALL: [Self; 3] = [Self::Transformer, Self::Vae, Self::TextEncoder];
+
+    /// Its folder in diffusers' layout.
+    pub(crate) const fn folder(self) -> &'static str {
+        match self {
+            Self::Transformer => "transformer",
+            Self::Vae => "vae",
+            Self::TextEncoder => "text_encoder",
+        }
+    }
+}
+
+/// One class of network, as a `config.json` names it.
+pub(crate) trait Architecture: Sync {
+    /// diffusers' `_class_name`, or the first of transformers' `architectures`.
+    fn class(&self) -> &'static str;
+
+    /// Its place in a pipeline.
+    fn part(&self) -> Part;
+
+    /// Exports the folder of a network, `config.json` and safetensors, and describes it in `pipeline`, which holds the
+    /// parts before it in [`Part::ALL`].
+    ///
+    /// # Errors
+    /// Names what does not fit; see [`ExportError`].
+    fn export(&self, folder: &Path, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError>;
+}
+
+impl fmt::Debug for dyn Architecture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.class())
+    }
+}
+
+/// Networks that were made for each other.
+pub(crate) trait Family: Sync {
+    /// Its networks, text encoders that others use, too, left out.
+    fn architectures(&self) -> &'static [&'static dyn Architecture];
+
+    /// The sampler of the family's own inference code, where that is not the one that the scheduler's class names.
+    fn sampler(&self, pipeline: &PipelineConfig) -> Option<&'static str>;
+}
+
+/// Every class that can be exported, families first.
+fn architectures() -> impl Iterator<Item = &'static dyn Architecture> {
+    FAMILIES.iter().flat_map(|family| family.architectures()).chain(encoders::ENCODERS).copied()
+}
+
+/// The architecture of a class.
+///
+/// # Errors
+/// [`ExportError::Unsupported`] if no architecture has this name; `place` says where the name stands, and `pipeline` what
+/// `model_index.json` calls the whole.
+pub(crate) fn find(
+    class: &str,
+    pipeline: Option<&str>,
+    place: &Path,
+) -> Result<&'static dyn Architecture, ExportError> {
+    architectures().find(|architecture| architecture.class() == class).ok_or_else(|| {
+        let pipeline = pipeline.map_or_else(String::new, |pipeline| format!(" of a {pipeline}"));
+        ExportError::Unsupported {
+            what: format!("{}: class `{class}`{pipeline}", place.display()),
+            reason: supported(&architectures().map(|architecture| architecture.class()).collect::<Vec<_>>()),
+        }
+    })
+}
+
+/// The family of an architecture; `None` of a text encoder.
+pub(crate) fn family_of(architecture: &dyn Architecture) -> Option<&'static dyn Family> {
+    let has = |family: &&dyn Family| family.architectures().iter().any(|own| own.class() == architecture.class());
+    FAMILIES.iter().copied().find(has)
+}
+
+/// What is supported, in words.
+fn supported(names: &[&str]) -> String {
+    match names {
+        [rest @ .., last] if !rest.is_empty() => format!("{} and {last} are", rest.join(", ")),
+        [only] => format!("{only} is"),
+        _ => "nothing is".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn find_refuses_an_unknown_class_by_name_and_lists_the_known() {
+        let error = find("WanTransformer3DModel", Some("WanPipeline"), Path::new("model/config.json")).unwrap_err();
+        assert!(error.is_unsupported());
+        let message = error.to_string();
+        assert!(
+            message.starts_with("model/config.json: class `WanTransformer3DModel` of a WanPipeline is not"),
+            "{message}"
+        );
+        assert!(message.contains("T5EncoderModel"), "{message}");
+    }
+
+    #[test]
+    fn classes_of_the_registries_are_found_and_have_one_owner() {
+        for architecture in architectures() {
+            assert_eq!(find(architecture.class(), None, Path::new("")).unwrap().class(), architecture.class());
+            let owners = architectures().filter(|other| other.class() == architecture.class()).count();
+            assert_eq!(owners, 1, "{}", architecture.class());
+        }
+    }
+
+    #[test]
+    fn text_encoders_belong_to_no_family() {
+        assert!(encoders::ENCODERS.iter().all(|encoder| family_of(*encoder).is_none()));
+    }
+}

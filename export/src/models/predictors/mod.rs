@@ -1,0 +1,77 @@
+//! Networks that predict adapters: a file and a line for each kind.
+
+use std::path::PathBuf;
+
+use v2l_runtime::engine::manifest::Slot;
+
+use crate::{Checkpoint, Component, ExportError};
+
+pub mod video2lora;
+
+/// The kinds of predictors.
+static KINDS: &[&dyn PredictorKind] = &[&video2lora::Video2Lora];
+
+/// The files of a predictor.
+#[derive(Clone, Debug)]
+pub(crate) struct PredictorFiles {
+    /// The hypernetwork's checkpoint.
+    pub(crate) hypernetwork: PathBuf,
+    /// The auxiliary matrices of its adapters.
+    pub(crate) auxiliary: PathBuf,
+    /// Refinement iterations; `None`: as many as the official code runs.
+    pub(crate) iterations: Option<usize>,
+}
+
+/// One kind of predictor.
+pub(crate) trait PredictorKind: Sync {
+    /// What people call it.
+    fn name(&self) -> &'static str;
+
+    /// True if the checkpoint's keys are those of this kind.
+    fn recognises(&self, hypernetwork: &Checkpoint) -> bool;
+
+    /// Exports the predictor of adapters for a backbone with these slots.
+    ///
+    /// # Errors
+    /// [`ExportError::Predictor`] if the files do not fit each other or the backbone, and those of [`Checkpoint`].
+    fn export(
+        &self,
+        hypernetwork: &Checkpoint,
+        files: &PredictorFiles,
+        backbone: &[Slot],
+    ) -> Result<Component, ExportError>;
+}
+
+/// Exports a predictor of the kind that its checkpoint's keys tell.
+///
+/// # Errors
+/// [`ExportError::Unsupported`] if no kind has such keys, and those of [`PredictorKind::export`].
+pub(crate) fn export(files: &PredictorFiles, backbone: &[Slot]) -> Result<Component, ExportError> {
+    let hypernetwork = Checkpoint::open_file(&files.hypernetwork)?;
+    let kind = KINDS.iter().find(|kind| kind.recognises(&hypernetwork)).ok_or_else(|| {
+        let names: Vec<&str> = KINDS.iter().map(|kind| kind.name()).collect();
+        let first = hypernetwork.names().next().unwrap_or_default();
+        ExportError::Unsupported {
+            what: format!("{}: a predictor with tensors such as `{first}`", hypernetwork.label()),
+            reason: super::supported(&names),
+        }
+    })?;
+    kind.export(&hypernetwork, files, backbone).map_err(misfit)
+}
+
+/// Says of a predictor's tensors what does not fit: they have no config.json that could be wrong.
+fn misfit(error: ExportError) -> ExportError {
+    const WAY_OUT: &str = "the hypernetwork, its LiLoRA file and the transformer must belong together";
+    ExportError::Predictor(match error {
+        ExportError::MissingTensor { checkpoint, name, expected, hint } => {
+            format!("{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}; {WAY_OUT}")
+        }
+        ExportError::WrongShape { checkpoint, name, expected, found } => {
+            format!("{checkpoint}: tensor `{name}` has shape {found:?}, expected {expected:?}; {WAY_OUT}")
+        }
+        ExportError::SurplusTensors { checkpoint, architecture, count, names } => {
+            format!("{checkpoint}: {count} tensors are not used by {architecture}: {names}; {WAY_OUT}")
+        }
+        other => return other,
+    })
+}
