@@ -4,7 +4,22 @@ use std::process::ExitCode;
 use v2l_export::ExportError;
 use v2l_export::engine_writer::EngineWriteError;
 use v2l_export::trt::builder::{BuildError, ParserError};
-use v2l_runtime::error_class::ErrorClass;
+use v2l_runtime::adapter::AdapterError;
+use v2l_runtime::backend::BackendError;
+use v2l_runtime::engine::EngineError;
+use v2l_runtime::engine_directory::DirectoryError;
+use v2l_runtime::error::{Classified, ErrorClass};
+use v2l_runtime::fuse::FuseError;
+use v2l_runtime::library::LibraryError;
+use v2l_runtime::ort_backend::OrtError;
+use v2l_runtime::pipeline::{ComponentError, ConfigError, NotEnough, PipelineError};
+use v2l_runtime::prediction_cache::CacheError;
+use v2l_runtime::predictor::PredictorError;
+use v2l_runtime::session::SessionError;
+use v2l_runtime::trt_backend::TrtError;
+use v2l_runtime::vae::VaeError;
+use v2l_runtime::video::VideoError;
+use v2l_runtime::weights::WeightError;
 
 /// Exit codes, one per class of failure. They never change their meaning.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +142,37 @@ fn class(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     if let Some(error) = error.downcast_ref::<EngineWriteError>() {
         return Some(engine_write(error));
     }
-    ErrorClass::of(error).map(Exit::from)
+    of_runtime(error).map(Exit::from)
+}
+
+/// The class of an error of the runtime, or of the system.
+fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
+    macro_rules! class_of {
+        ($($error:ty),* $(,)?) => {
+            None$(.or_else(|| error.downcast_ref::<$error>().map(Classified::class)))*
+        };
+    }
+    class_of!(
+        AdapterError,
+        BackendError,
+        CacheError,
+        ComponentError,
+        ConfigError,
+        DirectoryError,
+        EngineError,
+        FuseError,
+        LibraryError,
+        NotEnough,
+        OrtError,
+        PipelineError,
+        PredictorError,
+        SessionError,
+        TrtError,
+        VaeError,
+        VideoError,
+        WeightError,
+        io::Error,
+    )
 }
 
 // A transparent error stands for the one that it holds, and only the outer one is in the chain.
@@ -136,8 +181,8 @@ fn export(error: &ExportError) -> Exit {
     match error {
         ExportError::Io { .. } => Exit::Io,
         ExportError::Engine(e) => engine_write(e),
-        ExportError::Pipeline { source, .. } => ErrorClass::of(source).map_or(Exit::BadModel, Exit::from),
-        ExportError::Weights(e) => ErrorClass::of(e).map_or(Exit::BadModel, Exit::from),
+        ExportError::Pipeline { source, .. } => source.class().into(),
+        ExportError::Weights(e) => e.class().into(),
         ExportError::TensorRtLibrary(_) => Exit::Version,
         ExportError::TensorRt { source, .. } => build(source),
         ExportError::FreeExtents { .. }

@@ -7,22 +7,19 @@ use std::sync::Arc;
 use crate::backends::onnxruntime::{OpenOptions, OpenReport, OrtError, OrtWeights, WeightMode};
 use crate::backends::tensorrt::TrtError;
 use crate::backends::{BackendError, Fused, OpenEngine, held_weights, needs};
+use crate::components::{ComponentError, Components, Needs, StepGraph};
+pub use crate::components::{HYPERNETWORK, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
+use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_file;
 use crate::lora::adapter::Adapter;
 use crate::lora::branch;
 use crate::lora::fuse::Cancelled;
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
-use crate::pipeline::{ComponentError, Components, Needs, StepGraph};
-
-/// The component that adapters change.
-pub const TRANSFORMER: &str = "transformer";
-/// The component that predicts adapters.
-pub const HYPERNETWORK: &str = "hypernetwork";
 
 /// Why an engine directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +55,18 @@ pub enum DirectoryError {
         /// The component.
         component: String,
     },
+}
+
+impl Classified for DirectoryError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Config(error) => error.class(),
+            Self::Engine(error) => error.class(),
+            Self::Ort(error) => error.class(),
+            Self::Trt(error) => error.class(),
+            Self::Missing { .. } | Self::NotCompiled { .. } => ErrorClass::Usage,
+        }
+    }
 }
 
 impl From<BackendError> for DirectoryError {

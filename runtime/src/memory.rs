@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use crate::error::{Classified, ErrorClass};
+
 /// What is left to allocate, and what there is in all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Room {
@@ -45,6 +47,51 @@ pub fn readable(bytes: u64) -> String {
     let (unit, size) = if bytes >= 1_000_000_000 { ("GB", 1e9) } else { ("MB", 1e6) };
     let number = bytes as f64 / size;
     if number < 10.0 { format!("{number:.1} {unit}") } else { format!("{number:.0} {unit}") }
+}
+
+/// There is less memory than a request takes. Nothing was loaded for it.
+#[derive(Debug, thiserror::Error)]
+#[error("not enough memory: {what} needs about {}, {} are free; {way_out}", readable(*needed), readable(*available))]
+pub struct NotEnough {
+    /// `this video`, `encoding these pixels`, …
+    pub what: &'static str,
+    /// Bytes needed.
+    pub needed: u64,
+    /// Bytes free.
+    pub available: u64,
+    /// What to try, of what helps.
+    pub way_out: String,
+}
+
+impl Classified for NotEnough {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Memory
+    }
+}
+
+/// Refuses what does not fit. `held` are bytes that are taken already for what was counted; `ways_out` are asked only if it does not
+/// fit, and get the bytes that there are.
+///
+/// # Errors
+/// [`NotEnough`].
+pub fn check_room(
+    what: &'static str,
+    needed: u64,
+    held: u64,
+    ways_out: impl FnOnce(u64) -> Vec<String>,
+) -> Result<(), NotEnough> {
+    let Some(free) = available_memory() else { return Ok(()) };
+    let available = free.saturating_add(held);
+    if needed <= available {
+        return Ok(());
+    }
+    let ways = ways_out(available);
+    let way_out = if ways.is_empty() {
+        "free memory, or use a larger machine".to_owned()
+    } else {
+        format!("try {}", ways.join(", or "))
+    };
+    Err(NotEnough { what, needed, available, way_out })
 }
 
 /// Bytes of the entry `name` of a file that counts in kB.

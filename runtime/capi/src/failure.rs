@@ -1,16 +1,15 @@
 //! What a call that failed leaves behind, and the boundary that no panic crosses.
 
 use std::cell::RefCell;
-use std::error::Error;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use v2l_runtime::error_class::ErrorClass;
+use v2l_runtime::error::Classified;
 
 use crate::callbacks;
 use crate::status::*;
 
-/// Why a call failed. No error type itself, so that every error converts into it.
+/// Why a call failed. No error type itself, so that every error that knows its class converts into it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) status: v2l_status,
@@ -28,7 +27,7 @@ impl Failure {
     }
 }
 
-impl<E: Error + 'static> From<E> for Failure {
+impl<E: Classified> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut message = error.to_string();
         let mut cause = error.source();
@@ -39,7 +38,7 @@ impl<E: Error + 'static> From<E> for Failure {
             }
             cause = error.source();
         }
-        Self::new(ErrorClass::of_chain(&error).map_or(V2L_ERROR_INTERNAL, of_class), message)
+        Self::new(of_class(error.class()), message)
     }
 }
 

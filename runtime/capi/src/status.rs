@@ -1,6 +1,6 @@
 //! Status codes: numbers that never change their meaning.
 
-use v2l_runtime::error_class::ErrorClass;
+use v2l_runtime::error::ErrorClass;
 
 /// The outcome of a call: V2L_OK or the class of its failure. A number keeps its meaning for ever; up to 9 and at 130 it is the
 /// exit code of v2l's tools for the same class. Later versions may add codes: treat unknown ones as failures.

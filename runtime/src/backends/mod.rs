@@ -13,13 +13,14 @@ use crate::backends::onnxruntime::{
     OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode,
 };
 use crate::backends::tensorrt::{TrtEngine, TrtError};
+use crate::components::Needs;
 use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::recording::Recorder;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
+use crate::error::{Classified, ErrorClass};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::Cancelled;
-use crate::pipeline::Needs;
 
 /// One part in so many of what a graph computes with is lost in the arena's gaps, about (`docs/memory.md` has measurements).
 const ARENA_GAPS: u64 = 4;
@@ -61,6 +62,15 @@ pub enum BackendError {
     /// On TensorRT.
     #[error(transparent)]
     Trt(Box<TrtError>),
+}
+
+impl Classified for BackendError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Ort(error) => error.class(),
+            Self::Trt(error) => error.class(),
+        }
+    }
 }
 
 impl From<TrtError> for BackendError {

@@ -12,6 +12,7 @@ use super::manifest::{
     seal,
 };
 use crate::engine::session::Port;
+use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{WeightError, WeightFile, WeightView};
 use crate::tensor::Dtype;
 
@@ -96,6 +97,16 @@ pub enum EngineError {
         /// The graphs that there are.
         available: String,
     },
+}
+
+impl Classified for EngineError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Weights(error) => error.class(),
+            Self::Version { .. } => ErrorClass::Version,
+            _ => ErrorClass::BadModel,
+        }
+    }
 }
 
 /// An open engine: a mapped file whose structure and version have been checked.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::ErrorClass;
+use crate::error::{Classified, ErrorClass};
 use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 /// One extent of a graph input or output: a number, or a name such as `"frames"`.
@@ -161,12 +161,25 @@ pub enum SessionError {
     },
 }
 
+impl Classified for SessionError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Record { source } => source.class(),
+            Self::Memory { .. } => ErrorClass::Memory,
+            Self::Backend { .. } => ErrorClass::BadModel,
+            Self::Empty { .. } => ErrorClass::Unsupported,
+            Self::Stopped { .. } => ErrorClass::Cancelled,
+            _ => ErrorClass::Usage,
+        }
+    }
+}
+
 impl SessionError {
     /// What a backend says, which has run out of memory or failed.
-    pub(crate) fn of(backend: &'static str, error: &(dyn std::error::Error + 'static)) -> Self {
+    pub(crate) fn of(backend: &'static str, error: &dyn Classified) -> Self {
         let message = error.to_string();
-        match ErrorClass::of(error) {
-            Some(ErrorClass::Memory) => Self::Memory { backend, message },
+        match error.class() {
+            ErrorClass::Memory => Self::Memory { backend, message },
             _ => Self::Backend { backend, message },
         }
     }

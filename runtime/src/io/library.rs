@@ -12,6 +12,8 @@ use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
 
+use crate::error::{Classified, ErrorClass};
+
 /// The lowest minor version of ONNX Runtime 1.x that the runtime can use.
 pub const ORT_MINOR: u32 = ort::MINOR_VERSION;
 
@@ -69,6 +71,12 @@ pub enum LibraryError {
         /// What is in use.
         loaded: PathBuf,
     },
+}
+
+impl Classified for LibraryError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Version
+    }
 }
 
 /// A library or tool, and how it was found.

@@ -8,6 +8,7 @@ use std::path::Path;
 use bytes::Bytes;
 use memmap2::Mmap;
 
+use crate::error::Unusable;
 use crate::io::lookalike::{self, Lookalike};
 
 /// Maps `path` read-only. Clones and slices of the result share the map, which lives as long as the last of them.
@@ -37,17 +38,6 @@ pub fn map_file(path: impl AsRef<Path>) -> io::Result<Bytes> {
     #[allow(unsafe_code)]
     let map = unsafe { Mmap::map(&file)? };
     Ok(Bytes::from_owner(map))
-}
-
-/// The content of a file cannot be what it should be; an [`io::Error`] holds it.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Unusable(String);
-
-impl From<Unusable> for io::Error {
-    fn from(error: Unusable) -> Self {
-        Self::new(io::ErrorKind::InvalidData, error)
-    }
 }
 
 /// Reads a file of at most `limit` bytes; it may be a pipe.

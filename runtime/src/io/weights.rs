@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use safetensors::tensor::{Metadata, SafeTensors};
 use serde_json::json;
 
+use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::AtomicFile;
 use crate::io::lookalike::{self, Lookalike};
 use crate::io::map::map_file;
@@ -74,6 +75,16 @@ pub enum WeightError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl Classified for WeightError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            Self::Unwritable { .. } => ErrorClass::Io,
+            _ => ErrorClass::BadModel,
+        }
+    }
 }
 
 /// One mapped safetensors file.

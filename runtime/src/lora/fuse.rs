@@ -15,6 +15,7 @@ use rayon::prelude::*;
 
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::{Engine, EngineError};
+use crate::error::{Classified, ErrorClass};
 use crate::io::raw::widen_bytes;
 use crate::io::weights::WeightView;
 use crate::lora::adapter::{Adapter, LowRank};
@@ -163,6 +164,18 @@ pub enum FuseError {
     /// The engine lacks the weight.
     #[error(transparent)]
     Engine(#[from] EngineError),
+}
+
+impl Classified for FuseError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Engine(error) => error.class(),
+            Self::Device(error) => error.class(),
+            Self::Memory { .. } => ErrorClass::Memory,
+            Self::Cancelled => ErrorClass::Cancelled,
+            _ => ErrorClass::BadAdapter,
+        }
+    }
 }
 
 /// Fused weights.

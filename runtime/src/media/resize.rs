@@ -6,6 +6,8 @@
 
 use std::f64::consts::PI;
 
+use crate::error::{Classified, ErrorClass};
+
 /// The interpolation filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Filter {
@@ -39,6 +41,12 @@ pub enum ResizeError {
         /// Bytes given.
         found: usize,
     },
+}
+
+impl Classified for ResizeError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Usage
+    }
 }
 
 /// Longest side that is accepted, in pixels.

@@ -3,6 +3,8 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+use crate::error::{Classified, ErrorClass};
+
 mod decode;
 mod encode;
 mod images;
@@ -211,6 +213,17 @@ pub enum VideoError {
         /// The file.
         path: PathBuf,
     },
+}
+
+impl Classified for VideoError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { source, .. } | Self::Spawn { source, .. } => source.class(),
+            Self::Ffmpeg { .. } | Self::Image { .. } => ErrorClass::Io,
+            Self::NoFfmpeg { .. } => ErrorClass::Version,
+            _ => ErrorClass::Usage,
+        }
+    }
 }
 
 /// The extension in lower case, "" without one.

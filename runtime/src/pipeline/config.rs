@@ -9,6 +9,7 @@ use std::path::{Component as PathPart, Path, PathBuf};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
 use crate::models::cogvideox::rope::{RotaryConfig, RotaryGrid};
 use crate::schedulers::{self, Scheduler, SchedulerError};
@@ -73,6 +74,17 @@ pub enum ConfigError {
     /// The scheduler cannot be used.
     #[error(transparent)]
     Scheduler(#[from] SchedulerError),
+}
+
+impl Classified for ConfigError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Io { source, .. } => source.class(),
+            Self::Version { .. } => ErrorClass::Version,
+            Self::Scheduler(error) => error.class(),
+            _ => ErrorClass::BadModel,
+        }
+    }
 }
 
 /// The whole file.

@@ -2,12 +2,12 @@
 
 use serde::Serialize;
 
-use super::components::{ComponentError, Needs};
 use super::{
     Components, Conditioning, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER, VaeConfig,
 };
+use crate::components::{ComponentError, Needs};
 use crate::engine::footprint::{Shapes, tensor_bytes};
-use crate::memory::{available_memory, readable};
+use crate::memory::check_room;
 use crate::models::cogvideox::vae;
 use crate::tensor::Dtype;
 
@@ -54,45 +54,6 @@ pub struct Expected {
     pub adapters: bool,
     /// Frames of a reference that an adapter is predicted from.
     pub reference_frames: Option<usize>,
-}
-
-/// There is less memory than a request takes. Nothing was loaded for it.
-#[derive(Debug, thiserror::Error)]
-#[error("not enough memory: {what} needs about {}, {} are free; {way_out}", readable(*needed), readable(*available))]
-pub struct NotEnough {
-    /// `this video`, `encoding these pixels`, …
-    pub what: &'static str,
-    /// Bytes needed.
-    pub needed: u64,
-    /// Bytes free.
-    pub available: u64,
-    /// What to try, of what helps.
-    pub way_out: String,
-}
-
-/// Refuses what does not fit. `held` are bytes that are taken already for what was counted; `ways_out` are asked only if it does not
-/// fit, and get the bytes that there are.
-///
-/// # Errors
-/// [`NotEnough`].
-pub fn check_room(
-    what: &'static str,
-    needed: u64,
-    held: u64,
-    ways_out: impl FnOnce(u64) -> Vec<String>,
-) -> Result<(), NotEnough> {
-    let Some(free) = available_memory() else { return Ok(()) };
-    let available = free.saturating_add(held);
-    if needed <= available {
-        return Ok(());
-    }
-    let ways = ways_out(available);
-    let way_out = if ways.is_empty() {
-        "free memory, or use a larger machine".to_owned()
-    } else {
-        format!("try {}", ways.join(", or "))
-    };
-    Err(NotEnough { what, needed, available, way_out })
 }
 
 /// How a request could be changed to take less.

@@ -9,6 +9,8 @@ use half::{bf16, f16};
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn, concatenate};
 
 use crate::engine::session::{Session, SessionError};
+use crate::error::{Classified, ErrorClass};
+use crate::events::Progress;
 use crate::io::map::read_file;
 use crate::media::resize::ResizeError;
 use crate::media::video::{Frames, VideoError, pixels_to_frames};
@@ -19,32 +21,26 @@ use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer, Token
 use crate::schedulers::{Scheduler, SchedulerError};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
-mod components;
 mod conditioning;
 pub mod config;
 mod estimate;
-mod events;
 pub mod noise;
 mod reference;
 mod request;
 pub mod tokenizer;
 
-pub use components::{ComponentError, Components, Needs, OpenSessions};
+pub use crate::components::{ComponentError, Components, Needs, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER};
+pub use crate::events::{Cancelled, Event, Observer, Stage};
+pub use crate::memory::{NotEnough, check_room};
 pub use config::{
     Chunking, ComponentFiles, Conditioning, ConfigError, DecodeChunks, Defaults, EngineFiles, FILE_NAME, FORMAT,
     GraphFiles, LatentChoice, NEGATIVE_PROMPT, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames,
     ReferenceResize, SchedulerSection, Tiling, TokenizerConfig, TransformerConfig, VERSION, VaeConfig, resolve,
 };
-pub use estimate::{Estimate, Expected, NotEnough, Phase, check_room};
-pub(crate) use events::Progress;
-pub use events::{Cancelled, Event, Observer, Stage};
+pub use estimate::{Estimate, Expected, Phase};
 pub use reference::{Reference, reference_pixels};
-pub use request::{Request, Settings, StepGraph};
+pub use request::{Request, Settings};
 
-/// Name of the transformer component; its graph is `step`.
-pub const TRANSFORMER: &str = "transformer";
-/// Name of the text encoder component; its graph is `encode`.
-pub const TEXT_ENCODER: &str = "text_encoder";
 const ENCODE: &str = "encode";
 /// The value of CogVideoX 1.5's `ofs` input.
 const OFS: f32 = 2.0;
@@ -164,6 +160,28 @@ pub enum PipelineError {
     /// Frames cannot be made.
     #[error(transparent)]
     Video(#[from] VideoError),
+}
+
+impl Classified for PipelineError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Cancelled(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Config(error) => error.class(),
+            Self::Component(error) => error.class(),
+            Self::Tokenizer(error) => error.class(),
+            Self::Scheduler(error) => error.class(),
+            Self::Rotary(error) => error.class(),
+            Self::Vae(error) => error.class(),
+            Self::Resize(error) => error.class(),
+            Self::Video(error) => error.class(),
+            Self::Session { source, .. } => source.class(),
+            Self::Io { source, .. } => source.class(),
+            Self::NotFinite { .. } | Self::Infinite { .. } => ErrorClass::Numeric,
+            Self::Output { .. } | Self::MissingSection(_) => ErrorClass::BadModel,
+            Self::Request { .. } | Self::FrameSize { .. } => ErrorClass::Usage,
+        }
+    }
 }
 
 impl PipelineError {

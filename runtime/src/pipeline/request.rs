@@ -4,8 +4,8 @@ use ndarray::{Array5, ArrayD};
 use serde::Serialize;
 
 use super::{Conditioning, Event, Observer, Pipeline, PipelineError, TransformerConfig, VaeConfig};
+use crate::components::StepGraph;
 use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
-use crate::tensor::NamedTensors;
 
 /// A video to generate. What is `None` comes from the pipeline's defaults.
 #[derive(Clone, Debug, Default)]
@@ -40,21 +40,6 @@ pub struct Request {
     pub prompt_embeds: Option<ArrayD<f32>>,
     /// Which graph makes a step.
     pub step: StepGraph,
-}
-
-/// The transformer graph of a step, with inputs that it takes besides the usual ones (an adapter's factors, say).
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepGraph {
-    /// Its name.
-    pub graph: String,
-    /// Its further inputs.
-    pub inputs: NamedTensors,
-}
-
-impl Default for StepGraph {
-    fn default() -> Self {
-        Self { graph: "step".to_owned(), inputs: NamedTensors::new() }
-    }
 }
 
 /// A request with every question answered.

@@ -4,6 +4,8 @@ use tokenizers::Tokenizer;
 
 use self::growth::{Growth, MAX_TEXT};
 
+use crate::error::{Classified, ErrorClass};
+
 mod growth;
 
 /// Largest `tokenizer.json` or `spiece.model` that is read, in bytes; vocabularies of 256 000 pieces take 35 MB and 5 MB.
@@ -30,6 +32,15 @@ pub enum TokenizerError {
     /// No room for a token and the end marker.
     #[error("max_length is {0}, expected 2 to 65536")]
     MaxLength(usize),
+}
+
+impl Classified for TokenizerError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::File(_) => ErrorClass::BadModel,
+            _ => ErrorClass::Usage,
+        }
+    }
 }
 
 /// The ids of one prompt.

@@ -16,6 +16,7 @@ use ndarray::Array2;
 use crate::backends::held_weights;
 use crate::backends::onnxruntime::OpenOptions;
 use crate::engine::Engine;
+use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::write_file;
 use crate::io::raw;
 use crate::pipeline::{LatentChoice, PipelineConfig, Reference};
@@ -104,6 +105,12 @@ pub struct CacheError {
     pub path: PathBuf,
     /// The system's words.
     pub source: io::Error,
+}
+
+impl Classified for CacheError {
+    fn class(&self) -> ErrorClass {
+        self.source.class()
+    }
 }
 
 /// A folder of predictions of bounded size.

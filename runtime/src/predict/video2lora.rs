@@ -15,6 +15,7 @@ use crate::backends::{BackendError, OpenEngine};
 use crate::engine::manifest::{Manifest, Slot, slots_by_name};
 use crate::engine::session::{Session, SessionError};
 use crate::engine::{Engine, EngineError};
+use crate::error::{Classified, ErrorClass};
 use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
 use crate::tensor::{NamedTensors, Tensor};
 
@@ -132,6 +133,20 @@ pub enum PredictorError {
         /// Of this predictor.
         found: String,
     },
+}
+
+impl Classified for PredictorError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Open(error) => error.class(),
+            Self::Engine(error) => error.class(),
+            Self::Session(error) => error.class(),
+            Self::Config { .. } => ErrorClass::BadModel,
+            Self::NotFinite { .. } => ErrorClass::Numeric,
+            Self::MapFile { source, .. } => source.class(),
+            _ => ErrorClass::BadAdapter,
+        }
+    }
 }
 
 /// A hypernetwork, ready to run.

@@ -7,6 +7,8 @@ use std::fmt;
 
 use ndarray::ArrayD;
 
+use crate::error::{Classified, ErrorClass};
+
 mod cogvideox_ddim;
 mod ddim;
 mod diffusion;
@@ -165,6 +167,16 @@ pub enum SchedulerError {
         /// The timestep.
         timestep: i64,
     },
+}
+
+impl Classified for SchedulerError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Unsupported { .. } => ErrorClass::Unsupported,
+            Self::Steps { .. } => ErrorClass::Usage,
+            _ => ErrorClass::BadModel,
+        }
+    }
 }
 
 #[cfg(test)]

@@ -135,19 +135,22 @@ const NO_PRODUCTS: [&str; 8] = ["Add", "Sub", "Mul", "Div", "Gather", "Concat", 
 /// `explained` initializers it is known what they are.
 fn pruned(graph: &Graph, unused: &[&(&str, Initializer)], explained: &BTreeSet<&str>) -> Vec<String> {
     let readers = Readers::new(graph);
-    let mut values: Vec<(&[usize], bool)> = Vec::new();
+    let mut values: Vec<(&Initializer, bool)> = Vec::new();
     collect(graph, &mut |name, value| {
         if !explained.contains(name) {
             let product = readers.of(name).iter().any(|reader| !NO_PRODUCTS.contains(&&reader.op_type[..]));
-            values.push((&value.shape, product));
+            values.push((value, product));
         }
     });
     let may_be = |tensor: &[usize]| {
         let size: usize = tensor.iter().product();
-        values.iter().any(|(shape, product)| {
+        values.iter().any(|(value, product)| {
+            let (shape, bytes) = (&value.shape, value.dtype.size() == 1);
             let other = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).unwrap_or(usize::MAX);
             // 4 bits are often stored two to a byte.
-            other == size || other * 2 == size || (*product && other > size && shape.contains(&tensor[1]))
+            other == size
+                || (bytes && other.saturating_mul(2) == size)
+                || (*product && other > size && shape.contains(&tensor[1]))
         })
     };
     let left_out = unused.iter().filter(|(_, tensor)| !may_be(&tensor.shape));

@@ -30,6 +30,7 @@ pub use weight_plan::{weight_bytes, weight_mode};
 
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
+use crate::error::{Classified, ErrorClass};
 use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
 
@@ -126,6 +127,20 @@ pub enum OrtError {
         /// Its own words.
         message: String,
     },
+}
+
+impl Classified for OrtError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Library(error) => error.class(),
+            Self::Engine(error) => error.class(),
+            Self::Fuse(error) => error.class(),
+            Self::WrongBackend { .. } | Self::Arithmetic { .. } | Self::Provider { .. } => ErrorClass::Version,
+            Self::Memory { .. } | Self::OutOfMemory { .. } => ErrorClass::Memory,
+            Self::Placeholder { source } => source.class(),
+            _ => ErrorClass::BadModel,
+        }
+    }
 }
 
 impl OrtError {

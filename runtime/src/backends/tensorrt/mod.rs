@@ -30,6 +30,7 @@ pub use self::verify::{PROBE_INPUT, PROBE_OUTPUT};
 
 use crate::backends::onnxruntime::OrtError;
 use crate::engine::EngineError;
+use crate::error::{Classified, ErrorClass};
 use crate::lora::fuse::FuseError;
 
 /// How engines that are compiled for TensorRT are opened.
@@ -171,6 +172,25 @@ pub enum TrtError {
         #[source]
         reason: Box<OrtError>,
     },
+}
+
+impl Classified for TrtError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Library(_) => ErrorClass::Version,
+            Self::NoGpu { .. } | Self::WrongBackend { .. } | Self::NoPlan { .. } | Self::Refused { .. } => {
+                ErrorClass::Version
+            }
+            Self::Engine(error) => error.class(),
+            Self::Fuse(error) => error.class(),
+            Self::Device(error) => error.class(),
+            Self::Memory(_) => ErrorClass::Memory,
+            Self::Gone { cause, .. } => cause.class(),
+            Self::Differs { .. } => ErrorClass::Numeric,
+            Self::Reference { reason, .. } => reason.class(),
+            Self::Interface { .. } | Self::Failed(_) | Self::Refit { .. } => ErrorClass::BadModel,
+        }
+    }
 }
 
 impl From<LibraryError> for TrtError {

@@ -21,7 +21,7 @@ use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
 use crate::engine::session::{Dim, Port, Session};
 use crate::engine::testing::{LINEARS, fixture, manifest, part, write, write_tiny};
 use crate::engine::{Engine, Manifest};
-use crate::error::ErrorClass;
+use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{read_tensors, write_tensors};
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -234,12 +234,12 @@ fn trt_swap_that_fails_leaves_the_former_weights_and_report() {
         assert_eq!(case.run(&mut session), before);
         // Stopped before a weight is set.
         let stopped = trt.set_adapters(&[(b.clone(), 1.0)], Some(&|| true)).unwrap_err();
-        assert_eq!(ErrorClass::of(&stopped), Some(ErrorClass::Cancelled));
+        assert_eq!(stopped.class(), ErrorClass::Cancelled);
         // No slot of that name.
         let mut unknown = b.clone();
         unknown.layers.insert("nowhere".into(), unknown.layers["down"].clone());
         let error = trt.set_adapters(&[(unknown, 1.0)], None).unwrap_err();
-        assert_eq!(ErrorClass::of(&error), Some(ErrorClass::BadAdapter));
+        assert_eq!(error.class(), ErrorClass::BadAdapter);
         assert_eq!((case.run(&mut session), &trt.report().fused), (before, &reported), "{storage}");
         // Then it works.
         trt.set_adapters(&[(b.clone(), 1.0)], None).unwrap();
@@ -267,7 +267,7 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
             // The base, by the probe.
             let mut trt = case.open_on(&gpu, &options()).unwrap();
             let error = trt.session("step").map(drop).unwrap_err();
-            assert_eq!(ErrorClass::of(&error), Some(ErrorClass::Numeric), "{ignored}: {error}");
+            assert_eq!(error.class(), ErrorClass::Numeric, "{ignored}: {error}");
             assert!(error.to_string().contains("recorded when it was compiled"), "{error}");
             assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
             // Adapters, by ONNX Runtime: those that the engine is opened with, and those that come later.
@@ -286,7 +286,7 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
                 matches!(&error, TrtError::Gone { cause, .. } if matches!(**cause, TrtError::Differs { .. })),
                 "{error}"
             );
-            assert_eq!(ErrorClass::of(&error), Some(ErrorClass::Numeric));
+            assert_eq!(error.class(), ErrorClass::Numeric);
             assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
             gpu.behaviour.lock().unwrap().ignored = None;
             trt.set_adapters(&[], None).unwrap();
@@ -337,7 +337,7 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
         gpu.capability = capability.parse().unwrap();
         let opened = case.open_on(&Arc::new(gpu), &options()).and_then(|mut trt| trt.session("step").map(drop));
         let error = opened.unwrap_err();
-        (ErrorClass::of(&error).unwrap(), error.to_string())
+        (error.class(), error.to_string())
     };
     let (class, text) = message(&case, "9.0");
     assert_eq!(class, ErrorClass::Version);
@@ -364,7 +364,7 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
         gpu.behaviour.lock().unwrap().tensors = Some(edit);
         let error = trt.session("step").map(drop).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
-        assert_eq!(ErrorClass::of(&error), Some(ErrorClass::BadModel));
+        assert_eq!(error.class(), ErrorClass::BadModel);
         assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
     }
     // A slot whose weight is a constant of the plan.

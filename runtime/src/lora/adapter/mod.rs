@@ -18,6 +18,7 @@ use indexmap::IndexMap;
 use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Classified, ErrorClass};
 use crate::io::weights::WeightError;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome};
@@ -181,6 +182,15 @@ pub enum AdapterError {
         /// What is wrong.
         reason: String,
     },
+}
+
+impl Classified for AdapterError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Weights(WeightError::Io { source, .. }) => source.class(),
+            _ => ErrorClass::BadAdapter,
+        }
+    }
 }
 
 fn unmatched(coverage: &Coverage) -> String {

@@ -6,6 +6,8 @@
 
 use ndarray::Array2;
 
+use crate::error::{Classified, ErrorClass};
+
 /// Where the rows and columns of a CogVideoX 1.0 model lie within the region cut from its base grid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,6 +80,12 @@ pub enum RotaryError {
         /// Columns of the base grid.
         max_columns: usize,
     },
+}
+
+impl Classified for RotaryError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Usage
+    }
 }
 
 const MAX_TOKENS: usize = 1 << 24;

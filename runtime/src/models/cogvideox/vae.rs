@@ -14,18 +14,15 @@ use std::ops::Range;
 
 use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
 
+use crate::components::{ComponentError, Components, Needs};
+pub use crate::components::{VAE_DECODER as DECODER, VAE_ENCODER as ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::engine::session::{Session, SessionError};
-use crate::pipeline::{
-    Cancelled, Chunking, ComponentError, Components, DecodeChunks, Needs, NotEnough, Observer, Progress, Stage,
-    VaeConfig, check_room, float_tensor,
-};
+use crate::error::{Classified, ErrorClass};
+use crate::events::{Cancelled, Observer, Progress, Stage};
+use crate::memory::{NotEnough, check_room};
+use crate::pipeline::{Chunking, DecodeChunks, VaeConfig, float_tensor};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
-
-/// Name of the encoder component.
-pub const ENCODER: &str = "vae_encoder";
-/// Name of the decoder component.
-pub const DECODER: &str = "vae_decoder";
 
 const CACHE: &str = "conv_cache.";
 const NEXT_CACHE: &str = "next_conv_cache.";
@@ -159,6 +156,19 @@ pub enum VaeError {
         /// Pixels per latent pixel.
         ratio: usize,
     },
+}
+
+impl Classified for VaeError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Cancelled(error) => error.class(),
+            Self::Memory(error) => error.class(),
+            Self::Component(error) => error.class(),
+            Self::Session { source, .. } => source.class(),
+            Self::Input { .. } | Self::Tile { .. } => ErrorClass::Usage,
+            Self::Convention { .. } => ErrorClass::BadModel,
+        }
+    }
 }
 
 /// The encoder's answer: a normal distribution per latent value, `[B, C, T, h, w]`.

@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::error::{Classified, ErrorClass};
+
 /// A part of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,6 +74,12 @@ impl Observer for () {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cancelled")]
 pub struct Cancelled;
+
+impl Classified for Cancelled {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Cancelled
+    }
+}
 
 /// Reports the steps of one stage and checks for cancellation before each.
 pub(crate) struct Progress<'a> {

@@ -1,9 +1,22 @@
-//! Where a pipeline gets its networks from.
+//! A pipeline's networks: their names, and where it gets them from.
 
 use std::collections::BTreeMap;
 
 use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::session::Session;
+use crate::error::{Classified, Error, ErrorClass};
+use crate::tensor::NamedTensors;
+
+/// The component that adapters change; its graph is `step`.
+pub const TRANSFORMER: &str = "transformer";
+/// The component that turns a prompt into embeddings; its graph is `encode`.
+pub const TEXT_ENCODER: &str = "text_encoder";
+/// The component that turns pixels into latents.
+pub const VAE_ENCODER: &str = "vae_encoder";
+/// The component that turns latents into pixels.
+pub const VAE_DECODER: &str = "vae_decoder";
+/// The component that predicts adapters.
+pub const HYPERNETWORK: &str = "hypernetwork";
 
 /// The networks of a pipeline, by component and graph name (`("transformer", "step")`).
 pub trait Components {
@@ -36,6 +49,21 @@ pub trait Components {
 
     /// Says that a component is not needed for now. Its memory may be given back; a later [`Self::session`] opens it again.
     fn release(&mut self, component: &str);
+}
+
+/// The transformer graph of a step, with inputs that it takes besides the usual ones (an adapter's factors, say).
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepGraph {
+    /// Its name.
+    pub graph: String,
+    /// Its further inputs.
+    pub inputs: NamedTensors,
+}
+
+impl Default for StepGraph {
+    fn default() -> Self {
+        Self { graph: "step".to_owned(), inputs: NamedTensors::new() }
+    }
 }
 
 /// What a graph takes.
@@ -71,8 +99,17 @@ pub enum ComponentError {
         /// The graph.
         graph: String,
         /// The reason.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: Error,
     },
+}
+
+impl Classified for ComponentError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Missing { .. } => ErrorClass::BadModel,
+            Self::Open { source, .. } => source.class(),
+        }
+    }
 }
 
 /// Sessions that are already open, by component and graph name; [`Components::release`] keeps them.
