@@ -14,10 +14,11 @@ mod tensorrt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
+use v2l_export::targets::{Entry, TARGETS};
 use v2l_export::{AmbiguousSlot, CompileOptions, EngineReport, Pass, Passes, SharedSlot, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
@@ -72,8 +73,8 @@ struct Args {
     #[arg(long, value_name = "CHECKPOINT")]
     weights: Option<PathBuf>,
     /// Backend to compile for.
-    #[arg(long, value_enum, default_value_t)]
-    backend: Backend,
+    #[arg(long, default_value = "ort", value_parser = backend())]
+    backend: &'static Entry,
     #[command(flatten)]
     types: PrecisionArgs,
     #[command(flatten)]
@@ -118,15 +119,12 @@ enum FuseMode {
     Side,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
-enum Backend {
-    /// ONNX Runtime.
-    #[default]
-    Ort,
-    /// TensorRT-RTX 1.7: GeForce and RTX GPUs. Builds without a GPU.
-    TensorrtRtx,
-    /// TensorRT 11.4: builds for the GPU of this machine. Its authors have not run it.
-    Tensorrt,
+/// `--backend`: the targets that the compiler has.
+fn backend() -> impl TypedValueParser<Value = &'static Entry> {
+    let values = TARGETS.iter().map(|entry| PossibleValue::new(entry.name).help(entry.about));
+    PossibleValuesParser::new(values).try_map(|name| {
+        TARGETS.iter().find(|entry| entry.name == name).ok_or_else(|| format!("no backend is called `{name}`"))
+    })
 }
 
 fn int8_block(text: &str) -> Result<usize, String> {
@@ -149,7 +147,7 @@ fn main() -> ExitCode {
 }
 
 fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()> {
-    let tensorrt = args.tensorrt.options(args)?;
+    let backend = args.tensorrt.target(args)?;
     let target = match &args.output {
         Some(path) => path.clone(),
         None if input.is_dir() => return Err(Failure::usage("a bundle needs -o ENGINE_DIR")),
@@ -185,7 +183,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         passes: Passes::without(args.disable_pass.iter().filter_map(|name| name.parse().ok())),
         step_inputs: args.step_inputs.clone(),
         weights: args.weights.clone(),
-        tensorrt,
+        target: backend,
     };
     let report = v2l_export::compile(input, &target, &options, &mut |progress| output.follow(&progress))?;
     output.finish();

@@ -1,14 +1,14 @@
 //! Compiling for TensorRT: the flags, and what was built.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 use v2l_cli::{Failure, Output};
+use v2l_export::targets::Target;
 use v2l_export::trt::{Capability, Flavour};
 use v2l_export::{EngineReport, PlanBuilder, TensorRtOptions};
-
-use crate::Backend;
 
 /// What plans are built with, and for.
 #[derive(Args)]
@@ -24,19 +24,11 @@ pub(crate) struct TensorRtArgs {
     pub(crate) timing_cache: Option<PathBuf>,
 }
 
-/// Ampere, Ada and Blackwell as GeForce cards have them.
-const DEFAULT_CAPABILITIES: [Capability; 3] =
-    [Capability { major: 8, minor: 6 }, Capability { major: 8, minor: 9 }, Capability { major: 12, minor: 0 }];
-
 impl TensorRtArgs {
-    /// What the flags ask for; nothing if that is ONNX Runtime.
-    pub(crate) fn options(&self, args: &crate::Args) -> anyhow::Result<Option<TensorRtOptions>> {
-        let flavour = match args.backend {
-            Backend::Ort => None,
-            Backend::TensorrtRtx => Some(Flavour::Rtx),
-            Backend::Tensorrt => Some(Flavour::TensorRt),
-        };
-        let Some(flavour) = flavour else {
+    /// The chosen backend with what the flags ask for.
+    pub(crate) fn target(&self, args: &crate::Args) -> anyhow::Result<Arc<dyn Target>> {
+        let Some(flavour) = [Flavour::Rtx, Flavour::TensorRt].into_iter().find(|f| f.backend() == args.backend.name)
+        else {
             let given = [
                 ("--trt-lib", self.trt_lib.is_some()),
                 ("--compute-capability", !self.compute_capability.is_empty()),
@@ -44,7 +36,7 @@ impl TensorRtArgs {
             ];
             return match given.iter().find(|(_, given)| *given) {
                 Some((flag, _)) => Err(Failure::usage(format!("{flag} needs --backend tensorrt-rtx or tensorrt"))),
-                None => Ok(None),
+                None => Ok(args.backend.target()),
             };
         };
         let backend = flavour.backend();
@@ -56,16 +48,17 @@ impl TensorRtArgs {
                 "--timingCacheFile is for --backend tensorrt; TensorRT-RTX keeps no timings: leave it out",
             ));
         }
-        let mut capabilities = self.compute_capability.clone();
-        if flavour == Flavour::Rtx && capabilities.is_empty() {
-            capabilities = DEFAULT_CAPABILITIES.to_vec();
+        let mut options = TensorRtOptions::new(flavour);
+        if !self.compute_capability.is_empty() {
+            options.capabilities.clone_from(&self.compute_capability);
+            options.capabilities.sort_unstable();
+            options.capabilities.dedup();
         }
-        capabilities.sort_unstable();
-        capabilities.dedup();
         // This program, under a name that is the same wherever it lies.
-        let builder = PlanBuilder::Program("/proc/self/exe".into());
-        let (library, timing_cache) = (self.trt_lib.clone(), self.timing_cache.clone());
-        Ok(Some(TensorRtOptions { flavour, library, capabilities, plain: false, builder, timing_cache }))
+        options.builder = PlanBuilder::Program("/proc/self/exe".into());
+        options.library.clone_from(&self.trt_lib);
+        options.timing_cache.clone_from(&self.timing_cache);
+        Ok(Arc::new(options))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Models, and pieces of them, on ONNX Runtime: the compiler looks at what they compute.
 
+pub(crate) mod adapted;
+
 use std::borrow::Cow;
 
 use indexmap::IndexMap;
@@ -10,7 +12,7 @@ use v2l_runtime::ort_backend::{GraphWeight, Interface, OpenOptions, OrtError, Or
 use v2l_runtime::session::{Dim, Port, Session, SessionError};
 use v2l_runtime::tensor::Tensor;
 
-use crate::compile::types::to_runtime;
+use crate::types::to_runtime;
 
 /// Why a model did not run.
 #[derive(Debug, thiserror::Error)]

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use indexmap::IndexMap;
-use v2l_graphs::{Dim, ReadOptions, ValueInfo, read_model};
+use v2l_graphs::{Dim, ValueInfo};
 use v2l_runtime::engine::manifest::{Absent, Slot};
 
 use crate::compile::SlotReport;
-use crate::files::open_file;
-use crate::{CompileOptions, ExportError, compile, metadata};
+use crate::compile::prepared::{PreparedGraph, prepare};
+use crate::compile::slots::{Discovered, slots};
+use crate::{CompileOptions, ExportError, metadata};
 
 /// What an ONNX file holds.
 #[derive(Clone, Debug)]
@@ -48,11 +49,11 @@ pub struct OnnxSummary {
 /// # Errors
 /// [`ExportError`], as [`crate::compile`] would refuse the file.
 pub fn summarize_onnx(path: &Path, nodes: bool) -> Result<OnnxSummary, ExportError> {
-    let prepared = compile::prepare(&path.display().to_string(), path, None, &CompileOptions::default())?.model;
-    let model = read_model(path, &ReadOptions { open: &|file| open_file(path, file) })?;
+    let label = path.display().to_string();
+    let PreparedGraph { read: model, model: prepared, .. } = prepare(&label, path, None, &CompileOptions::default())?;
     let text = model.summary(nodes).trim_end().to_owned();
     let graph = model.graph.name.clone();
-    let compile::Discovered { slots, absent, report } = compile::slots(&mut [(graph.clone(), prepared)], None)?;
+    let Discovered { slots, absent, report } = slots(&mut [(graph.clone(), prepared)], None)?;
     let mut operators: BTreeMap<String, usize> = BTreeMap::new();
     for node in &model.graph.nodes {
         *operators.entry(node.op_type.clone()).or_default() += 1;

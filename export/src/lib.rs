@@ -9,6 +9,7 @@ pub mod check;
 mod checkpoint;
 mod compile;
 mod component;
+mod debug;
 pub mod engine_writer;
 mod error;
 mod execute;
@@ -17,16 +18,19 @@ mod inspect;
 pub mod models;
 pub mod precision;
 mod progress;
+mod stored;
 mod tokenizer;
+mod types;
 
 pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
-pub use check::debug;
 pub use checkpoint::{Checkpoint, Vars};
+pub use compile::targets::{self, PlanBuilder, TensorRtOptions};
 pub use compile::{
-    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanBuilder, PlanReport, SharedSlot,
-    SlotReport, TensorRtOptions, compile,
+    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanReport, SharedSlot, SlotReport,
+    compile,
 };
 pub use component::{Component, metadata};
+pub use debug::debug;
 pub use error::ExportError;
 pub use execute::{ExecuteError, OrtExecutor};
 pub use inspect::{OnnxSummary, summarize_onnx};

@@ -175,7 +175,7 @@ impl Card<'_> {
         let options = CompileOptions {
             precision: PrecisionOptions { request: Some(request), rules_only: true, ..PrecisionOptions::default() },
             profiles: vec![profile.clone()],
-            tensorrt: Some(TensorRtOptions {
+            target: Arc::new(TensorRtOptions {
                 flavour: Flavour::Rtx,
                 library: None,
                 capabilities: vec![self.capability],

@@ -103,7 +103,7 @@ fn options(case: &Case, capability: Capability) -> CompileOptions {
     CompileOptions {
         precision: PrecisionOptions { request: Some(Request::Fp32), rules_only: true, ..PrecisionOptions::default() },
         profiles: vec![case.inputs.iter().map(|(name, tensor)| (name.clone(), range(tensor.shape()))).collect()],
-        tensorrt: Some(TensorRtOptions {
+        target: Arc::new(TensorRtOptions {
             flavour: Flavour::Rtx,
             library: None,
             capabilities: vec![capability],

@@ -10,14 +10,18 @@ use rand_chacha::ChaCha20Rng;
 use rand_distr::{Distribution, StandardNormal};
 use v2l_graphs::passes::settle_extents;
 use v2l_graphs::{Dim, Graph, Model, ValueInfo};
+use v2l_runtime::engine::manifest::{Profile, ShapeRange};
 use v2l_runtime::raw::tensor_from_bytes;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::read_tensors;
+use v2l_runtime::weights::{WeightFile, read_tensors};
 
 use crate::ExportError;
-use crate::compile::types::to_runtime;
+use crate::types::to_runtime;
 
 use super::uses::{Use, use_of};
+
+/// Rank of the factors that low-rank branches are run with, if they take as many.
+pub(crate) const FACTOR_RANK: usize = 4;
 
 /// Inputs of one run, and what messages call them.
 #[derive(Clone, Debug)]
@@ -71,6 +75,45 @@ pub(crate) fn not_served(
         }
     }
     Ok(None)
+}
+
+/// The input files and the tensors that each names.
+pub(crate) fn named_files(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<String>)>, ExportError> {
+    let mut found = Vec::new();
+    for path in paths {
+        for file in input_files(path)? {
+            let names = WeightFile::open(&file)?.names();
+            found.push((file, names));
+        }
+    }
+    Ok(found)
+}
+
+/// True if these are the names of all inputs of a graph.
+pub(crate) fn serves(names: &[String], graph: &Graph) -> bool {
+    names.len() == graph.inputs.len() && graph.inputs.iter().all(|input| names.contains(&input.name))
+}
+
+/// `extents`, and what one of a profile's shapes says of those that the graph's inputs name.
+pub(crate) fn profile_extents(
+    graph: &Graph,
+    profile: &Profile,
+    choose: fn(&ShapeRange) -> &Vec<usize>,
+    mut extents: IndexMap<String, usize>,
+) -> IndexMap<String, usize> {
+    for input in &graph.inputs {
+        let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_ref());
+        let (Some(range), Some(shape)) = (profile.get(&input.name), shape) else { continue };
+        for (axis, dim) in shape.iter().enumerate() {
+            let name = match dim {
+                Dim::Fixed(_) => continue,
+                Dim::Symbol(name) if !name.is_empty() => name.clone(),
+                _ => format!("{}.{axis}", input.name),
+            };
+            extents.insert(name, choose(range)[axis]);
+        }
+    }
+    extents
 }
 
 /// Reads named tensors for the inputs of `graph`.

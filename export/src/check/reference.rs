@@ -3,19 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use v2l_graphs::passes::{lower_logic, sort_topologically};
-use v2l_graphs::{
-    DataType, Model, ReadOptions, ValueInfo, computes_in_16_bits, raise_precision, read_model, uses_narrow_floats,
-};
+use v2l_graphs::passes::lower_logic;
+use v2l_graphs::{DataType, Model, ValueInfo, computes_in_16_bits, raise_precision, uses_narrow_floats};
 use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
-use crate::compile::types::{ports, to_runtime};
-use crate::compile::variants::stored_variant;
 use crate::execute::{ExecuteError, OrtExecutor};
-use crate::files::{check_graph, open_file};
-use crate::{ExportError, metadata};
+use crate::metadata;
+use crate::stored::stored_variant;
+use crate::types::{ports, to_runtime};
 
 /// A source graph that can be run in f32, unoptimised.
 ///
@@ -37,12 +34,8 @@ struct Untouched {
 }
 
 impl Reference {
-    pub(crate) fn read(path: &Path) -> Result<Self, ExportError> {
-        let mut model = read_model(path, &ReadOptions { open: &|file| open_file(path, file) })?;
-        let label = path.display().to_string();
-        sort_topologically(&mut model)
-            .map_err(|e| ExportError::Graph { graph: label.clone(), reason: e.to_string() })?;
-        check_graph(&label, &model)?;
+    /// That of the file at `path`, which was read as `model` and sorted.
+    pub(crate) fn new(path: &Path, mut model: Model) -> Self {
         let narrow = uses_narrow_floats(&model.graph);
         // Where v2l put casts itself, the file rounds and its engine does not.
         let rounds_alike = !model.metadata.contains_key(metadata::COMPONENT) && !computes_in_16_bits(&model.graph);
@@ -50,7 +43,7 @@ impl Reference {
         raise_precision(&mut model);
         let may_not_run = lower_logic(&mut model) > 0 || narrow;
         let untouched = (!narrow || rounds_alike).then_some(Untouched { inputs, outputs, may_not_run });
-        Ok(Self { path: path.to_owned(), model, untouched })
+        Self { path: path.to_owned(), model, untouched }
     }
 
     /// A session that computes in f32.

@@ -1,9 +1,10 @@
 //! What a check found.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use v2l_calibration::{Comparison, Trace};
-use v2l_runtime::ort_backend::WeightMode;
+use v2l_runtime::ort_backend::{OperatorTimes, WeightMode};
 
 /// How far an output may lie from the reference.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,6 +21,11 @@ pub enum Tolerance {
 }
 
 impl Tolerance {
+    /// What arithmetic in 16 bits lets expect of a sound plan.
+    pub(crate) fn of_plan(bfloat16: bool) -> Self {
+        Self::RelativeL2(if bfloat16 { 1e-1 } else { 2e-2 })
+    }
+
     pub(crate) fn allows(&self, found: &Comparison, values: impl FnOnce() -> (Vec<f32>, Vec<f32>)) -> bool {
         match *self {
             Self::RelativeL2(most) => found.within(most),
@@ -53,6 +59,8 @@ pub struct OutputCheck {
     /// Its distance from the reference; `None` if it is missing or has another shape. The tolerances that would have
     /// passed: its relative L2, or atol `max_abs`, or rtol `max_relative`.
     pub comparison: Option<Comparison>,
+    /// True if its values must be equal, whatever the tolerance: integers of 32 and 64 bits, and truth values.
+    pub exact: bool,
     /// True if it is within the tolerance.
     pub passed: bool,
 }
@@ -80,9 +88,10 @@ impl GraphCheck {
         self.outputs.iter().all(|output| output.passed)
     }
 
-    /// The output that is furthest off.
+    /// The output that is furthest off, of those that are not within the tolerance if there are any.
     pub fn worst(&self) -> Option<&OutputCheck> {
-        self.outputs.iter().max_by(|a, b| error(a).total_cmp(&error(b)))
+        let wrong = |output: &OutputCheck| !output.passed;
+        self.outputs.iter().max_by(|a, b| wrong(a).cmp(&wrong(b)).then(error(a).total_cmp(&error(b))))
     }
 }
 
@@ -100,6 +109,9 @@ impl fmt::Display for Failed {
         let check = &self.check;
         write!(f, "{}, graph `{}`, weights {}: ", check.component, check.graph, check.weights)?;
         match check.worst() {
+            Some(OutputCheck { name, comparison: Some(found), exact: true, .. }) => {
+                write!(f, "output `{name}` differs from the source: {found}; expected equal integers")?;
+            }
             Some(OutputCheck { name, comparison: Some(found), .. }) => {
                 write!(f, "output `{name}` differs from the source: {found}; expected {}", check.tolerance)?;
             }
@@ -116,6 +128,32 @@ impl fmt::Display for Failed {
         }
         write!(f, "; inputs: {}", check.inputs)
     }
+}
+
+/// What was checked.
+#[derive(Clone, Debug, Default)]
+pub struct Checks {
+    /// By graph, way to hold the weights, and inputs.
+    pub done: Vec<GraphCheck>,
+    /// What a run of each graph spends its time on, if that was asked for.
+    pub times: Vec<GraphTimes>,
+    /// Graphs that could not be checked, and why.
+    pub skipped: Vec<(String, String)>,
+    /// Input files that serve none of the component's graphs, and why the first graph does not take them.
+    pub unserved: Vec<(PathBuf, String)>,
+}
+
+/// Where one run of a graph, its stages left out, spends its time.
+#[derive(Clone, Debug)]
+pub struct GraphTimes {
+    /// The graph.
+    pub graph: String,
+    /// How the weights were held.
+    pub weights: WeightMode,
+    /// What it ran on.
+    pub inputs: String,
+    /// By operator.
+    pub operators: OperatorTimes,
 }
 
 fn error(output: &OutputCheck) -> f64 {

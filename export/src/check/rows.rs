@@ -12,8 +12,8 @@ use v2l_runtime::session::{self, Session};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::inputs::InputSet;
+use super::made::{Runs, made_run};
 use super::reference::{Reference, run};
-use super::{Runs, made_run};
 
 /// Rows of the made inputs that have several.
 const SEVERAL: usize = 3;

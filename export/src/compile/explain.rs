@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use v2l_graphs::Model;
 use v2l_graphs::passes::{Lowered, Pass, Report};
 use v2l_runtime::engine::manifest::Graph;
 
@@ -48,9 +47,9 @@ impl GraphReport {
         }
     }
 
-    /// Adds what hoisting did: `main` is what every run executes of `stored`.
-    pub(super) fn store(&mut self, main: &Model, stored: &Graph, weights: &BTreeMap<String, StoredWeight>) {
-        self.nodes_after = main.graph.nodes.len();
+    /// Adds what hoisting did: every run executes `nodes` of `stored`.
+    pub(super) fn store(&mut self, nodes: usize, stored: &Graph, weights: &BTreeMap<String, StoredWeight>) {
+        self.nodes_after = nodes;
         self.weight_bytes_after = bytes(stored, weights);
         self.weight_bytes_before = stored.parts().map(|part| bytes(part, weights)).sum();
         let stages = stored.stages.as_ref();

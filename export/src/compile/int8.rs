@@ -11,14 +11,14 @@ use crate::precision::{Int8Report, PrecisionOptions, fit_int8};
 
 /// The matrices of one component that are stored in 8 bits.
 #[derive(Default)]
-pub(super) struct Int8 {
+pub(crate) struct Int8 {
     block: usize,
     names: Vec<String>,
 }
 
 impl Int8 {
     /// The matrices that every one of the graphs that reads them can take in 8 bits, of `block` inputs to a scale.
-    pub(super) fn new<'a>(block: usize, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
+    pub(crate) fn new<'a>(block: usize, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
         let (mut fits, mut unfit) = (Vec::new(), HashSet::new());
         let mut seen = HashSet::new();
         for (_, model) in models {
@@ -32,7 +32,7 @@ impl Int8 {
     }
 
     /// Leaves out what keeps the graphs from an accuracy target.
-    pub(super) fn fit(
+    pub(crate) fn fit(
         &mut self,
         component: &str,
         graphs: &[(String, Model)],
@@ -41,26 +41,26 @@ impl Int8 {
         fit_int8(component, graphs, &mut self.names, self.block, options)
     }
 
-    pub(super) fn is_used(&self) -> bool {
+    pub(crate) fn is_used(&self) -> bool {
         !self.names.is_empty()
     }
 
     /// The graph over 8-bit weights.
-    pub(super) fn quantized(&self, (graph, model): &(String, Model)) -> (String, Model) {
+    pub(crate) fn quantized(&self, model: &Model) -> Model {
         let mut model = model.clone();
         quantize_weights(&mut model, &self.names, self.block);
-        (graph.clone(), model)
+        model
     }
 
     /// The f32 graphs over what the 8-bit weights stand for.
-    pub(super) fn restore(&self, models: &mut [(String, Model)]) {
+    pub(crate) fn restore(&self, models: &mut [(String, Model)]) {
         for (_, model) in models {
             restore_quantized(model, &self.names, self.block);
         }
     }
 
     /// The slots, those of 8-bit weights saying so.
-    pub(super) fn slots(&self, slots: Vec<Slot>) -> Vec<Slot> {
+    pub(crate) fn slots(&self, slots: Vec<Slot>) -> Vec<Slot> {
         let names: HashSet<&String> = self.names.iter().collect();
         let mark = |slot: Slot| match names.contains(&slot.tensor) {
             true => Slot {

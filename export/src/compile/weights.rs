@@ -7,12 +7,12 @@ use v2l_graphs::{DataType, Initializer, Model, TensorData, tables};
 use v2l_runtime::engine::manifest::RESERVED_PREFIX;
 use v2l_runtime::tensor::Dtype;
 
-use super::types::{from_runtime, to_runtime};
 use crate::ExportError;
 use crate::engine_writer::WeightSource;
+use crate::types::{from_runtime, to_runtime};
 
 /// Weight bytes as an engine source.
-pub(super) struct Streamed(pub(super) TensorData);
+pub(crate) struct Streamed(pub(crate) TensorData);
 
 impl WeightSource for Streamed {
     fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
@@ -32,18 +32,18 @@ pub(crate) struct StoredWeight {
 /// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`, else their own.
 /// Vectors and tables keep their own, and f32 is kept what a graph hands out as it is.
 pub(crate) fn plan_weights<'a>(
-    models: impl Iterator<Item = &'a (String, Model)>,
+    models: impl Iterator<Item = (&'a String, &'a Model)>,
     storage: Option<Dtype>,
     planned: &BTreeMap<String, DataType>,
 ) -> Result<BTreeMap<String, StoredWeight>, ExportError> {
-    let models: Vec<&(String, Model)> = models.collect();
-    let tables = tables(models.iter().map(|(_, model)| model));
+    let models: Vec<(&String, &Model)> = models.collect();
+    let tables = tables(models.iter().map(|(_, model)| *model));
     let handed_out: HashSet<&str> =
         models.iter().flat_map(|(_, model)| &model.graph.outputs).map(|output| output.name.as_str()).collect();
     let mut union: BTreeMap<&str, (&str, &Initializer)> = BTreeMap::new();
     for (graph, model) in &models {
         for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
-            let fail = |reason: String| Err(ExportError::Graph { graph: graph.clone(), reason });
+            let fail = |reason: String| Err(ExportError::Graph { graph: (*graph).clone(), reason });
             if name.starts_with(RESERVED_PREFIX) {
                 return fail(format!(
                     "weight `{name}`: names under `{RESERVED_PREFIX}` are the engine's own; rename it"
@@ -81,7 +81,7 @@ pub(crate) fn plan_weights<'a>(
 }
 
 /// The type in which the matrices of the source are stored: f16 or bf16 if all have that type, else f32. Tables do not count.
-pub(super) fn source_type(models: &[(String, Model)]) -> DataType {
+pub(crate) fn source_type(models: &[(String, Model)]) -> DataType {
     let tables = tables(models.iter().map(|(_, model)| model));
     let weights = models.iter().flat_map(|(_, model)| &model.graph.initializers);
     let mut types = weights
@@ -97,7 +97,7 @@ pub(super) fn source_type(models: &[(String, Model)]) -> DataType {
 
 /// The type in which most of the matrices' elements are stored, that of tables if there is nothing else; f32 if there is no
 /// matrix.
-pub(super) fn matrix_type(weights: &BTreeMap<String, StoredWeight>) -> Dtype {
+pub(crate) fn matrix_type(weights: &BTreeMap<String, StoredWeight>) -> Dtype {
     let matrices = || weights.values().filter(|w| w.shape.len() >= 2 && w.dtype.is_float());
     let most = |narrows: bool| {
         let elements = |dtype: Dtype| {

@@ -9,26 +9,13 @@ use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::ort_backend::WeightMode;
 use v2l_runtime::tensor::NamedTensors;
 
-use super::PrecisionOptions;
-use super::adapted::AdaptedExecutor;
+use super::options::PrecisionOptions;
+use super::report::PlanCheck;
+use super::types::arithmetic;
 use crate::ExportError;
-use crate::check::inputs::{InputSet, generate, input_files, read_inputs};
-use crate::check::{Failed, GraphCheck, OutputCheck, Tolerance, serves};
-
-/// How far a plan's outputs lie from float32.
-#[derive(Clone, Debug)]
-pub struct PlanCheck {
-    /// `component/graph`.
-    pub graph: String,
-    /// Inputs, and the strength of adapters.
-    pub run: String,
-    /// The output that is furthest off, and how far.
-    pub output: String,
-    /// The distance.
-    pub error: Comparison,
-    /// True if every output is within the tolerance.
-    pub passed: bool,
-}
+use crate::check::inputs::{InputSet, generate, input_files, read_inputs, serves};
+use crate::check::{Failed, GraphCheck, OutputCheck, Tolerance};
+use crate::execute::adapted::AdaptedExecutor;
 
 /// How much of a graph is calibrated at a time: all values of a piece are in memory at once.
 const PIECES: Limits = Limits { weight_bytes: 1 << 30, nodes: 40 };
@@ -235,17 +222,21 @@ impl<'a> Bench<'a> {
         types: &[DataType],
         tolerance: Option<Tolerance>,
     ) -> Result<Vec<PlanCheck>, ExportError> {
-        let tolerance = tolerance.unwrap_or_else(|| expected_of(types.contains(&DataType::Bfloat16)));
+        let tolerance = tolerance.unwrap_or_else(|| Tolerance::of_plan(types.contains(&DataType::Bfloat16)));
         let checks = self.measure(runs, types, tolerance)?;
         if let Some((check, run)) = checks.iter().zip(runs).find(|(check, _)| !check.passed) {
             let (component, graph) = self.name.split_once('/').unwrap_or(("", self.name));
-            let outputs =
-                vec![OutputCheck { name: check.output.clone(), comparison: Some(check.error), passed: false }];
+            let outputs = vec![OutputCheck {
+                name: check.output.clone(),
+                comparison: Some(check.error),
+                exact: false,
+                passed: false,
+            }];
             let failed = GraphCheck {
                 component: component.to_owned(),
                 graph: graph.to_owned(),
                 weights: WeightMode::Lazy,
-                inputs: format!("{}; arithmetic as planned, {}, emulated", run.label, super::arithmetic(types)),
+                inputs: format!("{}; arithmetic as planned, {}, emulated", run.label, arithmetic(types)),
                 tolerance,
                 outputs,
             };
@@ -271,11 +262,6 @@ impl<'a> Bench<'a> {
         }
         Ok(found)
     }
-}
-
-/// What arithmetic in 16 bits lets expect of a sound plan.
-pub(crate) fn expected_of(bfloat16: bool) -> Tolerance {
-    Tolerance::RelativeL2(if bfloat16 { 1e-1 } else { 2e-2 })
 }
 
 /// Relative L2, infinite if something became infinite or not a number.

@@ -2,32 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 
-use serde::Serialize;
 use v2l_calibration::{GraphPlan, Island, Precision, Ranges};
 use v2l_graphs::passes::restore_quantized;
 use v2l_graphs::{DataType, Initializer, Model, node_labels};
 
 use super::blocks::blocks;
 use super::measure::{Bench, Run};
+use super::report::BlockSensitivity;
 use crate::ExportError;
-
-/// What one block does.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct BlockSensitivity {
-    /// `component/graph`.
-    pub graph: String,
-    /// The block.
-    pub block: String,
-    /// Its nodes.
-    pub nodes: usize,
-    /// Largest relative L2 error of an output when only this block is as planned, the rest in float32; `None` if the outputs
-    /// are then not finite.
-    pub error: Option<f64>,
-    /// Bytes that the plan saves in it: of weights, and of the values that it makes on one input if they were measured.
-    pub saved_bytes: u64,
-    /// True if it stays as planned; false if the target keeps it as it was.
-    pub kept: bool,
-}
 
 /// A block that may be cheapened.
 struct Candidate {

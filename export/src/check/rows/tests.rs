@@ -6,7 +6,7 @@ use v2l_runtime::weights::write_tensors;
 
 use super::super::{CheckOptions, Checks, Source, check_engine};
 use super::*;
-use crate::compile::prepare;
+use crate::compile::prepared::{PreparedGraph, prepare};
 use crate::{CompileOptions, ExportError};
 
 /// A step over `x` `[batch, 4]` and `time` `[batch]` that adds to every timestep's row the mean of all rows or, as a proof would
@@ -43,9 +43,17 @@ fn check(folder: &Path, compiled: &Path, source: &Path, options: &CheckOptions) 
     let opened = Engine::open(&engine).unwrap();
     let graph = opened.manifest().graphs[0].name.clone();
     assert!(opened.manifest().graphs[0].stages.as_ref().is_some_and(|stages| stages.times.is_some()));
-    let prepared = prepare(&graph, source, None, &compile).unwrap().model;
+    let PreparedGraph { read, model: prepared, .. } = prepare(&graph, source, None, &compile).unwrap();
     let passes = Passes::default();
-    let source = Source { graph: &graph, path: source, prepared: &prepared, passes: &passes, slots: &[], int8: false };
+    let source = Source {
+        graph: &graph,
+        path: source,
+        read: &read,
+        prepared: &prepared,
+        passes: &passes,
+        slots: &[],
+        int8: false,
+    };
     check_engine(&engine, "g", &[source], &|_| DataType::Float, options)
 }
 

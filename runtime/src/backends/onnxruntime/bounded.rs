@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::builder::SessionBuilder;
 use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 use ort::{AsPointer, sys};
 
@@ -30,11 +31,25 @@ static BOUND: Mutex<Option<u64>> = Mutex::new(None);
 /// What ONNX Runtime says of an allocation beyond the bound.
 const BEYOND: &str = "Available memory of";
 
+/// A session within these limits, if there are any.
+///
+/// # Errors
+/// ONNX Runtime's words.
+pub(super) fn within(
+    limits: Option<RunLimits>,
+    builder: SessionBuilder,
+    environment: &Environment,
+) -> Result<SessionBuilder, String> {
+    let Some(limits) = limits else { return Ok(builder) };
+    bound_memory(environment, limits.memory)?;
+    builder.with_env_allocators().map_err(|e| e.to_string())
+}
+
 /// Makes `environment` hold an allocator of at most `memory` bytes for sessions that use the environment's. Done once per process.
 ///
 /// # Errors
 /// ONNX Runtime's words.
-pub(super) fn bound_memory(environment: &Environment, memory: u64) -> Result<(), String> {
+fn bound_memory(environment: &Environment, memory: u64) -> Result<(), String> {
     let mut bound = BOUND.lock().unwrap_or_else(PoisonError::into_inner);
     if bound.is_some() {
         return Ok(());

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
-use super::bounded::bound_memory;
+use super::bounded::within;
 use super::open::{aligned, configured};
 use super::options::{OpenOptions, WeightMode};
 use super::part::Part;
@@ -83,7 +83,5 @@ fn plain(options: &OpenOptions, graph: &str) -> Result<SessionBuilder, OrtError>
     let environment = library::onnxruntime(options.ort_lib.as_deref())?;
     let builder = SessionBuilder::new(&environment).map_err(|e| backend(e.to_string()))?;
     let builder = configured(builder, WeightMode::Lazy, options.threads).map_err(backend)?;
-    let Some(limits) = options.limits else { return Ok(builder) };
-    bound_memory(&environment, limits.memory).map_err(backend)?;
-    builder.with_env_allocators().map_err(|e| backend(e.to_string()))
+    within(options.limits, builder, &environment).map_err(backend)
 }

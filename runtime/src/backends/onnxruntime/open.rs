@@ -9,6 +9,7 @@ use ort::environment::Environment;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::OrtError;
+use super::bounded::{RunLimits, within};
 use super::graph::Interface;
 use super::options::{Arithmetic, OpenOptions, Residence, WeightMode};
 use super::part::Part;
@@ -73,6 +74,7 @@ pub struct OrtEngine {
     /// Their memory, used again by the next adapters.
     pool: Pool,
     memory: Option<u64>,
+    limits: Option<RunLimits>,
     any_backend: bool,
     /// Pristine weights in private f32 buffers.
     widened: HashMap<String, Bytes>,
@@ -135,6 +137,7 @@ impl OrtEngine {
                 .memory
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
+            limits: options.limits,
             any_backend: options.any_backend || options.backend == Backend::Ort,
             widened: HashMap::new(),
             provider: options.provider,
@@ -343,7 +346,8 @@ impl OrtEngine {
         let builder = SessionBuilder::new(&self.environment).map_err(|e| backend(e.to_string()))?;
         // The first provider that has an operator gets it: the GPU's comes before the CPU's.
         let builder = provider::register(builder, self.provider, self.arithmetic == Arithmetic::Fp32)?;
-        let mut builder = configured(builder, self.report.mode, self.threads).map_err(backend)?;
+        let builder = configured(builder, self.report.mode, self.threads).map_err(backend)?;
+        let mut builder = within(self.limits, builder, &self.environment).map_err(backend)?;
         let profile = self.profile.then(|| Scratch::new(&[])).transpose()?;
         if let Some(folder) = &profile {
             builder = builder.with_profiling(folder.join("run")).map_err(|e| backend(e.to_string()))?;
@@ -366,10 +370,11 @@ impl OrtEngine {
         if let Some(resident) = self.resident.as_ref().filter(|_| !names.is_empty()) {
             let bytes = promote(&bytes, &promoted).map_err(backend)?;
             let (session, held) = builder.commit(&bytes)?;
-            return Ok(Part::over(interface, session, held, Arc::clone(resident), names)?.with_profile(profile));
+            let part = Part::over(interface, session, held, Arc::clone(resident), names)?;
+            return Ok(part.with_profile(profile).with_limits(self.limits));
         }
         let (session, held) = builder.commit(&bytes)?;
-        Ok(Part::new(interface, session, held)?.with_profile(profile))
+        Ok(Part::new(interface, session, held)?.with_profile(profile).with_limits(self.limits))
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.

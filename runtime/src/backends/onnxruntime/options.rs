@@ -103,7 +103,7 @@ pub struct OpenOptions {
     pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
-    /// What a run of a graph that belongs to no engine may take; without, whatever it takes.
+    /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
     pub limits: Option<RunLimits>,
     /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
     pub provider: Provider,

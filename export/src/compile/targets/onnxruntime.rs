@@ -1,73 +1,91 @@
-//! The variants of a graph that an engine stores.
+//! ONNX Runtime: graphs in f32 over weights as they are stored, without what is computed once for several steps.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use bytes::Bytes;
-use v2l_graphs::passes::{Hoisted, SideSlot, add_side_branches, rename_uses};
-use v2l_graphs::{Attribute, DataType, Location, Model, Node, apply_precision, encode_model};
+use v2l_calibration::Request;
+use v2l_graphs::passes::{Hoisted, hoist, infer_shapes, lower_for_ort};
+use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
-    Graph, GraphFiles, RESERVED_PREFIX, Slot, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
+    Graph, GraphFiles, RESERVED_PREFIX, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
 };
 use v2l_runtime::tensor::Dtype;
 
-use super::types::{from_runtime, ports};
-use super::weights::StoredWeight;
-use crate::ExportError;
+use super::target::{CompiledGraph, GraphCompiler, GraphTask, Target};
+use crate::compile::weights::StoredWeight;
 use crate::engine_writer::EngineBlob;
 use crate::files::check_graph;
 use crate::precision::arithmetic;
+use crate::stored::stored_variant;
+use crate::types::{from_runtime, ports};
+use crate::{ExportError, Progress};
 
-/// For each graph that reads a slot's weight, the variant with low-rank branches.
-pub(super) fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
-    let mut variants = Vec::new();
-    for (graph, model) in models {
-        let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
-        let mut sides = Vec::new();
-        for slot in slots {
-            let Some(weight) = model.graph.initializers.get(&slot.tensor) else { continue };
-            let range = slot.row_range();
-            let total_rows = weight.shape.get(usize::from(slot.transposed)).copied();
-            sides.push(SideSlot {
-                name: slot.name.clone(),
-                tensor: slot.tensor.clone(),
-                rows: (range.start, range.end),
-                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
-                in_features: slot.in_features,
-                transposed: slot.transposed,
-            });
-        }
-        if sides.is_empty() {
-            continue;
-        }
-        let mut variant = model.clone();
-        add_side_branches(&mut variant, &sides).map_err(|e| fail(e.to_string()))?;
-        v2l_graphs::passes::infer_shapes(&mut variant);
-        check_graph(graph, &variant)?;
-        variants.push((graph.clone(), variant));
+/// ONNX Runtime. It has no options.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct OnnxRuntime;
+
+impl Target for OnnxRuntime {
+    fn backend(&self) -> &'static str {
+        "ort"
     }
-    Ok(variants)
+
+    fn takes_int8(&self) -> bool {
+        true
+    }
+
+    fn open<'a>(&'a self, _: &Path) -> Result<Box<dyn GraphCompiler + 'a>, ExportError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl GraphCompiler for OnnxRuntime {
+    fn native_types(&self, _: DataType) -> Option<Request> {
+        None
+    }
+
+    fn compile(&self, task: &GraphTask<'_>, _: &mut dyn FnMut(Progress<'_>)) -> Result<CompiledGraph, ExportError> {
+        Ok(forms(task)?.0)
+    }
+}
+
+/// The ONNX forms of a graph, which every engine has, and its strongly typed form if its nodes have types.
+pub(super) fn forms(task: &GraphTask<'_>) -> Result<(CompiledGraph, Option<Model>), ExportError> {
+    let &GraphTask { name, whole, weights, .. } = task;
+    let mut model = whole.clone();
+    let lowered = lower_for_ort(&mut model, task.passes);
+    let mut main = model.clone();
+    let hoisted = hoist(&mut main, task.step, task.passes);
+    check_graph(name, &main)?;
+    // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
+    let typed = task.types.map(|types| typed_variant(name, whole, types, weights)).transpose()?;
+    let mut blobs = Vec::new();
+    let graph = compile_graph(name, (&main, &model), typed.as_ref(), weights, &mut blobs)?;
+    let graph = compile_stages(&model, graph, &hoisted, weights, &mut blobs)?;
+    let nodes = main.graph.nodes.len();
+    Ok((CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered }, typed.map(|typed| typed.model)))
 }
 
 /// A graph in which every node has a type of its own.
-pub(super) struct Typed {
-    pub(super) model: Model,
+struct StronglyTyped {
+    model: Model,
     /// `fp32`, `fp16`, `bf16` or `mixed`.
     arithmetic: &'static str,
 }
 
 /// The strongly typed variant of a whole graph, its weights in their storage types.
-pub(super) fn typed_variant(
+fn typed_variant(
     name: &str,
     whole: &Model,
     types: &[DataType],
     weights: &BTreeMap<String, StoredWeight>,
-) -> Result<Typed, ExportError> {
+) -> Result<StronglyTyped, ExportError> {
     let mut model = whole.clone();
     apply_precision(&mut model, types, &|name, _| from_runtime(weights[name].dtype));
-    v2l_graphs::passes::infer_shapes(&mut model);
+    infer_shapes(&mut model);
     check_graph(name, &model)?;
-    Ok(Typed { model, arithmetic: arithmetic(types) })
+    Ok(StronglyTyped { model, arithmetic: arithmetic(types) })
 }
 
 /// A graph's bytes without its weights: every one arrives through an override, and the placeholder file is empty.
@@ -81,10 +99,10 @@ pub(super) fn encode_weightless(file: &str, model: &Model) -> Result<Vec<u8>, Ex
 }
 
 /// Stores the graph's variants and describes it; `whole` is the graph before stages were hoisted out of it.
-pub(super) fn compile_graph(
+fn compile_graph(
     name: &str,
     (model, whole): (&Model, &Model),
-    typed: Option<&Typed>,
+    typed: Option<&StronglyTyped>,
     weights: &BTreeMap<String, StoredWeight>,
     blobs: &mut Vec<EngineBlob>,
 ) -> Result<Graph, ExportError> {
@@ -107,7 +125,9 @@ pub(super) fn compile_graph(
     };
     let arithmetic = typed.map_or("fp32", |typed| typed.arithmetic);
     let typed = match typed {
-        Some(Typed { model, .. }) => Some(TypedGraph { file: store("typed", model)?, weights: external(model) }),
+        Some(StronglyTyped { model, .. }) => {
+            Some(TypedGraph { file: store("typed", model)?, weights: external(model) })
+        }
         None => None,
     };
     Ok(Graph {
@@ -151,7 +171,7 @@ fn external(model: &Model) -> Vec<String> {
 }
 
 /// Stores a graph and what was hoisted out of it; `whole` is the graph before.
-pub(super) fn compile_stages(
+fn compile_stages(
     whole: &Model,
     main: Graph,
     hoisted: &Hoisted,
@@ -174,33 +194,4 @@ pub(super) fn compile_stages(
     let inputs = ports(&main.name, &whole.graph.inputs)?;
     let stages = Stages { inputs: main.inputs, prologue, times };
     Ok(Graph { inputs, stages: Some(stages), ..main })
-}
-
-/// The f32 graph whose weights have the type that `stored` says, each narrow one behind one Cast to float32.
-pub(crate) fn stored_variant(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
-    let mut model = model.clone();
-    let mut casts = HashMap::new();
-    let mut nodes = Vec::new();
-    for (name, value) in model.graph.initializers.iter_mut().filter(|(_, w)| w.external) {
-        let stored = stored(name);
-        if stored == value.dtype {
-            continue;
-        }
-        value.data = value.data.clone().converted(value.dtype, stored);
-        value.dtype = stored;
-        let widened = format!("{name}.float32");
-        nodes.push(Node {
-            name: format!("{name}/Cast"),
-            op_type: "Cast".into(),
-            inputs: vec![name.clone()],
-            outputs: vec![widened.clone()],
-            attributes: [("to".to_owned(), Attribute::Int(DataType::Float.onnx().into()))].into_iter().collect(),
-            ..Node::default()
-        });
-        casts.insert(name.clone(), widened);
-    }
-    rename_uses(&mut model.graph, &casts);
-    model.graph.nodes.splice(0..0, nodes);
-    v2l_graphs::passes::infer_shapes(&mut model);
-    model
 }

@@ -1,22 +1,22 @@
 //! What a graph's plans are verified by when their weights were set: inputs, and what the typed graph gives for them.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 
 use v2l_calibration::{Limits, compare, walk};
 use v2l_graphs::{DataType, Dim, Model, apply_precision, emulate_precision};
-use v2l_runtime::engine::manifest::{Probe, Profile, RANK_SUFFIX, RESERVED_PREFIX};
+use v2l_runtime::engine::manifest::{Probe, RANK_SUFFIX, RESERVED_PREFIX};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::trt_backend::{PROBE_INPUT, PROBE_OUTPUT};
 use v2l_runtime::weights::encode_tensors;
 
 use crate::ExportError;
-use crate::check::inputs::generate;
-use crate::check::{CheckOptions, FACTOR_RANK, profile_extents};
-use crate::compile::types::from_runtime;
-use crate::compile::variants::stored_variant;
-use crate::compile::weights::StoredWeight;
+use crate::check::CheckOptions;
+use crate::check::inputs::{FACTOR_RANK, generate, profile_extents};
+use crate::compile::targets::target::GraphTask;
 use crate::engine_writer::EngineBlob;
 use crate::execute::OrtExecutor;
+use crate::stored::stored_variant;
+use crate::types::from_runtime;
 
 /// How many times further off than its own roundings a plan may be: TensorRT fuses, and rounds elsewhere.
 const SLACK: f64 = 4.0;
@@ -28,26 +28,25 @@ const MOST: f64 = 1e-1;
 /// Makes inputs of the first profile's smallest shapes and computes what a plan of the graph shall give for them: what the graph
 /// gives that rounds where the plan does, on ONNX Runtime. Why there is none if that is missing, or no inputs can be made that run
 /// and give numbers, and `check` does not insist.
-pub(in crate::compile) fn probe(
-    (graph, whole, types): (&str, &Model, &[DataType]),
-    weights: &BTreeMap<String, StoredWeight>,
-    profiles: &[Profile],
-    lora_rank: Option<usize>,
+pub(super) fn probe(
+    task: &GraphTask<'_>,
+    types: &[DataType],
     check: &CheckOptions,
 ) -> Result<Result<(Probe, EngineBlob), String>, ExportError> {
+    let GraphTask { name: graph, whole, weights, .. } = *task;
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let exact = stored_variant(whole, &stored);
     let mut rounded = whole.clone();
     apply_precision(&mut rounded, types, &|name, _| stored(name));
     emulate_precision(&mut rounded);
     let extents = check.extents.clone();
-    let mut extents = match profiles.first() {
+    let mut extents = match task.profiles.first() {
         Some(profile) => profile_extents(&whole.graph, profile, |range| &range.min, extents),
         None => extents,
     };
     let named = whole.graph.inputs.iter().filter_map(|input| input.ty.as_ref()?.shape.as_ref()).flatten();
     for dim in named {
-        if let (Dim::Symbol(name), Some(rank)) = (dim, lora_rank)
+        if let (Dim::Symbol(name), Some(rank)) = (dim, task.lora_rank)
             && name.ends_with(RANK_SUFFIX)
         {
             extents.insert(name.clone(), rank.min(FACTOR_RANK));

@@ -14,8 +14,8 @@ use v2l_runtime::raw;
 use v2l_runtime::tensor::{Dtype, Tensor};
 use v2l_runtime::weights::{WeightError, WeightView};
 
-use crate::compile::types::to_runtime;
-use crate::execute::{ExecuteError, OrtExecutor};
+use super::{ExecuteError, OrtExecutor};
+use crate::types::to_runtime;
 
 /// Why a model did not run with adapters.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,83 @@
+//! The second stage: what adapters may change is found, and graphs with low-rank branches are made.
+
+use std::path::Path;
+
+use v2l_graphs::Model;
+use v2l_graphs::passes::{SideSlot, add_side_branches, infer_shapes};
+use v2l_runtime::adapter::Layers;
+use v2l_runtime::engine::manifest::{Absent, Slot};
+
+use super::options::CompileOptions;
+use super::prepared::Prepared;
+use super::slots::{Discovered, SlotReport, slots};
+use crate::files::check_graph;
+use crate::{Checkpoint, ExportError};
+
+/// A component whose slots are known.
+pub(crate) struct Slotted {
+    /// Its graphs; layers that share an initializer but are parameters of their own have copies of it.
+    pub(crate) prepared: Prepared,
+    pub(crate) slots: Vec<Slot>,
+    /// Layers that are no slots.
+    pub(crate) absent: Vec<Absent>,
+    /// What is to be said of both, if anything is.
+    pub(crate) named: Option<SlotReport>,
+    /// By graph: the variant with low-rank branches.
+    pub(crate) side: Vec<(String, Model)>,
+}
+
+impl Slotted {
+    /// Finds the slots, by the names in the checkpoint if there is one.
+    pub(crate) fn of(mut prepared: Prepared, options: &CompileOptions) -> Result<Self, ExportError> {
+        let checkpoint = options.weights.as_deref().map(open_checkpoint).transpose()?;
+        let Discovered { slots, absent, report } = slots(&mut prepared.models, checkpoint.as_ref())?;
+        let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&prepared.models, &slots))?;
+        if options.lora_rank.is_some() && side.is_empty() {
+            let reason =
+                "it has no linear layer that a low-rank branch could stand beside; compile without --lora-rank";
+            return Err(ExportError::config(&prepared.sources[0].path, reason));
+        }
+        let named = (checkpoint.is_some() || report != SlotReport::default()).then_some(report);
+        Ok(Self { prepared, slots, absent, named, side })
+    }
+
+    /// Slots, and layers that are none.
+    pub(crate) fn layers(&self) -> Layers<'_> {
+        Layers { slots: &self.slots, absent: &self.absent }
+    }
+}
+
+fn open_checkpoint(path: &Path) -> Result<Checkpoint, ExportError> {
+    if path.is_dir() { Checkpoint::open_folder(path) } else { Checkpoint::open_file(path) }
+}
+
+/// For each graph that reads a slot's weight, the variant with low-rank branches.
+fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
+    let mut variants = Vec::new();
+    for (graph, model) in models {
+        let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
+        let mut sides = Vec::new();
+        for slot in slots {
+            let Some(weight) = model.graph.initializers.get(&slot.tensor) else { continue };
+            let range = slot.row_range();
+            let total_rows = weight.shape.get(usize::from(slot.transposed)).copied();
+            sides.push(SideSlot {
+                name: slot.name.clone(),
+                tensor: slot.tensor.clone(),
+                rows: (range.start, range.end),
+                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
+                in_features: slot.in_features,
+                transposed: slot.transposed,
+            });
+        }
+        if sides.is_empty() {
+            continue;
+        }
+        let mut variant = model.clone();
+        add_side_branches(&mut variant, &sides).map_err(|e| fail(e.to_string()))?;
+        infer_shapes(&mut variant);
+        check_graph(graph, &variant)?;
+        variants.push((graph.clone(), variant));
+    }
+    Ok(variants)
+}
