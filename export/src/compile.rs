@@ -22,6 +22,8 @@ pub(crate) mod slots;
 mod slotted;
 mod staged;
 pub mod targets;
+#[cfg(test)]
+mod testing;
 mod typed;
 pub(crate) mod weights;
 mod written;

@@ -151,3 +151,46 @@ fn step_inputs(typed: &Typed, options: &CompileOptions) -> Result<Vec<String>, E
     }
     Ok(asked.clone())
 }
+
+#[cfg(test)]
+mod tests {
+    use v2l_calibration::Request;
+
+    use super::*;
+    use crate::compile::testing::{Recorder, Small};
+
+    #[test]
+    fn lowered_compiles_graphs_and_then_their_variants() {
+        let small = Small::new();
+        for (side_only, expected) in [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])] {
+            let options = CompileOptions { lora_rank: Some(8), side_only, ..CompileOptions::default() };
+            let target = Recorder::default();
+            let lowered = small.lowered(&options, &target);
+            let seen = target.seen.borrow();
+            let tasks: Vec<_> = seen.iter().map(|(name, rank, _)| (&name[..], *rank)).collect();
+            assert_eq!(tasks, expected);
+            assert!(seen.iter().all(|(.., types)| types.is_none()));
+            // What the passes did is said once of each graph of the source.
+            assert_eq!(lowered.passes.len(), 1);
+            assert_eq!(lowered.weights.keys().collect::<Vec<_>>(), ["first.weight", "second.weight"]);
+        }
+    }
+
+    #[test]
+    fn lowered_gives_types_to_a_target_that_takes_no_graph_without() {
+        let small = Small::new();
+        let target = Recorder { native: Some(Request::Fp32), ..Recorder::default() };
+        small.lowered(&CompileOptions::default(), &target);
+        let (_, _, types) = &target.seen.borrow()[0];
+        assert_eq!(types.as_deref(), Some(&[DataType::Float; 2][..]));
+    }
+
+    #[test]
+    fn lowered_refuses_step_inputs_that_no_graph_has() {
+        let small = Small::new();
+        let options = CompileOptions { step_inputs: Some(vec!["time".to_owned()]), ..CompileOptions::default() };
+        let target = Recorder::default();
+        let error = Lowered::of(small.typed(&options, &target), &options, &target, &mut |_| {}).err().unwrap();
+        assert!(error.to_string().contains("`time`") && error.to_string().contains("it has x"), "{error}");
+    }
+}

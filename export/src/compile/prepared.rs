@@ -117,3 +117,27 @@ pub(crate) fn prepare(
     check_graph(&label, &model)?;
     Ok(PreparedGraph { read, model, origin: Origin { nodes_before, fired } })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::testing::Small;
+
+    #[test]
+    fn prepared_is_called_as_its_file_and_keeps_the_source_as_it_was_read() {
+        let small = Small::new();
+        let prepared = small.prepared(&CompileOptions::default());
+        assert_eq!(prepared.component, "small");
+        let hash = blake3::hash(&std::fs::read(small.path()).unwrap()).to_hex();
+        assert_eq!(prepared.made_from["g.onnx"], format!("blake3:{hash}"));
+        assert_eq!(prepared.sources[0].read.graph.nodes.len(), 2);
+        assert_eq!(prepared.sources[0].origin.nodes_before, 2);
+    }
+
+    #[test]
+    fn prepare_refuses_a_file_that_the_engine_would_replace() {
+        let small = Small::new();
+        let error = prepare("g", &small.path(), Some(&small.path()), &CompileOptions::default()).err().unwrap();
+        assert!(error.to_string().contains("the engine would replace it"), "{error}");
+    }
+}

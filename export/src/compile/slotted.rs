@@ -81,3 +81,37 @@ fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(Stri
     }
     Ok(variants)
 }
+
+#[cfg(test)]
+mod tests {
+    use v2l_graphs::{Builder, DataType, encode_model};
+
+    use super::*;
+    use crate::compile::testing::Small;
+
+    #[test]
+    fn slotted_makes_branches_beside_the_layers_that_a_rank_is_asked_for() {
+        let small = Small::new();
+        let ranked = CompileOptions { lora_rank: Some(8), ..CompileOptions::default() };
+        assert!(small.slotted(&CompileOptions::default()).side.is_empty());
+        let slotted = small.slotted(&ranked);
+        let names: Vec<&str> = slotted.slots.iter().map(|slot| &slot.name[..]).collect();
+        assert_eq!(names, ["first", "second"]);
+        let [(graph, side)] = &slotted.side[..] else { panic!("one variant") };
+        assert_eq!(graph, "g");
+        assert_eq!(side.graph.inputs.len(), 1 + 2 * names.len());
+    }
+
+    #[test]
+    fn slotted_refuses_a_rank_for_a_graph_without_linear_layers() {
+        let small = Small::new();
+        let mut b = Builder::new("plain");
+        let x = b.input("x", DataType::Float, [2]);
+        let y = b.op("Relu", &[&x]);
+        b.output("y", &y, DataType::Float, [2]);
+        std::fs::write(small.path(), encode_model(&b.finish().unwrap(), &|_| None).unwrap()).unwrap();
+        let ranked = CompileOptions { lora_rank: Some(8), ..CompileOptions::default() };
+        let error = Slotted::of(small.prepared(&ranked), &ranked).err().unwrap();
+        assert!(error.to_string().contains("no linear layer"), "{error}");
+    }
+}

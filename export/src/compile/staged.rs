@@ -90,3 +90,23 @@ impl Staged {
         check_engine(self.engine.path(), &prepared.component, &sources, &stored, check)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::testing::{Recorder, Small};
+
+    #[test]
+    fn staged_is_an_engine_that_leaves_nothing_when_it_is_dropped() {
+        let small = Small::new();
+        let lowered = small.lowered(&CompileOptions::default(), &Recorder::default());
+        let mut told = Vec::new();
+        let staged = Staged::of(lowered, &small.output(), &mut |progress| told.push(format!("{progress:?}"))).unwrap();
+        let engine = v2l_runtime::engine::Engine::open(staged.engine.path()).unwrap();
+        assert_eq!(engine.manifest().component, "small");
+        assert!(told[0].starts_with("Component") && told[0].contains("bytes: 128"), "{told:?}");
+        drop((engine, staged));
+        let left: Vec<_> = small.folder.path().read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["small.onnx"]);
+    }
+}

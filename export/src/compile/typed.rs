@@ -78,3 +78,39 @@ fn precision_options(
     }
     precision
 }
+
+#[cfg(test)]
+mod tests {
+    use v2l_calibration::Request;
+
+    use super::*;
+    use crate::compile::testing::{Recorder, Small};
+
+    fn options(request: Option<Request>) -> CompileOptions {
+        let precision = PrecisionOptions { request, rules_only: true, ..PrecisionOptions::default() };
+        CompileOptions { precision, ..CompileOptions::default() }
+    }
+
+    #[test]
+    fn typed_plans_what_is_asked_for_before_what_the_target_computes_in() {
+        let small = Small::new();
+        for (asked, native, expected) in [
+            (None, None, None),
+            (None, Some(Request::Bf16), Some(DataType::Bfloat16)),
+            (Some(Request::Fp16), Some(Request::Bf16), Some(DataType::Float16)),
+        ] {
+            let typed = small.typed(&options(asked), &Recorder { native, ..Recorder::default() });
+            let found = typed.planned.map(|planned| planned.types["g"].clone());
+            assert_eq!(found, expected.map(|ty| vec![ty; 2]), "{asked:?} {native:?}");
+        }
+    }
+
+    #[test]
+    fn typed_plans_no_types_over_matrices_in_8_bits() {
+        let small = Small::new();
+        let eight = CompileOptions { int8: Some(32), ..options(None) };
+        let typed = small.typed(&eight, &Recorder::default());
+        // Four inputs are fewer than a block.
+        assert!(!typed.int8.is_used() && typed.planned.is_none() && typed.int8_report.is_none());
+    }
+}

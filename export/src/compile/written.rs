@@ -26,3 +26,21 @@ pub(crate) fn written(staged: Staged, checks: Checks, output: &Path) -> Result<E
         plans,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::options::CompileOptions;
+    use crate::compile::testing::{Recorder, Small};
+
+    #[test]
+    fn written_puts_the_engine_into_its_place_and_says_what_it_holds() {
+        let small = Small::new();
+        let lowered = small.lowered(&CompileOptions::default(), &Recorder::default());
+        let staged = Staged::of(lowered, &small.output(), &mut |_| {}).unwrap();
+        let report = written(staged, Checks::default(), &small.output()).unwrap();
+        assert_eq!((&report.component[..], report.slots, &report.graphs[..]), ("small", 2, &["g".to_owned()][..]));
+        assert_eq!(report.bytes, small.output().metadata().unwrap().len());
+        assert!(report.named.is_none() && report.plans.is_empty());
+    }
+}

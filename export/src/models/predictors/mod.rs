@@ -75,3 +75,21 @@ fn misfit(error: ExportError) -> ExportError {
         other => return other,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn export_refuses_a_predictor_whose_tensors_no_kind_knows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("other.safetensors");
+        let data = [0u8; 4];
+        let tensor = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![1], &data).unwrap();
+        std::fs::write(&path, safetensors::serialize([("mapper.weight", tensor)], None).unwrap()).unwrap();
+        let files = PredictorFiles { hypernetwork: path.clone(), auxiliary: path, iterations: None };
+        let error = export(&files, &[]).unwrap_err();
+        assert!(error.is_unsupported(), "{error}");
+        assert!(error.to_string().contains("`mapper.weight`") && error.to_string().contains("VideoHyperDream"), "{error}");
+    }
+}

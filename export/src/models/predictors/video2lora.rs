@@ -137,7 +137,7 @@ fn rank(weight_dim: usize, down_dim: usize, up_dim: usize) -> Result<usize, Expo
         )));
     }
     let per_rank = down_dim + up_dim;
-    if per_rank == 0 || weight_dim % per_rank != 0 {
+    if !weight_dim.is_multiple_of(per_rank) {
         return Err(ExportError::Predictor(format!(
             "token width D = {weight_dim} is no multiple of a + b = {down_dim} + {up_dim}; \
              the two files must come from one training run"
