@@ -294,7 +294,7 @@ fn warn_of_names(named: &SlotReport, explain: bool, output: &mut Output) {
     let (unused, pruned) = (named.unused.len(), named.pruned.len());
     if unused > 0 {
         let parts = [
-            (pruned, "left out by the exporter, updates of which have no effect"),
+            (pruned, "left out by the exporter, updates of which have no effect, or computed by it"),
             (unused - pruned, "tables, or changed by the exporter"),
         ];
         let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
@@ -316,7 +316,11 @@ fn explain_slots(named: &SlotReport, output: &mut Output) {
     for tensor in &named.unused {
         let pruned = named.pruned.contains(tensor);
         output.result("unused", json!({ "tensor": tensor, "pruned": pruned }), || {
-            let why = if pruned { "left out by the exporter: updates have no effect" } else { "a table, or changed" };
+            let why = if pruned {
+                "left out by the exporter: updates have no effect; or computed by it"
+            } else {
+                "a table, or changed"
+            };
             format!("not in a product: {tensor}  {why}")
         });
     }

@@ -1,9 +1,9 @@
 use std::io;
 use std::process::ExitCode;
 
-use v2l_export::ExportError;
 use v2l_export::engine_writer::EngineWriteError;
 use v2l_export::trt::builder::{BuildError, ParserError};
+use v2l_export::{ExportError, Remedy};
 use v2l_runtime::adapter::AdapterError;
 use v2l_runtime::backend::BackendError;
 use v2l_runtime::engine::EngineError;
@@ -113,6 +113,29 @@ pub(crate) fn exit_of(error: &anyhow::Error) -> Exit {
     error.chain().filter_map(class).next_back().unwrap_or(Exit::Io)
 }
 
+/// What to do about an error of the compiler, in the tools' flags.
+pub(crate) fn flags_for(error: &anyhow::Error) -> Option<String> {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<ExportError>())?;
+    flags(&error.remedies())
+}
+
+/// What to do, in the tools' flags; each of the remedies is enough.
+pub fn flags(remedies: &[Remedy]) -> Option<String> {
+    let flag = |remedy: &Remedy| match remedy {
+        Remedy::WithoutWeights => "leave --weights out".to_owned(),
+        Remedy::OtherWeights => "give that one with --weights".to_owned(),
+        Remedy::WithoutLoraRank => "compile without --lora-rank".to_owned(),
+        Remedy::OtherStepInputs => "name others with --step-inputs".to_owned(),
+        Remedy::WithProfiles => "give --minShapes, --optShapes and --maxShapes".to_owned(),
+        Remedy::WithoutRequest => "leave --precision out".to_owned(),
+        Remedy::WithoutPlan => "leave --precision-plan out, which plans anew".to_owned(),
+        Remedy::OtherInputs => "give inputs that fit with --inputs".to_owned(),
+        Remedy::WithoutCheck => "compile it unchecked with --no-verify".to_owned(),
+        other => other.to_string(),
+    };
+    (!remedies.is_empty()).then(|| remedies.iter().map(flag).collect::<Vec<_>>().join(", or "))
+}
+
 /// What usually helps against an error of the system, which only says what went wrong.
 pub(crate) fn way_out(error: &anyhow::Error) -> Option<&'static str> {
     use io::ErrorKind::{
@@ -180,6 +203,7 @@ fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
 fn export(error: &ExportError) -> Exit {
     match error {
         ExportError::Io { .. } => Exit::Io,
+        ExportError::Advised { error, .. } => export(error),
         ExportError::Engine(e) => engine_write(e),
         ExportError::Pipeline { source, .. } => source.class().into(),
         ExportError::Weights(e) => e.class().into(),
@@ -192,7 +216,7 @@ fn export(error: &ExportError) -> Exit {
         | ExportError::ProfileInput { .. }
         | ExportError::Plan(_)
         | ExportError::Calibration { .. } => Exit::Usage,
-        ExportError::Numeric(_) | ExportError::NotChecked { .. } => Exit::Numeric,
+        ExportError::Numeric(_) | ExportError::NotChecked(_) => Exit::Numeric,
         ExportError::Predictor(_) | ExportError::Adapter(_) => Exit::BadAdapter,
         e if e.is_unsupported() => Exit::Unsupported,
         _ => Exit::BadModel,

@@ -13,7 +13,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub use adapters::{open_transformer, split_strength};
-pub use exit::{Exit, Failure};
+pub use exit::{Exit, Failure, flags};
 pub use files::Files;
 pub use output::{Output, OutputOptions, shown};
 

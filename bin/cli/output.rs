@@ -166,7 +166,7 @@ impl Output {
                 message = format!("{message}: {cause}");
             }
         }
-        if let Some(way_out) = crate::exit::way_out(error) {
+        for way_out in crate::exit::flags_for(error).into_iter().chain(crate::exit::way_out(error).map(str::to_owned)) {
             message = format!("{message}; {way_out}");
         }
         self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use v2l_cli::{Files, Output};
-use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance};
+use v2l_cli::{Files, Output, flags};
+use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance, Unchecked};
 use v2l_runtime::ort_backend::OpenOptions;
 
 /// Comparing what is compiled with its source.
@@ -95,8 +95,9 @@ pub(crate) fn show(checks: &Checks, table: bool, output: &mut Output) {
             output.result("check", json!(null), || lines(check));
         }
     }
-    for (graph, reason) in &checks.skipped {
-        output.warning(&format!("graph `{graph}` was not checked: {reason}"));
+    for Unchecked { graph, reason, remedies } in &checks.skipped {
+        let way_out = flags(remedies).map_or_else(String::new, |flags| format!("; {flags}"));
+        output.warning(&format!("graph `{graph}` was not checked: {reason}{way_out}"));
     }
 }
 

@@ -49,6 +49,7 @@ use crate::check::inputs::{Unserved, not_served};
 use crate::check::{Checks, check_inputs_served};
 use crate::engine_writer::EngineWriteError;
 use crate::files::{new_folder, open_file};
+use crate::remedy::Remedy;
 use crate::{ExportError, Progress};
 
 pub use self::explain::GraphReport;
@@ -100,12 +101,13 @@ impl Run<'_> {
         let options = self.options;
         let config = |reason: &str| ExportError::config(input.join(FILE_NAME), reason);
         if options.weights.is_some() {
-            return Err(config("a bundle names its slots itself; leave --weights out, it is for a single ONNX file"));
+            let reason = "a bundle names its slots itself; a checkpoint is for a single ONNX file";
+            return Err(config(reason).advised(&[Remedy::WithoutWeights]));
         }
         let mut pipeline = PipelineConfig::read(input).map_err(|e| ExportError::pipeline(input.join(FILE_NAME), e))?;
         if options.lora_rank.is_some() && !pipeline.components.contains_key(TRANSFORMER) {
-            let reason = "it has no transformer, which alone can have low-rank branches; compile without --lora-rank";
-            return Err(config(reason));
+            let reason = "it has no transformer, which alone can have low-rank branches";
+            return Err(config(reason).advised(&[Remedy::WithoutLoraRank]));
         }
         let components = pipeline.components.iter().filter_map(|(_, files)| graphs_of(files));
         let graphs: Vec<_> = components.flat_map(|files| graph_files(input, files)).collect();

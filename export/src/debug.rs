@@ -7,6 +7,7 @@ use v2l_calibration::{Limits, Trace};
 use v2l_graphs::passes::lower_for_ort;
 use v2l_runtime::ort_backend::OpenOptions;
 
+use crate::check::Unchecked;
 use crate::check::inputs::{named_files, read_inputs};
 use crate::check::locate::locate;
 use crate::check::made::made_run;
@@ -36,7 +37,7 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
                 .session(&ort)
                 .map_err(|e| e.to_string())
                 .and_then(|mut session| made_run(&reference, &mut session, &check.extents, &paired, check.seed));
-            run.map_err(|reason| ExportError::NotChecked { graph: graph.clone(), reason })?.0
+            run.map_err(|reason| ExportError::NotChecked(Unchecked::on_inputs(&graph, reason)))?.0
         }
         [_, (second, _), ..] => {
             let reason = "expected one file of inputs to look into, found another one".to_owned();

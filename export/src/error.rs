@@ -1,6 +1,9 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::check::Unchecked;
+use crate::remedy::Remedy;
+
 /// Why an export or a compilation failed. Nothing is left behind.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -163,13 +166,8 @@ pub enum ExportError {
     #[error("{0}")]
     Numeric(Box<crate::check::Failed>),
     /// The numeric check that was asked for could not be made.
-    #[error("graph `{graph}` could not be checked: {reason}; give inputs that fit with --inputs, or use --no-verify")]
-    NotChecked {
-        /// The graph.
-        graph: String,
-        /// Why.
-        reason: String,
-    },
+    #[error("{0}")]
+    NotChecked(Unchecked),
     /// A file of named tensors fits no graph.
     #[error("{reason}")]
     Calibration {
@@ -196,15 +194,20 @@ pub enum ExportError {
         source: v2l_trt::builder::BuildError,
     },
     /// TensorRT needs to know the extents of all inputs.
-    #[error(
-        "graph `{graph}`: TensorRT needs ranges for every free extent, and there are none for {inputs}; give \
-         --minShapes, --optShapes and --maxShapes"
-    )]
+    #[error("graph `{graph}`: TensorRT needs ranges for every free extent, and there are none for {inputs}")]
     FreeExtents {
         /// The graph.
         graph: String,
         /// Its inputs without ranges, and their extents.
         inputs: String,
+    },
+    /// One of the others, and what can be done about it.
+    #[error("{error}")]
+    Advised {
+        /// The error.
+        error: Box<ExportError>,
+        /// Each of them is enough.
+        remedies: Vec<Remedy>,
     },
     /// A tokenizer cannot be converted.
     #[error("{}: {reason}", path.display())]
@@ -222,13 +225,30 @@ impl ExportError {
         |source| Self::Io { path, source }
     }
 
+    /// What can be done about it with the options of [`compile`](crate::compile()); each is enough.
+    pub fn remedies(&self) -> Vec<Remedy> {
+        match self {
+            Self::Advised { remedies, .. } => remedies.clone(),
+            Self::NotChecked(Unchecked { remedies, .. }) => [&remedies[..], &[Remedy::WithoutCheck]].concat(),
+            Self::FreeExtents { .. } => vec![Remedy::WithProfiles],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The same error, with what can be done about it.
+    pub(crate) fn advised(self, remedies: &[Remedy]) -> Self {
+        Self::Advised { error: Box::new(self), remedies: remedies.to_vec() }
+    }
+
     /// True if the checkpoint or graph is intact, but uses something that is not supported.
-    pub const fn is_unsupported(&self) -> bool {
+    pub fn is_unsupported(&self) -> bool {
         use v2l_graphs::ReadError;
-        matches!(
-            self,
-            Self::Unsupported { .. } | Self::Onnx(ReadError::Unsupported { .. } | ReadError::UnsupportedType { .. })
-        )
+        match self {
+            Self::Advised { error, .. } => error.is_unsupported(),
+            Self::Unsupported { .. }
+            | Self::Onnx(ReadError::Unsupported { .. } | ReadError::UnsupportedType { .. }) => true,
+            _ => false,
+        }
     }
 
     pub(crate) fn pipeline(path: impl Into<PathBuf>, source: v2l_runtime::pipeline::config::ConfigError) -> Self {

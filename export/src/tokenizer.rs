@@ -176,23 +176,8 @@ fn from_sentencepiece(bytes: &[u8]) -> Result<ConvertedTokenizer, String> {
     let (Some(trainer), Some(normalizer)) = (&model.trainer, &model.normalizer) else {
         return Err("not a whole SentencePiece model: its settings are missing".to_owned());
     };
-    match trainer.model_type.unwrap_or(1) {
-        1 => (),
-        2 => return Err("a BPE model; expected unigram, as T5 has".to_owned()),
-        other => return Err(format!("model type {other}; expected 1, unigram, as T5 has")),
-    }
-    if trainer.treat_whitespace_as_suffix || normalizer.escape_whitespaces == Some(false) {
-        return Err("white space is a suffix or not escaped; expected `▁` before each word, as T5 has".to_owned());
-    }
+    let unk_id = check_unigram(&model, trainer, normalizer)?;
     let vocabulary = vocabulary(&model.pieces)?;
-    let unknown: Vec<usize> = ids_of(&model.pieces, Kind::Unknown).collect();
-    let &[unk_id] = unknown.as_slice() else {
-        return Err(format!("{} pieces stand for the unknown, expected 1", unknown.len()));
-    };
-    let byte_pieces = ids_of(&model.pieces, Kind::Byte).count();
-    if byte_pieces != if trainer.byte_fallback { 256 } else { 0 } {
-        return Err(format!("{byte_pieces} byte pieces with byte fallback {}", trainer.byte_fallback));
-    }
     let eos = trainer.eos_piece.as_deref().unwrap_or("</s>");
     let pad = trainer.pad_piece.as_deref().unwrap_or("<pad>");
     let (eos_id, pad_id) = (control_id(&model.pieces, eos)?, control_id(&model.pieces, pad)?);
@@ -241,6 +226,27 @@ fn from_sentencepiece(bytes: &[u8]) -> Result<ConvertedTokenizer, String> {
         },
     });
     Ok(ConvertedTokenizer { json: json.to_string().into_bytes(), pad_id })
+}
+
+/// Refuses settings that T5 does not have; the id of the piece for the unknown.
+fn check_unigram(model: &ModelProto, trainer: &TrainerSpec, normalizer: &NormalizerSpec) -> Result<usize, String> {
+    match trainer.model_type.unwrap_or(1) {
+        1 => (),
+        2 => return Err("a BPE model; expected unigram, as T5 has".to_owned()),
+        other => return Err(format!("model type {other}; expected 1, unigram, as T5 has")),
+    }
+    if trainer.treat_whitespace_as_suffix || normalizer.escape_whitespaces == Some(false) {
+        return Err("white space is a suffix or not escaped; expected `▁` before each word, as T5 has".to_owned());
+    }
+    let unknown: Vec<usize> = ids_of(&model.pieces, Kind::Unknown).collect();
+    let &[unk_id] = unknown.as_slice() else {
+        return Err(format!("{} pieces stand for the unknown, expected 1", unknown.len()));
+    };
+    let byte_pieces = ids_of(&model.pieces, Kind::Byte).count();
+    if byte_pieces != if trainer.byte_fallback { 256 } else { 0 } {
+        return Err(format!("{byte_pieces} byte pieces with byte fallback {}", trainer.byte_fallback));
+    }
+    Ok(unk_id)
 }
 
 fn ids_of(pieces: &[Piece], kind: Kind) -> impl Iterator<Item = usize> {

@@ -127,7 +127,7 @@ fn frames_that_are_too_large_to_encode_are_refused_with_8() {
 fn memory_that_the_system_refuses_is_no_abort_and_leaves_nothing() {
     let scratch = Scratch::new();
     let tensors = [("x".to_owned(), Tensor::F32(ArrayD::zeros(IxDyn(&[64 << 20]))))].into_iter().collect();
-    write_tensors(&scratch.path("x.safetensors"), &tensors, &Default::default()).unwrap();
+    write_tensors(scratch.path("x.safetensors"), &tensors, &Default::default()).unwrap();
     let engine = sample().engines().join("transformer.engine");
     let arguments =
         args!["--engine", engine, "--inputs", scratch.path("x.safetensors"), "--outputs", scratch.path("y"), "--json"];

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use v2l_export::CompileOptions;
-use v2l_export::check::{CheckOptions, Checks};
+use v2l_export::check::{CheckOptions, Checks, Unchecked};
 use v2l_graphs::{Attribute, Builder, DataType, Dim, Graph, Initializer, Node, TensorType, ValueInfo, encode_model};
 use v2l_runtime::ort_backend::RunLimits;
 use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
@@ -183,7 +183,7 @@ fn check_that_takes_too_long_stops_says_so_and_fails_only_if_it_was_asked_for() 
     let scratch = Scratch::new();
     let limits = Some(RunLimits { time: Duration::from_secs(1), memory: 1 << 30 });
     let checks = checked(&scratch, "time", limits, false).unwrap();
-    let [(graph, reason)] = &checks.skipped[..] else { panic!("{:?}", checks.skipped) };
+    let [Unchecked { graph, reason, .. }] = &checks.skipped[..] else { panic!("{:?}", checks.skipped) };
     assert!(graph == "model" && reason.contains("stopped after 1 seconds"), "{reason}");
     let refused = checked(&scratch, "time", limits, true).unwrap_err();
     assert!(refused.contains("could not be checked") && refused.contains("stopped after 1 seconds"), "{refused}");

@@ -17,6 +17,7 @@ mod memory;
 mod wide;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use v2l_export::precision::{PrecisionOptions, Request};
@@ -48,7 +49,7 @@ impl Build<'_> {
                 ..PrecisionOptions::default()
             },
             profiles: vec![self.profile.clone()],
-            tensorrt: Some(TensorRtOptions {
+            target: Arc::new(TensorRtOptions {
                 flavour: Flavour::Rtx,
                 library: None,
                 capabilities: vec![Capability { major: 8, minor: 9 }],

@@ -24,7 +24,7 @@ use super::locate::locate;
 use super::made::Runs;
 use super::options::CheckOptions;
 use super::reference::{Reference, run};
-use super::report::{Checks, Failed, GraphCheck, GraphTimes, Tolerance};
+use super::report::{Checks, Failed, GraphCheck, GraphTimes, Tolerance, Unchecked};
 use super::runs::{reference_runs, tables};
 use crate::ExportError;
 use crate::execute::ExecuteError;
@@ -99,7 +99,7 @@ pub(crate) fn check_engine(
         let limits = sets.is_empty().then(|| options.run_limits());
         let check = Checked { engine: &engine, component, source, reference, lowered, stored, options, limits };
         match check.on(sets, &mut checks) {
-            Err(ExportError::NotChecked { graph, reason }) if !options.thorough => checks.skipped.push((graph, reason)),
+            Err(ExportError::NotChecked(unchecked)) if !options.thorough => checks.skipped.push(unchecked),
             done => done?,
         }
     }
@@ -134,7 +134,7 @@ impl Checked<'_> {
     /// Why a run failed; one that would have taken too much says nothing of the engine.
     fn stopped(&self, error: &ExecuteError) -> ExportError {
         match error.is_beyond_limits() {
-            true => ExportError::NotChecked { graph: self.source.graph.to_owned(), reason: error.to_string() },
+            true => ExportError::NotChecked(Unchecked::on_inputs(self.source.graph, error.to_string())),
             false => self.failed(error),
         }
     }

@@ -50,5 +50,5 @@ pub(crate) fn made_run(
         };
         first.get_or_insert(reason);
     }
-    Err(format!("no made inputs run: {}; give inputs that fit with --inputs", first.unwrap_or_default()))
+    Err(format!("no made inputs run: {}", first.unwrap_or_default()))
 }

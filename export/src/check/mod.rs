@@ -28,4 +28,4 @@ pub use v2l_calibration::{BlockError, Comparison, NodeError, Trace};
 
 pub(crate) use self::engine::{Source, check_engine, check_inputs_served};
 pub use self::options::CheckOptions;
-pub use self::report::{Checks, Failed, GraphCheck, GraphTimes, OutputCheck, Tolerance};
+pub use self::report::{Checks, Failed, GraphCheck, GraphTimes, OutputCheck, Tolerance, Unchecked};

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use v2l_calibration::{Comparison, Trace};
 use v2l_runtime::ort_backend::{OperatorTimes, WeightMode};
 
+use crate::remedy::Remedy;
+
 /// How far an output may lie from the reference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Tolerance {
@@ -138,9 +140,37 @@ pub struct Checks {
     /// What a run of each graph spends its time on, if that was asked for.
     pub times: Vec<GraphTimes>,
     /// Graphs that could not be checked, and why.
-    pub skipped: Vec<(String, String)>,
+    pub skipped: Vec<Unchecked>,
     /// Input files that serve none of the component's graphs, and why the first graph does not take them.
     pub unserved: Vec<(PathBuf, String)>,
+}
+
+/// A graph that could not be checked.
+#[derive(Clone, Debug)]
+pub struct Unchecked {
+    /// The graph.
+    pub graph: String,
+    /// Why.
+    pub reason: String,
+    /// What would let it be checked.
+    pub remedies: Vec<Remedy>,
+}
+
+impl Unchecked {
+    pub(crate) fn new(graph: &str, reason: impl Into<String>) -> Self {
+        Self { graph: graph.to_owned(), reason: reason.into(), remedies: Vec::new() }
+    }
+
+    /// For want of inputs that fit.
+    pub(crate) fn on_inputs(graph: &str, reason: impl Into<String>) -> Self {
+        Self { remedies: vec![Remedy::OtherInputs], ..Self::new(graph, reason) }
+    }
+}
+
+impl fmt::Display for Unchecked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "graph `{}` could not be checked: {}", self.graph, self.reason)
+    }
 }
 
 /// Where one run of a graph, its stages left out, spends its time.

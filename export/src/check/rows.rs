@@ -102,9 +102,7 @@ impl<'a> RowInputs<'a> {
         }
         match different || free.is_none() {
             true => Ok(()),
-            false => {
-                Err(format!("no run has several different timesteps: {reason}; give inputs that do with --inputs"))
-            }
+            false => Err(format!("no run has several different timesteps: {reason}")),
         }
     }
 

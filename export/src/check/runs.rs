@@ -12,9 +12,11 @@ use super::inputs::{InputSet, profile_extents};
 use super::made::{Runs, made_runs};
 use super::options::CheckOptions;
 use super::reference::{Reference, run};
+use super::report::Unchecked;
 use super::rows::RowInputs;
 use crate::ExportError;
 use crate::execute::ExecuteError;
+use crate::remedy::Remedy;
 
 /// Runs the reference on the given inputs, or on made ones; `ort` is how it is opened.
 ///
@@ -29,11 +31,13 @@ pub(super) fn reference_runs(
     (options, ort): (&CheckOptions, &OpenOptions),
 ) -> Result<Runs, ExportError> {
     let graph_error = |reason: String| ExportError::Graph { graph: name.to_owned(), reason };
-    let not_checked = |reason: String| ExportError::NotChecked { graph: name.to_owned(), reason };
+    let not_checked = |reason: String| ExportError::NotChecked(Unchecked::on_inputs(name, reason));
     let mut session = match reference.session(ort) {
         Ok(session) => session,
-        Err(ExecuteError::Open(error @ OrtError::Library(_))) => return Err(not_checked(error.to_string())),
-        Err(error) => return Err(graph_error(format!("{error}; --no-verify compiles it unchecked"))),
+        Err(ExecuteError::Open(error @ OrtError::Library(_))) => {
+            return Err(ExportError::NotChecked(Unchecked::new(name, error.to_string())));
+        }
+        Err(error) => return Err(graph_error(error.to_string()).advised(&[Remedy::WithoutCheck])),
     };
     let sizes = sizes(engine, name, &reference.model.graph, options);
     let mut runs = Runs::new();

@@ -16,6 +16,7 @@ use super::typed::Typed;
 use super::weights::{StoredWeight, matrix_type, plan_weights};
 use crate::engine_writer::EngineBlob;
 use crate::precision::side_types;
+use crate::remedy::Remedy;
 use crate::{ExportError, Progress};
 
 /// A component as an engine stores it.
@@ -145,8 +146,9 @@ fn step_inputs(typed: &Typed, options: &CompileOptions) -> Result<Vec<String>, E
     for (graph, model) in models {
         let inputs: Vec<&str> = model.graph.inputs.iter().map(|input| &input.name[..]).collect();
         if let Some(unknown) = asked.iter().find(|name| !inputs.contains(&&name[..])) {
-            let reason = format!("it has no input `{unknown}` that --step-inputs names; it has {}", inputs.join(", "));
-            return Err(ExportError::Graph { graph: graph.clone(), reason });
+            let reason = format!("it has no input `{unknown}`; it has {}", inputs.join(", "));
+            let error = ExportError::Graph { graph: graph.clone(), reason };
+            return Err(error.advised(&[Remedy::OtherStepInputs]));
         }
     }
     Ok(asked.clone())
@@ -162,14 +164,15 @@ mod tests {
     #[test]
     fn lowered_compiles_graphs_and_then_their_variants() {
         let small = Small::new();
-        for (side_only, expected) in [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])] {
+        for (side_only, expected) in [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])]
+        {
             let options = CompileOptions { lora_rank: Some(8), side_only, ..CompileOptions::default() };
             let target = Recorder::default();
             let lowered = small.lowered(&options, &target);
             let seen = target.seen.borrow();
-            let tasks: Vec<_> = seen.iter().map(|(name, rank, _)| (&name[..], *rank)).collect();
+            let tasks: Vec<_> = seen.iter().map(|seen| (&seen.name[..], seen.lora_rank)).collect();
             assert_eq!(tasks, expected);
-            assert!(seen.iter().all(|(.., types)| types.is_none()));
+            assert!(seen.iter().all(|seen| seen.types.is_none()));
             // What the passes did is said once of each graph of the source.
             assert_eq!(lowered.passes.len(), 1);
             assert_eq!(lowered.weights.keys().collect::<Vec<_>>(), ["first.weight", "second.weight"]);
@@ -181,7 +184,7 @@ mod tests {
         let small = Small::new();
         let target = Recorder { native: Some(Request::Fp32), ..Recorder::default() };
         small.lowered(&CompileOptions::default(), &target);
-        let (_, _, types) = &target.seen.borrow()[0];
+        let types = target.seen.borrow()[0].types.clone();
         assert_eq!(types.as_deref(), Some(&[DataType::Float; 2][..]));
     }
 

@@ -23,8 +23,10 @@ use v2l_graphs::slots::{
 };
 use v2l_runtime::engine::manifest::{Absent, Found, How, RowRange, Slot, Why};
 
+use self::content::Contents;
 use self::names::Forms;
-use self::settle::module_of;
+use self::settle::{Settled, module_of};
+use crate::remedy::Remedy;
 use crate::{Checkpoint, ExportError, metadata};
 
 /// What is to be said of slots and of what is none.
@@ -35,7 +37,8 @@ pub struct SlotReport {
     pub unmatched: Vec<String>,
     /// Matrices of the checkpoint that no matrix of the graph has the content of: tables, unused, or changed by the exporter.
     pub unused: Vec<String>,
-    /// Those of the unused that nothing in the graph may be: the exporter left them out, and updates of them have no effect.
+    /// Those of the unused that nothing in the graph may be: the exporter left them out, and
+    /// updates of them have no effect, or computed something of them that an update cannot reach.
     pub pruned: Vec<String>,
     /// Matrices that may be one of several tensors with equal content, or that are a layer's taken the other way round; they
     /// are no slots.
@@ -152,14 +155,12 @@ pub(crate) fn slots(models: &mut [(String, Model)], weights: Option<&Checkpoint>
     for (graph, model) in models.iter_mut() {
         let found = match (declared(graph, model)?, weights) {
             (Some(_), Some(weights)) => {
-                return Err(fail(
-                    graph,
-                    format!(
-                        "it names its slots itself (metadata `{}`), and {} would not be looked at; leave --weights out",
-                        metadata::SLOTS,
-                        weights.label()
-                    ),
-                ));
+                let reason = format!(
+                    "it names its slots itself (metadata `{}`), and {} would not be looked at",
+                    metadata::SLOTS,
+                    weights.label()
+                );
+                return Err(fail(graph, reason).advised(&[Remedy::WithoutWeights]));
             }
             (Some(slots), None) => slots,
             (None, weights) => discover(graph, model, weights, &mut all)?,
@@ -219,19 +220,7 @@ fn discover(
     let (mut layers, mut foreign) = (Vec::new(), Vec::new());
     let mut open: Vec<usize> = (0..uses.len()).collect();
     if let Some(weights) = weights {
-        let content = content::compare(&model.graph, &uses, weights)?;
-        if content.found.is_empty() {
-            let matrices = uses.iter().map(|u| &u.weight).collect::<BTreeSet<_>>().len();
-            return Err(fail(
-                graph,
-                format!(
-                    "no tensor of {} has the content of any of its {matrices} matrices; expected the checkpoint that it was \
-                     exported from: give that one, or leave --weights out",
-                    weights.label(),
-                ),
-            ));
-        }
-        let settled = settle::settle(&uses, &content, weights);
+        let (content, settled) = by_content(graph, model, &uses, weights)?;
         (layers, foreign) = (settled.layers, settled.foreign);
         all.absent.extend(absent(&settled.ambiguous, &content.pruned, weights));
         let report = &mut all.report;
@@ -270,6 +259,27 @@ fn discover(
     Ok(apply(model, &uses, layers, &mut all.report.ambiguous))
 }
 
+/// What the checkpoint's tensors tell of the products' matrices, at least one of which it must hold.
+fn by_content(
+    graph: &str,
+    model: &Model,
+    uses: &[LinearUse],
+    weights: &Checkpoint,
+) -> Result<(Contents, Settled), ExportError> {
+    let content = content::compare(&model.graph, uses, weights)?;
+    if content.found.is_empty() {
+        let matrices = uses.iter().map(|u| &u.weight).collect::<BTreeSet<_>>().len();
+        let reason = format!(
+            "no tensor of {} has the content of any of its {matrices} matrices; expected the checkpoint that it was \
+             exported from",
+            weights.label(),
+        );
+        return Err(fail(graph, reason).advised(&[Remedy::OtherWeights, Remedy::WithoutWeights]));
+    }
+    let settled = settle::settle(uses, &content, weights);
+    Ok((content, settled))
+}
+
 /// Layers of the checkpoint that are no slots.
 fn absent(ambiguous: &[AmbiguousSlot], pruned: &[String], weights: &Checkpoint) -> Vec<Absent> {
     let layer = |tensor: &String, why, reason: &str| {
@@ -280,7 +290,7 @@ fn absent(ambiguous: &[AmbiguousSlot], pruned: &[String], weights: &Checkpoint) 
     let open = ambiguous.iter().flat_map(|a| &a.candidates);
     let open = open.filter_map(|t| layer(t, Why::Ambiguous, "may be one of several matrices, and nothing tells which"));
     let pruned = pruned.iter().filter_map(|t| {
-        layer(t, Why::Pruned, "is not in this graph, since no output depends on it: without effect on this graph")
+        layer(t, Why::Pruned, "is not in this graph: without effect on this graph, or computed by the exporter")
     });
     open.chain(pruned).collect()
 }
@@ -310,19 +320,24 @@ fn turn(model: &mut Model, uses: &mut [LinearUse], layers: &[Layer], forms: &For
     drop_unread(model, &left);
 }
 
-/// Gives every layer an initializer of its own, and only one, and makes slots of the layers, in the order of the graph.
-fn apply(model: &mut Model, uses: &[LinearUse], layers: Vec<Layer>, ambiguous: &mut Vec<AmbiguousSlot>) -> Vec<Slot> {
-    let mut merged = Vec::new();
+/// The initializers that are one layer's: the one to keep, and another.
+fn copies(uses: &[LinearUse], layers: &[Layer]) -> Vec<(String, String)> {
+    let mut found = Vec::new();
     for layer in layers.iter().filter(|l| l.rows.is_none()) {
         let tensors: BTreeSet<&String> = layer.uses.iter().map(|&at| &uses[at].weight).collect();
         let first = &uses[layer.uses[0]];
         // Orientation is part of what is equal.
-        let same = |at: &&usize| uses[**at].transposed == first.transposed;
-        if tensors.len() > 1 && layer.uses.iter().all(|at| same(&at)) {
+        if tensors.len() > 1 && layer.uses.iter().all(|&at| uses[at].transposed == first.transposed) {
             let others = tensors.into_iter().filter(|t| **t != first.weight);
-            merged.extend(others.map(|other| (first.weight.clone(), other.clone())));
+            found.extend(others.map(|other| (first.weight.clone(), other.clone())));
         }
     }
+    found
+}
+
+/// Gives every layer an initializer of its own, and only one, and makes slots of the layers, in the order of the graph.
+fn apply(model: &mut Model, uses: &[LinearUse], layers: Vec<Layer>, ambiguous: &mut Vec<AmbiguousSlot>) -> Vec<Slot> {
+    let merged = copies(uses, &layers);
     merge_initializers(model, &merged);
     let root = |name: &String| match merged.iter().find(|(_, dropped)| dropped == name) {
         Some((kept, dropped)) if !model.graph.initializers.contains_key(dropped) => kept.clone(),

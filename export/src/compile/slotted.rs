@@ -11,6 +11,7 @@ use super::options::CompileOptions;
 use super::prepared::Prepared;
 use super::slots::{Discovered, SlotReport, slots};
 use crate::files::check_graph;
+use crate::remedy::Remedy;
 use crate::{Checkpoint, ExportError};
 
 /// A component whose slots are known.
@@ -33,9 +34,9 @@ impl Slotted {
         let Discovered { slots, absent, report } = slots(&mut prepared.models, checkpoint.as_ref())?;
         let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&prepared.models, &slots))?;
         if options.lora_rank.is_some() && side.is_empty() {
-            let reason =
-                "it has no linear layer that a low-rank branch could stand beside; compile without --lora-rank";
-            return Err(ExportError::config(&prepared.sources[0].path, reason));
+            let reason = "it has no linear layer that a low-rank branch could stand beside";
+            let error = ExportError::config(&prepared.sources[0].path, reason);
+            return Err(error.advised(&[Remedy::WithoutLoraRank]));
         }
         let named = (checkpoint.is_some() || report != SlotReport::default()).then_some(report);
         Ok(Self { prepared, slots, absent, named, side })

@@ -33,7 +33,8 @@ impl Small {
         }
         b.output("y", &h, DataType::Float, [Dim::from("batch"), 4.into()]);
         let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("small.onnx"), encode_model(&b.finish().unwrap(), &|_| None).unwrap()).unwrap();
+        std::fs::write(folder.path().join("small.onnx"), encode_model(&b.finish().unwrap(), &|_| None).unwrap())
+            .unwrap();
         Self { folder }
     }
 
@@ -67,8 +68,14 @@ impl Small {
 pub(super) struct Recorder {
     /// The types that it computes in by itself.
     pub(super) native: Option<Request>,
-    /// Graph, rank and types of each task.
-    pub(super) seen: RefCell<Vec<(String, Option<usize>, Option<Vec<DataType>>)>>,
+    pub(super) seen: RefCell<Vec<Seen>>,
+}
+
+/// What a task said.
+pub(super) struct Seen {
+    pub(super) name: String,
+    pub(super) lora_rank: Option<usize>,
+    pub(super) types: Option<Vec<DataType>>,
 }
 
 impl GraphCompiler for Recorder {
@@ -77,8 +84,8 @@ impl GraphCompiler for Recorder {
     }
 
     fn compile(&self, task: &GraphTask<'_>, _: &mut dyn FnMut(Progress<'_>)) -> Result<CompiledGraph, ExportError> {
-        let types = task.types.map(<[DataType]>::to_vec);
-        self.seen.borrow_mut().push((task.name.to_owned(), task.lora_rank, types));
+        let (name, types) = (task.name.to_owned(), task.types.map(<[DataType]>::to_vec));
+        self.seen.borrow_mut().push(Seen { name, lora_rank: task.lora_rank, types });
         Ok(forms(task)?.0)
     }
 }

@@ -14,7 +14,7 @@ use super::report::PlanCheck;
 use super::types::arithmetic;
 use crate::ExportError;
 use crate::check::inputs::{InputSet, generate, input_files, read_inputs, serves};
-use crate::check::{Failed, GraphCheck, OutputCheck, Tolerance};
+use crate::check::{Failed, GraphCheck, OutputCheck, Tolerance, Unchecked};
 use crate::execute::adapted::AdaptedExecutor;
 
 /// How much of a graph is calibrated at a time: all values of a piece are in memory at once.
@@ -131,10 +131,10 @@ impl<'a> Bench<'a> {
         }
         match (made, first_failure) {
             (true, Some(error)) => Err(error),
-            (true, None) => Err(ExportError::NotChecked {
-                graph: self.name.to_owned(),
-                reason: "no inputs can be made for it".to_owned(),
-            }),
+            (true, None) => {
+                let reason = "no inputs can be made for it";
+                Err(ExportError::NotChecked(Unchecked::on_inputs(self.name, reason)))
+            }
             (false, _) => Ok(runs),
         }
     }

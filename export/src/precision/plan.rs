@@ -16,6 +16,7 @@ use super::report::PrecisionReport;
 use super::search;
 use crate::ExportError;
 use crate::check::CheckOptions;
+use crate::remedy::Remedy;
 
 /// The types to compile by.
 pub(crate) struct Planned {
@@ -141,11 +142,8 @@ fn agreeing<'a>(file: &str, plan: &'a GraphPlan, request: Option<Request>) -> Re
     if agrees {
         return Ok(plan);
     }
-    let reason = format!(
-        "graph `{}` is planned in {}, and --precision asks for another type; leave --precision out, or plan anew",
-        plan.name, plan.default
-    );
-    Err(ExportError::config(file, reason))
+    let reason = format!("graph `{}` is planned in {}, and another type is asked for", plan.name, plan.default);
+    Err(ExportError::config(file, reason).advised(&[Remedy::WithoutRequest, Remedy::WithoutPlan]))
 }
 
 /// Reads a plan file of at most [`MAX_PLAN_BYTES`].

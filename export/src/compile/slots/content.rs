@@ -57,17 +57,7 @@ fn common_type(graph: DataType, checkpoint: DataType) -> DataType {
 /// tensor.
 pub(super) fn compare(graph: &Graph, uses: &[LinearUse], checkpoint: &Checkpoint) -> Result<Contents, ExportError> {
     let matrices = matrices(graph, uses);
-    let mut tensors: Vec<(&str, Initializer)> = Vec::new();
-    for name in checkpoint.names() {
-        let Some(shape @ &[rows, cols]) = checkpoint.shape(name) else { continue };
-        // Integers are no weights.
-        if let Ok(tensor) = checkpoint.tensor(name, shape)
-            && rows > 0
-            && cols > 0
-        {
-            tensors.push((name, tensor));
-        }
-    }
+    let tensors = checkpoint_matrices(checkpoint);
     let types: BTreeSet<(u8, i32)> = matrices
         .iter()
         .flat_map(|m| tensors.iter().map(|(_, t)| common_type(m.own, own_type(t))))
@@ -99,15 +89,14 @@ pub(super) fn compare(graph: &Graph, uses: &[LinearUse], checkpoint: &Checkpoint
         // What is found nowhere may be stored the other way round.
         for (at, matrix) in matrices.iter().enumerate().filter(|(at, _)| !found.contains_key(at)).collect::<Vec<_>>() {
             let Some(wanted) = index.rows.get(at).and_then(Option::as_ref) else { continue };
-            for (name, tensor) in &tensors {
-                let turned = tensor.shape[1] == wanted.len() && tensor.shape[0] == matrix.features()[1];
-                if turned
+            let turned = |tensor: &Initializer| {
+                tensor.shape == [matrix.features()[1], wanted.len()]
                     && common_type(matrix.own, own_type(tensor)) == dtype
                     && hashes(tensor, dtype, true).is_some_and(|rows| rows == *wanted)
-                {
-                    used.insert(name);
-                    found.entry(at).or_default().whole.push(((*name).to_owned(), !matrix.transposed));
-                }
+            };
+            for (name, _) in tensors.iter().filter(|(_, tensor)| turned(tensor)) {
+                used.insert(name);
+                found.entry(at).or_default().whole.push(((*name).to_owned(), !matrix.transposed));
             }
         }
     }
@@ -126,6 +115,22 @@ pub(super) fn compare(graph: &Graph, uses: &[LinearUse], checkpoint: &Checkpoint
         unused: unused.into_iter().map(|(name, _)| (*name).to_owned()).collect(),
         pruned,
     })
+}
+
+/// The matrices of a checkpoint.
+fn checkpoint_matrices(checkpoint: &Checkpoint) -> Vec<(&str, Initializer)> {
+    let mut tensors: Vec<(&str, Initializer)> = Vec::new();
+    for name in checkpoint.names() {
+        let Some(shape @ &[rows, cols]) = checkpoint.shape(name) else { continue };
+        // Integers are no weights.
+        if let Ok(tensor) = checkpoint.tensor(name, shape)
+            && rows > 0
+            && cols > 0
+        {
+            tensors.push((name, tensor));
+        }
+    }
+    tensors
 }
 
 /// Operators that take a table or a factor, not a layer's matrix.

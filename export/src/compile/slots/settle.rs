@@ -240,14 +240,13 @@ fn pieces(uses: &[LinearUse], at: &[usize], content: &Content, settled: &mut Set
     settled.gaps.extend(gaps.into_iter().map(gap));
     if content.parts.is_empty() {
         match content.slices.as_slice() {
-            [(name, rows)] => {
-                let part = format!("{}[{}..{}]", module_of(name), rows.start, rows.end);
-                settled.layers.push(layer(part, name, None, None));
-            }
-            several => {
-                let part = |(name, rows): &(String, RowRange)| format!("{name}[{}..{}]", rows.start, rows.end);
-                unsure(several.iter().map(part).collect());
-            }
+            [(name, rows)] => settled.layers.push(layer(part_of(&module_of(name), rows), name, None, None)),
+            several => unsure(several.iter().map(|(name, rows)| part_of(name, rows)).collect()),
         }
     }
+}
+
+/// Rows of something, in words.
+fn part_of(name: &str, rows: &RowRange) -> String {
+    format!("{name}[{}..{}]", rows.start, rows.end)
 }

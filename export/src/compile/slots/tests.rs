@@ -3,7 +3,7 @@ use v2l_graphs::{Builder, DataType, Initializer, Model, TensorData};
 use v2l_runtime::engine::manifest::{How, RowRange, Slot};
 
 use super::{Discovered, SlotReport, slots};
-use crate::{Checkpoint, ExportError};
+use crate::{Checkpoint, Remedy};
 
 /// A matrix `[rows, cols]` of distinct numbers that depend on the seed; seed 0 is zeros.
 fn matrix(rows: usize, cols: usize, seed: usize) -> Vec<f32> {
@@ -230,5 +230,6 @@ fn checkpoint_of_another_model_is_refused() {
     let weights = checkpoint(&[("a.weight", SQUARE, matrix(4, 4, 3))], DataType::Float);
     let mut models = [("g".to_owned(), chain(&[("v", matrix(4, 4, 1), "", "")]))];
     let error = slots(&mut models, Some(&weights)).unwrap_err();
-    assert!(matches!(&error, ExportError::Graph { reason, .. } if reason.contains("leave --weights out")), "{error}");
+    assert_eq!(error.remedies(), [Remedy::OtherWeights, Remedy::WithoutWeights]);
+    assert!(error.to_string().starts_with("g: no tensor of"), "{error}");
 }

@@ -51,7 +51,7 @@ impl GraphCompiler for OnnxRuntime {
 }
 
 /// The ONNX forms of a graph, which every engine has, and its strongly typed form if its nodes have types.
-pub(super) fn forms(task: &GraphTask<'_>) -> Result<(CompiledGraph, Option<Model>), ExportError> {
+pub(crate) fn forms(task: &GraphTask<'_>) -> Result<(CompiledGraph, Option<Model>), ExportError> {
     let &GraphTask { name, whole, weights, .. } = task;
     let mut model = whole.clone();
     let lowered = lower_for_ort(&mut model, task.passes);

@@ -90,6 +90,9 @@ mod tests {
         let files = PredictorFiles { hypernetwork: path.clone(), auxiliary: path, iterations: None };
         let error = export(&files, &[]).unwrap_err();
         assert!(error.is_unsupported(), "{error}");
-        assert!(error.to_string().contains("`mapper.weight`") && error.to_string().contains("VideoHyperDream"), "{error}");
+        assert!(
+            error.to_string().contains("`mapper.weight`") && error.to_string().contains("VideoHyperDream"),
+            "{error}"
+        );
     }
 }

@@ -10,8 +10,8 @@ use v2l_runtime::trt_backend::{PROBE_INPUT, PROBE_OUTPUT};
 use v2l_runtime::weights::encode_tensors;
 
 use crate::ExportError;
-use crate::check::CheckOptions;
 use crate::check::inputs::{FACTOR_RANK, generate, profile_extents};
+use crate::check::{CheckOptions, Unchecked};
 use crate::compile::targets::target::GraphTask;
 use crate::engine_writer::EngineBlob;
 use crate::execute::OrtExecutor;
@@ -67,7 +67,7 @@ pub(super) fn probe(
         }
     }
     match check.thorough {
-        true => Err(ExportError::NotChecked { graph: graph.to_owned(), reason }),
+        true => Err(ExportError::NotChecked(Unchecked::on_inputs(graph, reason))),
         false => Ok(Err(reason)),
     }
 }
