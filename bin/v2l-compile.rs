@@ -42,8 +42,8 @@ struct Args {
     /// Engine directory or engine file to write [default for an ONNX file: its name with .engine].
     #[arg(short, long, visible_alias = "saveEngine", value_name = "PATH")]
     output: Option<PathBuf>,
-    /// In which types the model computes and its matrices are stored [default: stored as the model stores them, arithmetic
-    /// fp32]. Below fp32, a precision plan decides node by node.
+    /// In which types the model computes and its matrices are stored [default: stored as the model stores them,
+    /// arithmetic fp32]. Below fp32, a precision plan decides node by node.
     #[arg(long, value_enum)]
     precision: Option<Precision>,
     /// Also compile the graphs with low-rank branches, for adapters whose ranks sum to at most MAX in a layer.
@@ -56,20 +56,27 @@ struct Args {
     /// Leave out an optimisation pass; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Pass::ALL.map(Pass::name)))]
     disable_pass: Vec<String>,
-    /// Inputs that change from step to step, for a graph that v2l does not know: what depends on none of them is then computed
-    /// once for all steps, and what depends on vectors among them only, such as timesteps, once for each.
+    /// Inputs that change from step to step, for a graph that v2l does not know: what depends on none of them is then
+    /// computed once for all steps, and what depends on vectors among them only, such as timesteps, once for each.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     step_inputs: Option<Vec<String>>,
     /// Say what each pass did to each graph, and what a run on the check's inputs spends its time on.
     #[arg(long)]
     explain: bool,
-    /// Store the matrices of linear layers in 8 bits, with a scale for each block of 32, 64, 128 or 256 inputs. Adapters then
-    /// come in low-rank branches (--lora-rank), and --precision says how the other weights are stored. With
-    /// --accuracy-target, blocks that cost too much accuracy are left as they are. A hypernetwork always is.
-    #[arg(long, value_name = "BLOCK", num_args = 0..=1, require_equals = true, default_missing_value = "64", value_parser = int8_block)]
+    /// Store the matrices of linear layers in 8 bits, with a scale for each block of 32, 64, 128 or 256 inputs.
+    /// Adapters then come in low-rank branches (--lora-rank), and --precision says how the other weights are stored.
+    /// With --accuracy-target, blocks that cost too much accuracy are left as they are. A hypernetwork always is.
+    #[arg(
+        long,
+        value_name = "BLOCK",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "64",
+        value_parser = int8_block
+    )]
     int8: Option<usize>,
-    /// For an ONNX file that v2l did not write: the checkpoint that it was exported from, a safetensors file or the folder of
-    /// one. Its linear layers get the checkpoint's names by their content.
+    /// For an ONNX file that v2l did not write: the checkpoint that it was exported from, a safetensors file or the
+    /// folder of one. Its linear layers get the checkpoint's names by their content.
     #[arg(long, value_name = "CHECKPOINT")]
     weights: Option<PathBuf>,
     /// Backend to compile for.

@@ -12,25 +12,37 @@ use v2l_runtime::ort_backend::OpenOptions;
 /// Comparing what is compiled with its source.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
-    /// Print how far every output lies from the source's, check every way to hold the weights, and fail if a graph cannot be
-    /// checked. (A shorter check is part of every compilation.)
+    /// Print how far every output lies from the source's, check every way to hold the weights, and fail if a graph
+    /// cannot be checked. (A shorter check is part of every compilation.)
     #[arg(long, conflicts_with = "no_verify")]
     verify: bool,
     /// Leave out the numeric check.
     #[arg(long)]
     no_verify: bool,
-    /// Named tensors to check on: a safetensors file or a folder of them, each for the graph whose inputs it names [default:
-    /// made inputs].
+    /// Named tensors to check on: a safetensors file or a folder of them, each for the graph whose inputs it names
+    /// [default: made inputs].
     #[arg(long, value_name = "FILE|FOLDER", conflicts_with = "no_verify")]
     pub(crate) inputs: Vec<PathBuf>,
-    /// Largest relative L2 distance of an output from the source's [default: by the type that the weights are stored in].
+    /// Largest relative L2 distance of an output from the source's [default: by the type that the weights are stored
+    /// in].
     #[arg(long, value_name = "REL_L2", value_parser = not_negative)]
     pub(crate) accuracy_target: Option<f64>,
-    /// Absolute tolerance of every element, in place of the relative L2 distance: |actual − expected| ≤ atol + rtol·|expected|.
-    #[arg(long, value_name = "ATOL", value_parser = not_negative, conflicts_with_all = ["accuracy_target", "no_verify"])]
+    /// Absolute tolerance of every element, in place of the relative L2 distance: |actual − expected| ≤ atol +
+    /// rtol·|expected|.
+    #[arg(
+        long,
+        value_name = "ATOL",
+        value_parser = not_negative,
+        conflicts_with_all = ["accuracy_target", "no_verify"]
+    )]
     atol: Option<f64>,
     /// Relative tolerance of every element; see --atol.
-    #[arg(long, value_name = "RTOL", value_parser = not_negative, conflicts_with_all = ["accuracy_target", "no_verify"])]
+    #[arg(
+        long,
+        value_name = "RTOL",
+        value_parser = not_negative,
+        conflicts_with_all = ["accuracy_target", "no_verify"]
+    )]
     rtol: Option<f64>,
     /// Seed of made inputs.
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -21,13 +21,30 @@ use crate::check::not_negative;
 pub(crate) struct PrecisionArgs {
     /// Named tensors to calibrate on: a safetensors file or a folder of them, each for the graph whose inputs it names
     /// [default: made inputs].
-    #[arg(long, value_name = "FILE|FOLDER", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    #[arg(
+        long,
+        value_name = "FILE|FOLDER",
+        conflicts_with_all = ["no_calibration", "precision_plan"],
+        help_heading = "Precision"
+    )]
     calibration: Vec<PathBuf>,
     /// Adapter to calibrate with, at strengths 0, 1 and --max-strength times its own. Repeatable.
-    #[arg(long, value_name = "PATH[=STRENGTH]", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    #[arg(
+        long,
+        value_name = "PATH[=STRENGTH]",
+        conflicts_with_all = ["no_calibration", "precision_plan"],
+        help_heading = "Precision"
+    )]
     calibration_lora: Vec<OsString>,
     /// Largest factor of the strengths of --calibration-lora.
-    #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = not_negative, requires = "calibration_lora", help_heading = "Precision")]
+    #[arg(
+        long,
+        value_name = "S",
+        default_value_t = 1.0,
+        value_parser = not_negative,
+        requires = "calibration_lora",
+        help_heading = "Precision"
+    )]
     max_strength: f64,
     /// Decide by the structure of the graph alone: no values are measured.
     #[arg(long, help_heading = "Precision")]
@@ -39,7 +56,12 @@ pub(crate) struct PrecisionArgs {
     #[arg(long, value_name = "FILE", help_heading = "Precision")]
     save_precision_plan: Option<PathBuf>,
     /// Where to save what was measured, as JSON: per value its range, percentiles and what is not finite.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["no_calibration", "precision_plan"], help_heading = "Precision")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with_all = ["no_calibration", "precision_plan"],
+        help_heading = "Precision"
+    )]
     save_calibration: Option<PathBuf>,
     /// Where to draw what each block in 16 bits does to the outputs (a PNG).
     #[arg(long, value_name = "PNG", help_heading = "Precision")]
@@ -73,8 +95,8 @@ impl PrecisionArgs {
         let given = |flag: &str| flags.iter().any(|(name, given)| *name == flag && *given);
         if int8 {
             if request == Some(Request::Mixed) || self.precision_plan.is_some() {
-                let message = "--int8 stores matrices in 8 bits and plans no arithmetic: leave out --precision mixed and \
-                               --precision-plan, or --int8";
+                let message = "--int8 stores matrices in 8 bits and plans no arithmetic: leave out --precision mixed \
+                               and --precision-plan, or --int8";
                 return Err(Failure::usage(message));
             }
             if given("--calibration") && accuracy_target.is_none() {
@@ -158,7 +180,8 @@ impl PrecisionArgs {
             for check in &report.checks {
                 let fields = json!({
                     "graph": check.graph, "run": check.run, "output": check.output,
-                    "relative_l2": check.error.relative_l2, "non_finite": check.error.non_finite, "passed": check.passed,
+                    "relative_l2": check.error.relative_l2, "non_finite": check.error.non_finite,
+                    "passed": check.passed,
                 });
                 output.event("plan_check", fields);
                 output.note(&format!("{} as planned, {}: `{}` {}", check.graph, check.run, check.output, check.error));

@@ -8,15 +8,15 @@ use v2l_runtime::engine::manifest::{Profile, ShapeRange};
 /// The shapes to compile for.
 #[derive(Args)]
 pub(crate) struct ShapeArgs {
-    /// Smallest shapes of a profile, `name:2x16x60x90,name:…`; again for each further profile. Inputs not named are free
-    /// [default: the opt shapes].
+    /// Smallest shapes of a profile, `name:2x16x60x90,name:…`; again for each further profile. Inputs not named are
+    /// free [default: the opt shapes].
     #[arg(long = "minShapes", visible_alias = "min-shapes", value_name = "SHAPES", value_parser = parse)]
     min: Vec<Shapes>,
     /// Shapes of a profile to tune and check for [default: the max shapes].
     #[arg(long = "optShapes", visible_alias = "opt-shapes", value_name = "SHAPES", value_parser = parse)]
     opt: Vec<Shapes>,
-    /// Largest shapes of a profile [default: the opt shapes]. An extent that all profiles hold to one number becomes that
-    /// number in the graph.
+    /// Largest shapes of a profile [default: the opt shapes]. An extent that all profiles hold to one number becomes
+    /// that number in the graph.
     #[arg(long = "maxShapes", visible_alias = "max-shapes", value_name = "SHAPES", value_parser = parse)]
     max: Vec<Shapes>,
 }

@@ -13,13 +13,16 @@ use v2l_export::{EngineReport, PlanBuilder, TensorRtOptions};
 /// What plans are built with, and for.
 #[derive(Args)]
 pub(crate) struct TensorRtArgs {
-    /// TensorRT's library, or the folder of it and its ONNX parser [default: $V2L_TRT_LIB, vendor/, Python packages, the loader].
+    /// TensorRT's library, or the folder of it and its ONNX parser [default: $V2L_TRT_LIB, vendor/, Python packages,
+    /// the loader].
     #[arg(long, value_name = "PATH", help_heading = "TensorRT")]
     trt_lib: Option<PathBuf>,
-    /// GPUs to build a plan for, by compute capability: 8.0, 8.6, 8.9, 12.0, 12.1 [default: 8.6,8.9,12.0 for tensorrt-rtx].
+    /// GPUs to build a plan for, by compute capability: 8.0, 8.6, 8.9, 12.0, 12.1 [default: 8.6,8.9,12.0 for
+    /// tensorrt-rtx].
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "TensorRT")]
     compute_capability: Vec<Capability>,
-    /// For tensorrt: a file of what it learns of how long kernels take; read if it is there, and written after each plan.
+    /// For tensorrt: a file of what it learns of how long kernels take; read if it is there, and written after each
+    /// plan.
     #[arg(long = "timingCacheFile", value_name = "FILE", help_heading = "TensorRT")]
     pub(crate) timing_cache: Option<PathBuf>,
 }
@@ -68,13 +71,14 @@ pub(crate) fn show(engine: &EngineReport, output: &mut Output) {
         let seconds = plan.time.as_secs_f64();
         let fields = json!({
             "component": engine.component, "graph": plan.graph,
-            "compute_capability": plan.capability.map(|capability| capability.to_string()), "bytes": plan.bytes, "weight_bytes": plan.weight_bytes,
-            "refittable_bytes": plan.refittable_bytes, "fixed_slots": plan.fixed_slots, "reproducible": plan.reproducible,
-            "seconds": seconds,
+            "compute_capability": plan.capability.map(|capability| capability.to_string()), "bytes": plan.bytes,
+            "weight_bytes": plan.weight_bytes, "refittable_bytes": plan.refittable_bytes,
+            "fixed_slots": plan.fixed_slots, "reproducible": plan.reproducible, "seconds": seconds,
         });
         output.result("plan", fields, || {
             format!(
-                "{:<14} {}{}: plan of {} bytes, built in {seconds:.1} s; {} of {} bytes of weights are set when it is loaded",
+                "{:<14} {}{}: plan of {} bytes, built in {seconds:.1} s; {} of {} bytes of weights are set \
+                 when it is loaded",
                 engine.component,
                 plan.graph,
                 plan.capability.map_or_else(String::new, |capability| format!(" for {capability}")),
@@ -93,8 +97,8 @@ pub(crate) fn show(engine: &EngineReport, output: &mut Output) {
         }
         if !plan.reproducible {
             output.warning(&format!(
-                "{} {}: this system places memory at random and forbids turning that off (personality); the plan's bytes may \
-                 differ when it is built again",
+                "{} {}: this system places memory at random and forbids turning that off (personality); \
+                 the plan's bytes may differ when it is built again",
                 engine.component, plan.graph
             ));
         }

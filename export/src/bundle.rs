@@ -168,7 +168,8 @@ fn pipeline_class(model: &Path) -> Result<Option<String>, ExportError> {
     Ok(index["_class_name"].as_str().map(str::to_owned))
 }
 
-/// The architecture of a network's folder, by the class that its configuration names; `pipeline` is the class of the whole.
+/// The architecture of a network's folder, by the class that its configuration names; `pipeline` is the class of the
+/// whole.
 fn architecture(
     folder: &Path,
     expected: Option<Part>,

@@ -92,7 +92,8 @@ pub enum EngineWriteError {
     },
     /// A name is in the wrong place: a weight under `v2l/`, or a blob elsewhere.
     #[error(
-        "`{name}`: names under `v2l/` are for graphs and plans only, weights live outside it; rename it in the checkpoint"
+        "`{name}`: names under `v2l/` are for graphs and plans only, weights live outside it; \
+         rename it in the checkpoint"
     )]
     Reserved {
         /// The name.

@@ -11,7 +11,8 @@ use v2l_runtime::pipeline::config::FILE_NAME;
 
 use crate::ExportError;
 
-/// Starts a folder that will be `output`, which must not exist, be empty, or hold an earlier bundle or engine directory.
+/// Starts a folder that will be `output`, which must not exist, be empty, or hold an earlier bundle or engine
+/// directory.
 pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
     let occupied = output.read_dir().is_ok_and(|mut entries| entries.next().is_some());
     let other = output.exists() && !output.is_dir();
@@ -24,7 +25,8 @@ pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
     AtomicFolder::create(output).map_err(ExportError::io(output))
 }
 
-/// Opens a file of the model at `model`: the graph, or its external data, which may begin with any bytes but not stand for others.
+/// Opens a file of the model at `model`: the graph, or its external data, which may begin with any bytes but not stand
+/// for others.
 pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Bytes> {
     map_known(file, |start| if file == model { lookalike::of(start) } else { lookalike::stand_in(start) })
 }

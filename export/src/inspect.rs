@@ -35,8 +35,8 @@ pub struct OnnxSummary {
     pub weight_bytes: usize,
     /// `metadata_props`, without the slots.
     pub metadata: IndexMap<String, String>,
-    /// What adapters may change: those that the file declares, else each matrix that feeds a MatMul or Gemm as it would be
-    /// compiled.
+    /// What adapters may change: those that the file declares, else each matrix that feeds a MatMul or Gemm as it would
+    /// be compiled.
     pub slots: Vec<Slot>,
     /// Layers that are no slots.
     pub absent: Vec<Absent>,

@@ -8,8 +8,9 @@
 //! named in its post-processor and `<pad>` in its padding, and the sentinels `<extra_id_N>`, which no text then
 //! reaches, are left out. A copied `tokenizer.json` keeps its own added tokens.
 //!
-//! Known differences from sentencepiece: the library normalizes whole grapheme clusters, so that a mark after a character
-//! that the character map replaces (`½` + U+0301) gets lost; and it normalizes user-defined symbols like other text.
+//! Known differences from sentencepiece: the library normalizes whole grapheme clusters, so that a mark after a
+//! character that the character map replaces (`½` + U+0301) gets lost; and it normalizes user-defined symbols like
+//! other text.
 
 use std::collections::HashSet;
 use std::io::ErrorKind;

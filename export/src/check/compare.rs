@@ -20,8 +20,9 @@ pub(super) fn outputs(actual: &NamedTensors, expected: &NamedTensors, tolerance:
     expected.iter().map(check).collect()
 }
 
-/// True of counts, indices and truth values: they are right or wrong, unless somebody says how much each may be off. Integers
-/// of 8 and 16 bits are quantized values more often than not, which differ by a step where a float differs in its last bit.
+/// True of counts, indices and truth values: they are right or wrong, unless somebody says how much each may be off.
+/// Integers of 8 and 16 bits are quantized values more often than not, which differ by a step where a float differs in
+/// its last bit.
 fn is_exact(tensor: &Tensor, tolerance: Tolerance) -> bool {
     let counts = matches!(tensor, Tensor::I64(_) | Tensor::I32(_) | Tensor::U64(_) | Tensor::U32(_) | Tensor::Bool(_));
     counts && matches!(tolerance, Tolerance::RelativeL2(_))

@@ -36,8 +36,8 @@ const WIDENED_LIMIT: u64 = 1 << 30;
 /// Runs before the one that is timed.
 const WARM_RUNS: usize = 2;
 
-/// An engine may lie this many times further from a source that rounds than the source from itself on inputs whose last bits
-/// differ: its passes take sums in another order more than once.
+/// An engine may lie this many times further from a source that rounds than the source from itself on inputs whose last
+/// bits differ: its passes take sums in another order more than once.
 const UNREST_MARGIN: f64 = 8.0;
 
 /// No more than this is allowed for rounding, and this where no input can be moved.
@@ -74,8 +74,8 @@ impl Source<'_> {
 
 /// Compares an engine with its sources, every output of every graph.
 ///
-/// The reference is the source itself, unoptimised, in f32, on ONNX Runtime. Memory is bounded by activations: neither side
-/// copies its weights unless they are widened.
+/// The reference is the source itself, unoptimised, in f32, on ONNX Runtime. Memory is bounded by activations: neither
+/// side copies its weights unless they are widened.
 pub(crate) fn check_engine(
     engine: &Path,
     component: &str,
@@ -220,8 +220,8 @@ impl Checked<'_> {
         Ok(())
     }
 
-    /// What may be allowed of a graph that rounds: it answers a change in the last bit of a value by a whole step of the type that
-    /// it rounds to. `None` for another graph, and where a tolerance was asked for.
+    /// What may be allowed of a graph that rounds: it answers a change in the last bit of a value by a whole step of
+    /// the type that it rounds to. `None` for another graph, and where a tolerance was asked for.
     fn with_unrest(&self, set: &InputSet, tolerance: Tolerance) -> Result<Option<Tolerance>, ExportError> {
         let Tolerance::RelativeL2(usual) = tolerance else { return Ok(None) };
         if self.options.tolerance.is_some() || !rounds(&self.source.prepared.graph) {

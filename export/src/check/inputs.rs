@@ -56,8 +56,8 @@ pub fn input_files(path: &Path) -> Result<Vec<PathBuf>, ExportError> {
 /// Input files that serve no graph of a component, and why its first graph does not take them.
 pub(crate) type Unserved = Vec<(PathBuf, String)>;
 
-/// A file of `given` that should serve a graph of some component and does not, and why. A file in a folder may belong to
-/// another model as long as one in the folder serves.
+/// A file of `given` that should serve a graph of some component and does not, and why. A file in a folder may belong
+/// to another model as long as one in the folder serves.
 ///
 /// # Errors
 /// If a given folder cannot be read.
@@ -165,13 +165,13 @@ fn signature(graph: &Graph) -> String {
 /// order until the model runs.
 const SIZES: [(usize, usize); 5] = [(8, 4), (16, 8), (16, 9), (32, 1), (64, 16)];
 
-/// Made inputs of growing strangeness, the same for the same seed and model. Named extents in `given` are kept, others are
-/// chosen so that they fit each other as far as the graph tells.
+/// Made inputs of growing strangeness, the same for the same seed and model. Named extents in `given` are kept, others
+/// are chosen so that they fit each other as far as the graph tells.
 ///
 /// In inputs that `paired` names, neighbours are equal, as in the tables of rotary embeddings.
 ///
-/// Floating-point values are standard normal (timesteps uniform below 1000), token ids uniform below the size of the table
-/// that they are looked up in, masks ones, and extents, counts and axes that the graph computes with small.
+/// Floating-point values are standard normal (timesteps uniform below 1000), token ids uniform below the size of the
+/// table that they are looked up in, masks ones, and extents, counts and axes that the graph computes with small.
 pub fn generate<'a>(
     model: &'a Model,
     given: &'a IndexMap<String, usize>,

@@ -12,8 +12,8 @@ use super::reference::{Reference, run};
 /// Inputs, and what the reference gives for them.
 pub(super) type Runs = Vec<(InputSet, NamedTensors)>;
 
-/// For each of the sizes, the first made inputs that the reference runs on, and what it gives; where a graph tells rotary
-/// tables of equal pairs from others, such ones, too.
+/// For each of the sizes, the first made inputs that the reference runs on, and what it gives; where a graph tells
+/// rotary tables of equal pairs from others, such ones, too.
 pub(super) fn made_runs(
     reference: &Reference,
     session: &mut dyn Session,

@@ -12,8 +12,8 @@ use super::report::Tolerance;
 /// What an engine is checked on, and how strictly.
 #[derive(Clone, Debug, Default)]
 pub struct CheckOptions {
-    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph that
-    /// none serves is checked on made inputs.
+    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph
+    /// that none serves is checked on made inputs.
     pub inputs: Vec<PathBuf>,
     /// Sizes of named extents for made inputs.
     pub extents: IndexMap<String, usize>,
@@ -25,8 +25,8 @@ pub struct CheckOptions {
     pub times: bool,
     /// Seed of made inputs.
     pub seed: u64,
-    /// What a run on made inputs may take; by default five minutes and half of the memory that is available. Beyond it the graph is
-    /// not checked.
+    /// What a run on made inputs may take; by default five minutes and half of the memory that is available. Beyond it
+    /// the graph is not checked.
     pub limits: Option<RunLimits>,
     /// Library and threads.
     pub ort: OpenOptions,

@@ -16,8 +16,9 @@ use crate::types::{ports, to_runtime};
 
 /// A source graph that can be run in f32, unoptimised.
 ///
-/// A file that computes nothing in 16 bits is opened by ONNX Runtime itself, with nothing of v2l's between; casts to 16 bits
-/// round there as the file asks. Another one, and one that ONNX Runtime has no kernels for, is brought to f32 first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
+/// A file that computes nothing in 16 bits is opened by ONNX Runtime itself, with nothing of v2l's between; casts to 16
+/// bits round there as the file asks. Another one, and one that ONNX Runtime has no kernels for, is brought to f32
+/// first, its weights widened from the map as they are used. Neither holds a private copy of all weights.
 pub(crate) struct Reference {
     path: PathBuf,
     /// The source in f32.

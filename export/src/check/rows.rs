@@ -1,5 +1,5 @@
-//! Runs that timestep tables must stand: timesteps that are different, equal, several and one, known and new, one run after
-//! the other in the same session.
+//! Runs that timestep tables must stand: timesteps that are different, equal, several and one, known and new, one run
+//! after the other in the same session.
 
 use std::collections::HashSet;
 
@@ -55,8 +55,8 @@ impl<'a> RowInputs<'a> {
         Some(Self { reference, names, extent })
     }
 
-    /// Adds runs to `runs`: on the same inputs but for the timesteps, which are equal or in another order, and, where no size in
-    /// `sizes` says how many there are, on made inputs with several of them and with one that is then known.
+    /// Adds runs to `runs`: on the same inputs but for the timesteps, which are equal or in another order, and, where
+    /// no size in `sizes` says how many there are, on made inputs with several of them and with one that is then known.
     ///
     /// # Errors
     /// Why there is no run on several different timesteps, though the graph takes them.

@@ -21,7 +21,8 @@ use crate::remedy::Remedy;
 /// Runs the reference on the given inputs, or on made ones; `ort` is how it is opened.
 ///
 /// # Errors
-/// [`ExportError::NotChecked`] if the library is missing or no inputs can be made, and those of a graph that does not run.
+/// [`ExportError::NotChecked`] if the library is missing or no inputs can be made, and those of a graph that does not
+/// run.
 pub(super) fn reference_runs(
     reference: &Reference,
     name: &str,
@@ -55,8 +56,8 @@ pub(super) fn reference_runs(
     Ok(runs)
 }
 
-/// The graph's inputs that decide between the branches of an `If`: the tables of rotary embeddings, whose neighbours are
-/// equal or not.
+/// The graph's inputs that decide between the branches of an `If`: the tables of rotary embeddings, whose neighbours
+/// are equal or not.
 pub(super) fn tables(graph: &Graph) -> HashSet<String> {
     let makers: HashMap<&str, &Node> =
         graph.nodes.iter().flat_map(|node| node.outputs.iter().map(move |output| (output.as_str(), node))).collect();

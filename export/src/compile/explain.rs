@@ -20,8 +20,8 @@ pub struct GraphReport {
     pub weight_bytes_before: u64,
     /// Bytes of stored weights that every run reads.
     pub weight_bytes_after: u64,
-    /// How often each pass fired that can be switched off, in the order in which they run; for the hoisting ones, how many
-    /// values they give to the step.
+    /// How often each pass fired that can be switched off, in the order in which they run; for the hoisting ones, how
+    /// many values they give to the step.
     pub fired: Vec<(Pass, usize)>,
 }
 

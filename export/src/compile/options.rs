@@ -19,8 +19,8 @@ pub struct CompileOptions {
     /// scales) and tables, which no product reads, always keep theirs.
     pub storage: Option<Dtype>,
     /// Largest sum of ranks of a layer for which a variant of each graph takes LoRA factors as inputs; `None`: no such
-    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one; of a
-    /// bundle, only the transformer's.
+    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one;
+    /// of a bundle, only the transformer's.
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
     pub side_only: bool,
@@ -30,17 +30,18 @@ pub struct CompileOptions {
     pub profiles: Vec<Profile>,
     /// Compare each engine with its source before it is put in its place; `None` does not.
     pub check: Option<CheckOptions>,
-    /// Store the matrices of linear layers in 8 bits, with a scale for each block of this many inputs: 32, 64, 128 or 256.
+    /// Store the matrices of linear layers in 8 bits, with a scale for each block of this many inputs: 32, 64, 128 or
+    /// 256.
     pub int8: Option<usize>,
     /// Which passes run.
     pub passes: Passes,
-    /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of others
-    /// nothing is hoisted.
+    /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of
+    /// others nothing is hoisted.
     pub step_inputs: Option<Vec<String>>,
     /// The backend to compile for, with its own options; by default [`OnnxRuntime`].
     pub target: Arc<dyn Target>,
-    /// For a graph from elsewhere: the checkpoint that it was exported from, a safetensors file or the folder of one, whose
-    /// names its linear layers get by their content.
+    /// For a graph from elsewhere: the checkpoint that it was exported from, a safetensors file or the folder of one,
+    /// whose names its linear layers get by their content.
     pub weights: Option<PathBuf>,
 }
 

@@ -79,7 +79,8 @@ pub(crate) struct Origin {
     pub(crate) fired: Report,
 }
 
-/// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it. `output` may be none of its files.
+/// Reads a graph, checks it, brings it to f32, holds it to the profiles and optimises it. `output` may be none of its
+/// files.
 pub(crate) fn prepare(
     graph: &str,
     path: &Path,

@@ -20,7 +20,8 @@ pub(crate) fn of_graph(profiles: &[Profile], model: &Model) -> Vec<Profile> {
 /// Checks the profiles against a graph and, where all of them leave an extent no choice, makes it a number.
 ///
 /// # Errors
-/// [`ExportError::Profile`] if a range has another rank than its input, contradicts a fixed extent, or is not ascending.
+/// [`ExportError::Profile`] if a range has another rank than its input, contradicts a fixed extent, or is not
+/// ascending.
 pub(crate) fn apply(profiles: &[Profile], graph: &str, model: &mut Model) -> Result<(), ExportError> {
     let mine = of_graph(profiles, model);
     for (index, profile) in mine.iter().enumerate() {

@@ -41,7 +41,8 @@ pub struct EngineReport {
     pub checks: Checks,
     /// What the passes did to each graph of the source.
     pub passes: Vec<GraphReport>,
-    /// What is missing or uncertain of slots; `None` without [`CompileOptions::weights`](crate::CompileOptions::weights) where nothing is to be said.
+    /// What is missing or uncertain of slots; `None` without
+    /// [`CompileOptions::weights`](crate::CompileOptions::weights) where nothing is to be said.
     pub named: Option<SlotReport>,
     /// For TensorRT: the plans of each graph.
     pub plans: Vec<PlanReport>,

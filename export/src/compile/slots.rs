@@ -1,6 +1,7 @@
 //! What adapters may change in a model, and under which names.
 //!
-//! A model of v2l's says so itself. Of any other, each matrix that feeds a MatMul or Gemm is a slot, and its name is found:
+//! A model of v2l's says so itself. Of any other, each matrix that feeds a MatMul or Gemm is a slot, and its name is
+//! found:
 //!
 //! ```text
 //! content   by comparing it with a checkpoint's tensors
@@ -32,23 +33,24 @@ use crate::{Checkpoint, ExportError, metadata};
 /// What is to be said of slots and of what is none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct SlotReport {
-    /// Matrices of the graph whose content is in no tensor of the checkpoint; they have the names that the exporter left; of a fused layer, the
-    /// rows.
+    /// Matrices of the graph whose content is in no tensor of the checkpoint; they have the names that the exporter
+    /// left; of a fused layer, the rows.
     pub unmatched: Vec<String>,
-    /// Matrices of the checkpoint that no matrix of the graph has the content of: tables, unused, or changed by the exporter.
+    /// Matrices of the checkpoint that no matrix of the graph has the content of: tables, unused, or changed by the
+    /// exporter.
     pub unused: Vec<String>,
     /// Those of the unused that nothing in the graph may be: the exporter left them out, and
     /// updates of them have no effect, or computed something of them that an update cannot reach.
     pub pruned: Vec<String>,
-    /// Matrices that may be one of several tensors with equal content, or that are a layer's taken the other way round; they
-    /// are no slots.
+    /// Matrices that may be one of several tensors with equal content, or that are a layer's taken the other way round;
+    /// they are no slots.
     pub ambiguous: Vec<AmbiguousSlot>,
     /// Layers whose matrix something reads besides that an update would change wrongly; they are no slots.
     pub shared: Vec<SharedSlot>,
     /// Slots of which rows are looked up besides, as of a tied embedding: an update changes both.
     pub tied: Vec<String>,
-    /// Slots without a layer's name: constants such as Fourier features and experts' gates. An adapter that does not name them leaves them
-    /// alone.
+    /// Slots without a layer's name: constants such as Fourier features and experts' gates. An adapter that does not
+    /// name them leaves them alone.
     pub unnamed: Vec<String>,
 }
 
@@ -73,8 +75,8 @@ impl SlotReport {
         let more = if self.unnamed.len() > MANY { ", …" } else { "" };
         (!listed.is_empty()).then(|| {
             format!(
-                "slots without a layer's name ({}), such as Fourier features and gates of experts, or layers whose name the exporter \
-                 dropped; no adapter changes them that does not name them: {}{more}",
+                "slots without a layer's name ({}), such as Fourier features and gates of experts, or layers \
+                 whose name the exporter dropped; no adapter changes them that does not name them: {}{more}",
                 self.unnamed.len(),
                 listed.join(", ")
             )
@@ -88,8 +90,8 @@ impl AmbiguousSlot {
         let Self { tensor, node, candidates } = self;
         match &candidates[..] {
             [layer] => format!(
-                "node `{node}`: its weight `{tensor}` is that of layer `{layer}`, and it does not take it as the layer does; it is no \
-                 slot, and updates of the layer leave it alone"
+                "node `{node}`: its weight `{tensor}` is that of layer `{layer}`, and it does not take it as \
+                 the layer does; it is no slot, and updates of the layer leave it alone"
             ),
             _ => format!(
                 "node `{node}`: its weight `{tensor}` may be each of {}, and nothing tells which; it is no slot",
@@ -148,8 +150,8 @@ struct Foreign {
 
 /// The slots of the models: those of their metadata, else what `weights` or the exporter's names tell.
 ///
-/// Layers that share an initializer but are parameters of their own get copies of it, and initializers that are one parameter
-/// become one.
+/// Layers that share an initializer but are parameters of their own get copies of it, and initializers that are one
+/// parameter become one.
 pub(crate) fn slots(models: &mut [(String, Model)], weights: Option<&Checkpoint>) -> Result<Discovered, ExportError> {
     let mut all = Discovered::default();
     for (graph, model) in models.iter_mut() {

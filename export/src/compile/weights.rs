@@ -29,8 +29,8 @@ pub(crate) struct StoredWeight {
     narrows: bool,
 }
 
-/// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`, else their own.
-/// Vectors and tables keep their own, and f32 is kept what a graph hands out as it is.
+/// The union of the graphs' weights, each in its storage type: for matrices that of `planned`, else `storage`, else
+/// their own. Vectors and tables keep their own, and f32 is kept what a graph hands out as it is.
 pub(crate) fn plan_weights<'a>(
     models: impl Iterator<Item = (&'a String, &'a Model)>,
     storage: Option<Dtype>,
@@ -80,7 +80,8 @@ pub(crate) fn plan_weights<'a>(
         .collect())
 }
 
-/// The type in which the matrices of the source are stored: f16 or bf16 if all have that type, else f32. Tables do not count.
+/// The type in which the matrices of the source are stored: f16 or bf16 if all have that type, else f32. Tables do not
+/// count.
 pub(crate) fn source_type(models: &[(String, Model)]) -> DataType {
     let tables = tables(models.iter().map(|(_, model)| model));
     let weights = models.iter().flat_map(|(_, model)| &model.graph.initializers);
@@ -95,8 +96,8 @@ pub(crate) fn source_type(models: &[(String, Model)]) -> DataType {
     }
 }
 
-/// The type in which most of the matrices' elements are stored, that of tables if there is nothing else; f32 if there is no
-/// matrix.
+/// The type in which most of the matrices' elements are stored, that of tables if there is nothing else; f32 if there
+/// is no matrix.
 pub(crate) fn matrix_type(weights: &BTreeMap<String, StoredWeight>) -> Dtype {
     let matrices = || weights.values().filter(|w| w.shape.len() >= 2 && w.dtype.is_float());
     let most = |narrows: bool| {

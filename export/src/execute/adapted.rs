@@ -31,7 +31,8 @@ pub enum AdaptedError {
 
 /// Runs pieces of a model with adapters in their weights.
 ///
-/// What a piece reads is fused when it runs, in private memory: as much as the touched weights of one piece take in f32.
+/// What a piece reads is fused when it runs, in private memory: as much as the touched weights of one piece take in
+/// f32.
 pub(crate) struct AdaptedExecutor<'a> {
     options: OpenOptions,
     slots: &'a [Slot],

@@ -83,8 +83,8 @@ fn architectures() -> impl Iterator<Item = &'static dyn Architecture> {
 /// The architecture of a class.
 ///
 /// # Errors
-/// [`ExportError::Unsupported`] if no architecture has this name; `place` says where the name stands, and `pipeline` what
-/// `model_index.json` calls the whole.
+/// [`ExportError::Unsupported`] if no architecture has this name; `place` says where the name stands, and `pipeline`
+/// what `model_index.json` calls the whole.
 pub(crate) fn find(
     class: &str,
     pipeline: Option<&str>,

@@ -10,8 +10,8 @@ const PIECES: usize = 8;
 ///
 /// A block is what shares the beginning of a module path up to its first number (`transformer_blocks.7`), or, without a
 /// number, its first part (`patch_embed`); it is read from the names of a node and of the weights that it reads. A node
-/// without either belongs to the block of the node before it. Where that gives fewer than two blocks, the graph is cut into
-/// eight pieces of equal numbers of nodes.
+/// without either belongs to the block of the node before it. Where that gives fewer than two blocks, the graph is cut
+/// into eight pieces of equal numbers of nodes.
 pub fn blocks(graph: &Graph) -> IndexMap<String, Vec<usize>> {
     let mut found: IndexMap<String, Vec<usize>> = IndexMap::new();
     let mut current: Option<String> = None;

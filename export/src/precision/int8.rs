@@ -8,8 +8,8 @@ use super::report::Int8Report;
 use super::search;
 use crate::ExportError;
 
-/// Takes matrices from `names` until the 8-bit forms of the others keep every output of every graph within the target, if
-/// there is one.
+/// Takes matrices from `names` until the 8-bit forms of the others keep every output of every graph within the target,
+/// if there is one.
 pub(crate) fn fit_int8(
     component: &str,
     graphs: &[(String, Model)],

@@ -1,8 +1,8 @@
 //! Which node computes in which type: decided by rules and measured values, and checked.
 //!
-//! A model is run in float32 on calibration inputs, with adapters at several strengths; what was seen and the rules make a
-//! plan. The plan is tried on the same inputs by emulation: a float32 graph that rounds where the plan does. With an accuracy
-//! target, blocks are taken out of 16 bits until it is met.
+//! A model is run in float32 on calibration inputs, with adapters at several strengths; what was seen and the rules
+//! make a plan. The plan is tried on the same inputs by emulation: a float32 graph that rounds where the plan does.
+//! With an accuracy target, blocks are taken out of 16 bits until it is met.
 
 mod blocks;
 mod int8;

@@ -12,8 +12,8 @@ pub struct PrecisionOptions {
     pub request: Option<Request>,
     /// A plan file to go by; nothing is then calibrated.
     pub plan: Option<PathBuf>,
-    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph that
-    /// none serves is calibrated on made inputs.
+    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph
+    /// that none serves is calibrated on made inputs.
     pub calibration: Vec<PathBuf>,
     /// Adapters to calibrate with, and their strengths.
     pub adapters: Vec<(PathBuf, f32)>,
@@ -21,8 +21,8 @@ pub struct PrecisionOptions {
     pub max_strength: f32,
     /// Plan by the rules alone: no values are measured.
     pub rules_only: bool,
-    /// Largest relative L2 distance of the outputs from those in float32: a plan is sought that keeps it, unless one is given
-    /// or the rules alone decide.
+    /// Largest relative L2 distance of the outputs from those in float32: a plan is sought that keeps it, unless one is
+    /// given or the rules alone decide.
     pub accuracy_target: Option<f64>,
     /// Measure what each block in 16 bits does to the outputs, though no target asks for it.
     pub sensitivity: bool,

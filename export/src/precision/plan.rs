@@ -107,8 +107,8 @@ impl Planner<'_> {
         Ok(types)
     }
 
-    /// Runs in float32 and the values that were seen, as far as anything needs them. A graph that does not run on made inputs is
-    /// planned without, where nobody asked for measurements.
+    /// Runs in float32 and the values that were seen, as far as anything needs them. A graph that does not run on made
+    /// inputs is planned without, where nobody asked for measurements.
     fn runs(
         &self,
         bench: &Bench<'_>,

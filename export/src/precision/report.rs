@@ -61,8 +61,8 @@ pub struct BlockSensitivity {
     pub block: String,
     /// Its nodes.
     pub nodes: usize,
-    /// Largest relative L2 error of an output when only this block is as planned, the rest in float32; `None` if the outputs
-    /// are then not finite.
+    /// Largest relative L2 error of an output when only this block is as planned, the rest in float32; `None` if the
+    /// outputs are then not finite.
     pub error: Option<f64>,
     /// Bytes that the plan saves in it: of weights, and of the values that it makes on one input if they were measured.
     pub saved_bytes: u64,

@@ -18,8 +18,8 @@ struct Candidate {
     saved_bytes: u64,
 }
 
-/// Measures every block, and with a target changes `plan` to the one that saves most while it meets the target: first all
-/// blocks, then without those that cost most accuracy per byte saved, until it does.
+/// Measures every block, and with a target changes `plan` to the one that saves most while it meets the target: first
+/// all blocks, then without those that cost most accuracy per byte saved, until it does.
 ///
 /// Costs one emulated run per block and input, and about the logarithm of their number more.
 pub(super) fn fit(
@@ -62,9 +62,9 @@ pub(super) fn fit(
     Ok(rows)
 }
 
-/// Measures what each block's matrices among `names` do in 8 bits with `block` inputs to a scale, and which blocks may have
-/// them so within the target, as [`fit`] does. Rows are of blocks with such matrices; the matrices of those that are not kept
-/// are taken from `names`.
+/// Measures what each block's matrices among `names` do in 8 bits with `block` inputs to a scale, and which blocks may
+/// have them so within the target, as [`fit`] does. Rows are of blocks with such matrices; the matrices of those that
+/// are not kept are taken from `names`.
 pub(super) fn fit_int8(
     bench: &Bench<'_>,
     runs: &[Run],
@@ -98,8 +98,8 @@ pub(super) fn fit_int8(
     Ok(rows)
 }
 
-/// Measures each candidate alone; with a target, keeps the most of them, cheapest in accuracy per byte first, that meet it
-/// together. `error` is that of the outputs with some candidates, by index.
+/// Measures each candidate alone; with a target, keeps the most of them, cheapest in accuracy per byte first, that meet
+/// it together. `error` is that of the outputs with some candidates, by index.
 fn most_within(
     graph: &str,
     candidates: Vec<Candidate>,

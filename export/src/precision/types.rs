@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use v2l_graphs::{DataType, Freedom, Model, freedom};
 
-/// The types of a variant's nodes with low-rank branches: those of the plain graph's nodes, and for each branch that of the
-/// layer that it stands beside.
+/// The types of a variant's nodes with low-rank branches: those of the plain graph's nodes, and for each branch that of
+/// the layer that it stands beside.
 pub(crate) fn side_types(plain: &Model, types: &[DataType], side: &Model) -> Vec<DataType> {
     let outputs = plain.graph.nodes.iter().zip(types).flat_map(|(node, ty)| node.outputs.iter().map(move |o| (o, *ty)));
     let by_output: BTreeMap<&str, DataType> = outputs.map(|(name, ty)| (name.as_str(), ty)).collect();

@@ -9,8 +9,8 @@ use super::*;
 use crate::compile::prepared::{PreparedGraph, prepare};
 use crate::{CompileOptions, ExportError};
 
-/// A step over `x` `[batch, 4]` and `time` `[batch]` that adds to every timestep's row the mean of all rows or, as a proof would
-/// have it that takes the mean for a row's own, the row itself.
+/// A step over `x` `[batch, 4]` and `time` `[batch]` that adds to every timestep's row the mean of all rows or, as a
+/// proof would have it that takes the mean for a row's own, the row itself.
 fn step(folder: &Path, mixes: bool) -> PathBuf {
     let mut b = Builder::new("g");
     let x = b.input("x", DataType::Float, [Dim::from("batch"), 4.into()]);

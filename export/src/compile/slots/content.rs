@@ -53,8 +53,8 @@ fn common_type(graph: DataType, checkpoint: DataType) -> DataType {
 
 /// Finds each matrix of the graph among the matrices of the checkpoint.
 ///
-/// Reads each matrix once, those of the checkpoint whose transpose might be wanted twice, and holds 16 bytes per row beside one
-/// tensor.
+/// Reads each matrix once, those of the checkpoint whose transpose might be wanted twice, and holds 16 bytes per row
+/// beside one tensor.
 pub(super) fn compare(graph: &Graph, uses: &[LinearUse], checkpoint: &Checkpoint) -> Result<Contents, ExportError> {
     let matrices = matrices(graph, uses);
     let tensors = checkpoint_matrices(checkpoint);
@@ -136,8 +136,8 @@ fn checkpoint_matrices(checkpoint: &Checkpoint) -> Vec<(&str, Initializer)> {
 /// Operators that take a table or a factor, not a layer's matrix.
 const NO_PRODUCTS: [&str; 8] = ["Add", "Sub", "Mul", "Div", "Gather", "Concat", "Expand", "Where"];
 
-/// The tensors that no initializer of the graph may be a changed form of: scaled, quantised, reshaped or fused with others. Of
-/// `explained` initializers it is known what they are.
+/// The tensors that no initializer of the graph may be a changed form of: scaled, quantised, reshaped or fused with
+/// others. Of `explained` initializers it is known what they are.
 fn pruned(graph: &Graph, unused: &[&(&str, Initializer)], explained: &BTreeSet<&str>) -> Vec<String> {
     let readers = Readers::new(graph);
     let mut values: Vec<(&Initializer, bool)> = Vec::new();

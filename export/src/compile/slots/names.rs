@@ -65,8 +65,9 @@ struct Claim<'a> {
 
 /// Layers of the uses at `open`, by names that are not `known` yet, and products that are no layer's own.
 ///
-/// An initializer that products of several modules share is one parameter for each of them. Where initializers of different
-/// content claim one name, all keep their own; `same` compares the matrices of two uses, or the one with the other's transpose.
+/// An initializer that products of several modules share is one parameter for each of them. Where initializers of
+/// different content claim one name, all keep their own; `same` compares the matrices of two uses, or the one with the
+/// other's transpose.
 pub(super) fn name(
     uses: &[LinearUse],
     open: &[usize],
@@ -150,8 +151,8 @@ fn join_copies<'a>(claims: Vec<Claim<'a>>, same: &dyn Fn(usize, usize, bool) -> 
     joined
 }
 
-/// A product that takes a parameter the other way round has the parameter's name only if no layer has it: exporters store the
-/// transpose that the layer takes under another.
+/// A product that takes a parameter the other way round has the parameter's name only if no layer has it: exporters
+/// store the transpose that the layer takes under another.
 fn give_way<'a>(
     claims: Vec<Claim<'a>>,
     uses: &[LinearUse],

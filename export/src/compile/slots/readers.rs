@@ -1,8 +1,8 @@
 //! What reads a slot's matrix besides its layer.
 //!
-//! A fuse replaces the matrix for all of its readers. That is right for further calls of the layer, and for a tied embedding, which
-//! looks up the rows of the parameter that the update is of. It is wrong for what computes with the matrix otherwise, such as the
-//! norm that a product is divided by: the layer is then no slot.
+//! A fuse replaces the matrix for all of its readers. That is right for further calls of the layer, and for a tied
+//! embedding, which looks up the rows of the parameter that the update is of. It is wrong for what computes with the
+//! matrix otherwise, such as the norm that a product is divided by: the layer is then no slot.
 
 use std::collections::BTreeSet;
 
@@ -79,7 +79,8 @@ fn settle_model(model: &mut Model, all: &mut Discovered) {
     }
 }
 
-/// Other initializers that hold the slot's parameter and are read by more than products; true for those that hold it as `[out, in]`.
+/// Other initializers that hold the slot's parameter and are read by more than products; true for those that hold it as
+/// `[out, in]`.
 ///
 /// The passes record the forms that they made; what exporters stored twice is told by its content.
 fn copies(

@@ -28,7 +28,8 @@ pub(super) fn module_of(tensor: &str) -> String {
     module(tensor, ".weight").unwrap_or_else(|| tensor.to_owned())
 }
 
-/// True if one path is the other, or its end: exporters see a model inside a wrapper, checkpoints a model inside a prefix.
+/// True if one path is the other, or its end: exporters see a model inside a wrapper, checkpoints a model inside a
+/// prefix.
 pub(super) fn agree(a: &str, b: &str) -> bool {
     let ends = |long: &str, short: &str| long.strip_suffix(short).is_some_and(|start| start.ends_with('.'));
     a == b || ends(a, b) || ends(b, a)
@@ -43,8 +44,8 @@ fn common<'a>(a: &'a str, b: &str) -> &'a str {
 
 /// Names every product by a matrix that was found in the checkpoint.
 ///
-/// Where several tensors have its content, the initializer's name, the bias, the scope and the layers before and after decide;
-/// what none of them decides is ambiguous.
+/// Where several tensors have its content, the initializer's name, the bias, the scope and the layers before and after
+/// decide; what none of them decides is ambiguous.
 pub(super) fn settle(uses: &[LinearUse], contents: &Contents, checkpoint: &Checkpoint) -> Settled {
     let mut settled = Settled { layers: Vec::new(), ambiguous: Vec::new(), gaps: Vec::new(), foreign: Vec::new() };
     let mut readers: BTreeMap<&str, usize> = BTreeMap::new();
@@ -117,8 +118,8 @@ fn told_apart<'a>(of: &LinearUse, candidates: &'a [(String, bool)], alone: bool)
     })
 }
 
-/// Decides by the certain layers next to a product, where they are of one module that holds only one candidate; then the last
-/// candidate is the last product's, if there are as many of each.
+/// Decides by the certain layers next to a product, where they are of one module that holds only one candidate; then
+/// the last candidate is the last product's, if there are as many of each.
 fn by_position<'a>(chosen: &mut BTreeMap<usize, Choice<'a>>, open: &mut BTreeMap<usize, &'a [(String, bool)]>) {
     let certain: BTreeMap<usize, String> = chosen.iter().map(|(at, (name, ..))| (*at, module_of(name))).collect();
     open.retain(|&at, candidates| {
@@ -152,8 +153,8 @@ fn by_position<'a>(chosen: &mut BTreeMap<usize, Choice<'a>>, open: &mut BTreeMap
     }
 }
 
-/// Withdraws products that may stand for several layers: exporters make one of equal layers with one input, and what tells is
-/// that a layer of equal content is nowhere while this one lacks the bias that it has in the checkpoint.
+/// Withdraws products that may stand for several layers: exporters make one of equal layers with one input, and what
+/// tells is that a layer of equal content is nowhere while this one lacks the bias that it has in the checkpoint.
 fn doubt_merged<'a>(
     uses: &[LinearUse],
     contents: &'a Contents,

@@ -32,8 +32,8 @@ pub trait Target: fmt::Debug + Send + Sync {
 
 /// A target, ready to compile.
 pub trait GraphCompiler {
-    /// The types to plan where nobody asks for any and most weights are stored as `stored`; `None` if graphs then stay in f32
-    /// without a plan. A target that has an answer gets every graph with types.
+    /// The types to plan where nobody asks for any and most weights are stored as `stored`; `None` if graphs then stay
+    /// in f32 without a plan. A target that has an answer gets every graph with types.
     fn native_types(&self, stored: DataType) -> Option<Request>;
 
     /// Makes what an engine stores of one graph. The numeric check runs its ONNX forms.

@@ -1,4 +1,5 @@
-//! `CogVideoXTransformer3DModel`: rotary, sincos and learned positions; text, image and inpaint conditioning; 1.0 and 1.5.
+//! `CogVideoXTransformer3DModel`: rotary, sincos and learned positions; text, image and inpaint conditioning; 1.0 and
+//! 1.5.
 //!
 //! Follows diffusers' `cogvideox_transformer_3d.py` and, for the inpaint form, VideoX-Fun's, which takes
 //! `inpaint_latents` beside the noisy latent and concatenates them on the channel axis.
@@ -228,9 +229,9 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
 
 /// Exports the transformer as the component `transformer` with the graph `step`.
 ///
-/// Inputs: `hidden_states` `[B, T, C, H, W]`, `inpaint_latents` `[B, T, 17, H, W]` (inpaint form), `encoder_hidden_states`
-/// `[B, L, text]`, `timestep` `[B]` int64, `ofs` `[1]` (where the model has it), `image_rotary_emb_cos` and `…_sin`
-/// `[tokens, head_dim]` (rotary models). Output: `sample` `[B, T, out, H, W]`.
+/// Inputs: `hidden_states` `[B, T, C, H, W]`, `inpaint_latents` `[B, T, 17, H, W]` (inpaint form),
+/// `encoder_hidden_states` `[B, L, text]`, `timestep` `[B]` int64, `ofs` `[1]` (where the model has it),
+/// `image_rotary_emb_cos` and `…_sin` `[tokens, head_dim]` (rotary models). Output: `sample` `[B, T, out, H, W]`.
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].
@@ -438,8 +439,8 @@ fn patch_embedding(
 
 /// Adds the position table to text and video tokens.
 ///
-/// The table is computed for the grid at hand, as diffusers does for any size but the stored one; a learned table is used
-/// when the number of frames is the one that it was learned for.
+/// The table is computed for the grid at hand, as diffusers does for any size but the stored one; a learned table is
+/// used when the number of frames is the one that it was learned for.
 fn add_positions(
     b: &mut Builder,
     vars: &Vars<'_>,

@@ -135,8 +135,8 @@ impl Config {
 
 /// Exports the components `vae_encoder` (`x` → `mean`, `logvar`) and `vae_decoder` (`z` → `sample`).
 ///
-/// `x` is `[B, 3, F, H, W]` in [−1, 1], `mean` and `logvar` `[B, 16, T, h, w]` (before any clamp), `z` likewise, `sample`
-/// `[B, 3, F, H, W]`; the scaling factor is not applied.
+/// `x` is `[B, 3, F, H, W]` in [−1, 1], `mean` and `logvar` `[B, 16, T, h, w]` (before any clamp), `z` likewise,
+/// `sample` `[B, 3, F, H, W]`; the scaling factor is not applied.
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].

@@ -51,8 +51,8 @@ impl<'a> TensorRt<'a> {
         self.options.flavour.backend()
     }
 
-    /// Builds the plans of a strongly typed graph, its weights in their storage types, after the rewrites that TensorRT needs: one for
-    /// each kind of GPU, since TensorRT-RTX puts placeholders into plans for one kind only.
+    /// Builds the plans of a strongly typed graph, its weights in their storage types, after the rewrites that TensorRT
+    /// needs: one for each kind of GPU, since TensorRT-RTX puts placeholders into plans for one kind only.
     pub(super) fn build(
         &self,
         task: &GraphTask<'_>,

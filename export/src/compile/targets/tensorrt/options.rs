@@ -17,7 +17,8 @@ pub struct TensorRtOptions {
     pub plain: bool,
     /// Where plans are built.
     pub builder: PlanBuilder,
-    /// File of what TensorRT learns of how long kernels take, which it takes up if it is there, and adds to. TensorRT-RTX has none.
+    /// File of what TensorRT learns of how long kernels take, which it takes up if it is there, and adds to.
+    /// TensorRT-RTX has none.
     pub timing_cache: Option<PathBuf>,
 }
 
@@ -26,8 +27,8 @@ const GEFORCE: [Capability; 3] =
     [Capability { major: 8, minor: 6 }, Capability { major: 8, minor: 9 }, Capability { major: 12, minor: 0 }];
 
 impl TensorRtOptions {
-    /// Plans built in this process with the library that is found: TensorRT-RTX's for GeForce cards, TensorRT's for the GPU of
-    /// this machine.
+    /// Plans built in this process with the library that is found: TensorRT-RTX's for GeForce cards, TensorRT's for the
+    /// GPU of this machine.
     pub fn new(flavour: Flavour) -> Self {
         let capabilities = match flavour {
             Flavour::Rtx => GEFORCE.to_vec(),
@@ -43,6 +44,7 @@ pub enum PlanBuilder {
     /// In this process. A plan's bytes may then differ from one build to the next, though not its size.
     #[default]
     InProcess,
-    /// In a process of this program, which begins with [`v2l_trt::builder::serve_if_asked`]: equal input gives equal bytes.
+    /// In a process of this program, which begins with [`v2l_trt::builder::serve_if_asked`]: equal input gives equal
+    /// bytes.
     Program(PathBuf),
 }

@@ -25,9 +25,9 @@ const LEAST: f64 = 1e-3;
 /// What is allowed at most: what 16 bits let expect of a sound plan.
 const MOST: f64 = 1e-1;
 
-/// Makes inputs of the first profile's smallest shapes and computes what a plan of the graph shall give for them: what the graph
-/// gives that rounds where the plan does, on ONNX Runtime. Why there is none if that is missing, or no inputs can be made that run
-/// and give numbers, and `check` does not insist.
+/// Makes inputs of the first profile's smallest shapes and computes what a plan of the graph shall give for them: what
+/// the graph gives that rounds where the plan does, on ONNX Runtime. Why there is none if that is missing, or no inputs
+/// can be made that run and give numbers, and `check` does not insist.
 pub(super) fn probe(
     task: &GraphTask<'_>,
     types: &[DataType],
@@ -72,7 +72,8 @@ pub(super) fn probe(
     }
 }
 
-/// An input; factors of low-rank branches, which were drawn as any other, so that they change what a layer gives by about a tenth.
+/// An input; factors of low-rank branches, which were drawn as any other, so that they change what a layer gives by
+/// about a tenth.
 fn factor((name, tensor): (String, Tensor)) -> (String, Tensor) {
     let scale = match tensor.shape() {
         [rank, inner] if name.ends_with(".lora_down") => ((*inner * *rank) as f32).sqrt().recip(),

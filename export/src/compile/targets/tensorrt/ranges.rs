@@ -28,7 +28,8 @@ pub(super) fn ranges(graph: &str, model: &Model, profiles: &[Profile]) -> Result
     profiles.iter().map(|profile| completed(graph, model, &free, profile)).collect()
 }
 
-/// Ranges of the inputs `free`: the profile's, and what the graph says of others for its smallest, preferred and largest shapes.
+/// Ranges of the inputs `free`: the profile's, and what the graph says of others for its smallest, preferred and
+/// largest shapes.
 fn completed(graph: &str, model: &Model, free: &[&ValueInfo], profile: &Profile) -> Result<Vec<Range>, ExportError> {
     let whole = free.iter().all(|input| profile.contains_key(&input.name));
     let levels: [fn(&ShapeRange) -> &Vec<usize>; 3] = [|range| &range.min, |range| &range.opt, |range| &range.max];

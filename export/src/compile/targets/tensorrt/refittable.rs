@@ -7,8 +7,8 @@ use v2l_trt::builder::Refittable;
 
 use crate::ExportError;
 
-/// The weights for which TensorRT-RTX puts placeholders: external initializers that feed a matrix product or a convolution
-/// directly, and that no graph output and no nested graph is.
+/// The weights for which TensorRT-RTX puts placeholders: external initializers that feed a matrix product or a
+/// convolution directly, and that no graph output and no nested graph is.
 ///
 /// `offered` is the parser's list, which is a superset; each weight must be on it under its own name.
 ///
