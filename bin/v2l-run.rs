@@ -4,12 +4,8 @@
 mod adapters;
 #[path = "run/args.rs"]
 mod args;
-#[path = "run/decisions.rs"]
-mod decisions;
 #[path = "run/generate.rs"]
 mod generate;
-#[path = "run/modes.rs"]
-mod modes;
 #[path = "run/predictor.rs"]
 mod predictor;
 #[path = "run/raw.rs"]

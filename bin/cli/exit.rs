@@ -8,7 +8,7 @@ use v2l_runtime::adapter::AdapterError;
 use v2l_runtime::backend::BackendError;
 use v2l_runtime::engine::EngineError;
 use v2l_runtime::engine_directory::DirectoryError;
-use v2l_runtime::error::{Classified, ErrorClass};
+use v2l_runtime::error::{Classified, Error, ErrorClass};
 use v2l_runtime::fuse::FuseError;
 use v2l_runtime::library::LibraryError;
 use v2l_runtime::ort_backend::OrtError;
@@ -164,6 +164,9 @@ fn class(error: &(dyn std::error::Error + 'static)) -> Option<Exit> {
     }
     if let Some(error) = error.downcast_ref::<EngineWriteError>() {
         return Some(engine_write(error));
+    }
+    if let Some(error) = error.downcast_ref::<Error>() {
+        return Some(error.class().into());
     }
     of_runtime(error).map(Exit::from)
 }

@@ -12,6 +12,8 @@ mod telemetry;
 use std::io::Write;
 use std::process::ExitCode;
 
+use v2l_runtime::wording::{self, Speaker};
+
 pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure, flags};
 pub use files::Files;
@@ -24,6 +26,7 @@ pub fn run<A: clap::Parser>(
     body: impl FnOnce(&A, &mut Output) -> anyhow::Result<()>,
 ) -> ExitCode {
     telemetry::turn_off();
+    wording::speak(Speaker::CommandLine);
     signals::listen();
     let args = match A::try_parse() {
         Ok(args) => args,

@@ -7,7 +7,7 @@ use v2l_cli::Output;
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::memory::{available_memory, readable};
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Conditioning, Expected, Phase, Pipeline, Request};
+use v2l_runtime::pipeline::{Conditioning, Expected, Phase, Pipeline, Request, StepGraph};
 use v2l_runtime::video::Frames;
 
 use super::{Args, Switch, Weights};
@@ -41,7 +41,7 @@ pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::R
     let pipeline = Pipeline::new(config, tokenizer.as_deref())?;
     let settings = pipeline.settings(&request, &mut ())?;
     let expected = Expected { adapters: args.with_adapters, reference_frames: None };
-    let estimate = pipeline.estimate(&mut directory, &request, expected)?;
+    let estimate = pipeline.estimate(&mut directory, (&request, &StepGraph::default()), expected)?;
     let fields = json!({
         "bytes": estimate.peak(), "free": available_memory(), "phases": estimate.phases, "complete": estimate.complete,
         "settings": settings,

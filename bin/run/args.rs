@@ -7,10 +7,10 @@ use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
 use v2l_runtime::backend::Backend as EngineBackend;
+use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
+use v2l_runtime::mode::AdapterMode;
 use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
-use v2l_runtime::pipeline::config::{
-    LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize,
-};
+use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 use v2l_runtime::recording::Recorder;
 use v2l_runtime::trt_backend::{Flavour, TrtOptions};
 
@@ -341,47 +341,54 @@ impl Args {
         }
     }
 
-    /// Puts the flags that change the pipeline's own settings into `config`.
-    pub(crate) fn adjust(&self, config: &mut PipelineConfig) -> anyhow::Result<()> {
-        if let (Some(tiling), Some(vae)) = (self.vae_tiling, &mut config.vae) {
-            vae.tiling.enabled = matches!(tiling, Switch::On);
-            let joined = vae.tiling.off_unless_tiles_join(vae.spatial_compression_ratio);
-            if joined.enabled != vae.tiling.enabled {
-                return Err(v2l_cli::Failure::usage(format!(
-                    "--vae-tiling on: this model's tiles of {}x{} pixels, which overlap by {:.3} and {:.3} of their sides, do not \
-                     join in latent pixels of {}; leave it out, or change vae.tiling in pipeline.json",
-                    vae.tiling.tile_sample_min_width,
-                    vae.tiling.tile_sample_min_height,
-                    vae.tiling.tile_overlap_factor_width,
-                    vae.tiling.tile_overlap_factor_height,
-                    vae.spatial_compression_ratio
-                )));
-            }
+    /// How a generator is opened.
+    pub(crate) fn options(&self) -> Options {
+        let cache = self.prediction_cache.clone();
+        Options {
+            engines: self.open_options(),
+            adapter_mode: self.fuse_mode.into(),
+            ffmpeg: self.ffmpeg.clone(),
+            vae_tiling: self.vae_tiling.map(|tiling| matches!(tiling, Switch::On)),
+            prediction_cache: cache.map(|folder| PredictionCacheOptions { folder, bytes: self.prediction_cache_size }),
         }
-        let knobs = &mut config.reference;
-        let ReferenceConfig { range, frames, resize, latent } = *knobs;
-        knobs.range = self.reference_range.map_or(range, |r| match r {
+    }
+
+    /// How the reference is prepared.
+    ///
+    /// # Errors
+    /// A usage error for a number of frames that is none.
+    pub(crate) fn reference_options(&self) -> anyhow::Result<ReferenceOptions> {
+        let frames = match self.reference_frames.as_deref() {
+            None => None,
+            Some("all") => Some(ReferenceFrames::All),
+            Some(n) => Some(ReferenceFrames::FirstN(n.parse().map_err(|_| {
+                v2l_cli::Failure::usage(format!("--reference-frames {n}: expected `all` or a number"))
+            })?)),
+        };
+        let range = self.reference_range.map(|range| match range {
             Range::Unit => PixelRange::Unit,
             Range::Signed => PixelRange::Signed,
         });
-        knobs.frames =
-            match self.reference_frames.as_deref() {
-                None => frames,
-                Some("all") => ReferenceFrames::All,
-                Some(n) => ReferenceFrames::FirstN(n.parse().map_err(|_| {
-                    v2l_cli::Failure::usage(format!("--reference-frames {n}: expected `all` or a number"))
-                })?),
-            };
-        knobs.resize = self.reference_resize.map_or(resize, |r| match r {
+        let resize = self.reference_resize.map(|resize| match resize {
             Resize::Stretch => ReferenceResize::Stretch,
             Resize::CoverCrop => ReferenceResize::CoverCrop,
             Resize::None => ReferenceResize::None,
         });
-        knobs.latent = self.reference_latent.map_or(latent, |l| match l {
+        let latent = self.reference_latent.map(|latent| match latent {
             Latent::Mean => LatentChoice::Mean,
             Latent::Sample => LatentChoice::Sample,
         });
-        Ok(())
+        Ok(ReferenceOptions { range, frames, resize, latent })
+    }
+}
+
+impl From<FuseMode> for AdapterMode {
+    fn from(mode: FuseMode) -> Self {
+        match mode {
+            FuseMode::Auto => Self::Auto,
+            FuseMode::Fuse => Self::Fuse,
+            FuseMode::Side => Self::Branch,
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
 use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter_with};
 use v2l_runtime::backend::held_weights;
+use v2l_runtime::decisions::{Decisions, HeldWeights};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::predictor::{GenericPredictor, PredictorMap};
@@ -13,7 +14,6 @@ use v2l_runtime::weights::read_tensors;
 
 use crate::adapters::saved;
 use crate::args::Args;
-use crate::decisions::Decisions;
 
 /// `--predictor … --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
@@ -43,9 +43,9 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
     if args.verify_hashes {
         engine.verify_hashes()?;
     }
-    let mut decisions = Decisions::default();
-    let (mode, _) = held_weights(&engine, &args.open_options())?;
-    decisions.weights(&engine.manifest().component, mode.to_string());
+    let (mode, reason) = held_weights(&engine, &args.open_options())?;
+    let held = HeldWeights { component: engine.manifest().component.clone(), weights: mode.to_string(), reason };
+    let decisions = Decisions { weights: vec![held], way: None };
     let mut predictor = GenericPredictor::open(engine, map, parsed, slots, &args.open_options())?;
     if !predictor.unused().is_empty() {
         output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
@@ -53,7 +53,7 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
     }
     let adapter = predictor.predict(&inputs)?;
     if let Some(path) = &args.save_lora {
-        write_adapter_with(path, &adapter, format, decisions.metadata())?;
+        write_adapter_with(path, &adapter, format, &decisions.metadata())?;
         saved(path, format, &adapter, output);
     }
     Ok(Some(adapter))

@@ -8,37 +8,33 @@ use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::backend::{Fused, OpenEngine, needs};
+use v2l_runtime::decisions::{Decisions, HeldWeights};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::footprint::Shapes;
-use v2l_runtime::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
+use v2l_runtime::engine::manifest::{Graph, Manifest};
+use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::generator::Generator;
 use v2l_runtime::memory::available_memory;
+use v2l_runtime::mode::{Way, choose, with_branches, without_branches};
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Phase, StepGraph, check_room};
-use v2l_runtime::predictor::Predictor;
+use v2l_runtime::pipeline::{Phase, check_room};
 use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::adapters;
 use crate::args::{Args, FuseMode};
-use crate::decisions::Decisions;
-use crate::modes::{self, Way};
 
 /// Runs one graph once.
 pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
     let outputs = args.outputs.as_ref().ok_or_else(|| Failure::usage("--inputs needs --outputs FILE"))?;
     let tensors = read_tensors(inputs)?;
     let options = args.open_options();
-    let mut predictor = None;
-    let engine = if args.engine.is_dir() {
-        let mut directory = EngineDirectory::open(&args.engine, options.clone())?;
-        if directory.has(HYPERNETWORK) && adapters::any_light(&args.lora)? {
-            predictor = Some(Predictor::open(directory.engine(HYPERNETWORK)?, &options)?);
-        }
-        choose_engine(args, &mut directory, &tensors)?
-    } else {
-        Arc::new(Engine::open(&args.engine)?)
+    let mut generator =
+        args.engine.is_dir().then(|| Generator::without_text(&args.engine, &args.options())).transpose()?;
+    let engine = match &mut generator {
+        Some(generator) => choose_engine(args, generator.directory(), &tensors)?,
+        None => Arc::new(Engine::open(&args.engine)?),
     };
     if args.verify_hashes {
         engine.verify_hashes()?;
@@ -46,18 +42,18 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
     let slots = &engine.manifest().slots;
     let mut fused =
-        adapters::load(&args.lora, engine.manifest().into(), args.allow_partial, predictor.as_mut(), output)?;
+        adapters::load_for(&args.lora, engine.manifest().into(), args.allow_partial, generator.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
-    let base = modes::base(engine.graph(&graph)?).to_owned();
+    let base = without_branches(engine.graph(&graph)?).to_owned();
     let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;
     let side = if asked_by_name {
         graph != base
     } else {
-        modes::decide(args.fuse_mode, engine.manifest(), &base)?.0 == Way::Side || graph != base
+        choose(args.fuse_mode.into(), engine.manifest(), &base)?.0 == Way::Branch || graph != base
     };
     if side {
-        graph = format!("{base}{SIDE_SUFFIX}");
+        graph = with_branches(&base);
         let stored = engine.graph(&graph)?;
         let given = tensors.keys().find(|name| is_factor(stored, name));
         if let (Some(factor), false, false) = (given, fused.is_empty(), args.fuse_mode == FuseMode::Fuse) {
@@ -83,10 +79,11 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut session = backend.session(&graph)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
     let results = session.run(&inputs)?;
-    let mut decisions = Decisions::default();
-    decisions.weights(&engine.manifest().component, backend.report().mode.to_string());
-    decisions.fuse_mode(&StepGraph { graph: graph.clone(), ..StepGraph::default() }, adapters);
-    write_tensors(outputs, &results, decisions.metadata())?;
+    let report = backend.report();
+    let (weights, reason) = (report.mode.to_string(), report.reason.clone());
+    let held = HeldWeights { component: engine.manifest().component.clone(), weights, reason };
+    let way = (adapters > 0).then_some(if side { Way::Branch } else { Way::Fuse });
+    write_tensors(outputs, &results, &Decisions { weights: vec![held], way }.metadata())?;
     let shapes: IndexMap<&String, &[usize]> = results.iter().map(|(name, t)| (name, t.shape())).collect();
     output.result("outputs", json!({ "path": shown(outputs), "graph": graph, "shapes": shapes }), || {
         let lines: Vec<String> = shapes.iter().map(|(name, shape)| format!("{name} {shape:?}")).collect();

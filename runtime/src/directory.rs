@@ -172,6 +172,11 @@ impl EngineDirectory {
         Ok(engine)
     }
 
+    /// What is fused into the transformer, each with its strength.
+    pub fn adapters(&self) -> &[(Adapter, f32)] {
+        &self.adapters
+    }
+
     /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
     ///
     /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident or in

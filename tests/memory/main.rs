@@ -12,7 +12,7 @@ use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::library;
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Expected, Pipeline, Request};
+use v2l_runtime::pipeline::{Expected, Pipeline, Request, StepGraph};
 use v2l_runtime::video::Frames;
 
 /// Phase, width, height, frames, tiles, weights.
@@ -103,7 +103,7 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
         image: Some(blank),
         ..Request::default()
     };
-    let estimate = pipeline.estimate(&mut directory, &request, Expected::default())?;
+    let estimate = pipeline.estimate(&mut directory, (&request, &StepGraph::default()), Expected::default())?;
     ensure!(estimate.complete, "the engines hold no formulas");
     let phase = estimate.phases.into_iter().find(|found| found.name == phase).context("no such phase")?;
     library::onnxruntime(None)?;
@@ -116,7 +116,7 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
         }
         _ => {
             request.image = None;
-            drop(pipeline.generate(&mut directory, &request, &mut ())?);
+            drop(pipeline.generate(&mut directory, (&request, &StepGraph::default()), &mut ())?);
         }
     }
     // The system keeps no largest value of anonymous memory alone; what files take of the largest is about what they take now.

@@ -141,8 +141,7 @@ impl Lab {
 
     /// Any request, with its latent.
     pub(crate) fn finish(&mut self, request: &Request) -> anyhow::Result<(Generated, Frames)> {
-        let request = Request { step: self.step.clone(), ..request.clone() };
-        let generated = self.pipeline.generate(&mut self.components, &request, &mut ())?;
+        let generated = self.pipeline.generate(&mut self.components, (request, &self.step), &mut ())?;
         let frames = self.pipeline.decode(&mut self.components, &generated, &mut ())?;
         Ok((generated, frames))
     }

@@ -20,6 +20,7 @@ mod adapters;
 mod architecture;
 mod bad_input;
 mod checks;
+mod circles;
 mod cli;
 mod corpus;
 mod gpu;

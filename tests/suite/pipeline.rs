@@ -8,7 +8,7 @@ use ndarray::{Array5, ArrayD, Axis, Ix5};
 use v2l_export::ExportOptions;
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::ort_backend::OpenOptions;
-use v2l_runtime::pipeline::{Pipeline, Request};
+use v2l_runtime::pipeline::{Pipeline, Request, StepGraph};
 use v2l_runtime::tensor::Tensor;
 use v2l_runtime::video::read_frames;
 use v2l_runtime::weights::{read_tensors, write_tensors};
@@ -190,7 +190,7 @@ fn fun_noise_augmentation_equals_the_official_one() {
         augmentation_noise: Some(five("augmentation_noise")),
         ..Request::default()
     };
-    let generated = pipeline.generate(&mut directory, &request, &mut ()).unwrap();
+    let generated = pipeline.generate(&mut directory, (&request, &StepGraph::default()), &mut ()).unwrap();
     assert_close("noise", &generated.latents.into_dyn(), &case.output("latents_final"), TOLERANCE);
 }
 

@@ -4,18 +4,14 @@ use std::ffi::{CStr, CString, c_char};
 use std::sync::Arc;
 
 use ndarray::Array2;
-use v2l_runtime::adapter::{
-    self as files, Adapter, AdapterFormat, Coverage, LightLora, Outcome, ReadOptions, write_adapter, write_light,
-    write_light_full,
-};
-use v2l_runtime::engine::Engine;
-use v2l_runtime::predictor::auxiliary_factors;
+use v2l_runtime::adapter::{self as files, Adapter, AdapterFormat, Coverage, Outcome, ReadOptions, write_adapter};
+use v2l_runtime::predict::Prediction;
 
 pub use crate::applied::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::callbacks::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::engine::{unknown, v2l_engine};
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};
+use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::pointers::{Out, optional, path, required};
 use crate::predictor::v2l_predictor;
 use crate::status::v2l_status;
@@ -63,18 +59,16 @@ pub struct v2l_adapter(pub(crate) Arc<Loaded>);
 
 /// An adapter, where it came from, and what C sees of it.
 pub(crate) struct Loaded {
-    pub(crate) adapter: Adapter,
-    prediction: Option<Prediction>,
+    source: Source,
     layers: Vec<Layer>,
     keys: Vec<Key>,
     coverage: v2l_coverage,
 }
 
-/// What a predicted adapter was expanded from.
-pub(crate) struct Prediction {
-    pub(crate) tokens: LightLora,
-    /// The hypernetwork's.
-    pub(crate) engine: Arc<Engine>,
+/// Where an adapter came from.
+pub(crate) enum Source {
+    Read(Adapter),
+    Predicted(Box<Prediction>),
 }
 
 struct Layer {
@@ -106,14 +100,23 @@ struct Key {
 }
 
 impl Loaded {
-    fn new(adapter: Adapter, coverage: v2l_coverage, keys: Vec<Key>, prediction: Option<Prediction>) -> Self {
+    fn new(source: Source, coverage: v2l_coverage, keys: Vec<Key>) -> Self {
         let layer = |(slot, update): (&String, &files::LowRank)| Layer {
             slot: c_name(slot),
             down: Extents::new(&update.down),
             up: Extents::new(&update.up),
         };
-        let layers = adapter.layers.iter().map(layer).collect();
-        Self { adapter, prediction, layers, keys, coverage }
+        let mut loaded = Self { source, layers: Vec::new(), keys, coverage };
+        loaded.layers = loaded.adapter().layers.iter().map(layer).collect();
+        loaded
+    }
+
+    /// The adapter.
+    pub(crate) fn adapter(&self) -> &Adapter {
+        match &self.source {
+            Source::Read(adapter) => adapter,
+            Source::Predicted(prediction) => &prediction.adapter,
+        }
     }
 
     fn read(adapter: Adapter, coverage: &Coverage) -> Self {
@@ -136,18 +139,18 @@ impl Loaded {
             format,
             reserved: 0,
         };
-        Self::new(adapter, summary, coverage.keys.iter().map(key).collect(), None)
+        Self::new(Source::Read(adapter), summary, coverage.keys.iter().map(key).collect())
     }
 
     /// An adapter that was expanded from tokens, for a model of `slots_total` slots.
-    pub(crate) fn predicted(adapter: Adapter, prediction: Prediction, slots_total: usize) -> Self {
+    pub(crate) fn predicted(prediction: Prediction, slots_total: usize) -> Self {
         let coverage = v2l_coverage {
-            slots_covered: adapter.layers.len() as u64,
+            slots_covered: prediction.adapter.layers.len() as u64,
             slots_total: slots_total as u64,
             format: V2L_FORMAT_LIGHT,
             ..growing::Growing::initial()
         };
-        Self::new(adapter, coverage, Vec::new(), Some(prediction))
+        Self::new(Source::Predicted(Box::new(prediction)), coverage, Vec::new())
     }
 }
 
@@ -202,7 +205,7 @@ pub unsafe extern "C" fn v2l_adapter_new(
         let slots = &engine.0.engine.manifest().slots;
         let loaded = match predictor {
             Some(predictor) if files::detect(file)? == AdapterFormat::Light => {
-                predictor.expand(&files::read_light(file)?, slots)?
+                Loaded::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
             }
             _ => {
                 let options = ReadOptions { allow_partial: options.allow_partial != 0 };
@@ -378,7 +381,7 @@ pub unsafe extern "C" fn v2l_adapter_layer_at(
     guard(|| {
         // SAFETY: the header's promise.
         let loaded = &unsafe { required(adapter, "adapter") }?.0;
-        let found = loaded.layers.get(index).zip(loaded.adapter.layers.get_index(index));
+        let found = loaded.layers.get(index).zip(loaded.adapter().layers.get_index(index));
         let (found, (_, update)) = found.ok_or_else(|| out_of_range("layer", index, loaded.layers.len()))?;
         let found = v2l_adapter_layer {
             size: size_of::<v2l_adapter_layer>(),
@@ -406,18 +409,14 @@ pub unsafe extern "C" fn v2l_adapter_save(
         let (loaded, file) = unsafe { (&required(adapter, "adapter")?.0, path(file, "file")?) };
         let known = FORMATS.into_iter().find(|(number, _)| *number == format);
         let (_, format) = known.ok_or_else(|| unknown("format", format, "V2L_FORMAT_…"))?;
-        let tokens = || {
-            let message = "the adapter was not predicted and has no tokens; expected one of the other formats";
-            loaded.prediction.as_ref().ok_or_else(|| Failure::argument(message))
-        };
-        let entries: &_ = &Default::default();
-        match format {
-            AdapterFormat::Light => write_light(file, &tokens()?.tokens, entries)?,
-            AdapterFormat::LightFull => {
-                let Prediction { tokens, engine } = tokens()?;
-                write_light_full(file, tokens, &auxiliary_factors(engine)?, entries)?;
+        match &loaded.source {
+            Source::Predicted(prediction) => prediction.save(file, format)?,
+            Source::Read(_) if matches!(format, AdapterFormat::Light | AdapterFormat::LightFull) => {
+                return Err(Failure::argument(
+                    "the adapter was not predicted and has no tokens; expected one of the other formats",
+                ));
             }
-            _ => write_adapter(file, &loaded.adapter, format)?,
+            Source::Read(adapter) => write_adapter(file, adapter, format)?,
         }
         Ok(())
     })

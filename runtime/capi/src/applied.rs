@@ -6,9 +6,10 @@ use v2l_runtime::adapter::Adapter;
 use v2l_runtime::fuse::FuseReport;
 
 use crate::adapter::{Loaded, v2l_adapter};
-use crate::callbacks::{Control, V2L_LOG_INFO, V2L_LOG_WARNING, log, v2l_control};
+use crate::callbacks::{Control, v2l_control};
 use crate::failure::Failure;
 use crate::growing::{self, growing};
+use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::pointers::{required, slice};
 
 /// An adapter of a set, and how strongly it acts: ΔW = strength · (alpha / rank) · up · down.
@@ -85,19 +86,24 @@ impl Applied {
 
     /// Copies, for the runtime to keep.
     pub(crate) fn copies(&self) -> Vec<(Adapter, f32)> {
-        self.0.iter().map(|(loaded, strength)| (loaded.adapter.clone(), *strength)).collect()
+        self.0.iter().map(|(loaded, strength)| (loaded.adapter().clone(), *strength)).collect()
     }
 
     pub(crate) fn borrowed(&self) -> Vec<(&Adapter, f32)> {
-        self.0.iter().map(|(loaded, strength)| (&loaded.adapter, *strength)).collect()
+        self.0.iter().map(|(loaded, strength)| (loaded.adapter(), *strength)).collect()
     }
 
-    /// What is said of a set in low-rank branches, where nothing is rounded.
-    pub(crate) fn side_report(&self) -> v2l_adapter_report {
+    /// Slots that the set changes.
+    pub(crate) fn slots(&self) -> usize {
         let slots: std::collections::HashSet<&String> =
-            self.0.iter().flat_map(|(loaded, _)| loaded.adapter.layers.keys()).collect();
-        v2l_adapter_report { slots: slots.len() as u64, ..growing::Growing::initial() }
+            self.0.iter().flat_map(|(loaded, _)| loaded.adapter().layers.keys()).collect();
+        slots.len()
     }
+}
+
+/// What is said of adapters in low-rank branches, where nothing is rounded.
+pub(crate) fn side_report(slots: usize) -> v2l_adapter_report {
+    v2l_adapter_report { slots: slots as u64, ..growing::Growing::initial() }
 }
 
 /// Replaces adapters by those of a call, as `apply` does it, and says in `report`, unless it is NULL, what became of them.

@@ -2,21 +2,26 @@
 
 use std::ffi::{CString, c_char};
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
+use v2l_runtime::backend::Backend;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
+use v2l_runtime::generator::{Options, PredictionCacheOptions};
+use v2l_runtime::mode::AdapterMode;
 #[cfg(not(feature = "stand-in-backend"))]
-pub(crate) use v2l_runtime::ort_backend::OrtEngine as Backend;
-use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights};
+pub(crate) use v2l_runtime::ort_backend::OrtEngine as SessionBackend;
+use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::session::{Dim, Port};
+use v2l_runtime::trt_backend::{Flavour, TrtOptions};
 
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};
 use crate::pointers::{Out, optional_path, optional_text, path, required};
 use crate::serial::Serial;
 #[cfg(feature = "stand-in-backend")]
-pub(crate) use crate::stand_in::StandIn as Backend;
+pub(crate) use crate::stand_in::StandIn as SessionBackend;
 use crate::status::v2l_status;
 use crate::tensor::{c_name, dtype_number, out_of_range, v2l_dtype};
 
@@ -39,13 +44,34 @@ pub const V2L_ARITHMETIC_PLAN: v2l_arithmetic = 1;
 /// How a pipeline applies adapters. A session applies them as its graph does: fused, or beside the weights for a graph whose name ends
 /// in ".side".
 pub type v2l_adapter_mode = i32;
-/// Fused, unless the engine has low-rank branches and holds weights in 8 bits or has nothing else.
+/// Fused, unless the engine has low-rank branches for these ranks and holds weights in 8 bits, has nothing else, or cannot fuse without
+/// losing a noticeable part in rounding.
 pub const V2L_ADAPTERS_AUTO: v2l_adapter_mode = 0;
 /// Fused into the weights: costs the fuse, then nothing.
 pub const V2L_ADAPTERS_FUSE: v2l_adapter_mode = 1;
 /// In low-rank branches beside the weights: swaps at once and loses nothing, for a little time in every step. The engine must have been
 /// compiled with --lora-rank.
 pub const V2L_ADAPTERS_SIDE: v2l_adapter_mode = 2;
+
+/// What runs engines.
+pub type v2l_backend = i32;
+/// What they are compiled for.
+pub const V2L_BACKEND_COMPILED: v2l_backend = 0;
+/// ONNX Runtime; engines that are compiled for TensorRT hold a form for it, too.
+pub const V2L_BACKEND_ORT: v2l_backend = 1;
+/// TensorRT-RTX, in a library built with TensorRT.
+pub const V2L_BACKEND_TENSORRT_RTX: v2l_backend = 2;
+/// TensorRT, in a library built with TensorRT.
+pub const V2L_BACKEND_TENSORRT: v2l_backend = 3;
+
+/// Whether large frames are cut into tiles for the autoencoder.
+pub type v2l_tiling = i32;
+/// As the engine directory says.
+pub const V2L_TILING_DEFAULT: v2l_tiling = 0;
+/// They are.
+pub const V2L_TILING_ON: v2l_tiling = 1;
+/// They are not.
+pub const V2L_TILING_OFF: v2l_tiling = 2;
 
 /// How engines are opened. All zero: the defaults.
 #[derive(Clone, Copy)]
@@ -77,6 +103,23 @@ pub struct v2l_open_options {
     pub verify_hashes: i32,
     /// 0.
     pub reserved: i32,
+    /// What runs the engines of pipelines and predictors: V2L_BACKEND_… Sessions run on ONNX Runtime.
+    pub backend: v2l_backend,
+    /// GPU for engines that are compiled for TensorRT, counted from 0; 65535 at most.
+    pub device: u32,
+    /// TensorRT's library, or the folder of it. NULL: what V2L_TRT_LIB names; vendor/, as above; Python packages; the loader's places.
+    pub trt_library: *const c_char,
+    /// What ONNX Runtime computes on: "cpu", or "cuda" or "cuda:N" for GPU N in a library built with CUDA. NULL: "cpu".
+    pub provider: *const c_char,
+    /// Folder to keep predictions in: for a reference that comes again, autoencoder and hypernetwork do not run. NULL: none are kept.
+    pub prediction_cache: *const c_char,
+    /// Bytes that `prediction_cache` may take; what was not used for longest goes. 0: 256 MiB.
+    pub prediction_cache_size: u64,
+    /// Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
+    pub vae_tiling: v2l_tiling,
+    /// Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
+    /// were set.
+    pub no_verify: i32,
 }
 
 growing!(
@@ -92,6 +135,14 @@ growing!(
         adapter_mode: V2L_ADAPTERS_AUTO,
         verify_hashes: 0,
         reserved: 0,
+        backend: V2L_BACKEND_COMPILED,
+        device: 0,
+        trt_library: std::ptr::null(),
+        provider: std::ptr::null(),
+        prediction_cache: std::ptr::null(),
+        prediction_cache_size: 0,
+        vae_tiling: V2L_TILING_DEFAULT,
+        no_verify: 0,
     }
 );
 
@@ -105,9 +156,7 @@ pub unsafe extern "C" fn v2l_open_options_init(options: *mut v2l_open_options, s
 /// [`v2l_open_options`], checked.
 #[derive(Clone)]
 pub(crate) struct Opening {
-    pub(crate) backend: OpenOptions,
-    pub(crate) ffmpeg: Option<PathBuf>,
-    pub(crate) mode: v2l_adapter_mode,
+    pub(crate) options: Options,
     pub(crate) verify_hashes: bool,
 }
 
@@ -115,10 +164,17 @@ impl Opening {
     /// # Safety
     /// The header's promise.
     pub(crate) unsafe fn new(options: *const v2l_open_options) -> Result<Self, Failure> {
-        // SAFETY: the caller's promise, for all three.
-        let (options, ort_library, ffmpeg) = unsafe {
+        // SAFETY: the caller's promise, for all of these.
+        let (options, ort_library, ffmpeg, trt_library, provider, cache) = unsafe {
             let options = growing::read(options)?;
-            (options, optional_path(options.ort_library, "ort_library")?, optional_path(options.ffmpeg, "ffmpeg")?)
+            (
+                options,
+                optional_path(options.ort_library, "ort_library")?,
+                optional_path(options.ffmpeg, "ffmpeg")?,
+                optional_path(options.trt_library, "trt_library")?,
+                optional_text(options.provider, "provider")?,
+                optional_path(options.prediction_cache, "prediction_cache")?,
+            )
         };
         growing::unused(options.reserved)?;
         let weights = match options.weights {
@@ -132,25 +188,53 @@ impl Opening {
             V2L_ARITHMETIC_PLAN => Arithmetic::Plan,
             other => return Err(unknown("arithmetic", other, "V2L_ARITHMETIC_…")),
         };
-        if !(V2L_ADAPTERS_AUTO..=V2L_ADAPTERS_SIDE).contains(&options.adapter_mode) {
-            return Err(unknown("adapter_mode", options.adapter_mode, "V2L_ADAPTERS_…"));
-        }
+        let adapter_mode = match options.adapter_mode {
+            V2L_ADAPTERS_AUTO => AdapterMode::Auto,
+            V2L_ADAPTERS_FUSE => AdapterMode::Fuse,
+            V2L_ADAPTERS_SIDE => AdapterMode::Branch,
+            other => return Err(unknown("adapter_mode", other, "V2L_ADAPTERS_…")),
+        };
+        let backend = match options.backend {
+            V2L_BACKEND_COMPILED => Backend::Compiled,
+            V2L_BACKEND_ORT => Backend::Ort,
+            V2L_BACKEND_TENSORRT_RTX => Backend::TensorRt(Flavour::Rtx),
+            V2L_BACKEND_TENSORRT => Backend::TensorRt(Flavour::TensorRt),
+            other => return Err(unknown("backend", other, "V2L_BACKEND_…")),
+        };
+        let vae_tiling = match options.vae_tiling {
+            V2L_TILING_DEFAULT => None,
+            V2L_TILING_ON => Some(true),
+            V2L_TILING_OFF => Some(false),
+            other => return Err(unknown("vae_tiling", other, "V2L_TILING_…")),
+        };
+        let provider = provider.map(Provider::from_str).transpose();
+        let provider = provider.map_err(|reason| Failure::argument(format!("`provider`: {reason}")))?;
+        let device = u16::try_from(options.device).map_err(|_| {
+            Failure::argument(format!("`device` is {}; expected the number of a GPU, 65535 at most", options.device))
+        })?;
         let threads = options.threads as usize;
         if threads > MOST_THREADS {
             return Err(Failure::argument(format!(
                 "`threads` is {threads}; expected at most {MOST_THREADS}, or 0 for all cores"
             )));
         }
-        let backend = OpenOptions {
+        let engines = OpenOptions {
             ort_lib: ort_library.map(PathBuf::from),
             weights,
             arithmetic,
             threads: (threads > 0).then_some(threads),
             memory: (options.memory_limit > 0).then_some(options.memory_limit),
+            provider: provider.unwrap_or_default(),
+            backend,
+            trt: TrtOptions { library: trt_library.map(PathBuf::from), device, verify: options.no_verify == 0 },
             ..OpenOptions::default()
         };
-        let (mode, verify_hashes) = (options.adapter_mode, options.verify_hashes != 0);
-        Ok(Self { backend, ffmpeg: ffmpeg.map(PathBuf::from), mode, verify_hashes })
+        let bytes = if options.prediction_cache_size > 0 { options.prediction_cache_size } else { 256 << 20 };
+        let prediction_cache = cache.map(|folder| PredictionCacheOptions { folder: folder.to_owned(), bytes });
+        let ffmpeg = ffmpeg.map(PathBuf::from);
+        let verify_hashes = options.verify_hashes != 0;
+        let options = Options { engines, adapter_mode, ffmpeg, vae_tiling, prediction_cache };
+        Ok(Self { options, verify_hashes })
     }
 }
 
@@ -167,7 +251,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<Engine>,
     options: OpenOptions,
     /// Always over the base weights but while a session's adapters are fused; opened for the first session.
-    backend: Serial<Option<Backend>>,
+    backend: Serial<Option<SessionBackend>>,
     component: CString,
     graphs: Vec<GraphNames>,
     slots: Vec<[CString; 2]>,
@@ -251,11 +335,14 @@ impl Shared {
     }
 
     /// Lets `work` use the backend, which is opened now if it was not.
-    pub(crate) fn with_backend<R>(&self, work: impl FnOnce(&mut Backend) -> Result<R, Failure>) -> Result<R, Failure> {
+    pub(crate) fn with_backend<R>(
+        &self,
+        work: impl FnOnce(&mut SessionBackend) -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
         let mut backend = self.backend.lock()?;
         let backend = match &mut *backend {
             Some(backend) => backend,
-            none => none.insert(Backend::open(Arc::clone(&self.engine), &self.options)?),
+            none => none.insert(SessionBackend::open(Arc::clone(&self.engine), &self.options)?),
         };
         work(backend)
     }
@@ -297,7 +384,7 @@ pub unsafe extern "C" fn v2l_engine_new(
         if opening.verify_hashes {
             engine.verify_hashes()?;
         }
-        out.give(v2l_engine(Arc::new(Shared::new(Arc::new(engine), opening.backend))));
+        out.give(v2l_engine(Arc::new(Shared::new(Arc::new(engine), opening.options.engines))));
         Ok(())
     })
 }

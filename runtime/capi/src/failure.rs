@@ -4,9 +4,10 @@ use std::cell::RefCell;
 use std::ffi::{CString, c_char};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use v2l_runtime::error::Classified;
+use v2l_runtime::error::Error;
+use v2l_runtime::wording::{self, Speaker};
 
-use crate::callbacks;
+use crate::log;
 use crate::status::*;
 
 /// Why a call failed. No error type itself, so that every error that knows its class converts into it.
@@ -27,10 +28,11 @@ impl Failure {
     }
 }
 
-impl<E: Classified> From<E> for Failure {
+impl<E: Into<Error>> From<E> for Failure {
     fn from(error: E) -> Self {
+        let error = error.into();
         let mut message = error.to_string();
-        let mut cause = error.source();
+        let mut cause = std::error::Error::source(&error);
         while let Some(error) = cause {
             let words = error.to_string();
             if !message.contains(&words) {
@@ -49,20 +51,21 @@ thread_local! {
 /// Runs the body of a function that callbacks may not call.
 pub(crate) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> v2l_status {
     guard_anywhere(|| {
-        if callbacks::running() {
+        if log::running() {
             return Err(Failure::new(
                 V2L_ERROR_REENTRANT,
                 "called from a callback; expected a call after the callback has returned",
             ));
         }
         let result = body();
-        callbacks::log_passed_over();
+        log::log_passed_over();
         result
     })
 }
 
 /// Runs the body of any function: what it fails with, or panics with, becomes the status and the thread's last error.
 pub(crate) fn guard_anywhere(body: impl FnOnce() -> Result<(), Failure>) -> v2l_status {
+    wording::speak(Speaker::C);
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return V2L_OK,
         Ok(Err(failure)) => failure,
@@ -161,7 +164,7 @@ mod tests {
     fn free_inside_a_callback_keeps_the_handle() {
         let handle = Box::into_raw(Box::new(7));
         // SAFETY: the handle is a box's; the first call keeps it, the second ends it.
-        callbacks::call(|| unsafe { free(handle) });
+        log::call(|| unsafe { free(handle) });
         assert!(last_error().contains("called from a callback"));
         // SAFETY: as above.
         unsafe { free(handle) };

@@ -20,6 +20,8 @@ mod callbacks;
 
 mod growing;
 
+mod log;
+
 mod pointers;
 
 mod serial;
@@ -36,6 +38,8 @@ mod applied;
 
 mod predictor;
 
+mod predict;
+
 mod pipeline;
 
 mod frames;
@@ -47,7 +51,9 @@ pub use adapter::*;
 pub use callbacks::*;
 pub use engine::*;
 pub use failure::{v2l_last_error, v2l_status_name};
+pub use log::{V2L_LOG_INFO, V2L_LOG_WARNING, v2l_log_callback, v2l_log_level};
 pub use pipeline::*;
+pub use predict::*;
 pub use predictor::*;
 pub use session::*;
 pub use status::*;

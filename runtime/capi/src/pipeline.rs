@@ -1,24 +1,24 @@
 //! An engine directory: from a prompt, an image and adapters to a video.
 
 use std::ffi::c_char;
+use std::path::Path;
 use std::sync::Arc;
 
-use v2l_runtime::engine::manifest::SIDE_SUFFIX;
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::pipeline::{Generated, Pipeline, Request, StepGraph};
+use v2l_runtime::clip::{Clip, check_destination};
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::generator::{Generator, Options, Video};
+use v2l_runtime::pipeline::Request;
 use v2l_runtime::raw::tensor_from_bytes;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::video::Frames;
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report, replace};
+use crate::applied::{Applied, fuse_report, replace, side_report};
 use crate::callbacks::{Control, v2l_control};
-use crate::engine::{
-    Opening, Shared, V2L_ADAPTERS_FUSE, V2L_ADAPTERS_SIDE, v2l_adapter_mode, v2l_engine, v2l_open_options,
-};
+use crate::engine::{Opening, Shared, v2l_engine, v2l_open_options};
 use crate::failure::{Failure, free, guard};
-use crate::frames::{self, Clip, five_axes};
+use crate::frames::{self, five_axes};
 use crate::growing::{self, growing};
+use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::pointers::{Out, optional, optional_text, path, required, text};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, v2l_status};
@@ -27,72 +27,33 @@ use crate::tensor::{Input, v2l_tensor, v2l_tensors};
 /// The engines of a directory, and everything between them.
 pub struct v2l_pipeline {
     state: Serial<State>,
-    opening: Opening,
+    options: Options,
 }
 
 struct State {
-    directory: EngineDirectory,
-    pipeline: Pipeline,
+    generator: Generator,
     applied: Applied,
-    /// The graph that makes a step, with the adapters that it takes as inputs.
-    step: StepGraph,
-}
-
-/// Reads and compares the content of these components, those that there are.
-pub(crate) fn verify_hashes(directory: &mut EngineDirectory, components: &[&str]) -> Result<(), Failure> {
-    for component in components {
-        if directory.has(component) {
-            directory.engine(component)?.verify_hashes()?;
-        }
-    }
-    Ok(())
 }
 
 impl State {
     /// Replaces the adapters; on an error all is as before.
-    fn apply(
-        &mut self,
-        mode: v2l_adapter_mode,
-        applied: Applied,
-        control: &Control,
-    ) -> Result<v2l_adapter_report, Failure> {
+    fn apply(&mut self, applied: Applied, control: &Control) -> Result<v2l_adapter_report, Failure> {
         if control.is_cancelled() {
             return Err(Failure::new(V2L_ERROR_CANCELLED, "cancelled"));
         }
-        if self.beside(mode)? {
-            self.step = self.directory.side_step(&applied.borrowed())?;
-            self.applied = applied;
-            return Ok(self.applied.side_report());
-        }
         let cancelled = || control.is_cancelled();
-        let report = fuse_report(&self.directory.set_adapters(applied.copies(), Some(&cancelled))?.fused);
+        let done = self.generator.set_adapters_unless(&applied.borrowed(), Some(&cancelled))?;
         self.applied = applied;
-        Ok(report)
-    }
-
-    /// True if adapters go into low-rank branches.
-    fn beside(&mut self, mode: v2l_adapter_mode) -> Result<bool, Failure> {
-        let engine = self.directory.engine(TRANSFORMER)?;
-        let manifest = engine.manifest();
-        let step = StepGraph::default().graph;
-        let branches = manifest.graph(&format!("{step}{SIDE_SUFFIX}")).is_some_and(|graph| graph.lora_rank.is_some());
-        match mode {
-            V2L_ADAPTERS_SIDE if !branches => Err(Failure::argument(
-                "the engine has no low-rank branches for V2L_ADAPTERS_SIDE; compile it with --lora-rank MAX",
-            )),
-            V2L_ADAPTERS_SIDE => Ok(true),
-            V2L_ADAPTERS_FUSE => Ok(false),
-            _ => {
-                let quantized = manifest.slots.iter().any(|slot| slot.quantized.is_some());
-                Ok(branches && (quantized || manifest.graph(&step).is_none()))
-            }
+        if done.fell_back {
+            log(V2L_LOG_INFO, &format!("adapters are applied in low-rank branches: {}", done.reason));
         }
-    }
-
-    fn generate(&mut self, request: &Request, control: &Control) -> Result<(Generated, Frames), Failure> {
-        let generated = self.pipeline.generate(&mut self.directory, request, &mut &*control)?;
-        let frames = self.pipeline.decode(&mut self.directory, &generated, &mut &*control)?;
-        Ok((generated, frames))
+        if let Some(warning) = &done.warning {
+            log(V2L_LOG_WARNING, warning);
+        }
+        Ok(match &done.fused {
+            Some(fused) => fuse_report(fused),
+            None => side_report(done.slots),
+        })
     }
 }
 
@@ -107,18 +68,16 @@ pub unsafe extern "C" fn v2l_pipeline_new(
         // SAFETY: the header's promise, for all three.
         let (out, folder, opening) =
             unsafe { (Out::handle(pipeline, "pipeline")?, path(directory, "directory")?, Opening::new(options)?) };
-        let mut directory = EngineDirectory::open(folder, opening.backend.clone())?;
+        let mut generator = Generator::open(folder, &opening.options)?;
         if opening.verify_hashes {
-            let components: Vec<String> = directory.config().components.keys().cloned().collect();
-            verify_hashes(&mut directory, &components.iter().map(String::as_str).collect::<Vec<_>>())?;
+            generator.verify_hashes(None)?;
         }
-        let tokenizer = directory.tokenizer()?;
-        let pipeline = Pipeline::new(directory.config().clone(), tokenizer.as_deref())?;
-        let mut state = State { directory, pipeline, applied: Applied::default(), step: StepGraph::default() };
-        if state.directory.has(TRANSFORMER) && state.beside(opening.mode)? {
-            state.step = state.directory.side_step(&[])?;
+        if generator.directory().has(TRANSFORMER) {
+            // What the engine was not compiled for is refused now.
+            generator.set_adapters(&[])?;
         }
-        out.give(v2l_pipeline { state: Serial::new(state), opening });
+        let state = Serial::new(State { generator, applied: Applied::default() });
+        out.give(v2l_pipeline { state, options: opening.options });
         Ok(())
     })
 }
@@ -142,8 +101,8 @@ pub unsafe extern "C" fn v2l_pipeline_engine(
         // SAFETY: the header's promise, for all three.
         let (out, pipeline, component) =
             unsafe { (Out::handle(engine, "engine")?, required(pipeline, "pipeline")?, text(component, "component")?) };
-        let engine = pipeline.state.lock()?.directory.engine(component)?;
-        out.give(v2l_engine(Arc::new(Shared::new(engine, pipeline.opening.backend.clone()))));
+        let engine = pipeline.state.lock()?.generator.directory().engine(component)?;
+        out.give(v2l_engine(Arc::new(Shared::new(engine, pipeline.options.engines.clone()))));
         Ok(())
     })
 }
@@ -162,9 +121,7 @@ pub unsafe extern "C" fn v2l_pipeline_set_adapters(
         // SAFETY: the header's promise, for all of these.
         unsafe {
             let pipeline = required(pipeline, "pipeline")?;
-            replace(adapters, count, control, report, |applied, control| {
-                pipeline.state.lock()?.apply(pipeline.opening.mode, applied, control)
-            })
+            replace(adapters, count, control, report, |applied, control| pipeline.state.lock()?.apply(applied, control))
         }
     })
 }
@@ -252,7 +209,7 @@ struct Asked {
 impl Asked {
     /// # Safety
     /// The header's promise.
-    unsafe fn new(options: *const v2l_generate_options, opening: &Opening) -> Result<Self, Failure> {
+    unsafe fn new(options: *const v2l_generate_options, ffmpeg: Option<&Path>) -> Result<Self, Failure> {
         // SAFETY: the caller's promise, for all of these.
         let (given, prompt, negative_prompt, image, noise, applied) = unsafe {
             let given = growing::read(options)?;
@@ -260,7 +217,7 @@ impl Asked {
                 given,
                 optional_text(given.prompt, "prompt")?,
                 optional_text(given.negative_prompt, "negative_prompt")?,
-                Clip::given("image", given.image_file, given.image, 0.0, opening.ffmpeg.as_deref())?,
+                frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
                 optional(given.initial_noise, "initial_noise")?.map(|noise| Input::new(noise, "initial_noise")),
                 Applied::given(given.adapters, given.adapter_count)?,
             )
@@ -287,15 +244,14 @@ impl Asked {
         Ok(Self { request, applied })
     }
 
-    fn carry_out(mut self, pipeline: &v2l_pipeline, control: &Control) -> Result<(Generated, Frames), Failure> {
+    fn carry_out(self, pipeline: &v2l_pipeline, control: &Control) -> Result<Video, Failure> {
         let mut state = pipeline.state.lock()?;
         // Nothing is changed for a request that cannot be carried out.
-        state.pipeline.settings(&self.request, &mut ())?;
+        state.generator.settings(&self.request)?;
         if let Some(applied) = self.applied.filter(|applied| *applied != state.applied) {
-            state.apply(pipeline.opening.mode, applied, control)?;
+            state.apply(applied, control)?;
         }
-        self.request.step = state.step.clone();
-        state.generate(&self.request, control)
+        Ok(state.generator.generate_with(&self.request, &mut &*control)?)
     }
 }
 
@@ -313,19 +269,19 @@ pub unsafe extern "C" fn v2l_pipeline_generate(
         let (out, pipeline, control) =
             unsafe { (Out::handle(results, "results")?, required(pipeline, "pipeline")?, Control::new(control)?) };
         // SAFETY: as above.
-        let asked = unsafe { Asked::new(options, &pipeline.opening) }?;
-        let (generated, frames) = asked.carry_out(pipeline, &control)?;
+        let asked = unsafe { Asked::new(options, pipeline.options.ffmpeg.as_deref()) }?;
+        let Video { frames, latents, .. } = asked.carry_out(pipeline, &control)?;
         let shape = [frames.count(), frames.height(), frames.width(), 3];
         let frames = tensor_from_bytes(Dtype::U8, &shape, frames.data())
             .ok_or_else(|| Failure::new(V2L_ERROR_INTERNAL, "frames of another size than they say"))?;
-        let latents = Tensor::F32(generated.latents.into_dyn());
+        let latents = Tensor::F32(latents.into_dyn());
         out.give(NamedTensors::from([("frames".to_owned(), frames), ("latents".to_owned(), latents)]).into());
         Ok(())
     })
 }
 
-/// Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, or a folder of PNG files (a path that ends in /). It appears
-/// whole or not at all; what is there is replaced. `options` and `control` may be NULL.
+/// Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, a folder of PNG files (a path that ends in /), or .safetensors
+/// with `pixels` f32 [1, 3, frames, height, width] in [-1, 1]. It appears whole or not at all; what is there is replaced. `options` and `control` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_pipeline_generate_file(
     pipeline: *const v2l_pipeline,
@@ -338,10 +294,8 @@ pub unsafe extern "C" fn v2l_pipeline_generate_file(
         let (pipeline, control, file) =
             unsafe { (required(pipeline, "pipeline")?, Control::new(control)?, path(file, "file")?) };
         // SAFETY: as above.
-        let asked = unsafe { Asked::new(options, &pipeline.opening) }?;
-        let ffmpeg = pipeline.opening.ffmpeg.as_deref();
-        frames::check_output(file, ffmpeg)?;
-        let (generated, frames) = asked.carry_out(pipeline, &control)?;
-        frames::write(file, &frames, generated.settings.fps, ffmpeg)
+        let asked = unsafe { Asked::new(options, pipeline.options.ffmpeg.as_deref()) }?;
+        check_destination(file, pipeline.options.ffmpeg.as_deref())?;
+        Ok(asked.carry_out(pipeline, &control)?.save(file)?)
     })
 }

@@ -8,11 +8,12 @@ use v2l_runtime::side;
 use v2l_runtime::tensor::{NamedTensors, TensorView};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report, replace};
-use crate::callbacks::{Control, V2L_LOG_INFO, log, v2l_control};
+use crate::applied::{Applied, fuse_report, replace, side_report};
+use crate::callbacks::{Control, v2l_control};
 use crate::engine::{Shared, v2l_engine};
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};
+use crate::log::{V2L_LOG_INFO, log};
 use crate::pointers::{Out, optional_text, required};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, v2l_status};
@@ -45,7 +46,7 @@ impl v2l_session {
             let graph = self.shared.engine.graph(&self.graph)?;
             state.factors = side::inputs(&self.shared.engine, graph, &applied.borrowed())?;
             state.applied = applied;
-            return Ok(state.applied.side_report());
+            return Ok(side_report(state.applied.slots()));
         }
         let (session, report) = self.shared.with_backend(|backend| {
             let before = backend.set_adapters(&applied.copies(), Some(&|| control.is_cancelled()))?;

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 /// Sources with exported items, in the header's order.
-const SOURCES: [&str; 11] = [
+const SOURCES: [&str; 13] = [
     "status",
     "version",
     "failure",
+    "log",
     "callbacks",
     "tensor",
     "engine",
@@ -14,6 +15,7 @@ const SOURCES: [&str; 11] = [
     "adapter",
     "session",
     "predictor",
+    "predict",
     "pipeline",
 ];
 

@@ -1,5 +1,6 @@
 //! Engines: one compiled component per `.engine` file.
 
+mod demand;
 pub mod footprint;
 pub(crate) mod inputs;
 pub mod manifest;

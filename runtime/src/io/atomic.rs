@@ -17,7 +17,7 @@ mod folder;
 mod target;
 
 pub use folder::{AtomicFolder, FileSet};
-use target::Target;
+use target::{Target, folder_of};
 pub use target::{is_special, is_stdout};
 
 /// Bytes held back before they go to the file.
@@ -137,14 +137,6 @@ fn prefix(name: &OsStr) -> OsString {
     prefix.push(name.to_string_lossy().chars().take(PREFIX).collect::<String>());
     prefix.push(".");
     prefix
-}
-
-/// The folder that holds `path`, `.` for a bare name.
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
 }
 
 /// A rename reaches the disk with its folder; a file system that cannot sync folders loses nothing else.

@@ -3,3 +3,4 @@
 pub mod adapter;
 pub mod branch;
 pub mod fuse;
+pub mod mode;

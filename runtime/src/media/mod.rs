@@ -1,4 +1,5 @@
 //! Pictures and videos.
 
+pub mod clip;
 pub mod resize;
 pub mod video;

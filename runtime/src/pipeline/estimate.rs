@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{
     Components, Conditioning, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER, VaeConfig,
 };
-use crate::components::{ComponentError, Needs};
+use crate::components::{ComponentError, Needs, StepGraph};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::check_room;
 use crate::models::cogvideox::vae;
@@ -55,6 +55,9 @@ pub struct Expected {
     /// Frames of a reference that an adapter is predicted from.
     pub reference_frames: Option<usize>,
 }
+
+/// A request, and the graph that makes its steps.
+type Asked<'a> = (&'a Request, &'a StepGraph);
 
 /// How a request could be changed to take less.
 #[derive(Clone, Copy, Default)]
@@ -122,10 +125,10 @@ impl Pipeline {
     pub fn estimate(
         &self,
         components: &mut dyn Components,
-        request: &Request,
+        asked: Asked<'_>,
         expected: Expected,
     ) -> Result<Estimate, PipelineError> {
-        self.changed_estimate(components, request, expected, Change::default())
+        self.changed_estimate(components, asked, expected, Change::default())
     }
 
     /// Refuses a request for which there is too little memory.
@@ -135,13 +138,13 @@ impl Pipeline {
     pub fn check_memory(
         &self,
         components: &mut dyn Components,
-        request: &Request,
+        asked: Asked<'_>,
         expected: Expected,
     ) -> Result<Estimate, PipelineError> {
-        let estimate = self.estimate(components, request, expected)?;
+        let estimate = self.estimate(components, asked, expected)?;
         let held = components.held();
         check_room("this video", estimate.peak(), held, |available| {
-            self.ways_out(components, request, expected, available)
+            self.ways_out(components, asked, expected, available)
         })?;
         Ok(estimate)
     }
@@ -149,26 +152,26 @@ impl Pipeline {
     fn changed_estimate(
         &self,
         components: &mut dyn Components,
-        request: &Request,
+        asked: Asked<'_>,
         expected: Expected,
         change: Change,
     ) -> Result<Estimate, PipelineError> {
         let mut vae = self.vae()?.clone();
         vae.tiling.enabled |= change.tiling;
         vae.check()?;
-        let mut settings = self.settings(request, &mut ())?;
+        let mut settings = self.settings(asked.0, &mut ())?;
         (settings.width, settings.height) = change.size.unwrap_or((settings.width, settings.height));
         settings.num_frames = change.frames.unwrap_or(settings.num_frames);
         let estimate = Estimate { phases: Vec::new(), complete: true };
         let mut sums = Sums { components, expected, lazy: change.lazy, estimate };
-        self.sum(&mut sums, request, &settings, &vae)?;
+        self.sum(&mut sums, asked, &settings, &vae)?;
         Ok(sums.estimate)
     }
 
     fn sum(
         &self,
         sums: &mut Sums<'_>,
-        request: &Request,
+        (request, graph): Asked<'_>,
         settings: &Settings,
         vae: &VaeConfig,
     ) -> Result<(), PipelineError> {
@@ -181,8 +184,8 @@ impl Pipeline {
             let data = floats(&pixels(frames)) / 2;
             sums.vae("encode reference", (vae, vae::ENCODER), pixels(frames), (0, data))?;
         }
-        let denoise = self.transformer_shapes(request, latent, batch)?;
-        let step = sums.ask(TRANSFORMER, &request.step.graph, &denoise, settings.num_inference_steps)?;
+        let denoise = self.transformer_shapes((request, graph), latent, batch)?;
+        let step = sums.ask(TRANSFORMER, &graph.graph, &denoise, settings.num_inference_steps)?;
         // Fused weights are there from the start.
         let fused = step.fused;
         if request.prompt_embeds.is_none() {
@@ -214,7 +217,12 @@ impl Pipeline {
     }
 
     /// Shapes of the inputs of a step.
-    fn transformer_shapes(&self, request: &Request, latent: [usize; 5], batch: usize) -> Result<Shapes, PipelineError> {
+    fn transformer_shapes(
+        &self,
+        (request, step): Asked<'_>,
+        latent: [usize; 5],
+        batch: usize,
+    ) -> Result<Shapes, PipelineError> {
         let transformer = self.transformer()?;
         let [_, frames, channels, height, width] = latent;
         let extra = if transformer.conditioning == Conditioning::Image { channels } else { 0 };
@@ -238,7 +246,7 @@ impl Pipeline {
         if transformer.ofs {
             shapes.insert("ofs".to_owned(), vec![1]);
         }
-        shapes.extend(request.step.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
+        shapes.extend(step.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
         Ok(shapes)
     }
 
@@ -246,17 +254,17 @@ impl Pipeline {
     fn ways_out(
         &self,
         components: &mut dyn Components,
-        request: &Request,
+        asked: Asked<'_>,
         expected: Expected,
         available: u64,
     ) -> Vec<String> {
         let (Ok(settings), Ok(transformer), Ok(vae)) =
-            (self.settings(request, &mut ()), self.transformer(), self.vae())
+            (self.settings(asked.0, &mut ()), self.transformer(), self.vae())
         else {
             return Vec::new();
         };
         let mut fits = |change: Change| {
-            self.changed_estimate(components, request, expected, change).is_ok_and(|found| found.peak() <= available)
+            self.changed_estimate(components, asked, expected, change).is_ok_and(|found| found.peak() <= available)
         };
         let multiple = vae.spatial_compression_ratio * transformer.patch_size;
         let scaled = |side: usize, part: f64| ((side as f64 * part) as usize / multiple * multiple).max(multiple);

@@ -378,7 +378,7 @@ impl Pipeline {
         Ok(pixels_to_frames(&pixels, Some(generated.settings.fps))?)
     }
 
-    /// Runs the sampler from noise to the final latent.
+    /// Runs the sampler from noise to the final latent; `step` is the graph that makes a step.
     ///
     /// Components that are done with are released, so that they need not be in memory together.
     ///
@@ -387,11 +387,11 @@ impl Pipeline {
     pub fn generate(
         &self,
         components: &mut dyn Components,
-        request: &Request,
+        (request, step): (&Request, &StepGraph),
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {
         let settings = self.settings(request, observer)?;
-        self.check_memory(components, request, Expected::default())?;
+        self.check_memory(components, (request, step), Expected::default())?;
         let (transformer, vae) = (self.transformer()?, self.vae()?);
         let scheduler = self.scheduler.as_ref().ok_or(PipelineError::MissingSection("scheduler"))?;
         let mut schedule = scheduler.begin(settings.num_inference_steps)?;
@@ -403,9 +403,9 @@ impl Pipeline {
         let mut latents = initial_noise(request, &settings, latent_shape)? * schedule.init_noise_sigma();
         let inputs = StepInputs::new(transformer, &settings, text, condition, latent_shape)?;
 
-        let session = components.session(TRANSFORMER, &request.step.graph)?;
-        let bare = StepGraph { graph: request.step.graph.clone(), ..StepGraph::default() };
-        let step = if StepInputs::hold(session, &request.step)? { &bare } else { &request.step };
+        let session = components.session(TRANSFORMER, &step.graph)?;
+        let bare = StepGraph { graph: step.graph.clone(), ..StepGraph::default() };
+        let step = if StepInputs::hold(session, step)? { &bare } else { step };
         let timesteps = schedule.timesteps().to_vec();
         inputs.prepare(session, step, &timesteps)?;
 
@@ -413,7 +413,7 @@ impl Pipeline {
         let mut progress = Progress::start(observer, Stage::Denoise, total);
         for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
-            let session = components.session(TRANSFORMER, &request.step.graph)?;
+            let session = components.session(TRANSFORMER, &step.graph)?;
             let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
             let prediction = inputs.predict(session, step, &scaled, timestep)?;
             latents = array5(schedule.step(&prediction, i, &latents.into_dyn())?)?;

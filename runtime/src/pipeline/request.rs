@@ -4,7 +4,6 @@ use ndarray::{Array5, ArrayD};
 use serde::Serialize;
 
 use super::{Conditioning, Event, Observer, Pipeline, PipelineError, TransformerConfig, VaeConfig};
-use crate::components::StepGraph;
 use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 
 /// A video to generate. What is `None` comes from the pipeline's defaults.
@@ -38,8 +37,6 @@ pub struct Request {
     pub augmentation_noise: Option<Array5<f32>>,
     /// Embeddings `[2 or 1, tokens, width]`, negative first, instead of the text encoder's.
     pub prompt_embeds: Option<ArrayD<f32>>,
-    /// Which graph makes a step.
-    pub step: StepGraph,
 }
 
 /// A request with every question answered.
@@ -88,6 +85,28 @@ fn nearest(extent: usize, multiple: usize) -> usize {
 }
 
 impl Pipeline {
+    /// Width and height of a video: those asked for, the defaults, the image's (for inpainting models), or the training
+    /// resolution, in this order. `None` if the pipeline does not know the last.
+    pub fn frame_size(
+        &self,
+        (width, height): (Option<usize>, Option<usize>),
+        image: Option<&Frames>,
+    ) -> Option<(usize, usize)> {
+        let (defaults, vae) = (&self.config().defaults, self.config().vae.as_ref());
+        let transformer = self.config().transformer.as_ref();
+        let image = image.filter(|_| transformer.is_none_or(|t| t.conditioning == Conditioning::Inpaint));
+        let trained = vae.map(|vae| match transformer {
+            Some(transformer) => {
+                let ratio = vae.spatial_compression_ratio;
+                (transformer.sample_width * ratio, transformer.sample_height * ratio)
+            }
+            None => (vae.sample_width, vae.sample_height),
+        });
+        let width = width.or(defaults.width).or(image.map(Frames::width)).or(trained.map(|(width, _)| width))?;
+        let height = height.or(defaults.height).or(image.map(Frames::height)).or(trained.map(|(_, height)| height))?;
+        Some((width, height))
+    }
+
     /// What a request comes to: defaults filled in, sizes checked, frames snapped to 4n + 1 (with a warning).
     ///
     /// Width and height come from the request, the defaults, the image (for inpainting models) or the training
@@ -109,13 +128,9 @@ impl Pipeline {
             }
             _ => {}
         }
-        let image = image.filter(|_| transformer.conditioning == Conditioning::Inpaint);
         let ratio = vae.spatial_compression_ratio;
-        let side = |asked: Option<usize>, default: Option<usize>, image: Option<usize>, sample: usize| {
-            asked.or(default).or(image).unwrap_or(sample * ratio)
-        };
-        let width = side(request.width, defaults.width, image.map(Frames::width), transformer.sample_width);
-        let height = side(request.height, defaults.height, image.map(Frames::height), transformer.sample_height);
+        let (width, height) =
+            self.frame_size((request.width, request.height), image).ok_or(PipelineError::MissingSection("vae"))?;
         if width > MAX_SIDE || height > MAX_SIDE {
             return Err(bad("the size", format!("{width}x{height}"), "sides of at most 8192 pixels"));
         }

@@ -164,7 +164,8 @@ impl Observer for Log {
 fn text_to_video_feeds_both_prompts_in_one_call() {
     let calls = Calls::default();
     let mut networks = networks(&calls, tenth);
-    let generated = pipeline("text", None).generate(&mut networks, &request(), &mut ()).unwrap();
+    let generated =
+        pipeline("text", None).generate(&mut networks, (&request(), &StepGraph::default()), &mut ()).unwrap();
     assert_eq!(generated.latents.shape(), [1, 3, 16, 4, 6]);
     let calls = calls.lock().unwrap();
     assert_eq!(calls[0], "text_encoder: input_ids[2, 16]");
@@ -188,7 +189,9 @@ fn guidance_moves_away_from_the_negative_prediction() {
             ..request()
         };
         let pipeline = pipeline("text", None);
-        let found = pipeline.generate(&mut networks(&Calls::default(), tenth), &request, &mut ()).unwrap();
+        let found = pipeline
+            .generate(&mut networks(&Calls::default(), tenth), (&request, &StepGraph::default()), &mut ())
+            .unwrap();
         let mut schedule = pipeline.scheduler.as_ref().unwrap().begin(1).unwrap();
         (
             found.latents[[0, 0, 0, 0, 0]],
@@ -219,7 +222,9 @@ fn inpainting_feeds_mask_and_first_frame_times_the_scaling_factor() {
     }
     let request = Request { image: Some(red(48, 32)), noise_aug_strength: Some(0.0), ..request() };
     let calls = Calls::default();
-    pipeline("inpaint", None).generate(&mut networks(&calls, check), &request, &mut ()).unwrap();
+    pipeline("inpaint", None)
+        .generate(&mut networks(&calls, check), (&request, &StepGraph::default()), &mut ())
+        .unwrap();
     assert!(calls.lock().unwrap().contains(&"vae_encoder: x[1, 3, 9, 32, 48]".to_owned()));
 }
 
@@ -230,7 +235,9 @@ fn inpainting_model_without_image_gets_a_zero_condition() {
         assert!(condition.shape() == [2, 3, 17, 4, 6] && condition.iter().all(|&x| x == 0.0));
         tenth(inputs)
     }
-    pipeline("inpaint", None).generate(&mut networks(&Calls::default(), check), &request(), &mut ()).unwrap();
+    pipeline("inpaint", None)
+        .generate(&mut networks(&Calls::default(), check), (&request(), &StepGraph::default()), &mut ())
+        .unwrap();
 }
 
 #[test]
@@ -244,7 +251,9 @@ fn augmentation_noise_skips_black_pixels_and_follows_the_seed() {
         }
         let _guard = ONE_AT_A_TIME.lock().unwrap();
         let request = Request { image: Some(image), seed: Some(seed), noise_aug_strength: strength, ..request() };
-        pipeline("inpaint", None).generate(&mut networks(&Calls::default(), keep), &request, &mut ()).unwrap();
+        pipeline("inpaint", None)
+            .generate(&mut networks(&Calls::default(), keep), (&request, &StepGraph::default()), &mut ())
+            .unwrap();
         std::mem::take(&mut *SEEN.lock().unwrap()).swap_remove(0)
     };
     let black = Frames::new(48, 32, vec![0; 48 * 32 * 3], None).unwrap();
@@ -268,8 +277,9 @@ fn image_to_video_1_5_pads_frames_and_cuts_them_off() {
         tenth(inputs)
     }
     let request = Request { image: Some(red(10, 7)), ..request() };
-    let generated =
-        pipeline("image", Some(2)).generate(&mut networks(&Calls::default(), check), &request, &mut ()).unwrap();
+    let generated = pipeline("image", Some(2))
+        .generate(&mut networks(&Calls::default(), check), (&request, &StepGraph::default()), &mut ())
+        .unwrap();
     assert_eq!(generated.latents.shape(), [1, 3, 16, 4, 6]);
     assert_eq!(generated.settings.padding_frames, 1);
 }
@@ -278,7 +288,7 @@ fn image_to_video_1_5_pads_frames_and_cuts_them_off() {
 fn decode_undoes_the_scaling_and_gives_every_frame() {
     let pipeline = pipeline("text", None);
     let mut networks = networks(&Calls::default(), tenth);
-    let mut generated = pipeline.generate(&mut networks, &request(), &mut ()).unwrap();
+    let mut generated = pipeline.generate(&mut networks, (&request(), &StepGraph::default()), &mut ()).unwrap();
     generated.latents.fill(0.25);
     let frames = pipeline.decode(&mut networks, &generated, &mut ()).unwrap();
     assert_eq!((frames.width(), frames.height(), frames.count(), frames.fps()), (48, 32, 9, Some(8.0)));
@@ -289,7 +299,10 @@ fn decode_undoes_the_scaling_and_gives_every_frame() {
 fn same_seed_gives_the_same_latent_and_another_seed_another() {
     let run = |seed| {
         let request = Request { seed: Some(seed), ..request() };
-        pipeline("text", None).generate(&mut networks(&Calls::default(), tenth), &request, &mut ()).unwrap().latents
+        pipeline("text", None)
+            .generate(&mut networks(&Calls::default(), tenth), (&request, &StepGraph::default()), &mut ())
+            .unwrap()
+            .latents
     };
     assert_eq!(run(5), run(5));
     assert_ne!(run(5), run(6));
@@ -324,7 +337,7 @@ fn frames_are_snapped_with_a_warning() {
 fn impossible_requests_are_refused() {
     let refuse = |conditioning, request: Request| {
         let error = pipeline(conditioning, None)
-            .generate(&mut networks(&Calls::default(), tenth), &request, &mut ())
+            .generate(&mut networks(&Calls::default(), tenth), (&request, &StepGraph::default()), &mut ())
             .unwrap_err();
         error.to_string()
     };
@@ -344,8 +357,9 @@ fn latent_that_is_not_finite_names_the_step() {
     fn nan(inputs: &NamedTensors) -> NamedTensors {
         one("sample", float(&inputs["hidden_states"]).mapv(|_| f32::NAN).into_dyn())
     }
-    let error =
-        pipeline("text", None).generate(&mut networks(&Calls::default(), nan), &request(), &mut ()).unwrap_err();
+    let error = pipeline("text", None)
+        .generate(&mut networks(&Calls::default(), nan), (&request(), &StepGraph::default()), &mut ())
+        .unwrap_err();
     assert!(matches!(error, PipelineError::NotFinite { step: 1, total: 2 }), "{error}");
 }
 
@@ -353,7 +367,9 @@ fn latent_that_is_not_finite_names_the_step() {
 fn long_prompt_gives_a_warning() {
     let mut log = Log::default();
     let request = Request { prompt: "a cat runs on the beach at sunset".repeat(4), ..request() };
-    pipeline("text", None).generate(&mut networks(&Calls::default(), tenth), &request, &mut log).unwrap();
+    pipeline("text", None)
+        .generate(&mut networks(&Calls::default(), tenth), (&request, &StepGraph::default()), &mut log)
+        .unwrap();
     assert!(log.0.iter().any(|e| matches!(e, Event::Warning { message } if message.contains("too long"))));
     let json = serde_json::to_value(&log.0[log.0.len() - 1]).unwrap();
     assert_eq!(json, json!({"event": "stage_finished", "stage": "denoise"}));

@@ -19,7 +19,7 @@ use crate::engine::Engine;
 use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::write_file;
 use crate::io::raw;
-use crate::pipeline::{LatentChoice, PipelineConfig, Reference};
+use crate::pipeline::{LatentChoice, PipelineConfig, Reference, ReferenceConfig};
 use crate::tensor::{Dtype, Tensor};
 
 const EXTENSION: &str = "tokens";
@@ -39,8 +39,10 @@ pub struct Determined<'a> {
     pub reference: Reference<'a>,
     /// (width, height) that its frames are brought to.
     pub size: (usize, usize),
-    /// How it is prepared, and the autoencoder's settings.
+    /// The autoencoder's settings.
     pub config: &'a PipelineConfig,
+    /// How it is prepared.
+    pub knobs: &'a ReferenceConfig,
     /// Seed of the latent, where that is drawn.
     pub seed: u64,
     /// The engine of the encoder.
@@ -75,7 +77,7 @@ impl Key {
             }
         }
         part(format!("{:?}", what.size).as_bytes());
-        let knobs = what.config.reference;
+        let knobs = *what.knobs;
         part(format!("{knobs:?}").as_bytes());
         part(format!("{:?}", what.config.vae).as_bytes());
         // The mean needs no random number.

@@ -6,8 +6,8 @@
 
 use serde::Deserialize;
 
-use super::diffusion::{self, BetaSchedule, Config, Prediction};
-use super::{Class, Schedule, Scheduler, SchedulerError};
+use super::diffusion::{self, BetaSchedule, Config};
+use super::scheduler::{Class, Prediction, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"],

@@ -7,29 +7,7 @@
 use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 
-use super::{Schedule, SchedulerError};
-
-/// What the model predicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Prediction {
-    /// The noise.
-    Epsilon,
-    /// The clean sample.
-    Sample,
-    /// The velocity.
-    V,
-}
-
-impl Prediction {
-    /// The clean sample, from the model's output `m`, the sample `x`, and √ᾱ and √(1-ᾱ).
-    pub(super) fn clean(self, m: f32, x: f32, (signal, noise): (f32, f32)) -> f32 {
-        match self {
-            Self::Epsilon => (x - noise * m) / signal,
-            Self::Sample => m,
-            Self::V => signal * x - noise * m,
-        }
-    }
-}
+use super::scheduler::{Prediction, Schedule, SchedulerError};
 
 /// How inference steps are spread over the training steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

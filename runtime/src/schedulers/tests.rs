@@ -1,4 +1,4 @@
-use ndarray::IxDyn;
+use ndarray::{ArrayD, IxDyn};
 use serde_json::{Value, json};
 
 use super::cogvideox_ddim::CogVideoxDdim;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::target::{Kind, Place};
-use super::{folder_of, prefix, sync_folder};
+use super::target::{Kind, Place, folder_of};
+use super::{prefix, sync_folder};
 use crate::interrupt::{MadeFolders, Unfinished};
 
 /// A folder under construction beside its destination. Dropped without [`AtomicFolder::commit`], it leaves nothing.

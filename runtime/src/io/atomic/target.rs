@@ -5,8 +5,6 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::folder_of;
-
 /// Symbolic links that are followed, one after the other.
 const MAX_LINKS: usize = 40;
 
@@ -149,4 +147,12 @@ impl Sink {
 fn copy(from: &mut File, to: &mut impl Write) -> io::Result<()> {
     io::copy(from, to)?;
     to.flush()
+}
+
+/// The folder that holds `path`, `.` for a bare name.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }

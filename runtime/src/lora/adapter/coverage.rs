@@ -4,7 +4,14 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{AdapterError, AdapterFormat, ReadOptions};
+use super::{AdapterError, AdapterFormat};
+
+/// How to read an adapter.
+#[derive(Clone, Debug, Default)]
+pub struct ReadOptions {
+    /// Applies the rest of a file some keys of which match no slot.
+    pub allow_partial: bool,
+}
 
 /// What became of every key of a file.
 #[derive(Clone, Debug, PartialEq, Serialize)]

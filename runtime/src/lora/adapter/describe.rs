@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::keys::{self, Key, Part};
 use super::light;
-use super::read::{alpha, locate, scale_config};
+use super::parts::{LayerDescription, alpha, locate, scale_config};
 use super::{AdapterError, AdapterFormat, detect};
 use crate::io::weights::WeightFile;
 
@@ -26,23 +26,6 @@ pub struct Description {
     pub others: Vec<(String, Option<&'static str>)>,
     /// Number of keys.
     pub keys: usize,
-}
-
-/// One layer of a [`Description`].
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct LayerDescription {
-    /// Module as the file spells it, without prefix.
-    pub module: String,
-    /// Rows of `down`; absent without it.
-    pub rank: Option<usize>,
-    /// Columns of `down`.
-    pub in_features: Option<usize>,
-    /// Rows of `up`.
-    pub out_features: Option<usize>,
-    /// From the layer's own key or the configuration; absent: equal to the rank.
-    pub alpha: Option<f32>,
-    /// What `up · down` is multiplied by at strength 1: `alpha / rank`. Absent without a rank.
-    pub scale: Option<f32>,
 }
 
 /// Describes an adapter's file or folder; reads the header and the alphas, not the factors.

@@ -7,11 +7,10 @@ use std::path::Path;
 use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, s};
 
+use super::coverage::ReadOptions;
 use super::names::{Layers, SlotNames, Target};
-use super::read::{matrix, name_of};
-use super::{
-    Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LayerDescription, Loaded, LowRank, Outcome, ReadOptions,
-};
+use super::parts::{LayerDescription, Loaded, matrix, name_of};
+use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
 use crate::engine::manifest::Hash;
 use crate::io::raw::tensor_bytes;
 use crate::io::weights::{WeightFile, write_tensors};

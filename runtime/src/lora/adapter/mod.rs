@@ -7,6 +7,7 @@ mod describe;
 mod keys;
 mod light;
 mod names;
+mod parts;
 mod read;
 mod scale;
 mod wan;
@@ -21,12 +22,13 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::WeightError;
 
-pub use coverage::{Coverage, KeyOutcome, Outcome};
-pub use describe::{Description, LayerDescription, describe};
+pub use coverage::{Coverage, KeyOutcome, Outcome, ReadOptions};
+pub use describe::{Description, describe};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use names::Layers;
-pub use read::{Loaded, ReadOptions, detect, read_adapter};
+pub use parts::{LayerDescription, Loaded};
+pub use read::{detect, read_adapter};
 pub use write::{check_destination, write_adapter, write_adapter_with};
 
 /// Low-rank updates for some slots of a component.

@@ -6,7 +6,8 @@ use indexmap::IndexMap;
 use ndarray::{Array2, ArrayD, IxDyn};
 use serde_json::{Map, Value, json};
 
-use super::read::{CONFIG_FILE, WEIGHTS_FILE, WRITTEN_SLOTS};
+use super::parts::{CONFIG_FILE, WEIGHTS_FILE};
+use super::read::WRITTEN_SLOTS;
 use super::scale::pattern_of;
 use super::{Adapter, AdapterError, AdapterFormat, LowRank, keys, wan};
 use crate::io::atomic::{AtomicFolder, is_special, probe_file};

@@ -10,7 +10,7 @@ use ffmpeg_sidecar::command::FfmpegCommand;
 use ffmpeg_sidecar::event::{FfmpegEvent, LogLevel};
 use ffmpeg_sidecar::iter::FfmpegIterator;
 
-use super::{Frames, VideoError, check_total};
+use super::frames::{Frames, VideoError, check_total, io_error};
 use crate::interrupt::{Leftover, Unfinished};
 
 /// The last lines that ffmpeg wrote, errors before all else.
@@ -88,7 +88,7 @@ impl Running {
     /// Waits for the end, and turns a bad exit status into an error.
     pub(super) fn finish(self, path: &Path, messages: &Messages) -> Result<(), VideoError> {
         let status = loop {
-            if let Some(status) = lock(&self.child).as_inner_mut().try_wait().map_err(super::io_error(path))? {
+            if let Some(status) = lock(&self.child).as_inner_mut().try_wait().map_err(io_error(path))? {
                 break status;
             }
             std::thread::sleep(Duration::from_millis(1));

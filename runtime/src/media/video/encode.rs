@@ -7,7 +7,8 @@ use std::path::Path;
 use ffmpeg_sidecar::command::FfmpegCommand;
 
 use super::decode::{Messages, Running, file_argument};
-use super::{Frames, VideoError, extension, images, io_error};
+use super::frames::{Frames, VideoError, extension, io_error};
+use super::images;
 use crate::io::atomic::{AtomicFile, FileSet};
 
 /// What ffmpeg is told for a container: codec options, and the muxer's name (the temporary file has another extension).

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use image::{ImageReader, Limits, RgbImage};
 
-use super::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
+use super::frames::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
 use crate::io::atomic::FileSet;
 use crate::io::lookalike;
 

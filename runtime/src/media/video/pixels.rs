@@ -6,7 +6,7 @@ use half::{bf16, f16};
 use ndarray::Array5;
 use safetensors::{Dtype, SafeTensors};
 
-use super::{Frames, VideoError, check_total, io_error};
+use super::frames::{Frames, VideoError, check_total, io_error};
 use crate::io::map::map_file;
 
 /// Frames as `[1, 3, F, H, W]` f32: `x / 255`, or `2 · (x / 255) - 1` if `signed`.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
 
-use super::{VideoError, extension, io_error};
+use super::frames::{VideoError, extension, io_error};
 use crate::io::atomic::write_file;
 
 /// Refuses a name that does not end in `.png`.

@@ -5,7 +5,8 @@ use std::path::Path;
 use image::imageops::{self, FilterType};
 use image::{Rgb, RgbImage};
 
-use super::{Frames, VideoError, write_png};
+use super::frames::{Frames, VideoError};
+use super::write_png;
 
 /// Frames shown of one video, at most.
 const COLUMNS: usize = 9;

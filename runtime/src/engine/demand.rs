@@ -1,0 +1,73 @@
+//! What a run of a graph takes, stage by stage.
+
+use super::footprint::{Demand, Shapes, bound, tensor_bytes};
+use super::manifest::Graph;
+use super::session::Port;
+
+impl Graph {
+    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what stages
+    /// keep, a row for each. With `arena` the memory of one stage is not given back before the next runs.
+    ///
+    /// An engine of an earlier version has no formulas: outputs whose shape is given by the inputs are all that is then counted.
+    pub fn demand(&self, lazy: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
+        let mut demand = Demand { complete: true, ..Demand::default() };
+        let mut shapes = shapes.clone();
+        let stages = self.stages.as_ref();
+        if let Some(prologue) = stages.and_then(|stages| stages.prologue.as_ref()) {
+            let inputs: u64 = prologue.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
+            let outputs = demand.stage(prologue, lazy, arena, [&self.inputs, &prologue.inputs], &shapes);
+            demand.kept = demand.kept.saturating_add(inputs).saturating_add(outputs);
+            shapes.extend(demand.shapes.drain());
+        }
+        if let Some(times) = stages.and_then(|stages| stages.times.as_ref()) {
+            let mut rows = shapes.clone();
+            for name in &times.rows {
+                rows.insert(name.clone(), vec![runs.clamp(1, 64)]);
+            }
+            let outputs = demand.stage(&times.graph, lazy, arena, [&times.graph.inputs, &self.inputs], &rows);
+            let all = outputs / runs.clamp(1, 64) as u64 * runs as u64;
+            demand.kept = demand.kept.saturating_add(all);
+            // A run takes as many rows as its own inputs have.
+            for (name, mut shape) in demand.shapes.drain() {
+                let row = times.rows.first().and_then(|name| shapes.get(name)?.first().copied());
+                if let (Some(first), Some(row)) = (shape.first_mut(), row) {
+                    *first = row;
+                }
+                shapes.insert(name, shape);
+            }
+        }
+        let inputs = stages.map_or(&self.inputs, |stages| &stages.inputs);
+        demand.outputs = demand.stage(self, lazy, arena, [&self.inputs, inputs], &shapes);
+        demand
+    }
+}
+
+fn port_bytes(port: &Port, shapes: &Shapes) -> u64 {
+    shapes.get(&port.name).map_or(0, |shape| tensor_bytes(port.dtype, shape))
+}
+
+impl Demand {
+    /// Adds a stored graph; gives the bytes of its outputs, and leaves their shapes in `self.shapes`.
+    fn stage(&mut self, graph: &Graph, lazy: bool, arena: bool, inputs: [&[Port]; 2], shapes: &Shapes) -> u64 {
+        self.shapes.clear();
+        let Some(footprints) = &graph.footprint else {
+            self.complete = false;
+            return 0;
+        };
+        let footprint = footprints.lazy.as_ref().filter(|_| lazy).unwrap_or(&footprints.widened);
+        self.complete &= footprint.unknown == 0;
+        let (peak, outputs) = footprint.at(&bound(inputs.into_iter().flatten(), shapes));
+        self.activations = if arena { self.activations.saturating_add(peak) } else { self.activations.max(peak) };
+        let mut bytes = 0u64;
+        for (port, shape) in graph.outputs.iter().zip(outputs) {
+            match shape {
+                Some(shape) => {
+                    bytes = bytes.saturating_add(tensor_bytes(port.dtype, &shape));
+                    self.shapes.insert(port.name.clone(), shape);
+                }
+                None => self.complete = false,
+            }
+        }
+        bytes
+    }
+}

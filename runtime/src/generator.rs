@@ -1,0 +1,468 @@
+//! The facade: an engine directory, from a reference to an adapter and from a prompt to a video.
+
+use std::path::{Path, PathBuf};
+
+use ndarray::Array5;
+
+use crate::components::{HYPERNETWORK, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
+use crate::decisions::{Decisions, HeldWeights};
+use crate::directory::{DirectoryError, EngineDirectory};
+use crate::engine::manifest::Slot;
+use crate::error::{Classified, Error, ErrorClass};
+use crate::events::{Event, Observer};
+use crate::lora::adapter::{
+    Adapter, AdapterFormat, Coverage, LightLora, ReadOptions, detect, read_adapter, read_light,
+};
+use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
+use crate::media::clip::{Clip, check_destination, write_frames};
+use crate::media::video::Frames;
+use crate::models::cogvideox::vae::Moments;
+use crate::pipeline::{Estimate, Expected, Generated, Pipeline, PipelineConfig, Reference, Request, Settings};
+use crate::predict::Prediction;
+use crate::predict::cache::{CacheError, Determined, Key, PredictionCache};
+use crate::predict::video2lora::Predictor;
+use crate::tensor::Tensor;
+use crate::wording;
+
+mod apply;
+mod options;
+
+pub use apply::Applied;
+pub use options::{Options, PredictOptions, PredictionCacheOptions, ReferenceOptions};
+
+/// An adapter from a file.
+#[derive(Clone, Debug)]
+pub struct LoadedAdapter {
+    /// The adapter.
+    pub adapter: Adapter,
+    /// What became of the file's keys; `None` for tokens, which a predictor expanded.
+    pub coverage: Option<Coverage>,
+}
+
+/// A video that was generated.
+#[derive(Clone, Debug)]
+pub struct Video {
+    /// Its frames.
+    pub frames: Frames,
+    /// The latent `[1, T, C, h, w]` that they were decoded from, times the scaling factor.
+    pub latents: Array5<f32>,
+    /// What was asked for, with every question answered.
+    pub settings: Settings,
+    /// What was decided where `auto` was asked for.
+    pub decisions: Decisions,
+    ffmpeg: Option<PathBuf>,
+}
+
+impl Video {
+    /// Writes the video: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, a folder of PNG files (a path that ends in `/`), or
+    /// `.safetensors` with `pixels` `[1, 3, F, H, W]` in [-1, 1]. The file appears whole or not at all, and replaces what was there.
+    ///
+    /// # Errors
+    /// If the format is unknown, ffmpeg is missing or fails, or the file cannot be written.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        write_frames(path.as_ref(), &self.frames, self.settings.fps, &self.decisions.metadata(), self.ffmpeg.as_deref())
+    }
+}
+
+/// Why the facade refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GeneratorError {
+    /// There is no hypernetwork.
+    #[error(
+        "{}: there is no hypernetwork to predict from a reference with; export with --hypernetwork FILE --lilora FILE",
+        folder.display()
+    )]
+    NoPredictor {
+        /// The engine directory.
+        folder: PathBuf,
+    },
+    /// Nothing says which size reference frames are brought to.
+    #[error("give {}: the pipeline has no VAE to take them from", wording::SIZE)]
+    NoSize,
+    /// The autoencoder's tiles do not join.
+    #[error(
+        "{}: this model's tiles of {width}x{height} pixels, which overlap by {overlap_width:.3} and {overlap_height:.3} of their sides, \
+         do not join in latent pixels of {ratio}; leave it out, or change vae.tiling in pipeline.json",
+        wording::TILING
+    )]
+    Tiles {
+        /// Width of a tile, in pixels.
+        width: usize,
+        /// Height of a tile.
+        height: usize,
+        /// Part of a tile's width that the next one overlaps.
+        overlap_width: f64,
+        /// Part of its height.
+        overlap_height: f64,
+        /// Pixels per latent pixel.
+        ratio: usize,
+    },
+    /// Adapters can neither be fused nor applied in branches.
+    #[error("{fuse}; the low-rank branches do not serve either: {branch}")]
+    Neither {
+        /// Why not fused.
+        fuse: Box<DirectoryError>,
+        /// Why not in branches.
+        branch: Box<DirectoryError>,
+    },
+}
+
+impl Classified for GeneratorError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::NoPredictor { .. } | Self::NoSize | Self::Tiles { .. } => ErrorClass::Usage,
+            Self::Neither { fuse, .. } => fuse.class(),
+        }
+    }
+}
+
+/// An engine directory, ready to predict adapters and generate videos.
+///
+/// Opening reads `pipeline.json` and the tokenizer. Networks are mapped and opened when they are first needed, and those that are
+/// done with are let go, so that they need not be in memory together.
+pub struct Generator {
+    directory: EngineDirectory,
+    pipeline: Pipeline,
+    options: Options,
+    cache: Option<PredictionCache>,
+    predictor: Option<Predictor>,
+    /// The graph that makes a step, with the adapters that it takes as inputs; `None` before adapters were first set.
+    step: Option<StepGraph>,
+    /// How many adapters are applied.
+    applied: usize,
+}
+
+impl Generator {
+    /// Opens an engine directory, as `v2l-compile` makes one of a bundle.
+    ///
+    /// # Errors
+    /// If `pipeline.json` or the tokenizer is missing or malformed, or an option does not fit them.
+    pub fn open(folder: impl Into<PathBuf>, options: &Options) -> Result<Self, Error> {
+        let directory = EngineDirectory::open(folder, options.engines.clone())?;
+        let tokenizer = directory.tokenizer()?;
+        Self::of(directory, tokenizer.as_deref(), options)
+    }
+
+    /// Opens an engine directory to predict and load adapters only: the tokenizer may be missing.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn without_text(folder: impl Into<PathBuf>, options: &Options) -> Result<Self, Error> {
+        Self::of(EngineDirectory::open(folder, options.engines.clone())?, None, options)
+    }
+
+    fn of(directory: EngineDirectory, tokenizer: Option<&[u8]>, options: &Options) -> Result<Self, Error> {
+        let mut config = directory.config().clone();
+        options.adjust(&mut config)?;
+        let pipeline = Pipeline::new(config, tokenizer)?;
+        let cache = options.prediction_cache.as_ref();
+        let cache = cache.map(|cache| PredictionCache::open(&cache.folder, cache.bytes)).transpose()?;
+        let options = options.clone();
+        Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, applied: 0 })
+    }
+
+    /// The pipeline's configuration, with what the options change of it.
+    pub fn config(&self) -> &PipelineConfig {
+        self.pipeline.config()
+    }
+
+    /// The engines, to look at or to run by themselves.
+    pub fn directory(&mut self) -> &mut EngineDirectory {
+        &mut self.directory
+    }
+
+    /// Reads these components whole (all, for `None`), of those that there are, and compares their content with its hashes.
+    ///
+    /// # Errors
+    /// [`EngineError`](crate::engine::EngineError) for the first that is damaged.
+    pub fn verify_hashes(&mut self, components: Option<&[&str]>) -> Result<(), Error> {
+        let all: Vec<String> = self.directory.config().components.keys().cloned().collect();
+        for component in all.iter().filter(|name| components.is_none_or(|some| some.contains(&name.as_str()))) {
+            self.directory.engine(component)?.verify_hashes()?;
+        }
+        Ok(())
+    }
+
+    /// What a request comes to: defaults filled in, sizes checked. Loads nothing.
+    ///
+    /// # Errors
+    /// [`PipelineError`](crate::pipeline::PipelineError) for a request that cannot be carried out.
+    pub fn settings(&self, request: &Request) -> Result<Settings, Error> {
+        Ok(self.pipeline.settings(request, &mut ())?)
+    }
+
+    /// What a request will take, with what is `expected` to come with it. Loads nothing.
+    ///
+    /// # Errors
+    /// As [`Self::settings`], or if an engine is not intact.
+    pub fn estimate(&mut self, request: &Request, expected: Expected) -> Result<Estimate, Error> {
+        let step = self.expected_step()?;
+        Ok(self.pipeline.estimate(&mut self.directory, (request, &step), expected)?)
+    }
+
+    /// Refuses a request for which there is too little memory, before anything is loaded.
+    ///
+    /// # Errors
+    /// [`NotEnough`](crate::memory::NotEnough); else as [`Self::estimate`].
+    pub fn check_memory(&mut self, request: &Request, expected: Expected) -> Result<(), Error> {
+        let step = self.expected_step()?;
+        self.pipeline.check_memory(&mut self.directory, (request, &step), expected)?;
+        Ok(())
+    }
+
+    /// The graph that will make a step, as far as is known before adapters are set.
+    fn expected_step(&mut self) -> Result<StepGraph, Error> {
+        if let Some(step) = &self.step {
+            return Ok(step.clone());
+        }
+        let mut step = StepGraph::default();
+        if self.way()? == Way::Branch {
+            step.graph = with_branches(&step.graph);
+        }
+        Ok(step)
+    }
+
+    /// How adapters will be applied, as far as is known before they are.
+    fn way(&mut self) -> Result<Way, Error> {
+        let engine = self.directory.engine(TRANSFORMER)?;
+        Ok(choose(self.options.adapter_mode, engine.manifest(), &StepGraph::default().graph)?.0)
+    }
+
+    /// Width and height of the video that a request is for, where that is known: what is asked for, the pipeline's default, the image
+    /// where the model takes its size, or the size that the model was trained for.
+    fn size(&self, asked: &PredictOptions<'_>) -> Result<(usize, usize), Error> {
+        let found = self.pipeline.frame_size((asked.width, asked.height), asked.image);
+        Ok(found.ok_or(GeneratorError::NoSize)?)
+    }
+
+    /// Opens the predictor, and checks that it is for this model. It is otherwise opened when it is needed.
+    ///
+    /// # Errors
+    /// [`GeneratorError::NoPredictor`], or [`PredictorError`](crate::predict::video2lora::PredictorError).
+    pub fn open_predictor(&mut self) -> Result<(), Error> {
+        self.predictor().map(drop)
+    }
+
+    fn predictor(&mut self) -> Result<&mut Predictor, Error> {
+        if self.predictor.is_none() {
+            if !self.directory.has(HYPERNETWORK) {
+                return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
+            }
+            let predictor = Predictor::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;
+            if self.directory.has(TRANSFORMER) {
+                predictor.check_backbone(&self.directory.engine(TRANSFORMER)?.manifest().slots)?;
+            }
+            self.predictor = Some(predictor);
+        }
+        match &mut self.predictor {
+            Some(predictor) => Ok(predictor),
+            None => unreachable!("opened above"),
+        }
+    }
+
+    /// Predicts an adapter from a reference, for a video of the pipeline's default size.
+    ///
+    /// # Errors
+    /// As [`Self::predict_with`].
+    pub fn predict(&mut self, reference: &Clip) -> Result<Prediction, Error> {
+        self.predict_with(reference, &PredictOptions::default(), &mut ())
+    }
+
+    /// Predicts an adapter from a reference. With a prediction cache, a reference that comes again takes neither the autoencoder
+    /// nor the hypernetwork.
+    ///
+    /// # Errors
+    /// If there is no predictor, the reference does not fit, or `observer` asks to stop.
+    pub fn predict_with(
+        &mut self,
+        reference: &Clip,
+        asked: &PredictOptions<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Prediction, Error> {
+        let size = self.size(asked)?;
+        let knobs = asked.reference.applied(self.config().reference);
+        let seed = asked.seed.unwrap_or(self.config().defaults.seed);
+        self.predictor()?;
+        let reference = match reference {
+            Clip::Frames(frames) => Reference::Frames(frames),
+            Clip::Pixels(pixels) => Reference::Pixels(pixels),
+        };
+        let key = match &self.cache {
+            Some(_) => Some(Key::new(&Determined {
+                reference,
+                size,
+                config: self.pipeline.config(),
+                knobs: &knobs,
+                seed,
+                encoder: &*self.directory.engine(VAE_ENCODER)?,
+                hypernetwork: &*self.directory.engine(HYPERNETWORK)?,
+                options: &self.options.engines,
+            })),
+            None => None,
+        };
+        let cached = self.kept(key.as_ref(), observer);
+        let tokens = match &cached {
+            Some(tokens) => tokens.clone(),
+            None => {
+                let latents = self.pipeline.reference_latents(
+                    &mut self.directory,
+                    reference,
+                    size,
+                    Some(&knobs),
+                    seed,
+                    observer,
+                )?;
+                let tokens = self.predictor()?.predict(&Tensor::from(latents.into_dyn()))?;
+                self.keep(key.as_ref(), &tokens, observer);
+                tokens
+            }
+        };
+        let predictor = self.predictor()?;
+        let adapter = predictor.expand(&tokens)?;
+        let tokens = predictor.light(tokens);
+        let decisions = self.decisions(&[VAE_ENCODER, HYPERNETWORK])?;
+        let engine = self.directory.engine(HYPERNETWORK)?;
+        let cached = self.cache.as_ref().map(|_| cached.is_some());
+        Ok(Prediction { adapter, tokens, cached, decisions, engine })
+    }
+
+    /// The prediction of this key, if it was kept. One that cannot be read counts as lost, and the observer is told.
+    fn kept(&self, key: Option<&Key>, observer: &mut dyn Observer) -> Option<ndarray::Array2<f32>> {
+        let (cache, key) = self.cache.as_ref().zip(key)?;
+        cache.get(key).unwrap_or_else(|error: CacheError| {
+            let message = format!("a prediction that was kept is not used: {error}");
+            observer.event(&Event::Warning { message });
+            None
+        })
+    }
+
+    fn keep(&self, key: Option<&Key>, tokens: &ndarray::Array2<f32>, observer: &mut dyn Observer) {
+        let Some((cache, key)) = self.cache.as_ref().zip(key) else { return };
+        if let Err(error) = cache.put(key, tokens) {
+            observer.event(&Event::Warning { message: format!("the prediction is not kept: {error}") });
+        }
+    }
+
+    /// Expands a predictor's tokens from a file, for a model with these slots.
+    ///
+    /// # Errors
+    /// [`PredictorError`](crate::predict::video2lora::PredictorError) if another predictor made them, or it is for another model.
+    pub fn expand(&mut self, tokens: &LightLora, slots: &[Slot]) -> Result<Prediction, Error> {
+        let predictor = self.predictor()?;
+        predictor.check_backbone(slots)?;
+        let adapter = predictor.expand_light(tokens)?;
+        let engine = self.directory.engine(HYPERNETWORK)?;
+        let decisions = self.decisions(&[HYPERNETWORK])?;
+        Ok(Prediction { adapter, tokens: tokens.clone(), cached: None, decisions, engine })
+    }
+
+    /// Loads an adapter for the transformer: a safetensors file in any form, or PEFT's folder. Every key is applied, ignored for a
+    /// reason, or refused.
+    ///
+    /// # Errors
+    /// [`AdapterError`](crate::lora::adapter::AdapterError); for tokens as [`Self::expand`].
+    pub fn load_adapter(&mut self, path: impl AsRef<Path>, options: &ReadOptions) -> Result<LoadedAdapter, Error> {
+        let path = path.as_ref();
+        let engine = self.directory.engine(TRANSFORMER)?;
+        if detect(path)? == AdapterFormat::Light {
+            let adapter = self.expand(&read_light(path)?, &engine.manifest().slots)?.adapter;
+            return Ok(LoadedAdapter { adapter, coverage: None });
+        }
+        let loaded = read_adapter(path, engine.manifest(), options)?;
+        Ok(LoadedAdapter { adapter: loaded.adapter, coverage: Some(loaded.coverage) })
+    }
+
+    /// How the weights of these components are held, of those that there are, and how adapters are applied.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] if an engine is not intact.
+    pub fn decisions(&mut self, components: &[&str]) -> Result<Decisions, Error> {
+        let mut weights = Vec::new();
+        for &component in components {
+            if self.directory.has(component) {
+                let (mode, reason) = self.directory.held_weights(component)?;
+                weights.push(HeldWeights { component: component.to_owned(), weights: mode.to_string(), reason });
+            }
+        }
+        let branch = self.step.as_ref().is_some_and(|step| step.graph != StepGraph::default().graph);
+        let way = (self.applied > 0).then_some(if branch { Way::Branch } else { Way::Fuse });
+        Ok(Decisions { weights, way })
+    }
+
+    /// [`Self::decisions`] for a video.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn video_decisions(&mut self) -> Result<Decisions, Error> {
+        self.decisions(&[TEXT_ENCODER, VAE_ENCODER, TRANSFORMER, VAE_DECODER])
+    }
+
+    /// Generates a video with the adapters that are set.
+    ///
+    /// # Errors
+    /// As [`Self::generate_with`].
+    pub fn generate(&mut self, request: &Request) -> Result<Video, Error> {
+        self.generate_with(request, &mut ())
+    }
+
+    /// Generates a video with the adapters that are set. The same request on the same machine gives the same bytes.
+    ///
+    /// # Errors
+    /// If the request cannot be carried out, memory does not suffice, a network fails, or `observer` asks to stop. Nothing is kept of an
+    /// unfinished run.
+    pub fn generate_with(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Video, Error> {
+        let generated = self.sample(request, observer)?;
+        let frames = self.decode(&generated, observer)?;
+        let decisions = self.video_decisions()?;
+        let Generated { latents, settings } = generated;
+        Ok(Video { frames, latents, settings, decisions, ffmpeg: self.options.ffmpeg.clone() })
+    }
+
+    /// The first half of [`Self::generate_with`]: from noise to the final latent. The predictor is let go first.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sample(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated, Error> {
+        // Nothing is changed for a request that cannot be carried out.
+        self.settings(request)?;
+        self.predictor = None;
+        if self.step.is_none() {
+            self.set_adapters(&[])?;
+        }
+        let step = self.step.get_or_insert_default();
+        Ok(self.pipeline.generate(&mut self.directory, (request, step), observer)?)
+    }
+
+    /// The second half of [`Self::generate_with`]: from the latent to frames.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn decode(&mut self, generated: &Generated, observer: &mut dyn Observer) -> Result<Frames, Error> {
+        Ok(self.pipeline.decode(&mut self.directory, generated, observer)?)
+    }
+
+    /// Encodes pixels `[B, 3, F, H, W]` in [-1, 1]; no scaling factor.
+    ///
+    /// # Errors
+    /// [`PipelineError`](crate::pipeline::PipelineError).
+    pub fn encode_video(&mut self, pixels: &Array5<f32>, observer: &mut dyn Observer) -> Result<Moments, Error> {
+        Ok(self.pipeline.encode_video(&mut self.directory, pixels, observer)?)
+    }
+
+    /// Decodes unscaled latents `[B, C, T, h, w]` to pixels `[B, 3, F, H, W]`, about [-1, 1].
+    ///
+    /// # Errors
+    /// [`PipelineError`](crate::pipeline::PipelineError).
+    pub fn decode_video(&mut self, latents: &Array5<f32>, observer: &mut dyn Observer) -> Result<Array5<f32>, Error> {
+        Ok(self.pipeline.decode_video(&mut self.directory, latents, observer)?)
+    }
+
+    /// Refuses a file that [`Video::save`] could not write, before any work is done.
+    ///
+    /// # Errors
+    /// As [`Video::save`].
+    pub fn check_destination(&self, path: impl AsRef<Path>) -> Result<(), Error> {
+        check_destination(path.as_ref(), self.options.ffmpeg.as_deref())
+    }
+}

@@ -1,0 +1,149 @@
+//! Adapters, applied: fused or in branches, whole or not at all.
+
+use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
+use crate::backends::onnxruntime::OrtError;
+use crate::components::{StepGraph, TRANSFORMER};
+use crate::directory::DirectoryError;
+use crate::error::Error;
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::{Cancelled, FuseError, FuseReport};
+use crate::memory::machine_memory;
+
+/// What became of a set of adapters.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// How they are applied.
+    pub way: Way,
+    /// Why so, in words.
+    pub reason: String,
+    /// What fusing them did; in branches nothing is rounded.
+    pub fused: Option<FuseReport>,
+    /// Slots that they change.
+    pub slots: usize,
+    /// True if they are in branches because fusing them failed or lost too much.
+    pub fell_back: bool,
+    /// What the user should know.
+    pub warning: Option<String>,
+}
+
+impl Generator {
+    /// Replaces the adapters by others, each with its strength; none is the base model. A transaction: on an error all is as before.
+    ///
+    /// # Errors
+    /// As [`Self::set_adapters_unless`].
+    pub fn set_adapters(&mut self, adapters: &[(&Adapter, f32)]) -> Result<Applied, Error> {
+        self.set_adapters_unless(adapters, None)
+    }
+
+    /// [`Self::set_adapters`] that `cancelled` stops, which is asked now and then, on any thread.
+    ///
+    /// # Errors
+    /// If an adapter does not fit, the engine was not compiled for [`Options::adapter_mode`](super::Options::adapter_mode), memory does
+    /// not suffice, or `cancelled` says so.
+    pub fn set_adapters_unless(
+        &mut self,
+        adapters: &[(&Adapter, f32)],
+        cancelled: Cancelled<'_>,
+    ) -> Result<Applied, Error> {
+        let engine = self.directory.engine(TRANSFORMER)?;
+        let (mode, step) = (self.options.adapter_mode, StepGraph::default());
+        let (way, reason) = choose(mode, engine.manifest(), &step.graph)?;
+        let applied = match way {
+            Way::Branch => self.beside(adapters, reason.to_owned(), cancelled)?,
+            Way::Fuse if adapters.is_empty() && self.directory.adapters().is_empty() => {
+                self.step = Some(step);
+                Applied::fused(reason.to_owned(), FuseReport::default())
+            }
+            Way::Fuse => {
+                let or_beside = mode == AdapterMode::Auto && has_branches(engine.manifest(), &step.graph);
+                self.fuse(adapters, reason, or_beside, cancelled)?
+            }
+        };
+        self.applied = adapters.len();
+        Ok(applied)
+    }
+
+    /// Applies adapters in branches.
+    fn beside(
+        &mut self,
+        adapters: &[(&Adapter, f32)],
+        reason: String,
+        cancelled: Cancelled<'_>,
+    ) -> Result<Applied, DirectoryError> {
+        let step = self.directory.side_step(adapters)?;
+        if !self.directory.adapters().is_empty() {
+            self.directory.set_adapters(Vec::new(), cancelled)?;
+        }
+        self.step = Some(step);
+        let slots: std::collections::HashSet<&String> =
+            adapters.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
+        let slots = slots.len();
+        Ok(Applied { way: Way::Branch, reason, fused: None, slots, fell_back: false, warning: None })
+    }
+
+    /// Fuses adapters, `or_beside` applies them in branches where that serves them better.
+    fn fuse(
+        &mut self,
+        adapters: &[(&Adapter, f32)],
+        reason: &str,
+        or_beside: bool,
+        cancelled: Cancelled<'_>,
+    ) -> Result<Applied, Error> {
+        let before = if or_beside { self.directory.adapters().to_vec() } else { Vec::new() };
+        let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();
+        let fused = self.directory.set_adapters(copies, cancelled).map(|opened| opened.fused.clone());
+        let instead = match &fused {
+            Ok(fused) if fused.warning().is_none() || !or_beside => {
+                self.step = Some(StepGraph::default());
+                return Ok(Applied::fused(reason.to_owned(), fused.clone()));
+            }
+            Ok(fused) => {
+                let lost = 100.0 * (1.0 - fused.overall().survey.survived());
+                format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding")
+            }
+            Err(error) if or_beside && branches_may_help(error) => error.to_string(),
+            Err(_) => return Ok(fused.map(|fused| Applied::fused(reason.to_owned(), fused))?),
+        };
+        match (self.beside(adapters, instead.clone(), cancelled), fused) {
+            (Ok(applied), _) => Ok(Applied { fell_back: true, ..applied }),
+            (Err(why), Ok(_)) if is_cancelled(&why) => {
+                self.directory.set_adapters(before, None)?;
+                Err(why.into())
+            }
+            // The branches do not serve these adapters, and what is fused does.
+            (Err(why), Ok(fused)) => {
+                self.step = Some(StepGraph::default());
+                let reason = format!("{instead}, but the low-rank branches do not serve: {why}");
+                let warning =
+                    format!("the adapters are fused all the same, because the low-rank branches do not serve: {why}");
+                Ok(Applied { warning: Some(warning), ..Applied::fused(reason, fused) })
+            }
+            (Err(why), Err(error)) => {
+                Err(GeneratorError::Neither { fuse: Box::new(error), branch: Box::new(why) }.into())
+            }
+        }
+    }
+}
+
+impl Applied {
+    fn fused(reason: String, fused: FuseReport) -> Self {
+        let slots = fused.slots.len();
+        Self { way: Way::Fuse, reason, fused: Some(fused), slots, fell_back: false, warning: None }
+    }
+}
+
+/// True if a fuse was stopped by its caller.
+fn is_cancelled(error: &DirectoryError) -> bool {
+    use crate::error::{Classified, ErrorClass};
+    error.class() == ErrorClass::Cancelled
+}
+
+/// True for failures of a fuse that low-rank branches do not have, and that this machine has every time: what is free at the
+/// moment decides nothing.
+fn branches_may_help(error: &DirectoryError) -> bool {
+    match error {
+        DirectoryError::Ort(OrtError::Fuse(FuseError::Overflow { .. })) => true,
+        DirectoryError::Ort(OrtError::Memory { needed, .. }) => machine_memory().is_some_and(|all| *needed > all),
+        _ => false,
+    }
+}

@@ -1,0 +1,92 @@
+//! How a [`Generator`](super::Generator) is opened, and how it prepares a reference.
+
+use std::path::PathBuf;
+
+use super::GeneratorError;
+use crate::backends::onnxruntime::OpenOptions;
+use crate::lora::mode::AdapterMode;
+use crate::media::video::Frames;
+use crate::pipeline::{LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
+
+/// How a [`Generator`](super::Generator) is opened.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How engines are opened. Adapters given here do not count: see [`Generator::set_adapters`](super::Generator::set_adapters).
+    pub engines: OpenOptions,
+    /// How adapters are applied.
+    pub adapter_mode: AdapterMode,
+    /// The ffmpeg program, for video files; searched for if not given.
+    pub ffmpeg: Option<PathBuf>,
+    /// Cut large frames into tiles for the autoencoder; as `pipeline.json` says if not given.
+    pub vae_tiling: Option<bool>,
+    /// Where to keep predictions.
+    pub prediction_cache: Option<PredictionCacheOptions>,
+}
+
+/// Where predictions are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PredictionCacheOptions {
+    /// The folder; it is made if need be.
+    pub folder: PathBuf,
+    /// Bytes that it may take; what was not used for longest goes.
+    pub bytes: u64,
+}
+
+impl Options {
+    /// Puts what changes the pipeline's own settings into `config`.
+    pub(super) fn adjust(&self, config: &mut PipelineConfig) -> Result<(), GeneratorError> {
+        let (Some(enabled), Some(vae)) = (self.vae_tiling, &mut config.vae) else { return Ok(()) };
+        vae.tiling.enabled = enabled;
+        let (tiling, ratio) = (vae.tiling, vae.spatial_compression_ratio);
+        if tiling.off_unless_tiles_join(ratio).enabled != enabled {
+            return Err(GeneratorError::Tiles {
+                width: tiling.tile_sample_min_width,
+                height: tiling.tile_sample_min_height,
+                overlap_width: tiling.tile_overlap_factor_width,
+                overlap_height: tiling.tile_overlap_factor_height,
+                ratio,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// How an adapter is predicted. What is `None` is as `pipeline.json` says.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PredictOptions<'a> {
+    /// Width of the video to generate, in pixels: reference frames are brought to its size.
+    pub width: Option<usize>,
+    /// Height of the video to generate.
+    pub height: Option<usize>,
+    /// First frame of the video to generate, which may say its size.
+    pub image: Option<&'a Frames>,
+    /// Seed of the reference's latent, where that is drawn.
+    pub seed: Option<u64>,
+    /// How the reference is prepared.
+    pub reference: ReferenceOptions,
+}
+
+/// How a reference is prepared. What is `None` is as `pipeline.json` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct ReferenceOptions {
+    /// Range of pixels that the checkpoint was trained with.
+    pub range: Option<PixelRange>,
+    /// Frames to use.
+    pub frames: Option<ReferenceFrames>,
+    /// How frames get the size of the video.
+    pub resize: Option<ReferenceResize>,
+    /// Which latent the predictor gets.
+    pub latent: Option<LatentChoice>,
+}
+
+impl ReferenceOptions {
+    /// These, and else those of `config`.
+    pub(super) fn applied(&self, config: ReferenceConfig) -> ReferenceConfig {
+        ReferenceConfig {
+            range: self.range.unwrap_or(config.range),
+            frames: self.frames.unwrap_or(config.frames),
+            resize: self.resize.unwrap_or(config.resize),
+            latent: self.latent.unwrap_or(config.latent),
+        }
+    }
+}

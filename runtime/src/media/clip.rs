@@ -1,0 +1,106 @@
+//! A video or image, however it was given.
+
+use std::path::Path;
+
+use indexmap::IndexMap;
+use ndarray::Array5;
+
+use crate::error::Error;
+use crate::io::library::find_ffmpeg;
+use crate::io::weights::write_tensors;
+use crate::media::video::{self, Frames, VideoError};
+use crate::tensor::{NamedTensors, Tensor};
+
+/// A video or image.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Clip {
+    /// Frames of 8 bits.
+    Frames(Frames),
+    /// Pixels `[1, 3, F, H, W]` in [-1, 1], which are neither resized nor cut.
+    Pixels(Array5<f32>),
+}
+
+impl Clip {
+    /// Reads a video, an image, a folder of images, or a `.safetensors` file with `pixels` `[1, 3, F, H, W]` in [-1, 1].
+    /// Videos take `ffmpeg`, which is searched for if it is `None`.
+    ///
+    /// # Errors
+    /// [`VideoError`], or [`LibraryError`](crate::io::library::LibraryError) if there is no ffmpeg where one is needed.
+    pub fn read(path: &Path, ffmpeg: Option<&Path>) -> Result<Self, Error> {
+        if is_tensors(path) {
+            return Ok(Self::Pixels(video::read_pixels(path)?));
+        }
+        Ok(Self::Frames(read_frames(path, ffmpeg)?))
+    }
+
+    /// As frames of 8 bits.
+    ///
+    /// # Errors
+    /// [`VideoError`] if pixels have no size that frames may have.
+    pub fn into_frames(self) -> Result<Frames, Error> {
+        match self {
+            Self::Frames(frames) => Ok(frames),
+            Self::Pixels(pixels) => Ok(video::pixels_to_frames(&pixels, None)?),
+        }
+    }
+}
+
+/// True for a `.safetensors` path.
+pub fn is_tensors(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("safetensors"))
+}
+
+/// Frames of a video, image folder or image. Videos take `ffmpeg`, which is searched for if it is `None`.
+///
+/// # Errors
+/// As [`Clip::read`].
+pub fn read_frames(path: &Path, ffmpeg: Option<&Path>) -> Result<Frames, Error> {
+    match video::read_frames(path, None) {
+        Err(VideoError::NoFfmpeg { .. }) => Ok(video::read_frames(path, Some(&find_ffmpeg(ffmpeg)?.path))?),
+        other => Ok(other?),
+    }
+}
+
+/// Refuses a file that could not be written in the end, before any work is done: a video, a folder of images, or a
+/// `.safetensors` file.
+///
+/// # Errors
+/// [`VideoError`], a missing ffmpeg, or the system's words.
+pub fn check_destination(path: &Path, ffmpeg: Option<&Path>) -> Result<(), Error> {
+    if is_tensors(path) {
+        return Ok(
+            crate::io::atomic::probe_file(path).map_err(|source| VideoError::Io { path: path.to_owned(), source })?
+        );
+    }
+    let ffmpeg = video::needs_ffmpeg(path)?.then(|| find_ffmpeg(ffmpeg)).transpose()?;
+    Ok(video::probe_video(path, ffmpeg.as_ref().map(|found| &*found.path))?)
+}
+
+/// Writes frames as a video, as a folder of PNG files, or as `pixels` `[1, 3, F, H, W]` in [-1, 1] of a `.safetensors` file: whole
+/// or not at all. `notes` go into the file where it has a place for them.
+///
+/// # Errors
+/// As [`check_destination`].
+pub fn write_frames(
+    path: &Path,
+    frames: &Frames,
+    fps: f64,
+    notes: &IndexMap<String, String>,
+    ffmpeg: Option<&Path>,
+) -> Result<(), Error> {
+    if is_tensors(path) {
+        return write_pixels(path, video::frames_to_pixels(frames, true), notes);
+    }
+    let ffmpeg = video::needs_ffmpeg(path)?.then(|| find_ffmpeg(ffmpeg)).transpose()?;
+    let comment: Vec<String> = notes.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    Ok(video::write_commented(path, frames, fps, &comment.join(" "), ffmpeg.as_ref().map(|found| &*found.path))?)
+}
+
+/// Writes `pixels` `[B, 3, F, H, W]` into a `.safetensors` file.
+///
+/// # Errors
+/// [`WeightError`](crate::io::weights::WeightError).
+pub fn write_pixels(path: &Path, pixels: Array5<f32>, notes: &IndexMap<String, String>) -> Result<(), Error> {
+    let tensors: NamedTensors = [("pixels".to_owned(), Tensor::from(pixels.into_dyn()))].into_iter().collect();
+    Ok(write_tensors(path, &tensors, notes)?)
+}

@@ -1,0 +1,161 @@
+//! What a sampler is.
+
+use std::fmt;
+
+use ndarray::ArrayD;
+
+use crate::error::{Classified, ErrorClass};
+
+/// A noise schedule with its solver, as one `scheduler_config.json` describes it.
+pub trait Scheduler: fmt::Debug + Send + Sync {
+    /// The schedule for `steps` inference steps. Costs a few numbers for each step.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Steps`] for 0 or more steps than the training schedule has, [`SchedulerError::Timestep`]
+    /// if a timestep lies outside it, [`SchedulerError::Undefined`] where a step would divide by zero.
+    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError>;
+}
+
+/// The steps of one video, from most to least noise.
+pub trait Schedule: Send {
+    /// What the model is told at each step, in units of training timesteps.
+    fn timesteps(&self) -> &[f64];
+
+    /// Standard deviation that the initial noise must have.
+    fn init_noise_sigma(&self) -> f32 {
+        1.0
+    }
+
+    /// What the model is given at step `index` for the latents `sample`, of any shape.
+    fn scale_input(&self, sample: ArrayD<f32>, _index: usize) -> ArrayD<f32> {
+        sample
+    }
+
+    /// Step `index`: the sample and the model's `prediction` for it, of one shape, give the next sample.
+    ///
+    /// Steps are taken in order, each once.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Shape`] if the shapes differ, [`SchedulerError::Step`] after the last step.
+    fn step(
+        &mut self,
+        prediction: &ArrayD<f32>,
+        index: usize,
+        sample: &ArrayD<f32>,
+    ) -> Result<ArrayD<f32>, SchedulerError>;
+}
+
+/// What the registry knows of a scheduler.
+pub(super) struct Class {
+    /// The `_class_name`s that are sampled with it.
+    pub(super) names: &'static [&'static str],
+    /// Its name in `pipeline.json`.
+    pub(super) sampler: &'static str,
+    /// Reads its configuration.
+    pub(super) read: fn(&serde_json::Value) -> Result<Box<dyn Scheduler>, SchedulerError>,
+}
+
+/// Why a scheduler cannot be built or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SchedulerError {
+    /// The file is not what diffusers writes.
+    #[error("scheduler_config.json: {0}")]
+    Json(#[from] serde_json::Error),
+    /// A class or an option that is not implemented.
+    #[error("scheduler_config.json: `{key}` is {found}, supported: {supported}")]
+    Unsupported {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        supported: String,
+    },
+    /// A number that makes no sense.
+    #[error("scheduler_config.json: `{key}` is {found}, expected {expected}")]
+    OutOfRange {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        found: f64,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// More steps than the model was trained with, or none.
+    #[error("{found} inference steps, expected 1 to {max} (the scheduler's num_train_timesteps)")]
+    Steps {
+        /// Steps asked for.
+        found: usize,
+        /// Length of the training schedule.
+        max: usize,
+    },
+    /// A timestep outside the training schedule.
+    #[error(
+        "timestep {found} lies outside the training schedule, expected 0 to {last}; check `steps_offset` and the number of steps"
+    )]
+    Timestep {
+        /// The timestep.
+        found: i64,
+        /// The last one of the schedule.
+        last: usize,
+    },
+    /// A step that the schedule does not have.
+    #[error("step {index} was asked for, the schedule has {steps}")]
+    Step {
+        /// The step, counted from 0.
+        index: usize,
+        /// Number of steps.
+        steps: usize,
+    },
+    /// Model output and sample disagree.
+    #[error("the model's output has shape {found:?}, the sample {expected:?}")]
+    Shape {
+        /// Shape of the sample.
+        expected: Vec<usize>,
+        /// Shape of the model's output.
+        found: Vec<usize>,
+    },
+    /// The step would divide by zero.
+    #[error(
+        "{prediction:?} prediction is undefined at timestep {timestep}, where the signal or the noise is zero; expected a model with v_prediction, or a scheduler without rescale_betas_zero_snr"
+    )]
+    Undefined {
+        /// What the model predicts.
+        prediction: Prediction,
+        /// The timestep.
+        timestep: i64,
+    },
+}
+
+impl Classified for SchedulerError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Unsupported { .. } => ErrorClass::Unsupported,
+            Self::Steps { .. } => ErrorClass::Usage,
+            _ => ErrorClass::BadModel,
+        }
+    }
+}
+
+/// What the model predicts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prediction {
+    /// The noise.
+    Epsilon,
+    /// The clean sample.
+    Sample,
+    /// The velocity.
+    V,
+}
+
+impl Prediction {
+    /// The clean sample, from the model's output `m`, the sample `x`, and √ᾱ and √(1-ᾱ).
+    pub(super) fn clean(self, m: f32, x: f32, (signal, noise): (f32, f32)) -> f32 {
+        match self {
+            Self::Epsilon => (x - noise * m) / signal,
+            Self::Sample => m,
+            Self::V => signal * x - noise * m,
+        }
+    }
+}
