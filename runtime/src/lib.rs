@@ -1,4 +1,30 @@
-//! What ships: the engine file, adapters and fusion, ONNX Runtime, the predictor, the sampler and video.
+//! What ships: predict a LoRA from a reference, fuse it into an engine's weights, generate the video.
+//!
+//! [`Generator`] is the way in. It owns an engine directory, as `v2l-compile` makes one:
+//!
+//! ```
+//! use v2l_runtime::{Clip, Generator, Request};
+//!
+//! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/doc/sample.rs"));
+//! # fn main() -> Result<(), v2l_runtime::Error> {
+//! # let (folder, options) = sample();
+//! # std::env::set_current_dir(&folder).expect("the folder is there");
+//! # let references = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/miniature/references");
+//! # let effect = std::path::Path::new(references).join("squash");
+//! let mut generator = Generator::open("engines", &options)?;
+//! let effect = generator.predict(&Clip::read(&effect, None)?)?;
+//! generator.set_adapters(&[(&effect.adapter, 1.0)])?;
+//!
+//! let mut request = Request::new("a paper boat");
+//! request.num_inference_steps = Some(2);
+//! let video = generator.generate(&request)?;
+//! video.save("frames/")?;
+//! # assert_eq!(std::fs::read_dir("frames").expect("they were written").count(), video.frames.count());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Every error says its [`class`](Error::class), names what was expected and found, and the way out.
 //!
 //! Nothing here knows ONNX protobuf, checkpoints or the compiler; see `ARCHITECTURE.md`.
 
@@ -38,3 +64,11 @@ pub use media::{clip, resize, video};
 pub use models::cogvideox::{rope, vae};
 pub use pipeline::{noise, tokenizer};
 pub use predict::{cache as prediction_cache, video2lora as predictor};
+
+pub use adapter::{Adapter, AdapterFormat};
+pub use clip::Clip;
+pub use engine::Engine;
+pub use error::{Error, ErrorClass};
+pub use generator::{Generator, Options, PredictOptions, Video};
+pub use pipeline::Request;
+pub use predict::Prediction;

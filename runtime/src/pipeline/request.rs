@@ -39,6 +39,13 @@ pub struct Request {
     pub prompt_embeds: Option<ArrayD<f32>>,
 }
 
+impl Request {
+    /// A video of what `prompt` says, with the pipeline's defaults for all else.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+}
+
 /// A request with every question answered.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Settings {
