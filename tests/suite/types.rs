@@ -2,14 +2,17 @@
 //! grows with them.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use indexmap::IndexMap;
 use v2l_export::CompileOptions;
 use v2l_export::check::{CheckOptions, Checks, Unchecked};
 use v2l_graphs::{Attribute, Builder, DataType, Dim, Graph, Initializer, Node, TensorType, ValueInfo, encode_model};
-use v2l_runtime::ort_backend::RunLimits;
+use v2l_runtime::engine::Engine;
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, RunLimits};
 use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
@@ -196,4 +199,22 @@ fn check_that_takes_too_much_memory_stops_and_says_so() {
     assert!(run.stderr.contains("graph `model` was not checked"), "{}", run.stderr);
     assert!(run.stderr.contains("a run would take more than"), "{}", run.stderr);
     assert!(scratch.path("model.engine").is_file());
+}
+
+#[test]
+fn engine_that_runs_within_limits_is_stopped_at_them() {
+    let limits = Some(RunLimits { time: Duration::from_secs(1), memory: 1 << 30 });
+    let extents = tensor_from_bytes(Dtype::I64, &[3], &[2i64, 2, 2].map(i64::to_le_bytes).concat()).unwrap();
+    let numbers = Tensor::from_f32(&[2], vec![1.0, 2.0]).unwrap();
+    for (kind, name, input, said) in
+        [("time", "x", numbers, "stopped after 1 seconds"), ("memory", "size", extents, "a run would take more than")]
+    {
+        let scratch = Scratch::new();
+        let (model, path) = (endless(&scratch, kind), scratch.path("model.engine"));
+        v2l_export::compile(&model, &path, &CompileOptions::default(), &mut |_| {}).unwrap();
+        let engine = Arc::new(Engine::open(&path).unwrap());
+        let mut opened = OrtEngine::open(engine, &OpenOptions { limits, ..OpenOptions::default() }).unwrap();
+        let error = opened.session("model").unwrap().run(&[(name, &input)]).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
 }
