@@ -9,6 +9,7 @@ pub mod blocks;
 mod builder;
 pub mod check;
 mod data;
+mod functions;
 mod model;
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod onnx;

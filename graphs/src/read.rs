@@ -9,6 +9,7 @@ use indexmap::IndexMap;
 use prost::Message;
 
 use crate::attribute::Other;
+use crate::functions;
 use crate::onnx::{self, attribute_proto::AttributeType, tensor_proto::DataLocation};
 use crate::{Attribute, DataType, Dim, Function, Graph, Initializer, Model, Node, TensorData, TensorType, ValueInfo};
 
@@ -105,14 +106,16 @@ pub enum ReadError {
 /// Reads an ONNX model with its external data.
 ///
 /// External data is opened through `options.open` and shared, not copied; its paths must stay inside the model's
-/// folder, also after symbolic links are followed.
+/// folder, also after symbolic links are followed. A model-local function in a domain of known operators, and what calls
+/// it, moves to the domain `v2l.local`: no node of ONNX's own domain calls a function.
 ///
 /// # Errors
 /// [`ReadError`], naming file and tensor.
 pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadError> {
     let bytes = (options.open)(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     let not_onnx = |reason: String| ReadError::NotOnnx { path: path.to_owned(), reason };
-    let proto = onnx::ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
+    let mut proto = onnx::ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
+    functions::set_apart(&mut proto);
     let graph = proto.graph.ok_or_else(|| not_onnx("it holds no graph".to_owned()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata = entries(proto.metadata_props);
