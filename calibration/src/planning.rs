@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 use v2l_graphs::{
-    DataType, Freedom, Graph, Model, TensorData, freedom, is_movement, node_labels, save_casts, value_types,
+    DataType, Freedom, Graph, Model, Node, TensorData, freedom, is_movement, node_labels, save_casts, value_types,
 };
 
 use crate::plan::{GraphPlan, Island, Precision, fingerprint};
@@ -85,7 +85,7 @@ fn join(graph: &Graph, free: &[Freedom], default: Precision, found: &mut [Option
     let mut types: Vec<DataType> = found.iter().enumerate().map(type_of).collect();
     let before = types.clone();
     let movable: Vec<bool> =
-        graph.nodes.iter().zip(free).map(|(node, free)| *free == Freedom::Any && is_cheap(&node.op_type)).collect();
+        graph.nodes.iter().zip(free).map(|(node, free)| *free == Freedom::Any && is_cheap(node)).collect();
     save_casts(graph, &mut types, &movable);
     for (at, island) in found.iter_mut().enumerate() {
         if types[at] != before[at] {
@@ -95,10 +95,10 @@ fn join(graph: &Graph, free: &[Freedom], default: Precision, found: &mut [Option
 }
 
 /// True for nodes whose cost is that of reading and writing their values.
-fn is_cheap(op_type: &str) -> bool {
-    is_movement(op_type)
+fn is_cheap(node: &Node) -> bool {
+    is_movement(node)
         || matches!(
-            op_type,
+            node.op_type.as_str(),
             "Abs"
                 | "Add"
                 | "Cast"

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use v2l_graphs::{DataType, Freedom, Graph, ISLAND, Node, freedom, is_movement, value_types};
+use v2l_graphs::{DataType, Freedom, Graph, ISLAND, Kind, Node, freedom, is_movement, kind, value_types};
 
 /// Why a node is an island by its place in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -40,14 +40,11 @@ pub fn islands(graph: &Graph) -> Vec<Option<Rule>> {
     let view = View::new(graph);
     let mut rules: Vec<Option<Rule>> = vec![None; graph.nodes.len()];
     for (at, node) in graph.nodes.iter().enumerate() {
-        let found = match node.op_type.as_str() {
-            "LayerNormalization" | "RMSNormalization" | "GroupNormalization" | "InstanceNormalization" => {
-                vec![(at, Rule::NormStatistics)]
-            }
-            "ReduceMean" | "ReduceSum" | "ReduceSumSquare" | "ReduceL1" | "ReduceL2" | "ReduceLogSum"
-            | "ReduceLogSumExp" | "ReduceProd" | "GlobalAveragePool" => view.reduction(at),
-            "Sin" | "Cos" => view.trigonometry(at),
-            "Add" | "Sub" => view.rotation(at),
+        let found = match (kind(node), node.op_type.as_str()) {
+            (Kind::Normalization, _) => vec![(at, Rule::NormStatistics)],
+            (Kind::Accumulation, _) => view.reduction(at),
+            (Kind::Elementwise, "Sin" | "Cos") => view.trigonometry(at),
+            (Kind::Elementwise, "Add" | "Sub") => view.rotation(at),
             _ => Vec::new(),
         };
         for (node, rule) in found.into_iter().filter(|(node, _)| view.freedom[*node] == Freedom::Any) {
@@ -159,8 +156,7 @@ impl<'a> View<'a> {
             let weighted = |name: &String| {
                 self.graph.initializers.get(name).is_some_and(|w| w.shape.iter().filter(|n| **n > 1).count() > 1)
             };
-            let product =
-                matches!(node.op_type.as_str(), "MatMul" | "Gemm" | "Conv") && node.inputs.iter().any(weighted);
+            let product = kind(node) == Kind::Layer && node.inputs.iter().any(weighted);
             if !product && !found.contains(&next) {
                 found.push(next);
                 open.extend(self.makers(next));
@@ -169,10 +165,10 @@ impl<'a> View<'a> {
         // Behind moves only: a timestep's goes into a linear layer, a rotation's is multiplied.
         let (mut rule, mut open, mut seen) = (Rule::RotaryEmbedding, self.readers(at), Vec::new());
         while let Some(next) = open.pop() {
-            let op = self.node(next).op_type.as_str();
-            if matches!(op, "Gemm" | "MatMul") {
+            let node = self.node(next);
+            if matches!(node.op_type.as_str(), "Gemm" | "MatMul") {
                 rule = Rule::TimestepSinusoid;
-            } else if (is_movement(op) || op == "Cast") && !seen.contains(&next) {
+            } else if (is_movement(node) || node.op_type == "Cast") && !seen.contains(&next) {
                 seen.push(next);
                 open.extend(self.readers(next));
             }
@@ -216,8 +212,7 @@ impl<'a> View<'a> {
         let mut name = name.to_owned();
         while let Some(&at) = self.producer.get(name.as_str()) {
             let node = self.node(at);
-            let op = node.op_type.as_str();
-            if !(is_movement(op) || matches!(op, "Cast" | "Neg")) {
+            if !(is_movement(node) || matches!(node.op_type.as_str(), "Cast" | "Neg")) {
                 break;
             }
             let made = |n: &&String| self.types.get(*n).is_some_and(|t| t.is_float()) && !self.is_constant(n);

@@ -1,20 +1,19 @@
 //! Structural checks: what has to hold before a model is compiled.
 
+mod closest;
 mod known;
-mod operators;
 mod slots;
 
 use std::collections::{HashMap, HashSet};
 
+pub use closest::closest;
 pub use known::{UnsupportedOperator, unsupported_operators};
 pub use slots::{SlotError, check_slots};
 
-use crate::passes::{is_onnx, label, order};
+use crate::operators::{Operator, Signature, is_onnx, operator, result_type};
+use crate::passes::order;
+use crate::walk::label;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
-use operators::{Operator, operator};
-
-pub(crate) use known::DOMAINS;
-pub(crate) use operators::result_type;
 
 /// No more findings than this are collected.
 pub const MAX_FINDINGS: usize = 50;
@@ -206,17 +205,6 @@ fn span((min, max): (usize, usize)) -> String {
     }
 }
 
-/// The name with the longest common start and end, if these make up at least half of `wanted`. Linear in all names.
-pub fn closest<'a>(wanted: &str, names: impl Iterator<Item = &'a str>) -> Option<String> {
-    let score = |name: &str| {
-        let start = wanted.bytes().zip(name.bytes()).take_while(|(a, b)| a == b).count();
-        let end = wanted.bytes().rev().zip(name.bytes().rev()).take_while(|(a, b)| a == b).count();
-        (start + end).min(wanted.len()).min(name.len())
-    };
-    let scored = names.map(|n| (score(n), std::cmp::Reverse(n.len().abs_diff(wanted.len())), std::cmp::Reverse(n)));
-    scored.max().filter(|(s, ..)| s * 2 >= wanted.len() && *s > 0).map(|(.., n)| n.0.to_owned())
-}
-
 /// Checks the structure of a model: single definitions, order, arities, attributes, element types and tensor lengths,
 /// also in the bodies of control-flow operators. No weight bytes are read.
 ///
@@ -382,11 +370,12 @@ impl<'a> Checker<'a> {
         if !is_onnx(node) || opset.is_none_or(|version| version < FIRST_CHECKED_OPSET) {
             return;
         }
-        let Some(known) = operator(&node.op_type) else { return };
-        self.arity(node, known);
-        self.attributes(node, known);
-        self.operand_types(node, known, scope);
-        self.weight_ranks(node, scope);
+        let Some(known) = operator(node) else { return };
+        let Some(signature) = &known.signature else { return };
+        self.arity(node, signature);
+        self.attributes(node, signature);
+        self.operand_types(node, signature, scope);
+        self.weight_ranks(node, known, scope);
     }
 
     /// Version of the node's operator set; its absence is a finding, once per domain.
@@ -401,7 +390,7 @@ impl<'a> Checker<'a> {
         version
     }
 
-    fn arity(&mut self, node: &Node, known: &Operator) {
+    fn arity(&mut self, node: &Node, known: &Signature) {
         for (what, expected, found) in
             [("inputs", known.inputs, node.inputs.len()), ("outputs", known.outputs, node.outputs.len())]
         {
@@ -415,14 +404,14 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn attributes(&mut self, node: &Node, known: &Operator) {
+    fn attributes(&mut self, node: &Node, known: &Signature) {
         let mut wrong = |expected: String, found: String| {
             self.found(CheckError::Attribute { node: label(node), op_type: node.op_type.clone(), expected, found });
         };
         for name in known.required.iter().filter(|n| !node.attributes.contains_key(**n)) {
             wrong(format!("attribute `{name}`"), "none".to_owned());
         }
-        if known.name == "Constant" {
+        if node.op_type == "Constant" {
             let values: Vec<&str> = node.attributes.keys().map(String::as_str).filter(|k| VALUES.contains(k)).collect();
             if values.len() != 1 {
                 wrong("exactly one value attribute".to_owned(), format!("{values:?}"));
@@ -430,7 +419,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn operand_types(&mut self, node: &Node, known: &Operator, scope: &Scope<'a>) {
+    fn operand_types(&mut self, node: &Node, known: &Signature, scope: &Scope<'a>) {
         let (from, to) = known.same;
         let operands = node.inputs.iter().take(to).skip(from);
         let mut typed = operands.filter_map(|name| Some((name, *scope.types.get(name.as_str())?)));
@@ -447,18 +436,10 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn weight_ranks(&mut self, node: &Node, scope: &Scope<'a>) {
+    fn weight_ranks(&mut self, node: &Node, known: &Operator, scope: &Scope<'a>) {
         for (index, name) in node.inputs.iter().enumerate() {
             let Some(weight) = scope.initializers.get(name.as_str()) else { continue };
-            let rank = weight.shape.len();
-            let expected = match (node.op_type.as_str(), index) {
-                ("Gemm", 0 | 1) if rank != 2 => "two extents",
-                ("Gemm", 2) if rank > 2 => "at most two extents",
-                ("MatMul", _) if rank == 0 => "at least one extent",
-                ("Conv" | "ConvTranspose", 1) if rank < 3 => "at least three extents: [out, in / groups, kernel…]",
-                ("Conv" | "ConvTranspose", 2) if rank != 1 => "one extent",
-                _ => continue,
-            };
+            let Some(expected) = (known.weight_rank)(index, weight.shape.len()) else { continue };
             self.found(CheckError::WeightRank {
                 node: label(node),
                 op_type: node.op_type.clone(),
@@ -482,6 +463,5 @@ const VALUES: [&str; 8] = [
     "sparse_value",
 ];
 
-/// Type of the node's first output, where operator and operands tell.
 #[cfg(test)]
 mod tests;

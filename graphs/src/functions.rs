@@ -6,18 +6,16 @@
 use std::collections::HashSet;
 
 use crate::onnx::{AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto};
-
-/// Domains whose operators have a meaning of their own: both names of ONNX's, and those that ONNX Runtime brings along.
-const TAKEN: [&str; 4] = ["", "ai.onnx", "com.microsoft", "ai.onnx.ml"];
+use crate::operators::has_operators;
 
 /// What the domain is called that such functions move to, with a number behind it if the model has one of this name.
 const LOCAL: &str = "v2l.local";
 
-/// Moves every function that stands in one of the domains [`TAKEN`], and every call of it, to a domain of the model's own.
+/// Moves every function that stands in a domain whose operators are known ([`has_operators`]), and every call of it, to a domain of the model's own.
 ///
 /// The model computes the same: its functions are found by domain and name. Costs time linear in the model's nodes.
 pub(crate) fn set_apart(model: &mut ModelProto) {
-    let moved: HashSet<Called> = model.functions.iter().filter(|f| is_taken(f.domain())).map(Called::of).collect();
+    let moved: HashSet<Called> = model.functions.iter().filter(|f| has_operators(f.domain())).map(Called::of).collect();
     if moved.is_empty() {
         return;
     }
@@ -28,14 +26,10 @@ pub(crate) fn set_apart(model: &mut ModelProto) {
     for function in &mut model.functions {
         calls.redirect(&mut function.node);
         function.opset_import.push(import(&domain));
-        if is_taken(function.domain()) {
+        if has_operators(function.domain()) {
             function.domain = Some(domain.clone());
         }
     }
-}
-
-fn is_taken(domain: &str) -> bool {
-    TAKEN.contains(&domain)
 }
 
 fn import(domain: &str) -> OperatorSetIdProto {

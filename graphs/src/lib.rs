@@ -13,18 +13,23 @@ mod functions;
 mod model;
 #[allow(missing_docs, unreachable_pub, clippy::all)]
 mod onnx;
+mod operators;
 pub mod passes;
 mod precision;
 pub mod quantize;
 mod read;
 pub mod slots;
 mod summary;
+mod symbolic;
+mod tensor;
+mod walk;
 mod write;
 
 pub use attribute::Attribute;
 pub use builder::{Builder, Extent, ISLAND, NodeBuilder, Value};
 pub use data::{DataType, TensorData};
 pub use model::{Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
+pub use operators::{Kind, kind};
 pub use precision::{
     Freedom, apply_precision, computes_in_16_bits, count_casts, emulate_precision, freedom, is_movement,
     lower_precision, matrix_types, node_labels, raise_precision, save_casts, tables, uses_narrow_floats, value_types,

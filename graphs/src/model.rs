@@ -171,6 +171,11 @@ impl Node {
         }
     }
 
+    /// True if the node has this input.
+    pub(crate) fn has_input(&self, index: usize) -> bool {
+        self.inputs.get(index).is_some_and(|name| !name.is_empty())
+    }
+
     /// Every value that the node reads: its inputs, and what the bodies of control-flow operators capture.
     pub fn uses(&self) -> impl Iterator<Item = &str> {
         let inputs = self.inputs.iter().map(String::as_str).filter(|s| !s.is_empty());

@@ -16,7 +16,8 @@ pub use sharing::{drop_unread, merge_initializers, same_matrix, turn_lookups, tu
 
 use std::collections::HashMap;
 
-use crate::passes::{is_onnx, label};
+use crate::operators::is_onnx;
+use crate::walk::label;
 use crate::{DataType, Graph, Node};
 
 /// Node metadata of PyTorch's dynamo exporter: the module paths around a node, outermost first, and then the node.

@@ -1,5 +1,6 @@
 //! Which weights an adapter can change.
 
+use super::closest::closest;
 use crate::Graph;
 use crate::slots::{Readers, Reading};
 
@@ -53,7 +54,7 @@ pub fn check_slots(graph: &Graph, names: &[&str]) -> Result<(), Vec<SlotError>> 
     let mut findings = Vec::new();
     for &name in names {
         if !graph.initializers.contains_key(name) {
-            let closest = super::closest(name, graph.initializers.keys().map(String::as_str));
+            let closest = closest(name, graph.initializers.keys().map(String::as_str));
             findings.push(SlotError::Missing { name: name.to_owned(), closest });
             continue;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::walk::bodies_mut;
+use crate::walk::bodies_mut;
 use crate::{Graph, Model};
 
 /// Removes nodes that no graph output needs, initializers that nothing reads, and recorded types of values that are

@@ -2,9 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::evaluate::evaluate;
-use super::tensor::Tensor;
-use super::walk::{only_output, output_names, remove_nodes};
+use crate::operators::{Kind, evaluate, is_onnx, kind};
+use crate::tensor::Tensor;
+use crate::walk::{only_output, output_names, remove_nodes};
 use crate::{Attribute, Graph, Model, Node};
 
 /// Replaces nodes of the main graph whose inputs are all small inline constants by inline constants, and returns how
@@ -37,7 +37,7 @@ pub fn fold_constants(model: &mut Model) -> usize {
 /// Matrices that a value which is no constant is multiplied by.
 fn layers(graph: &Graph) -> HashSet<String> {
     let weight = |node: &Node| {
-        let product = super::is_onnx(node) && matches!(node.op_type.as_str(), "MatMul" | "Gemm");
+        let product = kind(node) == Kind::Layer;
         let varies = !graph.initializers.contains_key(node.inputs.first()?);
         let name = node.inputs.get(1).filter(|_| product && varies)?;
         graph.initializers.get(name).filter(|w| w.dtype.is_float() && w.shape.len() == 2).map(|_| name.clone())
@@ -58,7 +58,7 @@ fn fold(graph: &Graph, node: &Node) -> Option<Tensor> {
 /// The tensor of a `Constant` of any size: it needs no computing.
 fn large_constant(node: &Node) -> Option<crate::Initializer> {
     match node.attributes.get("value") {
-        Some(Attribute::Tensor(value)) if super::is_onnx(node) && node.op_type == "Constant" && !value.external => {
+        Some(Attribute::Tensor(value)) if is_onnx(node) && node.op_type == "Constant" && !value.external => {
             (node.attributes.len() == 1).then(|| value.clone())
         }
         _ => None,

@@ -3,8 +3,9 @@
 use std::collections::HashSet;
 
 use super::infer_shapes::constant_values;
-use super::walk::{is_onnx, only_output, output_names, remove_nodes};
 use crate::Model;
+use crate::operators::is_onnx;
+use crate::walk::{only_output, output_names, remove_nodes};
 
 /// Replaces `Shape` nodes of the main graph by constants where every extent asked for is a number, and `Gather`,
 /// `Slice` and `Squeeze` of such shapes where the extents picked are; returns how many.

@@ -5,11 +5,10 @@ use std::collections::{HashMap, HashSet};
 use indexmap::IndexMap;
 
 use super::PassError;
-use super::evaluate::permutation;
 use super::transforms::{Record, Transform};
-use super::walk::{
-    defined_names, forget_types, free_name, is_onnx, only_output, output_names, remove_nodes, rename_uses,
-};
+use crate::operators::is_onnx;
+use crate::operators::permutation;
+use crate::walk::{defined_names, forget_types, free_name, only_output, output_names, remove_nodes, rename_uses};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// Folds `Transpose` of a matrix, `Cast` between floating-point types, `Identity` and `Constant` between a weight and

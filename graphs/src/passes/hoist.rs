@@ -11,13 +11,15 @@
 //! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
 //! what it was made from.
 
+mod kinds;
 mod rows;
 
 use std::collections::{HashMap, HashSet};
 
-use super::walk::is_random;
 use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
-use crate::{Dim, Graph, Model, Node, TensorType, ValueInfo};
+use crate::operators::{Kind, kind, operator};
+use crate::{Graph, Model, Node, TensorType, ValueInfo};
+use kinds::{FIXED, Kinds};
 
 /// What [`hoist`] took out.
 #[derive(Clone, Debug, Default)]
@@ -36,9 +38,6 @@ pub struct Times {
     /// Its inputs with one row per timestep; it takes the others whole.
     pub rows: Vec<String>,
 }
-
-/// Operators that only repeat or rename what they read.
-const IDLE: [&str; 8] = ["ConstantOfShape", "Expand", "Identity", "Range", "Reshape", "Squeeze", "Tile", "Unsqueeze"];
 
 /// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs that
 /// change from step to step; vectors among them are timesteps, the others latents.
@@ -70,71 +69,6 @@ pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
     hoisted
 }
 
-const LATENT: u8 = 1;
-const TIME: u8 = 2;
-const FIXED: u8 = 4;
-
-/// Which kinds of input each value depends on.
-struct Kinds<'a> {
-    of: HashMap<&'a str, u8>,
-}
-
-impl<'a> Kinds<'a> {
-    fn new(graph: &'a Graph, step: &[String]) -> Self {
-        let lead = leads(graph, step).next();
-        let mut of = HashMap::new();
-        for input in &graph.inputs {
-            let shape = input.ty.as_ref().and_then(|ty| ty.shape.as_deref());
-            let kind = match (step.contains(&input.name), shape) {
-                (true, Some([_])) => TIME,
-                (true, _) => LATENT,
-                // One per sample, as the timestep is.
-                (false, Some([dim])) if Some(dim) == lead => TIME,
-                (false, Some([] | [_])) => 0,
-                (false, Some(dims)) if dims.iter().any(is_rank) => 0,
-                (false, _) => FIXED,
-            };
-            of.insert(&input.name[..], kind);
-        }
-        let mut kinds = Self { of };
-        for node in &graph.nodes {
-            let kind = kinds.of(node);
-            for output in &node.outputs {
-                kinds.of.insert(output, kind);
-            }
-        }
-        kinds
-    }
-
-    fn of(&self, node: &Node) -> u8 {
-        let own = if is_random(node) { LATENT } else { 0 };
-        node.uses().fold(own, |kind, value| kind | self.of.get(value).copied().unwrap_or(0))
-    }
-
-    /// The first extent of the timesteps, and every input with a row for each.
-    fn rows(&self, graph: &Graph, step: &[String]) -> Option<(Dim, Vec<String>)> {
-        let counts = |dim: &&Dim| matches!(dim, Dim::Symbol(name) if !name.is_empty()) || **dim == Dim::Fixed(1);
-        let lead = leads(graph, step).next().filter(counts)?;
-        let inputs = graph.inputs.iter().filter(|input| self.of.get(&input.name[..]) == Some(&TIME));
-        let rows: Vec<String> = inputs.map(|input| input.name.clone()).collect();
-        leads(graph, step).all(|other| other == lead).then(|| (lead.clone(), rows))
-    }
-}
-
-/// The extents of the timesteps.
-fn leads<'a>(graph: &'a Graph, step: &[String]) -> impl Iterator<Item = &'a Dim> {
-    let inputs = graph.inputs.iter().filter(|input| step.contains(&input.name));
-    inputs.filter_map(|input| match input.ty.as_ref()?.shape.as_deref() {
-        Some([lead]) => Some(lead),
-        _ => None,
-    })
-}
-
-/// True for the rank of LoRA factors.
-fn is_rank(dim: &Dim) -> bool {
-    matches!(dim, Dim::Symbol(name) if name.ends_with(".lora_rank"))
-}
-
 /// Moves the nodes marked in `moved` into a graph of their own, if that is worth it.
 fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
     let graph = &model.graph;
@@ -151,7 +85,7 @@ fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
         for (index, node) in graph.nodes.iter().enumerate().filter(|(index, _)| moved[*index]) {
             let mut crosses = node.outputs.iter().filter(|output| crossing.contains(&output[..])).peekable();
             let ends = crosses.peek().is_some() && !node.outputs.iter().any(|output| inside.contains(&output[..]));
-            let idle = ends && IDLE.contains(&&node.op_type[..]);
+            let idle = ends && operator(node).is_some_and(|known| known.is_idle);
             if idle || crosses.any(|output| types.get(&output[..]).is_none_or(|ty| ty.shape.is_none())) {
                 stays = true;
                 unmove(graph, &mut moved, index);
@@ -162,8 +96,8 @@ fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
             break crossing;
         }
     };
-    let product = |node: &Node| matches!(&node.op_type[..], "Gemm" | "MatMul" | "Conv");
-    if crossing.is_empty() || !graph.nodes.iter().zip(&moved).any(|(node, moved)| *moved && product(node)) {
+    let is_layer = |node: &Node| kind(node) == Kind::Layer;
+    if crossing.is_empty() || !graph.nodes.iter().zip(&moved).any(|(node, moved)| *moved && is_layer(node)) {
         return None;
     }
     let made = graph.nodes.iter().flat_map(|node| &node.outputs).filter(|output| crossing.contains(&output[..]));

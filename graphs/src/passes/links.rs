@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::tensor::{self, Numbers, Tensor};
-use super::walk::is_onnx;
+use crate::operators::is_onnx;
+use crate::tensor::{self, Numbers, Tensor};
 use crate::{DataType, Dim, Graph, Node, TensorType};
 
 /// Who makes and who reads each value, and what is known of it.

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 
 use super::lower_ort::node;
-use super::walk::{bodies_mut, defined_names, free_name, is_onnx};
+use crate::operators::is_onnx;
 use crate::precision::value_types_within;
+use crate::walk::{bodies_mut, defined_names, free_name};
 use crate::{DataType, Graph, Model, Node};
 
 /// Replaces each `Where(c, x, y)` of booleans, in bodies too, by `(c and x) or (not c and y)`, which broadcasts alike; returns

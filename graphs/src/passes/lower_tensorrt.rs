@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::links::Links;
-use super::walk::{defined_names, free_name, is_onnx, only_output, replace_nodes};
+use crate::operators::{IntegerRule, Kind, is_onnx, operator};
+use crate::walk::{defined_names, free_name, only_output, replace_nodes};
 use crate::{Attribute, Graph, Model, Node};
 
 /// Writes `c·x − (x mod n)` as `(c·x − x) + n·(x / n)` wherever `n` is a constant above zero and `x` is made of extents, so
@@ -103,21 +104,18 @@ fn take_zeros_for_extents(graph: &mut Graph) {
 /// Integers that are never below zero: extents, and what is made of them and of constants without a difference.
 fn natural<'a>(graph: &'a Graph, links: &Links<'a>) -> HashSet<&'a str> {
     let mut natural: HashSet<&str> = HashSet::new();
-    for node in graph.nodes.iter().filter(|node| is_onnx(node)) {
-        let Some(output) = only_output(node) else { continue };
+    for node in &graph.nodes {
+        let (Some(output), Some(known)) = (only_output(node), operator(node)) else { continue };
         let constant = |name: &str| links.constant(name).and_then(|constant| constant.indices());
         let is_natural = |name: &String| {
             natural.contains(&name[..]) || constant(name).is_some_and(|numbers| numbers.iter().all(|&n| n >= 0))
         };
-        let known = match node.op_type.as_str() {
-            "Shape" | "Size" => true,
-            "Identity" | "Squeeze" | "Unsqueeze" | "Reshape" | "Gather" | "Slice" => {
-                node.inputs.first().is_some_and(is_natural)
-            }
-            "Add" | "Mul" | "Div" | "Max" | "Concat" => node.inputs.iter().all(is_natural),
-            _ => false,
+        let is_natural = match known.integers {
+            IntegerRule::Moved => node.inputs.first().is_some_and(is_natural),
+            IntegerRule::Joined => node.inputs.iter().all(is_natural),
+            _ => known.kind == Kind::Extents || (known.natural && node.inputs.iter().all(is_natural)),
         };
-        if known {
+        if is_natural {
             natural.insert(output);
         }
     }

@@ -2,7 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::walk::{bodies, forget_types, is_onnx, is_random, output_names, remove_nodes, rename_uses};
+use crate::operators::{Kind, is_onnx, is_random, kind};
+use crate::walk::{bodies, forget_types, output_names, remove_nodes, rename_uses};
 use crate::{Attribute, DataType, Graph, Model, Node};
 
 /// Small constants larger than this are not compared.
@@ -46,7 +47,7 @@ fn merge_constants(graph: &mut Graph) -> usize {
 /// What linear layers multiply by: an adapter may change the matrix of one and not that of another.
 fn collect_factors(graph: &Graph, names: &mut HashSet<String>) {
     for node in &graph.nodes {
-        if is_onnx(node) && matches!(&node.op_type[..], "Conv" | "Gemm" | "MatMul") {
+        if kind(node) == Kind::Layer {
             names.extend(node.inputs.get(1).cloned());
         }
         bodies(node).for_each(|body| collect_factors(body, names));

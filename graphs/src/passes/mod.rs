@@ -4,7 +4,6 @@
 //! included. A pass that is unsure about a node leaves it alone.
 
 mod dead_nodes;
-mod evaluate;
 mod extract;
 mod fold_constants;
 mod fold_shapes;
@@ -20,10 +19,8 @@ mod quantize_weights;
 mod side_branch;
 mod split_weights;
 mod switches;
-mod tensor;
 mod topological_sort;
 mod transforms;
-mod walk;
 
 pub use dead_nodes::remove_dead_nodes;
 pub use extract::Extractor;
@@ -43,10 +40,8 @@ pub use switches::{Pass, Passes};
 pub use topological_sort::sort_topologically;
 pub use transforms::{ALIASES_KEY, TRANSFORMS_KEY};
 
-pub(crate) use lower_ort::CONTRIB;
+pub use crate::walk::{label, rename_uses};
 pub(crate) use topological_sort::order;
-pub(crate) use walk::{defined_names, free_name, is_onnx, rank, replace_nodes};
-pub use walk::{label, rename_uses};
 
 use crate::Model;
 

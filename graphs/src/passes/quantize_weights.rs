@@ -3,9 +3,10 @@
 use std::collections::HashMap;
 
 use super::infer_shapes;
-use super::lower_ort::CONTRIB;
-use super::walk::{is_onnx, label};
+use crate::operators::CONTRIB;
+use crate::operators::is_onnx;
 use crate::quantize::{Blocks, Part};
+use crate::walk::label;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// Behind a matrix's name: its 8-bit values `[out, blocks, block]`.

@@ -3,8 +3,9 @@
 
 use indexmap::IndexMap;
 
-use super::tensor::axis;
-use super::walk::{bodies, bodies_mut, is_onnx, label, rank};
+use crate::operators::is_onnx;
+use crate::tensor::axis;
+use crate::walk::{bodies, bodies_mut, label, rank};
 use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 
 /// A linear layer that gets a branch.

@@ -2,8 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::tensor::{Tensor, axis};
-use super::walk::{defined_names, free_name, is_onnx, output_names, remove_nodes, rename_uses};
+use crate::operators::is_onnx;
+use crate::tensor::{Tensor, axis};
+use crate::walk::{defined_names, free_name, output_names, remove_nodes, rename_uses};
 use crate::{Graph, Initializer, Model, Node};
 
 /// Replaces `Split` and `Slice` of a weight matrix along its rows by initializers of those rows, called

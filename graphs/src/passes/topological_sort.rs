@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
 use super::PassError;
-use super::walk::{bodies_mut, label};
+use crate::walk::{bodies_mut, label};
 use crate::{Graph, Model};
 
 /// Sorts the nodes of every graph so that each comes after those it reads from, and returns how many moved.

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::tables::tables;
+use super::tables::{is_matrix, tables};
 use super::types::{reads_any, value_types};
 use crate::builder::ISLAND;
-use crate::passes::rename_uses;
+use crate::operators::{Out, operator};
+use crate::walk::rename_uses;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node, TensorData};
 
 /// Brings a float32 graph into `to` (`float16` or `bfloat16`): weights, constants and arithmetic.
@@ -61,9 +62,10 @@ pub fn apply_precision(model: &mut Model, types: &[DataType], storage: &dyn Fn(&
             lowering.nodes.append(&mut alone.nodes);
             continue;
         }
+        let (typeless, typed) = (reads_any(&node), float32_from(&node));
         for (at, input) in node.inputs.iter_mut().enumerate() {
-            if float(input) && !reads_any(&node.op_type) {
-                let wanted = if keeps_float32(&node.op_type, at) { DataType::Float } else { wanted };
+            if float(input) && !typeless {
+                let wanted = if at < typed { wanted } else { DataType::Float };
                 *input = lowering.value(input, wanted, &graph.initializers);
             }
         }
@@ -114,24 +116,19 @@ pub fn matrix_types(graphs: &[(&Model, &[DataType])]) -> BTreeMap<String, DataTy
     read.into_iter().map(|(name, ty)| (name.clone(), ty.unwrap_or_else(|| kept(&name)))).collect()
 }
 
-/// True for a weight with at least two extents.
-pub(super) fn is_matrix(weight: &Initializer) -> bool {
-    weight.external && weight.dtype == DataType::Float && weight.shape.len() > 1
-}
-
-/// True for an input that is float32 whatever the type of the node.
-pub(super) fn keeps_float32(op_type: &str, input: usize) -> bool {
-    op_type == "Resize" && input > 0
+/// The first input that is float32 whatever the type of the node, as are all behind it.
+pub(super) fn float32_from(node: &Node) -> usize {
+    operator(node).map_or(usize::MAX, |known| known.float32_from)
 }
 
 /// Gives a node that says its result's type itself the type `to`; the type of what it makes.
 fn retype(node: &mut Node, to: DataType) -> DataType {
-    match node.op_type.as_str() {
-        "Cast" if node.int("to") == Some(i64::from(DataType::Float.onnx())) => {
+    match operator(node).map_or(Out::Open, |known| known.result) {
+        Out::To if node.int("to") == Some(i64::from(DataType::Float.onnx())) => {
             node.attributes.insert("to".into(), Attribute::Int(to.onnx().into()));
             to
         }
-        "ConstantOfShape" | "Constant" => {
+        Out::Constant(_) => {
             let value = node.attributes.get("value").cloned();
             match value {
                 Some(Attribute::Tensor(value)) => match converted_exactly(&value, to) {

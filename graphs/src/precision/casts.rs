@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::apply::keeps_float32;
+use super::apply::float32_from;
 use super::types::{reads_any, value_types};
 use crate::{DataType, Graph};
 
@@ -69,10 +69,11 @@ impl Flow {
             }
             flow.values.push(Flowing { producer, consumers: Vec::new(), wants_float32: false });
         }
-        for (at, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !reads_any(&node.op_type)) {
+        for (at, node) in graph.nodes.iter().enumerate().filter(|(_, node)| !reads_any(node)) {
+            let typed = float32_from(node);
             for (position, name) in node.uses().enumerate() {
                 let Some(&value) = index.get(name) else { continue };
-                if keeps_float32(&node.op_type, position) {
+                if position >= typed {
                     flow.values[value].wants_float32 = true;
                 } else {
                     flow.values[value].consumers.push(at);

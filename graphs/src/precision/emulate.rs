@@ -2,6 +2,7 @@
 
 use super::apply::cast;
 use super::types::{is_movement, value_types};
+use crate::operators::{Kind, kind};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// Turns a strongly typed graph ([`apply_precision`](super::apply_precision)) into a float32 graph that rounds where it
@@ -27,7 +28,7 @@ pub fn emulate_precision(model: &mut Model) {
                 widen(tensor);
             }
         }
-        if is_movement(&node.op_type) || node.op_type == "Constant" || node.op_type == "ConstantOfShape" {
+        if is_movement(&node) || kind(&node) == Kind::Constant {
             nodes.push(node);
             continue;
         }

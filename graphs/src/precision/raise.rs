@@ -3,9 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::apply::cast;
-use super::types::{is_movement, reads_any, value_types, value_types_within};
-use crate::passes::{defined_names, free_name, is_onnx, rename_uses};
+use super::types::{value_types, value_types_within};
+use crate::operators::{Kind, Operator, is_onnx, kind, operator, result_type};
 use crate::read::OWN_MODEL_KEY;
+use crate::walk::{defined_names, free_name, rename_uses};
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// True if the graph, or a body in it, has a float16 or bfloat16 value that it names: an input, an output, a weight, a
@@ -44,13 +45,7 @@ fn computes_low(graph: &Graph, outer: &HashMap<String, DataType>) -> bool {
     let types = value_types_within(graph, outer);
     graph.nodes.iter().any(|node| {
         let low = |name: &String| types.get(name).copied().is_some_and(is_low);
-        let moves = is_onnx(node)
-            && (is_movement(&node.op_type)
-                || reads_any(&node.op_type)
-                || matches!(
-                    &node.op_type[..],
-                    "Cast" | "CastLike" | "Constant" | "ConstantOfShape" | "If" | "Loop" | "Scan"
-                ));
+        let moves = operator(node).is_some_and(Operator::computes_nothing);
         let bodies =
             node.attributes.values().any(|a| matches!(a, Attribute::Graph(body) if computes_low(body, &types)));
         bodies || (!moves && node.inputs.iter().chain(&node.outputs).any(low))
@@ -113,11 +108,10 @@ impl Raising {
 /// The 16-bit type that a cast rounds to; `None` for another node, and for a cast that loses nothing.
 fn rounds_to(node: &Node, types: &HashMap<String, DataType>) -> Option<DataType> {
     let input = node.inputs.first().filter(|_| node.outputs.first().is_some_and(|made| !made.is_empty()))?;
-    let to = match node.op_type.as_str() {
-        "Cast" if is_onnx(node) => DataType::from_onnx(i32::try_from(node.int("to")?).ok()?)?,
-        "CastLike" if is_onnx(node) => *types.get(node.inputs.get(1)?)?,
-        _ => return None,
-    };
+    if kind(node) != Kind::Convert {
+        return None;
+    }
+    let to = result_type(node, 0, |at| types.get(node.inputs.get(at)?).copied())?;
     // 8 bits fit into the digits of either type.
     let exact = |from: DataType| from == to || matches!(from, DataType::Bool | DataType::Int8 | DataType::Uint8);
     (is_low(to) && !types.get(input).copied().is_some_and(exact)).then_some(to)

@@ -2,10 +2,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::apply::is_matrix;
-use crate::passes::is_onnx;
+use crate::operators::{Kind, is_onnx, kind};
 use crate::read::OWN_MODEL_KEY;
-use crate::{Attribute, Graph, Model, Node};
+use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// The tables of models over one set of weights: f32 weights with two axes or more that no product reads and nothing is
 /// looked up in, such as those of positions. In a model that v2l wrote, all weights are the checkpoint's, and there are none.
@@ -55,15 +54,19 @@ enum Reads {
 }
 
 fn reads(node: &Node) -> Reads {
-    match node.op_type.as_str() {
+    match kind(node) {
         _ if has_bodies(node) || !is_onnx(node) => Reads::All,
-        "Gather" | "GatherElements" | "GatherND" => Reads::First,
-        "MatMul" | "Gemm" | "Conv" | "ConvTranspose" | "DeformConv" | "Einsum" | "Attention" | "RNN" | "GRU"
-        | "LSTM" => Reads::All,
+        Kind::Lookup => Reads::First,
+        Kind::Layer | Kind::Product => Reads::All,
         _ => Reads::Nothing,
     }
 }
 
 fn has_bodies(node: &Node) -> bool {
     node.attributes.values().any(|attribute| matches!(attribute, Attribute::Graph(_)))
+}
+
+/// True for a weight with at least two extents.
+pub(super) fn is_matrix(weight: &Initializer) -> bool {
+    weight.external && weight.dtype == DataType::Float && weight.shape.len() > 1
 }

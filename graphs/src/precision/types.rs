@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::check::result_type;
-use crate::passes::{is_onnx, label};
+use crate::operators::{Kind, Operator, kind, operator, result_type};
+use crate::walk::label;
 use crate::{Attribute, DataType, Graph, Node};
 
 /// Element types of all values of a graph in topological order, as far as the operators and the recorded types tell.
@@ -71,7 +71,7 @@ fn node_freedom(node: &Node, types: &HashMap<String, DataType>) -> Freedom {
     let read: Vec<Option<DataType>> = node.inputs.iter().filter(|n| !n.is_empty()).map(type_of).collect();
     let made: Vec<Option<DataType>> = node.outputs.iter().filter(|n| !n.is_empty()).map(type_of).collect();
     let float = |t: &Option<DataType>| t.is_none_or(DataType::is_float);
-    if reads_any(&node.op_type) || !read.iter().chain(&made).any(float) {
+    if reads_any(node) || !read.iter().chain(&made).any(float) {
         return Freedom::Typeless;
     }
     let unknown = read.iter().chain(&made).any(Option::is_none);
@@ -79,120 +79,19 @@ fn node_freedom(node: &Node, types: &HashMap<String, DataType>) -> Freedom {
     let narrow = made.iter().flatten().any(|t| t.is_float() && t.size() == 2);
     let bodies = node.attributes.values().any(|a| matches!(a, Attribute::Graph(_)));
     let double = read.iter().chain(&made).any(|t| *t == Some(DataType::Double));
-    if unknown
-        || bodies
-        || double
-        || narrow
-        || !is_onnx(node)
-        || !made.iter().any(float)
-        || !takes_16_bits(&node.op_type)
-    {
+    let sixteen = operator(node).is_some_and(|known| known.is_move() || known.has_narrow_form);
+    if unknown || bodies || double || narrow || !sixteen || !made.iter().any(float) {
         return Freedom::Float32;
     }
     Freedom::Any
 }
 
 /// True for operators that look at extents only: they take any type as it comes.
-pub(super) fn reads_any(op_type: &str) -> bool {
-    matches!(op_type, "Shape" | "Size")
-}
-
-/// Operators with a 16-bit form that is the same function of its inputs.
-fn takes_16_bits(op_type: &str) -> bool {
-    is_movement(op_type)
-        || matches!(
-            op_type,
-            "Abs"
-                | "Add"
-                | "Attention"
-                | "AveragePool"
-                | "BatchNormalization"
-                | "Cast"
-                | "Ceil"
-                | "Clip"
-                | "ConstantOfShape"
-                | "Conv"
-                | "ConvTranspose"
-                | "Cos"
-                | "Div"
-                | "Dropout"
-                | "Einsum"
-                | "Elu"
-                | "Erf"
-                | "Exp"
-                | "Floor"
-                | "Gelu"
-                | "Gemm"
-                | "GlobalAveragePool"
-                | "GroupNormalization"
-                | "HardSigmoid"
-                | "HardSwish"
-                | "InstanceNormalization"
-                | "LayerNormalization"
-                | "LeakyRelu"
-                | "Log"
-                | "LogSoftmax"
-                | "MatMul"
-                | "Max"
-                | "Mean"
-                | "Min"
-                | "Mish"
-                | "Mul"
-                | "Neg"
-                | "PRelu"
-                | "Pow"
-                | "RMSNormalization"
-                | "Reciprocal"
-                | "ReduceL1"
-                | "ReduceL2"
-                | "ReduceLogSum"
-                | "ReduceLogSumExp"
-                | "ReduceMax"
-                | "ReduceMean"
-                | "ReduceMin"
-                | "ReduceProd"
-                | "ReduceSum"
-                | "ReduceSumSquare"
-                | "Relu"
-                | "Resize"
-                | "Round"
-                | "Sigmoid"
-                | "Sign"
-                | "Sin"
-                | "Softmax"
-                | "Softplus"
-                | "Sqrt"
-                | "Sub"
-                | "Sum"
-                | "Tanh"
-        )
+pub(super) fn reads_any(node: &Node) -> bool {
+    kind(node) == Kind::Extents
 }
 
 /// True for operators that only move elements: every element of the result is one of the inputs'.
-pub fn is_movement(op_type: &str) -> bool {
-    matches!(
-        op_type,
-        "Concat"
-            | "DepthToSpace"
-            | "Expand"
-            | "Flatten"
-            | "Gather"
-            | "GatherElements"
-            | "GatherND"
-            | "Identity"
-            | "MaxPool"
-            | "Pad"
-            | "Reshape"
-            | "ScatterElements"
-            | "ScatterND"
-            | "Slice"
-            | "SpaceToDepth"
-            | "Split"
-            | "Squeeze"
-            | "Tile"
-            | "Transpose"
-            | "Trilu"
-            | "Unsqueeze"
-            | "Where"
-    )
+pub fn is_movement(node: &Node) -> bool {
+    operator(node).is_some_and(Operator::is_move)
 }

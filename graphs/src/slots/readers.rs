@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 
-use crate::passes::{is_onnx, label};
+use crate::operators::{Kind, is_onnx, kind};
+use crate::walk::label;
 use crate::{Attribute, Graph, Node};
 
 /// What a node takes a weight for.
@@ -46,7 +47,7 @@ impl Readers {
     fn add(&mut self, graph: &Graph) {
         for node in &graph.nodes {
             for (index, input) in node.inputs.iter().enumerate().filter(|(_, input)| !input.is_empty()) {
-                if is_onnx(node) && matches!(node.op_type.as_str(), "Shape" | "Size") {
+                if kind(node) == Kind::Extents {
                     continue;
                 }
                 let (op_type, reading) = (node.op_type.clone(), reading(graph, node, index));

@@ -1,7 +1,8 @@
 use std::collections::{HashMap, HashSet};
 
 use super::row_hashes;
-use crate::passes::{defined_names, free_name, is_onnx, label, rank, rename_uses, replace_nodes};
+use crate::operators::is_onnx;
+use crate::walk::{defined_names, free_name, label, rank, rename_uses, replace_nodes};
 use crate::{Attribute, Graph, Initializer, Model, Node};
 
 /// Lets every reader of an initializer read another of equal bytes instead; `pairs` are `(kept, dropped)`. The dropped ones

@@ -1,7 +1,7 @@
 use super::*;
 use crate::blocks;
 use crate::passes::optimize;
-use crate::{Builder, DataType, Initializer, TensorData, Value};
+use crate::{Builder, DataType, Dim, Initializer, TensorData, Value};
 
 /// `y = x · (linear(time) + setting) + project(text)`, and a text-shaped constant that is only repeated.
 struct Parts {

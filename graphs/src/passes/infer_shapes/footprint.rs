@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::expr::{Expr, Symbol};
-use super::symbols::Meaning;
-use super::{Inference, is_onnx};
-use crate::passes::CONTRIB;
+use super::inference::Inference;
+use crate::operators::{Buffer, operator};
+use crate::symbolic::{Expr, Facts, Meaning, Symbol};
 use crate::{Graph, Model, Node};
 
 /// A sum of products: a factor, and the extents, by their index, that it is multiplied by.
@@ -52,30 +51,30 @@ const MAX_TERMS: usize = 512;
 /// name extents of the inputs of the whole. Needs inferred shapes ([`super::infer_shapes`]). What ONNX Runtime may fuse further, and what it takes beyond the values, is
 /// not in it.
 pub fn footprint(model: &Model, whole: &Model) -> Footprint {
-    let inference = Inference::run_as(&whole.graph, 1, true);
+    let facts = Inference::run_as(&whole.graph, 1, true).facts;
     let mut table = Table::default();
     let mut unknown = 0;
     let mut bytes = HashMap::new();
-    let own = Inference::run_as(&model.graph, 1, true);
+    let own = Inference::run_as(&model.graph, 1, true).facts;
     for name in model.graph.nodes.iter().flat_map(|node| &node.outputs).filter(|name| !name.is_empty()) {
-        match size(&inference, name).or_else(|| fixed_size(&own, name)) {
+        match size(&facts, name).or_else(|| fixed_size(&own, name)) {
             Some(size) => drop(bytes.insert(&name[..], size)),
             None => unknown += 1,
         }
     }
     let mut candidates: Vec<Poly> = Vec::new();
     let mut known = HashSet::new();
-    for peak in live_sets(&model.graph, &inference, &bytes) {
+    for peak in live_sets(&model.graph, &facts, &bytes) {
         if known.insert(peak.clone()) {
             candidates.push(peak);
         }
     }
     let outputs = model.graph.outputs.iter().map(|output| {
-        let shape = inference.shapes.get(output.name.as_str())?;
-        Some(shape.iter().map(|extent| table.sum(&inference, &poly(extent))).collect())
+        let shape = facts.shapes.get(output.name.as_str())?;
+        Some(shape.iter().map(|extent| table.sum(&facts, &poly(extent))).collect())
     });
     let outputs = outputs.collect();
-    let sums: Vec<Sum> = candidates.iter().map(|candidate| table.sum(&inference, candidate)).collect();
+    let sums: Vec<Sum> = candidates.iter().map(|candidate| table.sum(&facts, candidate)).collect();
     let peaks = table.largest(sums);
     Footprint { extents: table.extents, peaks, outputs, unknown }
 }
@@ -111,20 +110,20 @@ fn add(sum: &mut Poly, other: &Poly, factor: i64) {
 }
 
 /// Bytes of a value.
-fn size(inference: &Inference<'_>, name: &str) -> Option<Poly> {
-    let element = inference.types.get(name)?.size();
-    let shape = inference.shapes.get(name)?;
+fn size(facts: &Facts<'_>, name: &str) -> Option<Poly> {
+    let element = facts.types.get(name)?.size();
+    let shape = facts.shapes.get(name)?;
     let element = Poly::from([(Vec::new(), i64::try_from(element).ok()?)]);
     shape.iter().try_fold(element, |product, extent| times(&product, &poly(extent)))
 }
 
 /// Bytes of a value whose extents are numbers.
-fn fixed_size(inference: &Inference<'_>, name: &str) -> Option<Poly> {
-    size(inference, name).filter(|size| size.keys().all(Vec::is_empty))
+fn fixed_size(facts: &Facts<'_>, name: &str) -> Option<Poly> {
+    size(facts, name).filter(|size| size.keys().all(Vec::is_empty))
 }
 
 /// Bytes that live while each node runs, in ONNX Runtime's order.
-fn live_sets<'a>(graph: &'a Graph, inference: &Inference<'_>, bytes: &HashMap<&'a str, Poly>) -> Vec<Poly> {
+fn live_sets<'a>(graph: &'a Graph, facts: &Facts<'_>, bytes: &HashMap<&'a str, Poly>) -> Vec<Poly> {
     let order = execution_order(graph);
     let mut last_use: HashMap<&str, usize> = HashMap::new();
     for (at, &node) in order.iter().enumerate() {
@@ -139,7 +138,7 @@ fn live_sets<'a>(graph: &'a Graph, inference: &Inference<'_>, bytes: &HashMap<&'
         let node = &graph.nodes[index];
         for output in node.outputs.iter().filter(|name| !name.is_empty()) {
             let last = last_use.get(output.as_str()).copied().unwrap_or(at);
-            let taken = taken_over(inference, node, output, |input| {
+            let taken = taken_over(facts, node, output, |input| {
                 let buffer = *buffer_of.get(input)?;
                 Some((buffer, last_of.get(buffer) == Some(&at)))
             });
@@ -157,7 +156,7 @@ fn live_sets<'a>(graph: &'a Graph, inference: &Inference<'_>, bytes: &HashMap<&'
             *end = (*end).max(last);
         }
         let mut set = live.clone();
-        for size in workspace(inference, node).into_iter().filter_map(|name| size(inference, name)) {
+        for size in workspace(facts, node).into_iter().filter_map(|name| size(facts, name)) {
             add(&mut set, &size, 1);
         }
         sets.push(set);
@@ -180,42 +179,32 @@ enum Taken<'a> {
 
 /// Whether an output lies where an input lay: `buffer` gives that and whether the node is its last use.
 fn taken_over<'a>(
-    inference: &Inference<'_>,
+    facts: &Facts<'_>,
     node: &'a Node,
     output: &str,
     buffer: impl Fn(&'a str) -> Option<(&'a str, bool)>,
 ) -> Taken<'a> {
-    if !is_onnx(node) {
-        return Taken::No;
-    }
-    match node.op_type.as_str() {
-        "Flatten" | "Identity" | "Reshape" | "Squeeze" | "Unsqueeze" => {
+    match operator(node).map_or(Buffer::Own, |known| known.buffer) {
+        Buffer::Own => Taken::No,
+        Buffer::View => {
             let Some(input) = node.inputs.first() else { return Taken::No };
             buffer(input).map_or(Taken::Uncounted, |(buffer, _)| Taken::From(buffer))
         }
-        "Abs" | "Add" | "Ceil" | "Clip" | "Div" | "Elu" | "Exp" | "Floor" | "HardSigmoid" | "LeakyRelu" | "Log"
-        | "Mul" | "Neg" | "Reciprocal" | "Relu" | "Sigmoid" | "Softplus" | "Sqrt" | "Sub" | "Tanh" => {
+        Buffer::InPlace => {
             let same = |input: &str| {
-                inference.shapes.get(input) == inference.shapes.get(output)
-                    && inference.types.get(input) == inference.types.get(output)
+                facts.shapes.get(input) == facts.shapes.get(output) && facts.types.get(input) == facts.types.get(output)
             };
             let mut inputs = node.inputs.iter().map(String::as_str).filter(|input| same(input)).filter_map(buffer);
             inputs.find(|(_, ends)| *ends).map_or(Taken::No, |(buffer, _)| Taken::From(buffer))
         }
-        _ => Taken::No,
     }
 }
 
 /// Values as large as what a node takes while it runs, beyond its outputs.
-fn workspace<'a>(inference: &Inference<'_>, node: &'a Node) -> Vec<&'a str> {
-    let three = |name: &&str| inference.shapes.get(*name).is_some_and(|shape| shape.len() == 3);
-    match node.op_type.as_str() {
-        // Query, key and value head by head.
-        "MultiHeadAttention" if node.domain == CONTRIB => {
-            node.inputs.iter().take(3).map(String::as_str).filter(three).collect()
-        }
-        _ => Vec::new(),
-    }
+fn workspace<'a>(facts: &Facts<'_>, node: &'a Node) -> Vec<&'a str> {
+    let three = |name: &&str| facts.shapes.get(*name).is_some_and(|shape| shape.len() == 3);
+    let copied = operator(node).map_or(0, |known| known.copies);
+    node.inputs.iter().take(copied).map(String::as_str).filter(three).collect()
 }
 
 /// The nodes in the order in which ONNX Runtime runs them: depth first from the last leaf, of a node's inputs the one that was
@@ -258,18 +247,18 @@ struct Table {
 }
 
 impl Table {
-    fn sum(&mut self, inference: &Inference<'_>, sum: &Poly) -> Sum {
+    fn sum(&mut self, facts: &Facts<'_>, sum: &Poly) -> Sum {
         sum.iter()
-            .map(|(symbols, n)| (*n, symbols.iter().map(|&symbol| self.extent(inference, symbol)).collect()))
+            .map(|(symbols, n)| (*n, symbols.iter().map(|&symbol| self.extent(facts, symbol)).collect()))
             .collect()
     }
 
-    fn extent(&mut self, inference: &Inference<'_>, symbol: Symbol) -> usize {
+    fn extent(&mut self, facts: &Facts<'_>, symbol: Symbol) -> usize {
         if let Some(&known) = self.of.get(&symbol) {
             return known;
         }
-        let mut of = |e: &Expr| self.sum(inference, &poly(e));
-        let extent = match inference.symbols.meaning(symbol) {
+        let mut of = |e: &Expr| self.sum(facts, &poly(e));
+        let extent = match facts.symbols.meaning(symbol) {
             Meaning::Declared(name) => Extent::Input(name.clone()),
             Meaning::Open(_) => Extent::Open,
             Meaning::Quotient(a, n) => Extent::Quotient(of(a), *n),

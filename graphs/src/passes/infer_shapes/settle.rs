@@ -2,9 +2,8 @@
 
 use indexmap::IndexMap;
 
-use super::Inference;
-use super::expr::Expr;
-use super::symbols::Symbols;
+use super::inference::Inference;
+use crate::symbolic::{Expr, Symbols};
 use crate::{Dim, Model};
 
 /// A number for each named extent of the main graph's inputs, in the order in which the inputs name them.
@@ -47,8 +46,8 @@ pub fn settle_extents(
         let Some((name, (input, axis, rank))) = wanted.iter().find(|(name, _)| !settled.contains_key(*name)) else {
             break;
         };
-        let inference = Inference::run(&model.graph, 1);
-        let found = inference.symbols.equalities().iter().filter_map(|(a, b)| solve(&inference.symbols, a, b));
+        let symbols = Inference::run(&model.graph, 1).facts.symbols;
+        let found = symbols.equalities().iter().filter_map(|(a, b)| solve(&symbols, a, b));
         let before = settled.len();
         for (name, n) in found {
             settled.entry(name).or_insert(n);

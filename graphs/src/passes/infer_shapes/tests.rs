@@ -1,7 +1,7 @@
 //! Operator families, on graphs of a few nodes.
 
 use super::*;
-use crate::{Attribute, Builder, Extent, Initializer, TensorData, Value};
+use crate::{Attribute, Builder, DataType, Extent, Initializer, TensorData, Value};
 
 /// What `build` makes of the float inputs `x [batch, 4, height, width]`, `rows [tokens, 6]` and `t [frames]`: type and
 /// extents of each value.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{CONTRIB, ints, node};
 use crate::passes::links::{Links, fixed, is_last, same};
-use crate::passes::walk::replace_nodes;
+use crate::walk::replace_nodes;
 use crate::{Attribute, Dim, Model, Node};
 
 /// `[B, S, H, D]` and `[B, H, S, D]` into each other.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::node;
 use crate::passes::links::{Links, fixed, is_last, same};
-use crate::passes::walk::replace_nodes;
+use crate::walk::replace_nodes;
 use crate::{Dim, Model, Node};
 
 /// Rewrites every layer norm of `[batch, tokens, width]` whose result, and nothing else of it, is multiplied by one

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{CONTRIB, ints, node};
 use crate::passes::links::{Links, fixed, is_last, same};
-use crate::passes::walk::replace_nodes;
+use crate::walk::replace_nodes;
 use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 
 /// What is written in place of a rotation needs `Shape` of some extents alone.

@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::check::DOMAINS;
 use crate::{Attribute, Graph, Node};
 
 /// What an error calls a node: its name, or for a nameless one its operator and first output.
@@ -14,41 +13,20 @@ pub fn label(node: &Node) -> String {
     format!("{} -> {output}", node.op_type)
 }
 
-/// True for an operator of ONNX's own domain.
-pub(crate) fn is_onnx(node: &Node) -> bool {
-    matches!(node.domain.as_str(), "" | "ai.onnx")
-}
-
 /// The only output's name; `None` if there are several or it is left out.
-pub(super) fn only_output(node: &Node) -> Option<&str> {
+pub(crate) fn only_output(node: &Node) -> Option<&str> {
     match node.outputs.as_slice() {
         [name] if !name.is_empty() => Some(name),
         _ => None,
     }
 }
 
-pub(super) fn output_names(graph: &Graph) -> HashSet<String> {
+pub(crate) fn output_names(graph: &Graph) -> HashSet<String> {
     graph.outputs.iter().map(|o| o.name.clone()).collect()
 }
 
-/// Operators that may give another result each time.
-const RANDOM: [&str; 6] =
-    ["Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"];
-
-/// True unless the node, bodies included, gives the same result for the same inputs each time. A call of a model-local
-/// function is not looked into, and counts as one that may not.
-pub(super) fn is_random(node: &Node) -> bool {
-    let random = match &node.domain[..] {
-        // With a third input it may be in training mode.
-        "" | "ai.onnx" if node.op_type == "Dropout" => node.inputs.get(2).is_some_and(|mode| !mode.is_empty()),
-        "" | "ai.onnx" => RANDOM.contains(&&node.op_type[..]),
-        domain => !DOMAINS.contains(&domain),
-    };
-    random || bodies(node).any(|body| body.nodes.iter().any(is_random))
-}
-
 /// The graphs in a node's attributes.
-pub(super) fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
+pub(crate) fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
     node.attributes.values().filter_map(|a| match a {
         Attribute::Graph(g) => Some(&**g),
         _ => None,
@@ -56,7 +34,7 @@ pub(super) fn bodies(node: &Node) -> impl Iterator<Item = &Graph> {
 }
 
 /// The graphs in a node's attributes.
-pub(super) fn bodies_mut(node: &mut Node) -> impl Iterator<Item = &mut Graph> {
+pub(crate) fn bodies_mut(node: &mut Node) -> impl Iterator<Item = &mut Graph> {
     node.attributes.values_mut().filter_map(|a| match a {
         Attribute::Graph(g) => Some(&mut **g),
         _ => None,
@@ -120,7 +98,7 @@ fn rename_captures(body: &mut Graph, renames: &HashMap<String, String>) {
 }
 
 /// Removes the nodes at `indices`.
-pub(super) fn remove_nodes(graph: &mut Graph, indices: &HashSet<usize>) {
+pub(crate) fn remove_nodes(graph: &mut Graph, indices: &HashSet<usize>) {
     let mut index = 0;
     graph.nodes.retain(|_| {
         index += 1;
@@ -144,6 +122,6 @@ pub(crate) fn rank(graph: &Graph, name: &str) -> Option<usize> {
 }
 
 /// Forgets the recorded types of `names`.
-pub(super) fn forget_types(graph: &mut Graph, names: &HashSet<String>) {
+pub(crate) fn forget_types(graph: &mut Graph, names: &HashSet<String>) {
     graph.value_info.retain(|v| !names.contains(&v.name));
 }

@@ -10,7 +10,7 @@ const MAX_NAME: usize = 120;
 
 /// What a symbol stands for. No symbol is ever negative.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Meaning {
+pub(crate) enum Meaning {
     /// An extent that the model names.
     Declared(String),
     /// An extent of which nothing is known; no two are the same.
@@ -33,7 +33,7 @@ struct Entry {
 }
 
 /// Symbols by number.
-pub(super) struct Symbols {
+pub(crate) struct Symbols {
     /// What an extent that the model names is at least.
     least: i64,
     entries: Vec<Entry>,
@@ -44,12 +44,12 @@ pub(super) struct Symbols {
 }
 
 impl Symbols {
-    pub(super) fn new(least: i64) -> Self {
+    pub(crate) fn new(least: i64) -> Self {
         Self { least, entries: Vec::new(), known: HashMap::new(), names: HashSet::new(), open: 0, equal: Vec::new() }
     }
 
     /// The extent that the model calls `name`.
-    pub(super) fn declared(&mut self, name: &str) -> Expr {
+    pub(crate) fn declared(&mut self, name: &str) -> Expr {
         let inner = if is_plain(name) {
             name.to_owned()
         } else if name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'{' | b'}' | b'#')) {
@@ -60,35 +60,35 @@ impl Symbols {
         self.intern(Meaning::Declared(name.to_owned()), name.to_owned(), inner, self.least, None)
     }
 
-    pub(super) fn is_declared(&self, name: &str) -> bool {
+    pub(crate) fn is_declared(&self, name: &str) -> bool {
         self.known.contains_key(&Meaning::Declared(name.to_owned()))
     }
 
     /// An extent like no other.
-    pub(super) fn open(&mut self) -> Expr {
+    pub(crate) fn open(&mut self) -> Expr {
         self.open += 1;
         let name = self.unused(format!("unk__{}", self.open));
         self.intern(Meaning::Open(self.open), name.clone(), name, 0, None)
     }
 
     /// Notes that a run in which these two extents differ fails (or broadcasts one of them).
-    pub(super) fn must_equal(&mut self, a: &Expr, b: &Expr) {
+    pub(crate) fn must_equal(&mut self, a: &Expr, b: &Expr) {
         if a != b {
             self.equal.push((a.clone(), b.clone()));
         }
     }
 
     /// What [`Self::must_equal`] noted, in order.
-    pub(super) fn equalities(&self) -> &[(Expr, Expr)] {
+    pub(crate) fn equalities(&self) -> &[(Expr, Expr)] {
         &self.equal
     }
 
-    pub(super) fn meaning(&self, symbol: Symbol) -> &Meaning {
+    pub(crate) fn meaning(&self, symbol: Symbol) -> &Meaning {
         &self.entries[symbol].meaning
     }
 
     /// The model's own name of the symbol, if it has one.
-    pub(super) fn declared_name(&self, symbol: Symbol) -> Option<&str> {
+    pub(crate) fn declared_name(&self, symbol: Symbol) -> Option<&str> {
         match &self.entries[symbol].meaning {
             Meaning::Declared(name) => Some(name),
             _ => None,
@@ -96,7 +96,7 @@ impl Symbols {
     }
 
     /// `⌊a / n⌋`.
-    pub(super) fn floor_div(&mut self, a: &Expr, n: i64) -> Option<Expr> {
+    pub(crate) fn floor_div(&mut self, a: &Expr, n: i64) -> Option<Expr> {
         if n <= 0 {
             return None;
         }
@@ -128,7 +128,7 @@ impl Symbols {
     }
 
     /// `a mod n`, never negative.
-    pub(super) fn modulo(&mut self, a: &Expr, n: i64) -> Option<Expr> {
+    pub(crate) fn modulo(&mut self, a: &Expr, n: i64) -> Option<Expr> {
         if n <= 0 {
             return None;
         }
@@ -141,7 +141,7 @@ impl Symbols {
     }
 
     /// The larger of two that are not both negative.
-    pub(super) fn larger(&mut self, a: &Expr, b: &Expr) -> Option<Expr> {
+    pub(crate) fn larger(&mut self, a: &Expr, b: &Expr) -> Option<Expr> {
         if self.at_least(a, b) {
             return Some(a.clone());
         }
@@ -156,7 +156,7 @@ impl Symbols {
     }
 
     /// The smaller of two that are not negative.
-    pub(super) fn smaller(&mut self, a: &Expr, b: &Expr) -> Option<Expr> {
+    pub(crate) fn smaller(&mut self, a: &Expr, b: &Expr) -> Option<Expr> {
         if self.at_least(a, b) {
             return Some(b.clone());
         }
@@ -174,12 +174,12 @@ impl Symbols {
     }
 
     /// True if `a ≥ b` for certain.
-    pub(super) fn at_least(&self, a: &Expr, b: &Expr) -> bool {
+    pub(crate) fn at_least(&self, a: &Expr, b: &Expr) -> bool {
         a.sub(b).and_then(|d| self.low(&d)).is_some_and(|low| low >= 0)
     }
 
     /// A number that `e` is never below.
-    pub(super) fn low(&self, e: &Expr) -> Option<i64> {
+    pub(crate) fn low(&self, e: &Expr) -> Option<i64> {
         // `a·b − a` is bounded as `a · (b − 1)`, which says more.
         let common = e.terms().next().filter(|_| e.terms().count() > 1).into_iter().flat_map(|(m, _)| m.factors());
         for &s in common {
@@ -201,12 +201,12 @@ impl Symbols {
     }
 
     /// A number that `e` is never above.
-    pub(super) fn high(&self, e: &Expr) -> Option<i64> {
+    pub(crate) fn high(&self, e: &Expr) -> Option<i64> {
         self.low(&Expr::from(0).sub(e)?)?.checked_neg()
     }
 
     /// The extent as a model writes it; `None` if it is too long or may be negative.
-    pub(super) fn dim(&self, e: &Expr) -> Option<Dim> {
+    pub(crate) fn dim(&self, e: &Expr) -> Option<Dim> {
         if let Some(n) = e.number() {
             return usize::try_from(n).ok().map(Dim::Fixed);
         }

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
 /// A symbol: its index in the table that made it.
-pub(super) type Symbol = usize;
+pub(crate) type Symbol = usize;
 
 /// More terms than any real extent has.
 const MAX_TERMS: usize = 16;
@@ -15,7 +15,7 @@ const MAX_FACTORS: usize = 16;
 /// A product of symbols in ascending order; none for 1. Ordered by degree, then by the powers of the symbols, which
 /// multiplication keeps: the largest term of a product is the product of the largest terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Monomial(Vec<Symbol>);
+pub(crate) struct Monomial(Vec<Symbol>);
 
 impl Ord for Monomial {
     fn cmp(&self, other: &Self) -> Ordering {
@@ -31,7 +31,7 @@ impl PartialOrd for Monomial {
 
 impl Monomial {
     /// The symbols, with repeats.
-    pub(super) fn factors(&self) -> &[Symbol] {
+    pub(crate) fn factors(&self) -> &[Symbol] {
         &self.0
     }
 
@@ -52,7 +52,7 @@ impl Monomial {
 
 /// A sum of products of symbols with integer coefficients. `None` from an operation means: overflow, or too large.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct Expr(BTreeMap<Monomial, i64>);
+pub(crate) struct Expr(BTreeMap<Monomial, i64>);
 
 impl From<i64> for Expr {
     fn from(n: i64) -> Self {
@@ -65,17 +65,17 @@ impl Expr {
         Self((factor != 0).then_some((monomial, factor)).into_iter().collect())
     }
 
-    pub(super) fn symbol(symbol: Symbol) -> Self {
+    pub(crate) fn symbol(symbol: Symbol) -> Self {
         Self::term(Monomial(vec![symbol]), 1)
     }
 
     /// Largest first.
-    pub(super) fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
+    pub(crate) fn terms(&self) -> impl Iterator<Item = (&Monomial, i64)> {
         self.0.iter().rev().map(|(m, &n)| (m, n))
     }
 
     /// The number, if it is one.
-    pub(super) fn number(&self) -> Option<i64> {
+    pub(crate) fn number(&self) -> Option<i64> {
         match self.0.len() {
             0 => Some(0),
             1 => self.0.get(&Monomial::default()).copied(),
@@ -84,7 +84,7 @@ impl Expr {
     }
 
     /// The symbol, if it is nothing else.
-    pub(super) fn as_symbol(&self) -> Option<Symbol> {
+    pub(crate) fn as_symbol(&self) -> Option<Symbol> {
         match (self.0.len(), self.0.first_key_value()) {
             (1, Some((Monomial(factors), 1))) if factors.len() == 1 => Some(factors[0]),
             _ => None,
@@ -106,20 +106,20 @@ impl Expr {
         (sum.len() <= MAX_TERMS).then_some(Self(sum))
     }
 
-    pub(super) fn add(&self, other: &Self) -> Option<Self> {
+    pub(crate) fn add(&self, other: &Self) -> Option<Self> {
         self.plus(other, &Monomial::default(), 1)
     }
 
-    pub(super) fn sub(&self, other: &Self) -> Option<Self> {
+    pub(crate) fn sub(&self, other: &Self) -> Option<Self> {
         self.plus(other, &Monomial::default(), -1)
     }
 
-    pub(super) fn mul(&self, other: &Self) -> Option<Self> {
+    pub(crate) fn mul(&self, other: &Self) -> Option<Self> {
         other.0.iter().try_fold(Self::default(), |sum, (m, &n)| sum.plus(self, m, n))
     }
 
     /// The quotient, if the division leaves nothing whatever the symbols are.
-    pub(super) fn div_exact(&self, other: &Self) -> Option<Self> {
+    pub(crate) fn div_exact(&self, other: &Self) -> Option<Self> {
         let (lead, factor) = other.0.last_key_value()?;
         let (mut rest, mut quotient) = (self.clone(), Self::default());
         // Each step takes the largest term away; the cap only guards against long divisions that do not end well.
@@ -136,7 +136,7 @@ impl Expr {
     }
 
     /// `(q, r)` with `self = n · q + r` and every coefficient of `r` in `0..n`.
-    pub(super) fn split_by(&self, n: i64) -> Option<(Self, Self)> {
+    pub(crate) fn split_by(&self, n: i64) -> Option<(Self, Self)> {
         let (mut quotient, mut rest) = (Self::default(), Self::default());
         for (m, &factor) in &self.0 {
             let (q, r) = (factor.checked_div_euclid(n)?, factor.checked_rem_euclid(n)?);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::{DataType, Initializer, TensorData};
 
 /// A result may take this many bytes.
-pub(super) const RESULT_BYTES: usize = 64 << 10;
+pub(crate) const RESULT_BYTES: usize = 64 << 10;
 
 /// An operand may take this many bytes.
 const OPERAND_BYTES: usize = 1 << 20;
@@ -15,15 +15,15 @@ const MAX_RANK: usize = 16;
 
 /// A constant whose length agrees with its type and shape.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Tensor {
-    pub(super) dtype: DataType,
-    pub(super) shape: Vec<usize>,
+pub(crate) struct Tensor {
+    pub(crate) dtype: DataType,
+    pub(crate) shape: Vec<usize>,
     bytes: Bytes,
 }
 
 /// The elements of a tensor. Integers of every type but `uint64` are widened.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Numbers {
+pub(crate) enum Numbers {
     Int(Vec<i64>),
     Float(Vec<f32>),
     Bool(Vec<bool>),
@@ -31,24 +31,24 @@ pub(super) enum Numbers {
 
 impl Tensor {
     /// `None` if the length does not fit type and shape, or the tensor is large.
-    pub(super) fn from_initializer(value: &Initializer) -> Option<Self> {
+    pub(crate) fn from_initializer(value: &Initializer) -> Option<Self> {
         let expected = value.expected_len().filter(|&n| n <= OPERAND_BYTES && n == value.data.len())?;
         let bytes = value.data.to_bytes().ok()?;
         let fits = bytes.len() == expected && value.shape.len() <= MAX_RANK;
         fits.then(|| Self { dtype: value.dtype, shape: value.shape.clone(), bytes })
     }
 
-    pub(super) fn into_initializer(self) -> Initializer {
+    pub(crate) fn into_initializer(self) -> Initializer {
         Initializer { dtype: self.dtype, shape: self.shape, data: TensorData::raw(self.bytes), external: false }
     }
 
     /// A tensor of int64.
-    pub(super) fn ints(shape: &[usize], values: &[i64]) -> Option<Self> {
+    pub(crate) fn ints(shape: &[usize], values: &[i64]) -> Option<Self> {
         Self::from_numbers(DataType::Int64, shape.to_vec(), &Numbers::Int(values.to_vec()))
     }
 
     /// `None` if a number does not fit the type, the count does not fit the shape, or the result is too large.
-    pub(super) fn from_numbers(dtype: DataType, shape: Vec<usize>, numbers: &Numbers) -> Option<Self> {
+    pub(crate) fn from_numbers(dtype: DataType, shape: Vec<usize>, numbers: &Numbers) -> Option<Self> {
         let bytes = match (numbers, dtype) {
             (Numbers::Int(v), _) => {
                 let (low, high) = int_range(dtype)?;
@@ -70,7 +70,7 @@ impl Tensor {
     }
 
     /// The elements, for types that are computed with.
-    pub(super) fn numbers(&self) -> Option<Numbers> {
+    pub(crate) fn numbers(&self) -> Option<Numbers> {
         Some(match self.dtype {
             DataType::Float => Numbers::Float(
                 self.bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
@@ -91,19 +91,19 @@ impl Tensor {
     }
 
     /// The elements of an int32 or int64 tensor.
-    pub(super) fn indices(&self) -> Option<Vec<i64>> {
+    pub(crate) fn indices(&self) -> Option<Vec<i64>> {
         match (self.dtype, self.numbers()?) {
             (DataType::Int32 | DataType::Int64, Numbers::Int(v)) => Some(v),
             _ => None,
         }
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.bytes.len() / self.dtype.size()
     }
 
     /// The elements at `indices`, in a new shape.
-    pub(super) fn pick(&self, indices: &[usize], shape: Vec<usize>) -> Option<Self> {
+    pub(crate) fn pick(&self, indices: &[usize], shape: Vec<usize>) -> Option<Self> {
         let size = self.dtype.size();
         let mut bytes = Vec::with_capacity(indices.len() * size);
         for &index in indices {
@@ -114,19 +114,19 @@ impl Tensor {
     }
 
     /// The same elements in another shape of as many.
-    pub(super) fn reshaped(&self, shape: Vec<usize>) -> Option<Self> {
+    pub(crate) fn reshaped(&self, shape: Vec<usize>) -> Option<Self> {
         let fits = result_count(&shape, self.dtype)? == self.len();
         fits.then(|| Self { dtype: self.dtype, shape, bytes: self.bytes.clone() })
     }
 
     /// Another floating-point type, rounded to nearest even.
-    pub(super) fn converted(&self, to: DataType) -> Option<Self> {
+    pub(crate) fn converted(&self, to: DataType) -> Option<Self> {
         let bytes = TensorData::raw(self.bytes.clone()).converted(self.dtype, to).to_bytes().ok()?;
         Self::from_bytes(to, self.shape.clone(), bytes.to_vec())
     }
 
     /// This tensor followed element by element by others of the same type.
-    pub(super) fn chained(parts: &[&Self], shape: Vec<usize>) -> Option<Self> {
+    pub(crate) fn chained(parts: &[&Self], shape: Vec<usize>) -> Option<Self> {
         let dtype = parts.first()?.dtype;
         result_count(&shape, dtype)?;
         let bytes = parts.iter().flat_map(|t| t.bytes.iter().copied()).collect();
@@ -135,7 +135,7 @@ impl Tensor {
 }
 
 /// Number of elements of a result; `None` if it is too large.
-pub(super) fn result_count(shape: &[usize], dtype: DataType) -> Option<usize> {
+pub(crate) fn result_count(shape: &[usize], dtype: DataType) -> Option<usize> {
     let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d))?;
     let small = shape.len() <= MAX_RANK && count <= RESULT_BYTES / dtype.size();
     small.then_some(count)
@@ -156,7 +156,7 @@ fn int_range(dtype: DataType) -> Option<(i64, i64)> {
 }
 
 /// Row-major strides in elements.
-pub(super) fn strides(shape: &[usize]) -> Vec<i64> {
+pub(crate) fn strides(shape: &[usize]) -> Vec<i64> {
     let mut strides = vec![1i64; shape.len()];
     for axis in (1..shape.len()).rev() {
         strides[axis - 1] = strides[axis].saturating_mul(shape[axis].try_into().unwrap_or(i64::MAX));
@@ -167,7 +167,7 @@ pub(super) fn strides(shape: &[usize]) -> Vec<i64> {
 /// The source element of every element of `shape`, in row-major order: `offset + Σ index · stride`.
 ///
 /// `shape` must be small ([`result_count`]). `None` if a source would be negative.
-pub(super) fn walk(shape: &[usize], strides: &[i64], offset: i64) -> Option<Vec<usize>> {
+pub(crate) fn walk(shape: &[usize], strides: &[i64], offset: i64) -> Option<Vec<usize>> {
     if shape.contains(&0) {
         return Some(Vec::new());
     }
@@ -185,7 +185,7 @@ pub(super) fn walk(shape: &[usize], strides: &[i64], offset: i64) -> Option<Vec<
 }
 
 /// The shape that NumPy's rules broadcast to.
-pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+pub(crate) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
     let rank = a.len().max(b.len());
     let extent = |s: &[usize], axis: usize| (axis + s.len()).checked_sub(rank).map_or(1, |i| s[i]);
     (0..rank)
@@ -199,7 +199,7 @@ pub(super) fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
 }
 
 /// The element of a tensor of shape `from` for every element of `to`, which `from` broadcasts to.
-pub(super) fn broadcast_sources(from: &[usize], to: &[usize]) -> Option<Vec<usize>> {
+pub(crate) fn broadcast_sources(from: &[usize], to: &[usize]) -> Option<Vec<usize>> {
     if broadcast(from, to).as_deref() != Some(to) {
         return None;
     }
@@ -211,7 +211,7 @@ pub(super) fn broadcast_sources(from: &[usize], to: &[usize]) -> Option<Vec<usiz
 }
 
 /// `axis`, counted from the end if negative.
-pub(super) fn axis(axis: i64, rank: usize) -> Option<usize> {
+pub(crate) fn axis(axis: i64, rank: usize) -> Option<usize> {
     let rank = i64::try_from(rank).ok()?;
     let axis = if axis < 0 { axis.checked_add(rank)? } else { axis };
     (0..rank).contains(&axis).then_some(axis as usize)
