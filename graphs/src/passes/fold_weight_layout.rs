@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use indexmap::IndexMap;
 
-use super::PassError;
+use super::error::PassError;
 use super::transforms::{Record, Transform};
 use crate::operators::is_onnx;
 use crate::operators::permutation;

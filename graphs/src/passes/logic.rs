@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::lower_ort::node;
+use super::parts::node;
 use crate::operators::is_onnx;
 use crate::precision::value_types_within;
 use crate::walk::{bodies_mut, defined_names, free_name};

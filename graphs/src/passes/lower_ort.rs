@@ -8,10 +8,8 @@ mod modulated_norm;
 mod rotary;
 
 use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
-use crate::{Attribute, DataType, Initializer, Model, Node};
-
-/// Domain of ONNX Runtime's own operators.
-pub(crate) const CONTRIB: &str = "com.microsoft";
+use crate::Model;
+use crate::operators::CONTRIB;
 
 /// How often each rewrite was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,29 +51,6 @@ fn refresh(model: &mut Model, fired: usize) {
         remove_dead_nodes(model);
         infer_shapes(model);
     }
-}
-
-/// A node under construction, named after its first output.
-pub(super) fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, Attribute)]) -> Node {
-    Node {
-        name: format!("{output}/{op_type}"),
-        op_type: op_type.to_owned(),
-        inputs: inputs.iter().map(|&input| input.to_owned()).collect(),
-        outputs: vec![output.to_owned()],
-        attributes: attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
-        ..Node::default()
-    }
-}
-
-/// The name of a constant `[n]` of int64, shared by all that ask for the same one.
-fn ints(model: &mut Model, values: &[i64]) -> String {
-    let words: Vec<String> = values.iter().map(i64::to_string).collect();
-    let name = format!("v2l.ints.{}", words.join("."));
-    model.graph.initializers.entry(name.clone()).or_insert_with(|| {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Initializer::inline(DataType::Int64, &[values.len()], bytes)
-    });
-    name
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::links::Links;
+use super::parts;
 use crate::operators::{IntegerRule, Kind, is_onnx, operator};
 use crate::walk::{defined_names, free_name, only_output, replace_nodes};
 use crate::{Attribute, Graph, Model, Node};
@@ -67,13 +68,9 @@ impl<'a> Difference<'a> {
         let Self { node, output, multiple, x, n } = *self;
         let [less, quotient, whole] =
             ["less", "quotient", "whole"].map(|part| free_name(&format!("{output}.{part}"), taken));
-        let part = |op_type: &str, [a, b]: [&str; 2], output: &str| Node {
-            name: format!("{output}/{op_type}"),
-            op_type: op_type.to_owned(),
-            inputs: vec![a.to_owned(), b.to_owned()],
-            outputs: vec![output.to_owned()],
+        let part = |op_type: &str, operands: [&str; 2], output: &str| Node {
             metadata: node.metadata.clone(),
-            ..Node::default()
+            ..parts::node(op_type, &operands, output, &[])
         };
         vec![
             part("Sub", [multiple, x], &less),

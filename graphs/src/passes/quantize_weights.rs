@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
+use indexmap::IndexMap;
+
 use super::infer_shapes;
+use super::parts::node;
 use crate::operators::CONTRIB;
 use crate::operators::is_onnx;
 use crate::quantize::{Blocks, Part};
@@ -71,60 +74,19 @@ pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> us
     for node in std::mem::take(&mut graph.nodes) {
         let name = node.inputs.get(1).and_then(|name| names.iter().find(|n| *n == name));
         let cut = name.and_then(|name| Some((name, layout(&node, &graph.initializers[name], block)?)));
-        let Some((name, (layout, turned))) = cut else {
+        let Some((name, cut)) = cut else {
             nodes.push(node);
             continue;
         };
-        made.insert(name, (layout, turned));
-        let mut inputs = vec![node.inputs[0].clone(), format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}")];
-        let (mut output, mut sum) = (node.outputs[0].clone(), None);
-        if let Some(bias) = node.inputs.get(2).filter(|bias| !bias.is_empty()).cloned() {
-            if graph.initializers.get(&bias).is_some_and(|value| value.shape == [layout.rows]) {
-                inputs.extend([String::new(), String::new(), bias]);
-            } else {
-                let product = format!("{output}/product");
-                sum = Some(Node {
-                    name: format!("{output}/Add"),
-                    op_type: "Add".into(),
-                    inputs: vec![product.clone(), bias],
-                    outputs: vec![std::mem::replace(&mut output, product)],
-                    ..Node::default()
-                });
-            }
-        }
-        let int = |n: usize| Attribute::Int(n as i64);
-        let attributes = [("K", layout.cols), ("N", layout.rows), ("bits", 8), ("block_size", block)];
-        nodes.push(Node {
-            name: label(&node),
-            op_type: "MatMulNBits".into(),
-            domain: CONTRIB.into(),
-            inputs,
-            outputs: vec![output],
-            attributes: attributes.into_iter().map(|(name, n)| (name.to_owned(), int(n))).collect(),
-            metadata: node.metadata,
-        });
+        made.insert(name, cut);
+        let (product, sum) = quantized_layer(node, name, cut.0, &graph.initializers);
         added += usize::from(sum.is_some());
-        nodes.extend(sum);
         changed += 1;
+        nodes.push(product);
+        nodes.extend(sum);
     }
     graph.nodes = nodes;
-    let initializers = std::mem::take(&mut graph.initializers);
-    for (name, weight) in initializers {
-        let Some((layout, turned)) = made.get(name.as_str()) else {
-            graph.initializers.insert(name, weight);
-            continue;
-        };
-        let data = match turned {
-            true => weight.data.transposed(layout.cols, layout.rows, DataType::Float.size()),
-            false => weight.data,
-        };
-        let values = [layout.rows, layout.per_row(), layout.block];
-        let scales = [layout.rows * layout.per_row()];
-        let of = |part| data.clone().quantized(*layout, part);
-        let (int8, scale) = (format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}"));
-        graph.initializers.insert(int8, Initializer::weight(DataType::Uint8, &values, of(Part::Values)));
-        graph.initializers.insert(scale, Initializer::weight(DataType::Float, &scales, of(Part::Scales)));
-    }
+    store_quantized(graph, &made);
     if changed > 0 {
         model.opsets.insert(CONTRIB.to_owned(), 1);
     }
@@ -132,6 +94,58 @@ pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> us
         infer_shapes(model);
     }
     changed
+}
+
+/// The product by the 8-bit form of the matrix `name`, and the sum behind it if the product cannot take the bias.
+fn quantized_layer(
+    layer: Node,
+    name: &str,
+    cut: Blocks,
+    initializers: &IndexMap<String, Initializer>,
+) -> (Node, Option<Node>) {
+    let mut inputs = vec![layer.inputs[0].clone(), format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}")];
+    let (mut output, mut sum) = (layer.outputs[0].clone(), None);
+    if let Some(bias) = layer.inputs.get(2).filter(|bias| !bias.is_empty()) {
+        if initializers.get(bias).is_some_and(|value| value.shape == [cut.rows]) {
+            inputs.extend([String::new(), String::new(), bias.clone()]);
+        } else {
+            let product = format!("{output}/product");
+            sum = Some(node("Add", &[&product, bias], &output, &[]));
+            output = product;
+        }
+    }
+    let int = |n: usize| Attribute::Int(n as i64);
+    let attributes = [("K", cut.cols), ("N", cut.rows), ("bits", 8), ("block_size", cut.block)];
+    let product = Node {
+        name: label(&layer),
+        op_type: "MatMulNBits".into(),
+        domain: CONTRIB.into(),
+        inputs,
+        outputs: vec![output],
+        attributes: attributes.into_iter().map(|(name, n)| (name.to_owned(), int(n))).collect(),
+        metadata: layer.metadata,
+    };
+    (product, sum)
+}
+
+/// Puts values and scales in the place of each matrix in `made`, which says how it is cut and whether it is stored `[in, out]`.
+fn store_quantized(graph: &mut Graph, made: &HashMap<&str, (Blocks, bool)>) {
+    for (name, weight) in std::mem::take(&mut graph.initializers) {
+        let Some((cut, turned)) = made.get(name.as_str()) else {
+            graph.initializers.insert(name, weight);
+            continue;
+        };
+        let data = match turned {
+            true => weight.data.transposed(cut.cols, cut.rows, DataType::Float.size()),
+            false => weight.data,
+        };
+        let values = [cut.rows, cut.per_row(), cut.block];
+        let scales = [cut.rows * cut.per_row()];
+        let of = |part| data.clone().quantized(*cut, part);
+        let (int8, scale) = (format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}"));
+        graph.initializers.insert(int8, Initializer::weight(DataType::Uint8, &values, of(Part::Values)));
+        graph.initializers.insert(scale, Initializer::weight(DataType::Float, &scales, of(Part::Scales)));
+    }
 }
 
 /// Replaces the matrices by what their 8-bit form stands for, in f32: the effect of [`quantize_weights`] for any backend.

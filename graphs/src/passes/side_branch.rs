@@ -3,6 +3,7 @@
 
 use indexmap::IndexMap;
 
+use super::parts;
 use crate::operators::is_onnx;
 use crate::tensor::axis;
 use crate::walk::{bodies, bodies_mut, label, rank};
@@ -246,14 +247,8 @@ fn branch(mut linear: Node, slots: &[&SideSlot], nodes: &mut Vec<Node>, pads: &m
 }
 
 fn node(op_type: &str, inputs: &[&str], output: &str, attributes: &[(&str, i64)]) -> Node {
-    Node {
-        name: format!("{output}/{op_type}"),
-        op_type: op_type.to_owned(),
-        inputs: inputs.iter().map(|&input| input.to_owned()).collect(),
-        outputs: vec![output.to_owned()],
-        attributes: attributes.iter().map(|&(name, value)| (name.to_owned(), Attribute::Int(value))).collect(),
-        ..Node::default()
-    }
+    let attributes: Vec<(&str, Attribute)> = attributes.iter().map(|&(name, n)| (name, Attribute::Int(n))).collect();
+    parts::node(op_type, inputs, output, &attributes)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-use super::PassError;
+use super::error::PassError;
 use crate::walk::{bodies_mut, label};
 use crate::{Graph, Model};
 

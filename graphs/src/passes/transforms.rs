@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::PassError;
+use super::error::PassError;
 use crate::{DataType, Model};
 
 /// `metadata_props` key of a JSON object from initializer name to what was done to the checkpoint's tensor, in order

@@ -1,6 +1,6 @@
 use std::collections::{HashMap, HashSet};
 
-use super::row_hashes;
+use super::rows::row_hashes;
 use crate::operators::is_onnx;
 use crate::walk::{defined_names, free_name, label, rank, rename_uses, replace_nodes};
 use crate::{Attribute, Graph, Initializer, Model, Node};

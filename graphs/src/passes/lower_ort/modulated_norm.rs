@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::node;
 use crate::passes::links::{Links, fixed, is_last, same};
+use crate::passes::parts::node;
 use crate::walk::replace_nodes;
 use crate::{Dim, Model, Node};
 

@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
-use super::{CONTRIB, ints, node};
+use crate::operators::CONTRIB;
 use crate::passes::links::{Links, fixed, is_last, same};
+use crate::passes::parts::{ints, node};
 use crate::walk::replace_nodes;
 use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo};
 

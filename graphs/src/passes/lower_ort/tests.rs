@@ -1,7 +1,7 @@
 use super::*;
 use crate::blocks::{self, RotaryTables};
 use crate::passes::{Pass, Passes, optimize, sort_topologically};
-use crate::{Builder, Dim};
+use crate::{Attribute, Builder, DataType, Dim};
 
 const HEADS: usize = 3;
 const DIM: usize = 4;
