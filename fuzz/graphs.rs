@@ -232,7 +232,7 @@ impl Maker<'_, '_> {
     }
 
     fn grow(&mut self) {
-        match self.draws.below(23) {
+        match self.draws.below(28) {
             0 => self.unary(),
             1 | 2 => self.binary(),
             3 | 4 => self.linear(),
@@ -252,6 +252,8 @@ impl Maker<'_, '_> {
             19 => drop(self.along()),
             20 => self.body(),
             21 => self.twin(),
+            22 | 23 => drop(self.wide()),
+            24 | 25 => drop(self.rotation()),
             _ => drop(if self.draws.yes() { self.channels() } else { self.attention() }),
         }
     }
@@ -338,6 +340,40 @@ impl Maker<'_, '_> {
             }
         };
         self.push(value, shape);
+    }
+
+    /// Two layers by way of 128 features. Their matrices are large enough to count as weights, which an engine may store in
+    /// another type, and the second one's for 8 bits.
+    fn wide(&mut self) -> Option<()> {
+        const WIDTH: usize = 128;
+        let most = |x: &Known| x.shape.iter().try_fold(WIDTH / 4, |n, extent| n.checked_mul(extent.most()));
+        let fits = |x: &Known| {
+            let four = x.shape.last().and_then(Extent::number) == Some(4);
+            four && x.shape.len() >= 2 && most(x).is_some_and(|count| count <= MOST_ELEMENTS)
+        };
+        let x = self.pick_that(fits)?;
+        let first = self.weight(&[4, WIDTH]);
+        let hidden = self.b.op("MatMul", &[&x.value, &first]);
+        let hidden = self.b.op("Tanh", &[&hidden]);
+        let value = match self.draws.below(3) {
+            0 if x.shape.len() == 2 => {
+                let second = self.weight(&[4, WIDTH]);
+                blocks::linear(&mut self.b, &hidden, &second, None)
+            }
+            1 => {
+                let second = self.weight(&[4, WIDTH]);
+                let turned = self.b.transpose(&second, &[1, 0]);
+                self.b.op("MatMul", &[&hidden, &turned])
+            }
+            _ => {
+                let second = self.weight(&[WIDTH, 4]);
+                self.b.op("MatMul", &[&hidden, &second])
+            }
+        };
+        let tenth = self.b.float(0.1);
+        let value = self.b.op("Mul", &[&value, &tenth]);
+        self.push(value, x.shape);
+        Some(())
     }
 
     /// A value by another one, turned: over batches of either.
@@ -744,6 +780,38 @@ impl Maker<'_, '_> {
         let mixed = blocks::scaled_dot_product_attention(&mut self.b, &q, &k, &v, Some(0.7), None);
         let turned = self.b.transpose(&mixed, &[0, 2, 1, 3]);
         let value = self.b.reshape(&turned, &[0i64, 0, 4].map(Into::into));
+        self.push(value, x.shape);
+        Some(())
+    }
+
+    /// The pairs of two heads turned by waves of their places, or by a table for either of a pair.
+    fn rotation(&mut self) -> Option<()> {
+        let fits = |x: &Known| x.shape.len() == 3 && x.shape[2].number() == Some(4) && x.shape[1].number != 0;
+        let mut x = self.pick_that(fits)?;
+        let w = self.weight(&[4, 8]);
+        let projected = self.b.op("MatMul", &[&x.value, &w]);
+        let batch = self.b.extent(&projected, 0);
+        let parted = blocks::split_heads(&mut self.b, &projected, &batch, 2, 4);
+        let heads = self.b.transpose(&parted, &[0, 2, 1, 3]);
+        let frequencies = if self.draws.yes() { [1.0, 1.0, 0.1, 0.1] } else { [1.0, 0.7, 0.1, 0.3] };
+        let count = self.b.extent(&projected, 1);
+        let places = self.b.range(&count);
+        let places = self.b.cast(&places, F32);
+        let places = self.b.unsqueeze(&places, &[1]);
+        let frequencies = self.b.floats(&[4], &frequencies);
+        let mut angles = self.b.op("Mul", &[&places, &frequencies]);
+        // Tokens in front may be left as they are.
+        let leading = self.draws.below(2) as i64;
+        if leading > 0 {
+            angles = self.b.slice(&angles, 0, leading.into(), i64::MAX.into());
+        }
+        let (cos, sin) = (self.b.op("Cos", &[&angles]), self.b.op("Sin", &[&angles]));
+        let leading = self.b.ints(&[leading]);
+        let tables = blocks::RotaryTables::new(&mut self.b, &cos, &sin, &leading, 4);
+        let turned = blocks::rotate_interleaved(&mut self.b, &heads, &tables, 4);
+        let turned = self.b.transpose(&turned, &[0, 2, 1, 3]);
+        let value = self.b.reshape(&turned, &[0i64, 0, 8].map(Into::into));
+        x.shape[2] = Extent::fixed(8);
         self.push(value, x.shape);
         Some(())
     }

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use v2l_export::precision::{PrecisionOptions, Request};
 use v2l_export::{CompileOptions, Pass, Passes};
 use v2l_graphs::{DataType, Dim, Model, ValueInfo, encode_model};
 use v2l_runtime::engine::Engine;
@@ -13,6 +14,7 @@ use v2l_runtime::session::{self, Port, Session};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use super::graphs::{Drawn, Draws, Kind, MOST_ROWS, NAMES, ROWS, draw, noise};
+use super::stored::{Stored, over_stored};
 
 /// Passes sum in another order; the graphs' values stay near 1.
 const TOLERANCE: f32 = 1e-3;
@@ -30,6 +32,7 @@ pub(crate) struct Trial {
     /// Runs, by number, that must give in a fresh session the same bits as in the used one.
     pub(crate) fresh: Vec<usize>,
     pub(crate) settings_as_long_as_rows: bool,
+    pub(crate) stored: Stored,
 }
 
 impl Trial {
@@ -44,6 +47,7 @@ impl Trial {
             branches: false,
             fresh: (0..runs().len()).collect(),
             settings_as_long_as_rows: drawn.settings_as_long_as_rows,
+            stored: Stored::AsGiven,
         }
     }
 
@@ -64,7 +68,14 @@ impl Trial {
         let settings_as_long_as_rows = drawn.settings_as_long_as_rows && draws.below(2) == 0;
         let (prepare, fresh) = (draws.below(2) == 0, vec![draws.below(runs().len())]);
         let branches = draws.below(4) == 0;
-        Self { off, step, weights, resident, prepare, branches, fresh, settings_as_long_as_rows }
+        let stored = match draws.below(6) {
+            0 | 1 => Stored::AsGiven,
+            2 => Stored::As(Dtype::F16),
+            3 => Stored::As(Dtype::Bf16),
+            4 => Stored::Planned([Request::Fp16, Request::Bf16, Request::Mixed][draws.below(3)]),
+            _ => Stored::InBlocks([32, 64, 128][draws.below(3)]),
+        };
+        Self { off, step, weights, resident, prepare, branches, fresh, settings_as_long_as_rows, stored }
     }
 }
 
@@ -91,7 +102,8 @@ pub(crate) fn check(bytes: &[u8], folder: &Path) {
     let drawn = draw(&mut draws, kind);
     let trial = Trial::drawn(&mut Draws::new(ways), &drawn);
     if let Err(found) = compare(&drawn.model, &drawn.model, &trial, &runs(), folder) {
-        panic!("{found}\nwithout {:?}, step inputs {:?}\n{}", trial.off, trial.step, listing(&drawn.model));
+        let Trial { off, step, stored, .. } = &trial;
+        panic!("{found}\nwithout {off:?}, step inputs {step:?}, weights {stored:?}\n{}", listing(&drawn.model));
     }
 }
 
@@ -117,7 +129,8 @@ pub(crate) fn try_oracle(bytes: &[u8], folder: &Path) -> Result<bool, String> {
     }
 }
 
-/// Compiles `compiled` and compares it with what `model` gives, over `rows`, in one session after the other and in fresh ones.
+/// Compiles `compiled` and compares it with what `model` gives over the weights as they are stored ([`over_stored`]), over
+/// `rows`, in one session after the other and in fresh ones.
 ///
 /// # Errors
 /// What differs, or does not run.
@@ -129,24 +142,33 @@ pub(crate) fn compare(
     folder: &Path,
 ) -> Result<Seen, String> {
     let [file, source, out] = ["graph.onnx", "compiled.onnx", "graph.engine"].map(|name| folder.join(name));
-    for (path, model) in [(&file, model), (&source, compiled)] {
+    let write = |path: &Path, model: &Model| {
         let bytes = encode_model(model, &|_| None).map_err(|e| e.to_string())?;
-        std::fs::write(path, bytes).map_err(|e| e.to_string())?;
-    }
+        std::fs::write(path, bytes).map_err(|e| e.to_string())
+    };
+    write(&source, compiled)?;
     let _ = std::fs::remove_file(&out);
     let open = OpenOptions { threads: Some(1), ..OpenOptions::default() };
     let interface =
         Interface { name: "g".into(), inputs: ports(&model.graph.inputs), outputs: ports(&model.graph.outputs) };
-    let mut reference = OrtSession::from_file(interface, &file, &open).map_err(|e| format!("no graph: {e}"))?;
     let options = CompileOptions {
         check: None,
         passes: Passes::without(trial.off.iter().copied()),
         step_inputs: trial.step.clone(),
         lora_rank: trial.branches.then_some(4),
+        storage: trial.stored.dtype(),
+        int8: trial.stored.block(),
+        precision: PrecisionOptions {
+            request: trial.stored.request(),
+            rules_only: true,
+            ..PrecisionOptions::default()
+        },
         ..CompileOptions::default()
     };
     v2l_export::compile(&source, &out, &options, &mut |_| {}).map_err(|e| format!("not compiled: {e}"))?;
     let engine = Arc::new(Engine::open(&out).map_err(|e| format!("not opened: {e}"))?);
+    write(&file, &over_stored(model, &engine, trial.stored)?)?;
+    let mut reference = OrtSession::from_file(interface, &file, &open).map_err(|e| format!("no graph: {e}"))?;
     let open = OpenOptions { weights: trial.weights, resident: trial.resident, ..open };
     let mut opened = OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| format!("not opened: {e}"))?;
     let graph = engine.manifest().graphs.iter().find(|graph| graph.lora_rank.is_some() == trial.branches);

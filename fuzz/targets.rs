@@ -10,6 +10,8 @@
 mod graphs;
 #[path = "passes.rs"]
 mod passes;
+#[path = "stored.rs"]
+mod stored;
 
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};

@@ -15,6 +15,8 @@ mod trials;
 mod graphs;
 #[path = "../../fuzz/passes.rs"]
 mod random_passes;
+#[path = "../../fuzz/stored.rs"]
+mod stored;
 
 mod adapters;
 mod architecture;
