@@ -106,8 +106,8 @@ pub enum ReadError {
 /// Reads an ONNX model with its external data.
 ///
 /// External data is opened through `options.open` and shared, not copied; its paths must stay inside the model's
-/// folder, also after symbolic links are followed. A model-local function in a domain of known operators, and what calls
-/// it, moves to the domain `v2l.local`: no node of ONNX's own domain calls a function.
+/// folder, also after symbolic links are followed. No node of ONNX's own domain, or of one that ONNX Runtime brings along, calls a
+/// model-local function: such a call is refused, and functions of these domains are left out.
 ///
 /// # Errors
 /// [`ReadError`], naming file and tensor.
@@ -115,7 +115,11 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
     let bytes = (options.open)(path).map_err(|source| ReadError::Io { path: path.to_owned(), source })?;
     let not_onnx = |reason: String| ReadError::NotOnnx { path: path.to_owned(), reason };
     let mut proto = onnx::ModelProto::decode(bytes).map_err(|e| not_onnx(e.to_string()))?;
-    functions::set_apart(&mut proto);
+    functions::take_out(&mut proto).map_err(|node| ReadError::Unsupported {
+        what: format!("node `{}`: a model-local function `{}` in a domain of operators", node.name(), node.op_type()),
+        way_out: "runtimes differ on what it means; move the function to a domain of its own, or inline the model's functions \
+                  first (onnx.inliner.inline_local_functions)",
+    })?;
     let graph = proto.graph.ok_or_else(|| not_onnx("it holds no graph".to_owned()))?;
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let metadata = entries(proto.metadata_props);

@@ -482,3 +482,47 @@ fn loop_without_a_trip_count_or_a_condition_compiles_and_runs() {
         assert_close("loop", &found, &(f32s(&x["x"]) * 8.0), 1e-6);
     }
 }
+
+/// A field of bytes, fewer than 128 of them, of a protobuf message.
+fn field(number: u32, bytes: &[u8]) -> Vec<u8> {
+    let key = number << 3 | 2;
+    let key = if key < 128 { vec![key as u8] } else { vec![key as u8 & 127 | 128, (key >> 7) as u8] };
+    [key, vec![bytes.len() as u8], bytes.to_vec()].concat()
+}
+
+/// `f(x, f(2, 3))`, where `f` is a function `Add` in `domain` that subtracts.
+fn with_function(scratch: &Scratch, domain: &str) -> PathBuf {
+    let mut b = Builder::new("g");
+    let x = square_input(&mut b);
+    // Of constants, so that a pass could compute the sum.
+    let (two, three) = (b.float(2.0), b.float(3.0));
+    let inner = b.op("Add", &[&two, &three]);
+    let y = b.op("Add", &[&x, &inner]);
+    square_output(&mut b, "y", &y);
+    let mut model = b.finish().unwrap();
+    model.graph.nodes.iter_mut().for_each(|node| node.domain = domain.into());
+    model.opsets.insert(domain.into(), if domain.is_empty() { v2l_graphs::OPSET } else { 1 });
+    let node = [field(1, b"a"), field(1, b"b"), field(2, b"c"), field(4, b"Sub")].concat();
+    let opset = [field(1, b""), vec![2 << 3, v2l_graphs::OPSET as u8]].concat();
+    let named = [field(1, b"Add"), field(4, b"a"), field(4, b"b"), field(5, b"c")].concat();
+    let function = [named, field(7, &node), field(9, &opset), field(10, domain.as_bytes())].concat();
+    // What follows a message adds to it.
+    let bytes = [encode_model(&model, &|_| None).unwrap(), field(25, &function)].concat();
+    scratch.write("m.onnx", bytes)
+}
+
+#[test]
+fn function_under_the_name_of_an_operator_is_what_its_callers_compute_or_is_refused() {
+    let scratch = Scratch::new();
+    let (onnx, engine) = (with_function(&scratch, "acme"), scratch.path("m.engine"));
+    run_ok("compile", args![&onnx, "-o", &engine, "--verify"]);
+    let given = inputs(false, false);
+    let mut ort = OrtEngine::open(Arc::new(Engine::open(&engine).unwrap()), &OpenOptions::default()).unwrap();
+    let found = f32s(&run(&mut ort.session("m").unwrap(), &given)["y"]);
+    assert_close("m", &found, &(f32s(&given["x"]) + 1.0), 1e-6);
+    // Runtimes differ on which of both is meant.
+    let onnx = with_function(&scratch, "");
+    let run = crate::tools::output(command("compile", args![&onnx, "-o", scratch.path("m.engine")]));
+    assert_eq!(run.code, 4, "{}", run.stderr);
+    assert!(run.stderr.contains("function `Add`") && run.stderr.contains("inline_local_functions"), "{}", run.stderr);
+}

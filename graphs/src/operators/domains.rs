@@ -13,7 +13,7 @@ pub(super) fn is_onnx_domain(domain: &str) -> bool {
     matches!(domain, "" | "ai.onnx")
 }
 
-/// True for an operator of ONNX's own domain. It calls no function of the model: those stand in other domains.
+/// True for an operator of ONNX's own domain. It calls no function of the model: [`crate::read_model`] refuses that.
 pub(crate) fn is_onnx(node: &Node) -> bool {
     is_onnx_domain(&node.domain)
 }
