@@ -14,14 +14,14 @@ use crate::operators::has_operators;
 ///
 /// # Errors
 /// The first node, bodies and functions included, that calls one of them; the model is then as it was.
-pub(crate) fn take_out(model: &mut ModelProto) -> Result<(), NodeProto> {
+pub(crate) fn take_out(model: &mut ModelProto) -> Result<(), Box<NodeProto>> {
     let misplaced: HashSet<Called<'_>> = model.functions.iter().filter(|f| is_misplaced(f)).map(called).collect();
     let main = model.graph.iter().map(|graph| &graph.node);
     let mut nodes = main.chain(model.functions.iter().map(|function| &function.node));
     if !misplaced.is_empty()
         && let Some(node) = nodes.find_map(|nodes| calls(nodes, &misplaced))
     {
-        return Err(node.clone());
+        return Err(Box::new(node.clone()));
     }
     model.functions.retain(|function| !is_misplaced(function));
     Ok(())
