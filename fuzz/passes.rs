@@ -91,7 +91,8 @@ pub(crate) fn runs() -> Vec<Vec<usize>> {
     vec![vec![0, 1, 2], vec![1], vec![0, 0, 0], vec![5], vec![6, 2, 7, 7], (0..MOST_ROWS).collect(), vec![3]]
 }
 
-/// The fuzz target: draws a graph and how to compile it, and panics where the engine gives something else than the file.
+/// The fuzz target: draws a graph and how to compile it, and panics where the engine gives something else than the
+/// file.
 pub(crate) fn check(bytes: &[u8], folder: &Path) {
     static ORACLE: std::sync::Once = std::sync::Once::new();
     ORACLE.call_once(|| assert_eq!(try_oracle(&[1; 24], folder), Ok(true), "a planted error is not found"));
@@ -112,8 +113,8 @@ pub(crate) fn planted(bytes: &[u8]) -> [Drawn; 2] {
     [Kind::Mixing, Kind::Planted].map(|kind| draw(&mut Draws::new(bytes), kind))
 }
 
-/// Shows that [`compare`] finds a graph that takes rows for independent that are not, and not on one row. True if that is a
-/// stage's doing.
+/// Shows that [`compare`] finds a graph that takes rows for independent that are not, and not on one row. True if that
+/// is a stage's doing.
 ///
 /// # Errors
 /// If it does not.
@@ -129,7 +130,8 @@ pub(crate) fn try_oracle(bytes: &[u8], folder: &Path) -> Result<bool, String> {
     }
 }
 
-/// Compiles `compiled` and compares it with what `model` gives over the weights as they are stored ([`over_stored`]), over
+/// Compiles `compiled` and compares it with what `model` gives over the weights as they are stored ([`over_stored`]),
+/// over
 /// `rows`, in one session after the other and in fresh ones.
 ///
 /// # Errors

@@ -34,9 +34,9 @@ impl Stored {
 
 /// The graph over the numbers that the engine's weights stand for.
 ///
-/// The engine computes in float32 whatever the type, so that it gives what this graph gives, to the last roundings of sums. Each
-/// number may differ from the file's by one rounding to its type: half a step of 2^-11 (float16), 2^-8 (bfloat16) of itself, or
-/// half of a block's scale, the block's largest magnitude over 127 (8 bits).
+/// The engine computes in float32 whatever the type, so that it gives what this graph gives, to the last roundings of
+/// sums. Each number may differ from the file's by one rounding to its type: half a step of 2^-11 (float16), 2^-8
+/// (bfloat16) of itself, or half of a block's scale, the block's largest magnitude over 127 (8 bits).
 ///
 /// # Errors
 /// A number that differs by more, or a weight in a type that was not asked for.

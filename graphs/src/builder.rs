@@ -43,7 +43,8 @@ pub struct Builder {
 /// Key of a node's metadata that keeps it in float32 whatever the precision of the graph.
 pub const ISLAND: &str = "v2l.island";
 
-/// One extent of a shape that a graph computes: a number (also `-1`, `0` of `Reshape`) or an int64 value of one element.
+/// One extent of a shape that a graph computes: a number (also `-1`, `0` of `Reshape`) or an int64 value of one
+/// element.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Extent {
     /// A number.

@@ -200,8 +200,9 @@ impl TensorData {
     /// one 1 MiB panel.
     ///
     /// # Errors
-    /// Those of `out`, and `InvalidData` for a conversion between types that do not convert, a finite value beyond float16's
-    /// range, or a length that is no multiple of the element size; a quantised matrix holds its f32 values in memory.
+    /// Those of `out`, and `InvalidData` for a conversion between types that do not convert, a finite value beyond
+    /// float16's range, or a length that is no multiple of the element size; a quantised matrix holds its f32 values
+    /// in memory.
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.0 {
             Repr::Raw(bytes) => out.write_all(bytes),

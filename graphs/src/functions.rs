@@ -1,16 +1,16 @@
 //! Model-local functions that stand in a domain whose operators are known here.
 //!
-//! ONNX lets a model define a function under the name of an operator, and leaves it to the runtime which of both a node then
-//! calls. ONNX Runtime takes the operator if it has a kernel for it, and loads no function of ONNX's own domain. A node of such a
-//! domain must not be taken for what it is not, so that it may call no function.
+//! ONNX lets a model define a function under the name of an operator, and leaves it to the runtime which of both a
+//! node then calls. ONNX Runtime takes the operator if it has a kernel for it, and loads no function of ONNX's own
+//! domain. A node of such a domain must not be taken for what it is not, so that it may call no function.
 
 use std::collections::HashSet;
 
 use crate::onnx::{FunctionProto, ModelProto, NodeProto};
 use crate::operators::has_operators;
 
-/// Takes the functions out of a model that stand in a domain whose operators are known ([`has_operators`]). Costs time linear in
-/// its nodes.
+/// Takes the functions out of a model that stand in a domain whose operators are known ([`has_operators`]). Costs time
+/// linear in its nodes.
 ///
 /// # Errors
 /// The first node, bodies and functions included, that calls one of them; the model is then as it was.

@@ -106,8 +106,8 @@ pub enum ReadError {
 /// Reads an ONNX model with its external data.
 ///
 /// External data is opened through `options.open` and shared, not copied; its paths must stay inside the model's
-/// folder, also after symbolic links are followed. No node of ONNX's own domain, or of one that ONNX Runtime brings along, calls a
-/// model-local function: such a call is refused, and functions of these domains are left out.
+/// folder, also after symbolic links are followed. No node of ONNX's own domain, or of one that ONNX Runtime brings
+/// along, calls a model-local function: such a call is refused, and functions of these domains are left out.
 ///
 /// # Errors
 /// [`ReadError`], naming file and tensor.

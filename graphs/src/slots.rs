@@ -44,8 +44,8 @@ pub struct LinearUse {
     pub scope: Option<String>,
 }
 
-/// Every product by an initializer of the main graph (`MatMul` and `Gemm` with a matrix of floating point, float64 left out,
-/// as second input), in the order of the nodes.
+/// Every product by an initializer of the main graph (`MatMul` and `Gemm` with a matrix of floating point, float64
+/// left out, as second input), in the order of the nodes.
 pub fn linear_uses(graph: &Graph) -> Vec<LinearUse> {
     let mut readers: HashMap<&str, Vec<&Node>> = HashMap::new();
     for node in &graph.nodes {
@@ -93,7 +93,8 @@ fn bias(graph: &Graph, node: &Node, width: usize, readers: &HashMap<&str, Vec<&N
     (readers.get(name.as_str())?.len() == 1).then(|| name.clone())
 }
 
-/// The module path around a node: from dynamo's metadata, or from a TorchScript node name such as `/blocks.0/to_q/MatMul`.
+/// The module path around a node: from dynamo's metadata, or from a TorchScript node name such as
+/// `/blocks.0/to_q/MatMul`.
 fn scope(node: &Node) -> Option<String> {
     let path = match node.metadata.get(NAME_SCOPES) {
         Some(text) => {

@@ -11,7 +11,8 @@ pub fn merge_heads(b: &mut Builder, x: &Value, heads: usize, head_dim: usize) ->
     b.reshape(&x, &[(-1i64).into(), (heads * head_dim).into()])
 }
 
-/// `softmax(scale · q kᵀ + bias) v` for `q` `[B, H, S, D]` and `k`, `v` `[B, H, L, D]`; `bias` broadcasts to `[B, H, S, L]`.
+/// `softmax(scale · q kᵀ + bias) v` for `q` `[B, H, S, D]` and `k`, `v` `[B, H, L, D]`; `bias` broadcasts to `[B, H,
+/// S, L]`.
 pub fn scaled_dot_product_attention(
     b: &mut Builder,
     q: &Value,

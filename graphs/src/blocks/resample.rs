@@ -26,7 +26,8 @@ pub fn average_frame_pairs(b: &mut Builder, x: &Value) -> Value {
     b.op("Mul", &[&sum, &half])
 }
 
-/// Doubles the time axis of `x` `[B, C, T, H, W]` by repeating frames; with `first_apart`, an odd first frame stays single.
+/// Doubles the time axis of `x` `[B, C, T, H, W]` by repeating frames; with `first_apart`, an odd first frame stays
+/// single.
 pub fn repeat_frames(b: &mut Builder, x: &Value, first_apart: bool) -> Value {
     let frames = b.extent(x, 2);
     let odd = if first_apart { parity(b, &frames) } else { b.ints(&[0]) };

@@ -30,8 +30,8 @@ const SAME: [(&str, &str); 8] = [
     ("grouped_mm", "MatMul"),
 ];
 
-/// Operators of the model, bodies included, that do not exist: of a domain that nobody brings along, of no such name, or of a
-/// later operator set than the model imports. One finding per operator, in the order of the graph.
+/// Operators of the model, bodies included, that do not exist: of a domain that nobody brings along, of no such name,
+/// or of a later operator set than the model imports. One finding per operator, in the order of the graph.
 pub fn unsupported_operators(model: &Model) -> Vec<UnsupportedOperator> {
     let functions: HashSet<(&str, &str)> = model.functions.iter().map(|f| (f.0.domain(), f.0.name())).collect();
     let opset = model.opset();

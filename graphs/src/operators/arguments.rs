@@ -1,7 +1,7 @@
 //! The arguments of a node that is evaluated over constants, for shape arithmetic and small tables.
 //!
-//! Evaluation answers `None` when in doubt: unknown attribute, overflow, division by zero, an operand out of range, a result
-//! above 64 KiB. Floating-point results are only given where IEEE 754 leaves no choice.
+//! Evaluation answers `None` when in doubt: unknown attribute, overflow, division by zero, an operand out of range, a
+//! result above 64 KiB. Floating-point results are only given where IEEE 754 leaves no choice.
 
 use crate::tensor::{Numbers, Tensor, broadcast, broadcast_sources, result_count};
 use crate::{Attribute, DataType, Node};

@@ -6,7 +6,8 @@ use crate::symbolic::{Expr, Facts, Ints, Partial, Symbols};
 use crate::tensor::Tensor;
 use crate::{DataType, Node};
 
-/// An operator, and what is known of it. What an entry does not say is not known, and nothing is then done with the operator.
+/// An operator, and what is known of it. What an entry does not say is not known, and nothing is then done with the
+/// operator.
 #[derive(Clone, Copy)]
 pub(crate) struct Operator {
     pub(crate) name: &'static str,

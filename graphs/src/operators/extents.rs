@@ -23,8 +23,8 @@ pub(super) fn extents(facts: &Facts<'_>, node: &Node, input: usize) -> Option<Pa
     }
 }
 
-/// The node's axes, from input `input` or, as older operator sets had it, from the attribute; `Some(None)` if neither is
-/// given.
+/// The node's axes, from input `input` or, as older operator sets had it, from the attribute; `Some(None)` if neither
+/// is given.
 pub(super) fn axes(facts: &Facts<'_>, node: &Node, input: usize, rank: usize) -> Option<Option<Vec<usize>>> {
     let numbers = if node.has_input(input) {
         facts.numbers(node, input)?

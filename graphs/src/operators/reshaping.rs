@@ -98,8 +98,8 @@ fn reshape_shape(facts: &mut Facts<'_>, node: &Node) -> Option<Partial> {
     Some(shape)
 }
 
-/// What all extents of `from` together are, divided by those of `shape`. Equal ones are left out first, so that products
-/// stay small and open extents do not matter where they are copied.
+/// What all extents of `from` together are, divided by those of `shape`. Equal ones are left out first, so that
+/// products stay small and open extents do not matter where they are copied.
 fn rest(from: Option<&Partial>, shape: &Partial) -> Option<Expr> {
     let mut from = from?.clone();
     let mut divisors = Vec::new();

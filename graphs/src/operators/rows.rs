@@ -59,8 +59,8 @@ impl Reads<'_> {
         self.rank(at).is_some_and(|rank| axes.iter().all(|&a| axis(a, rank).is_some_and(|a| a > 0)))
     }
 
-    /// The axes, from an input or, as older operator sets had it, from the attribute; `Some(None)` if all are meant, `None` if
-    /// they are not known.
+    /// The axes, from an input or, as older operator sets had it, from the attribute; `Some(None)` if all are meant,
+    /// `None` if they are not known.
     pub(super) fn axes(&self, at: usize) -> Option<Option<Vec<i64>>> {
         let axes = if self.node.has_input(at) {
             self.numbers(at)?

@@ -42,7 +42,8 @@ pub(super) fn entries() -> impl Iterator<Item = &'static Operator> {
     FAMILIES.into_iter().flatten()
 }
 
-/// What is known of the operator that a node calls; `None` for one that is not in the table, and for a function of the model.
+/// What is known of the operator that a node calls; `None` for one that is not in the table, and for a function of the
+/// model.
 pub(crate) fn operator(node: &Node) -> Option<&'static Operator> {
     let domain = if is_onnx_domain(&node.domain) { "" } else { &node.domain };
     TABLE.get(&(domain, &node.op_type[..])).copied()

@@ -75,8 +75,8 @@ impl<'a> Extractor<'a> {
             .collect()
     }
 
-    /// The nodes in `range` as a model: its inputs are what they read from elsewhere; its outputs what later nodes read,
-    /// what the model gives, and the `wanted` ones of known type. Weights are shared, not copied.
+    /// The nodes in `range` as a model: its inputs are what they read from elsewhere; its outputs what later nodes
+    /// read, what the model gives, and the `wanted` ones of known type. Weights are shared, not copied.
     pub fn piece(&self, range: Range<usize>, wanted: &dyn Fn(&str) -> bool) -> Model {
         let whole = &self.model.graph;
         let nodes: Vec<Node> = whole.nodes[range.clone()].to_vec();

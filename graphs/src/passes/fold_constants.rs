@@ -11,8 +11,8 @@ use crate::{Attribute, Graph, Model, Node};
 /// many.
 ///
 /// A constant takes the name of the value that it replaces, so that no reader changes. Weights (external
-/// initializers), results above 64 KiB, whatever overflows or divides by zero, and producers of graph outputs stay. So does what
-/// reads the matrix of a linear layer, which an adapter may change.
+/// initializers), results above 64 KiB, whatever overflows or divides by zero, and producers of graph outputs stay. So
+/// does what reads the matrix of a linear layer, which an adapter may change.
 pub fn fold_constants(model: &mut Model) -> usize {
     let graph = &mut model.graph;
     let (outputs, layers) = (output_names(graph), layers(graph));

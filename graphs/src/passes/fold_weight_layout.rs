@@ -15,9 +15,10 @@ use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 /// its readers into the weight; returns how many nodes went.
 ///
 /// A weight is an external initializer, or an inline one of floating point with at least two extents. Bytes are
-/// transformed when they are written, never here. A cast to float16 of a value beyond its range stays. The weight keeps its name if every reader wants the same form, else
-/// the second form gets the name `<weight>.transposed` or `<weight>.float16` and an entry in
-/// [`super::ALIASES_KEY`]. What was done stands in [`super::TRANSFORMS_KEY`]. Producers of graph outputs stay.
+/// transformed when they are written, never here. A cast to float16 of a value beyond its range stays. The weight
+/// keeps its name if every reader wants the same form, else the second form gets the name `<weight>.transposed` or
+/// `<weight>.float16` and an entry in [`super::ALIASES_KEY`]. What was done stands in [`super::TRANSFORMS_KEY`].
+/// Producers of graph outputs stay.
 ///
 /// Graphs that share one set of weights must all be rewritten the same way before they are written: a name is written
 /// to external data once.

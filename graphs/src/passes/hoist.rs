@@ -1,9 +1,9 @@
 //! Takes out of a step graph what need not be computed in every step.
 //!
-//! Graph inputs come in four kinds. *Latents* change in every step, *timesteps* too, but only a schedule's worth of them
-//! exists; everything else is *fixed* over the steps of one generation. What depends on fixed inputs alone moves into a
-//! prologue; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table. Vectors and LoRA
-//! factors among the fixed inputs are *settings*: either graph may read them besides.
+//! Graph inputs come in four kinds. *Latents* change in every step, *timesteps* too, but only a schedule's worth of
+//! them exists; everything else is *fixed* over the steps of one generation. What depends on fixed inputs alone moves
+//! into a prologue; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table.
+//! Vectors and LoRA factors among the fixed inputs are *settings*: either graph may read them besides.
 //!
 //! What is drawn at random is drawn in every step: it counts as latent.
 //!
@@ -39,12 +39,12 @@ pub struct Times {
     pub rows: Vec<String>,
 }
 
-/// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs that
-/// change from step to step; vectors among them are timesteps, the others latents.
+/// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs
+/// that change from step to step; vectors among them are timesteps, the others latents.
 ///
-/// The results of a stage become inputs of the step graph, under their own names. Inputs that only stages read leave the
-/// step graph; outputs stay. Needs inferred shapes and brings those of every graph up to date. Weights are shared, not
-/// copied; one that only a stage reads leaves the step graph. Costs time linear in the graph.
+/// The results of a stage become inputs of the step graph, under their own names. Inputs that only stages read leave
+/// the step graph; outputs stay. Needs inferred shapes and brings those of every graph up to date. Weights are shared,
+/// not copied; one that only a stage reads leaves the step graph. Costs time linear in the graph.
 pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
     let mut hoisted = Hoisted::default();
     if !model.graph.inputs.iter().any(|input| step.contains(&input.name)) {

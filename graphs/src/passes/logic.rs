@@ -8,8 +8,8 @@ use crate::precision::value_types_within;
 use crate::walk::{bodies_mut, defined_names, free_name};
 use crate::{DataType, Graph, Model, Node};
 
-/// Replaces each `Where(c, x, y)` of booleans, in bodies too, by `(c and x) or (not c and y)`, which broadcasts alike; returns
-/// how many.
+/// Replaces each `Where(c, x, y)` of booleans, in bodies too, by `(c and x) or (not c and y)`, which broadcasts alike;
+/// returns how many.
 pub fn lower_logic(model: &mut Model) -> usize {
     let mut taken = defined_names(&model.graph);
     lower(&mut model.graph, &HashMap::new(), &mut taken)

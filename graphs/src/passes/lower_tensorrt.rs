@@ -8,18 +8,18 @@ use crate::operators::{IntegerRule, Kind, is_onnx, operator};
 use crate::walk::{defined_names, free_name, only_output, replace_nodes};
 use crate::{Attribute, Graph, Model, Node};
 
-/// Writes `c·x − (x mod n)` as `(c·x − x) + n·(x / n)` wherever `n` is a constant above zero and `x` is made of extents, so
-/// that it is never below zero; returns how often. These are integers: results are the same.
+/// Writes `c·x − (x mod n)` as `(c·x − x) + n·(x / n)` wherever `n` is a constant above zero and `x` is made of
+/// extents, so that it is never below zero; returns how often. These are integers: results are the same.
 ///
 /// TensorRT-RTX finds out between which bounds each extent lies, and takes `x` and its remainder, whose upper bound it
 /// overestimates, to be independent. The difference may then be negative as far as it knows, and it refuses to build a
 /// Resize of a tensor with such an extent, as of a video whose frames are doubled but for an odd first one.
 ///
-/// Besides, a Reshape to computed extents is told that a zero among them is an extent, not a place to copy one to: none is ever zero, which
-/// TensorRT cannot know, and it would otherwise reserve memory for what the copy could be.
+/// Besides, a Reshape to computed extents is told that a zero among them is an extent, not a place to copy one to:
+/// none is ever zero, which TensorRT cannot know, and it would otherwise reserve memory for what the copy could be.
 ///
-/// Only the main graph is looked at; types of the new values are not recorded. The nodes must be sorted. Costs time linear in the
-/// graph.
+/// Only the main graph is looked at; types of the new values are not recorded. The nodes must be sorted. Costs time
+/// linear in the graph.
 pub fn lower_for_tensorrt(model: &mut Model) -> usize {
     let knows_zeros = model.opset().is_some_and(|opset| opset >= 14);
     let graph = &mut model.graph;

@@ -9,11 +9,12 @@ use crate::{Attribute, DataType, Graph, Model, Node};
 /// Small constants larger than this are not compared.
 const COMPARED_BYTES: usize = 64 << 10;
 
-/// Merges small constants of equal type, shape and bytes, and nodes of ONNX's own domain that apply the same operator with
-/// the same attributes to the same values; returns how many nodes and constants went.
+/// Merges small constants of equal type, shape and bytes, and nodes of ONNX's own domain that apply the same operator
+/// with the same attributes to the same values; returns how many nodes and constants went.
 ///
-/// The first stays. Weights, what a `MatMul`, `Gemm` or `Conv` multiplies by whatever its size, random operators, nodes with bodies, tensors or unknown attributes, and producers of graph
-/// outputs are left alone. The nodes must be sorted. Costs time linear in the graph; no weight bytes are read.
+/// The first stays. Weights, what a `MatMul`, `Gemm` or `Conv` multiplies by whatever its size, random operators,
+/// nodes with bodies, tensors or unknown attributes, and producers of graph outputs are left alone. The nodes must be
+/// sorted. Costs time linear in the graph; no weight bytes are read.
 pub fn merge_duplicates(model: &mut Model) -> usize {
     let graph = &mut model.graph;
     merge_constants(graph) + merge_nodes(graph)

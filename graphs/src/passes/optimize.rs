@@ -37,11 +37,11 @@ pub fn optimize(model: &mut Model) -> Result<Report, PassError> {
     optimize_with(model, &Passes::default())
 }
 
-/// Runs the passes that are for every backend until none fires: sorts the nodes, then splits weights, folds their layouts,
-/// shapes and constants, merges duplicates and removes what is left unused.
+/// Runs the passes that are for every backend until none fires: sorts the nodes, then splits weights, folds their
+/// layouts, shapes and constants, merges duplicates and removes what is left unused.
 ///
-/// Each round costs time linear in the graph; weight bytes are read only where the graph casts a weight to float16. Every firing takes something out of the graph,
-/// so the rounds end.
+/// Each round costs time linear in the graph; weight bytes are read only where the graph casts a weight to float16.
+/// Every firing takes something out of the graph, so the rounds end.
 ///
 /// # Errors
 /// [`PassError`] for a cycle, and for unreadable transform metadata.

@@ -46,8 +46,8 @@ pub fn quantizable(graph: &Graph, block: usize) -> Vec<String> {
     order.into_iter().filter(|name| fits[name.as_str()].is_some()).cloned().collect()
 }
 
-/// How the node's second input is cut, and whether it is stored `[in, out]`, if the node is a linear layer that has an 8-bit
-/// form.
+/// How the node's second input is cut, and whether it is stored `[in, out]`, if the node is a linear layer that has an
+/// 8-bit form.
 fn layout(node: &Node, weight: &Initializer, block: usize) -> Option<(Blocks, bool)> {
     let &[a, b] = weight.shape.as_slice() else { return None };
     let plain = |name| matches!(node.attributes.get(name), None | Some(Attribute::Float(1.0)));
@@ -64,8 +64,9 @@ fn layout(node: &Node, weight: &Initializer, block: usize) -> Option<(Blocks, bo
 
 /// Gives the layers over `names` 8-bit weights, `MatMulNBits` of ONNX Runtime's own; returns how many layers changed.
 ///
-/// Blocks are of 32, 64, 128 or 256 inputs. The f32 matrices are gone from the graph; values and scales are made from them
-/// while they are written. A bias that is no constant vector of a number per output feature is added behind the product.
+/// Blocks are of 32, 64, 128 or 256 inputs. The f32 matrices are gone from the graph; values and scales are made from
+/// them while they are written. A bias that is no constant vector of a number per output feature is added behind the
+/// product.
 pub fn quantize_weights(model: &mut Model, names: &[String], block: usize) -> usize {
     let graph = &mut model.graph;
     let mut made: HashMap<&str, (Blocks, bool)> = HashMap::new();
@@ -128,7 +129,8 @@ fn quantized_layer(
     (product, sum)
 }
 
-/// Puts values and scales in the place of each matrix in `made`, which says how it is cut and whether it is stored `[in, out]`.
+/// Puts values and scales in the place of each matrix in `made`, which says how it is cut and whether it is stored
+/// `[in, out]`.
 fn store_quantized(graph: &mut Graph, made: &HashMap<&str, (Blocks, bool)>) {
     for (name, weight) in std::mem::take(&mut graph.initializers) {
         let Some((cut, turned)) = made.get(name.as_str()) else {
@@ -148,7 +150,8 @@ fn store_quantized(graph: &mut Graph, made: &HashMap<&str, (Blocks, bool)>) {
     }
 }
 
-/// Replaces the matrices by what their 8-bit form stands for, in f32: the effect of [`quantize_weights`] for any backend.
+/// Replaces the matrices by what their 8-bit form stands for, in f32: the effect of [`quantize_weights`] for any
+/// backend.
 pub fn restore_quantized(model: &mut Model, names: &[String], block: usize) {
     let graph = &mut model.graph;
     for name in names {

@@ -1,5 +1,5 @@
-//! A low-rank branch beside linear layers: `y = x·Wᵀ + (x·downᵀ)·upᵀ`, the factors graph inputs; and beside lookups of a
-//! layer's rows, as tied embeddings have: `y = W[i] + up[i]·down`.
+//! A low-rank branch beside linear layers: `y = x·Wᵀ + (x·downᵀ)·upᵀ`, the factors graph inputs; and beside lookups of
+//! a layer's rows, as tied embeddings have: `y = W[i] + up[i]·down`.
 
 use indexmap::IndexMap;
 
@@ -51,12 +51,12 @@ pub enum SideBranchError {
     },
 }
 
-/// Adds a branch to every MatMul and Gemm that reads a slot's weight, and to every Gather of its output features, also in
-/// bodies; gives the number of slots that got one.
+/// Adds a branch to every MatMul and Gemm that reads a slot's weight, and to every Gather of its output features, also
+/// in bodies; gives the number of slots that got one.
 ///
-/// The factors become graph inputs behind those there are, f32, in the order of `slots`. The extent `rank` of each slot is
-/// a symbol of its own, `<name>.lora_rank`, and may be 0 at run time: the branch then adds nothing. A weight that is read
-/// twice gets two branches over the same factors. Rows that are no slot's stay as they are.
+/// The factors become graph inputs behind those there are, f32, in the order of `slots`. The extent `rank` of each
+/// slot is a symbol of its own, `<name>.lora_rank`, and may be 0 at run time: the branch then adds nothing. A weight
+/// that is read twice gets two branches over the same factors. Rows that are no slot's stay as they are.
 ///
 /// # Errors
 /// [`SideBranchError`]; the model is then as it was.
@@ -207,7 +207,8 @@ fn branch(mut linear: Node, slots: &[&SideSlot], nodes: &mut Vec<Node>, pads: &m
     for (at, slot) in slots.iter().enumerate() {
         let scope = format!("{output}/{}", slot.name);
         let (down, mut up) = (format!("{}.lora_down", slot.name), format!("{}.lora_up", slot.name));
-        // Rows that are no slot's belong to the part before them, the first to the part behind; zeros add nothing there.
+        // Rows that are no slot's belong to the part before them, the first to the part behind; zeros add nothing
+        // there.
         let before = slot.rows.0 - covered;
         covered = slots.get(at + 1).map_or(slot.total_rows, |_| slot.rows.1);
         let after = covered - slot.rows.1;

@@ -8,10 +8,11 @@ use crate::walk::{defined_names, free_name, output_names, remove_nodes, rename_u
 use crate::{Graph, Initializer, Model, Node};
 
 /// Replaces `Split` and `Slice` of a weight matrix along its rows by initializers of those rows, called
-/// `<weight>.rows_<start>_<end>`, with a number behind it if that is taken, and returns how many nodes went. Bytes are shared, not copied.
+/// `<weight>.rows_<start>_<end>`, with a number behind it if that is taken, and returns how many nodes went. Bytes are
+/// shared, not copied.
 ///
-/// Weights are those of [`super::fold_weight_layout`]. Nodes with a step other than 1, with sizes that are no constants, or
-/// that make graph outputs stay, as do rows of a weight that is itself transformed.
+/// Weights are those of [`super::fold_weight_layout`]. Nodes with a step other than 1, with sizes that are no
+/// constants, or that make graph outputs stay, as do rows of a weight that is itself transformed.
 pub fn split_weights(model: &mut Model) -> usize {
     let graph = &mut model.graph;
     let outputs = output_names(graph);

@@ -30,9 +30,10 @@ pub fn lower_precision(model: &mut Model, to: DataType) {
 /// Gives each node of a float32 graph the type at its place in `types` (`float32`, `float16` or `bfloat16`), and each
 /// floating-point weight the one that `storage` names.
 ///
-/// The result is strongly typed: all that a node reads and makes has its type, and a Cast stands wherever types meet, one
-/// per value and type. Graph inputs and outputs stay float32, a weight that is an output among them. A weight whose type is its reader's feeds it directly. Nodes
-/// beyond the end of `types`, and those with bodies, are float32. Weights are converted while they are read or written.
+/// The result is strongly typed: all that a node reads and makes has its type, and a Cast stands wherever types meet,
+/// one per value and type. Graph inputs and outputs stay float32, a weight that is an output among them. A weight
+/// whose type is its reader's feeds it directly. Nodes beyond the end of `types`, and those with bodies, are float32.
+/// Weights are converted while they are read or written.
 pub fn apply_precision(model: &mut Model, types: &[DataType], storage: &dyn Fn(&str, &Initializer) -> DataType) {
     let known = value_types(&model.graph);
     let float = |name: &str| known.get(name) == Some(&DataType::Float);
@@ -89,8 +90,8 @@ pub fn apply_precision(model: &mut Model, types: &[DataType], storage: &dyn Fn(&
     }
 }
 
-/// The type in which each matrix of a component is stored: that of the nodes that read it in 16 bits, if they agree, else
-/// the one that it has in the source.
+/// The type in which each matrix of a component is stored: that of the nodes that read it in 16 bits, if they agree,
+/// else the one that it has in the source.
 ///
 /// Each graph comes with the types of its nodes. What nothing reads is left out, and so are [`tables`].
 pub fn matrix_types(graphs: &[(&Model, &[DataType])]) -> BTreeMap<String, DataType> {

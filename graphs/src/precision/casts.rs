@@ -6,7 +6,8 @@ use super::apply::float32_from;
 use super::types::{reads_any, value_types};
 use crate::{DataType, Graph};
 
-/// Casts of computed values and graph inputs that [`apply_precision`](super::apply_precision) makes for these node types.
+/// Casts of computed values and graph inputs that [`apply_precision`](super::apply_precision) makes for these node
+/// types.
 ///
 /// Weights and constants do not count: they are stored in the type of their reader, or converted once.
 pub fn count_casts(graph: &Graph, types: &[DataType]) -> usize {
@@ -14,7 +15,8 @@ pub fn count_casts(graph: &Graph, types: &[DataType]) -> usize {
     (0..flow.values.len()).map(|value| flow.casts(value, types)).sum()
 }
 
-/// Moves nodes in 16 bits that are `movable` to float32 where that takes casts away, and returns how many it takes away.
+/// Moves nodes in 16 bits that are `movable` to float32 where that takes casts away, and returns how many it takes
+/// away.
 ///
 /// A group of connected movable nodes of one type, or a single node, moves only if the number of casts
 /// ([`count_casts`]) falls; so it never rises, and the search ends. Nothing loses precision: no node moves to 16 bits.

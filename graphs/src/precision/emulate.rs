@@ -8,10 +8,11 @@ use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 /// Turns a strongly typed graph ([`apply_precision`](super::apply_precision)) into a float32 graph that rounds where it
 /// rounds.
 ///
-/// What a 16-bit node makes goes through that type and back, and so do values at casts and weights that are stored in 16
-/// bits: it computes what a backend does that sums in float32 and rounds every result to the type of its node. A value
-/// beyond float16's range becomes infinite exactly where it would there. Values keep their names; the nodes added are
-/// called after the value that they round, `VALUE/Round` and `VALUE/Widen`. It runs where a backend has no 16-bit arithmetic.
+/// What a 16-bit node makes goes through that type and back, and so do values at casts and weights that are stored in
+/// 16 bits: it computes what a backend does that sums in float32 and rounds every result to the type of its node. A
+/// value beyond float16's range becomes infinite exactly where it would there. Values keep their names; the nodes
+/// added are called after the value that they round, `VALUE/Round` and `VALUE/Widen`. It runs where a backend has no
+/// 16-bit arithmetic.
 pub fn emulate_precision(model: &mut Model) {
     let types = value_types(&model.graph);
     let low = |name: &String| types.get(name).copied().filter(|t| is_low(*t));

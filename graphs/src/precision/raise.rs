@@ -27,9 +27,9 @@ pub fn uses_narrow_floats(graph: &Graph) -> bool {
 
 /// Brings every float16 and bfloat16 value of a graph, and of the bodies in it, to float32.
 ///
-/// A cast to 16 bits that the graph asks for still rounds: it stays, with a cast back behind it. In a model that v2l wrote,
-/// such casts are v2l's own and vanish, as casts between equal types do in every model. Weights are converted while they
-/// are read or written, never in memory.
+/// A cast to 16 bits that the graph asks for still rounds: it stays, with a cast back behind it. In a model that v2l
+/// wrote, such casts are v2l's own and vanish, as casts between equal types do in every model. Weights are converted
+/// while they are read or written, never in memory.
 pub fn raise_precision(model: &mut Model) {
     let mut raising =
         Raising { keeps_rounding: !model.metadata.contains_key(OWN_MODEL_KEY), taken: defined_names(&model.graph) };

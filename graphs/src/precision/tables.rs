@@ -7,7 +7,8 @@ use crate::read::OWN_MODEL_KEY;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
 /// The tables of models over one set of weights: f32 weights with two axes or more that no product reads and nothing is
-/// looked up in, such as those of positions. In a model that v2l wrote, all weights are the checkpoint's, and there are none.
+/// looked up in, such as those of positions. In a model that v2l wrote, all weights are the checkpoint's, and there
+/// are none.
 ///
 /// What is made of weights alone counts as they do. Bodies and operators that are not ONNX's own count as products.
 pub fn tables<'a>(models: impl IntoIterator<Item = &'a Model>) -> HashSet<&'a str> {

@@ -34,8 +34,8 @@ pub(crate) fn value_types_within(graph: &Graph, outer: &HashMap<String, DataType
     types
 }
 
-/// A name for each node, of which no two are equal: the node's own, or its operator and output where the producer gave none
-/// or the same one twice.
+/// A name for each node, of which no two are equal: the node's own, or its operator and output where the producer gave
+/// none or the same one twice.
 pub fn node_labels(graph: &Graph) -> Vec<String> {
     let mut uses: HashMap<&str, usize> = HashMap::new();
     for node in &graph.nodes {
@@ -51,8 +51,8 @@ pub fn node_labels(graph: &Graph) -> Vec<String> {
 pub enum Freedom {
     /// It has nothing to do with floating-point numbers: its type says nothing.
     Typeless,
-    /// It must stay in float32: an operator that is not known here, whose results may depend on the type, or that asks for
-    /// float32.
+    /// It must stay in float32: an operator that is not known here, whose results may depend on the type, or that asks
+    /// for float32.
     Float32,
     /// It computes in any floating-point type.
     Any,

@@ -2,8 +2,8 @@ use std::io::{self, Write};
 
 use crate::{DataType, TensorData};
 
-/// One 128-bit hash per row of a matrix `[rows, cols]` of type `from`, after rounding to `to` and, if `transposed`, of its
-/// transpose: equal rows, and only they, have equal hashes, however two matrices are stored.
+/// One 128-bit hash per row of a matrix `[rows, cols]` of type `from`, after rounding to `to` and, if `transposed`, of
+/// its transpose: equal rows, and only they, have equal hashes, however two matrices are stored.
 ///
 /// Streams the tensor; holds at most one tensor in private memory, where it is rounded or transposed.
 ///

@@ -5,8 +5,9 @@ use crate::operators::is_onnx;
 use crate::walk::{defined_names, free_name, label, rank, rename_uses, replace_nodes};
 use crate::{Attribute, Graph, Initializer, Model, Node};
 
-/// Lets every reader of an initializer read another of equal bytes instead; `pairs` are `(kept, dropped)`. The dropped ones
-/// go. Pairs that differ in type, shape or content, or name what is not there, change nothing. Returns how many went.
+/// Lets every reader of an initializer read another of equal bytes instead; `pairs` are `(kept, dropped)`. The dropped
+/// ones go. Pairs that differ in type, shape or content, or name what is not there, change nothing. Returns how many
+/// went.
 ///
 /// That the two are one parameter is the caller's to know. Reads both, and holds 16 bytes per row.
 pub fn merge_initializers(model: &mut Model, pairs: &[(String, String)]) -> usize {
@@ -26,8 +27,8 @@ pub fn merge_initializers(model: &mut Model, pairs: &[(String, String)]) -> usiz
     renames.len()
 }
 
-/// Gives the nodes at `readers`, which read `name`, a copy of their own, and returns the copy's name: `wanted`, with a number
-/// behind it if that is taken. `None` if there is no such initializer.
+/// Gives the nodes at `readers`, which read `name`, a copy of their own, and returns the copy's name: `wanted`, with a
+/// number behind it if that is taken. `None` if there is no such initializer.
 ///
 /// The bytes are shared until they are written.
 pub fn unshare_initializer(model: &mut Model, name: &str, readers: &[usize], wanted: &str) -> Option<String> {
@@ -45,7 +46,8 @@ pub fn unshare_initializer(model: &mut Model, name: &str, readers: &[usize], wan
     Some(free)
 }
 
-/// True if two matrices, each `[out, in]` unless it is `transposed`, have equal rows, and not all rows are alike. Reads both.
+/// True if two matrices, each `[out, in]` unless it is `transposed`, have equal rows, and not all rows are alike.
+/// Reads both.
 pub fn same_matrix(a: (&Initializer, bool), b: (&Initializer, bool)) -> bool {
     let extents = |(value, transposed): (&Initializer, bool)| match value.shape.as_slice() {
         &[rows, cols] => Some(if transposed { [cols, rows] } else { [rows, cols] }),
@@ -72,8 +74,8 @@ pub fn turn_product(model: &mut Model, index: usize, name: &str, turned: &str) -
     true
 }
 
-/// Lets every `Gather` of the main graph that looks up rows of the matrix `name` look up columns of its transpose `turned`
-/// instead, and returns how many did; those whose indices have no known rank stay.
+/// Lets every `Gather` of the main graph that looks up rows of the matrix `name` look up columns of its transpose
+/// `turned` instead, and returns how many did; those whose indices have no known rank stay.
 pub fn turn_lookups(model: &mut Model, name: &str, turned: &str) -> usize {
     let graph = &mut model.graph;
     let mut taken = defined_names(graph);

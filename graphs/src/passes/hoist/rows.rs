@@ -1,13 +1,13 @@
 //! Which values have a row for each timestep that nothing but this timestep decides.
 //!
-//! What a value has to do with the rows is one of three facts. *Same*: neither its elements nor its extents depend on the
-//! rows or on how many there are. *Apart*: its first extent is the number of rows, its other extents depend on no row, and
-//! each row depends on the same row of the inputs and on values that are the same. *Mixed*: anything else, and everything of
-//! which nothing is proven. A graph of values that are same or apart gives row by row, one row at a time, what it gives for
-//! all rows at once.
+//! What a value has to do with the rows is one of three facts. *Same*: neither its elements nor its extents depend on
+//! the rows or on how many there are. *Apart*: its first extent is the number of rows, its other extents depend on no
+//! row, and each row depends on the same row of the inputs and on values that are the same. *Mixed*: anything else,
+//! and everything of which nothing is proven. A graph of values that are same or apart gives row by row, one row at a
+//! time, what it gives for all rows at once.
 //!
-//! Shapes are asked for ranks and numbers only. These hold for any number of rows, since they are inferred from what comes
-//! before; that two extents have one name does not, where a setting is as long as there are rows.
+//! Shapes are asked for ranks and numbers only. These hold for any number of rows, since they are inferred from what
+//! comes before; that two extents have one name does not, where a setting is as long as there are rows.
 
 use std::collections::HashMap;
 
@@ -25,8 +25,8 @@ enum Fact {
     Apart,
 }
 
-/// Marks the nodes that timesteps decide and whose outputs are all apart, where `rows` are the inputs with a row for each
-/// timestep and `lead` is their extent.
+/// Marks the nodes that timesteps decide and whose outputs are all apart, where `rows` are the inputs with a row for
+/// each timestep and `lead` is their extent.
 pub(super) fn independent(graph: &Graph, kinds: &Kinds<'_>, rows: &[String], lead: &Dim) -> Vec<bool> {
     let mut proof =
         Proof { shapes: shapes(graph), constants: constant_values(graph), facts: HashMap::new(), graph, lead };
@@ -91,8 +91,8 @@ impl<'a> Proof<'a> {
         (plain && keeps_rows_apart(self, node)).then_some(Fact::Apart)
     }
 
-    /// False for a value that no row decides, but that has as many elements along an axis as there are rows: a stage that is
-    /// given one row would not fit it.
+    /// False for a value that no row decides, but that has as many elements along an axis as there are rows: a stage
+    /// that is given one row would not fit it.
     fn is_without_rows(&self, value: &str) -> bool {
         self.shape(value).is_none_or(|shape| !self.names_rows(shape))
     }

@@ -135,8 +135,8 @@ fn hoist_leaves_what_is_random_and_what_depends_on_it_in_the_step() {
     }
 }
 
-/// True if rows of `make`'s result are proven to be apart, in a step of one row for each of `lead` timesteps. It is given
-/// what depends on them, `[lead, 4]`, and a setting of 4 numbers, `[1, 4]`.
+/// True if rows of `make`'s result are proven to be apart, in a step of one row for each of `lead` timesteps. It is
+/// given what depends on them, `[lead, 4]`, and a setting of 4 numbers, `[1, 4]`.
 fn is_apart(lead: &str, make: impl Fn(&mut Builder, &Value, &Value) -> Value) -> bool {
     let mut b = Builder::new("step");
     let time = b.input("time", DataType::Float, [Dim::from(lead)]);

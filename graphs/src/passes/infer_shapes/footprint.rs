@@ -47,9 +47,9 @@ const MAX_TERMS: usize = 512;
 
 /// The footprint of a graph that runs on ONNX Runtime, node by node in its order, each value let go after its last use.
 ///
-/// `whole` is the graph that it is a part of, or itself: its values have the names and shapes that they have there, and the sums
-/// name extents of the inputs of the whole. Needs inferred shapes ([`super::infer_shapes`]). What ONNX Runtime may fuse further, and what it takes beyond the values, is
-/// not in it.
+/// `whole` is the graph that it is a part of, or itself: its values have the names and shapes that they have there,
+/// and the sums name extents of the inputs of the whole. Needs inferred shapes ([`super::infer_shapes`]). What ONNX
+/// Runtime may fuse further, and what it takes beyond the values, is not in it.
 pub fn footprint(model: &Model, whole: &Model) -> Footprint {
     let facts = Inference::run_as(&whole.graph, 1, true).facts;
     let mut table = Table::default();
@@ -207,8 +207,8 @@ fn workspace<'a>(facts: &Facts<'_>, node: &'a Node) -> Vec<&'a str> {
     node.inputs.iter().take(copied).map(String::as_str).filter(three).collect()
 }
 
-/// The nodes in the order in which ONNX Runtime runs them: depth first from the last leaf, of a node's inputs the one that was
-/// stored last first.
+/// The nodes in the order in which ONNX Runtime runs them: depth first from the last leaf, of a node's inputs the one
+/// that was stored last first.
 fn execution_order(graph: &Graph) -> Vec<usize> {
     let mut made_by: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.nodes.iter().enumerate() {

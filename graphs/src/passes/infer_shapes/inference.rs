@@ -128,8 +128,8 @@ impl<'a> Inference<'a> {
             .collect()
     }
 
-    /// Shape and type of each output of a body. What it defines itself is forgotten again: the other body may use the same
-    /// names.
+    /// Shape and type of each output of a body. What it defines itself is forgotten again: the other body may use the
+    /// same names.
     fn body(&mut self, body: &'a Graph) -> Vec<(Option<Vec<Expr>>, Option<DataType>)> {
         for (name, value) in &body.initializers {
             self.initializer(name, value);
@@ -158,8 +158,8 @@ impl<'a> Inference<'a> {
         }
     }
 
-    /// An extent for every axis: the inferred one unless only the record knows a number, else the recorded one, else one
-    /// of which nothing is known. `None` if not even the rank is known.
+    /// An extent for every axis: the inferred one unless only the record knows a number, else the recorded one, else
+    /// one of which nothing is known. `None` if not even the rank is known.
     fn settled(&mut self, inferred: Option<Partial>, recorded: Option<&[Dim]>) -> Option<Vec<Expr>> {
         let inferred = match (inferred, recorded) {
             (Some(shape), _) => shape,

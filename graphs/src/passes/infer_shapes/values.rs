@@ -31,8 +31,8 @@ fn operands(facts: &Facts<'_>, node: &Node, first: usize) -> Option<Vec<Option<T
     (first..node.inputs.len()).map(operand).collect()
 }
 
-/// What an operator makes that only moves elements of its first `data` inputs: it is evaluated over positions, which are then
-/// looked up.
+/// What an operator makes that only moves elements of its first `data` inputs: it is evaluated over positions, which
+/// are then looked up.
 fn moved(facts: &Facts<'_>, node: &Node, data: usize, dtype: DataType) -> Option<Ints> {
     let (mut positions, mut items) = (Vec::new(), Vec::new());
     for index in 0..data {
