@@ -4,7 +4,6 @@
 //! Weights are [`bytes::Bytes`] throughout: a model read over a memory map, or built over a mapped checkpoint, never
 //! holds a second copy of them; they are streamed from the map to wherever the model is written.
 
-mod attribute;
 pub mod blocks;
 mod builder;
 pub mod check;
@@ -25,10 +24,9 @@ mod tensor;
 mod walk;
 mod write;
 
-pub use attribute::Attribute;
 pub use builder::{Builder, Extent, ISLAND, NodeBuilder, Value};
 pub use data::{DataType, TensorData};
-pub use model::{Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
+pub use model::{Attribute, Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 pub use operators::{Kind, kind};
 pub use precision::{
     Freedom, apply_precision, computes_in_16_bits, count_casts, emulate_precision, freedom, is_movement,

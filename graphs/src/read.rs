@@ -8,8 +8,8 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use prost::Message;
 
-use crate::attribute::Other;
 use crate::functions;
+use crate::model::Other;
 use crate::onnx::{self, attribute_proto::AttributeType, tensor_proto::DataLocation};
 use crate::{Attribute, DataType, Dim, Function, Graph, Initializer, Model, Node, TensorData, TensorType, ValueInfo};
 

@@ -11,142 +11,27 @@
 //! ```
 
 mod content;
+mod found;
 mod names;
 mod readers;
 mod settle;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde::Serialize;
 use v2l_graphs::Model;
 use v2l_graphs::slots::{
     LinearUse, drop_unread, linear_uses, merge_initializers, same_matrix, turn_product, unshare_initializer,
 };
-use v2l_runtime::engine::manifest::{Absent, Found, How, RowRange, Slot, Why};
+use v2l_runtime::engine::manifest::{Absent, Found, How, Slot, Why};
 
 use self::content::Contents;
+pub(crate) use self::found::Discovered;
+pub use self::found::{AmbiguousSlot, SharedSlot, SlotReport};
+use self::found::{Foreign, Layer, is_declared};
 use self::names::Forms;
 use self::settle::{Settled, module_of};
 use crate::remedy::Remedy;
 use crate::{Checkpoint, ExportError, metadata};
-
-/// What is to be said of slots and of what is none.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct SlotReport {
-    /// Matrices of the graph whose content is in no tensor of the checkpoint; they have the names that the exporter
-    /// left; of a fused layer, the rows.
-    pub unmatched: Vec<String>,
-    /// Matrices of the checkpoint that no matrix of the graph has the content of: tables, unused, or changed by the
-    /// exporter.
-    pub unused: Vec<String>,
-    /// Those of the unused that nothing in the graph may be: the exporter left them out, and
-    /// updates of them have no effect, or computed something of them that an update cannot reach.
-    pub pruned: Vec<String>,
-    /// Matrices that may be one of several tensors with equal content, or that are a layer's taken the other way round;
-    /// they are no slots.
-    pub ambiguous: Vec<AmbiguousSlot>,
-    /// Layers whose matrix something reads besides that an update would change wrongly; they are no slots.
-    pub shared: Vec<SharedSlot>,
-    /// Slots of which rows are looked up besides, as of a tied embedding: an update changes both.
-    pub tied: Vec<String>,
-    /// Slots without a layer's name: constants such as Fourier features and experts' gates. An adapter that does not
-    /// name them leaves them alone.
-    pub unnamed: Vec<String>,
-}
-
-/// A layer that is no slot because of what else reads its matrix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct SharedSlot {
-    /// The layer.
-    pub name: String,
-    /// Its initializer.
-    pub tensor: String,
-    /// The node that reads it, too.
-    pub node: String,
-    /// The node's operator.
-    pub op_type: String,
-}
-
-impl SlotReport {
-    /// Says which slots have no layer's name, if there are any.
-    pub fn unnamed_message(&self) -> Option<String> {
-        const MANY: usize = 8;
-        let listed: Vec<&str> = self.unnamed.iter().take(MANY).map(String::as_str).collect();
-        let more = if self.unnamed.len() > MANY { ", …" } else { "" };
-        (!listed.is_empty()).then(|| {
-            format!(
-                "slots without a layer's name ({}), such as Fourier features and gates of experts, or layers \
-                 whose name the exporter dropped; no adapter changes them that does not name them: {}{more}",
-                self.unnamed.len(),
-                listed.join(", ")
-            )
-        })
-    }
-}
-
-impl AmbiguousSlot {
-    /// The same in words.
-    pub fn message(&self) -> String {
-        let Self { tensor, node, candidates } = self;
-        match &candidates[..] {
-            [layer] => format!(
-                "node `{node}`: its weight `{tensor}` is that of layer `{layer}`, and it does not take it as \
-                 the layer does; it is no slot, and updates of the layer leave it alone"
-            ),
-            _ => format!(
-                "node `{node}`: its weight `{tensor}` may be each of {}, and nothing tells which; it is no slot",
-                candidates.join(", ")
-            ),
-        }
-    }
-}
-
-impl SharedSlot {
-    /// The same in words.
-    pub fn message(&self) -> String {
-        format!(
-            "layer `{}` is no slot: node `{}` ({}) reads its matrix, too, and an update would change that",
-            self.name, self.node, self.op_type
-        )
-    }
-}
-
-/// What [`slots`] found.
-#[derive(Debug, Default)]
-pub(crate) struct Discovered {
-    pub(crate) slots: Vec<Slot>,
-    pub(crate) absent: Vec<Absent>,
-    pub(crate) report: SlotReport,
-}
-
-/// A matrix whose content several tensors of the checkpoint have, with nothing to tell them apart.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct AmbiguousSlot {
-    /// The initializer.
-    pub tensor: String,
-    /// The node that multiplies by it.
-    pub node: String,
-    /// The tensors that it may be.
-    pub candidates: Vec<String>,
-}
-
-/// A linear layer, found.
-struct Layer {
-    name: String,
-    found: Found,
-    /// Rows of the initializer that are this layer's, if not all.
-    rows: Option<RowRange>,
-    aliases: Vec<String>,
-    /// Indices of the products by it in the list of uses, in order.
-    uses: Vec<usize>,
-}
-
-/// A product by a layer's matrix that takes it the other way round, `h · W` beside `x · Wᵀ`.
-struct Foreign {
-    /// Index in the list of uses.
-    at: usize,
-    layer: String,
-}
 
 /// The slots of the models: those of their metadata, else what `weights` or the exporter's names tell.
 ///
@@ -197,10 +82,6 @@ pub(crate) fn slots(models: &mut [(String, Model)], weights: Option<&Checkpoint>
 
 fn fail(graph: &str, reason: String) -> ExportError {
     ExportError::Graph { graph: graph.to_owned(), reason }
-}
-
-fn is_declared(slot: &Slot) -> bool {
-    slot.found.as_ref().is_some_and(|found| found.how == How::Metadata)
 }
 
 /// The slots that a model names itself.

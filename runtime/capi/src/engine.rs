@@ -143,7 +143,8 @@ growing!(
         prediction_cache_size: 0,
         vae_tiling: V2L_TILING_DEFAULT,
         no_verify: 0,
-    }
+    },
+    grown at backend
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_open_options).

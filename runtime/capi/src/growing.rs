@@ -20,13 +20,13 @@ pub(crate) unsafe trait Growing: Copy {
     fn initial() -> Self;
 }
 
-/// Implements [`Growing`] for a structure of version 1.0.
+/// Implements [`Growing`] for a structure of version 1.0, and of later ones each of which began with a member.
 macro_rules! growing {
-    ($ty:ident, $initial:expr) => {
+    ($ty:ident, $initial:expr $(, grown at $member:ident)* $(,)?) => {
         // SAFETY: `repr(C)` with `size: usize` first; numbers, pointers and optional function pointers behind it.
         unsafe impl $crate::growing::Growing for $ty {
             const NAME: &'static str = stringify!($ty);
-            const SIZES: &'static [usize] = &[size_of::<$ty>()];
+            const SIZES: &'static [usize] = &[$(std::mem::offset_of!($ty, $member),)* size_of::<$ty>()];
             fn initial() -> Self {
                 $initial
             }
@@ -35,13 +35,13 @@ macro_rules! growing {
 }
 pub(crate) use growing;
 
-/// How many bytes of a structure of the caller's `size` this library uses.
+/// How many bytes of a structure of the caller's `size` this library uses: those of the largest version that fits into it.
 fn used<T: Growing>(size: usize) -> Result<usize, Failure> {
-    if T::SIZES.contains(&size) {
-        return Ok(size);
-    }
-    if size > size_of::<T>() && size <= MAX_SIZE {
-        return Ok(size_of::<T>());
+    // A structure may end in members of a version that this library does not know.
+    let whole = T::SIZES.contains(&size) || size.is_multiple_of(align_of::<T>());
+    let known = T::SIZES.iter().rfind(|known| **known <= size);
+    if let Some(known) = known.filter(|_| whole && size <= MAX_SIZE) {
+        return Ok(*known);
     }
     let message =
         format!("the size of {} is {size}; expected {:?}: set it to sizeof({0}), or call {0}_init", T::NAME, T::SIZES);

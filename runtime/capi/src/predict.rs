@@ -97,7 +97,8 @@ growing!(
         frame_count: 0,
         image_file: std::ptr::null(),
         image: std::ptr::null(),
-    }
+    },
+    grown at image_file
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_reference).

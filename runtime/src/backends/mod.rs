@@ -1,5 +1,6 @@
 //! An engine on the backend that it is compiled for.
 
+mod choice;
 #[cfg(test)]
 mod emulated;
 pub mod onnxruntime;
@@ -7,7 +8,7 @@ pub mod tensorrt;
 
 use std::sync::Arc;
 
-use v2l_trt::Flavour;
+pub use choice::{Backend, Fused};
 
 use crate::backends::onnxruntime::{
     OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode,
@@ -27,30 +28,6 @@ const ARENA_GAPS: u64 = 4;
 
 /// Bytes that the system's allocator keeps at most, about.
 const ALLOCATOR_KEEPS: u64 = 160 << 20;
-
-/// What runs an engine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Backend {
-    /// What it is compiled for.
-    #[default]
-    Compiled,
-    /// ONNX Runtime, by the ONNX form that every engine holds.
-    Ort,
-    /// TensorRT, which the engine must be compiled for.
-    TensorRt(Flavour),
-}
-
-impl Backend {
-    /// The one that runs this engine; `None` is ONNX Runtime.
-    fn of(self, engine: &Engine) -> Option<Flavour> {
-        let compiled = |flavour: &Flavour| engine.manifest().graphs.iter().any(|g| g.backend == flavour.backend());
-        match self {
-            Self::Compiled => [Flavour::Rtx, Flavour::TensorRt].into_iter().find(compiled),
-            Self::Ort => None,
-            Self::TensorRt(flavour) => Some(flavour),
-        }
-    }
-}
 
 /// Why an engine could not be opened, or its adapters not be replaced.
 #[derive(Debug, thiserror::Error)]
@@ -95,15 +72,6 @@ pub fn held_weights(engine: &Engine, options: &OpenOptions) -> Result<(WeightMod
         Some(_) => Ok((WeightMode::Plan, "TensorRT's plans hold them".to_owned())),
         None => weight_mode(engine, options),
     }
-}
-
-/// What will be fused into an engine.
-#[derive(Clone, Copy, Debug)]
-pub enum Fused<'a> {
-    /// These adapters, each with its strength.
-    These(&'a [(Adapter, f32)]),
-    /// Some that change every slot.
-    All,
 }
 
 /// What a graph takes if it is opened with these options and run on inputs of these shapes, `runs` times with what stages keep;

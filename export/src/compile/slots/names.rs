@@ -8,7 +8,7 @@ use v2l_graphs::passes::{ALIASES_KEY, TRANSFORMS_KEY};
 use v2l_graphs::slots::LinearUse;
 use v2l_runtime::engine::manifest::{Found, How};
 
-use super::{Foreign, Layer};
+use super::found::{Foreign, Layer};
 
 /// The module that a parameter's name speaks of.
 pub(super) fn module(name: &str, end: &str) -> Option<String> {

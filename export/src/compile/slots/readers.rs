@@ -13,9 +13,9 @@ use v2l_graphs::slots::{
 use v2l_graphs::{Initializer, Model};
 use v2l_runtime::engine::manifest::{Absent, How, Slot, Why};
 
+use super::found::{Discovered, SharedSlot, is_declared};
 use super::names::{Forms, at_node};
 use super::settle::agree;
-use super::{Discovered, SharedSlot, is_declared};
 
 /// Notes lookups at the slots, and takes out the slots whose matrix is read otherwise.
 pub(super) fn settle(models: &mut [(String, Model)], all: &mut Discovered) {

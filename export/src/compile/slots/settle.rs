@@ -6,8 +6,8 @@ use v2l_graphs::slots::LinearUse;
 use v2l_runtime::engine::manifest::{Found, How, RowRange};
 
 use super::content::{Content, Contents};
+use super::found::{AmbiguousSlot, Foreign, Layer};
 use super::names::{at_node, module};
-use super::{AmbiguousSlot, Foreign, Layer};
 use crate::Checkpoint;
 
 /// Layers that are certain, and what is not.

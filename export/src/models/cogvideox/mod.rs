@@ -9,7 +9,7 @@ use v2l_runtime::pipeline::config::{
     Chunking, Conditioning, DecodeChunks, NEGATIVE_PROMPT, PipelineConfig, Tiling, TransformerConfig, VaeConfig,
 };
 
-use super::{Architecture, Family, Part};
+use super::family::{Architecture, Family, Part};
 use crate::files::read_json;
 use crate::{Checkpoint, Component, ExportError};
 

@@ -1,6 +1,6 @@
 //! Text encoders that several families share: a file and a line each.
 
-use super::Architecture;
+use super::family::Architecture;
 
 pub mod t5;
 

@@ -11,7 +11,8 @@ use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
 use crate::files::read_json;
-use crate::models::{Architecture, Part, layers};
+use crate::models::family::{Architecture, Part};
+use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
 /// The class that `config.json` names.

@@ -11,7 +11,7 @@ use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::predictor::{KIND, PredictorConfig, TargetSlot};
 
-use super::{PredictorFiles, PredictorKind};
+use super::kind::{PredictorFiles, PredictorKind};
 use crate::component::{self, Component};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};

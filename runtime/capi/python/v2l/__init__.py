@@ -21,7 +21,7 @@ from ._native import LIBRARY as _lib
 from ._native import Error, check as _check
 
 __all__ = [
-    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "Pipeline",
+    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "Pipeline",
     "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "version",
 ]
 
@@ -66,6 +66,15 @@ class AdapterMode(enum.IntEnum):
     AUTO = 0
     FUSE = 1
     SIDE = 2
+
+
+class Backend(enum.IntEnum):
+    """What runs engines."""
+
+    COMPILED = 0
+    ORT = 1
+    TENSORRT_RTX = 2
+    TENSORRT = 3
 
 
 class Format(enum.IntEnum):
@@ -338,6 +347,14 @@ def _open_options(
     arithmetic: Arithmetic = Arithmetic.FP32,
     adapter_mode: AdapterMode = AdapterMode.AUTO,
     verify_hashes: bool = False,
+    backend: Backend = Backend.COMPILED,
+    device: int = 0,
+    trt_library: Optional[Path] = None,
+    provider: Optional[str] = None,
+    prediction_cache: Optional[Path] = None,
+    prediction_cache_size: int = 0,
+    vae_tiling: Optional[bool] = None,
+    verify: bool = True,
 ) -> ctypes.Structure:
     """``v2l_open_options``: the keyword arguments of :class:`Engine`, :class:`Predictor` and :class:`Pipeline`."""
     options = _initial(_native.OpenOptions, _lib.v2l_open_options_init)
@@ -346,6 +363,12 @@ def _open_options(
     options.memory_limit, options.threads = memory_limit, threads
     options.weights, options.arithmetic, options.adapter_mode = weights, arithmetic, adapter_mode
     options.verify_hashes = int(verify_hashes)
+    options.backend, options.device, options.no_verify = backend, device, int(not verify)
+    options.trt_library = None if trt_library is None else _path(trt_library)
+    options.provider = None if provider is None else provider.encode()
+    options.prediction_cache = None if prediction_cache is None else _path(prediction_cache)
+    options.prediction_cache_size = prediction_cache_size
+    options.vae_tiling = {None: 0, True: 1, False: 2}[vae_tiling]
     return options
 
 
@@ -496,16 +519,25 @@ class Predictor(_Handle):
         resize: Resize = Resize.DEFAULT,
         latent: Latent = Latent.DEFAULT,
         frame_count: int = 0,
+        image: Optional[Union[Path, np.ndarray]] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
     ) -> Adapter:
-        """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``."""
+        """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
+
+        ``image`` is the first frame of the video to generate, which may say its size.
+        """
         given = _initial(_native.Reference, _lib.v2l_reference_init)
         if isinstance(reference, np.ndarray):
             tensor = _tensor(reference)
             given.frames = ctypes.pointer(tensor)
         else:
             given.file = _path(reference)
+        if isinstance(image, np.ndarray):
+            first = _tensor(image)
+            given.image = ctypes.pointer(first)
+        elif image is not None:
+            given.image_file = _path(image)
         given.fps, given.width, given.height, given.frame_count = fps, width, height, frame_count
         given.range, given.resize, given.latent = range, resize, latent
         if seed is not None:

@@ -47,6 +47,14 @@ class OpenOptions(Structure):
         ("adapter_mode", c_int32),
         ("verify_hashes", c_int32),
         ("reserved", c_int32),
+        ("backend", c_int32),
+        ("device", c_uint32),
+        ("trt_library", c_char_p),
+        ("provider", c_char_p),
+        ("prediction_cache", c_char_p),
+        ("prediction_cache_size", c_uint64),
+        ("vae_tiling", c_int32),
+        ("no_verify", c_int32),
     ]
 
 
@@ -124,6 +132,8 @@ class Reference(Structure):
         ("resize", c_int32),
         ("latent", c_int32),
         ("frame_count", c_int32),
+        ("image_file", c_char_p),
+        ("image", POINTER(Tensor)),
     ]
 
 

@@ -2,43 +2,17 @@
 
 use std::path::Path;
 
-use bytes::Bytes;
 use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
 use super::bounded::within;
-use super::open::{aligned, configured};
+use super::builder::{aligned, configured};
+use super::interface::{GraphWeight, Interface};
 use super::options::{OpenOptions, WeightMode};
 use super::part::Part;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
-use crate::engine::session::Port;
 use crate::io::library;
-use crate::tensor::Dtype;
-
-/// A weight for a graph that names it as external data.
-#[derive(Clone, Debug)]
-pub struct GraphWeight {
-    /// Initializer.
-    pub name: String,
-    /// Element type, as the graph declares it.
-    pub dtype: Dtype,
-    /// Extents, outermost first.
-    pub shape: Vec<usize>,
-    /// Little-endian elements; not copied if they are aligned.
-    pub data: Bytes,
-}
-
-/// A graph's name in messages, and what it takes and gives.
-#[derive(Clone, Debug)]
-pub struct Interface {
-    /// What messages call the graph.
-    pub name: String,
-    /// Inputs, in graph order.
-    pub inputs: Vec<Port>,
-    /// Outputs, in graph order.
-    pub outputs: Vec<Port>,
-}
 
 impl OrtSession {
     /// Opens the ONNX bytes `onnx`, whose external data are called

@@ -4,7 +4,9 @@
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
 
 mod bounded;
+mod builder;
 mod graph;
+mod interface;
 mod open;
 mod operator_times;
 mod options;
@@ -20,7 +22,7 @@ mod weight_plan;
 mod weighted;
 
 pub use bounded::RunLimits;
-pub use graph::{GraphWeight, Interface};
+pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OpenReport, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Residence, WeightMode};

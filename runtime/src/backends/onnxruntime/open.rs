@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use indexmap::IndexMap;
 use ort::environment::Environment;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::SessionBuilder;
 
 use super::OrtError;
 use super::bounded::{RunLimits, within};
-use super::graph::Interface;
+use super::builder::{aligned, aligned_copy, configured};
+use super::interface::Interface;
 use super::options::{Arithmetic, OpenOptions, Residence, WeightMode};
 use super::part::Part;
 use super::promote::{Promoted, promote};
@@ -21,7 +22,7 @@ use super::session::OrtSession;
 use super::stages::Stages;
 use super::weight_plan::{WeightPlan, check_memory, graph_weights, weight_mode};
 use super::weighted::WeightedBuilder;
-use crate::backends::Backend;
+use crate::backends::choice::Backend;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::engine::session::Port;
@@ -419,48 +420,4 @@ fn typed(graph: &Graph, provider: Provider) -> Result<&TypedGraph, OrtError> {
         )),
         (Some(typed), _) => Ok(typed),
     }
-}
-
-/// The bytes, copied only if they are not aligned to their elements.
-pub(super) fn aligned(dtype: Dtype, bytes: Bytes) -> Bytes {
-    if bytes.as_ptr().addr().is_multiple_of(dtype.size()) { bytes } else { aligned_copy(&bytes) }
-}
-
-/// A copy that is aligned for every type.
-fn aligned_copy(bytes: &[u8]) -> Bytes {
-    let mut words = vec![0u64; bytes.len().div_ceil(8)];
-    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
-    raw::vec_into_bytes(words).slice(..bytes.len())
-}
-
-/// Optimisers that read weights. They would find the placeholder empty and fail the session; what they do belongs to
-/// the compiler. (Names as registered in ONNX Runtime 1.31; an unknown name is ignored.)
-const WEIGHT_READERS: &str = "ConstantFolding;TransposeOptimizer;TransposeOptimizer_CPUExecutionProvider;\
-    NchwcTransformer;NhwcTransformer;FuseFp16InitializerToFp32NodeTransformer;UnsqueezeElimination;\
-    ConvAddFusion;ConvMulFusion;ConvBNFusion;MatMul_BatchNormalization_Fusion";
-
-pub(super) fn configured(
-    builder: SessionBuilder,
-    mode: WeightMode,
-    threads: Option<usize>,
-) -> Result<SessionBuilder, String> {
-    let build = || -> ort::Result<SessionBuilder> {
-        let mut builder = builder.with_disabled_optimizers(WEIGHT_READERS)?;
-        // With patterns a second run of equal shapes would take all of its memory once more, beside what the first one took.
-        builder = builder.with_memory_pattern(false)?;
-        // Pairs of quantisation compute in f32 what they stand between, as the graph says, not in the 8 bits that they round to.
-        builder = builder.with_quant_qdq(false)?.with_double_qdq_remover(false)?;
-        if let Some(threads) = threads {
-            builder = builder.with_intra_threads(threads)?;
-        }
-        if mode == WeightMode::Lazy {
-            // The graphs are optimised when they are compiled; looking for more takes most of the time that opening takes,
-            // and opening fast is what this mode is for.
-            builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;
-            let cpu = ort::ep::CPU::default().with_arena_allocator(false).build();
-            builder = builder.with_execution_providers([cpu])?.with_prepacking(false)?;
-        }
-        Ok(builder)
-    };
-    build().map_err(|e| e.to_string())
 }

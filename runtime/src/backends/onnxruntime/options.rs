@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use super::bounded::RunLimits;
 use super::provider::Provider;
-use crate::backends::Backend;
+use crate::backends::choice::Backend;
 use crate::backends::tensorrt::TrtOptions;
 use crate::engine::recording::Recorder;
 use crate::lora::adapter::Adapter;

@@ -7,7 +7,7 @@ use ort::value::{DynValue, ValueType};
 use std::sync::Arc;
 
 use super::bounded::RunLimits;
-use super::graph::Interface;
+use super::interface::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
 use super::scratch::Scratch;

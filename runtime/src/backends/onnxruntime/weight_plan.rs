@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::OrtError;
 use super::options::{Arithmetic, OpenOptions, OrtWeights, WeightMode};
-use crate::backends::Fused;
+use crate::backends::choice::Fused;
 use crate::engine::manifest::Graph;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;

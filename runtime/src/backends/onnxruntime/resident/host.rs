@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Block, Device, ToFuse};
-use crate::backends::onnxruntime::open::aligned;
+use crate::backends::onnxruntime::builder::aligned;
 use crate::io::weights::WeightView;
 use crate::lora::fuse::{
     Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
