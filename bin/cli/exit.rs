@@ -11,13 +11,13 @@ use v2l_runtime::engine_directory::DirectoryError;
 use v2l_runtime::error::{Classified, Error, ErrorClass};
 use v2l_runtime::fuse::FuseError;
 use v2l_runtime::library::LibraryError;
+use v2l_runtime::models::vae::VaeError;
 use v2l_runtime::ort_backend::OrtError;
 use v2l_runtime::pipeline::{ComponentError, ConfigError, NotEnough, PipelineError};
 use v2l_runtime::prediction_cache::CacheError;
 use v2l_runtime::predictor::PredictorError;
 use v2l_runtime::session::SessionError;
 use v2l_runtime::trt_backend::TrtError;
-use v2l_runtime::vae::VaeError;
 use v2l_runtime::video::VideoError;
 use v2l_runtime::weights::WeightError;
 

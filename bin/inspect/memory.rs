@@ -6,8 +6,9 @@ use serde_json::json;
 use v2l_cli::Output;
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::memory::{available_memory, readable};
+use v2l_runtime::models::family::ImageInput;
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Conditioning, Expected, Phase, Pipeline, Request, StepGraph};
+use v2l_runtime::pipeline::{Expected, Phase, Pipeline, Request, StepGraph};
 use v2l_runtime::video::Frames;
 
 use super::{Args, Switch, Weights};
@@ -21,13 +22,14 @@ pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::R
     };
     let mut directory = EngineDirectory::open(folder, OpenOptions { weights, ..OpenOptions::default() })?;
     let mut config = directory.config().clone();
-    if let (Some(tiling), Some(vae)) = (args.vae_tiling, &mut config.vae) {
-        vae.tiling.enabled = tiling == Switch::On;
+    if let (Some(tiling), Some(family)) = (args.vae_tiling, &mut config.family) {
+        *family = family.tiled(tiling == Switch::On)?;
     }
-    let animated = config.transformer.as_ref().is_some_and(|t| t.conditioning != Conditioning::Text);
+    let animated =
+        config.family.as_ref().filter(|family| family.limits().is_ok_and(|l| l.image != ImageInput::Refused));
     // Its content does not matter; without --width and --height it has the size that the model was trained at.
-    let image = config.vae.as_ref().filter(|_| animated).map(|vae| {
-        let (width, height) = (vae.sample_width, vae.sample_height);
+    let image = animated.and_then(|family| family.vae()).map(|vae| {
+        let (width, height) = vae.sample_size();
         Frames::new(width, height, vec![0; width * height * 3], None)
     });
     let request = Request {

@@ -75,30 +75,8 @@ fn component(name: &str, file: &str, path: &Path, engine: &Engine, output: &mut 
 
 /// One line per section that is there.
 fn settings(config: &PipelineConfig) -> Vec<String> {
-    let mut lines = Vec::new();
-    if let Some(t) = &config.transformer {
-        let conditioning = format!("{:?}", t.conditioning).to_lowercase();
-        let patch = t.patch_size_t.map_or_else(|| t.patch_size.to_string(), |n| format!("{n}x{}", t.patch_size));
-        lines.push(format!(
-            "  conditioning {conditioning}: {} -> {} channels, patch {patch}, {} text tokens{}{}",
-            t.in_channels,
-            t.out_channels,
-            t.max_text_seq_length,
-            if t.rotary { ", rotary" } else { "" },
-            if t.ofs { ", ofs" } else { "" },
-        ));
-    }
-    if let Some(v) = &config.vae {
-        let decode = format!("{:?}", v.chunking.decode).to_lowercase();
-        let tiling = match v.tiling.enabled {
-            true => format!("tiles of {}x{}", v.tiling.tile_sample_min_width, v.tiling.tile_sample_min_height),
-            false => "no tiling".to_owned(),
-        };
-        lines.push(format!(
-            "  vae scaling {}, {} channels, 1/{} in space, 1/{} in time, {decode} chunks, {tiling}",
-            v.scaling_factor, v.latent_channels, v.spatial_compression_ratio, v.temporal_compression_ratio,
-        ));
-    }
+    let sections = config.family.as_ref().map_or_else(Vec::new, |family| family.describe());
+    let mut lines: Vec<String> = sections.iter().map(|line| format!("  {line}")).collect();
     if let Some(s) = &config.scheduler {
         let class = s.config["_class_name"].as_str().unwrap_or("?");
         let sampler = s.sampler.as_ref().map_or_else(String::new, |name| format!(", sampled as {name}"));

@@ -72,8 +72,7 @@ pub fn export(
         format: config::FORMAT.into(),
         version: config::VERSION,
         components: IndexMap::new(),
-        transformer: None,
-        vae: None,
+        family: None,
         scheduler: None,
         tokenizer: None,
         reference: Default::default(),
@@ -91,7 +90,7 @@ pub fn export(
         bundle.write_file(TOKENIZER_FILE, &tokenizer.json)?;
         pipeline.tokenizer = Some(TokenizerConfig {
             file: TOKENIZER_FILE.into(),
-            max_length: pipeline.transformer.as_ref().map_or(226, |t| t.max_text_seq_length),
+            max_length: pipeline.family.as_ref().and_then(|family| family.text()).map_or(226, |text| text.tokens),
             pad_id: Some(tokenizer.pad_id),
         });
     }

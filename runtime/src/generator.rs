@@ -16,7 +16,7 @@ use crate::lora::adapter::{
 use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
 use crate::media::clip::{Clip, check_destination, write_frames};
 use crate::media::video::Frames;
-use crate::models::cogvideox::vae::Moments;
+use crate::models::vae::Moments;
 use crate::pipeline::{Estimate, Expected, Generated, Pipeline, PipelineConfig, Reference, Request, Settings};
 use crate::predict::Prediction;
 use crate::predict::cache::{CacheError, Determined, Key, PredictionCache};
@@ -80,24 +80,6 @@ pub enum GeneratorError {
     /// Nothing says which size reference frames are brought to.
     #[error("give {}: the pipeline has no VAE to take them from", wording::SIZE)]
     NoSize,
-    /// The autoencoder's tiles do not join.
-    #[error(
-        "{}: this model's tiles of {width}x{height} pixels, which overlap by {overlap_width:.3} and {overlap_height:.3} of their sides, \
-         do not join in latent pixels of {ratio}; leave it out, or change vae.tiling in pipeline.json",
-        wording::TILING
-    )]
-    Tiles {
-        /// Width of a tile, in pixels.
-        width: usize,
-        /// Height of a tile.
-        height: usize,
-        /// Part of a tile's width that the next one overlaps.
-        overlap_width: f64,
-        /// Part of its height.
-        overlap_height: f64,
-        /// Pixels per latent pixel.
-        ratio: usize,
-    },
     /// Adapters can neither be fused nor applied in branches.
     #[error("{fuse}; the low-rank branches do not serve either: {branch}")]
     Neither {
@@ -111,7 +93,7 @@ pub enum GeneratorError {
 impl Classified for GeneratorError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::NoPredictor { .. } | Self::NoSize | Self::Tiles { .. } => ErrorClass::Usage,
+            Self::NoPredictor { .. } | Self::NoSize => ErrorClass::Usage,
             Self::Neither { fuse, .. } => fuse.class(),
         }
     }

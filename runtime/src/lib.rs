@@ -47,11 +47,14 @@ mod io;
 mod lora;
 mod media;
 pub mod memory;
-mod models;
+pub mod models;
+pub mod noise;
 pub mod pipeline;
 pub mod predict;
+pub mod request;
 pub mod schedulers;
 pub mod tensor;
+pub mod values;
 pub mod wording;
 
 pub use backends as backend;
@@ -61,8 +64,7 @@ pub use engine::{recording, session};
 pub use io::{atomic, library, lookalike, map, raw, weights};
 pub use lora::{adapter, branch as side, fuse, mode};
 pub use media::{clip, resize, video};
-pub use models::cogvideox::{rope, vae};
-pub use pipeline::{noise, tokenizer};
+pub use pipeline::tokenizer;
 pub use predict::{cache as prediction_cache, video2lora as predictor};
 
 pub use adapter::{Adapter, AdapterFormat};

@@ -197,6 +197,16 @@ impl Tensor {
         ArrayD::from_shape_vec(IxDyn(shape), data).ok().map(Self::F32)
     }
 
+    /// Floats in the type that a graph takes; `None` for an integer type.
+    pub(crate) fn from_floats(array: ArrayD<f32>, dtype: Dtype) -> Option<Self> {
+        match dtype {
+            Dtype::F32 => Some(Self::F32(array)),
+            Dtype::F16 => Some(Self::F16(array.mapv(f16::from_f32))),
+            Dtype::Bf16 => Some(Self::Bf16(array.mapv(bf16::from_f32))),
+            _ => None,
+        }
+    }
+
     /// Element type.
     pub const fn dtype(&self) -> Dtype {
         match self {

@@ -5,12 +5,14 @@
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::sync::Arc;
 
 use anyhow::{Context, ensure};
 use ndarray::{Array5, ArrayD, IxDyn};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::library;
+use v2l_runtime::models::cogvideox::CogVideoX;
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::{Expected, Pipeline, Request, StepGraph};
 use v2l_runtime::video::Frames;
@@ -80,7 +82,9 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
     let (phase, width, height, frames, tiles, weights) = CASES[case.parse::<usize>()?];
     let mut directory = EngineDirectory::open(engines, OpenOptions { weights, ..OpenOptions::default() })?;
     let mut config = directory.config().clone();
-    let (vae, transformer) = (config.vae.as_mut().context("a VAE")?, config.transformer.as_ref().context("a DiT")?);
+    let model = config.family.as_ref().and_then(|family| family.downcast_ref()).context("CogVideoX")?;
+    let mut model = CogVideoX::clone(model);
+    let (vae, transformer) = (model.vae.as_mut().context("a VAE")?, model.transformer.as_ref().context("a DiT")?);
     vae.tiling.enabled = tiles;
     // Tiles of the miniature as its own configuration has them do not join without seams.
     (vae.tiling.tile_sample_min_width, vae.tiling.tile_sample_min_height) = (128, 128);
@@ -89,6 +93,7 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
     let latent =
         [1, vae.latent_channels, (frames - 1) / vae.temporal_compression_ratio + 1, height / ratio, width / ratio];
     let tokens = transformer.max_text_seq_length;
+    config.family = Some(Arc::new(model));
     let text_width = text_width(&mut directory)?;
     let tokenizer = directory.tokenizer()?;
     let pipeline = Pipeline::new(config, tokenizer.as_deref())?;

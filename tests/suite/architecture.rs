@@ -299,3 +299,21 @@ fn unsafe_scan_finds_the_keyword_and_not_its_mention() {
         assert!(!has_unsafe(&code.replace('@', UNSAFE)), "{code}");
     }
 }
+
+#[test]
+fn pipeline_names_no_family_of_models() {
+    let (mut models, mut pipeline) = (Vec::new(), Vec::new());
+    sources(&root().join("runtime/src/models"), &mut models);
+    sources(&root().join("runtime/src/pipeline"), &mut pipeline);
+    let families: BTreeSet<String> = models
+        .iter()
+        .filter_map(|path| path.parent()?.strip_prefix(root().join("runtime/src/models")).ok()?.iter().next())
+        .map(|folder| folder.to_string_lossy().into_owned())
+        .collect();
+    assert!(families.contains("cogvideox"), "{families:?}");
+    for path in pipeline {
+        let text = std::fs::read_to_string(&path).unwrap().to_lowercase();
+        let named: Vec<_> = families.iter().filter(|family| text.contains(*family)).collect();
+        assert!(named.is_empty(), "{} names {named:?}; what a family needs goes through `Family`", path.display());
+    }
+}

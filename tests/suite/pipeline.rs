@@ -141,7 +141,9 @@ fn fun_folder_of_the_hub_goes_through_without_flags() {
     let components: Vec<&str> = directory.config().components.keys().map(String::as_str).collect();
     assert_eq!(components, ["transformer", "vae_encoder", "vae_decoder", "text_encoder"]);
     let config = directory.config();
-    assert!(config.tokenizer.is_some() && config.scheduler.is_some() && config.vae.is_some());
+    assert!(
+        config.tokenizer.is_some() && config.scheduler.is_some() && config.family.as_ref().unwrap().vae().is_some()
+    );
     let out = built.folder.path().join("out.mp4");
     let engines = built.engines();
     let image = fixtures().join("sample/image.png");
@@ -175,7 +177,7 @@ fn fun_noise_augmentation_equals_the_official_one() {
     let (case, facts, built) = (Case::read(&path), header(&path), sample());
     let mut directory = EngineDirectory::open(built.engines(), OpenOptions::default()).unwrap();
     let mut config = directory.config().clone();
-    config.vae.as_mut().unwrap().tiling.enabled = false;
+    config.family = Some(config.family.unwrap().tiled(false).unwrap());
     let pipeline = Pipeline::new(config, directory.tokenizer().unwrap().as_deref()).unwrap();
     let five = |name: &str| -> Array5<f32> { case.input(name).into_dimensionality::<Ix5>().unwrap() };
     let request = Request {

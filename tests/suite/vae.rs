@@ -5,11 +5,12 @@ use v2l_export::ExportOptions;
 use v2l_graphs::passes::{infer_shapes, lower_for_tensorrt, optimize};
 use v2l_graphs::{DataType, Dim, Model, ReadOptions, check, lower_precision, raise_precision, read_model};
 use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::models::cogvideox::CogVideoX;
+use v2l_runtime::models::cogvideox::config::{DecodeChunks, Tiling, VaeConfig};
+use v2l_runtime::models::vae::Vae;
 use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::Stage;
-use v2l_runtime::pipeline::config::{DecodeChunks, Tiling, VaeConfig};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::vae;
 
 use crate::precision::{self, noise};
 use crate::random_weights;
@@ -24,14 +25,15 @@ fn five(array: ArrayD<f32>) -> Array5<f32> {
 
 fn open(built: &Built, weights: OrtWeights) -> (EngineDirectory, VaeConfig) {
     let directory = EngineDirectory::open(built.engines(), OpenOptions { weights, ..Default::default() }).unwrap();
-    let config = directory.config().vae.clone().unwrap();
+    let model: &CogVideoX = directory.config().family.as_ref().unwrap().downcast_ref().unwrap();
+    let config = model.vae.clone().unwrap();
     (directory, config)
 }
 
 /// Runs one case of a fixture with the chunking and tiling that its name and header ask for.
 fn check_case(what: &str, directory: &mut EngineDirectory, config: &VaeConfig, case: &Case) {
     if case.inputs.contains_key("x") {
-        let moments = vae::encode(config, directory, &five(case.input("x")), Stage::EncodeVideo, &mut ()).unwrap();
+        let moments = config.encode(directory, &five(case.input("x")), Stage::EncodeVideo, &mut ()).unwrap();
         assert_close(&format!("{what} mean"), &moments.mean.clone().into_dyn(), &case.output("mean"), TOLERANCE);
         assert_close(
             &format!("{what} logvar"),
@@ -41,7 +43,7 @@ fn check_case(what: &str, directory: &mut EngineDirectory, config: &VaeConfig, c
         );
         assert_close(what, &moments.parameters().unwrap().into_dyn(), &case.output("moments"), TOLERANCE);
     } else {
-        let decoded = vae::decode(config, directory, &five(case.input("z")), Stage::Decode, &mut ()).unwrap();
+        let decoded = config.decode(directory, &five(case.input("z")), Stage::Decode, &mut ()).unwrap();
         assert_close(what, &decoded.into_dyn(), &case.output("sample"), TOLERANCE);
     }
 }
@@ -128,11 +130,11 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
     for (form, tiled) in [("untiled", false), ("tiled", true)] {
         config.tiling = Tiling::for_sample(config.sample_height, config.sample_width, tiled);
         let pixels = five(f32s(&inputs[&format!("pixels_{form}")]));
-        let moments = vae::encode(&config, &mut directory, &pixels, Stage::EncodeVideo, &mut ()).unwrap();
+        let moments = config.encode(&mut directory, &pixels, Stage::EncodeVideo, &mut ()).unwrap();
         let expected = f32s(&outputs[&format!("moments_{form}")]);
         assert_close(&format!("moments {form}"), &moments.parameters().unwrap().into_dyn(), &expected, TOLERANCE);
         let latents = five(f32s(&inputs[&format!("latents_{form}")]));
-        let decoded = vae::decode(&config, &mut directory, &latents, Stage::Decode, &mut ()).unwrap();
+        let decoded = config.decode(&mut directory, &latents, Stage::Decode, &mut ()).unwrap();
         assert_close(
             &format!("decoded {form}"),
             &decoded.into_dyn(),

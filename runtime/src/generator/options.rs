@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use super::GeneratorError;
 use crate::backends::onnxruntime::OpenOptions;
+use crate::error::Error;
 use crate::lora::mode::AdapterMode;
 use crate::media::video::Frames;
 use crate::pipeline::{LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
@@ -34,18 +34,9 @@ pub struct PredictionCacheOptions {
 
 impl Options {
     /// Puts what changes the pipeline's own settings into `config`.
-    pub(super) fn adjust(&self, config: &mut PipelineConfig) -> Result<(), GeneratorError> {
-        let (Some(enabled), Some(vae)) = (self.vae_tiling, &mut config.vae) else { return Ok(()) };
-        vae.tiling.enabled = enabled;
-        let (tiling, ratio) = (vae.tiling, vae.spatial_compression_ratio);
-        if tiling.off_unless_tiles_join(ratio).enabled != enabled {
-            return Err(GeneratorError::Tiles {
-                width: tiling.tile_sample_min_width,
-                height: tiling.tile_sample_min_height,
-                overlap_width: tiling.tile_overlap_factor_width,
-                overlap_height: tiling.tile_overlap_factor_height,
-                ratio,
-            });
+    pub(super) fn adjust(&self, config: &mut PipelineConfig) -> Result<(), Error> {
+        if let (Some(on), Some(family)) = (self.vae_tiling, &mut config.family) {
+            *family = family.tiled(on)?;
         }
         Ok(())
     }

@@ -3,16 +3,19 @@
 //! Written by `v2l-export`, copied by `v2l-compile` with the components' paths replaced, read by the runtime.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Component as PathPart, Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use serde::{Deserialize, Serialize};
+use serde::ser::Error as _;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
-use crate::models::cogvideox::rope::{RotaryConfig, RotaryGrid};
+use crate::models;
+use crate::models::family::{DEFAULT, Family, Sections, UnknownFamily};
 use crate::schedulers::{self, Scheduler, SchedulerError};
+use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
@@ -54,15 +57,11 @@ pub enum ConfigError {
         found: u32,
     },
     /// A value makes no sense.
-    #[error("pipeline.json: `{key}` is {found}, expected {expected}")]
-    Value {
-        /// Dotted key.
-        key: String,
-        /// Value found.
-        found: String,
-        /// What is allowed.
-        expected: String,
-    },
+    #[error(transparent)]
+    Value(#[from] WrongValue),
+    /// It is of a family that this build does not have.
+    #[error(transparent)]
+    Family(#[from] UnknownFamily),
     /// A path leads out of the directory.
     #[error("pipeline.json: `{key}` is {found:?}, expected a relative path without `..`, inside the directory")]
     Path {
@@ -82,14 +81,14 @@ impl Classified for ConfigError {
             Self::Io { source, .. } => source.class(),
             Self::Version { .. } => ErrorClass::Version,
             Self::Scheduler(error) => error.class(),
+            Self::Family(error) => error.class(),
             _ => ErrorClass::BadModel,
         }
     }
 }
 
 /// The whole file.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PipelineConfig {
     /// [`FORMAT`].
     pub format: String,
@@ -97,24 +96,62 @@ pub struct PipelineConfig {
     pub version: u32,
     /// The networks: `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder`, `hypernetwork`. Any may be absent.
     pub components: IndexMap<String, ComponentFiles>,
-    /// The video transformer.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub transformer: Option<TransformerConfig>,
-    /// The video autoencoder.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub vae: Option<VaeConfig>,
+    /// The model, as the sections `transformer` and `vae` describe it to its family; `None` if there are neither.
+    pub family: Option<Arc<dyn Family>>,
     /// The sampler.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scheduler: Option<SchedulerSection>,
     /// Prompt to ids.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<TokenizerConfig>,
     /// How a reference video becomes a latent.
-    #[serde(default)]
     pub reference: ReferenceConfig,
     /// What a request takes if it does not say otherwise.
-    #[serde(default)]
     pub defaults: Defaults,
+}
+
+/// The file as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    format: String,
+    version: u32,
+    /// Absent: [`DEFAULT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    family: Option<String>,
+    components: IndexMap<String, ComponentFiles>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    transformer: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    vae: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    scheduler: Option<SchedulerSection>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tokenizer: Option<TokenizerConfig>,
+    #[serde(default)]
+    reference: ReferenceConfig,
+    #[serde(default)]
+    defaults: Defaults,
+}
+
+impl Serialize for PipelineConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let sections = self.family.as_ref().map(|family| family.sections()).transpose().map_err(S::Error::custom)?;
+        let Sections { transformer, vae } = sections.unwrap_or_default();
+        let named = self.family.as_ref().map(|family| family.name()).filter(|name| *name != DEFAULT);
+        let config = self.clone();
+        let file = File {
+            format: config.format,
+            version: config.version,
+            family: named.map(str::to_owned),
+            components: config.components,
+            transformer,
+            vae,
+            scheduler: config.scheduler,
+            tokenizer: config.tokenizer,
+            reference: config.reference,
+            defaults: config.defaults,
+        };
+        file.serialize(serializer)
+    }
 }
 
 /// The files of a component, relative to the directory.
@@ -143,167 +180,6 @@ pub struct GraphFiles {
     pub graphs: BTreeMap<String, String>,
     /// The weights that the graphs share.
     pub weights: String,
-}
-
-/// How the transformer is told what to animate.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Conditioning {
-    /// Text only: `hidden_states` has 16 channels.
-    Text,
-    /// diffusers' image-to-video: the image's latent follows the noise, 32 channels.
-    Image,
-    /// CogVideoX-Fun inpainting: mask and masked video in `inpaint_latents`, 17 channels, `in_channels` 33.
-    Inpaint,
-}
-
-/// The transformer's configuration, with diffusers' names; sizes in latent pixels and latent frames unless said.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TransformerConfig {
-    /// Channels of the patch embedding, conditioning included.
-    pub in_channels: usize,
-    /// Channels of the prediction.
-    pub out_channels: usize,
-    /// Patch side.
-    pub patch_size: usize,
-    /// Patch length, absent for CogVideoX 1.0.
-    #[serde(default)]
-    pub patch_size_t: Option<usize>,
-    /// Channels per head.
-    pub attention_head_dim: usize,
-    /// Width at the training resolution.
-    pub sample_width: usize,
-    /// Height at the training resolution.
-    pub sample_height: usize,
-    /// Training clip length in pixel frames.
-    pub sample_frames: usize,
-    /// Tokens of text.
-    pub max_text_seq_length: usize,
-    /// Takes `image_rotary_emb_cos` and `image_rotary_emb_sin`.
-    pub rotary: bool,
-    /// Placement of the rotary grid; absent: `fun` for inpainting, else `diffusers`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rotary_grid: Option<RotaryGrid>,
-    /// Takes `ofs` (CogVideoX 1.5 image-to-video), always 2.
-    #[serde(default)]
-    pub ofs: bool,
-    /// Pixel frames per latent frame.
-    pub temporal_compression_ratio: usize,
-    /// Trained with noise on the condition image.
-    #[serde(default)]
-    pub add_noise_in_inpaint_model: bool,
-    /// How it is conditioned.
-    pub conditioning: Conditioning,
-}
-
-impl TransformerConfig {
-    /// What the rotary tables depend on.
-    pub fn rotary_config(&self) -> RotaryConfig {
-        RotaryConfig {
-            attention_head_dim: self.attention_head_dim,
-            patch_size: self.patch_size,
-            patch_size_t: self.patch_size_t,
-            sample_width: self.sample_width,
-            sample_height: self.sample_height,
-            grid: self.rotary_grid.unwrap_or(match self.conditioning {
-                Conditioning::Inpaint => RotaryGrid::Fun,
-                Conditioning::Text | Conditioning::Image => RotaryGrid::Diffusers,
-            }),
-        }
-    }
-}
-
-/// The autoencoder's configuration; sizes in pixels.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct VaeConfig {
-    /// Latents are multiplied by this for the transformer.
-    pub scaling_factor: f64,
-    /// Channels of the latent.
-    pub latent_channels: usize,
-    /// Pixel frames per latent frame.
-    pub temporal_compression_ratio: usize,
-    /// Pixels per latent pixel, `2 ^ (blocks - 1)`.
-    pub spatial_compression_ratio: usize,
-    /// Width at the training resolution.
-    pub sample_width: usize,
-    /// Height at the training resolution.
-    pub sample_height: usize,
-    /// Condition images are divided by the scaling factor (CogVideoX 1.5 image-to-video).
-    #[serde(default)]
-    pub invert_scale_latents: bool,
-    /// Pieces in time.
-    #[serde(default)]
-    pub chunking: Chunking,
-    /// Pieces in space.
-    pub tiling: Tiling,
-}
-
-/// How long videos are cut in time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Chunking {
-    /// Pixel frames per encoder call; what remains joins the first call.
-    pub encode_frames: usize,
-    /// Latent frames per decoder call.
-    pub decode: DecodeChunks,
-}
-
-impl Default for Chunking {
-    fn default() -> Self {
-        Self { encode_frames: 8, decode: DecodeChunks::Fun }
-    }
-}
-
-/// Latent frames per decoder call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum DecodeChunks {
-    /// 1, 2, 2, …: CogVideoX-Fun.
-    Fun,
-    /// 2 + T mod 2, 2, 2, …: diffusers.
-    Diffusers,
-}
-
-/// How large frames are cut in space.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Tiling {
-    /// Cut frames that are larger than a tile.
-    pub enabled: bool,
-    /// Height of a tile in pixels.
-    pub tile_sample_min_height: usize,
-    /// Width of a tile in pixels.
-    pub tile_sample_min_width: usize,
-    /// Part of a tile's height that overlaps the next one.
-    pub tile_overlap_factor_height: f64,
-    /// Part of a tile's width that overlaps the next one.
-    pub tile_overlap_factor_width: f64,
-}
-
-impl Tiling {
-    /// Half the training resolution per tile, overlaps of 1/6 and 1/5: the default of diffusers and CogVideoX-Fun.
-    /// Official Fun scripts switch it on, diffusers pipelines leave it off.
-    pub const fn for_sample(height: usize, width: usize, enabled: bool) -> Self {
-        Self {
-            enabled,
-            tile_sample_min_height: height / 2,
-            tile_sample_min_width: width / 2,
-            tile_overlap_factor_height: 1.0 / 6.0,
-            tile_overlap_factor_width: 1.0 / 5.0,
-        }
-    }
-
-    /// The same, switched off if its tiles would not join: what a tile advances by must be a multiple of `ratio`, the pixels
-    /// per latent pixel. The defaults of very small models are not.
-    #[must_use]
-    pub fn off_unless_tiles_join(mut self, ratio: usize) -> Self {
-        self.enabled &= ratio > 0
-            && tiles_join(self.tile_sample_min_height, ratio, self.tile_overlap_factor_height)
-            && tiles_join(self.tile_sample_min_width, ratio, self.tile_overlap_factor_width);
-        self
-    }
 }
 
 /// The sampler.
@@ -414,7 +290,7 @@ pub struct Defaults {
     pub num_inference_steps: usize,
     /// Guidance; 1 or less: none.
     pub guidance_scale: f64,
-    /// Pixel frames, 4n + 1.
+    /// Pixel frames.
     pub num_frames: usize,
     /// Frames per second of the result.
     pub fps: f64,
@@ -477,7 +353,13 @@ impl PipelineConfig {
         if head.version != VERSION {
             return Err(ConfigError::Version { found: head.version });
         }
-        let config: Self = serde_json::from_str(text)?;
+        let file: File = serde_json::from_str(text)?;
+        let named = file.family.is_some() || file.transformer.is_some() || file.vae.is_some();
+        let name = file.family.as_deref().unwrap_or(DEFAULT);
+        // From the text, so that errors have their place in it.
+        let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
+        let File { format, version, components, scheduler, tokenizer, reference, defaults, .. } = file;
+        let config = Self { format, version, components, family, scheduler, tokenizer, reference, defaults };
         config.check()?;
         Ok(config)
     }
@@ -516,17 +398,8 @@ impl PipelineConfig {
                 }
             }
         }
-        if let Some(transformer) = &self.transformer {
-            transformer.check()?;
-        }
-        if let Some(vae) = &self.vae {
-            vae.check()?;
-        }
-        if let (Some(transformer), Some(vae)) = (&self.transformer, &self.vae)
-            && transformer.out_channels != vae.latent_channels
-        {
-            let expected = format!("{} (vae.latent_channels)", vae.latent_channels);
-            return Err(value("transformer.out_channels", &transformer.out_channels, &expected));
+        if let Some(family) = &self.family {
+            family.check()?;
         }
         if let Some(tokenizer) = &self.tokenizer {
             check_path("tokenizer.file", &tokenizer.file)?;
@@ -534,7 +407,7 @@ impl PipelineConfig {
         }
         self.scheduler()?;
         self.reference.check()?;
-        self.defaults.check()
+        Ok(self.defaults.check()?)
     }
 }
 
@@ -555,90 +428,12 @@ fn check_path(key: &str, found: &str) -> Result<(), ConfigError> {
     Ok(())
 }
 
-fn value(key: &str, found: &dyn fmt::Display, expected: &str) -> ConfigError {
-    ConfigError::Value { key: key.to_owned(), found: format!("{found}"), expected: expected.to_owned() }
-}
-
-fn between(key: &str, found: usize, low: usize, high: usize) -> Result<(), ConfigError> {
-    if (low..=high).contains(&found) { Ok(()) } else { Err(value(key, &found, &format!("{low} to {high}"))) }
-}
-
-fn real(key: &str, found: f64, good: bool, expected: &str) -> Result<(), ConfigError> {
-    if good && found.is_finite() { Ok(()) } else { Err(value(key, &found, expected)) }
-}
-
-impl TransformerConfig {
-    fn check(&self) -> Result<(), ConfigError> {
-        for (key, found, high) in [
-            ("transformer.out_channels", self.out_channels, 4096),
-            ("transformer.patch_size", self.patch_size, 64),
-            ("transformer.patch_size_t", self.patch_size_t.unwrap_or(1), 64),
-            ("transformer.attention_head_dim", self.attention_head_dim, 4096),
-            ("transformer.sample_width", self.sample_width, 65_536),
-            ("transformer.sample_height", self.sample_height, 65_536),
-            ("transformer.sample_frames", self.sample_frames, 1 << 20),
-            ("transformer.max_text_seq_length", self.max_text_seq_length, 65_536),
-            ("transformer.temporal_compression_ratio", self.temporal_compression_ratio, 64),
-        ] {
-            between(key, found, 1, high)?;
-        }
-        let expected = match self.conditioning {
-            Conditioning::Text => self.out_channels,
-            Conditioning::Image => 2 * self.out_channels,
-            Conditioning::Inpaint => 2 * self.out_channels + 1,
-        };
-        if self.in_channels != expected {
-            let expected = format!("{expected} for {:?} conditioning", self.conditioning).to_lowercase();
-            return Err(value("transformer.in_channels", &self.in_channels, &expected));
-        }
-        Ok(())
-    }
-}
-
-impl VaeConfig {
-    /// Refuses impossible numbers.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
-        real("vae.scaling_factor", self.scaling_factor, self.scaling_factor > 0.0, "more than 0")?;
-        for (key, found, high) in [
-            ("vae.latent_channels", self.latent_channels, 4096),
-            ("vae.temporal_compression_ratio", self.temporal_compression_ratio, 64),
-            ("vae.spatial_compression_ratio", self.spatial_compression_ratio, 64),
-            ("vae.sample_width", self.sample_width, 1 << 20),
-            ("vae.sample_height", self.sample_height, 1 << 20),
-            ("vae.chunking.encode_frames", self.chunking.encode_frames, 1 << 10),
-        ] {
-            between(key, found, 1, high)?;
-        }
-        let (tiling, ratio) = (&self.tiling, self.spatial_compression_ratio);
-        between("vae.tiling.tile_sample_min_height", tiling.tile_sample_min_height, ratio, 1 << 20)?;
-        between("vae.tiling.tile_sample_min_width", tiling.tile_sample_min_width, ratio, 1 << 20)?;
-        for (key, overlap, tile) in [
-            ("vae.tiling.tile_overlap_factor_height", tiling.tile_overlap_factor_height, tiling.tile_sample_min_height),
-            ("vae.tiling.tile_overlap_factor_width", tiling.tile_overlap_factor_width, tiling.tile_sample_min_width),
-        ] {
-            let good = (0.0..1.0).contains(&overlap) && (!tiling.enabled || tiles_join(tile, ratio, overlap));
-            real(key, overlap, good, "0 to 1, such that tiles of pixels and of latent pixels advance alike")?;
-        }
-        Ok(())
-    }
-}
-
-/// True if tiles advance by what is kept of them, in pixels and in latent pixels; otherwise the result would be shifted.
-fn tiles_join(tile: usize, ratio: usize, overlap: f64) -> bool {
-    let part = |extent: usize, factor: f64| (extent as f64 * factor) as usize;
-    let latent = tile / ratio;
-    let (stride, latent_stride) = (part(tile, 1.0 - overlap), part(latent, 1.0 - overlap));
-    latent_stride > 0
-        && stride == (latent - part(latent, overlap).min(latent)) * ratio
-        && latent_stride * ratio == tile - part(tile, overlap).min(tile)
-}
-
 impl ReferenceConfig {
     /// Checks the numbers.
     ///
     /// # Errors
-    /// [`ConfigError::Value`].
-    pub fn check(&self) -> Result<(), ConfigError> {
+    /// [`WrongValue`].
+    pub fn check(&self) -> Result<(), WrongValue> {
         match self.frames {
             ReferenceFrames::All => Ok(()),
             ReferenceFrames::FirstN(n) => between("reference.frames.first_n", n, 1, 100_000),
@@ -651,7 +446,7 @@ impl ReferenceConfig {
 }
 
 impl Defaults {
-    fn check(&self) -> Result<(), ConfigError> {
+    fn check(&self) -> Result<(), WrongValue> {
         between("defaults.num_inference_steps", self.num_inference_steps, 1, 100_000)?;
         between("defaults.num_frames", self.num_frames, 1, 100_000)?;
         real("defaults.guidance_scale", self.guidance_scale, true, "a number")?;

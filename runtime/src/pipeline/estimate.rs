@@ -2,13 +2,12 @@
 
 use serde::Serialize;
 
-use super::{
-    Components, Conditioning, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER, VaeConfig,
-};
-use crate::components::{ComponentError, Needs, StepGraph};
+use super::{Components, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER};
+use crate::components::{ComponentError, Needs, StepGraph, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::check_room;
-use crate::models::cogvideox::vae;
+use crate::models::family::{Family, TextInput};
+use crate::models::vae::Vae;
 use crate::tensor::Dtype;
 
 /// What one phase of a request takes, in bytes.
@@ -98,12 +97,12 @@ impl Sums<'_> {
     fn vae(
         &mut self,
         name: &'static str,
-        (config, component): (&VaeConfig, &'static str),
+        (vae, component): (&dyn Vae, &'static str),
         shape: [usize; 5],
         (weights, data): (u64, u64),
     ) -> Result<(), ComponentError> {
         let lazy = self.lazy;
-        let found = vae::needs(config, component, shape, &mut |graph, shapes| {
+        let found = vae.needs(component, shape, &mut |graph, shapes| {
             self.components.needs(component, graph, shapes, (1, false, lazy))
         })?;
         self.estimate.complete &= found.complete;
@@ -156,15 +155,14 @@ impl Pipeline {
         expected: Expected,
         change: Change,
     ) -> Result<Estimate, PipelineError> {
-        let mut vae = self.vae()?.clone();
-        vae.tiling.enabled |= change.tiling;
-        vae.check()?;
+        let tiled = change.tiling.then(|| self.family()?.tiled(true).map_err(PipelineError::from)).transpose()?;
+        let family = tiled.as_deref().map_or_else(|| self.family(), Ok)?;
         let mut settings = self.settings(asked.0, &mut ())?;
         (settings.width, settings.height) = change.size.unwrap_or((settings.width, settings.height));
         settings.num_frames = change.frames.unwrap_or(settings.num_frames);
         let estimate = Estimate { phases: Vec::new(), complete: true };
         let mut sums = Sums { components, expected, lazy: change.lazy, estimate };
-        self.sum(&mut sums, asked, &settings, &vae)?;
+        self.sum(&mut sums, asked, &settings, family)?;
         Ok(sums.estimate)
     }
 
@@ -173,81 +171,41 @@ impl Pipeline {
         sums: &mut Sums<'_>,
         (request, graph): Asked<'_>,
         settings: &Settings,
-        vae: &VaeConfig,
+        family: &dyn Family,
     ) -> Result<(), PipelineError> {
-        let transformer = self.transformer()?;
-        let latent = settings.latent_shape(transformer, vae);
+        let (vae, latent) = (super::vae_of(family)?, family.latent_shape(settings)?);
         let pixels = |frames: usize| [1, 3, frames, settings.height, settings.width];
-        let batch = if settings.is_guided() { 2 } else { 1 };
         if let Some(frames) = sums.expected.reference_frames {
             // The frames as they were read, those that were chosen, and their pixels.
             let data = floats(&pixels(frames)) / 2;
-            sums.vae("encode reference", (vae, vae::ENCODER), pixels(frames), (0, data))?;
+            sums.vae("encode reference", (vae, VAE_ENCODER), pixels(frames), (0, data))?;
         }
-        let denoise = self.transformer_shapes((request, graph), latent, batch)?;
+        let mut denoise = family.step_shapes(request, settings)?;
+        denoise.extend(graph.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
         let step = sums.ask(TRANSFORMER, &graph.graph, &denoise, settings.num_inference_steps)?;
         // Fused weights are there from the start.
         let fused = step.fused;
-        if request.prompt_embeds.is_none() {
-            let tokens = transformer.max_text_seq_length;
-            let shapes = Shapes::from([("input_ids".to_owned(), vec![batch, tokens])]);
-            let text = sums.ask(TEXT_ENCODER, super::ENCODE, &shapes, 1)?;
+        if let (None, Some(TextInput { tokens, masked })) = (&request.prompt_embeds, family.text()) {
+            let inputs = if masked { &["input_ids", "attention_mask"][..] } else { &["input_ids"] };
+            let shape = vec![settings.batch(), tokens];
+            let shapes: Shapes = inputs.iter().map(|name| ((*name).to_owned(), shape.clone())).collect();
+            let text = sums.ask(TEXT_ENCODER, super::text_graph(masked), &shapes, 1)?;
             sums.phase("encode text", fused.saturating_add(text.weights), text.run.activations, text.run.outputs);
         }
-        let image = request.image.is_some();
-        let condition = match transformer.conditioning {
-            Conditioning::Inpaint if image => settings.num_frames,
-            Conditioning::Image if image => 1,
-            _ => 0,
-        };
+        let condition = family.encoded_frames(request, settings)?;
         if condition > 0 {
             let data = floats(&pixels(condition));
-            sums.vae("encode image", (vae, vae::ENCODER), pixels(condition), (fused, data))?;
+            sums.vae("encode image", (vae, VAE_ENCODER), pixels(condition), (fused, data))?;
         }
         let given: u64 = denoise.values().map(|shape| floats(shape)).sum();
         let data = given.saturating_mul(2).saturating_add(floats(&latent).saturating_mul(6));
         let data = data.saturating_add(step.run.kept).saturating_add(step.run.outputs.saturating_mul(2));
         sums.phase("denoise", step.weights, step.run.activations, data);
-        let frames = latent[1] - settings.padding_frames;
-        let shape = [1, latent[2], frames, latent[3], latent[4]];
         // Pixels become frames of bytes.
         let frames = floats(&pixels(settings.num_frames)) / 4;
-        sums.vae("decode", (vae, vae::DECODER), shape, (0, floats(&latent).saturating_add(frames)))?;
+        let data = floats(&latent).saturating_add(frames);
+        sums.vae("decode", (vae, VAE_DECODER), family.decoder_shape(settings)?, (0, data))?;
         Ok(())
-    }
-
-    /// Shapes of the inputs of a step.
-    fn transformer_shapes(
-        &self,
-        (request, step): Asked<'_>,
-        latent: [usize; 5],
-        batch: usize,
-    ) -> Result<Shapes, PipelineError> {
-        let transformer = self.transformer()?;
-        let [_, frames, channels, height, width] = latent;
-        let extra = if transformer.conditioning == Conditioning::Image { channels } else { 0 };
-        let tokens = request.prompt_embeds.as_ref().and_then(|text| text.shape().get(1).copied());
-        let tokens = tokens.unwrap_or(transformer.max_text_seq_length);
-        let mut shapes = Shapes::from([
-            ("hidden_states".to_owned(), vec![batch, frames, channels + extra, height, width]),
-            ("encoder_hidden_states".to_owned(), vec![batch, tokens]),
-            ("timestep".to_owned(), vec![batch]),
-        ]);
-        if transformer.conditioning == Conditioning::Inpaint {
-            shapes.insert("inpaint_latents".to_owned(), vec![batch, frames, channels + 1, height, width]);
-        }
-        if transformer.rotary {
-            let (rows, columns) = (height / transformer.patch_size, width / transformer.patch_size);
-            let times = frames.div_ceil(transformer.patch_size_t.unwrap_or(1));
-            let table = vec![times * rows * columns, transformer.attention_head_dim];
-            shapes.insert("image_rotary_emb_cos".to_owned(), table.clone());
-            shapes.insert("image_rotary_emb_sin".to_owned(), table);
-        }
-        if transformer.ofs {
-            shapes.insert("ofs".to_owned(), vec![1]);
-        }
-        shapes.extend(step.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
-        Ok(shapes)
     }
 
     /// Flags that make a request fit, one at a time where one is enough.
@@ -258,15 +216,14 @@ impl Pipeline {
         expected: Expected,
         available: u64,
     ) -> Vec<String> {
-        let (Ok(settings), Ok(transformer), Ok(vae)) =
-            (self.settings(asked.0, &mut ()), self.transformer(), self.vae())
-        else {
+        let limits = self.family().and_then(|family| Ok(family.limits()?));
+        let (Ok(settings), Ok(limits), Ok(vae)) = (self.settings(asked.0, &mut ()), limits, self.vae()) else {
             return Vec::new();
         };
         let mut fits = |change: Change| {
             self.changed_estimate(components, asked, expected, change).is_ok_and(|found| found.peak() <= available)
         };
-        let multiple = vae.spatial_compression_ratio * transformer.patch_size;
+        let multiple = limits.multiple;
         let scaled = |side: usize, part: f64| ((side as f64 * part) as usize / multiple * multiple).max(multiple);
         let sizes: Vec<(usize, usize)> = (1..24)
             .map(|eighths| 0.875f64.powi(eighths))
@@ -280,14 +237,14 @@ impl Pipeline {
                 ways.push(format!("--height {height} --width {width}{tiles}"));
                 break;
             }
-            if vae.tiling.enabled {
+            if vae.is_tiled() {
                 break;
             }
         }
-        if !vae.tiling.enabled && fits(Change { tiling: true, ..Change::default() }) {
+        if !vae.is_tiled() && fits(Change { tiling: true, ..Change::default() }) {
             ways.push("--vae-tiling on".to_owned());
         }
-        let step = transformer.temporal_compression_ratio.max(1);
+        let step = limits.frame_step.max(1);
         let fewer = std::iter::successors(Some(settings.num_frames), |frames| Some(frames / 2 / step * step + 1));
         let fewer = fewer.take(16).filter(|&frames| frames < settings.num_frames && frames > step);
         if let Some(frames) = fewer

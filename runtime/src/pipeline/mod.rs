@@ -1,204 +1,52 @@
 //! From a prompt, an image and a reference to a video: the whole pipeline over named graphs.
 //!
-//! Sources: Video2LoRA's `predict_i2v.py` with CogVideoX-Fun's inpaint pipeline, and diffusers 0.42 `pipelines/cogvideo`.
-//! Latents are kept in f32 between steps. Nothing here draws a random number that [`crate::pipeline::noise`] does not document.
+//! What differs from one family of models to another comes through [`Family`]. Latents are kept in f32 between steps. Nothing
+//! here draws a random number that [`crate::noise`] does not document.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use half::{bf16, f16};
-use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn, concatenate};
+use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
 
-use crate::engine::session::{Session, SessionError};
-use crate::error::{Classified, ErrorClass};
 use crate::events::Progress;
 use crate::io::map::read_file;
-use crate::media::resize::ResizeError;
-use crate::media::video::{Frames, VideoError, pixels_to_frames};
-use crate::models::cogvideox::rope::{RotaryError, rotary_tables};
-use crate::models::cogvideox::vae::{self, Moments, VaeError};
-use crate::pipeline::noise::{NoisePurpose, standard_normal};
-use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer, TokenizerError};
-use crate::schedulers::{Scheduler, SchedulerError};
-use crate::tensor::{Dtype, NamedTensors, Tensor};
+use crate::media::video::{Frames, pixels_to_frames};
+use crate::models::arrays::array5;
+use crate::models::family::{Family, MissingSection};
+use crate::models::vae::{Moments, Vae};
+use crate::noise::{NoisePurpose, standard_normal};
+use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer};
+use crate::schedulers::Scheduler;
+use crate::tensor::Tensor;
 
-mod conditioning;
+mod call;
 pub mod config;
+mod denoise;
+mod error;
 mod estimate;
-pub mod noise;
 mod reference;
 mod request;
 pub mod tokenizer;
 
-pub use crate::components::{ComponentError, Components, Needs, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER};
+pub use crate::components::{
+    ComponentError, Components, Needs, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER,
+};
 pub use crate::events::{Cancelled, Event, Observer, Stage};
 pub use crate::memory::{NotEnough, check_room};
+pub use crate::request::{Request, RequestError, Settings};
+use call::{run, take};
 pub use config::{
-    Chunking, ComponentFiles, Conditioning, ConfigError, DecodeChunks, Defaults, EngineFiles, FILE_NAME, FORMAT,
-    GraphFiles, LatentChoice, NEGATIVE_PROMPT, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames,
-    ReferenceResize, SchedulerSection, Tiling, TokenizerConfig, TransformerConfig, VERSION, VaeConfig, resolve,
+    ComponentFiles, ConfigError, Defaults, EngineFiles, FILE_NAME, FORMAT, GraphFiles, LatentChoice, NEGATIVE_PROMPT,
+    PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize, SchedulerSection, TokenizerConfig,
+    VERSION, resolve,
 };
+use denoise::Denoiser;
+pub use error::PipelineError;
 pub use estimate::{Estimate, Expected, Phase};
 pub use reference::{Reference, reference_pixels};
-pub use request::{Request, Settings};
 
-const ENCODE: &str = "encode";
-/// The value of CogVideoX 1.5's `ofs` input.
-const OFS: f32 = 2.0;
-
-/// Why a pipeline did not finish.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PipelineError {
-    /// The observer asked to stop.
-    #[error(transparent)]
-    Cancelled(#[from] Cancelled),
-    /// There is too little memory.
-    #[error(transparent)]
-    Memory(#[from] NotEnough),
-    /// `pipeline.json` cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// `pipeline.json` lacks a section that the request needs.
-    #[error("pipeline.json has no `{0}` section; export the whole pipeline, not a single component")]
-    MissingSection(&'static str),
-    /// A file of the directory cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
-    /// The request does not fit the model.
-    #[error("{what} is {found}, expected {expected}")]
-    Request {
-        /// Which part of the request.
-        what: &'static str,
-        /// What it is.
-        found: String,
-        /// What would do.
-        expected: String,
-    },
-    /// Width or height do not divide into patches.
-    #[error(
-        "{width}x{height} pixels do not divide by {multiple}; the nearest size is {nearest_width}x{nearest_height}"
-    )]
-    FrameSize {
-        /// Width asked for, in pixels.
-        width: usize,
-        /// Height asked for.
-        height: usize,
-        /// Pixels per token side.
-        multiple: usize,
-        /// A width that works.
-        nearest_width: usize,
-        /// A height that works.
-        nearest_height: usize,
-    },
-    /// The latent is no longer finite.
-    #[error(
-        "the latent holds NaN or infinity after step {step} of {total}; try --precision fp32 or a lower adapter strength"
-    )]
-    NotFinite {
-        /// The step, from 1.
-        step: usize,
-        /// Steps in all.
-        total: usize,
-    },
-    /// A tensor that was given, or made, holds NaN or infinity.
-    #[error("{what} hold {value} at {at:?}; expected finite numbers")]
-    Infinite {
-        /// Which one.
-        what: &'static str,
-        /// The first such value.
-        value: f32,
-        /// Where it is.
-        at: Vec<usize>,
-    },
-    /// A graph gave something else than it should.
-    #[error("{component}, graph `{graph}`: output `{output}` is {found}, expected {expected}")]
-    Output {
-        /// The component.
-        component: &'static str,
-        /// The graph.
-        graph: String,
-        /// The output.
-        output: &'static str,
-        /// What it is.
-        found: String,
-        /// What it should be.
-        expected: String,
-    },
-    /// A graph did not run.
-    #[error("{component}, graph `{graph}`: {source}")]
-    Session {
-        /// The component.
-        component: &'static str,
-        /// The graph.
-        graph: String,
-        /// Its words.
-        source: SessionError,
-    },
-    /// A graph is not available.
-    #[error(transparent)]
-    Component(#[from] ComponentError),
-    /// The prompt has no ids.
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    /// The sampler refused.
-    #[error(transparent)]
-    Scheduler(#[from] SchedulerError),
-    /// There are no rotary tables for this size.
-    #[error(transparent)]
-    Rotary(#[from] RotaryError),
-    /// The autoencoder failed.
-    #[error(transparent)]
-    Vae(#[from] VaeError),
-    /// A frame cannot be resized.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
-    /// Frames cannot be made.
-    #[error(transparent)]
-    Video(#[from] VideoError),
-}
-
-impl Classified for PipelineError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Cancelled(error) => error.class(),
-            Self::Memory(error) => error.class(),
-            Self::Config(error) => error.class(),
-            Self::Component(error) => error.class(),
-            Self::Tokenizer(error) => error.class(),
-            Self::Scheduler(error) => error.class(),
-            Self::Rotary(error) => error.class(),
-            Self::Vae(error) => error.class(),
-            Self::Resize(error) => error.class(),
-            Self::Video(error) => error.class(),
-            Self::Session { source, .. } => source.class(),
-            Self::Io { source, .. } => source.class(),
-            Self::NotFinite { .. } | Self::Infinite { .. } => ErrorClass::Numeric,
-            Self::Output { .. } | Self::MissingSection(_) => ErrorClass::BadModel,
-            Self::Request { .. } | Self::FrameSize { .. } => ErrorClass::Usage,
-        }
-    }
-}
-
-impl PipelineError {
-    /// True if the observer stopped the run, at whatever stage.
-    pub const fn is_cancelled(&self) -> bool {
-        matches!(self, Self::Cancelled(_) | Self::Vae(VaeError::Cancelled(_)))
-    }
-}
-
-/// A float tensor in the type that a graph takes; `None` for an integer type.
-pub(crate) fn float_tensor(array: ArrayD<f32>, dtype: Dtype) -> Option<Tensor> {
-    match dtype {
-        Dtype::F32 => Some(Tensor::F32(array)),
-        Dtype::F16 => Some(Tensor::F16(array.mapv(f16::from_f32))),
-        Dtype::Bf16 => Some(Tensor::Bf16(array.mapv(bf16::from_f32))),
-        _ => None,
-    }
+/// The text encoder's graph for prompts, whose padding it sees or, masked, does not.
+const fn text_graph(masked: bool) -> &'static str {
+    if masked { "encode_masked" } else { "encode" }
 }
 
 /// Everything of a pipeline but its networks.
@@ -211,7 +59,7 @@ pub struct Pipeline {
 /// What the sampler made.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The final latent `[1, T, 16, h, w]`, times the scaling factor, without padding frames.
+    /// The final latent in the range and order of axes of the model's transformer, without padding frames.
     pub latents: Array5<f32>,
     /// What was done.
     pub settings: Settings,
@@ -253,15 +101,16 @@ impl Pipeline {
         &self.config
     }
 
-    fn transformer(&self) -> Result<&TransformerConfig, PipelineError> {
-        self.config.transformer.as_ref().ok_or(PipelineError::MissingSection("transformer"))
+    fn family(&self) -> Result<&dyn Family, PipelineError> {
+        Ok(self.config.family.as_deref().ok_or(MissingSection("transformer"))?)
     }
 
-    fn vae(&self) -> Result<&VaeConfig, PipelineError> {
-        self.config.vae.as_ref().ok_or(PipelineError::MissingSection("vae"))
+    fn vae(&self) -> Result<&dyn Vae, PipelineError> {
+        Ok(vae_of(self.config.family.as_deref().ok_or(MissingSection("vae"))?)?)
     }
 
-    /// The embeddings `[texts, tokens, width]` of some texts, padded and without attention mask.
+    /// The embeddings `[texts, tokens, width]` of some texts, padded, as the model's transformer
+    /// takes them.
     ///
     /// # Errors
     /// [`PipelineError`] if there is no tokenizer or text encoder, or one of them fails.
@@ -271,35 +120,45 @@ impl Pipeline {
         texts: &[&str],
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        let tokenizer = self.tokenizer.as_ref().ok_or(PipelineError::MissingSection("tokenizer"))?;
+        let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
+        let masked = self.config.family.as_ref().and_then(|family| family.text()).is_some_and(|text| text.masked);
         let mut ids = Vec::with_capacity(texts.len() * tokenizer.max_length());
+        let mut mask = Vec::with_capacity(ids.capacity());
         for text in texts {
             let tokens = tokenizer.encode(text)?;
             if let Some(lost) = tokens.truncated {
                 let message = format!("the text is too long: its last {lost} tokens are ignored ({text:?})");
                 observer.event(&Event::Warning { message });
             }
+            mask.extend((0..tokens.ids.len()).map(|token| i64::from(token < tokens.used)));
             ids.extend(tokens.ids);
         }
         let mut progress = Progress::start(observer, Stage::EncodeText, 1);
         progress.check()?;
         let shape = [texts.len(), tokenizer.max_length()];
-        let ids = ArrayD::from_shape_vec(IxDyn(&shape), ids).map_err(|e| PipelineError::Request {
-            what: "the token list",
-            found: e.to_string(),
-            expected: format!("{shape:?}"),
-        })?;
-        let session = components.session(TEXT_ENCODER, ENCODE)?;
-        let mut outputs = run(session, TEXT_ENCODER, ENCODE, &[("input_ids", &Tensor::I64(ids))])?;
-        let state = take(&mut outputs, TEXT_ENCODER, ENCODE, "last_hidden_state", |found| {
+        let tensor = |values: Vec<i64>| {
+            let array = ArrayD::from_shape_vec(IxDyn(&shape), values);
+            let refused =
+                |e: ndarray::ShapeError| RequestError::part("the token list", e.to_string(), format!("{shape:?}"));
+            array.map(Tensor::I64).map_err(refused)
+        };
+        let (graph, ids, mask) = (text_graph(masked), tensor(ids)?, tensor(mask)?);
+        let mut inputs = vec![("input_ids", &ids)];
+        inputs.extend(masked.then_some(("attention_mask", &mask)));
+        let session = components.session(TEXT_ENCODER, graph)?;
+        let mut outputs = run(session, TEXT_ENCODER, graph, &inputs)?;
+        let mut state = take(&mut outputs, TEXT_ENCODER, graph, "last_hidden_state", |found| {
             found.len() == 3 && found[..2] == shape
         })?;
+        if let (true, Tensor::I64(mask)) = (masked, mask) {
+            state.zip_mut_with(&mask.insert_axis(Axis(2)), |x, &seen| *x = if seen == 0 { 0.0 } else { *x });
+        }
         progress.step();
         progress.finish();
         Ok(state)
     }
 
-    /// The latent of a reference video for the predictor, `[1, 16, T, h, w]`, times the scaling factor.
+    /// The latent of a reference video for the predictor, `[1, C, T, h, w]`, in the transformer's range.
     ///
     /// `size` is (width, height) of the video to generate; `knobs` replace those of `pipeline.json`; `seed` counts only if
     /// the latent is sampled.
@@ -319,7 +178,7 @@ impl Pipeline {
         let knobs = knobs.unwrap_or(&self.config.reference);
         let pixels = reference_pixels(knobs, reference, size)?;
         finite("the reference's pixels", &pixels)?;
-        let moments = vae::encode(vae, components, &pixels, Stage::EncodeReference, observer)?;
+        let moments = vae.encode(components, &pixels, Stage::EncodeReference, observer)?;
         let latents = match knobs.latent {
             LatentChoice::Mean => moments.mean,
             LatentChoice::Sample => {
@@ -327,7 +186,7 @@ impl Pipeline {
                 moments.sample(&noise)?
             }
         };
-        Ok(latents * vae.scaling_factor as f32)
+        Ok(vae.normalized(latents))
     }
 
     /// Encodes pixels `[B, 3, F, H, W]` in [-1, 1]; no scaling factor.
@@ -341,12 +200,12 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Moments, PipelineError> {
         finite("the pixels", pixels)?;
-        let moments = vae::encode(self.vae()?, components, pixels, Stage::EncodeVideo, observer)?;
+        let moments = self.vae()?.encode(components, pixels, Stage::EncodeVideo, observer)?;
         finite("the encoder's means", &moments.mean)?;
         Ok(moments)
     }
 
-    /// Decodes unscaled latents `[B, 16, T, h, w]` to pixels `[B, 3, F, H, W]`, about [-1, 1].
+    /// Decodes unscaled latents `[B, C, T, h, w]` to pixels `[B, 3, F, H, W]`, about [-1, 1].
     ///
     /// # Errors
     /// [`PipelineError`].
@@ -357,7 +216,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, PipelineError> {
         finite("the latents", latents)?;
-        let pixels = vae::decode(self.vae()?, components, latents, Stage::Decode, observer)?;
+        let pixels = self.vae()?.decode(components, latents, Stage::Decode, observer)?;
         finite("the decoder's pixels", &pixels)?;
         Ok(pixels)
     }
@@ -372,8 +231,7 @@ impl Pipeline {
         generated: &Generated,
         observer: &mut dyn Observer,
     ) -> Result<Frames, PipelineError> {
-        let scale = (1.0 / self.vae()?.scaling_factor) as f32;
-        let latents = generated.latents.view().permuted_axes([0, 2, 1, 3, 4]).mapv(|x| scale * x);
+        let latents = self.family()?.decodable(&generated.latents)?;
         let pixels = self.decode_video(components, &latents, observer)?;
         Ok(pixels_to_frames(&pixels, Some(generated.settings.fps))?)
     }
@@ -392,30 +250,27 @@ impl Pipeline {
     ) -> Result<Generated, PipelineError> {
         let settings = self.settings(request, observer)?;
         self.check_memory(components, (request, step), Expected::default())?;
-        let (transformer, vae) = (self.transformer()?, self.vae()?);
-        let scheduler = self.scheduler.as_ref().ok_or(PipelineError::MissingSection("scheduler"))?;
+        let family = self.family()?;
+        let scheduler = self.scheduler.as_ref().ok_or(MissingSection("scheduler"))?;
         let mut schedule = scheduler.begin(settings.num_inference_steps)?;
 
         let text = self.prompt_embeddings(components, request, &settings, observer)?;
-        let latent_shape = settings.latent_shape(transformer, vae);
-        let condition = conditioning::condition(self, components, request, &settings, latent_shape, observer)?;
-        components.release(vae::ENCODER);
-        let mut latents = initial_noise(request, &settings, latent_shape)? * schedule.init_noise_sigma();
-        let inputs = StepInputs::new(transformer, &settings, text, condition, latent_shape)?;
+        let steps = family.begin(components, (request, &settings), text, observer)?;
+        components.release(VAE_ENCODER);
+        let shape = family.latent_shape(&settings)?;
+        let mut latents =
+            initial_noise(request, &settings, (shape, family.latent_axes()))? * schedule.init_noise_sigma();
 
-        let session = components.session(TRANSFORMER, &step.graph)?;
-        let bare = StepGraph { graph: step.graph.clone(), ..StepGraph::default() };
-        let step = if StepInputs::hold(session, step)? { &bare } else { step };
         let timesteps = schedule.timesteps().to_vec();
-        inputs.prepare(session, step, &timesteps)?;
-
+        let mut denoiser = Denoiser::new(&*steps, step, &settings);
+        denoiser.open(components, &timesteps)?;
         let total = timesteps.len();
         let mut progress = Progress::start(observer, Stage::Denoise, total);
         for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
-            let session = components.session(TRANSFORMER, &step.graph)?;
+            denoiser.open(components, &timesteps[i..])?;
             let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
-            let prediction = inputs.predict(session, step, &scaled, timestep)?;
+            let prediction = denoiser.predict(components, &scaled, timestep)?;
             latents = array5(schedule.step(&prediction, i, &latents.into_dyn())?)?;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(PipelineError::NotFinite { step: i + 1, total });
@@ -423,9 +278,8 @@ impl Pipeline {
             progress.step();
         }
         progress.finish();
-        components.release(TRANSFORMER);
-        let latents = latents.slice_axis(Axis(1), ndarray::Slice::from(settings.padding_frames..)).to_owned();
-        Ok(Generated { latents, settings })
+        denoiser.close(components);
+        Ok(Generated { latents: steps.finish(latents), settings })
     }
 
     /// `[negative, positive]` or `[positive]`, and the text encoder released.
@@ -436,37 +290,35 @@ impl Pipeline {
         settings: &Settings,
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        let guided = settings.is_guided();
         if let Some(embeddings) = &request.prompt_embeds {
-            let batch = if guided { 2 } else { 1 };
+            let batch = settings.batch();
             if embeddings.ndim() != 3 || embeddings.shape()[0] != batch {
-                return Err(PipelineError::Request {
-                    what: "prompt_embeds",
-                    found: format!("{:?}", embeddings.shape()),
-                    expected: format!("[{batch}, tokens, width]: negative first if guidance is above 1"),
-                });
+                let expected = format!("[{batch}, tokens, width]: negative first if guidance is above 1");
+                let found = format!("{:?}", embeddings.shape());
+                return Err(RequestError::part("prompt_embeds", found, expected).into());
             }
             finite("prompt_embeds", embeddings)?;
             return Ok(embeddings.clone());
         }
         let negative = request.negative_prompt.as_deref().unwrap_or(&self.config.defaults.negative_prompt);
-        let texts: &[&str] = if guided { &[negative, &request.prompt] } else { &[&request.prompt] };
+        let texts: &[&str] = if settings.is_guided() { &[negative, &request.prompt] } else { &[&request.prompt] };
         let embeddings = self.encode_text(components, texts, observer)?;
         components.release(TEXT_ENCODER);
         Ok(embeddings)
     }
 }
 
-fn initial_noise(request: &Request, settings: &Settings, shape: [usize; 5]) -> Result<Array5<f32>, PipelineError> {
+fn initial_noise(
+    request: &Request,
+    settings: &Settings,
+    (shape, axes): ([usize; 5], &str),
+) -> Result<Array5<f32>, PipelineError> {
     let Some(noise) = &request.initial_noise else {
-        return array5(standard_normal(settings.seed, NoisePurpose::InitialLatent, &shape));
+        return Ok(array5(standard_normal(settings.seed, NoisePurpose::InitialLatent, &shape))?);
     };
     if noise.shape() != shape {
-        return Err(PipelineError::Request {
-            what: "the initial noise",
-            found: format!("{:?}", noise.shape()),
-            expected: format!("{shape:?} (batch, latent frames, channels, height, width)"),
-        });
+        let found = format!("{:?}", noise.shape());
+        return Err(RequestError::part("the initial noise", found, format!("{shape:?} ({axes})")).into());
     }
     finite("the initial noise", noise)?;
     Ok(noise.clone())
@@ -480,156 +332,7 @@ fn finite<D: Dimension>(what: &'static str, values: &ndarray::Array<f32, D>) -> 
     at(&values.view().into_dyn()).map_or(Ok(()), |(at, value)| Err(PipelineError::Infinite { what, value, at }))
 }
 
-/// What every step's call has in common.
-struct StepInputs {
-    fixed: NamedTensors,
-    /// Appended to the latent's channels.
-    image_latents: Option<Array5<f32>>,
-    batch: usize,
-    guidance: f32,
+/// A family's autoencoder.
+fn vae_of(family: &dyn Family) -> Result<&dyn Vae, MissingSection> {
+    family.vae().ok_or(MissingSection("vae"))
 }
-
-impl StepInputs {
-    fn new(
-        transformer: &TransformerConfig,
-        settings: &Settings,
-        text: ArrayD<f32>,
-        condition: Option<Array5<f32>>,
-        shape: [usize; 5],
-    ) -> Result<Self, PipelineError> {
-        let batch = if settings.is_guided() { 2 } else { 1 };
-        let mut fixed = NamedTensors::new();
-        fixed.insert("encoder_hidden_states".to_owned(), Tensor::F32(text));
-        let mut image_latents = None;
-        match (transformer.conditioning, condition) {
-            (Conditioning::Inpaint, Some(condition)) => {
-                fixed.insert("inpaint_latents".to_owned(), Tensor::F32(repeat(&condition, batch)?.into_dyn()));
-            }
-            (_, condition) => image_latents = condition,
-        }
-        if transformer.rotary {
-            let tables = rotary_tables(&transformer.rotary_config(), shape[1], shape[3], shape[4])?;
-            fixed.insert("image_rotary_emb_cos".to_owned(), Tensor::F32(tables.cos.into_dyn()));
-            fixed.insert("image_rotary_emb_sin".to_owned(), Tensor::F32(tables.sin.into_dyn()));
-        }
-        if transformer.ofs {
-            fixed.insert("ofs".to_owned(), Tensor::F32(ArrayD::from_elem(IxDyn(&[1]), OFS)));
-        }
-        Ok(Self { fixed, image_latents, batch, guidance: settings.guidance_scale as f32 })
-    }
-
-    /// Has the session keep the inputs that stand for adapters: true if it does, and runs need not give them.
-    fn hold(session: &mut dyn Session, step: &StepGraph) -> Result<bool, PipelineError> {
-        let inputs: Vec<(&str, &Tensor)> = step.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let graph = || step.graph.clone();
-        let fail = |source| PipelineError::Session { component: TRANSFORMER, graph: graph(), source };
-        Ok(!inputs.is_empty() && session.hold(&inputs).map_err(fail)?)
-    }
-
-    /// Announces a whole schedule.
-    fn prepare(&self, session: &mut dyn Session, step: &StepGraph, timesteps: &[f64]) -> Result<(), PipelineError> {
-        let timesteps = Tensor::I64(ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]] as i64));
-        let fixed = self.fixed.iter().chain(&step.inputs).map(|(name, tensor)| (name.as_str(), tensor));
-        let inputs: Vec<(&str, &Tensor)> = std::iter::once(("timestep", &timesteps)).chain(fixed).collect();
-        let graph = step.graph.clone();
-        session.prepare(&inputs).map_err(|source| PipelineError::Session { component: TRANSFORMER, graph, source })
-    }
-
-    /// The prediction for one latent, `[1, T, 16, h, w]`, guidance applied.
-    fn predict(
-        &self,
-        session: &mut dyn Session,
-        step: &StepGraph,
-        latents: &Array5<f32>,
-        timestep: f64,
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        let hidden = match &self.image_latents {
-            Some(image) => join(&[latents.view(), image.view()], 2)?,
-            None => latents.clone(),
-        };
-        let hidden = Tensor::F32(repeat(&hidden, self.batch)?.into_dyn());
-        let timestep = Tensor::I64(ArrayD::from_elem(IxDyn(&[self.batch]), timestep as i64));
-        let mut inputs: Vec<(&str, &Tensor)> = vec![("hidden_states", &hidden), ("timestep", &timestep)];
-        inputs.extend(self.fixed.iter().chain(&step.inputs).map(|(name, tensor)| (name.as_str(), tensor)));
-        let mut outputs = run(session, TRANSFORMER, &step.graph, &inputs)?;
-        let mut expected = latents.shape().to_vec();
-        expected[0] = self.batch;
-        let sample = take(&mut outputs, TRANSFORMER, &step.graph, "sample", |found| found == expected)?;
-        if self.batch == 1 {
-            return Ok(sample);
-        }
-        let (negative, positive) = sample.view().split_at(Axis(0), 1);
-        Ok(&negative + (&positive - &negative) * self.guidance)
-    }
-}
-
-/// Runs a graph; float inputs are rounded to the types that it declares.
-fn run(
-    session: &mut dyn Session,
-    component: &'static str,
-    graph: &str,
-    inputs: &[(&str, &Tensor)],
-) -> Result<NamedTensors, PipelineError> {
-    let types: Vec<Option<Dtype>> = inputs
-        .iter()
-        .map(|(name, _)| session.inputs().iter().find(|port| port.name == *name).map(|port| port.dtype))
-        .collect();
-    let rounded: Vec<Option<Tensor>> = inputs
-        .iter()
-        .zip(types)
-        .map(|((_, tensor), dtype)| match (tensor, dtype) {
-            (Tensor::F32(array), Some(dtype)) if dtype != Dtype::F32 => float_tensor(array.clone(), dtype),
-            _ => None,
-        })
-        .collect();
-    let inputs: Vec<(&str, &Tensor)> = inputs
-        .iter()
-        .zip(&rounded)
-        .map(|((name, tensor), rounded)| (*name, rounded.as_ref().unwrap_or(tensor)))
-        .collect();
-    session.run(&inputs).map_err(|source| PipelineError::Session { component, graph: graph.to_owned(), source })
-}
-
-/// One float output of a graph, its shape checked.
-fn take(
-    outputs: &mut NamedTensors,
-    component: &'static str,
-    graph: &str,
-    output: &'static str,
-    fits: impl Fn(&[usize]) -> bool,
-) -> Result<ArrayD<f32>, PipelineError> {
-    let tensor = outputs.shift_remove(output);
-    let found = tensor.as_ref().map_or("absent".to_owned(), |t| format!("{} {:?}", t.dtype(), t.shape()));
-    tensor.and_then(Tensor::into_f32).filter(|array| fits(array.shape())).ok_or_else(|| PipelineError::Output {
-        component,
-        graph: graph.to_owned(),
-        output,
-        found,
-        expected: "a float tensor of the shape of the input".to_owned(),
-    })
-}
-
-fn array5(array: ArrayD<f32>) -> Result<Array5<f32>, PipelineError> {
-    let found = format!("{:?}", array.shape());
-    array.into_dimensionality().map_err(|_| PipelineError::Request {
-        what: "a latent",
-        found,
-        expected: "five dimensions".to_owned(),
-    })
-}
-
-fn join(parts: &[ndarray::ArrayView5<'_, f32>], axis: usize) -> Result<Array5<f32>, PipelineError> {
-    concatenate(Axis(axis), parts).map_err(|_| PipelineError::Request {
-        what: "the condition",
-        found: format!("{:?}", parts.iter().map(|p| p.shape().to_vec()).collect::<Vec<_>>()),
-        expected: format!("equal shapes on all axes but {axis}"),
-    })
-}
-
-/// The batch `times` times over.
-fn repeat(array: &Array5<f32>, times: usize) -> Result<Array5<f32>, PipelineError> {
-    join(&vec![array.view(); times], 0)
-}
-
-#[cfg(test)]
-mod tests;

@@ -2,7 +2,8 @@
 
 use ndarray::Array5;
 
-use super::{PipelineError, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
+use super::config::{ConfigError, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
+use super::error::PipelineError;
 use crate::media::resize::{Filter, resize_rgb};
 use crate::media::video::{Frames, frames_to_pixels};
 
@@ -24,7 +25,7 @@ pub fn reference_pixels(
     reference: Reference<'_>,
     size: (usize, usize),
 ) -> Result<Array5<f32>, PipelineError> {
-    knobs.check()?;
+    knobs.check().map_err(ConfigError::from)?;
     let signed = knobs.range == PixelRange::Signed;
     match reference {
         Reference::Pixels(pixels) if signed => Ok(pixels.clone()),
@@ -74,3 +75,6 @@ fn resized(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -48,6 +48,8 @@ impl Classified for TokenizerError {
 pub struct Tokens {
     /// Exactly `max_length` ids.
     pub ids: Vec<i64>,
+    /// How many of them are the text's, the end marker included; the others are padding.
+    pub used: usize,
     /// How many tokens of the text did not fit, if any.
     pub truncated: Option<usize>,
 }
@@ -108,8 +110,9 @@ impl TextTokenizer {
             let end = ids.len() - 1;
             ids.drain(end - surplus..end);
         }
+        let used = ids.len();
         ids.resize(self.max_length, i64::from(self.pad_id));
-        Ok(Tokens { ids, truncated: (surplus > 0).then_some(surplus) })
+        Ok(Tokens { ids, used, truncated: (surplus > 0).then_some(surplus) })
     }
 }
 

@@ -79,7 +79,7 @@ impl Key {
         part(format!("{:?}", what.size).as_bytes());
         let knobs = *what.knobs;
         part(format!("{knobs:?}").as_bytes());
-        part(format!("{:?}", what.config.vae).as_bytes());
+        part(format!("{:?}", what.config.family.as_ref().and_then(|family| family.vae())).as_bytes());
         // The mean needs no random number.
         part(&if knobs.latent == LatentChoice::Sample { what.seed } else { 0 }.to_le_bytes());
         part(what.encoder.fingerprint().as_bytes());

@@ -4,10 +4,13 @@ pub mod transformer;
 pub mod vae;
 
 use std::path::Path;
+use std::sync::Arc;
 
-use v2l_runtime::pipeline::config::{
-    Chunking, Conditioning, DecodeChunks, NEGATIVE_PROMPT, PipelineConfig, Tiling, TransformerConfig, VaeConfig,
+use v2l_runtime::models::cogvideox::CogVideoX as Model;
+use v2l_runtime::models::cogvideox::config::{
+    Chunking, Conditioning, DecodeChunks, Tiling, TransformerConfig, VaeConfig,
 };
+use v2l_runtime::pipeline::config::{NEGATIVE_PROMPT, PipelineConfig};
 
 use super::family::{Architecture, Family, Part};
 use crate::files::read_json;
@@ -29,7 +32,12 @@ impl Family for CogVideoX {
 
 /// True for CogVideoX-Fun's inpainting form.
 fn is_fun(pipeline: &PipelineConfig) -> bool {
-    pipeline.transformer.as_ref().is_some_and(|t| t.conditioning == Conditioning::Inpaint)
+    described(pipeline).transformer.is_some_and(|t| t.conditioning == Conditioning::Inpaint)
+}
+
+/// What `pipeline` says of the model so far.
+fn described(pipeline: &PipelineConfig) -> Model {
+    pipeline.family.as_ref().and_then(|family| family.downcast_ref()).cloned().unwrap_or_default()
 }
 
 struct Transformer;
@@ -65,7 +73,8 @@ impl Architecture for Vae {
     fn export(&self, folder: &Path, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
         let config: vae::Config = read_json(&folder.join("config.json"))?;
         let components = vae::export(&config, &Checkpoint::open_folder(folder)?)?;
-        pipeline.vae = Some(describe_vae(&config, is_fun(pipeline)));
+        let vae = Some(describe_vae(&config, is_fun(pipeline)));
+        pipeline.family = Some(Arc::new(Model { vae, ..described(pipeline) }));
         Ok(components.into())
     }
 }
@@ -76,7 +85,7 @@ fn describe_transformer(pipeline: &mut PipelineConfig, config: &transformer::Con
         transformer::Conditioning::Image => Conditioning::Image,
         transformer::Conditioning::Inpaint => Conditioning::Inpaint,
     };
-    pipeline.transformer = Some(TransformerConfig {
+    let transformer = Some(TransformerConfig {
         in_channels: config.in_channels,
         out_channels: config.out_channels,
         patch_size: config.patch_size,
@@ -93,6 +102,7 @@ fn describe_transformer(pipeline: &mut PipelineConfig, config: &transformer::Con
         add_noise_in_inpaint_model: config.add_noise_in_inpaint_model,
         conditioning,
     });
+    pipeline.family = Some(Arc::new(Model { transformer, ..described(pipeline) }));
     // Official inference defaults: Video2LoRA's for its backbone, diffusers' for the others.
     if conditioning == Conditioning::Inpaint {
         pipeline.defaults.negative_prompt = NEGATIVE_PROMPT.into();

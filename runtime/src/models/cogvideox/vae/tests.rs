@@ -2,9 +2,14 @@
 //!
 //! Expected numbers: diffusers 0.42.1's `_encode` and `_decode` with the same toys in place of encoder and decoder.
 
+use ndarray::s;
+
+use super::super::config::Tiling;
 use super::*;
-use crate::engine::session::{Dim, Port};
-use crate::pipeline::{Event, OpenSessions, Tiling};
+use crate::components::OpenSessions;
+use crate::engine::session::{Dim, Port, Session, SessionError};
+use crate::events::Event;
+use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 /// Latent = 2x2 average and mean of up to 4 frames; plus a tenth of the tile's mean and half the cache.
 struct Toy {
@@ -74,7 +79,7 @@ impl Session for Toy {
 
 fn components() -> OpenSessions {
     let mut sessions = OpenSessions::default();
-    for (component, encodes) in [(ENCODER, true), (DECODER, false)] {
+    for (component, encodes) in [(VAE_ENCODER, true), (VAE_DECODER, false)] {
         for (graph, rest) in [("first", false), ("rest", true)] {
             sessions.insert(component, graph, Toy::boxed(encodes, rest));
         }
@@ -121,12 +126,12 @@ fn assert_like(found: &Array5<f32>, shape: [usize; 5], values: [f32; 5], size: f
 
 fn encoded(tiled: bool, shape: [usize; 5]) -> Array5<f32> {
     let config = config(tiled, DecodeChunks::Diffusers);
-    encode(&config, &mut components(), &data(shape), Stage::EncodeVideo, &mut ()).unwrap().parameters().unwrap()
+    config.encode(&mut components(), &data(shape), Stage::EncodeVideo, &mut ()).unwrap().parameters().unwrap()
 }
 
 fn decoded(tiled: bool, shape: [usize; 5]) -> Array5<f32> {
     let config = config(tiled, DecodeChunks::Diffusers);
-    decode(&config, &mut components(), &data(shape), Stage::Decode, &mut ()).unwrap()
+    config.decode(&mut components(), &data(shape), Stage::Decode, &mut ()).unwrap()
 }
 
 #[test]
@@ -173,14 +178,14 @@ fn tiles_of_the_official_size_are_those_of_the_specification() {
     let mut config = config(true, DecodeChunks::Fun);
     config.spatial_compression_ratio = 8;
     config.tiling = Tiling::for_sample(480, 720, true);
-    let cuts = Cuts::encoder(&config, 480, 720).unwrap();
+    let cuts = encoder_cuts(&config, 480, 720).unwrap();
     assert_eq!(cuts.rows.windows, [0..240, 200..440, 400..480]);
     assert_eq!(cuts.columns.windows, [0..360, 288..648, 576..720]);
     assert_eq!((cuts.rows.blend, cuts.columns.blend, cuts.rows.keep, cuts.columns.keep), (5, 9, 25, 36));
-    let cuts = Cuts::decoder(&config, 60, 90);
+    let cuts = decoder_cuts(&config, 60, 90);
     assert_eq!((cuts.rows.windows.len(), cuts.columns.windows.len()), (3, 3));
     assert_eq!((cuts.rows.blend, cuts.columns.blend, cuts.rows.keep, cuts.columns.keep), (40, 72, 200, 288));
-    assert_eq!(Cuts::encoder(&config, 240, 360).unwrap().rows.windows.len(), 1);
+    assert_eq!(encoder_cuts(&config, 240, 360).unwrap().rows.windows.len(), 1);
 }
 
 #[test]
@@ -195,11 +200,11 @@ fn logvar_is_clamped_after_blending_only() {
 #[test]
 fn wrong_shapes_are_refused() {
     let config = config(false, DecodeChunks::Fun);
-    let error = encode(&config, &mut components(), &data([1, 4, 1, 2, 2]), Stage::EncodeVideo, &mut ()).unwrap_err();
-    assert!(matches!(error, VaeError::Input { component: ENCODER, .. }));
-    let error = decode(&config, &mut components(), &data([1, 2, 1, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
-    assert!(matches!(error, VaeError::Input { component: DECODER, .. }));
-    let error = encode(&config, &mut components(), &Array5::zeros([1, 3, 0, 8, 8]), Stage::EncodeVideo, &mut ());
+    let error = config.encode(&mut components(), &data([1, 4, 1, 2, 2]), Stage::EncodeVideo, &mut ()).unwrap_err();
+    assert!(matches!(error, VaeError::Input { component: VAE_ENCODER, .. }));
+    let error = config.decode(&mut components(), &data([1, 2, 1, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
+    assert!(matches!(error, VaeError::Input { component: VAE_DECODER, .. }));
+    let error = config.encode(&mut components(), &Array5::zeros([1, 3, 0, 8, 8]), Stage::EncodeVideo, &mut ());
     assert!(matches!(error, Err(VaeError::Input { .. })));
 }
 
@@ -207,9 +212,9 @@ fn wrong_shapes_are_refused() {
 fn graph_without_its_cache_output_is_named() {
     let mut sessions = components();
     let ports = vec![port("z", 5), port("conv_cache.other", 0)];
-    sessions.insert(DECODER, "rest", Box::new(Toy { encodes: false, ports }));
+    sessions.insert(VAE_DECODER, "rest", Box::new(Toy { encodes: false, ports }));
     let config = config(false, DecodeChunks::Fun);
-    let error = decode(&config, &mut sessions, &data([1, 1, 3, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
+    let error = config.decode(&mut sessions, &data([1, 1, 3, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
     assert!(error.to_string().contains("next_conv_cache.other"), "{error}");
 }
 
@@ -233,7 +238,7 @@ impl Observer for Stop {
 fn cancelling_stops_between_chunks() {
     let mut observer = Stop { steps: 0, after: 2 };
     let config = config(true, DecodeChunks::Fun);
-    let error = decode(&config, &mut components(), &data([1, 1, 5, 7, 13]), Stage::Decode, &mut observer).unwrap_err();
+    let error = config.decode(&mut components(), &data([1, 1, 5, 7, 13]), Stage::Decode, &mut observer).unwrap_err();
     assert!(matches!(error, VaeError::Cancelled(_)));
     assert_eq!(observer.steps, 2);
 }

@@ -1,11 +1,20 @@
-//! The pipeline over toy networks: what is fed to them, in which order, and what comes of it.
+//! The pipeline over toy networks of CogVideoX: what is fed to them, in which order, and what comes of it.
 
 use std::sync::{Arc, Mutex};
 
+use ndarray::{Axis, IxDyn};
 use serde_json::json;
 
+use super::config::Tiling;
 use super::*;
-use crate::engine::session::{Dim, Port};
+use crate::components::{ComponentError, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
+use crate::engine::session::{Dim, Port, Session, SessionError};
+use crate::events::Event;
+use crate::media::video::Frames;
+use crate::pipeline::{
+    FORMAT, LatentChoice, Pipeline, PipelineConfig, PipelineError, Reference, ReferenceConfig, VERSION,
+};
+use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 type Calls = Arc<Mutex<Vec<String>>>;
 
@@ -70,7 +79,7 @@ fn networks(calls: &Calls, answer: fn(&NamedTensors) -> NamedTensors) -> Network
         );
     };
     for graph in ["first", "rest"] {
-        add(vae::ENCODER, graph, |inputs| {
+        add(VAE_ENCODER, graph, |inputs| {
             let x = float(&inputs["x"]);
             let (b, _, f, h, w) = x.dim();
             let mean = Array5::from_shape_fn((b, 16, f.div_ceil(4), h / 8, w / 8), |(b, _, t, i, j)| {
@@ -81,7 +90,7 @@ fn networks(calls: &Calls, answer: fn(&NamedTensors) -> NamedTensors) -> Network
             out.extend(one("logvar", logvar.into_dyn()));
             out
         });
-        add(vae::DECODER, graph, |inputs| {
+        add(VAE_DECODER, graph, |inputs| {
             let z = float(&inputs["z"]);
             let (b, _, t, h, w) = z.dim();
             let frames = if t == 1 { 1 } else { 4 * t };
@@ -90,7 +99,7 @@ fn networks(calls: &Calls, answer: fn(&NamedTensors) -> NamedTensors) -> Network
             one("sample", sample.into_dyn())
         });
     }
-    add(TEXT_ENCODER, ENCODE, |inputs| {
+    add(TEXT_ENCODER, "encode", |inputs| {
         let shape = inputs["input_ids"].shape();
         one("last_hidden_state", ArrayD::ones(IxDyn(&[shape[0], shape[1], 4])))
     });
@@ -175,7 +184,7 @@ fn text_to_video_feeds_both_prompts_in_one_call() {
          image_rotary_emb_cos[18, 16] image_rotary_emb_sin[18, 16]"
     );
     assert_eq!(calls.len(), 3);
-    assert_eq!(networks.released, [TEXT_ENCODER, vae::ENCODER, TRANSFORMER]);
+    assert_eq!(networks.released, [TEXT_ENCODER, VAE_ENCODER, TRANSFORMER]);
 }
 
 #[test]
@@ -192,7 +201,7 @@ fn guidance_moves_away_from_the_negative_prediction() {
         let found = pipeline
             .generate(&mut networks(&Calls::default(), tenth), (&request, &StepGraph::default()), &mut ())
             .unwrap();
-        let mut schedule = pipeline.scheduler.as_ref().unwrap().begin(1).unwrap();
+        let mut schedule = pipeline.config().scheduler().unwrap().unwrap().begin(1).unwrap();
         (
             found.latents[[0, 0, 0, 0, 0]],
             schedule
@@ -373,40 +382,6 @@ fn long_prompt_gives_a_warning() {
     assert!(log.0.iter().any(|e| matches!(e, Event::Warning { message } if message.contains("too long"))));
     let json = serde_json::to_value(&log.0[log.0.len() - 1]).unwrap();
     assert_eq!(json, json!({"event": "stage_finished", "stage": "denoise"}));
-}
-
-#[test]
-fn reference_knobs_choose_resize_and_scale() {
-    let data: Vec<u8> = (0..10u8).flat_map(|f| [f * 20; 8 * 4 * 3]).collect();
-    let frames = Frames::new(8, 4, data, Some(16.0)).unwrap();
-    let pixels = |knobs: &ReferenceConfig| reference_pixels(knobs, Reference::Frames(&frames), (16, 16)).unwrap();
-    let base = ReferenceConfig::default();
-    assert_eq!(pixels(&base).shape(), [1, 3, 10, 16, 16]);
-    assert_eq!(pixels(&base)[[0, 0, 9, 3, 3]], 180.0 / 255.0);
-    let signed = pixels(&ReferenceConfig { range: PixelRange::Signed, ..base });
-    assert_eq!(signed[[0, 2, 9, 3, 3]], 2.0 * (180.0 / 255.0) - 1.0);
-    assert_eq!(pixels(&ReferenceConfig { frames: ReferenceFrames::FirstN(3), ..base }).shape()[2], 3);
-    let slow = pixels(&ReferenceConfig { frames: ReferenceFrames::Resample { count: 49, fps: 8.0 }, ..base });
-    assert_eq!((slow.shape()[2], slow[[0, 0, 1, 0, 0]]), (5, 40.0 / 255.0));
-    assert_eq!(pixels(&ReferenceConfig { resize: ReferenceResize::None, ..base }).shape(), [1, 3, 10, 4, 8]);
-    assert_eq!(pixels(&ReferenceConfig { resize: ReferenceResize::CoverCrop, ..base }).shape(), [1, 3, 10, 16, 16]);
-    let tensor = Array5::from_elem([1, 3, 1, 8, 8], -1.0);
-    let unit = reference_pixels(&base, Reference::Pixels(&tensor), (16, 16)).unwrap();
-    assert!(unit.iter().all(|&x| x == 0.0) && unit.shape() == [1, 3, 1, 8, 8]);
-}
-
-#[test]
-fn reference_pixels_equal_the_golden_bytes() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pipeline/fun");
-    let frames = crate::media::video::read_frames(Path::new(&format!("{folder}/reference_frames")), None).unwrap();
-    let bytes = std::fs::read(format!("{folder}/case_steered.safetensors")).unwrap();
-    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
-    let golden = file.tensor("output.reference_pixels").unwrap();
-    let &[count, height, width, 3] = golden.shape() else { panic!("{:?}", golden.shape()) };
-    let pixels = reference_pixels(&ReferenceConfig::default(), Reference::Frames(&frames), (width, height)).unwrap();
-    assert_eq!(pixels.shape(), [1, 3, count, height, width]);
-    let expected = golden.data().iter().map(|&b| f32::from(b) / 255.0);
-    assert!(pixels.view().permuted_axes([0, 2, 3, 4, 1]).iter().copied().eq(expected));
 }
 
 #[test]

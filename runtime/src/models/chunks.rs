@@ -1,0 +1,313 @@
+//! Autoencoders driven in chunks of time and tiles of space.
+//!
+//! Components `vae_encoder` and `vae_decoder` have the graphs `first` and `rest`. The encoder maps `x` `[B, 3, F, H,
+//! W]` to `mean` and `logvar` `[B, C, T, h, w]`, the decoder `z` `[B, C, T, h, w]` to `sample` `[B, 3, F, H, W]`.
+//! Every causal convolution hands its last frames on: an input `conv_cache.<module>` of `rest` is what the call
+//! before gave as `next_conv_cache.<module>`. Caches live and die with a tile.
+//!
+//! `logvar` must be unclamped: tiles are blended before the clamp to [-30, 20], and the two do not commute where a
+//! tile leaves that range. [`Moments`] clamps on use.
+
+use std::ops::Range;
+
+use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
+
+use super::vae::{Ask, Moments, VaeError, VaeNeeds};
+use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
+use crate::engine::footprint::{Shapes, tensor_bytes};
+use crate::engine::session::Session;
+use crate::events::{Observer, Progress, Stage};
+use crate::memory::check_room;
+use crate::tensor::{Dtype, NamedTensors, Tensor};
+
+const CACHE: &str = "conv_cache.";
+const NEXT_CACHE: &str = "next_conv_cache.";
+
+/// Pixels to latents.
+pub(crate) const ENCODER: Job = Job { component: VAE_ENCODER, input: "x", outputs: &["mean", "logvar"] };
+/// Latents to pixels.
+pub(crate) const DECODER: Job = Job { component: VAE_DECODER, input: "z", outputs: &["sample"] };
+
+/// How one video or latent is cut.
+pub(crate) struct Plan {
+    /// Frames of the input for each call; the first is of graph `first`, the others of `rest`.
+    pub(crate) chunks: Vec<Range<usize>>,
+    /// Tiles.
+    pub(crate) cuts: Cuts,
+    /// Shape of all outputs together, joined on the channel axis.
+    pub(crate) output: [usize; 5],
+}
+
+/// Where one axis is cut, and how its pieces are joined again.
+pub(crate) struct Cut {
+    /// Pieces of the input.
+    pub(crate) windows: Vec<Range<usize>>,
+    /// How far a piece of the output is blended with the one before.
+    pub(crate) blend: usize,
+    /// How much of a piece of the output is kept.
+    pub(crate) keep: usize,
+}
+
+impl Cut {
+    pub(crate) fn whole(extent: usize) -> Self {
+        Self { windows: std::iter::once(0..extent).collect(), blend: 0, keep: usize::MAX }
+    }
+
+    /// `input` and `output` are a tile's extents before and after the network.
+    pub(crate) fn tiles(extent: usize, input: usize, output: usize, overlap: f64) -> Self {
+        let stride = ((input as f64 * (1.0 - overlap)) as usize).max(1);
+        let blend = (output as f64 * overlap) as usize;
+        let windows = (0..extent).step_by(stride).map(|i| i..(i + input).min(extent)).collect();
+        Self { windows, blend, keep: output.saturating_sub(blend).max(1) }
+    }
+}
+
+/// Where frames are cut.
+pub(crate) struct Cuts {
+    pub(crate) rows: Cut,
+    pub(crate) columns: Cut,
+}
+
+impl Cuts {
+    /// True if there is one tile.
+    fn are_whole(&self) -> bool {
+        self.rows.windows.len() == 1 && self.columns.windows.len() == 1
+    }
+
+    pub(crate) fn whole(height: usize, width: usize) -> Self {
+        Self { rows: Cut::whole(height), columns: Cut::whole(width) }
+    }
+}
+
+/// One direction of the autoencoder.
+pub(crate) struct Job {
+    component: &'static str,
+    input: &'static str,
+    /// Joined on the channel axis.
+    outputs: &'static [&'static str],
+}
+
+impl Job {
+    /// What [`Self::run`] takes for an input of this shape.
+    pub(crate) fn needs(&self, plan: &Plan, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
+        let Plan { chunks, cuts, output } = plan;
+        let [batch, channels, _, height, width] = shape;
+        let longest = |cut: &Cut| cut.windows.iter().map(Range::len).max().unwrap_or(0);
+        let tile = [longest(&cuts.rows), longest(&cuts.columns)];
+        let chunk = |length: usize| (self.input.to_owned(), vec![batch, channels, length, tile[0], tile[1]]);
+        let mut found = VaeNeeds { complete: true, ..VaeNeeds::default() };
+        let mut caches = Shapes::new();
+        let rest = chunks.iter().skip(1).max_by_key(|chunk| chunk.len());
+        for (graph, range) in [("first", chunks.first()), ("rest", rest)] {
+            let Some(range) = range else { continue };
+            let mut shapes = std::mem::take(&mut caches);
+            shapes.extend([chunk(range.len())]);
+            let Some(needs) = ask(graph, &shapes)? else {
+                found.complete = false;
+                continue;
+            };
+            found.complete &= needs.run.complete;
+            found.weights = found.weights.max(needs.weights);
+            // Each of the two graphs keeps what it computed with.
+            found.activations = found.activations.saturating_add(needs.run.activations);
+            // Caches go in while others come out.
+            found.data = found.data.max(needs.run.outputs.saturating_mul(2));
+            for (name, shape) in needs.run.shapes {
+                if let Some(module) = name.strip_prefix(NEXT_CACHE) {
+                    caches.insert(format!("{CACHE}{module}"), shape);
+                }
+            }
+        }
+        let covered =
+            |cut: &Cut, extent: usize| cut.windows.iter().map(Range::len).sum::<usize>() as f64 / extent.max(1) as f64;
+        let tiles = covered(&cuts.rows, height) * covered(&cuts.columns, width);
+        // One tile is joined in time; of several, all and then rows of them.
+        let copies = if cuts.are_whole() { 2.0 } else { (tiles + 1.0).max(3.0) };
+        let data = (tensor_bytes(Dtype::F32, output) as f64 * copies) as u64;
+        found.data = found.data.saturating_add(data).saturating_add(tensor_bytes(Dtype::F32, &shape).saturating_mul(2));
+        Ok(found)
+    }
+
+    /// Refuses what would not fit, before anything is opened. `tiled` is the plan with tiles, where `plan` has none
+    /// and they can be used.
+    fn check_memory(
+        &self,
+        plan: &Plan,
+        tiled: Option<&Plan>,
+        components: &mut dyn Components,
+        input: &Array5<f32>,
+    ) -> Result<(), VaeError> {
+        let (batch, channels, frames, height, width) = input.dim();
+        let held = components.held().saturating_add(4 * input.len() as u64);
+        let mut total = |plan: &Plan| {
+            let mut ask = |graph: &'static str, shapes: &Shapes| {
+                components.needs(self.component, graph, shapes, (1, false, false))
+            };
+            let needs = self.needs(plan, [batch, channels, frames, height, width], &mut ask)?;
+            Ok::<_, ComponentError>(needs.weights.saturating_add(needs.activations).saturating_add(needs.data))
+        };
+        let needed = total(plan)?;
+        let what = if self.component == VAE_ENCODER { "encoding this video" } else { "decoding these latents" };
+        check_room(what, needed, held, |available| {
+            let helps = tiled.is_some_and(|tiled| total(tiled).is_ok_and(|needed| needed <= available));
+            let smaller = "a smaller or shorter one".to_owned();
+            helps.then(|| "--vae-tiling on".to_owned()).into_iter().chain([smaller]).collect()
+        })?;
+        Ok(())
+    }
+
+    /// All chunks of all tiles, joined; the outputs stand one after the other on the channel axis.
+    pub(crate) fn run(
+        &self,
+        (plan, tiled): (&Plan, Option<&Plan>),
+        components: &mut dyn Components,
+        input: &Array5<f32>,
+        stage: Stage,
+        observer: &mut dyn Observer,
+    ) -> Result<Array5<f32>, VaeError> {
+        self.check_memory(plan, tiled, components, input)?;
+        let Plan { chunks, cuts, .. } = plan;
+        let total = cuts.rows.windows.len() * cuts.columns.windows.len() * chunks.len();
+        let mut progress = Progress::start(observer, stage, total);
+        let mut rows = Vec::with_capacity(cuts.rows.windows.len());
+        for y in &cuts.rows.windows {
+            let mut row = Vec::with_capacity(cuts.columns.windows.len());
+            for x in &cuts.columns.windows {
+                let tile = input.slice(s![.., .., .., y.clone(), x.clone()]);
+                row.push(self.tile(components, &tile, chunks, &mut progress)?);
+            }
+            rows.push(row);
+        }
+        progress.finish();
+        if cuts.are_whole()
+            && let Some(only) = rows.pop().and_then(|mut row| row.pop())
+        {
+            return Ok(only);
+        }
+        blend(&mut rows, cuts);
+        let rows: Vec<Array5<f32>> = rows.into_iter().map(|row| self.join(&row, cuts, 4)).collect::<Result<_, _>>()?;
+        self.join(&rows, cuts, 3)
+    }
+
+    /// All chunks of one tile, joined in time.
+    fn tile(
+        &self,
+        components: &mut dyn Components,
+        tile: &ArrayView5<'_, f32>,
+        chunks: &[Range<usize>],
+        progress: &mut Progress<'_>,
+    ) -> Result<Array5<f32>, VaeError> {
+        let mut caches = NamedTensors::new();
+        let mut parts = Vec::with_capacity(chunks.len());
+        for (i, chunk) in chunks.iter().enumerate() {
+            progress.check()?;
+            let graph = if i == 0 { "first" } else { "rest" };
+            let session = components.session(self.component, graph)?;
+            let chunk = tile.slice(s![.., .., chunk.clone(), .., ..]).to_owned();
+            let mut outputs = self.call(session, graph, chunk, &caches)?;
+            let arrays = self
+                .outputs
+                .iter()
+                .map(|&name| self.output(graph, name, outputs.shift_remove(name)))
+                .collect::<Result<Vec<_>, _>>()?;
+            parts.push(self.concatenate(&arrays, 1)?);
+            caches = outputs;
+            progress.step();
+        }
+        self.concatenate(&parts, 2)
+    }
+
+    fn call(
+        &self,
+        session: &mut dyn Session,
+        graph: &'static str,
+        chunk: Array5<f32>,
+        caches: &NamedTensors,
+    ) -> Result<NamedTensors, VaeError> {
+        let convention = |expected: String| VaeError::Convention { component: self.component, graph, expected };
+        let names: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
+        let dtype = session.inputs().iter().find(|port| port.name == self.input).map_or(Dtype::F32, |port| port.dtype);
+        let chunk = Tensor::from_floats(chunk.into_dyn(), dtype)
+            .ok_or_else(|| convention(format!("input `{}` of a floating-point type", self.input)))?;
+        let mut inputs: Vec<(&str, &Tensor)> = vec![(self.input, &chunk)];
+        for name in &names {
+            if let Some(module) = name.strip_prefix(CACHE) {
+                let cache = caches
+                    .get(&format!("{NEXT_CACHE}{module}"))
+                    .ok_or_else(|| convention(format!("an output `{NEXT_CACHE}{module}` of the call before")))?;
+                inputs.push((name, cache));
+            }
+        }
+        session.run(&inputs).map_err(|source| VaeError::Session { component: self.component, graph, source })
+    }
+
+    fn output(&self, graph: &'static str, name: &str, tensor: Option<Tensor>) -> Result<Array5<f32>, VaeError> {
+        tensor.and_then(Tensor::into_f32).and_then(|array| array.into_dimensionality::<Ix5>().ok()).ok_or_else(|| {
+            VaeError::Convention {
+                component: self.component,
+                graph,
+                expected: format!("a floating-point output `{name}` of rank 5"),
+            }
+        })
+    }
+
+    fn join(&self, parts: &[Array5<f32>], cuts: &Cuts, axis: usize) -> Result<Array5<f32>, VaeError> {
+        let keep = if axis == 4 { cuts.columns.keep } else { cuts.rows.keep };
+        let kept: Vec<_> = parts
+            .iter()
+            .map(|part| {
+                let end = part.len_of(Axis(axis)).min(keep);
+                part.slice_axis(Axis(axis), ndarray::Slice::from(0..end)).to_owned()
+            })
+            .collect();
+        self.concatenate(&kept, axis)
+    }
+
+    fn concatenate(&self, parts: &[Array5<f32>], axis: usize) -> Result<Array5<f32>, VaeError> {
+        let views: Vec<_> = parts.iter().map(|part| part.view()).collect();
+        concatenate(Axis(axis), &views).map_err(|_| VaeError::Convention {
+            component: self.component,
+            graph: "rest",
+            expected: format!("outputs that agree on all axes but {axis}"),
+        })
+    }
+}
+
+/// Blends every tile with the one above and then with the one to the left, in place: its neighbours are blended
+/// already.
+fn blend(rows: &mut [Vec<Array5<f32>>], cuts: &Cuts) {
+    for i in 0..rows.len() {
+        let (above, below) = rows.split_at_mut(i);
+        let Some(row) = below.first_mut() else { continue };
+        for j in 0..row.len() {
+            if let Some(upper) = above.last().and_then(|row| row.get(j)) {
+                blend_axis(upper, &mut row[j], 3, cuts.rows.blend);
+            }
+            let (left, right) = row.split_at_mut(j);
+            if let (Some(left), Some(tile)) = (left.last(), right.first_mut()) {
+                blend_axis(left, tile, 4, cuts.columns.blend);
+            }
+        }
+    }
+}
+
+/// Fades from the end of `before` to the start of `tile` over `extent` rows or columns.
+fn blend_axis(before: &Array5<f32>, tile: &mut Array5<f32>, axis: usize, extent: usize) {
+    let axis = Axis(axis);
+    let extent = extent.min(before.len_of(axis)).min(tile.len_of(axis));
+    for k in 0..extent {
+        let weight = k as f64 / extent as f64;
+        let (old, new) = ((1.0 - weight) as f32, weight as f32);
+        let source = before.index_axis(axis, before.len_of(axis) - extent + k);
+        Zip::from(tile.index_axis_mut(axis, k)).and(&source).for_each(|b, &a| *b = a * old + *b * new);
+    }
+}
+
+impl From<Array5<f32>> for Moments {
+    /// From mean and log-variance, one after the other on the channel axis.
+    fn from(both: Array5<f32>) -> Self {
+        let channels = both.len_of(Axis(1)) / 2;
+        let part = |range: Range<usize>| both.slice(s![.., range, .., .., ..]).to_owned();
+        Self { mean: part(0..channels), logvar: part(channels..2 * channels) }
+    }
+}

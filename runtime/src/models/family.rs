@@ -1,0 +1,254 @@
+//! What the pipeline asks of a family of video models.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use ndarray::{Array5, ArrayD};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::vae::Vae;
+use crate::components::{Components, TRANSFORMER};
+use crate::engine::footprint::Shapes;
+use crate::error::{Classified, Error, ErrorClass};
+use crate::events::Observer;
+use crate::request::{Request, Settings};
+use crate::tensor::NamedTensors;
+use crate::values::WrongValue;
+
+/// The family of a `pipeline.json` that names none.
+pub const DEFAULT: &str = "cogvideox";
+
+/// What the registry knows of a family.
+pub(crate) struct Entry {
+    /// Its name in `pipeline.json`.
+    pub(crate) name: &'static str,
+    /// Reads its sections from the text of a `pipeline.json`; [`sections`] helps.
+    pub(crate) read: fn(&str) -> Result<Arc<dyn Family>, serde_json::Error>,
+}
+
+/// One model of a family: what the sections `transformer` and `vae` of its `pipeline.json` say. It holds no session.
+///
+/// Latents have five dimensions in an order of the family's own. A method fails with [`MissingSection`] if it needs a
+/// section that is absent.
+pub trait Family: Any + fmt::Debug + Send + Sync {
+    /// The family's name in `pipeline.json`.
+    fn name(&self) -> &'static str;
+
+    /// Checks every value.
+    ///
+    /// # Errors
+    /// [`WrongValue`], naming the first key that is wrong.
+    fn check(&self) -> Result<(), WrongValue>;
+
+    /// The sections, as the file has them.
+    ///
+    /// # Errors
+    /// If JSON cannot hold a value.
+    fn sections(&self) -> Result<Sections<Value, Value>, serde_json::Error>;
+
+    /// A line for each section that is there, for people.
+    fn describe(&self) -> Vec<String>;
+
+    /// The autoencoder, if there is one.
+    fn vae(&self) -> Option<&dyn Vae>;
+
+    /// The same with tiles on or off, if there is an autoencoder.
+    ///
+    /// # Errors
+    /// If its tiles cannot be used.
+    fn tiled(&self, on: bool) -> Result<Arc<dyn Family>, Error>;
+
+    /// How the transformer takes prompts; `None` without a transformer.
+    fn text(&self) -> Option<TextInput>;
+
+    /// What a request must keep to.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn limits(&self) -> Result<Limits, Error>;
+
+    /// Width and height where neither the request nor the defaults say them: those of the condition image, if the model
+    /// takes its size, or the training resolution. `None` if they are not known.
+    fn size(&self, image: Option<(usize, usize)>) -> Option<(usize, usize)>;
+
+    /// The most pixel frames, up to `frames`, that the model can make, and latent frames that it needs besides.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn frames(&self, frames: usize) -> Result<(usize, usize), Error>;
+
+    /// The latent that sampling starts from, padding frames included.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error>;
+
+    /// The axes of a latent, for people.
+    fn latent_axes(&self) -> &'static str;
+
+    /// What [`Vae::decode`] gets of it in the end, `[1, C, T, h, w]`.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn decoder_shape(&self, settings: &Settings) -> Result<[usize; 5], Error>;
+
+    /// Pixel frames that [`Self::begin`] encodes.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn encoded_frames(&self, request: &Request, settings: &Settings) -> Result<usize, Error>;
+
+    /// Shapes of the inputs of a step.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn step_shapes(&self, request: &Request, settings: &Settings) -> Result<Shapes, Error>;
+
+    /// Makes the conditions of one video. `text` holds the embeddings `[batch, tokens, width]` of the prompts.
+    ///
+    /// It may run components other than the transformer; the caller releases the autoencoder's, it all others.
+    ///
+    /// # Errors
+    /// If a component fails, the request does not fit, or `observer` asks to stop.
+    fn begin(
+        &self,
+        components: &mut dyn Components,
+        asked: (&Request, &Settings),
+        text: ArrayD<f32>,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Steps>, Error>;
+
+    /// The latents that [`Steps::finish`] gave as the decoder takes them, `[1, C, T, h, w]`.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    fn decodable(&self, latents: &Array5<f32>) -> Result<Array5<f32>, Error>;
+}
+
+impl dyn Family {
+    /// The model itself, if it is an `F`.
+    pub fn downcast_ref<F: Family>(&self) -> Option<&F> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
+/// Equal if they would write the same file.
+impl PartialEq for dyn Family {
+    fn eq(&self, other: &Self) -> bool {
+        self.name() == other.name()
+            && matches!((self.sections(), other.sections()), (Ok(own), Ok(others)) if own == others)
+    }
+}
+
+/// The steps of one video: its conditions in the form in which the transformer takes them.
+pub trait Steps {
+    /// The transformer that makes the step at this timestep. Steps of one transformer follow each other.
+    fn component(&self, _timestep: f64) -> &'static str {
+        TRANSFORMER
+    }
+
+    /// Inputs that are the same in every step.
+    fn fixed(&self) -> &NamedTensors;
+
+    /// The input that tells a step its timestep, as a vector with an element for each of these; none if it is no
+    /// vector.
+    fn timesteps(&self, timesteps: &[f64]) -> NamedTensors;
+
+    /// All other inputs of the step at `timestep`. `latents` are as the scheduler scaled them.
+    ///
+    /// # Errors
+    /// If the conditions do not fit the latents.
+    fn inputs(&self, latents: &Array5<f32>, timestep: f64) -> Result<NamedTensors, Error>;
+
+    /// Guidance of the step at this timestep. Whether there is any says [`Settings::is_guided`].
+    fn guidance(&self, timestep: f64) -> f32;
+
+    /// The video's latents, from what the last step left.
+    fn finish(&self, latents: Array5<f32>) -> Array5<f32>;
+}
+
+/// The sections of a `pipeline.json` that a family reads: a `T` and a `V`.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Sections<T, V> {
+    /// The video transformer.
+    pub transformer: Option<T>,
+    /// The video autoencoder.
+    pub vae: Option<V>,
+}
+
+impl<T, V> Default for Sections<T, V> {
+    fn default() -> Self {
+        Self { transformer: None, vae: None }
+    }
+}
+
+/// Reads the sections of a family from the text of a `pipeline.json`.
+///
+/// # Errors
+/// If a section is not as `T` or `V` has it, with its place in the text.
+pub fn sections<T: DeserializeOwned, V: DeserializeOwned>(text: &str) -> Result<Sections<T, V>, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+/// How a transformer takes prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextInput {
+    /// Tokens of a prompt, padding included.
+    pub tokens: usize,
+    /// The text encoder does not see padding, and the embeddings of padding are zeros.
+    pub masked: bool,
+}
+
+/// What a request must keep to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Width and height are multiples of this: pixels per token side.
+    pub multiple: usize,
+    /// The number of frames is a multiple of this, plus 1.
+    pub frame_step: usize,
+    /// What it does with a condition image.
+    pub image: ImageInput,
+    /// It was trained with noise on the condition image.
+    pub noisy_image: bool,
+}
+
+/// What a model does with a condition image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageInput {
+    /// It takes none.
+    Refused,
+    /// It can do without.
+    Optional,
+    /// It animates one.
+    Required,
+}
+
+/// `pipeline.json` lacks a section that the request needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pipeline.json has no `{0}` section; export the whole pipeline, not a single component")]
+pub struct MissingSection(pub &'static str);
+
+impl Classified for MissingSection {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::BadModel
+    }
+}
+
+/// `pipeline.json` names a family that this build does not have.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("pipeline.json: `family` is {found:?}, expected one that this build has ({known}); update v2l")]
+pub struct UnknownFamily {
+    /// The name found.
+    pub found: String,
+    /// The names known.
+    pub known: String,
+}
+
+impl Classified for UnknownFamily {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Unsupported
+    }
+}

@@ -1,0 +1,126 @@
+//! What is asked of a model, and what that comes to.
+
+use ndarray::{Array5, ArrayD};
+use serde::Serialize;
+
+use crate::error::{Classified, ErrorClass};
+use crate::media::video::Frames;
+
+/// A video to generate. What is `None` comes from the pipeline's defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Request {
+    /// What to show.
+    pub prompt: String,
+    /// What not to show; unused without guidance.
+    pub negative_prompt: Option<String>,
+    /// The first frame; of several frames the first counts.
+    pub image: Option<Frames>,
+    /// Width in pixels.
+    pub width: Option<usize>,
+    /// Height in pixels.
+    pub height: Option<usize>,
+    /// Pixel frames.
+    pub num_frames: Option<usize>,
+    /// Sampler steps.
+    pub num_inference_steps: Option<usize>,
+    /// Guidance; 1 or less: none, and half the work.
+    pub guidance_scale: Option<f64>,
+    /// Frames per second of the result.
+    pub fps: Option<f64>,
+    /// Seed of every draw.
+    pub seed: Option<u64>,
+    /// Standard deviation of the noise on the image; 0: none.
+    pub noise_aug_strength: Option<f64>,
+    /// A latent (padding frames included) instead of noise drawn from the seed, its axes in the model's order.
+    pub initial_noise: Option<Array5<f32>>,
+    /// `[1, 3, 1, H, W]` (or all frames) standard normal values instead of those drawn from the seed.
+    pub augmentation_noise: Option<Array5<f32>>,
+    /// Embeddings `[2 or 1, tokens, width]`, negative first, instead of the text encoder's.
+    pub prompt_embeds: Option<ArrayD<f32>>,
+}
+
+impl Request {
+    /// A video of what `prompt` says, with the pipeline's defaults for all else.
+    pub fn new(prompt: impl Into<String>) -> Self {
+        Self { prompt: prompt.into(), ..Self::default() }
+    }
+}
+
+/// A request with every question answered.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Settings {
+    /// Width in pixels.
+    pub width: usize,
+    /// Height in pixels.
+    pub height: usize,
+    /// Pixel frames of the result.
+    pub num_frames: usize,
+    /// Latent frames that the model needs besides; they are cut off in the end.
+    pub padding_frames: usize,
+    /// Sampler steps.
+    pub num_inference_steps: usize,
+    /// Guidance.
+    pub guidance_scale: f64,
+    /// Frames per second.
+    pub fps: f64,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Standard deviation of the noise on the image, 0 if the model was not trained with it.
+    pub noise_aug_strength: f64,
+}
+
+impl Settings {
+    /// True if the model also predicts for the negative prompt.
+    pub fn is_guided(&self) -> bool {
+        self.guidance_scale > 1.0
+    }
+
+    /// Prompts that a step predicts for: 2 with guidance, the negative one first, else 1.
+    pub fn batch(&self) -> usize {
+        if self.is_guided() { 2 } else { 1 }
+    }
+}
+
+/// A request does not fit the model.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// A part of it is not what it should be.
+    #[error("{what} is {found}, expected {expected}")]
+    Part {
+        /// Which part of the request.
+        what: &'static str,
+        /// What it is.
+        found: String,
+        /// What would do.
+        expected: String,
+    },
+    /// Width or height do not divide into patches.
+    #[error(
+        "{width}x{height} pixels do not divide by {multiple}; the nearest size is {nearest_width}x{nearest_height}"
+    )]
+    FrameSize {
+        /// Width asked for, in pixels.
+        width: usize,
+        /// Height asked for.
+        height: usize,
+        /// Pixels per token side.
+        multiple: usize,
+        /// A width that works.
+        nearest_width: usize,
+        /// A height that works.
+        nearest_height: usize,
+    },
+}
+
+impl RequestError {
+    pub(crate) fn part(what: &'static str, found: impl Into<String>, expected: impl Into<String>) -> Self {
+        Self::Part { what, found: found.into(), expected: expected.into() }
+    }
+}
+
+impl Classified for RequestError {
+    fn class(&self) -> ErrorClass {
+        ErrorClass::Usage
+    }
+}
