@@ -63,6 +63,7 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Generator> {
     if let Some(folder) = &args.record_inputs {
         std::fs::create_dir_all(folder).map_err(|source| WeightError::Io { path: folder.clone(), source })?;
     }
+    args.reference_options()?;
     let mut generator = Generator::open(&args.engine, &args.options())?;
     if args.verify_hashes {
         generator.verify_hashes(None)?;
@@ -161,13 +162,16 @@ fn request(args: &Args) -> anyhow::Result<Request> {
     })
 }
 
+/// Adapters with their strengths.
+type Adapters = Vec<(Adapter, f32)>;
+
 /// Every adapter that the flags name, and the frames of the reference, if there is one.
 fn adapters_of(
     args: &Args,
     generator: &mut Generator,
     image: Option<&Frames>,
     output: &mut Output,
-) -> anyhow::Result<(Vec<(Adapter, f32)>, Option<Frames>)> {
+) -> anyhow::Result<(Adapters, Option<Frames>)> {
     if args.reference.is_some() || adapters::any_light(&args.lora)? {
         generator.open_predictor()?;
     }

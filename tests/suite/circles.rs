@@ -149,9 +149,8 @@ fn words(text: &str) -> Vec<&str> {
             rest[3..].find("\"#").map_or(rest.len(), |at| at + 5)
         } else if c == '"' {
             string_end(rest)
-        } else if c == '\'' {
+        } else if let Some(after) = rest.strip_prefix('\'') {
             // A character, or a lifetime's quote.
-            let after = &rest[1..];
             match after.chars().nth(1) {
                 Some('\'') => 2 + after.chars().next().map_or(0, char::len_utf8),
                 _ if after.starts_with('\\') => after[2..].find('\'').map_or(rest.len(), |at| at + 4),

@@ -1,6 +1,6 @@
 //! What is known of networks: from configuration and checkpoint to ONNX graphs.
 //!
-//! A family of models is a folder here and a line in [`FAMILIES`]; its counterpart in the runtime has the same name.
+//! A family of models is a folder here and a line in `FAMILIES`; its counterpart in the runtime has the same name.
 //! Text encoders that several families share, and predictors, have registries of their own.
 
 use std::path::Path;

@@ -31,7 +31,7 @@ pub struct Loaded {
     pub coverage: Coverage,
 }
 
-/// One layer of a [`Description`].
+/// One layer of a [`Description`](super::Description).
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LayerDescription {
     /// Module as the file spells it, without prefix.

@@ -63,7 +63,8 @@ pub fn read_pixels(path: &Path) -> Result<Array5<f32>, VideoError> {
         Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
         other => return Err(error(format!("`pixels` has type {other:?}"))),
     };
-    if let Some(bad) = values.iter().find(|v| !(-1.0..=1.0).contains(*v)) {
+    // What is not finite is found by those who compute with it.
+    if let Some(bad) = values.iter().find(|v| v.is_finite() && !(-1.0..=1.0).contains(*v)) {
         return Err(error(format!("`pixels` holds the value {bad}")));
     }
     Array5::from_shape_vec((1, 3, count, height, width), values).map_err(|e| error(e.to_string()))
