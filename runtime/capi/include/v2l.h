@@ -212,6 +212,16 @@ typedef int32_t v2l_arithmetic;
 typedef int32_t v2l_adapter_mode;
 
 /**
+ * What runs engines.
+ */
+typedef int32_t v2l_backend;
+
+/**
+ * Whether large frames are cut into tiles for the autoencoder.
+ */
+typedef int32_t v2l_tiling;
+
+/**
  * How engines are opened. All zero: the defaults.
  */
 typedef struct v2l_open_options {
@@ -261,6 +271,39 @@ typedef struct v2l_open_options {
      * 0.
      */
     int32_t reserved;
+    /**
+     * What runs the engines of pipelines and predictors: V2L_BACKEND_… Sessions run on ONNX Runtime.
+     */
+    v2l_backend backend;
+    /**
+     * GPU for engines that are compiled for TensorRT, counted from 0; 65535 at most.
+     */
+    uint32_t device;
+    /**
+     * TensorRT's library, or the folder of it. NULL: what V2L_TRT_LIB names; vendor/, as above; Python packages; the loader's places.
+     */
+    const char *trt_library;
+    /**
+     * What ONNX Runtime computes on: "cpu", or "cuda" or "cuda:N" for GPU N in a library built with CUDA. NULL: "cpu".
+     */
+    const char *provider;
+    /**
+     * Folder to keep predictions in: for a reference that comes again, autoencoder and hypernetwork do not run. NULL: none are kept.
+     */
+    const char *prediction_cache;
+    /**
+     * Bytes that `prediction_cache` may take; what was not used for longest goes. 0: 256 MiB.
+     */
+    uint64_t prediction_cache_size;
+    /**
+     * Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
+     */
+    v2l_tiling vae_tiling;
+    /**
+     * Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
+     * were set.
+     */
+    int32_t no_verify;
 } v2l_open_options;
 
 /**
@@ -544,7 +587,7 @@ typedef struct v2l_reference {
      */
     double fps;
     /**
-     * Size that the reference is brought to, that of the video to generate; 0: the engine directory's.
+     * Size that the reference is brought to, that of the video to generate; 0: the engine directory's, or that of `image`.
      */
     uint32_t width;
     /**
@@ -571,6 +614,15 @@ typedef struct v2l_reference {
      * So many frames from the first; 0: as the engine directory says; -1: all.
      */
     int32_t frame_count;
+    /**
+     * The first frame of the video to generate, which says its size where `width` and `height` are 0 and the model takes it from the
+     * image: a file; or NULL.
+     */
+    const char *image_file;
+    /**
+     * As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+     */
+    const struct v2l_tensor *image;
 } v2l_reference;
 
 /**
@@ -863,7 +915,8 @@ typedef struct v2l_generate_options {
 #define V2L_ARITHMETIC_PLAN 1
 
 /**
- * Fused, unless the engine has low-rank branches and holds weights in 8 bits or has nothing else.
+ * Fused, unless the engine has low-rank branches for these ranks and holds weights in 8 bits, has nothing else, or cannot fuse without
+ * losing a noticeable part in rounding.
  */
 #define V2L_ADAPTERS_AUTO 0
 
@@ -877,6 +930,41 @@ typedef struct v2l_generate_options {
  * compiled with --lora-rank.
  */
 #define V2L_ADAPTERS_SIDE 2
+
+/**
+ * What they are compiled for.
+ */
+#define V2L_BACKEND_COMPILED 0
+
+/**
+ * ONNX Runtime; engines that are compiled for TensorRT hold a form for it, too.
+ */
+#define V2L_BACKEND_ORT 1
+
+/**
+ * TensorRT-RTX, in a library built with TensorRT.
+ */
+#define V2L_BACKEND_TENSORRT_RTX 2
+
+/**
+ * TensorRT, in a library built with TensorRT.
+ */
+#define V2L_BACKEND_TENSORRT 3
+
+/**
+ * As the engine directory says.
+ */
+#define V2L_TILING_DEFAULT 0
+
+/**
+ * They are.
+ */
+#define V2L_TILING_ON 1
+
+/**
+ * They are not.
+ */
+#define V2L_TILING_OFF 2
 
 /**
  * PEFT: a folder with adapter_config.json, or a file if the path ends in ".safetensors".
@@ -1286,8 +1374,8 @@ v2l_status v2l_pipeline_generate(const struct v2l_pipeline *pipeline,
                                  struct v2l_tensors **results);
 
 /**
- * Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, or a folder of PNG files (a path that ends in /). It appears
- * whole or not at all; what is there is replaced. `options` and `control` may be NULL.
+ * Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, a folder of PNG files (a path that ends in /), or .safetensors
+ * with `pixels` f32 [1, 3, frames, height, width] in [-1, 1]. It appears whole or not at all; what is there is replaced. `options` and `control` may be NULL.
  */
 v2l_status v2l_pipeline_generate_file(const struct v2l_pipeline *pipeline,
                                       const struct v2l_generate_options *options,

@@ -42,7 +42,7 @@ pub fn pixels_to_frames(pixels: &Array5<f32>, fps: Option<f64>) -> Result<Frames
 /// Reads a safetensors file that holds one tensor, `pixels` `[1, 3, F, H, W]` in [-1, 1].
 ///
 /// # Errors
-/// [`VideoError::Io`], or [`VideoError::Tensor`] if the file holds anything else or a value outside the range.
+/// [`VideoError::Io`], or [`VideoError::Tensor`] if the file holds anything else or a finite value outside the range.
 pub fn read_pixels(path: &Path) -> Result<Array5<f32>, VideoError> {
     let error = |message: String| VideoError::Tensor { path: path.to_owned(), message };
     let bytes = map_file(path).map_err(io_error(path))?;
