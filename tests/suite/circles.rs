@@ -145,8 +145,8 @@ fn words(text: &str) -> Vec<&str> {
             rest.find('\n').unwrap_or(rest.len())
         } else if rest.starts_with("/*") {
             rest.find("*/").map_or(rest.len(), |at| at + 2)
-        } else if rest.starts_with("r#\"") {
-            rest[3..].find("\"#").map_or(rest.len(), |at| at + 5)
+        } else if let Some(after) = rest.strip_prefix("r#\"") {
+            after.find("\"#").map_or(rest.len(), |at| at + 5)
         } else if c == '"' {
             string_end(rest)
         } else if let Some(after) = rest.strip_prefix('\'') {
