@@ -39,7 +39,7 @@ pub fn pixels_to_frames(pixels: &Array5<f32>, fps: Option<f64>) -> Result<Frames
     Frames::new(width, height, data, fps)
 }
 
-/// Reads a safetensors file that holds one tensor, `pixels` `[1, 3, F, H, W]` in [-1, 1].
+/// Reads a safetensors file that holds one tensor, `pixels` `[1, 3, F, H, W]` in [-1, 1]; another name will do.
 ///
 /// # Errors
 /// [`VideoError::Io`], or [`VideoError::Tensor`] if the file holds anything else or a finite value outside the range.
@@ -48,12 +48,10 @@ pub fn read_pixels(path: &Path) -> Result<Array5<f32>, VideoError> {
     let bytes = map_file(path).map_err(io_error(path))?;
     let file = SafeTensors::deserialize(&bytes).map_err(|e| error(e.to_string()))?;
     let names = file.names().join(", ");
-    let tensor = file.tensor("pixels").map_err(|_| error(format!("found tensors [{names}]")))?;
-    if file.len() != 1 {
-        return Err(error(format!("found tensors [{names}]")));
-    }
+    let [name] = file.names()[..] else { return Err(error(format!("found tensors [{names}]"))) };
+    let tensor = file.tensor(name).map_err(|e| error(e.to_string()))?;
     let &[1, 3, count, height, width] = tensor.shape() else {
-        return Err(error(format!("`pixels` has shape {:?}", tensor.shape())));
+        return Err(error(format!("`{name}` has shape {:?}", tensor.shape())));
     };
     check_total(width, height, count)?;
     let halves = || tensor.data().chunks_exact(2).map(|b| [b[0], b[1]]);
@@ -61,11 +59,11 @@ pub fn read_pixels(path: &Path) -> Result<Array5<f32>, VideoError> {
         Dtype::F32 => tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
         Dtype::F16 => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
         Dtype::BF16 => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-        other => return Err(error(format!("`pixels` has type {other:?}"))),
+        other => return Err(error(format!("`{name}` has type {other:?}"))),
     };
     // What is not finite is found by those who compute with it.
     if let Some(bad) = values.iter().find(|v| v.is_finite() && !(-1.0..=1.0).contains(*v)) {
-        return Err(error(format!("`pixels` holds the value {bad}")));
+        return Err(error(format!("`{name}` holds the value {bad}")));
     }
     Array5::from_shape_vec((1, 3, count, height, width), values).map_err(|e| error(e.to_string()))
 }

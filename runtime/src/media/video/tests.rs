@@ -138,14 +138,14 @@ fn pixel_file_is_read_and_checked() {
     };
     let good = write("a.safetensors", "pixels", vec![1, 3, 1, 1, 2], &[-1.0, 1.0, 0.5, 0.0, 0.25, -0.5]);
     assert_eq!(read_pixels(&good).unwrap()[[0, 1, 0, 0, 0]], 0.5);
-    for (name, tensor, shape, value) in [
-        ("b", "frames", vec![1, 3, 1, 1, 1], 0.0),
-        ("c", "pixels", vec![3, 1, 1, 1], 0.0),
-        ("d", "pixels", vec![1, 3, 1, 1, 1], 1.5),
-    ] {
+    for (name, tensor, shape, value) in
+        [("c", "pixels", vec![3, 1, 1, 1], 0.0), ("d", "pixels", vec![1, 3, 1, 1, 1], 1.5)]
+    {
         let path = write(name, tensor, shape, &[value; 3]);
         assert!(matches!(read_pixels(&path), Err(VideoError::Tensor { .. })), "{name}");
     }
+    let path = write("b", "frames", vec![1, 3, 1, 1, 1], &[0.5; 3]);
+    assert!(read_pixels(&path).is_ok(), "there is only one");
     // What is not finite is a numeric failure, found by the pipeline.
     let path = write("e", "pixels", vec![1, 3, 1, 1, 1], &[f32::NAN; 3]);
     assert!(read_pixels(&path).unwrap().iter().all(|value| value.is_nan()));
