@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use v2l_runtime::interrupt;
 
@@ -13,6 +14,9 @@ use crate::{Exit, signals};
 
 #[global_allocator]
 static ALLOCATOR: Allocator = Allocator;
+
+/// How long the thread that ends the process may take, where others fail meanwhile.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// True if failures are printed as JSON events, too.
 static JSON: AtomicBool = AtomicBool::new(false);
@@ -64,16 +68,17 @@ fn given(memory: *mut u8, size: usize) -> *mut u8 {
 }
 
 /// Removes temporaries and ends the process. There is little memory to do so with: nothing here allocates much, and nothing waits
-/// for another thread.
+/// for another thread for long.
 #[cold]
 fn end(size: usize) -> ! {
     if HERE.get() {
         signals::end_at_once(Exit::Memory);
     }
     HERE.set(true);
-    while ENDING.swap(true, Ordering::Relaxed) {
-        // Another thread is at it.
-        std::thread::park();
+    if ENDING.swap(true, Ordering::Relaxed) {
+        // Another thread is at it, but may want a lock that this one holds.
+        std::thread::sleep(PATIENCE);
+        signals::end_at_once(Exit::Memory);
     }
     let mut text = [0; 160];
     let message = words(&mut text, size);

@@ -10,13 +10,18 @@ use v2l_runtime::engine::EngineError;
 use v2l_runtime::engine_directory::DirectoryError;
 use v2l_runtime::error::{Classified, Error, ErrorClass};
 use v2l_runtime::fuse::FuseError;
+use v2l_runtime::generator::GeneratorError;
 use v2l_runtime::library::LibraryError;
+use v2l_runtime::mode::ModeError;
 use v2l_runtime::models::vae::VaeError;
 use v2l_runtime::ort_backend::OrtError;
-use v2l_runtime::pipeline::{ComponentError, ConfigError, NotEnough, PipelineError};
+use v2l_runtime::pipeline::{Cancelled, ComponentError, ConfigError, NotEnough, PipelineError, RequestError};
 use v2l_runtime::prediction_cache::CacheError;
 use v2l_runtime::predictor::PredictorError;
+use v2l_runtime::resize::ResizeError;
+use v2l_runtime::schedulers::SchedulerError;
 use v2l_runtime::session::SessionError;
+use v2l_runtime::tokenizer::TokenizerError;
 use v2l_runtime::trt_backend::TrtError;
 use v2l_runtime::video::VideoError;
 use v2l_runtime::weights::WeightError;
@@ -182,17 +187,24 @@ fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
         AdapterError,
         BackendError,
         CacheError,
+        Cancelled,
         ComponentError,
         ConfigError,
         DirectoryError,
         EngineError,
         FuseError,
+        GeneratorError,
         LibraryError,
+        ModeError,
         NotEnough,
         OrtError,
         PipelineError,
         PredictorError,
+        RequestError,
+        ResizeError,
+        SchedulerError,
         SessionError,
+        TokenizerError,
         TrtError,
         VaeError,
         VideoError,

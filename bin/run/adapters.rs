@@ -37,16 +37,17 @@ pub(crate) fn load_for(
     loras: &[OsString],
     layers: Layers<'_>,
     allow_partial: bool,
-    expand: Option<&mut Generator>,
+    mut expand: Option<&mut Generator>,
     output: &mut Output,
 ) -> anyhow::Result<Vec<(Adapter, f32)>> {
-    let mut expand = expand;
     load_with(loras, output, |path| {
         if adapter::detect(path)? == AdapterFormat::Light {
-            let Some(generator) = expand.as_deref_mut() else {
-                return Err(AdapterError::NeedsPredictor { path: path.to_owned() }.into());
+            return match expand.as_deref_mut() {
+                Some(generator) if generator.has_predictor() => {
+                    Ok((generator.expand(&adapter::read_light(path)?, layers.slots)?.adapter, None))
+                }
+                _ => Err(AdapterError::NeedsPredictor { path: path.to_owned() }.into()),
             };
-            return Ok((generator.expand(&adapter::read_light(path)?, layers.slots)?.adapter, None));
         }
         let loaded = adapter::read_adapter(path, layers, &ReadOptions { allow_partial })?;
         Ok((loaded.adapter, Some(loaded.coverage)))

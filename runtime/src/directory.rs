@@ -85,7 +85,7 @@ pub struct EngineDirectory {
     folder: PathBuf,
     config: PipelineConfig,
     options: OpenOptions,
-    adapters: Vec<(Adapter, f32)>,
+    adapters: Arc<Vec<(Adapter, f32)>>,
     engines: HashMap<String, Arc<Engine>>,
     open: HashMap<String, OpenComponent>,
     /// Component and graph → bytes that its runs were last said to compute with.
@@ -109,7 +109,7 @@ impl EngineDirectory {
             folder,
             config,
             options,
-            adapters: Vec::new(),
+            adapters: Arc::default(),
             engines: HashMap::new(),
             open: HashMap::new(),
             expected: HashMap::new(),
@@ -173,7 +173,7 @@ impl EngineDirectory {
     }
 
     /// What is fused into the transformer, each with its strength.
-    pub fn adapters(&self) -> &[(Adapter, f32)] {
+    pub fn adapters(&self) -> &Arc<Vec<(Adapter, f32)>> {
         &self.adapters
     }
 
@@ -199,7 +199,7 @@ impl EngineDirectory {
             backend.set_adapters(&adapters, std::iter::empty(), cancelled)?;
             self.open.insert(TRANSFORMER.to_owned(), OpenComponent { backend, sessions: HashMap::new() });
         }
-        self.adapters = adapters;
+        self.adapters = Arc::new(adapters);
         match self.open.get(TRANSFORMER) {
             Some(component) => Ok(component.backend.report()),
             None => unreachable!("opened above"),
@@ -261,9 +261,8 @@ impl EngineDirectory {
 
     fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
         if !self.open.contains_key(component) {
-            let adapters = std::mem::take(&mut self.adapters);
+            let adapters = Arc::clone(&self.adapters);
             let backend = self.backend(component, &adapters);
-            self.adapters = adapters;
             self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
         }
         let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };

@@ -218,6 +218,11 @@ impl Generator {
         Ok(found.ok_or(GeneratorError::NoSize)?)
     }
 
+    /// True if there is a hypernetwork to predict from a reference with.
+    pub fn has_predictor(&self) -> bool {
+        self.directory.has(HYPERNETWORK)
+    }
+
     /// Opens the predictor, and checks that it is for this model. It is otherwise opened when it is needed.
     ///
     /// # Errors
@@ -228,7 +233,7 @@ impl Generator {
 
     fn predictor(&mut self) -> Result<&mut Predictor, Error> {
         if self.predictor.is_none() {
-            if !self.directory.has(HYPERNETWORK) {
+            if !self.has_predictor() {
                 return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
             }
             let predictor = Predictor::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;

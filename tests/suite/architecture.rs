@@ -304,6 +304,28 @@ fn unsafe_scan_finds_the_keyword_and_not_its_mention() {
     }
 }
 
+/// Errors of the runtime that only ever reach a tool inside another one, whose class is theirs.
+const PASSED_ON: &[&str] = &["CudaError", "MissingSection", "RotaryError", "TilesError", "UnknownFamily", "WrongValue"];
+
+#[test]
+fn tools_know_the_class_of_every_error_of_the_runtime() {
+    let exit = std::fs::read_to_string(root().join("bin/cli/exit.rs")).unwrap();
+    let known: BTreeSet<&str> = exit.split(|c: char| !(c.is_alphanumeric() || c == '_')).collect();
+    let mut files = Vec::new();
+    sources(&root().join("runtime/src"), &mut files);
+    let mut classified = 0;
+    for path in files {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for name in text.lines().filter_map(|line| line.strip_prefix("impl Classified for ")) {
+            let name = name.trim_end_matches(" {").rsplit("::").next().unwrap_or_default();
+            let found = name != "Error" && !PASSED_ON.contains(&name);
+            assert!(!found || known.contains(name), "{}: bin/cli/exit.rs lacks {name}", path.display());
+            classified += 1;
+        }
+    }
+    assert!(classified > 20, "only {classified} errors were found");
+}
+
 #[test]
 fn pipeline_names_no_family_of_models() {
     let (mut models, mut pipeline) = (Vec::new(), Vec::new());

@@ -177,6 +177,21 @@ fn fuse_modes_that_an_engine_lacks_are_refused_before_anything_runs() {
     assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
 }
 
+#[test]
+fn fuse_mode_that_an_engine_lacks_is_a_usage_error_on_named_tensors_too() {
+    let folder = fixtures().join("transformer/fun_inp");
+    let built = Built::with(&folder, &ExportOptions::default(), &CompileOptions::default());
+    let case = Case::read(&cases(&folder)[0]);
+    let file = |name: &str| built.folder.path().join(name);
+    write_tensors(&file("inputs"), &case.inputs, &Default::default()).unwrap();
+    let engine = built.engines().join("transformer.engine");
+    let arguments =
+        args!["--engine", engine, "--inputs", file("inputs"), "--outputs", file("outputs"), "--fuse-mode", "side"];
+    let refused = output(command("run", arguments));
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("compile with --lora-rank") && !file("outputs").exists(), "{}", refused.stderr);
+}
+
 /// An engine by itself, on named tensors, its branches unused.
 #[test]
 fn engines_with_branches_only_run_on_the_inputs_of_the_plain_graph() {

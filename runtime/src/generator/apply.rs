@@ -1,10 +1,13 @@
 //! Adapters, applied: fused or in branches, whole or not at all.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
 use crate::backends::onnxruntime::OrtError;
 use crate::components::{StepGraph, TRANSFORMER};
 use crate::directory::DirectoryError;
-use crate::error::Error;
+use crate::error::{Classified, Error, ErrorClass};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{Cancelled, FuseError, FuseReport};
 use crate::memory::machine_memory;
@@ -75,8 +78,7 @@ impl Generator {
             self.directory.set_adapters(Vec::new(), cancelled)?;
         }
         self.step = Some(step);
-        let slots: std::collections::HashSet<&String> =
-            adapters.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
+        let slots: HashSet<&String> = adapters.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
         let slots = slots.len();
         Ok(Applied { way: Way::Branch, reason, fused: None, slots, fell_back: false, warning: None })
     }
@@ -89,7 +91,7 @@ impl Generator {
         or_beside: bool,
         cancelled: Cancelled<'_>,
     ) -> Result<Applied, Error> {
-        let before = if or_beside { self.directory.adapters().to_vec() } else { Vec::new() };
+        let before = Arc::clone(self.directory.adapters());
         let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();
         let fused = self.directory.set_adapters(copies, cancelled).map(|opened| opened.fused.clone());
         let instead = match &fused {
@@ -106,8 +108,10 @@ impl Generator {
         };
         match (self.beside(adapters, instead.clone(), cancelled), fused) {
             (Ok(applied), _) => Ok(Applied { fell_back: true, ..applied }),
-            (Err(why), Ok(_)) if is_cancelled(&why) => {
-                self.directory.set_adapters(before, None)?;
+            (Err(why), fused) if why.class() == ErrorClass::Cancelled => {
+                if fused.is_ok() {
+                    self.directory.set_adapters(before.to_vec(), None)?;
+                }
                 Err(why.into())
             }
             // The branches do not serve these adapters, and what is fused does.
@@ -130,12 +134,6 @@ impl Applied {
         let slots = fused.slots.len();
         Self { way: Way::Fuse, reason, fused: Some(fused), slots, fell_back: false, warning: None }
     }
-}
-
-/// True if a fuse was stopped by its caller.
-fn is_cancelled(error: &DirectoryError) -> bool {
-    use crate::error::{Classified, ErrorClass};
-    error.class() == ErrorClass::Cancelled
 }
 
 /// True for failures of a fuse that low-rank branches do not have, and that this machine has every time: what is free at the

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::io::library::find_ffmpeg;
 use crate::io::weights::write_tensors;
 use crate::media::video::{self, Frames, VideoError};
+use crate::memory::check_room;
 use crate::tensor::{NamedTensors, Tensor};
 
 /// A video or image.
@@ -25,9 +26,13 @@ impl Clip {
     /// Videos take `ffmpeg`, which is searched for if it is `None`.
     ///
     /// # Errors
-    /// [`VideoError`], or [`LibraryError`](crate::io::library::LibraryError) if there is no ffmpeg where one is needed.
+    /// [`VideoError`], [`LibraryError`](crate::io::library::LibraryError) if there is no ffmpeg where one is needed, or
+    /// [`NotEnough`](crate::memory::NotEnough) for tensors that memory does not suffice for.
     pub fn read(path: &Path, ffmpeg: Option<&Path>) -> Result<Self, Error> {
         if is_tensors(path) {
+            // Once as it is stored, which may be in 16 bits, and once in f32.
+            let bytes = std::fs::metadata(path).map_or(0, |file| file.len()).saturating_mul(3);
+            check_room("reading this file", bytes, 0, |_| vec!["a smaller one".to_owned()])?;
             return Ok(Self::Pixels(video::read_pixels(path)?));
         }
         Ok(Self::Frames(read_frames(path, ffmpeg)?))

@@ -3,9 +3,9 @@
 //! A family is a folder here and a line in `FAMILIES`. It implements [`family::Family`]; the pipeline knows it by that
 //! trait alone.
 
-#[allow(dead_code, reason = "families use it, and a build may have none")]
+#[cfg_attr(not(feature = "cogvideox"), allow(dead_code, reason = "families use it, and this build may have none"))]
 pub(crate) mod arrays;
-#[allow(dead_code, reason = "families use it, and a build may have none")]
+#[cfg_attr(not(feature = "cogvideox"), allow(dead_code, reason = "families use it, and this build may have none"))]
 mod chunks;
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
