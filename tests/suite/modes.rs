@@ -183,7 +183,7 @@ fn fuse_mode_that_an_engine_lacks_is_a_usage_error_on_named_tensors_too() {
     let built = Built::with(&folder, &ExportOptions::default(), &CompileOptions::default());
     let case = Case::read(&cases(&folder)[0]);
     let file = |name: &str| built.folder.path().join(name);
-    write_tensors(&file("inputs"), &case.inputs, &Default::default()).unwrap();
+    write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
     let engine = built.engines().join("transformer.engine");
     let arguments =
         args!["--engine", engine, "--inputs", file("inputs"), "--outputs", file("outputs"), "--fuse-mode", "side"];
