@@ -57,10 +57,13 @@ pub fn interrupted() -> bool {
     v2l_runtime::interrupt::requested()
 }
 
-/// Prints what the parser has to say: help and version on stdout, usage errors on stderr.
+/// Prints what the parser has to say: help and version on stdout, usage errors on stderr and, with `--json`, as an event.
 fn help_or_usage(error: &clap::Error) -> ExitCode {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     if error.use_stderr() {
+        // Nothing was parsed: a `--json` that is not a value of another flag counts, wherever it stands.
+        let json = std::env::args_os().skip(1).take_while(|word| word != "--").any(|word| word == "--json");
+        Output::new(OutputOptions { json, quiet: false }).failure_event(&usage_message(error), Exit::Usage);
         return Exit::Usage.into();
     }
     match Output::new(OutputOptions::default()).lost(printed).written() {
@@ -70,4 +73,12 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
             Exit::Io.into()
         }
     }
+}
+
+/// What the parser found wrong, without the prefix and the usage that it prints around it.
+fn usage_message(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let text = text.strip_prefix("error: ").unwrap_or(&text);
+    let end = text.find("\n\nUsage:").or_else(|| text.find("\n\nFor more information")).unwrap_or(text.len());
+    text[..end].trim().to_owned()
 }

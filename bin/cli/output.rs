@@ -169,8 +169,13 @@ impl Output {
         for way_out in crate::exit::flags_for(error).into_iter().chain(crate::exit::way_out(error).map(str::to_owned)) {
             message = format!("{message}; {way_out}");
         }
-        self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));
+        self.failure_event(&message, exit);
         diagnostic(&format!("error: {message}"));
+    }
+
+    /// The event of a failure; nothing without `--json`.
+    pub(crate) fn failure_event(&mut self, message: &str, exit: Exit) {
+        self.event("error", json!({ "class": exit.name(), "code": exit as u8, "message": message }));
     }
 }
 

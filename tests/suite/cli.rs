@@ -96,6 +96,22 @@ fn json_output_of_a_failure_ends_with_an_error_event() {
 }
 
 #[test]
+fn usage_error_of_the_parser_is_an_event_too() {
+    for arguments in [args!["--json", "--no-such-flag"], args!["--json"], args!["--seed", "x", "--json"]] {
+        let run = output(command("run", &arguments));
+        let (name, event) = events(&run.stdout).pop().unwrap();
+        assert_eq!(
+            (name.as_str(), &event["class"], &event["code"], run.code),
+            ("error", &"usage".into(), &2.into(), 2)
+        );
+        let message = event["message"].as_str().unwrap();
+        assert!(run.stderr.starts_with(&format!("error: {message}\n")) && !message.contains("Usage:"), "{message}");
+    }
+    let run = output(command("run", args!["--no-such-flag", "--", "--json"]));
+    assert_eq!((run.code, run.stdout.as_str()), (2, ""));
+}
+
+#[test]
 fn quiet_runs_print_results_only() {
     let (scratch, sample) = (Scratch::new(), sample());
     let reference = sample_model().join("image.png");
