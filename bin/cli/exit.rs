@@ -22,7 +22,6 @@ use v2l_runtime::resize::ResizeError;
 use v2l_runtime::schedulers::SchedulerError;
 use v2l_runtime::session::SessionError;
 use v2l_runtime::tokenizer::TokenizerError;
-use v2l_runtime::trt_backend::TrtError;
 use v2l_runtime::video::VideoError;
 use v2l_runtime::weights::WeightError;
 
@@ -205,7 +204,6 @@ fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
         SchedulerError,
         SessionError,
         TokenizerError,
-        TrtError,
         VaeError,
         VideoError,
         WeightError,

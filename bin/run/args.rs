@@ -3,16 +3,17 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
 use v2l_runtime::adapter::AdapterFormat;
-use v2l_runtime::backend::Backend as EngineBackend;
+use v2l_runtime::backend::{AUTO, BACKENDS, BackendChoice};
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
 use v2l_runtime::mode::AdapterMode;
 use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 use v2l_runtime::recording::Recorder;
-use v2l_runtime::trt_backend::{Flavour, TrtOptions};
+use v2l_runtime::trt_backend::TrtOptions;
 
 /// Run compiled engines.
 ///
@@ -147,8 +148,8 @@ pub(crate) struct Args {
     #[arg(long, value_enum, help_heading = "Machine")]
     pub(crate) vae_tiling: Option<Switch>,
     /// What runs engines.
-    #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
-    pub(crate) backend: Backend,
+    #[arg(long, value_parser = backend(), default_value = AUTO, help_heading = "Machine")]
+    pub(crate) backend: BackendChoice,
     /// GPU for engines that are compiled for TensorRT, counted from 0.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Machine")]
     pub(crate) device: u16,
@@ -261,19 +262,6 @@ pub(crate) enum Switch {
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
-pub(crate) enum Backend {
-    /// What they are compiled for.
-    #[default]
-    Auto,
-    /// ONNX Runtime; engines compiled for TensorRT hold a form for it, too.
-    Ort,
-    /// TensorRT-RTX (built with `--features tensorrt`).
-    TensorrtRtx,
-    /// TensorRT (built with `--features tensorrt`).
-    Tensorrt,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum Weights {
     /// Widened if they fit comfortably, else lazy.
     #[default]
@@ -309,12 +297,7 @@ impl Args {
             threads: self.threads,
             provider: self.provider,
             record: self.record_inputs.as_ref().map(Recorder::new),
-            backend: match self.backend {
-                Backend::Auto => EngineBackend::Compiled,
-                Backend::Ort => EngineBackend::Ort,
-                Backend::TensorrtRtx => EngineBackend::TensorRt(Flavour::Rtx),
-                Backend::Tensorrt => EngineBackend::TensorRt(Flavour::TensorRt),
-            },
+            backend: self.backend,
             trt: TrtOptions { library: self.trt_lib.clone(), device: self.device, verify: !self.no_verify },
             ..OpenOptions::default()
         }
@@ -325,16 +308,17 @@ impl Args {
     /// # Errors
     /// A usage error that names the flag.
     pub(crate) fn check_backend(&self) -> anyhow::Result<()> {
-        let for_tensorrt =
-            [("--trt-lib", self.trt_lib.is_some()), ("--device", self.device != 0), ("--no-verify", self.no_verify)];
-        let for_ort = [("--provider", self.provider != Provider::Cpu)];
-        let (flags, title) = match self.backend {
-            Backend::Auto => return Ok(()),
-            Backend::Ort => (&for_tensorrt[..], "TensorRT"),
-            Backend::TensorrtRtx | Backend::Tensorrt => (&for_ort[..], "ONNX Runtime"),
-        };
-        match flags.iter().find(|(_, given)| *given) {
-            Some((flag, _)) => {
+        let Some(backend) = self.backend.name() else { return Ok(()) };
+        let tensorrt = (&["tensorrt-rtx", "tensorrt"][..], "TensorRT");
+        let ort = (&["ort"][..], "ONNX Runtime");
+        let flags = [
+            ("--trt-lib", self.trt_lib.is_some(), tensorrt),
+            ("--device", self.device != 0, tensorrt),
+            ("--no-verify", self.no_verify, tensorrt),
+            ("--provider", self.provider != Provider::Cpu, ort),
+        ];
+        match flags.iter().find(|(_, given, (backends, _))| *given && !backends.contains(&backend)) {
+            Some((flag, _, (_, title))) => {
                 Err(v2l_cli::Failure::usage(format!("{flag} is for {title}; leave it or --backend out")))
             }
             None => Ok(()),
@@ -390,6 +374,15 @@ impl From<FuseMode> for AdapterMode {
             FuseMode::Side => Self::Branch,
         }
     }
+}
+
+/// `--backend`: the backends that the runtime has.
+fn backend() -> impl TypedValueParser<Value = BackendChoice> {
+    let auto = PossibleValue::new(AUTO).help("What they are compiled for");
+    let named = BACKENDS.iter().map(|backend| {
+        PossibleValue::new(backend.name()).help(backend.about()).aliases(backend.aliases().iter().copied())
+    });
+    PossibleValuesParser::new([auto].into_iter().chain(named)).try_map(|name| name.parse())
 }
 
 /// A number of threads that a machine could serve.

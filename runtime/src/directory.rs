@@ -4,9 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::backends::onnxruntime::{OpenOptions, OpenReport, OrtError, OrtWeights, WeightMode};
-use crate::backends::tensorrt::TrtError;
-use crate::backends::{BackendError, Fused, OpenEngine, held_weights, needs};
+use crate::backends::{BackendError, Fused, OpenEngine, OpenReport, held_weights, needs};
 use crate::components::{ComponentError, Components, Needs, StepGraph};
 pub use crate::components::{HYPERNETWORK, TRANSFORMER};
 use crate::engine::footprint::Shapes;
@@ -17,7 +15,8 @@ use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_file;
 use crate::lora::adapter::Adapter;
 use crate::lora::branch;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::{Cancelled, FuseError};
+use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
 
@@ -31,12 +30,12 @@ pub enum DirectoryError {
     /// An engine is missing or wrong.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// ONNX Runtime cannot open an engine, or an adapter does not fit it.
+    /// A backend cannot open an engine, or an adapter does not fit it.
     #[error(transparent)]
-    Ort(#[from] OrtError),
-    /// TensorRT cannot, or an adapter does not fit it.
+    Backend(#[from] BackendError),
+    /// An adapter does not fit the low-rank branches.
     #[error(transparent)]
-    Trt(Box<TrtError>),
+    Branch(#[from] FuseError),
     /// The directory lacks a component.
     #[error("{}: there is no component `{component}`; it has: {available}", folder.display())]
     Missing {
@@ -62,18 +61,9 @@ impl Classified for DirectoryError {
         match self {
             Self::Config(error) => error.class(),
             Self::Engine(error) => error.class(),
-            Self::Ort(error) => error.class(),
-            Self::Trt(error) => error.class(),
+            Self::Backend(error) => error.class(),
+            Self::Branch(error) => error.class(),
             Self::Missing { .. } | Self::NotCompiled { .. } => ErrorClass::Usage,
-        }
-    }
-}
-
-impl From<BackendError> for DirectoryError {
-    fn from(error: BackendError) -> Self {
-        match error {
-            BackendError::Ort(error) => Self::Ort(error),
-            BackendError::Trt(error) => Self::Trt(error),
         }
     }
 }
@@ -183,9 +173,8 @@ impl EngineDirectory {
     /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
     ///
     /// # Errors
-    /// [`DirectoryError::Ort`] or [`DirectoryError::Trt`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is
-    /// asked now and then on any thread, says so. Adapters and sessions are then the earlier ones, as they were, but for the graphs that
-    /// [`TrtError::Gone`] names.
+    /// [`DirectoryError::Backend`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and then on any
+    /// thread, says so. Adapters and sessions are then the earlier ones, as they were, but for what the error names.
     pub fn set_adapters(
         &mut self,
         adapters: Vec<(Adapter, f32)>,
@@ -210,12 +199,12 @@ impl EngineDirectory {
     /// strength. No session is rebuilt for other adapters or strengths; what is fused counts besides.
     ///
     /// # Errors
-    /// [`DirectoryError::Ort`] if the step was compiled without branches, or an adapter does not fit.
+    /// [`DirectoryError::Branch`] if the step was compiled without branches, or an adapter does not fit.
     pub fn side_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
         let engine = self.engine(TRANSFORMER)?;
         let step = StepGraph::default();
         let graph = format!("{}{SIDE_SUFFIX}", step.graph);
-        let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters).map_err(OrtError::Fuse)?;
+        let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
         Ok(StepGraph { graph, inputs })
     }
 

@@ -49,6 +49,7 @@ mod media;
 pub mod memory;
 pub mod models;
 pub mod noise;
+pub mod options;
 pub mod pipeline;
 pub mod predict;
 pub mod request;

@@ -20,6 +20,7 @@ mod stored;
 
 mod adapters;
 mod architecture;
+mod backends;
 mod bad_input;
 mod checks;
 mod circles;

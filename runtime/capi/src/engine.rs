@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use v2l_runtime::backend::Backend;
+use v2l_runtime::backend::{AUTO, BackendChoice};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
@@ -14,7 +14,7 @@ use v2l_runtime::mode::AdapterMode;
 pub(crate) use v2l_runtime::ort_backend::OrtEngine as SessionBackend;
 use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
 use v2l_runtime::session::{Dim, Port};
-use v2l_runtime::trt_backend::{Flavour, TrtOptions};
+use v2l_runtime::trt_backend::TrtOptions;
 
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};
@@ -63,6 +63,14 @@ pub const V2L_BACKEND_ORT: v2l_backend = 1;
 pub const V2L_BACKEND_TENSORRT_RTX: v2l_backend = 2;
 /// TensorRT, in a library built with TensorRT.
 pub const V2L_BACKEND_TENSORRT: v2l_backend = 3;
+
+/// What the runtime calls them.
+const BACKEND_NAMES: [(v2l_backend, &str); 4] = [
+    (V2L_BACKEND_COMPILED, AUTO),
+    (V2L_BACKEND_ORT, "ort"),
+    (V2L_BACKEND_TENSORRT_RTX, "tensorrt-rtx"),
+    (V2L_BACKEND_TENSORRT, "tensorrt"),
+];
 
 /// Whether large frames are cut into tiles for the autoencoder.
 pub type v2l_tiling = i32;
@@ -195,13 +203,9 @@ impl Opening {
             V2L_ADAPTERS_SIDE => AdapterMode::Branch,
             other => return Err(unknown("adapter_mode", other, "V2L_ADAPTERS_…")),
         };
-        let backend = match options.backend {
-            V2L_BACKEND_COMPILED => Backend::Compiled,
-            V2L_BACKEND_ORT => Backend::Ort,
-            V2L_BACKEND_TENSORRT_RTX => Backend::TensorRt(Flavour::Rtx),
-            V2L_BACKEND_TENSORRT => Backend::TensorRt(Flavour::TensorRt),
-            other => return Err(unknown("backend", other, "V2L_BACKEND_…")),
-        };
+        let backend = BACKEND_NAMES.iter().find(|(number, _)| *number == options.backend);
+        let backend = backend.and_then(|(_, name)| BackendChoice::from_str(name).ok());
+        let backend = backend.ok_or_else(|| unknown("backend", options.backend, "V2L_BACKEND_…"))?;
         let vae_tiling = match options.vae_tiling {
             V2L_TILING_DEFAULT => None,
             V2L_TILING_ON => Some(true),

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use v2l_runtime::adapter::Adapter;
+use v2l_runtime::backend::OpenReport;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::fuse::{FuseOptions, FuseTarget, Fused, Pool, fuse_with};
-use v2l_runtime::ort_backend::{OpenOptions, OpenReport, OrtError, WeightMode};
+use v2l_runtime::ort_backend::{OpenOptions, OrtError, WeightMode};
 use v2l_runtime::raw::widen;
 use v2l_runtime::session::{Port, Session, SessionError};
 use v2l_runtime::tensor::{NamedTensors, Tensor, TensorView};

@@ -1,81 +1,71 @@
-//! An engine on the backend that it is compiled for.
+//! What runs engines. Each backend is a folder here and a line of [`BACKENDS`], and implements [`Backend`].
 
-mod choice;
+pub mod backend;
 #[cfg(test)]
 mod emulated;
+mod error;
 pub mod onnxruntime;
+mod open;
 pub mod tensorrt;
 
-use std::sync::Arc;
+use std::str::FromStr;
 
-pub use choice::{Backend, Fused};
+use v2l_trt::Flavour;
 
-use crate::backends::onnxruntime::{
-    OpenOptions, OpenReport, OrtEngine, OrtError, Provider, WeightMode, weight_bytes, weight_mode,
-};
-use crate::backends::tensorrt::{TrtEngine, TrtError};
+pub use backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
+pub use error::{BackendError, BackendFailure};
+pub use open::OpenEngine;
+
+pub use crate::options::BackendChoice;
+
 use crate::components::Needs;
-use crate::engine::footprint::{Demand, Shapes};
-use crate::engine::recording::Recorder;
-use crate::engine::session::Session;
+use crate::engine::footprint::Shapes;
 use crate::engine::{Engine, EngineError};
-use crate::error::{Classified, ErrorClass};
-use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::options::{OpenOptions, WeightMode};
+use onnxruntime::OnnxRuntime;
+use tensorrt::TensorRt;
 
-/// One part in so many of what a graph computes with is lost in the arena's gaps, about (`docs/memory.md` has measurements).
-const ARENA_GAPS: u64 = 4;
+/// The backends. A line each. The first runs any engine, and those that suit no other.
+pub static BACKENDS: &[&dyn Backend] = &[&OnnxRuntime, &TensorRt(Flavour::Rtx), &TensorRt(Flavour::TensorRt)];
 
-/// Bytes that the system's allocator keeps at most, about.
-const ALLOCATOR_KEEPS: u64 = 160 << 20;
+/// What users write for the backend that suits an engine best.
+pub const AUTO: &str = "auto";
 
-/// Why an engine could not be opened, or its adapters not be replaced.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum BackendError {
-    /// On ONNX Runtime.
-    #[error(transparent)]
-    Ort(#[from] OrtError),
-    /// On TensorRT.
-    #[error(transparent)]
-    Trt(Box<TrtError>),
-}
+impl FromStr for BackendChoice {
+    type Err = String;
 
-impl Classified for BackendError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Ort(error) => error.class(),
-            Self::Trt(error) => error.class(),
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = BACKENDS.iter().find(|backend| backend.name() == text || backend.aliases().contains(&text));
+        match found {
+            Some(backend) => Ok(Self::named(backend.name())),
+            None if text == AUTO => Ok(Self::default()),
+            None => {
+                let names: Vec<&str> = BACKENDS.iter().map(|backend| backend.name()).collect();
+                Err(format!("expected {AUTO}, {}, found `{text}`", names.join(", ")))
+            }
         }
     }
 }
 
-impl From<TrtError> for BackendError {
-    fn from(error: TrtError) -> Self {
-        Self::Trt(Box::new(error))
-    }
+/// The backend that runs an engine with these options.
+pub fn chosen(engine: &Engine, options: &OpenOptions) -> &'static dyn Backend {
+    let wanted = |backend: &&&dyn Backend| match options.backend.name() {
+        Some(name) => backend.name() == name,
+        None => backend.suits(engine, options),
+    };
+    // From the last: the first suits every engine.
+    BACKENDS.iter().rev().find(wanted).copied().unwrap_or(&OnnxRuntime)
 }
 
-impl From<EngineError> for BackendError {
-    fn from(error: EngineError) -> Self {
-        Self::Ort(error.into())
-    }
-}
-
-/// How an engine's weights will be held with these options, and why, in words. It depends on the engine, the options and the
-/// machine, not on what is free at the moment.
+/// How an engine's weights will be held with these options, and why, in words: see [`Backend::held_weights`].
 ///
 /// # Errors
 /// [`EngineError`] if a graph names a weight that the engine lacks.
 pub fn held_weights(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
-    match options.backend.of(engine) {
-        Some(_) => Ok((WeightMode::Plan, "TensorRT's plans hold them".to_owned())),
-        None => weight_mode(engine, options),
-    }
+    chosen(engine, options).held_weights(engine, options)
 }
 
-/// What a graph takes if it is opened with these options and run on inputs of these shapes, `runs` times with what stages keep;
-/// `None` where a GPU's memory holds it.
+/// What a graph takes if it is opened with these options: see [`Backend::needs`].
 ///
 /// # Errors
 /// [`EngineError`] if there is no such graph, or it names a weight that the engine lacks.
@@ -86,113 +76,24 @@ pub fn needs(
     fused: Fused<'_>,
     (shapes, runs): (&Shapes, usize),
 ) -> Result<Option<Needs>, EngineError> {
-    let (mode, _) = held_weights(engine, options)?;
-    if mode == WeightMode::Plan || options.provider != Provider::Cpu {
-        return Ok(None);
-    }
-    let graph = engine.graph(graph)?;
-    let (weights, fused) = weight_bytes(engine, graph, mode, fused)?;
-    let lazy = mode == WeightMode::Lazy;
-    let run = with_overhead(graph.demand(lazy, !lazy, shapes, runs), lazy);
-    Ok(Some(Needs { weights, fused, run }))
+    chosen(engine, options).needs(engine, graph, options, fused, shapes, runs)
 }
 
-/// ONNX Runtime's arena has gaps; lazy weights go without it, and the system's allocator keeps some of what was freed.
-fn with_overhead(run: Demand, lazy: bool) -> Demand {
-    let over = if lazy { run.activations.saturating_mul(2).min(ALLOCATOR_KEEPS) } else { run.activations / ARENA_GAPS };
-    let activations = run.activations.saturating_add(over);
-    Demand { activations, ..run }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// An engine that is open on some backend.
-pub struct OpenEngine {
-    on: On,
-    record: Option<Recorder>,
-}
-
-enum On {
-    Ort(Box<OrtEngine>),
-    Trt(Box<TrtEngine>),
-}
-
-impl OpenEngine {
-    /// Opens an engine on what [`OpenOptions::backend`] says, with [`OpenOptions::adapters`] fused.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, BackendError> {
-        let on = match options.backend.of(&engine) {
-            Some(flavour) => On::Trt(Box::new(TrtEngine::open(engine, flavour, options)?)),
-            None => On::Ort(Box::new(OrtEngine::open(engine, options)?)),
-        };
-        Ok(Self { on, record: options.record.clone() })
-    }
-
-    /// The engine.
-    pub fn engine(&self) -> &Arc<Engine> {
-        match &self.on {
-            On::Ort(ort) => ort.engine(),
-            On::Trt(trt) => trt.engine(),
+    #[test]
+    fn choice_is_read_from_the_names_of_the_registry_and_no_name_stands_twice() {
+        assert_eq!(AUTO.parse(), Ok(BackendChoice::default()));
+        let names = |backend: &&dyn Backend| [backend.name()].into_iter().chain(backend.aliases().iter().copied());
+        let names: Vec<&str> = BACKENDS.iter().flat_map(names).collect();
+        for (at, name) in names.iter().enumerate() {
+            let choice: BackendChoice = name.parse().unwrap();
+            assert!(BACKENDS.iter().any(|backend| choice.name() == Some(backend.name())), "{name}");
+            assert!(*name != AUTO && !names[..at].contains(name), "{name} stands twice");
         }
-    }
-
-    /// What was decided on opening, and why.
-    pub fn report(&self) -> &OpenReport {
-        match &self.on {
-            On::Ort(ort) => ort.report(),
-            On::Trt(trt) => trt.report(),
-        }
-    }
-
-    /// A session of a graph, recorded if [`OpenOptions::record`] says so.
-    ///
-    /// # Errors
-    /// [`BackendError`].
-    pub fn session(&mut self, graph: &str) -> Result<Box<dyn Session>, BackendError> {
-        let session: Box<dyn Session> = match &mut self.on {
-            On::Ort(ort) => Box::new(ort.session(graph)?),
-            On::Trt(trt) => Box::new(trt.session(graph)?),
-        };
-        Ok(match &self.record {
-            Some(recorder) => Box::new(recorder.session(session, &self.engine().manifest().component, graph)),
-            None => session,
-        })
-    }
-
-    /// Replaces the adapters that are fused, none being the base. `sessions`, by the names of their graphs, are those that are open:
-    /// they have the new weights, too, or are replaced by such. `cancelled` is asked now and then, on any thread.
-    ///
-    /// # Errors
-    /// [`BackendError`]; adapters and sessions are then the former ones, but for the graphs that [`TrtError::Gone`] names.
-    pub fn set_adapters<'s>(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        sessions: impl Iterator<Item = (&'s String, &'s mut Box<dyn Session>)>,
-        cancelled: Cancelled<'_>,
-    ) -> Result<(), BackendError> {
-        let ort = match &mut self.on {
-            On::Trt(trt) => return Ok(trt.set_adapters(adapters, cancelled)?),
-            On::Ort(ort) => ort,
-        };
-        let before = ort.set_adapters(adapters, cancelled)?;
-        if ort.is_resident() {
-            return Ok(());
-        }
-        let mut opened = Vec::new();
-        for (graph, session) in sessions {
-            match self.session(graph) {
-                Ok(new) => opened.push((session, new)),
-                Err(error) => {
-                    if let On::Ort(ort) = &mut self.on {
-                        ort.restore(before);
-                    }
-                    return Err(error);
-                }
-            }
-        }
-        for (session, new) in opened {
-            *session = new;
-        }
-        Ok(())
+        let refused = "directml".parse::<BackendChoice>().unwrap_err();
+        assert_eq!(refused, "expected auto, ort, tensorrt-rtx, tensorrt, found `directml`");
     }
 }

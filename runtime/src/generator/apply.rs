@@ -4,13 +4,11 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
-use crate::backends::onnxruntime::OrtError;
 use crate::components::{StepGraph, TRANSFORMER};
 use crate::directory::DirectoryError;
 use crate::error::{Classified, Error, ErrorClass};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{Cancelled, FuseError, FuseReport};
-use crate::memory::machine_memory;
+use crate::lora::fuse::{Cancelled, FuseReport};
 
 /// What became of a set of adapters.
 #[derive(Clone, Debug)]
@@ -136,12 +134,6 @@ impl Applied {
     }
 }
 
-/// True for failures of a fuse that low-rank branches do not have, and that this machine has every time: what is free at the
-/// moment decides nothing.
 fn branches_may_help(error: &DirectoryError) -> bool {
-    match error {
-        DirectoryError::Ort(OrtError::Fuse(FuseError::Overflow { .. })) => true,
-        DirectoryError::Ort(OrtError::Memory { needed, .. }) => machine_memory().is_some_and(|all| *needed > all),
-        _ => false,
-    }
+    matches!(error, DirectoryError::Backend(error) if error.branches_may_help())
 }

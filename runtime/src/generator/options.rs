@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use crate::backends::onnxruntime::OpenOptions;
 use crate::error::Error;
 use crate::lora::mode::AdapterMode;
 use crate::media::video::Frames;
+use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
 
 /// How a [`Generator`](super::Generator) is opened.

@@ -13,12 +13,12 @@ use std::time::SystemTime;
 
 use ndarray::Array2;
 
-use crate::backends::held_weights;
-use crate::backends::onnxruntime::OpenOptions;
+use crate::backends::chosen;
 use crate::engine::Engine;
 use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::write_file;
 use crate::io::raw;
+use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, PipelineConfig, Reference, ReferenceConfig};
 use crate::tensor::{Dtype, Tensor};
 
@@ -85,16 +85,15 @@ impl Key {
         part(what.encoder.fingerprint().as_bytes());
         part(what.hypernetwork.fingerprint().as_bytes());
         // What was decided, not `auto`: machines that decide otherwise compute otherwise.
-        let weights = [what.encoder, what.hypernetwork].map(|engine| match held_weights(engine, what.options) {
-            Ok((mode, _)) => mode.to_string(),
-            Err(error) => error.to_string(),
-        });
-        let weights = weights.join(" ");
-        let OpenOptions { threads, arithmetic, provider, resident, backend, trt, .. } = what.options;
-        part(
-            format!("{weights} {threads:?} {arithmetic:?} {provider:?} {resident:?} {backend:?} {}", trt.device)
-                .as_bytes(),
-        );
+        for engine in [what.encoder, what.hypernetwork] {
+            let backend = chosen(engine, what.options);
+            let weights = match backend.held_weights(engine, what.options) {
+                Ok((mode, _)) => mode.to_string(),
+                Err(error) => error.to_string(),
+            };
+            part(format!("{} {weights} {}", backend.name(), backend.cache_key(what.options)).as_bytes());
+        }
+        part(format!("{:?}", what.options.threads).as_bytes());
         Self(hasher.finalize())
     }
 }

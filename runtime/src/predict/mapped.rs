@@ -11,11 +11,11 @@ use serde::{Deserialize, Serialize};
 
 use super::video2lora::PredictorError;
 use crate::backends::OpenEngine;
-use crate::backends::onnxruntime::OpenOptions;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::lora::adapter::{Adapter, LowRank};
+use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
 
 const FORMAT: &str = "v2l-predictor-map";

@@ -10,13 +10,13 @@ use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, Ix3};
 use serde::{Deserialize, Serialize};
 
-use crate::backends::onnxruntime::OpenOptions;
 use crate::backends::{BackendError, OpenEngine};
 use crate::engine::manifest::{Manifest, Slot, slots_by_name};
 use crate::engine::session::{Session, SessionError};
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
+use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
 
 pub use super::mapped::{GenericPredictor, MapSlot, PredictorMap};

@@ -5,7 +5,6 @@ use std::ptr;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
 
 use ort::environment::Environment;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -14,16 +13,8 @@ use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
 use ort::{AsPointer, sys};
 
 use crate::engine::session::SessionError;
+use crate::options::RunLimits;
 use crate::tensor::NamedTensors;
-
-/// What a run may take before it is stopped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RunLimits {
-    /// Time; a run ends after the operator in which it passes.
-    pub time: Duration,
-    /// Bytes of values, of all bounded sessions of the process together; the first session's number holds.
-    pub memory: u64,
-}
 
 /// Most bytes that bounded sessions allocate, once there is one.
 static BOUND: Mutex<Option<u64>> = Mutex::new(None);

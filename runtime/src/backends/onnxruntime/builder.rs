@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use super::options::WeightMode;
 use crate::io::raw;
+use crate::options::WeightMode;
 use crate::tensor::Dtype;
 
 /// The bytes, copied only if they are not aligned to their elements.

@@ -8,11 +8,11 @@ use super::OrtError;
 use super::bounded::within;
 use super::builder::{aligned, configured};
 use super::interface::{GraphWeight, Interface};
-use super::options::{OpenOptions, WeightMode};
 use super::part::Part;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
 use crate::io::library;
+use crate::options::{OpenOptions, WeightMode};
 
 impl OrtSession {
     /// Opens the ONNX bytes `onnx`, whose external data are called

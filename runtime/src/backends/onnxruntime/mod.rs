@@ -3,13 +3,14 @@
 //! Every weight reaches ONNX Runtime as an override over memory that v2l holds: the engine's map or a private buffer.
 //! The stored graphs name one external file, which is empty, so nothing can be read behind the overrides' back.
 
+mod backend;
 mod bounded;
 mod builder;
 mod graph;
 mod interface;
 mod open;
 mod operator_times;
-mod options;
+pub(crate) mod options;
 mod part;
 mod promote;
 mod provider;
@@ -21,20 +22,26 @@ mod value;
 mod weight_plan;
 mod weighted;
 
-pub use bounded::RunLimits;
+pub use backend::OnnxRuntime;
 pub use interface::{GraphWeight, Interface};
-pub use open::{FusedState, OpenReport, OrtEngine};
+pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
-pub use options::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Residence, WeightMode};
-pub use provider::Provider;
+pub use options::{Arithmetic, Provider, Residence};
 pub use session::OrtSession;
-pub use weight_plan::{weight_bytes, weight_mode};
+
+pub use crate::options::{MOST_THREADS, OpenOptions, OrtWeights, RunLimits, WeightMode};
+
+use crate::backends::error::BackendFailure;
 
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
 use crate::error::{Classified, ErrorClass};
 use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
+use crate::memory::machine_memory;
+
+/// What users and manifests call this backend.
+const NAME: &str = "ort";
 
 /// Why ONNX Runtime could not open a graph.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +152,16 @@ impl Classified for OrtError {
     }
 }
 
+impl BackendFailure for OrtError {
+    fn branches_may_help(&self) -> bool {
+        match self {
+            Self::Fuse(FuseError::Overflow { .. }) => true,
+            Self::Memory { needed, .. } => machine_memory().is_some_and(|all| *needed > all),
+            _ => false,
+        }
+    }
+}
+
 impl OrtError {
     /// What ONNX Runtime says when it does not open a graph.
     fn refused(graph: &str, message: String) -> Self {
@@ -159,7 +176,7 @@ impl OrtError {
 
 /// What ONNX Runtime says when it does not run a graph.
 fn failed(message: String) -> SessionError {
-    let backend = "ort";
+    let backend = NAME;
     if is_allocation_failure(&message) {
         let message = format!("not enough memory: {message}; give smaller inputs, or free memory");
         SessionError::Memory { backend, message }

@@ -8,21 +8,21 @@ use indexmap::IndexMap;
 use ort::environment::Environment;
 use ort::session::builder::SessionBuilder;
 
-use super::OrtError;
-use super::bounded::{RunLimits, within};
+use super::bounded::within;
 use super::builder::{aligned, aligned_copy, configured};
 use super::interface::Interface;
-use super::options::{Arithmetic, OpenOptions, Residence, WeightMode};
+use super::options::{Arithmetic, Provider, Residence};
 use super::part::Part;
 use super::promote::{Promoted, promote};
-use super::provider::{self, Provider};
+use super::provider;
 use super::resident::{Cuda, Device, Host, Resident, State};
 use super::scratch::Scratch;
 use super::session::OrtSession;
 use super::stages::Stages;
 use super::weight_plan::{WeightPlan, check_memory, graph_weights, weight_mode};
 use super::weighted::WeightedBuilder;
-use crate::backends::choice::Backend;
+use super::{NAME, OrtError};
+use crate::backends::backend::OpenReport;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::engine::session::Port;
@@ -31,20 +31,8 @@ use crate::io::raw;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::memory::available_memory;
+use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
-
-/// What was decided on opening, and why.
-#[derive(Clone, Debug)]
-pub struct OpenReport {
-    /// How the weights are held.
-    pub mode: WeightMode,
-    /// Why, in words.
-    pub reason: String,
-    /// Upper bound on the private memory of weights: widened, fused and prepacked copies.
-    pub private_bytes: u64,
-    /// What fusing did.
-    pub fused: FuseReport,
-}
 
 /// Fused weights that were replaced.
 #[derive(Clone, Debug)]
@@ -139,7 +127,7 @@ impl OrtEngine {
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
             limits: options.limits,
-            any_backend: options.any_backend || options.backend == Backend::Ort,
+            any_backend: options.any_backend || options.backend.name() == Some(NAME),
             widened: HashMap::new(),
             provider: options.provider,
             resident: None,
@@ -340,7 +328,7 @@ impl OrtEngine {
         weights: &[String],
         inputs: Vec<Port>,
     ) -> Result<Part, OrtError> {
-        if graph.backend != "ort" && !self.any_backend {
+        if graph.backend != NAME && !self.any_backend {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
         let backend = |message: String| OrtError::refused(&graph.name, message);

@@ -1,41 +1,6 @@
-//! How to open an engine on ONNX Runtime.
+//! What ONNX Runtime alone is asked for.
 
-use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
-
-use super::bounded::RunLimits;
-use super::provider::Provider;
-use crate::backends::choice::Backend;
-use crate::backends::tensorrt::TrtOptions;
-use crate::engine::recording::Recorder;
-use crate::lora::adapter::Adapter;
-
-/// How the weights reach ONNX Runtime, as asked for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OrtWeights {
-    /// In f32, in private memory unless they are stored so: fastest, and a fuse loses nothing.
-    Widened,
-    /// In the storage type, in place: least memory; each use widens them again.
-    Lazy,
-    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the memory that this process may have: the machine's, or
-    /// what limits it. What is free at the moment does not count.
-    #[default]
-    Auto,
-}
-
-impl FromStr for OrtWeights {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "widened" => Ok(Self::Widened),
-            "lazy" => Ok(Self::Lazy),
-            "auto" => Ok(Self::Auto),
-            _ => Err(format!("expected widened, lazy or auto, found `{text}`")),
-        }
-    }
-}
 
 /// In which types a graph computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,27 +10,6 @@ pub enum Arithmetic {
     Fp32,
     /// Each node in the type of the precision plan that the engine was compiled by; weights as they are stored.
     Plan,
-}
-
-/// How the weights reach ONNX Runtime, as decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WeightMode {
-    /// See [`OrtWeights::Widened`].
-    Widened,
-    /// See [`OrtWeights::Lazy`].
-    Lazy,
-    /// In a TensorRT plan on the GPU, in the storage type.
-    Plan,
-}
-
-impl fmt::Display for WeightMode {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Widened => "widened",
-            Self::Lazy => "lazy",
-            Self::Plan => "plan",
-        })
-    }
 }
 
 /// Which weights stay on the device and are given to sessions as inputs: open sessions then take other adapters without being
@@ -81,38 +25,47 @@ pub enum Residence {
     All,
 }
 
-/// More threads than this are no request that a machine could serve.
-pub const MOST_THREADS: usize = 1024;
+/// What ONNX Runtime computes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Provider {
+    /// The processor.
+    #[default]
+    Cpu,
+    /// An NVIDIA GPU, by ONNX Runtime's CUDA provider. Operators for which that has no kernel still run on the processor; nothing
+    /// else does.
+    Cuda {
+        /// Which one, counted from 0.
+        device: u16,
+    },
+}
 
-/// How to open an engine on ONNX Runtime.
-#[derive(Clone, Debug, Default)]
-pub struct OpenOptions {
-    /// The library; found as [`find_onnxruntime`](crate::io::library::find_onnxruntime) says if not given.
-    pub ort_lib: Option<PathBuf>,
-    /// How the weights are held.
-    pub weights: OrtWeights,
-    /// In which types graphs compute. By plan, the weights are held lazily.
-    pub arithmetic: Arithmetic,
-    /// Threads within an operator, at most [`MOST_THREADS`]; as many as there are cores if not given.
-    pub threads: Option<usize>,
-    /// Adapters to fuse, with their strengths.
-    pub adapters: Vec<(Adapter, f32)>,
-    /// For engine directories and predictors: what every run's inputs are written by.
-    pub record: Option<Recorder>,
-    /// Time operators, for [`OrtSession::operator_times`](super::OrtSession::operator_times).
-    pub profile: bool,
-    /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
-    pub memory: Option<u64>,
-    /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
-    pub limits: Option<RunLimits>,
-    /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
-    pub provider: Provider,
-    /// Which weights stay on the device and are given to sessions as inputs.
-    pub resident: Residence,
-    /// For ONNX Runtime: run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
-    pub any_backend: bool,
-    /// What runs an engine.
-    pub backend: Backend,
-    /// How engines that are compiled for TensorRT are opened.
-    pub trt: TrtOptions,
+impl FromStr for Provider {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let gpu = |number: &str| number.parse().map(|device| Self::Cuda { device });
+        match text.split_once(':') {
+            None if text == "cpu" => Ok(Self::Cpu),
+            None if text == "cuda" => Ok(Self::Cuda { device: 0 }),
+            Some(("cuda", number)) => {
+                gpu(number).map_err(|_| format!("expected a number behind `cuda:`, found `{number}`"))
+            }
+            _ => Err(format!("expected cpu, cuda or cuda:N, found `{text}`")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn provider_is_read_from_its_name() {
+        assert_eq!("cpu".parse(), Ok(Provider::Cpu));
+        assert_eq!("cuda".parse(), Ok(Provider::Cuda { device: 0 }));
+        assert_eq!("cuda:3".parse(), Ok(Provider::Cuda { device: 3 }));
+        for wrong in ["gpu", "cuda:", "cuda:-1", "cpu:0", ""] {
+            assert!(wrong.parse::<Provider>().is_err(), "{wrong}");
+        }
+    }
 }

@@ -6,7 +6,6 @@ use ort::value::{DynValue, ValueType};
 
 use std::sync::Arc;
 
-use super::bounded::RunLimits;
 use super::interface::Interface;
 use super::operator_times::OperatorTimes;
 use super::resident::{HeldInput, InUse, Resident, State};
@@ -15,6 +14,7 @@ use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use super::{OrtError, failed};
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
+use crate::options::RunLimits;
 use crate::tensor::{NamedTensors, TensorView};
 
 /// A stored graph on ONNX Runtime.

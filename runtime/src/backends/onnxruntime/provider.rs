@@ -1,7 +1,6 @@
 //! What ONNX Runtime computes on.
 
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use ort::ep::ExecutionProviderDispatch;
@@ -9,38 +8,9 @@ use ort::session::builder::SessionBuilder;
 use v2l_cuda::{CudaError, Driver};
 
 use super::OrtError;
+use super::options::Provider;
 use crate::io::library;
 use crate::lora::fuse::FuseError;
-
-/// What ONNX Runtime computes on.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Provider {
-    /// The processor.
-    #[default]
-    Cpu,
-    /// An NVIDIA GPU, by ONNX Runtime's CUDA provider. Operators for which that has no kernel still run on the processor; nothing
-    /// else does.
-    Cuda {
-        /// Which one, counted from 0.
-        device: u16,
-    },
-}
-
-impl FromStr for Provider {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let gpu = |number: &str| number.parse().map(|device| Self::Cuda { device });
-        match text.split_once(':') {
-            None if text == "cpu" => Ok(Self::Cpu),
-            None if text == "cuda" => Ok(Self::Cuda { device: 0 }),
-            Some(("cuda", number)) => {
-                gpu(number).map_err(|_| format!("expected a number behind `cuda:`, found `{number}`"))
-            }
-            _ => Err(format!("expected cpu, cuda or cuda:N, found `{text}`")),
-        }
-    }
-}
 
 /// The library that ONNX Runtime loads for the CUDA provider, beside its own.
 const PROVIDER_LIBRARY: &str =
@@ -135,16 +105,6 @@ fn refused(message: &str) -> OrtError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn provider_is_read_from_its_name() {
-        assert_eq!("cpu".parse(), Ok(Provider::Cpu));
-        assert_eq!("cuda".parse(), Ok(Provider::Cuda { device: 0 }));
-        assert_eq!("cuda:3".parse(), Ok(Provider::Cuda { device: 3 }));
-        for wrong in ["gpu", "cuda:", "cuda:-1", "cpu:0", ""] {
-            assert!(wrong.parse::<Provider>().is_err(), "{wrong}");
-        }
-    }
 
     /// On a machine without a GPU, or without CUDA's libraries, registering must fail; with all of them it must not.
     #[test]

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::OrtError;
-use super::options::{Arithmetic, OpenOptions, OrtWeights, WeightMode};
-use crate::backends::choice::Fused;
+use super::options::Arithmetic;
+use crate::backends::backend::Fused;
 use crate::engine::manifest::Graph;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse;
 use crate::memory::machine_memory;
+use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::tensor::Dtype;
 
 /// How the weights will be held, and what that takes.
@@ -19,14 +20,11 @@ pub(super) struct WeightPlan {
     pub(super) private: u64,
 }
 
-/// How ONNX Runtime will hold an engine's weights with these options, and why, in words.
-///
-/// It depends on the engine, the options and the machine, not on what is free at the moment: the same request gives the same
-/// bytes whatever else runs.
+/// How ONNX Runtime will hold an engine's weights: the same request gives the same bytes whatever else runs.
 ///
 /// # Errors
 /// [`EngineError`] if a graph names a weight that the engine lacks.
-pub fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
+pub(super) fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
     decided(engine, options, machine_memory())
 }
 
@@ -91,7 +89,7 @@ fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: Weig
 ///
 /// # Errors
 /// [`EngineError`] if the graph names a weight that the engine lacks.
-pub fn weight_bytes(
+pub(super) fn weight_bytes(
     engine: &Engine,
     graph: &Graph,
     mode: WeightMode,

@@ -12,11 +12,12 @@ use super::fusing::Fusing;
 use super::plan::{Plan, choose, lock, reads};
 use super::session::TrtSession;
 use super::verify::{Probe, reference_options};
-use crate::backends::onnxruntime::{OpenOptions, OpenReport, WeightMode};
+use crate::backends::backend::OpenReport;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, slots_by_name};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::options::{OpenOptions, WeightMode};
 
 /// A plan that sessions share, one run or change of weights at a time.
 type Shared = Arc<Mutex<Plan>>;

@@ -3,11 +3,13 @@
 //! **Never executed on a GPU yet.** All of it rests on the trait `device::Gpu`, and tests stand in for that with host memory and
 //! ONNX Runtime.
 
+mod backend;
 mod device;
 mod engine;
 mod fusing;
 #[cfg(feature = "tensorrt")]
 mod gpu;
+pub(crate) mod options;
 mod plan;
 mod session;
 mod verify;
@@ -17,39 +19,22 @@ mod emulated;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
-
 use v2l_cuda::CudaError;
 use v2l_trt::library::LibraryError;
 
 pub use v2l_trt::Flavour;
 
+pub use self::backend::TensorRt;
 pub use self::engine::TrtEngine;
+pub use self::options::TrtOptions;
 pub use self::session::TrtSession;
 pub use self::verify::{PROBE_INPUT, PROBE_OUTPUT};
 
+use crate::backends::error::BackendFailure;
 use crate::backends::onnxruntime::OrtError;
 use crate::engine::EngineError;
 use crate::error::{Classified, ErrorClass};
 use crate::lora::fuse::FuseError;
-
-/// How engines that are compiled for TensorRT are opened.
-#[derive(Clone, Debug)]
-pub struct TrtOptions {
-    /// The library, or the folder that holds it; found as [`v2l_trt::search`] says if not given.
-    pub library: Option<PathBuf>,
-    /// The GPU, counted from 0.
-    pub device: u16,
-    /// Compare what the engine computes with what it shall compute, whenever its weights were set: the base with the probe that
-    /// was recorded when it was compiled, adapters with ONNX Runtime on the probe's inputs.
-    pub verify: bool,
-}
-
-impl Default for TrtOptions {
-    fn default() -> Self {
-        Self { library: None, device: 0, verify: true }
-    }
-}
 
 /// Why an engine does not run on TensorRT. Its weights are then the earlier ones, unless the error says that it is gone.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +177,8 @@ impl Classified for TrtError {
         }
     }
 }
+
+impl BackendFailure for TrtError {}
 
 impl From<LibraryError> for TrtError {
     fn from(error: LibraryError) -> Self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::TrtError;
 use super::fusing::Fusing;
 use super::plan::{Input, Plan};
-use crate::backends::onnxruntime::{OpenOptions, OrtEngine, OrtError, OrtWeights};
+use crate::backends::onnxruntime::{OrtEngine, OrtError};
 use crate::engine::inputs::{bind, laid_out, views};
 use crate::engine::manifest::Graph;
 use crate::engine::profiles;
@@ -14,6 +14,7 @@ use crate::engine::{Engine, EngineError};
 use crate::io::weights::WeightFile;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::Cancelled;
+use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{NamedTensors, Tensor};
 
 /// Before the name of an input in the file of a probe.

@@ -1,0 +1,110 @@
+//! ONNX Runtime as a backend.
+
+use std::sync::Arc;
+
+use super::NAME;
+use super::open::OrtEngine;
+use super::options::Provider;
+use super::weight_plan::{weight_bytes, weight_mode};
+use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
+use crate::backends::error::BackendError;
+use crate::components::Needs;
+use crate::engine::footprint::{Demand, Shapes};
+use crate::engine::session::Session;
+use crate::engine::{Engine, EngineError};
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::Cancelled;
+use crate::options::{OpenOptions, WeightMode};
+
+/// One part in so many of what a graph computes with is lost in the arena's gaps, about (`docs/memory.md` has measurements).
+const ARENA_GAPS: u64 = 4;
+
+/// Bytes that the system's allocator keeps at most, about.
+const ALLOCATOR_KEEPS: u64 = 160 << 20;
+
+/// ONNX Runtime: every engine holds a form for it.
+pub struct OnnxRuntime;
+
+impl Backend for OnnxRuntime {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "ONNX Runtime; engines compiled for TensorRT hold a form for it, too"
+    }
+
+    fn suits(&self, _: &Engine, _: &OpenOptions) -> bool {
+        true
+    }
+
+    fn held_weights(&self, engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
+        weight_mode(engine, options)
+    }
+
+    fn needs(
+        &self,
+        engine: &Engine,
+        graph: &str,
+        options: &OpenOptions,
+        fused: Fused<'_>,
+        shapes: &Shapes,
+        runs: usize,
+    ) -> Result<Option<Needs>, EngineError> {
+        let (mode, _) = weight_mode(engine, options)?;
+        if options.provider != Provider::Cpu {
+            return Ok(None);
+        }
+        let graph = engine.graph(graph)?;
+        let (weights, fused) = weight_bytes(engine, graph, mode, fused)?;
+        let lazy = mode == WeightMode::Lazy;
+        let run = with_overhead(graph.demand(lazy, !lazy, shapes, runs), lazy);
+        Ok(Some(Needs { weights, fused, run }))
+    }
+
+    fn cache_key(&self, options: &OpenOptions) -> String {
+        format!("{:?} {:?} {:?}", options.arithmetic, options.provider, options.resident)
+    }
+
+    fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {
+        Ok(Box::new(OrtEngine::open(engine, options)?))
+    }
+}
+
+/// ONNX Runtime's arena has gaps; lazy weights go without it, and the system's allocator keeps some of what was freed.
+fn with_overhead(run: Demand, lazy: bool) -> Demand {
+    let over = if lazy { run.activations.saturating_mul(2).min(ALLOCATOR_KEEPS) } else { run.activations / ARENA_GAPS };
+    let activations = run.activations.saturating_add(over);
+    Demand { activations, ..run }
+}
+
+impl BackendEngine for OrtEngine {
+    fn engine(&self) -> &Arc<Engine> {
+        self.engine()
+    }
+
+    fn report(&self) -> &OpenReport {
+        self.report()
+    }
+
+    fn session(&mut self, graph: &str) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(self.session(graph)?))
+    }
+
+    fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        reopen: Reopen<'_>,
+        cancelled: Cancelled<'_>,
+    ) -> Result<(), BackendError> {
+        let before = self.set_adapters(adapters, cancelled)?;
+        if self.is_resident() {
+            return Ok(());
+        }
+        let reopened = reopen(self);
+        if reopened.is_err() {
+            self.restore(before);
+        }
+        reopened
+    }
+}

@@ -1,0 +1,119 @@
+//! How engines are opened: what all backends share, and what each is asked for by itself.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::backends::onnxruntime::options::{Arithmetic, Provider, Residence};
+use crate::backends::tensorrt::options::TrtOptions;
+use crate::engine::recording::Recorder;
+use crate::lora::adapter::Adapter;
+
+/// What runs an engine: a backend by its name, or the one that suits the engine. It is read from a backend's name, or `auto`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendChoice(Option<&'static str>);
+
+impl BackendChoice {
+    /// A backend of the registry.
+    pub(crate) const fn named(name: &'static str) -> Self {
+        Self(Some(name))
+    }
+
+    /// The backend's name; `None` is the one that suits.
+    pub fn name(self) -> Option<&'static str> {
+        self.0
+    }
+}
+
+/// How the weights are held, as asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OrtWeights {
+    /// In f32, in private memory unless they are stored so: fastest, and a fuse loses nothing.
+    Widened,
+    /// In the storage type, in place: least memory; each use widens them again.
+    Lazy,
+    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the memory that this process may have: the machine's, or
+    /// what limits it. What is free at the moment does not count.
+    #[default]
+    Auto,
+}
+
+impl FromStr for OrtWeights {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "widened" => Ok(Self::Widened),
+            "lazy" => Ok(Self::Lazy),
+            "auto" => Ok(Self::Auto),
+            _ => Err(format!("expected widened, lazy or auto, found `{text}`")),
+        }
+    }
+}
+
+/// How the weights are held, as decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightMode {
+    /// See [`OrtWeights::Widened`].
+    Widened,
+    /// See [`OrtWeights::Lazy`].
+    Lazy,
+    /// In a TensorRT plan on the GPU, in the storage type.
+    Plan,
+}
+
+impl fmt::Display for WeightMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Widened => "widened",
+            Self::Lazy => "lazy",
+            Self::Plan => "plan",
+        })
+    }
+}
+
+/// What a run may take before it is stopped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RunLimits {
+    /// Time; a run ends after the operator in which it passes.
+    pub time: Duration,
+    /// Bytes of values, of all bounded sessions of the process together; the first session's number holds.
+    pub memory: u64,
+}
+
+/// More threads than this are no request that a machine could serve.
+pub const MOST_THREADS: usize = 1024;
+
+/// How to open an engine.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The library; found as [`find_onnxruntime`](crate::io::library::find_onnxruntime) says if not given.
+    pub ort_lib: Option<PathBuf>,
+    /// How the weights are held.
+    pub weights: OrtWeights,
+    /// In which types graphs compute. By plan, the weights are held lazily.
+    pub arithmetic: Arithmetic,
+    /// Threads within an operator, at most [`MOST_THREADS`]; as many as there are cores if not given.
+    pub threads: Option<usize>,
+    /// Adapters to fuse, with their strengths.
+    pub adapters: Vec<(Adapter, f32)>,
+    /// For engine directories and predictors: what every run's inputs are written by.
+    pub record: Option<Recorder>,
+    /// Time operators, for [`OrtSession::operator_times`](crate::backends::onnxruntime::OrtSession::operator_times).
+    pub profile: bool,
+    /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
+    pub memory: Option<u64>,
+    /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
+    pub limits: Option<RunLimits>,
+    /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
+    pub provider: Provider,
+    /// Which weights stay on the device and are given to sessions as inputs.
+    pub resident: Residence,
+    /// For ONNX Runtime: run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
+    pub any_backend: bool,
+    /// What runs an engine.
+    pub backend: BackendChoice,
+    /// How engines that are compiled for TensorRT are opened.
+    pub trt: TrtOptions,
+}
