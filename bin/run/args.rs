@@ -54,6 +54,13 @@ pub(crate) struct Args {
     /// Sampling steps.
     #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Generate")]
     pub(crate) steps: Option<usize>,
+    /// Scheduler in place of the model's own: ddim or cogvideox_ddim for CogVideoX; unipc, euler, dpmpp_2m or lcm (each also with its
+    /// other grid of noise levels: unipc_wan, euler_simple, dpmpp_2m_wan, lcm_simple) for models of flow matching; or diffusers' class.
+    #[arg(long, value_name = "NAME", help_heading = "Generate")]
+    pub(crate) scheduler: Option<String>,
+    /// Shift of the scheduler's noise levels (models of flow matching) [default: the model's].
+    #[arg(long, value_name = "S", help_heading = "Generate")]
+    pub(crate) shift: Option<f64>,
     /// Classifier-free guidance; 1 or less switches it off.
     #[arg(long, visible_alias = "guidance-scale", value_name = "G", help_heading = "Generate")]
     pub(crate) guidance: Option<f64>,

@@ -153,6 +153,8 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         height: args.height,
         num_frames: args.num_frames,
         num_inference_steps: args.steps,
+        scheduler: args.scheduler.clone(),
+        shift: args.shift,
         guidance_scale: args.guidance,
         fps: args.fps,
         seed: args.seed,

@@ -23,6 +23,10 @@ pub struct Request {
     pub num_frames: Option<usize>,
     /// Sampler steps.
     pub num_inference_steps: Option<usize>,
+    /// The scheduler, by the name of its sampler or of diffusers' class; the model's own if not given.
+    pub scheduler: Option<String>,
+    /// How far the scheduler moves levels of noise towards noise, for models of flow matching.
+    pub shift: Option<f64>,
     /// Guidance; 1 or less: none, and half the work.
     pub guidance_scale: Option<f64>,
     /// Frames per second of the result.
@@ -59,6 +63,12 @@ pub struct Settings {
     pub padding_frames: usize,
     /// Sampler steps.
     pub num_inference_steps: usize,
+    /// The scheduler that was asked for in place of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scheduler: Option<String>,
+    /// The scheduler's shift, if it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shift: Option<f64>,
     /// Guidance.
     pub guidance_scale: f64,
     /// Frames per second.

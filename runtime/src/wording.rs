@@ -38,6 +38,8 @@ impl fmt::Display for Words {
 
 /// Adapters in low-rank branches.
 pub const BRANCH: Words = Words(&["`AdapterMode::Branch`", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
+/// The shift of a scheduler.
+pub const SHIFT: Words = Words(&["`shift`", "--shift", "`shift`"]);
 /// Width and height of the video.
 pub const SIZE: Words = Words(&["`width` and `height`", "--width and --height", "`width` and `height`"]);
 /// The autoencoder's tiles.

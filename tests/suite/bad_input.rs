@@ -45,7 +45,7 @@ fn transformer(scratch: &Scratch) -> (PathBuf, PathBuf) {
     (model, weights)
 }
 
-fn edit_json(path: &Path, change: impl FnOnce(&mut Json)) {
+pub(crate) fn edit_json(path: &Path, change: impl FnOnce(&mut Json)) {
     let mut json: Json = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     change(&mut json);
     std::fs::write(path, json.to_string()).unwrap();
@@ -780,6 +780,9 @@ fn requests_that_the_model_cannot_carry_out_are_refused() {
         &["--num-frames", "1000000000"],
         &["--steps", "0"],
         &["--steps", "100000"],
+        &["--scheduler", "unipc"],
+        &["--scheduler", "DDIM"],
+        &["--shift", "3"],
         &["--guidance", "NaN"],
         &["--fps", "0"],
         &["--noise-aug-strength=-1"],

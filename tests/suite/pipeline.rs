@@ -1,6 +1,7 @@
 //! Whole pipelines from injected noise, through the real binaries, against diffusers and against a PyTorch transcription
 //! of the official CogVideoX-Fun pipeline.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -13,7 +14,9 @@ use v2l_runtime::tensor::Tensor;
 use v2l_runtime::video::read_frames;
 use v2l_runtime::weights::{read_tensors, write_tensors};
 
+use crate::bad_input;
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};
+use crate::tools::{self, Scratch, args, run_ok};
 
 /// Over four steps of guided sampling the f32 noise floor is about 4e-6.
 const TOLERANCE: f64 = 1e-4;
@@ -275,4 +278,24 @@ fn contact_sheet_shows_reference_base_and_result() {
             assert_eq!(picture.data()[start..start + 3], frame[..3], "row {row}, column {column}");
         }
     }
+}
+
+#[test]
+fn scheduler_of_a_request_takes_the_place_of_the_models_own() {
+    let (sample, scratch) = (tools::sample(), Scratch::new());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let run = |name: &str, extra: &[OsString]| {
+        let latents = scratch.path(name);
+        let image = tools::sample_model().join("image.png");
+        let request =
+            args!["--engine", &engines, "--image", image, "--num-frames", "5", "--steps", "2", "--guidance", "1"];
+        run_ok("run", &[request, args!["--width", "32", "--height", "32", "--outputs", &latents], extra].concat());
+        std::fs::read(latents).unwrap()
+    };
+    let own = run("own", args![]);
+    let asked = ["DDIMScheduler", "ddim"].map(|name| run(name, args!["--scheduler", name]));
+    bad_input::edit_json(&engines.join("pipeline.json"), |json| json["scheduler"]["sampler"] = "ddim".into());
+    let in_file = run("file", args![]);
+    assert_eq!(asked, [in_file.clone(), in_file.clone()]);
+    assert_ne!(own, in_file);
 }

@@ -349,7 +349,7 @@ mod tests {
         let mut expected = noise;
         for (i, (weight, guidance)) in [(0, 2.0), (0, 2.0), (1, 4.0), (1, 4.0)].into_iter().enumerate() {
             let prediction = linear(&weights()[weight], &expected) * guidance;
-            let next = schedule.step(&prediction.into_dyn(), i, &expected.into_dyn()).unwrap();
+            let next = schedule.step(&prediction.into_dyn(), i, &expected.into_dyn(), &mut |_| unreachable!()).unwrap();
             expected = next.into_dimensionality().unwrap();
         }
         assert!(latents.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{latents} {expected}");

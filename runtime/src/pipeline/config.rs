@@ -378,7 +378,15 @@ impl PipelineConfig {
     /// # Errors
     /// [`SchedulerError`] if its configuration is not supported.
     pub fn scheduler(&self) -> Result<Option<Box<dyn Scheduler>>, SchedulerError> {
-        self.scheduler.as_ref().map(|s| schedulers::read(&s.config, s.sampler.as_deref())).transpose()
+        self.scheduler_for(None)
+    }
+
+    /// The scheduler for a request that may ask for another one by name, if the pipeline has one.
+    ///
+    /// # Errors
+    /// [`SchedulerError::Unknown`] if no scheduler for this model has that name; else as [`Self::scheduler`].
+    pub fn scheduler_for(&self, asked: Option<&str>) -> Result<Option<Box<dyn Scheduler>>, SchedulerError> {
+        self.scheduler.as_ref().map(|s| schedulers::read_for(&s.config, s.sampler.as_deref(), asked)).transpose()
     }
 
     /// Checks every value and path.

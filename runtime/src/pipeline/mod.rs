@@ -13,9 +13,8 @@ use crate::media::video::{Frames, pixels_to_frames};
 use crate::models::arrays::array5;
 use crate::models::family::{Family, MissingSection};
 use crate::models::vae::{Moments, Vae};
-use crate::noise::{NoisePurpose, standard_normal};
+use crate::noise::{NoisePurpose, standard_normal, standard_normal_at};
 use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer};
-use crate::schedulers::Scheduler;
 use crate::tensor::Tensor;
 
 mod call;
@@ -52,7 +51,6 @@ const fn text_graph(masked: bool) -> &'static str {
 /// Everything of a pipeline but its networks.
 pub struct Pipeline {
     config: PipelineConfig,
-    scheduler: Option<Box<dyn Scheduler>>,
     tokenizer: Option<TextTokenizer>,
 }
 
@@ -88,12 +86,11 @@ impl Pipeline {
     /// [`PipelineError::Config`] or [`PipelineError::Tokenizer`].
     pub fn new(config: PipelineConfig, tokenizer: Option<&[u8]>) -> Result<Self, PipelineError> {
         config.check()?;
-        let scheduler = config.scheduler()?;
         let tokenizer = match (&config.tokenizer, tokenizer) {
             (Some(section), Some(bytes)) => Some(TextTokenizer::from_bytes(bytes, section.max_length, section.pad_id)?),
             _ => None,
         };
-        Ok(Self { config, scheduler, tokenizer })
+        Ok(Self { config, tokenizer })
     }
 
     /// The configuration.
@@ -251,7 +248,7 @@ impl Pipeline {
         let settings = self.settings(request, observer)?;
         self.check_memory(components, (request, step), Expected::default())?;
         let family = self.family()?;
-        let scheduler = self.scheduler.as_ref().ok_or(MissingSection("scheduler"))?;
+        let scheduler = self.scheduler(request)?.ok_or(MissingSection("scheduler"))?;
         let mut schedule = scheduler.begin(settings.num_inference_steps)?;
 
         let text = self.prompt_embeddings(components, request, &settings, observer)?;
@@ -271,7 +268,8 @@ impl Pipeline {
             denoiser.open(components, &timesteps[i..])?;
             let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
             let prediction = denoiser.predict(components, &scaled, timestep)?;
-            latents = array5(schedule.step(&prediction, i, &latents.into_dyn())?)?;
+            let mut draw = |shape: &[usize]| standard_normal_at(settings.seed, NoisePurpose::SolverStep, i, shape);
+            latents = array5(schedule.step(&prediction, i, &latents.into_dyn(), &mut draw)?)?;
             if !latents.iter().all(|x| x.is_finite()) {
                 return Err(PipelineError::NotFinite { step: i + 1, total });
             }

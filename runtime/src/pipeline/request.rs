@@ -4,6 +4,7 @@ use super::{Event, Observer, Pipeline, PipelineError};
 use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 use crate::models::family::{ImageInput, Limits};
 use crate::request::{Request, RequestError, Settings};
+use crate::schedulers::Scheduler;
 
 fn nearest(extent: usize, multiple: usize) -> usize {
     ((extent + multiple / 2) / multiple).max(1) * multiple
@@ -73,17 +74,30 @@ impl Pipeline {
                 return Err(RequestError::part(what, found.to_string(), expected).into());
             }
         }
+        let scheduler = self.scheduler(request)?;
         Ok(Settings {
             width,
             height,
             num_frames,
             padding_frames,
             num_inference_steps: request.num_inference_steps.unwrap_or(defaults.num_inference_steps),
+            scheduler: request.scheduler.clone(),
+            shift: scheduler.and_then(|scheduler| scheduler.shift()),
             guidance_scale,
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
             noise_aug_strength: if limits.noisy_image { strength } else { 0.0 },
         })
+    }
+
+    /// The scheduler that a request is for.
+    pub(super) fn scheduler(&self, request: &Request) -> Result<Option<Box<dyn Scheduler>>, PipelineError> {
+        let scheduler = self.config().scheduler_for(request.scheduler.as_deref())?;
+        let shifted = match (scheduler, request.shift) {
+            (Some(scheduler), Some(shift)) => Some(scheduler.shifted(shift)?),
+            (scheduler, _) => scheduler,
+        };
+        Ok(shifted)
     }
 
     /// Width and height of a video, which the model can make.

@@ -7,11 +7,12 @@
 use serde::Deserialize;
 
 use super::diffusion::{self, BetaSchedule, Config};
-use super::scheduler::{Class, Prediction, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"],
     sampler: "cogvideox_ddim",
+    kind: Kind::Diffusion,
     read: |value| Ok(Box::new(CogVideoxDdim::read(value)?)),
 };
 

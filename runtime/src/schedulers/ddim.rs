@@ -5,10 +5,14 @@
 use serde::Deserialize;
 
 use super::diffusion::{self, BetaSchedule, Config};
-use super::scheduler::{Class, Prediction, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError};
 
-pub(super) const CLASS: Class =
-    Class { names: &["DDIMScheduler"], sampler: "ddim", read: |value| Ok(Box::new(Ddim::read(value)?)) };
+pub(super) const CLASS: Class = Class {
+    names: &["DDIMScheduler"],
+    sampler: "ddim",
+    kind: Kind::Diffusion,
+    read: |value| Ok(Box::new(Ddim::read(value)?)),
+};
 
 #[derive(Debug)]
 pub(super) struct Ddim {

@@ -7,7 +7,7 @@
 use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 
-use super::scheduler::{Prediction, Schedule, SchedulerError};
+use super::scheduler::{Draw, Prediction, Schedule, SchedulerError};
 
 /// How inference steps are spread over the training steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +100,7 @@ impl<T: Update> Schedule for Steps<T> {
         prediction: &ArrayD<f32>,
         index: usize,
         sample: &ArrayD<f32>,
+        _: &mut Draw<'_>,
     ) -> Result<ArrayD<f32>, SchedulerError> {
         let update = self.updates.get(index).ok_or(SchedulerError::Step { index, steps: self.updates.len() })?;
         if prediction.shape() != sample.shape() {

@@ -6,42 +6,92 @@
 mod cogvideox_ddim;
 mod ddim;
 mod diffusion;
+mod flow;
+mod flow_dpm;
+mod flow_euler;
+mod flow_lcm;
+mod flow_unipc;
 mod scheduler;
 
 use scheduler::Class;
-pub use scheduler::{Prediction, Schedule, Scheduler, SchedulerError};
+pub use scheduler::{Draw, Prediction, Schedule, Scheduler, SchedulerError};
 
 /// Every scheduler.
-const CLASSES: [Class; 2] = [cogvideox_ddim::CLASS, ddim::CLASS];
+static CLASSES: [Class; 10] = [
+    cogvideox_ddim::CLASS,
+    ddim::CLASS,
+    flow_unipc::CLASS,
+    flow_unipc::WAN,
+    flow_euler::CLASS,
+    flow_euler::SIMPLE,
+    flow_dpm::CLASS,
+    flow_dpm::WAN,
+    flow_lcm::CLASS,
+    flow_lcm::SIMPLE,
+];
 
 /// Reads a `scheduler_config.json`.
 ///
 /// `sampler` is a name of `pipeline.json` and decides instead of the file's `_class_name`, which must be known even so. A
-/// file without a class name is read
-/// as `CogVideoXDDIMScheduler`. Absent keys take the defaults of the class that is used.
+/// file without a class name is read as `CogVideoXDDIMScheduler`. Absent keys take the defaults of the class that is used.
 ///
 /// # Errors
 /// [`SchedulerError::Unsupported`] for a class, sampler or option that is not implemented, [`SchedulerError::Json`] if a
 /// key has the wrong type, [`SchedulerError::OutOfRange`] for a number that makes no sense.
 pub fn read(value: &serde_json::Value, sampler: Option<&str>) -> Result<Box<dyn Scheduler>, SchedulerError> {
-    let list = |names: Vec<&str>| names.join(", ");
-    let mut class = &CLASSES[0];
-    if let Some(name) = value.get("_class_name") {
-        let named = |class: &&Class| name.as_str().is_some_and(|name| class.names.contains(&name));
-        class = CLASSES.iter().find(named).ok_or_else(|| SchedulerError::Unsupported {
-            key: "_class_name",
-            found: name.as_str().map_or_else(|| name.to_string(), str::to_owned),
-            supported: list(CLASSES.iter().flat_map(|class| class.names).copied().collect()),
-        })?;
-    }
-    if let Some(sampler) = sampler {
-        class = CLASSES.iter().find(|class| class.sampler == sampler).ok_or_else(|| {
-            let supported = list(CLASSES.iter().map(|class| class.sampler).collect());
+    let class = class_of(value)?;
+    let class = match sampler {
+        None => class,
+        Some(sampler) => for_models_of(class).find(|class| class.sampler == sampler).ok_or_else(|| {
+            let supported = list(for_models_of(class).map(|class| class.sampler));
             SchedulerError::Unsupported { key: "sampler", found: sampler.to_owned(), supported }
-        })?;
-    }
+        })?,
+    };
     (class.read)(value)
 }
 
+/// Reads a `scheduler_config.json` for a request that asks for a scheduler by one of its names, its own or diffusers', and
+/// else as [`read`] does.
+///
+/// # Errors
+/// [`SchedulerError::Unknown`] if no scheduler for this model has that name; else as [`read`].
+pub fn read_for(
+    value: &serde_json::Value,
+    sampler: Option<&str>,
+    asked: Option<&str>,
+) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    let Some(asked) = asked else { return read(value, sampler) };
+    let class = class_of(value)?;
+    let found = for_models_of(class).find(|class| class.sampler == asked || class.names.contains(&asked));
+    let found = found.ok_or_else(|| {
+        let supported = list(for_models_of(class).map(|class| class.sampler));
+        SchedulerError::Unknown { found: asked.to_owned(), supported }
+    })?;
+    (found.read)(value)
+}
+
+/// The class that a file names.
+fn class_of(value: &serde_json::Value) -> Result<&'static Class, SchedulerError> {
+    let Some(name) = value.get("_class_name") else { return Ok(&CLASSES[0]) };
+    let named = |class: &&Class| name.as_str().is_some_and(|name| class.names.contains(&name));
+    CLASSES.iter().find(named).ok_or_else(|| SchedulerError::Unsupported {
+        key: "_class_name",
+        found: name.as_str().map_or_else(|| name.to_string(), str::to_owned),
+        supported: list(CLASSES.iter().flat_map(|class| class.names).copied()),
+    })
+}
+
+/// The schedulers that sample what this one samples.
+fn for_models_of(class: &Class) -> impl Iterator<Item = &'static Class> {
+    let kind = class.kind;
+    CLASSES.iter().filter(move |class| class.kind == kind)
+}
+
+fn list<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    names.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod flow_tests;
 #[cfg(test)]
 mod tests;

@@ -5,6 +5,7 @@ use std::fmt;
 use ndarray::ArrayD;
 
 use crate::error::{Classified, ErrorClass};
+use crate::wording;
 
 /// A noise schedule with its solver, as one `scheduler_config.json` describes it.
 pub trait Scheduler: fmt::Debug + Send + Sync {
@@ -14,7 +15,23 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
     /// [`SchedulerError::Steps`] for 0 or more steps than the training schedule has, [`SchedulerError::Timestep`]
     /// if a timestep lies outside it, [`SchedulerError::Undefined`] where a step would divide by zero.
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError>;
+
+    /// How far levels of noise are moved towards noise, where the scheduler has such a number.
+    fn shift(&self) -> Option<f64> {
+        None
+    }
+
+    /// The same scheduler with another shift.
+    ///
+    /// # Errors
+    /// [`SchedulerError::NoShift`] where there is none, [`SchedulerError::OutOfRange`] for a shift that makes no sense.
+    fn shifted(&self, _shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
+        Err(SchedulerError::NoShift)
+    }
 }
+
+/// Standard normal values of a shape: new ones in each step.
+pub type Draw<'a> = dyn FnMut(&[usize]) -> ArrayD<f32> + 'a;
 
 /// The steps of one video, from most to least noise.
 pub trait Schedule: Send {
@@ -31,7 +48,8 @@ pub trait Schedule: Send {
         sample
     }
 
-    /// Step `index`: the sample and the model's `prediction` for it, of one shape, give the next sample.
+    /// Step `index`: the sample and the model's `prediction` for it, of one shape, give the next sample. A scheduler that adds
+    /// noise takes it from `draw`.
     ///
     /// Steps are taken in order, each once.
     ///
@@ -42,7 +60,17 @@ pub trait Schedule: Send {
         prediction: &ArrayD<f32>,
         index: usize,
         sample: &ArrayD<f32>,
+        draw: &mut Draw<'_>,
     ) -> Result<ArrayD<f32>, SchedulerError>;
+}
+
+/// What a model is trained to undo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A diffusion process, by betas.
+    Diffusion,
+    /// A straight flow from noise to sample.
+    Flow,
 }
 
 /// What the registry knows of a scheduler.
@@ -51,6 +79,8 @@ pub(super) struct Class {
     pub(super) names: &'static [&'static str],
     /// Its name in `pipeline.json`.
     pub(super) sampler: &'static str,
+    /// The models that it samples.
+    pub(super) kind: Kind,
     /// Reads its configuration.
     pub(super) read: fn(&serde_json::Value) -> Result<Box<dyn Scheduler>, SchedulerError>,
 }
@@ -82,6 +112,17 @@ pub enum SchedulerError {
         /// What is allowed.
         expected: &'static str,
     },
+    /// A request names a scheduler that there is not, or that is not for this model.
+    #[error("there is no scheduler `{found}` for this model; expected {supported}")]
+    Unknown {
+        /// What was asked for.
+        found: String,
+        /// What there is.
+        supported: String,
+    },
+    /// A request gives a shift to a scheduler without one.
+    #[error("this model's scheduler has no shift: that is for models of flow matching; leave {} out", wording::SHIFT)]
+    NoShift,
     /// More steps than the model was trained with, or none.
     #[error("{found} inference steps, expected 1 to {max} (the scheduler's num_train_timesteps)")]
     Steps {
@@ -132,7 +173,7 @@ impl Classified for SchedulerError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Unsupported { .. } => ErrorClass::Unsupported,
-            Self::Steps { .. } => ErrorClass::Usage,
+            Self::Steps { .. } | Self::Unknown { .. } | Self::NoShift => ErrorClass::Usage,
             _ => ErrorClass::BadModel,
         }
     }

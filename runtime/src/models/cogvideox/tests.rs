@@ -205,7 +205,12 @@ fn guidance_moves_away_from_the_negative_prediction() {
         (
             found.latents[[0, 0, 0, 0, 0]],
             schedule
-                .step(&ArrayD::from_elem(IxDyn(&[1]), 0.1 + 0.1 * guidance as f32), 0, &ArrayD::ones(IxDyn(&[1])))
+                .step(
+                    &ArrayD::from_elem(IxDyn(&[1]), 0.1 + 0.1 * guidance as f32),
+                    0,
+                    &ArrayD::ones(IxDyn(&[1])),
+                    &mut |_| unreachable!(),
+                )
                 .unwrap()[0],
         )
     };
