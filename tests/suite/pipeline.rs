@@ -293,9 +293,8 @@ fn scheduler_of_a_request_takes_the_place_of_the_models_own() {
         std::fs::read(latents).unwrap()
     };
     let own = run("own", args![]);
-    let asked = ["DDIMScheduler", "ddim"].map(|name| run(name, args!["--scheduler", name]));
-    bad_input::edit_json(&engines.join("pipeline.json"), |json| json["scheduler"]["sampler"] = "ddim".into());
+    let asked = ["CogVideoXDDIMScheduler", "cogvideox_ddim"].map(|name| run(name, args!["--scheduler", name]));
+    bad_input::edit_json(&engines.join("pipeline.json"), |json| json["scheduler"]["sampler"] = "cogvideox_ddim".into());
     let in_file = run("file", args![]);
-    assert_eq!(asked, [in_file.clone(), in_file.clone()]);
-    assert_ne!(own, in_file);
+    assert!(asked.iter().all(|asked| *asked == in_file) && own != in_file);
 }
