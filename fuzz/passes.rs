@@ -171,7 +171,8 @@ pub(crate) fn compare(
     let engine = Arc::new(Engine::open(&out).map_err(|e| format!("not opened: {e}"))?);
     write(&file, &over_stored(model, &engine, trial.stored)?)?;
     let mut reference = OrtSession::from_file(interface, &file, &open).map_err(|e| format!("no graph: {e}"))?;
-    let open = OpenOptions { weights: trial.weights, resident: trial.resident, ..open };
+    let mut open = OpenOptions { weights: trial.weights, ..open };
+    open.ort.resident = trial.resident;
     let mut opened = OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| format!("not opened: {e}"))?;
     let graph = engine.manifest().graphs.iter().find(|graph| graph.lora_rank.is_some() == trial.branches);
     let graph = graph.ok_or("no such graph")?;

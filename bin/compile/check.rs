@@ -7,7 +7,7 @@ use serde_json::json;
 
 use v2l_cli::{Files, Output, flags};
 use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance, Unchecked};
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::ort_backend::{OpenOptions, OrtOptions};
 
 /// Comparing what is compiled with its source.
 #[derive(Args)]
@@ -76,7 +76,10 @@ impl CheckArgs {
 
     /// How ONNX Runtime is opened.
     pub(crate) fn ort(&self) -> OpenOptions {
-        OpenOptions { ort_lib: self.ort_lib.clone(), ..OpenOptions::default() }
+        OpenOptions {
+            ort: OrtOptions { library: self.ort_lib.clone(), ..OrtOptions::default() },
+            ..OpenOptions::default()
+        }
     }
 
     /// `None` if it is switched off.

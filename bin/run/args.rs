@@ -10,7 +10,8 @@ use v2l_runtime::adapter::AdapterFormat;
 use v2l_runtime::backend::{AUTO, BACKENDS, BackendChoice};
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
 use v2l_runtime::mode::AdapterMode;
-use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
+use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
+use v2l_runtime::ort_backend::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 use v2l_runtime::recording::Recorder;
 use v2l_runtime::trt_backend::TrtOptions;
@@ -291,20 +292,23 @@ impl Args {
     /// How engines are opened.
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {
-            ort_lib: self.ort_lib.clone(),
+            backend: self.backend,
             weights: match self.ort_weights {
                 Weights::Auto => OrtWeights::Auto,
                 Weights::Widened => OrtWeights::Widened,
                 Weights::Lazy => OrtWeights::Lazy,
             },
-            arithmetic: match self.ort_arithmetic {
-                OrtArithmetic::Fp32 => Arithmetic::Fp32,
-                OrtArithmetic::Plan => Arithmetic::Plan,
-            },
             threads: self.threads,
-            provider: self.provider,
             record: self.record_inputs.as_ref().map(Recorder::new),
-            backend: self.backend,
+            ort: OrtOptions {
+                library: self.ort_lib.clone(),
+                arithmetic: match self.ort_arithmetic {
+                    OrtArithmetic::Fp32 => Arithmetic::Fp32,
+                    OrtArithmetic::Plan => Arithmetic::Plan,
+                },
+                provider: self.provider,
+                ..OrtOptions::default()
+            },
             trt: TrtOptions { library: self.trt_lib.clone(), device: self.device, verify: !self.no_verify },
             ..OpenOptions::default()
         }

@@ -14,6 +14,6 @@ fn sample() -> (tempfile::TempDir, v2l_runtime::generator::Options) {
     let mut options = v2l_runtime::generator::Options::default();
     // What `bin/setup` fetched; documentation examples do not run from the checkout's `target/`.
     let ort = root.join("vendor/ort/onnxruntime/capi");
-    options.engines.ort_lib = ort.is_dir().then_some(ort);
+    options.engines.ort.library = ort.is_dir().then_some(ort);
     (folder, options)
 }

@@ -1,11 +1,10 @@
 //! How engines are opened: what all backends share, and what each is asked for by itself.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::backends::onnxruntime::options::{Arithmetic, Provider, Residence};
+use crate::backends::onnxruntime::options::OrtOptions;
 use crate::backends::tensorrt::options::TrtOptions;
 use crate::engine::recording::Recorder;
 use crate::lora::adapter::Adapter;
@@ -88,32 +87,22 @@ pub const MOST_THREADS: usize = 1024;
 /// How to open an engine.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-    /// The library; found as [`find_onnxruntime`](crate::io::library::find_onnxruntime) says if not given.
-    pub ort_lib: Option<PathBuf>,
     /// How the weights are held.
     pub weights: OrtWeights,
-    /// In which types graphs compute. By plan, the weights are held lazily.
-    pub arithmetic: Arithmetic,
     /// Threads within an operator, at most [`MOST_THREADS`]; as many as there are cores if not given.
     pub threads: Option<usize>,
     /// Adapters to fuse, with their strengths.
     pub adapters: Vec<(Adapter, f32)>,
     /// For engine directories and predictors: what every run's inputs are written by.
     pub record: Option<Recorder>,
-    /// Time operators, for [`OrtSession::operator_times`](crate::backends::onnxruntime::OrtSession::operator_times).
-    pub profile: bool,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
     /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
     pub limits: Option<RunLimits>,
-    /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
-    pub provider: Provider,
-    /// Which weights stay on the device and are given to sessions as inputs.
-    pub resident: Residence,
-    /// For ONNX Runtime: run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
-    pub any_backend: bool,
     /// What runs an engine.
     pub backend: BackendChoice,
-    /// How engines that are compiled for TensorRT are opened.
+    /// For ONNX Runtime.
+    pub ort: OrtOptions,
+    /// For TensorRT.
     pub trt: TrtOptions,
 }

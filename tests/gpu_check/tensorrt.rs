@@ -18,7 +18,7 @@ use v2l_export::{CompileOptions, ExportError, ExportOptions, PlanBuilder, Tensor
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, Profile, ShapeRange, Slot};
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtOptions, OrtWeights};
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 use v2l_runtime::trt_backend::{PROBE_INPUT, TrtEngine, TrtOptions};
@@ -239,7 +239,11 @@ fn run(session: &mut dyn Session, inputs: &NamedTensors) -> anyhow::Result<Named
 
 /// ONNX Runtime on the CPU, in float32, with the same weights.
 fn reference(engine: &Arc<Engine>, graph: &Graph, inputs: &NamedTensors) -> anyhow::Result<NamedTensors> {
-    let open = OpenOptions { weights: OrtWeights::Lazy, any_backend: true, ..OpenOptions::default() };
+    let open = OpenOptions {
+        weights: OrtWeights::Lazy,
+        ort: OrtOptions { any_backend: true, ..OrtOptions::default() },
+        ..OpenOptions::default()
+    };
     run(&mut OrtEngine::open(Arc::clone(engine), &open)?.session(&graph.name)?, inputs)
 }
 

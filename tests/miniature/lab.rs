@@ -8,7 +8,7 @@ use v2l_export::precision::{PrecisionOptions, Request as Precision};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtWeights, Provider, Residence};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtOptions, OrtWeights, Provider, Residence};
 use v2l_runtime::pipeline::{
     ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request, StepGraph,
 };
@@ -84,7 +84,11 @@ impl Lab {
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
         let arithmetic = if setup.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
         let Setup { weights, provider, resident, .. } = setup;
-        let options = OpenOptions { weights, arithmetic, provider, resident, ..OpenOptions::default() };
+        let options = OpenOptions {
+            weights,
+            ort: OrtOptions { arithmetic, provider, resident, ..OrtOptions::default() },
+            ..OpenOptions::default()
+        };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;
         let mut config = directory.config().clone();
         config.reference.range = PixelRange::Signed;

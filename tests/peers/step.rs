@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Parser;
 use serde_json::json;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtWeights, Provider};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtOptions, OrtWeights, Provider};
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::Tensor;
 use v2l_runtime::weights::{read_tensors, write_tensors};
@@ -41,7 +41,12 @@ fn main() -> anyhow::Result<()> {
     let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
     let arithmetic = if args.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
     let (provider, threads) = (args.provider, Some(2));
-    let options = OpenOptions { weights, arithmetic, provider, threads, ..OpenOptions::default() };
+    let options = OpenOptions {
+        weights,
+        threads,
+        ort: OrtOptions { arithmetic, provider, ..OrtOptions::default() },
+        ..OpenOptions::default()
+    };
     let mut session = OrtEngine::open(Arc::new(Engine::open(&args.engine)?), &options)?.session("step")?;
     let tensors = read_tensors(&args.inputs)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();

@@ -17,7 +17,7 @@ use v2l_runtime::engine_directory::TRANSFORMER;
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::fuse::Cancelled;
 use v2l_runtime::options::{OpenOptions, OrtWeights, WeightMode};
-use v2l_runtime::ort_backend::{OnnxRuntime, Residence};
+use v2l_runtime::ort_backend::{OnnxRuntime, OrtOptions, Residence};
 use v2l_runtime::recording::Recorder;
 use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, NamedTensors};
@@ -153,7 +153,12 @@ fn backend_of_another_crate_gives_the_bits_of_the_one_that_it_forwards_to() {
         (OrtWeights::Lazy, Residence::None),
         (OrtWeights::Lazy, Residence::Slots),
     ] {
-        let options = OpenOptions { weights, resident, adapters: states[1].clone(), ..OpenOptions::default() };
+        let options = OpenOptions {
+            weights,
+            adapters: states[1].clone(),
+            ort: OrtOptions { resident, ..OrtOptions::default() },
+            ..OpenOptions::default()
+        };
         let trial = Forwarding::default();
         let mut forwarded = Opened::new(OpenEngine::open_on(&trial, Arc::clone(&engine), &options).unwrap());
         let mut ort = Opened::new(OpenEngine::open(Arc::clone(&engine), &options).unwrap());

@@ -10,7 +10,7 @@ use v2l_export::{CompileOptions, ExportError, ExportOptions, PlanBuilder, Tensor
 use v2l_runtime::backend::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::ShapeRange;
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights, Provider};
+use v2l_runtime::ort_backend::{OpenOptions, OrtOptions, OrtWeights, Provider};
 use v2l_runtime::tensor::NamedTensors;
 
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
@@ -48,7 +48,11 @@ fn transformer_on_the_cuda_provider_equals_diffusers() {
         let built = Built::plain(&folder);
         for weights in WEIGHT_MODES {
             let provider = Provider::Cuda { device: 0 };
-            let open = OpenOptions { weights, provider, ..OpenOptions::default() };
+            let open = OpenOptions {
+                weights,
+                ort: OrtOptions { provider, ..OrtOptions::default() },
+                ..OpenOptions::default()
+            };
             let mut engine = match OpenEngine::open(built.engine("transformer"), &open) {
                 Ok(engine) => engine,
                 // There is a GPU: what is missing are ONNX Runtime's or CUDA's libraries.

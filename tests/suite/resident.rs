@@ -6,7 +6,7 @@ use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::adapter::{Adapter, LowRank};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, Residence};
+use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtOptions, Residence};
 use v2l_runtime::pipeline::{Components, Request};
 use v2l_runtime::session::Session;
 use v2l_runtime::side;
@@ -49,7 +49,11 @@ fn resident_directory_swaps_under_an_open_session_whose_stages_follow() {
         for weights in WEIGHT_MODES {
             let open = |resident| {
                 let resident = if resident { Residence::Slots } else { Residence::None };
-                let options = OpenOptions { weights, resident, ..OpenOptions::default() };
+                let options = OpenOptions {
+                    weights,
+                    ort: OrtOptions { resident, ..OrtOptions::default() },
+                    ..OpenOptions::default()
+                };
                 EngineDirectory::open(built.engines(), options).unwrap()
             };
             let (mut resident, mut today) = (open(true), open(false));
@@ -75,7 +79,8 @@ fn resident_session_keeps_factors_and_runs_without_them() {
     let graph = engine.graph("step.side").unwrap();
     let a = adapter("a", engine.manifest().slots.iter(), 3, 1);
     let factors = |strength| side::inputs(&engine, graph, &[(&a, strength)]).unwrap();
-    let options = OpenOptions { resident: Residence::All, ..OpenOptions::default() };
+    let options =
+        OpenOptions { ort: OrtOptions { resident: Residence::All, ..OrtOptions::default() }, ..OpenOptions::default() };
     let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.side").unwrap();
     assert!(session.run(&refs(&inputs)).is_err(), "nothing is kept yet");
     for strength in [1.0, -0.5, 0.0] {
@@ -119,7 +124,10 @@ fn resident_typed_graph_equals_one_over_fused_initializers() {
     let open = |resident| {
         let resident = if resident { Residence::All } else { Residence::None };
         let engine = std::sync::Arc::new(Engine::open(planted.path("model.engine")).unwrap());
-        let options = OpenOptions { arithmetic: Arithmetic::Plan, resident, ..OpenOptions::default() };
+        let options = OpenOptions {
+            ort: OrtOptions { arithmetic: Arithmetic::Plan, resident, ..OrtOptions::default() },
+            ..OpenOptions::default()
+        };
         OrtEngine::open(engine, &options).unwrap()
     };
     let (mut resident, mut today) = (open(true), open(false));

@@ -108,7 +108,7 @@ mod built_in {
     use v2l_graphs::passes::lower_for_tensorrt;
     use v2l_graphs::{Builder, DataType, Dim, Initializer, Model, blocks, encode_model};
     use v2l_runtime::engine::Engine;
-    use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
+    use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtOptions};
     use v2l_runtime::session::Session;
     use v2l_runtime::weights::WeightFile;
 
@@ -267,8 +267,11 @@ mod built_in {
         let ids = file.get("input.input_ids").unwrap().to_tensor().unwrap();
         assert_eq!(ids.shape(), [1, 4], "the smallest shapes");
         let expected = file.get("output.last_hidden_state").unwrap().to_tensor().unwrap();
-        let mut ort =
-            OrtEngine::open(Arc::clone(&engine), &OpenOptions { any_backend: true, ..Default::default() }).unwrap();
+        let mut ort = OrtEngine::open(
+            Arc::clone(&engine),
+            &OpenOptions { ort: OrtOptions { any_backend: true, ..OrtOptions::default() }, ..Default::default() },
+        )
+        .unwrap();
         let distance = |ort: &mut OrtEngine| {
             let found = ort.session(&graph.name).unwrap().run(&[("input_ids", &ids)]).unwrap();
             let (found, expected) = (found["last_hidden_state"].to_f32().unwrap(), expected.to_f32().unwrap());
@@ -342,8 +345,11 @@ mod built_in {
         let mut inputs: NamedTensors =
             side.inputs.iter().map(|port| (port.name.clone(), tensor(format!("input.{}", port.name)))).collect();
         let expected = tensor("output.last_hidden_state".into()).to_f32().unwrap();
-        let mut ort =
-            OrtEngine::open(Arc::clone(&engine), &OpenOptions { any_backend: true, ..Default::default() }).unwrap();
+        let mut ort = OrtEngine::open(
+            Arc::clone(&engine),
+            &OpenOptions { ort: OrtOptions { any_backend: true, ..OrtOptions::default() }, ..Default::default() },
+        )
+        .unwrap();
         let mut session = ort.session("encode.side").unwrap();
         let mut distance = |inputs: &NamedTensors| {
             let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();

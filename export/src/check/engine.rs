@@ -84,7 +84,8 @@ pub(crate) fn check_engine(
     options: &CheckOptions,
 ) -> Result<Checks, ExportError> {
     let engine = Arc::new(Engine::open(engine).map_err(|e| ExportError::config(engine, e.to_string()))?);
-    let ort = OpenOptions { any_backend: true, ..options.ort.clone() };
+    let mut ort = options.ort.clone();
+    ort.ort.any_backend = true;
     let options = &CheckOptions { ort, ..options.clone() };
     let given = named_files(&options.inputs)?;
     let mut used = Vec::new();
@@ -164,7 +165,8 @@ impl Checked<'_> {
                 self.compare(name, &open, runs, tolerance, "", checks)?;
             }
             if graph.files.typed.is_some() && graph.precision == "fp16" {
-                let open = OpenOptions { arithmetic: Arithmetic::Plan, ..self.bounded() };
+                let mut open = self.bounded();
+                open.ort.arithmetic = Arithmetic::Plan;
                 let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of_plan(false));
                 self.compare(name, &open, runs, tolerance, "; arithmetic as planned", checks)?;
             }
@@ -175,7 +177,8 @@ impl Checked<'_> {
             }
             if let Some((set, _)) = runs.first().filter(|_| options.times) {
                 let weights = ways.last().copied().unwrap_or_default();
-                let open = OpenOptions { weights, profile: true, ..self.bounded() };
+                let mut open = OpenOptions { weights, ..self.bounded() };
+                open.ort.profile = true;
                 checks.times.push(time(self.engine, name, set, &open).map_err(|e| self.stopped(&e))?);
             }
         }

@@ -10,9 +10,10 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
 use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
 #[cfg(not(feature = "stand-in-backend"))]
 pub(crate) use v2l_runtime::ort_backend::OrtEngine as SessionBackend;
-use v2l_runtime::ort_backend::{Arithmetic, MOST_THREADS, OpenOptions, OrtWeights, Provider};
+use v2l_runtime::ort_backend::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::session::{Dim, Port};
 use v2l_runtime::trt_backend::TrtOptions;
 
@@ -224,13 +225,16 @@ impl Opening {
             )));
         }
         let engines = OpenOptions {
-            ort_lib: ort_library.map(PathBuf::from),
             weights,
-            arithmetic,
             threads: (threads > 0).then_some(threads),
             memory: (options.memory_limit > 0).then_some(options.memory_limit),
-            provider: provider.unwrap_or_default(),
             backend,
+            ort: OrtOptions {
+                library: ort_library.map(PathBuf::from),
+                arithmetic,
+                provider: provider.unwrap_or_default(),
+                ..OrtOptions::default()
+            },
             trt: TrtOptions { library: trt_library.map(PathBuf::from), device, verify: options.no_verify == 0 },
             ..OpenOptions::default()
         };

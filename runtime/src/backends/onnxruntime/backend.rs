@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::NAME;
 use super::open::OrtEngine;
-use super::options::Provider;
+use super::options::{OrtOptions, Provider};
 use super::weight_plan::{weight_bytes, weight_mode};
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
@@ -52,7 +52,7 @@ impl Backend for OnnxRuntime {
         runs: usize,
     ) -> Result<Option<Needs>, EngineError> {
         let (mode, _) = weight_mode(engine, options)?;
-        if options.provider != Provider::Cpu {
+        if options.ort.provider != Provider::Cpu {
             return Ok(None);
         }
         let graph = engine.graph(graph)?;
@@ -63,7 +63,8 @@ impl Backend for OnnxRuntime {
     }
 
     fn cache_key(&self, options: &OpenOptions) -> String {
-        format!("{:?} {:?} {:?}", options.arithmetic, options.provider, options.resident)
+        let OrtOptions { arithmetic, provider, resident, .. } = &options.ort;
+        format!("{arithmetic:?} {provider:?} {resident:?}")
     }
 
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {

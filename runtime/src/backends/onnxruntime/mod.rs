@@ -26,7 +26,7 @@ pub use backend::OnnxRuntime;
 pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
-pub use options::{Arithmetic, Provider, Residence};
+pub use options::{Arithmetic, OrtOptions, Provider, Residence};
 pub use session::OrtSession;
 
 pub use crate::options::{MOST_THREADS, OpenOptions, OrtWeights, RunLimits, WeightMode};

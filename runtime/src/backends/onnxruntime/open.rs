@@ -77,10 +77,10 @@ impl OrtEngine {
     /// # Errors
     /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
-        let environment = library::onnxruntime(options.ort_lib.as_deref())?;
-        let device: Option<Arc<dyn Device>> = match options.provider {
+        let environment = library::onnxruntime(options.ort.library.as_deref())?;
+        let device: Option<Arc<dyn Device>> = match options.ort.provider {
             Provider::Cuda { device } => Some(Arc::new(Cuda::new(provider::open_gpu(device)?))),
-            Provider::Cpu => match options.resident {
+            Provider::Cpu => match options.ort.resident {
                 Residence::None => None,
                 chosen => Some(Arc::new(Host::new(options.memory, chosen == Residence::All))),
             },
@@ -95,7 +95,7 @@ impl OrtEngine {
         options: &OpenOptions,
         device: Option<Arc<dyn Device>>,
     ) -> Result<Self, OrtError> {
-        Self::open_in(library::onnxruntime(options.ort_lib.as_deref())?, engine, options, device)
+        Self::open_in(library::onnxruntime(options.ort.library.as_deref())?, engine, options, device)
     }
 
     fn open_in(
@@ -117,8 +117,8 @@ impl OrtEngine {
             engine,
             environment,
             threads: options.threads,
-            profile: options.profile,
-            arithmetic: options.arithmetic,
+            profile: options.ort.profile,
+            arithmetic: options.ort.arithmetic,
             report,
             overrides: HashMap::new(),
             fused: IndexMap::new(),
@@ -127,9 +127,9 @@ impl OrtEngine {
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
             limits: options.limits,
-            any_backend: options.any_backend || options.backend.name() == Some(NAME),
+            any_backend: options.ort.any_backend || options.backend.name() == Some(NAME),
             widened: HashMap::new(),
-            provider: options.provider,
+            provider: options.ort.provider,
             resident: None,
         };
         if let Some(device) = device {

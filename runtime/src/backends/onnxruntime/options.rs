@@ -1,6 +1,24 @@
 //! What ONNX Runtime alone is asked for.
 
+use std::path::PathBuf;
 use std::str::FromStr;
+
+/// How ONNX Runtime is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OrtOptions {
+    /// The library; found as [`find_onnxruntime`](crate::io::library::find_onnxruntime) says if not given.
+    pub library: Option<PathBuf>,
+    /// In which types graphs compute. By plan, the weights are held lazily.
+    pub arithmetic: Arithmetic,
+    /// Time operators, for [`OrtSession::operator_times`](super::OrtSession::operator_times).
+    pub profile: bool,
+    /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
+    pub provider: Provider,
+    /// Which weights stay on the device and are given to sessions as inputs.
+    pub resident: Residence,
+    /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
+    pub any_backend: bool,
+}
 
 /// In which types a graph computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

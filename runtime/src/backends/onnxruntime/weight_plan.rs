@@ -29,7 +29,7 @@ pub(super) fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(Wei
 }
 
 fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Result<(WeightMode, String), EngineError> {
-    if options.arithmetic == Arithmetic::Plan {
+    if options.ort.arithmetic == Arithmetic::Plan {
         return Ok((WeightMode::Lazy, "arithmetic by plan takes weights as they are stored".to_owned()));
     }
     match options.weights {

@@ -16,7 +16,7 @@ use super::emulated::{Edit, Emulated};
 use super::plan::padded;
 use super::verify::distance;
 use super::*;
-use crate::backends::onnxruntime::{OpenOptions, OrtEngine, OrtWeights};
+use crate::backends::onnxruntime::{OpenOptions, OrtEngine, OrtOptions, OrtWeights};
 use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
 use crate::engine::session::{Dim, Port, Session};
 use crate::engine::testing::{LINEARS, fixture, manifest, part, write, write_tiny};
@@ -33,7 +33,12 @@ fn bytes(bytes: Vec<u8>) -> Tensor {
 }
 
 fn options() -> OpenOptions {
-    OpenOptions { weights: OrtWeights::Lazy, threads: Some(1), any_backend: true, ..OpenOptions::default() }
+    OpenOptions {
+        weights: OrtWeights::Lazy,
+        threads: Some(1),
+        ort: OrtOptions { any_backend: true, ..OrtOptions::default() },
+        ..OpenOptions::default()
+    }
 }
 
 fn run(session: &mut dyn Session, inputs: &NamedTensors) -> NamedTensors {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::TrtError;
 use super::fusing::Fusing;
 use super::plan::{Input, Plan};
-use crate::backends::onnxruntime::{OrtEngine, OrtError};
+use crate::backends::onnxruntime::{OrtEngine, OrtError, OrtOptions};
 use crate::engine::inputs::{bind, laid_out, views};
 use crate::engine::manifest::Graph;
 use crate::engine::profiles;
@@ -117,12 +117,11 @@ impl Probe {
 /// How ONNX Runtime is opened on the CPU, in float32, where engines are opened with `options`.
 pub(super) fn reference_options(options: &OpenOptions) -> OpenOptions {
     OpenOptions {
-        ort_lib: options.ort_lib.clone(),
         threads: options.threads,
         memory: options.memory,
         // Held so, weights are rounded to the storage type when they are fused, as those of the plan are.
         weights: OrtWeights::Lazy,
-        any_backend: true,
+        ort: OrtOptions { library: options.ort.library.clone(), any_backend: true, ..OrtOptions::default() },
         ..OpenOptions::default()
     }
 }

@@ -274,7 +274,8 @@ mod sessions {
     #[test]
     fn resident_session_follows_swaps_and_equals_sessions_over_fused_initializers() {
         for_each_case(|engine, open, inputs, what| {
-            let resident = OpenOptions { resident: Residence::Slots, ..open.clone() };
+            let mut resident = open.clone();
+            resident.ort.resident = Residence::Slots;
             let mut host = OrtEngine::open(Arc::clone(&engine), &resident).unwrap();
             let (mut device, _) = emulated(Arc::clone(&engine), open);
             assert!(host.is_resident() && device.is_resident());
