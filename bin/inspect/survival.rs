@@ -52,7 +52,7 @@ pub(crate) fn show(
     let norm = found.overall_norm();
     output.result("survival_overall", fields(&overall, norm), || row(&overall, norm, width));
     if let Some(warning) = found.report.warning() {
-        output.warning(warning);
+        output.warning(&warning);
     }
     heat_map.map_or(Ok(()), |path| {
         let map = HeatMap::new(&engine.manifest().slots, &found.report);

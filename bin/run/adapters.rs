@@ -120,7 +120,7 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         100.0 * overall.unchanged()
     ));
     if let Some(warning) = fused.warning() {
-        output.warning(warning);
+        output.warning(&warning);
     }
 }
 

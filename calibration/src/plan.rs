@@ -101,7 +101,7 @@ pub struct PrecisionPlan {
 pub enum PlanError {
     /// A line is not what it should be.
     #[error(
-        "{file}:{line}: expected {expected}, found `{found}`; correct the line, or save the plan again with `--save-precision-plan`"
+        "{file}:{line}: expected {expected}, found `{found}`; correct the line, or save the plan again with `v2l-compile --save-precision-plan`"
     )]
     Line {
         /// The plan file.
@@ -128,7 +128,7 @@ pub enum PlanError {
     /// The plan was made for another model.
     #[error(
         "{file}: graph `{graph}`: expected a plan for {expected}, found one for {found}: it was made for another model, or by \
-         other passes; save one for this model with `--save-precision-plan`"
+         other passes; save one for this model with `v2l-compile --save-precision-plan`"
     )]
     OtherModel {
         /// The plan file.

@@ -61,7 +61,7 @@ impl Blocks {
         if values.clone().any(|v| !v.is_finite()) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidData,
-                "a value is not finite and has no 8-bit form; expected finite values: leave --int8 out, or export the model again",
+                "a value is not finite and has no 8-bit form; expected finite values: compile without `v2l-compile --int8`, or export the model again",
             ));
         }
         let largest = values.clone().fold(0.0f32, |m, v| m.max(v.abs()));

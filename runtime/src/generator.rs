@@ -22,7 +22,7 @@ use crate::predict::Prediction;
 use crate::predict::cache::{CacheError, Determined, Key, PredictionCache};
 use crate::predict::video2lora::Predictor;
 use crate::tensor::Tensor;
-use crate::wording;
+use crate::wording::{HEIGHT, WIDTH};
 
 mod apply;
 mod options;
@@ -70,7 +70,8 @@ impl Video {
 pub enum GeneratorError {
     /// There is no hypernetwork.
     #[error(
-        "{}: there is no hypernetwork to predict from a reference with; export with --hypernetwork FILE --lilora FILE",
+        "{}: there is no hypernetwork to predict from a reference with; export it with \
+         `v2l-export --hypernetwork FILE --lilora FILE`",
         folder.display()
     )]
     NoPredictor {
@@ -78,7 +79,7 @@ pub enum GeneratorError {
         folder: PathBuf,
     },
     /// Nothing says which size reference frames are brought to.
-    #[error("give {}: the pipeline has no VAE to take them from", wording::SIZE)]
+    #[error("give `{WIDTH}` and `{HEIGHT}`: the pipeline has no VAE to take them from")]
     NoSize,
     /// Adapters can neither be fused nor applied in branches.
     #[error("{fuse}; the low-rank branches do not serve either: {branch}")]

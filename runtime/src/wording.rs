@@ -36,11 +36,45 @@ impl fmt::Display for Words {
     }
 }
 
+/// Options that are given together, each a name and perhaps a value.
+pub fn together(options: &[String]) -> String {
+    let spoken = SPEAKER.load(Ordering::Relaxed) == Speaker::CommandLine as u8;
+    options.join(if spoken { " " } else { " and " })
+}
+
+/// Adapters whose keys match only in part.
+pub const ALLOW_PARTIAL: Words = Words(&["allow_partial: true", "--allow-partial", "allow_partial"]);
+/// Arithmetic in float32.
+pub const ARITHMETIC_FP32: Words = Words(&["Arithmetic::Fp32", "--ort-arithmetic fp32", "V2L_ARITHMETIC_FP32"]);
+/// What runs an engine.
+pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
+/// ONNX Runtime runs an engine.
+pub const BACKEND_ORT: Words = Words(&["Backend::Ort", "--backend ort", "V2L_BACKEND_ORT"]);
 /// Adapters in low-rank branches.
-pub const BRANCH: Words = Words(&["`AdapterMode::Branch`", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
+pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
+/// The GPU.
+pub const DEVICE: Words = Words(&["device", "--device", "device"]);
+/// The ffmpeg program.
+pub const FFMPEG: Words = Words(&["ffmpeg", "--ffmpeg", "ffmpeg"]);
+/// Adapters in the weights.
+pub const FUSE: Words = Words(&["AdapterMode::Fuse", "--fuse-mode fuse", "V2L_ADAPTERS_FUSE"]);
+/// Height of the video.
+pub const HEIGHT: Words = Words(&["height", "--height", "height"]);
+/// Engines are not compared with what was recorded when they were compiled.
+pub const NO_VERIFY: Words = Words(&["verify: false", "--no-verify", "no_verify"]);
+/// Frames of the video.
+pub const NUM_FRAMES: Words = Words(&["num_frames", "--num-frames", "num_frames"]);
+/// ONNX Runtime's library.
+pub const ORT_LIBRARY: Words = Words(&["ort_lib", "--ort-lib", "ort_library"]);
+/// ONNX Runtime computes on a GPU.
+pub const PROVIDER_CUDA: Words = Words(&["Provider::Cuda", "--provider cuda", "provider \"cuda\""]);
 /// The shift of a scheduler.
-pub const SHIFT: Words = Words(&["`shift`", "--shift", "`shift`"]);
-/// Width and height of the video.
-pub const SIZE: Words = Words(&["`width` and `height`", "--width and --height", "`width` and `height`"]);
+pub const SHIFT: Words = Words(&["shift", "--shift", "shift"]);
 /// The autoencoder's tiles.
-pub const TILING: Words = Words(&["`vae_tiling: Some(true)`", "--vae-tiling on", "V2L_TILING_ON"]);
+pub const TILING: Words = Words(&["vae_tiling: Some(true)", "--vae-tiling on", "V2L_TILING_ON"]);
+/// Weights are held in float32.
+pub const WEIGHTS_F32: Words = Words(&["OrtWeights::Widened", "--ort-weights widened", "V2L_WEIGHTS_WIDENED"]);
+/// Weights are held as they are stored.
+pub const WEIGHTS_STORED: Words = Words(&["OrtWeights::Lazy", "--ort-weights lazy", "V2L_WEIGHTS_LAZY"]);
+/// Width of the video.
+pub const WIDTH: Words = Words(&["width", "--width", "width"]);

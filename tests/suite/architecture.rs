@@ -7,6 +7,8 @@ use std::process::Command;
 
 use serde_json::Value as Json;
 
+use crate::circles::strings;
+
 /// Who may import whom. A crate that is not here may not exist.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l", &["v2l-export", "v2l-runtime"]),
@@ -343,4 +345,47 @@ fn pipeline_names_no_family_of_models() {
         let named: Vec<_> = families.iter().filter(|family| text.contains(*family)).collect();
         assert!(named.is_empty(), "{} names {named:?}; what a family needs goes through `Family`", path.display());
     }
+}
+
+/// What a flag may stand behind, in the same string: the program that takes it.
+const PROGRAMS: &[&str] = &["v2l-", "cargo "];
+
+/// The strings of a source that hold a flag without the program that takes it.
+fn bare_flags(source: &str) -> Vec<&str> {
+    let bare = |text: &&str| {
+        text.match_indices("--").any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + 2..]);
+            let begins = !before.ends_with(|c: char| c == '-' || c.is_alphanumeric());
+            let flag = begins && after.starts_with(|c: char| c.is_ascii_alphabetic());
+            flag && !PROGRAMS.iter().any(|program| before.contains(program))
+        })
+    };
+    strings(source).into_iter().filter(bare).collect()
+}
+
+#[test]
+fn errors_of_the_runtime_name_options_by_the_words_of_their_reader() {
+    let folder = root().join("runtime/src");
+    let mut files = Vec::new();
+    sources(&folder, &mut files);
+    for path in files.iter().filter(|path| **path != folder.join("wording.rs")) {
+        let text = std::fs::read_to_string(path).unwrap();
+        let found = bare_flags(&text);
+        assert!(
+            found.is_empty(),
+            "{} names flags: {}; take the option's words from runtime/src/wording.rs, or name the tool with its flag",
+            path.display(),
+            found.join(", ")
+        );
+    }
+}
+
+#[test]
+fn flag_scan_finds_bare_flags_in_strings_alone() {
+    let bare = |source| !bare_flags(source).is_empty();
+    assert!(bare(r#"f("use `--fuse-mode fuse`")"#) && bare(r#"const FLAG: &str = "--ort-lib";"#));
+    assert!(bare(r#"let quote = '"'; "leave --backend out""#));
+    assert!(!bare(r#"f("compile with `v2l-compile --lora-rank MAX`")"#));
+    assert!(!bare("// use \"--fuse-mode\"\nlet a = b - -c;"));
+    assert!(!bare(r#"f("a -- b, ------, x--y")"#));
 }

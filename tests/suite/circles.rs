@@ -141,24 +141,7 @@ fn words(text: &str) -> Vec<&str> {
     let mut words = Vec::new();
     let mut rest = text;
     while let Some(c) = rest.chars().next() {
-        let skip = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            rest.find("*/").map_or(rest.len(), |at| at + 2)
-        } else if let Some(after) = rest.strip_prefix("r#\"") {
-            after.find("\"#").map_or(rest.len(), |at| at + 5)
-        } else if c == '"' {
-            string_end(rest)
-        } else if let Some(after) = rest.strip_prefix('\'') {
-            // A character, or a lifetime's quote.
-            match after.chars().nth(1) {
-                Some('\'') => 2 + after.chars().next().map_or(0, char::len_utf8),
-                _ if after.starts_with('\\') => after[2..].find('\'').map_or(rest.len(), |at| at + 4),
-                _ => 1,
-            }
-        } else {
-            0
-        };
+        let skip = skipped(rest);
         if skip > 0 {
             rest = &rest[skip..];
             continue;
@@ -175,6 +158,42 @@ fn words(text: &str) -> Vec<&str> {
         rest = &rest[length..];
     }
     words
+}
+
+/// The length of the comment, string or character that `text` begins with; 0 if it begins with something else.
+fn skipped(text: &str) -> usize {
+    if text.starts_with("//") {
+        text.find('\n').unwrap_or(text.len())
+    } else if text.starts_with("/*") {
+        text.find("*/").map_or(text.len(), |at| at + 2)
+    } else if let Some(after) = text.strip_prefix("r#\"") {
+        after.find("\"#").map_or(text.len(), |at| at + 5)
+    } else if text.starts_with('"') {
+        string_end(text)
+    } else if let Some(after) = text.strip_prefix('\'') {
+        // A character, or a lifetime's quote.
+        match after.chars().nth(1) {
+            Some('\'') => 2 + after.chars().next().map_or(0, char::len_utf8),
+            _ if after.starts_with('\\') => after[2..].find('\'').map_or(text.len(), |at| at + 4),
+            _ => 1,
+        }
+    } else {
+        0
+    }
+}
+
+/// The string literals of a source, as they are written.
+pub(crate) fn strings(text: &str) -> Vec<&str> {
+    let mut strings = Vec::new();
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        let length = skipped(rest);
+        if rest.starts_with(['"', 'r']) && length > 0 {
+            strings.push(&rest[..length]);
+        }
+        rest = &rest[length.max(c.len_utf8())..];
+    }
+    strings
 }
 
 fn string_end(text: &str) -> usize {

@@ -173,7 +173,7 @@ fn fuse_modes_that_an_engine_lacks_are_refused_before_anything_runs() {
     miniature.compile("plain", &[]);
     let refused = miniature.generate_with("plain", "x", &["--fuse-mode", "side"]);
     assert_eq!(refused.code, 2, "{}", refused.stderr);
-    assert!(refused.stderr.contains("compile with --lora-rank"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("compile it with `v2l-compile --lora-rank"), "{}", refused.stderr);
     assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
 }
 
@@ -189,7 +189,11 @@ fn fuse_mode_that_an_engine_lacks_is_a_usage_error_on_named_tensors_too() {
         args!["--engine", engine, "--inputs", file("inputs"), "--outputs", file("outputs"), "--fuse-mode", "side"];
     let refused = output(command("run", arguments));
     assert_eq!(refused.code, 2, "{}", refused.stderr);
-    assert!(refused.stderr.contains("compile with --lora-rank") && !file("outputs").exists(), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("compile it with `v2l-compile --lora-rank") && !file("outputs").exists(),
+        "{}",
+        refused.stderr
+    );
 }
 
 /// An engine by itself, on named tensors, its branches unused.

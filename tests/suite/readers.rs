@@ -418,7 +418,7 @@ fn adapter_for_a_model_in_a_wrapper_is_found_and_for_lost_names_weights_is_named
     let engine = wrapped(["onnx::MatMul_7", "onnx::MatMul_9"]);
     let run = crate::tools::output(command("inspect", args![&file, "--engine", &engine]));
     assert_eq!(run.code, BAD_ADAPTER);
-    assert!(run.stderr.contains("compile it with `--weights CHECKPOINT`"), "{}", run.stderr);
+    assert!(run.stderr.contains("compile it with `v2l-compile --weights CHECKPOINT`"), "{}", run.stderr);
 }
 
 /// A Loop whose body doubles its value until a trip count, or until a condition fails.

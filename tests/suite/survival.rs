@@ -82,7 +82,7 @@ fn survival_of_a_small_update_in_bf16_warns_and_that_of_a_large_one_does_not() {
         let warnings = named(&run, "warning");
         assert_eq!(warnings.len(), usize::from(warns), "{}", expected.last().unwrap());
         assert_eq!(run.stderr.contains("warning: rounding to the storage type loses"), warns, "{}", run.stderr);
-        assert_eq!(report.warning(), warnings.first().map(|event| event["message"].as_str().unwrap()));
+        assert_eq!(report.warning().is_some(), !warnings.is_empty());
     }
 }
 

@@ -33,7 +33,7 @@ pub enum SideBranchError {
     /// The product is not of the plain form.
     #[error(
         "slot `{slot}`: node `{node}` ({op_type}) is no product with the weight as the slot has it; expected MatMul, Gemm, or \
-         Gather of output features: compile without --lora-rank"
+         Gather of output features: compile without `v2l-compile --lora-rank`"
     )]
     Form {
         /// The slot.

@@ -139,7 +139,7 @@ pub(crate) fn fuse_report(report: &FuseReport) -> v2l_adapter_report {
         log(V2L_LOG_INFO, &format!("fused {slots} slots: {:.1} % of the update survives rounding", 100.0 * survived));
     }
     if let Some(warning) = report.warning() {
-        log(V2L_LOG_WARNING, warning);
+        log(V2L_LOG_WARNING, &warning);
     }
     let (relative_error, unchanged) = (overall.survey.relative_error(), overall.unchanged());
     v2l_adapter_report { size: size_of::<v2l_adapter_report>(), slots, survived, relative_error, unchanged }

@@ -5,16 +5,18 @@
 #[non_exhaustive]
 pub enum CudaError {
     /// The feature `gpu` is off.
-    #[error("this v2l was built without CUDA; build it with `--features cuda`")]
+    #[error("this v2l was built without CUDA; build it with `cargo build --release --features cuda`")]
     NotBuilt,
     /// There is no driver.
-    #[error("no NVIDIA driver: {reason}; install one, or use `--provider cpu`")]
+    #[error("no NVIDIA driver: {reason}; install one, or compute on the provider `cpu`")]
     NoDriver {
         /// The loader's or the driver's words.
         reason: String,
     },
     /// There is no such GPU.
-    #[error("there is no GPU {ordinal}: the driver knows {count}; see CUDA_VISIBLE_DEVICES, or use `--provider cpu`")]
+    #[error(
+        "there is no GPU {ordinal}: the driver knows {count}; see CUDA_VISIBLE_DEVICES, or compute on the provider `cpu`"
+    )]
     NoDevice {
         /// Which one was asked for, counted from 0.
         ordinal: usize,

@@ -13,6 +13,7 @@ use std::sync::{Mutex, PoisonError};
 use ort::environment::Environment;
 
 use crate::error::{Classified, ErrorClass};
+use crate::wording::{FFMPEG, ORT_LIBRARY, Words};
 
 /// The lowest minor version of ONNX Runtime 1.x that the runtime can use.
 pub const ORT_MINOR: u32 = ort::MINOR_VERSION;
@@ -22,30 +23,30 @@ pub const ORT_MINOR: u32 = ort::MINOR_VERSION;
 #[non_exhaustive]
 pub enum LibraryError {
     /// It is nowhere.
-    #[error("{what} was not found; looked at {}; run `bin/setup`, pass `{flag}`, or set {variable}", looked.join(", "))]
+    #[error("{what} was not found; looked at {}; run `bin/setup`, pass `{option}`, or set {variable}", looked.join(", "))]
     Missing {
         /// `ONNX Runtime` or `ffmpeg`.
         what: &'static str,
         /// Every place that was tried.
         looked: Vec<String>,
-        /// The command-line flag that names it.
-        flag: &'static str,
+        /// The option that names it.
+        option: Words,
         /// The environment variable that names it.
         variable: &'static str,
     },
-    /// A flag or variable names something that is not there.
+    /// An option or variable names something that is not there.
     #[error("{what}: {from} names {path}, which does not exist; correct it, or run `bin/setup` and leave it out")]
     NotThere {
         /// `ONNX Runtime` or `ffmpeg`.
         what: &'static str,
-        /// The flag or variable.
+        /// The option or variable.
         from: String,
         /// What it names.
         path: PathBuf,
     },
     /// The library is too old.
     #[error(
-        "{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: run `bin/setup`, or pass a newer one with `--ort-lib`"
+        "{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: run `bin/setup`, or pass a newer one with `{ORT_LIBRARY}`"
     )]
     Version {
         /// The library.
@@ -56,7 +57,7 @@ pub enum LibraryError {
         found: String,
     },
     /// The system cannot load the library, or it is not ONNX Runtime.
-    #[error("{path} cannot be loaded as ONNX Runtime: {reason}; pass another with `--ort-lib`")]
+    #[error("{path} cannot be loaded as ONNX Runtime: {reason}; pass another with `{ORT_LIBRARY}`")]
     Unloadable {
         /// The library.
         path: PathBuf,
@@ -84,13 +85,13 @@ impl Classified for LibraryError {
 pub struct Found {
     /// Where it is; a bare file name is left to the system's loader.
     pub path: PathBuf,
-    /// `--ort-lib`, `V2L_ORT_LIB`, `vendor`, …
+    /// The option, `V2L_ORT_LIB`, `vendor`, …
     pub from: String,
 }
 
 struct Search<'a> {
     what: &'static str,
-    flag: &'static str,
+    option: Words,
     variables: &'a [&'static str],
     /// Folder below the checkout, and whether a file name in it will do.
     vendored: &'a str,
@@ -108,7 +109,7 @@ pub fn find_onnxruntime(explicit: Option<&Path>) -> Result<Found, LibraryError> 
     let variable = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
     Search {
         what: "ONNX Runtime",
-        flag: "--ort-lib",
+        option: ORT_LIBRARY,
         variables: &["V2L_ORT_LIB", "ORT_DYLIB_PATH"],
         vendored: "vendor/ort/onnxruntime/capi",
         matches: &is_onnxruntime,
@@ -125,7 +126,7 @@ pub fn find_ffmpeg(explicit: Option<&Path>) -> Result<Found, LibraryError> {
     let exact = format!("ffmpeg{}", env::consts::EXE_SUFFIX);
     Search {
         what: "ffmpeg",
-        flag: "--ffmpeg",
+        option: FFMPEG,
         variables: &["V2L_FFMPEG"],
         vendored: "vendor/ffmpeg/imageio_ffmpeg/binaries",
         matches: &|name| name == exact || name.starts_with("ffmpeg-"),
@@ -145,7 +146,7 @@ fn is_onnxruntime(name: &str) -> bool {
 impl Search<'_> {
     fn find(&self, explicit: Option<&Path>) -> Result<Found, LibraryError> {
         if let Some(path) = explicit {
-            return self.named(path, self.flag);
+            return self.named(path, &self.option.to_string());
         }
         for variable in self.variables {
             if let Some(path) = env::var_os(variable).filter(|path| !path.is_empty()) {
@@ -168,7 +169,7 @@ impl Search<'_> {
             return Ok(Found { path, from: format!("${}", self.system.0) });
         }
         looked.push(format!("${}", self.system.0));
-        Err(LibraryError::Missing { what: self.what, looked, flag: self.flag, variable: self.variables[0] })
+        Err(LibraryError::Missing { what: self.what, looked, option: self.option, variable: self.variables[0] })
     }
 
     fn named(&self, path: &Path, from: &str) -> Result<Found, LibraryError> {
@@ -277,7 +278,7 @@ mod tests {
     #[test]
     fn find_onnxruntime_with_a_missing_explicit_path_names_flag_and_path() {
         let error = find_onnxruntime(Some(Path::new("/nowhere/libonnxruntime.so"))).unwrap_err().to_string();
-        assert!(error.contains("--ort-lib names /nowhere/libonnxruntime.so"), "{error}");
+        assert!(error.contains("ort_lib names /nowhere/libonnxruntime.so"), "{error}");
     }
 
     #[test]
@@ -312,10 +313,10 @@ mod tests {
         let error = LibraryError::Missing {
             what: "ffmpeg",
             looked: vec!["/a".into(), "$PATH".into()],
-            flag: "--ffmpeg",
+            option: FFMPEG,
             variable: "V2L_FFMPEG",
         };
-        let expected = "ffmpeg was not found; looked at /a, $PATH; run `bin/setup`, pass `--ffmpeg`, or set V2L_FFMPEG";
+        let expected = "ffmpeg was not found; looked at /a, $PATH; run `bin/setup`, pass `ffmpeg`, or set V2L_FFMPEG";
         assert_eq!(error.to_string(), expected);
     }
 }

@@ -41,9 +41,9 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"Rar!", "a RAR archive", UNPACK),
     (257, b"ustar", "a tar archive", UNPACK),
     (0, b"\x7fELF", "a program or a library", "give the model's file"),
-    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", "pictures are given with --image and --reference"),
-    (0, b"\xff\xd8\xff", "a JPEG picture", "pictures are given with --image and --reference"),
-    (4, b"ftyp", "a video (MP4)", "videos are given with --reference and --encode"),
+    (0, b"\x89PNG\r\n\x1a\n", "a PNG picture", "pictures are for `v2l-run --image` and `--reference`"),
+    (0, b"\xff\xd8\xff", "a JPEG picture", "pictures are for `v2l-run --image` and `--reference`"),
+    (4, b"ftyp", "a video (MP4)", "videos are for `v2l-run --reference` and `--encode`"),
 ];
 
 /// The kind of a file that begins with `start`, where it is none of v2l's; [`START`] bytes are enough.

@@ -20,6 +20,7 @@ use crate::io::raw::widen_bytes;
 use crate::io::weights::WeightView;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::Dtype;
+use crate::wording::{BRANCH, FUSE, WEIGHTS_F32};
 
 mod arena;
 mod kernel;
@@ -117,17 +118,15 @@ pub enum FuseError {
     },
     /// A layer's weight is stored in 8 bits.
     #[error(
-        "slot `{slot}` is stored in 8 bits, and adapters cannot be fused into it; use `--fuse-mode side` (compiled with \
-         `--lora-rank`), or compile without `--int8`"
+        "slot `{slot}` is stored in 8 bits, and adapters cannot be fused into it; use `{BRANCH}` with an \
+         engine of `v2l-compile --lora-rank MAX`, or compile without `--int8`"
     )]
     Quantized {
         /// The slot.
         slot: String,
     },
     /// The sum leaves the range of the target type.
-    #[error(
-        "slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `--ort-weights widened`"
-    )]
+    #[error("slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `{WEIGHTS_F32}`")]
     Overflow {
         /// The slot.
         slot: String,
@@ -137,7 +136,7 @@ pub enum FuseError {
     /// More ranks than the branches were compiled for.
     #[error(
         "slot `{slot}`: the adapters' ranks sum to {rank}, the low-rank branches were compiled for {max}; compile with \
-         `--lora-rank {rank}`, or use `--fuse-mode fuse`"
+         `v2l-compile --lora-rank {rank}`, or use `{FUSE}`"
     )]
     Rank {
         /// The slot.

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
 use crate::error::{Classified, ErrorClass};
+use crate::wording::BRANCH;
 
 /// How adapters are applied, as asked for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -44,12 +45,12 @@ impl fmt::Display for Way {
 #[derive(Debug, thiserror::Error)]
 pub enum ModeError {
     /// It has no branches.
-    #[error("the engine has no low-rank branches for {}; compile with --lora-rank MAX", crate::wording::BRANCH)]
+    #[error("the engine has no low-rank branches for `{BRANCH}`; compile it with `v2l-compile --lora-rank MAX`")]
     NoBranches,
     /// It has nothing else.
     #[error(
-        "the engine takes adapters in low-rank branches only; use {}, or compile with --fuse-modes fuse,side",
-        crate::wording::BRANCH
+        "the engine takes adapters in low-rank branches only; use `{BRANCH}`, or compile it with \
+         `v2l-compile --fuse-modes fuse,side`"
     )]
     OnlyBranches,
 }

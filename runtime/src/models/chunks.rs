@@ -19,6 +19,7 @@ use crate::engine::session::Session;
 use crate::events::{Observer, Progress, Stage};
 use crate::memory::check_room;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
+use crate::wording::TILING;
 
 const CACHE: &str = "conv_cache.";
 const NEXT_CACHE: &str = "next_conv_cache.";
@@ -151,7 +152,7 @@ impl Job {
         check_room(what, needed, held, |available| {
             let helps = tiled.is_some_and(|tiled| total(tiled).is_ok_and(|needed| needed <= available));
             let smaller = "a smaller or shorter one".to_owned();
-            helps.then(|| "--vae-tiling on".to_owned()).into_iter().chain([smaller]).collect()
+            helps.then(|| TILING.to_string()).into_iter().chain([smaller]).collect()
         })?;
         Ok(())
     }

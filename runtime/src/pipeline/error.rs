@@ -45,7 +45,8 @@ pub enum PipelineError {
     Request(#[from] RequestError),
     /// The latent is no longer finite.
     #[error(
-        "the latent holds NaN or infinity after step {step} of {total}; try --precision fp32 or a lower adapter strength"
+        "the latent holds NaN or infinity after step {step} of {total}; compile with `v2l-compile --precision fp32`, or lower \
+         the strength of adapters"
     )]
     NotFinite {
         /// The step, from 1.

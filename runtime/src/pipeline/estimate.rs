@@ -9,6 +9,7 @@ use crate::memory::check_room;
 use crate::models::family::{Family, TextInput};
 use crate::models::vae::Vae;
 use crate::tensor::Dtype;
+use crate::wording::{HEIGHT, NUM_FRAMES, TILING, WEIGHTS_STORED, WIDTH, together};
 
 /// What one phase of a request takes, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -208,7 +209,7 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Flags that make a request fit, one at a time where one is enough.
+    /// Options that make a request fit, one at a time where one is enough.
     fn ways_out(
         &self,
         components: &mut dyn Components,
@@ -231,10 +232,11 @@ impl Pipeline {
             .collect();
         let mut ways = Vec::new();
         for tiling in [false, true] {
-            let tiles = if tiling { " --vae-tiling on" } else { "" };
             let size = sizes.iter().find(|&&size| fits(Change { tiling, size: Some(size), ..Change::default() }));
             if let Some((width, height)) = size {
-                ways.push(format!("--height {height} --width {width}{tiles}"));
+                let mut options = vec![format!("{HEIGHT} {height}"), format!("{WIDTH} {width}")];
+                options.extend(tiling.then(|| TILING.to_string()));
+                ways.push(together(&options));
                 break;
             }
             if vae.is_tiled() {
@@ -242,7 +244,7 @@ impl Pipeline {
             }
         }
         if !vae.is_tiled() && fits(Change { tiling: true, ..Change::default() }) {
-            ways.push("--vae-tiling on".to_owned());
+            ways.push(TILING.to_string());
         }
         let step = limits.frame_step.max(1);
         let fewer = std::iter::successors(Some(settings.num_frames), |frames| Some(frames / 2 / step * step + 1));
@@ -252,10 +254,10 @@ impl Pipeline {
             .into_iter()
             .find(|&frames| fits(Change { frames: Some(frames), ..Change::default() }))
         {
-            ways.push(format!("--num-frames {frames}"));
+            ways.push(format!("{NUM_FRAMES} {frames}"));
         }
         if fits(Change { lazy: true, ..Change::default() }) {
-            ways.push("--ort-weights lazy".to_owned());
+            ways.push(WEIGHTS_STORED.to_string());
         }
         ways
     }

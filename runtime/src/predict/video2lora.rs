@@ -102,7 +102,10 @@ pub enum PredictorError {
         found: String,
     },
     /// The prediction holds NaN or infinity.
-    #[error("{what} holds NaN or infinity; check the reference, or run the predictor with `--precision fp32`")]
+    #[error(
+        "{what} holds NaN or infinity; check the reference, or compile the predictor with \
+         `v2l-compile --precision fp32`"
+    )]
     NotFinite {
         /// The tensor.
         what: String,

@@ -5,7 +5,7 @@ use std::fmt;
 use ndarray::ArrayD;
 
 use crate::error::{Classified, ErrorClass};
-use crate::wording;
+use crate::wording::SHIFT;
 
 /// A noise schedule with its solver, as one `scheduler_config.json` describes it.
 pub trait Scheduler: fmt::Debug + Send + Sync {
@@ -121,7 +121,7 @@ pub enum SchedulerError {
         supported: String,
     },
     /// A request gives a shift to a scheduler without one.
-    #[error("this model's scheduler has no shift: that is for models of flow matching; leave {} out", wording::SHIFT)]
+    #[error("this model's scheduler has no shift: that is for models of flow matching; leave `{SHIFT}` out")]
     NoShift,
     /// More steps than the model was trained with, or none.
     #[error("{found} inference steps, expected 1 to {max} (the scheduler's num_train_timesteps)")]

@@ -39,6 +39,7 @@ use crate::error::{Classified, ErrorClass};
 use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
 use crate::memory::machine_memory;
+use crate::wording::{ARITHMETIC_FP32, WEIGHTS_STORED};
 
 /// What users and manifests call this backend.
 const NAME: &str = "ort";
@@ -66,7 +67,7 @@ pub enum OrtError {
         /// Bytes available.
         available: u64,
         /// What to do.
-        way_out: &'static str,
+        way_out: String,
     },
     /// A graph is compiled for another backend.
     #[error(
@@ -79,12 +80,12 @@ pub enum OrtError {
         found: String,
     },
     /// A graph cannot compute by its precision plan here.
-    #[error("graph `{graph}` {reason}, or run it in float32 with `--ort-arithmetic fp32`")]
+    #[error("graph `{graph}` {reason}, or run it in float32 with `{ARITHMETIC_FP32}`")]
     Arithmetic {
         /// The graph.
         graph: String,
         /// Why, and a way out.
-        reason: &'static str,
+        reason: String,
     },
     /// The provider cannot be used on this machine.
     #[error("ONNX Runtime's CUDA provider: {reason}")]
@@ -121,7 +122,7 @@ pub enum OrtError {
         source: std::io::Error,
     },
     /// ONNX Runtime found no memory.
-    #[error("graph `{graph}`: ONNX Runtime: not enough memory: {message}; use `--ort-weights lazy`, or free memory")]
+    #[error("graph `{graph}`: ONNX Runtime: not enough memory: {message}; use `{WEIGHTS_STORED}`, or free memory")]
     OutOfMemory {
         /// The graph.
         graph: String,

@@ -33,6 +33,7 @@ use crate::lora::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Po
 use crate::memory::available_memory;
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
+use crate::wording::PROVIDER_CUDA;
 
 /// Fused weights that were replaced.
 #[derive(Clone, Debug)]
@@ -401,11 +402,13 @@ fn pristine(stored: Dtype, wanted: Dtype, bytes: Bytes) -> Bytes {
 fn typed(graph: &Graph, provider: Provider) -> Result<&TypedGraph, OrtError> {
     let refused = |reason| OrtError::Arithmetic { graph: graph.name.clone(), reason };
     match (&graph.files.typed, graph.precision.as_str()) {
-        (None, _) => Err(refused("was compiled without a precision plan; compile it with `--precision fp16`")),
-        (Some(_), "bf16" | "mixed") if provider == Provider::Cpu => Err(refused(
-            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with `--precision fp16`, or use \
-             `--provider cuda`",
+        (None, _) => Err(refused(
+            "was compiled without a precision plan; compile it with `v2l-compile --precision fp16`".to_owned(),
         )),
+        (Some(_), "bf16" | "mixed") if provider == Provider::Cpu => Err(refused(format!(
+            "has nodes in bfloat16, for which ONNX Runtime has no arithmetic on the CPU; compile it with \
+             `v2l-compile --precision fp16`, or use `{PROVIDER_CUDA}`"
+        ))),
         (Some(typed), _) => Ok(typed),
     }
 }

@@ -11,6 +11,7 @@ use super::OrtError;
 use super::options::Provider;
 use crate::io::library;
 use crate::lora::fuse::FuseError;
+use crate::wording::ORT_LIBRARY;
 
 /// The library that ONNX Runtime loads for the CUDA provider, beside its own.
 const PROVIDER_LIBRARY: &str =
@@ -58,7 +59,7 @@ fn check_library(onnxruntime: &Path) -> Result<(), OrtError> {
     }
     let reason = format!(
         "{} was built without it: there is no {PROVIDER_LIBRARY} beside it; run `bin/gpu-check`, which fetches onnxruntime-gpu, or \
-         name the library of that package with `--ort-lib`",
+         name the library of that package with `{ORT_LIBRARY}`",
         onnxruntime.display()
     );
     Err(OrtError::Provider { reason })
@@ -115,7 +116,7 @@ mod tests {
             Ok(_) => open_gpu(0).map(|_| ()).unwrap(),
             Err(error) => {
                 let message = error.to_string();
-                let way_out = if cfg!(feature = "cuda") { "bin/gpu-check" } else { "--features cuda" };
+                let way_out = if cfg!(feature = "cuda") { "bin/gpu-check" } else { "cargo build --features cuda" };
                 assert!(message.contains(way_out), "{message}");
             }
         }

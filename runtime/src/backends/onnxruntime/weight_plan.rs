@@ -12,6 +12,7 @@ use crate::lora::fuse;
 use crate::memory::machine_memory;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::tensor::Dtype;
+use crate::wording::WEIGHTS_STORED;
 
 /// How the weights will be held, and what that takes.
 pub(super) struct WeightPlan {
@@ -112,8 +113,8 @@ pub(super) fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>
     match available {
         Some(available) if needed > available => {
             let way_out = match mode {
-                WeightMode::Widened => "use `--ort-weights lazy`, or free memory",
-                WeightMode::Lazy | WeightMode::Plan => "free memory, or use an adapter for fewer layers",
+                WeightMode::Widened => format!("use `{WEIGHTS_STORED}`, or free memory"),
+                WeightMode::Lazy | WeightMode::Plan => "free memory, or use an adapter for fewer layers".to_owned(),
             };
             Err(OrtError::Memory { mode, needed, available, way_out })
         }

@@ -25,8 +25,8 @@ impl Backend for TensorRt {
 
     fn about(&self) -> &'static str {
         match self.0 {
-            Flavour::Rtx => "TensorRT-RTX (built with `--features tensorrt`)",
-            Flavour::TensorRt => "TensorRT (built with `--features tensorrt`)",
+            Flavour::Rtx => "TensorRT-RTX (built with `cargo build --features tensorrt`)",
+            Flavour::TensorRt => "TensorRT (built with `cargo build --features tensorrt`)",
         }
     }
 

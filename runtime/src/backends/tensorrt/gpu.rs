@@ -12,6 +12,7 @@ use v2l_trt::{Capability, Flavour};
 
 use super::device::{Gpu, Loaded, PlanTensor};
 use super::{TrtError, TrtOptions};
+use crate::wording::DEVICE;
 
 /// Finds TensorRT and a GPU for it.
 ///
@@ -22,7 +23,7 @@ pub(super) fn open(flavour: Flavour, options: &TrtOptions) -> Result<Arc<dyn Gpu
     let (info, driver, stream) = v2l_cuda::attach(usize::from(options.device)).map_err(|error| match error {
         CudaError::NoDriver { reason } => TrtError::NoGpu { title, reason: format!("no NVIDIA driver: {reason}") },
         CudaError::NoDevice { ordinal, count } => {
-            let known = format!("the driver knows {count}; see CUDA_VISIBLE_DEVICES and --device");
+            let known = format!("the driver knows {count}; see CUDA_VISIBLE_DEVICES and `{DEVICE}`");
             TrtError::NoGpu { title, reason: format!("there is no GPU {ordinal}: {known}") }
         }
         error => error.into(),

@@ -35,6 +35,7 @@ use crate::backends::onnxruntime::OrtError;
 use crate::engine::EngineError;
 use crate::error::{Classified, ErrorClass};
 use crate::lora::fuse::FuseError;
+use crate::wording::{BACKEND, BACKEND_ORT, NO_VERIFY};
 
 /// Why an engine does not run on TensorRT. Its weights are then the earlier ones, unless the error says that it is gone.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +46,7 @@ pub enum TrtError {
     Library(Box<LibraryError>),
     /// There is no GPU to run on.
     #[error(
-        "graph compiled for {title}: {reason}; run it on a machine with an NVIDIA GPU, or use `--backend ort`, which takes the ONNX form that the engine holds, too"
+        "graph compiled for {title}: {reason}; run it on a machine with an NVIDIA GPU, or use `{BACKEND_ORT}`, which takes the ONNX form that the engine holds, too"
     )]
     NoGpu {
         /// Which TensorRT.
@@ -55,7 +56,7 @@ pub enum TrtError {
     },
     /// A graph is compiled for another backend.
     #[error(
-        "graph `{graph}` is compiled for `{found}`; expected `{expected}`: leave --backend out, or compile with it"
+        "graph `{graph}` is compiled for `{found}`; expected `{expected}`: leave `{BACKEND}` out, or compile with it"
     )]
     WrongBackend {
         /// The graph.
@@ -68,7 +69,7 @@ pub enum TrtError {
     /// No plan is for this GPU.
     #[error(
         "graph `{graph}` has plans for compute capability {built}; this GPU ({gpu}) is {found}: compile with \
-         `--compute-capability {found}`, or use `--backend ort`"
+         `v2l-compile --compute-capability {found}`, or use `{BACKEND_ORT}`"
     )]
     NoPlan {
         /// The graph.
@@ -134,7 +135,7 @@ pub enum TrtError {
     /// The engine does not compute what it shall with its weights.
     #[error(
         "graph `{graph}`, output `{output}`, is {distance:.1e} from {reference} (relative L2), {tolerance:.1e} is allowed: the weights did not \
-         arrive as they were given; use another version of TensorRT, or `--backend ort` (`--no-verify` runs it all the same)"
+         arrive as they were given; use another version of TensorRT, or `{BACKEND_ORT}` (`{NO_VERIFY}` runs it all the same)"
     )]
     Differs {
         /// The graph.
@@ -149,7 +150,7 @@ pub enum TrtError {
         reference: &'static str,
     },
     /// What an engine was to be compared with cannot be computed.
-    #[error("verifying the weights of graph `{graph}` on ONNX Runtime: {reason}; `--no-verify` leaves it out")]
+    #[error("verifying the weights of graph `{graph}` on ONNX Runtime: {reason}; `{NO_VERIFY}` leaves it out")]
     Reference {
         /// The graph.
         graph: String,

@@ -22,6 +22,7 @@ use crate::engine::session::{Dim, Port};
 use crate::io::raw::{byte_len, tensor_from_bytes};
 use crate::lora::fuse::{Cancelled, FuseError};
 use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
+use crate::wording::BACKEND_ORT;
 
 /// Bytes of fused weights that may wait for the GPU at a time; one weight may be larger.
 const STAGING: usize = 512 << 20;
@@ -307,7 +308,7 @@ fn fixed(engine: &Engine, graph: &Graph, plan: &TrtPlan) -> Result<Fixed, TrtErr
         let view = engine.weight(name)?;
         let dtype = data_type(view.dtype).ok_or_else(|| TrtError::Refused {
             graph: graph.name.clone(),
-            reason: format!("TensorRT has no type for weight `{name}`, {}; use `--backend ort`", view.dtype),
+            reason: format!("TensorRT has no type for weight `{name}`, {}; use `{BACKEND_ORT}`", view.dtype),
         })?;
         let prototype = Prototype { dtype, count: view.data.len() / view.dtype.size() };
         stored.insert(name.clone(), prototype);

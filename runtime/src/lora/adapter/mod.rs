@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::WeightError;
+use crate::wording::ALLOW_PARTIAL;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome, ReadOptions};
 pub use describe::{Description, describe};
@@ -206,7 +207,11 @@ fn unmatched(coverage: &Coverage) -> String {
         return format!("{file}: none of its keys changes the component{}", reason.unwrap_or_default());
     }
     let listed = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    let rest = if coverage.slots_covered > 0 { ", or pass `--allow-partial` to apply the rest" } else { "" };
+    let rest = if coverage.slots_covered > 0 {
+        format!(", or pass `{ALLOW_PARTIAL}` to apply the rest")
+    } else {
+        String::new()
+    };
     let (unmatched, total) = (keys.len(), coverage.keys.len());
     let cause = coverage.hint.as_deref().unwrap_or("the adapter is for another model");
     format!("{file}: {unmatched} of {total} keys match no slot of the component, such as {listed}; {cause}{rest}")

@@ -244,12 +244,12 @@ impl<'a> SlotNames<'a> {
         let exported = self.slots.iter().any(|slot| by(slot, &[How::Initializer, How::Bias, How::Scope]));
         match (longer, exported) {
             (Some(slot), _) => Some(format!(
-                "the model has `{slot}` for `{first}`; compile it with `--weights CHECKPOINT`, which gives layers the \
+                "the model has `{slot}` for `{first}`; compile it with `v2l-compile --weights CHECKPOINT`, which gives layers the \
                  checkpoint's names"
             )),
             (None, true) => Some(format!(
-                "the model's layers have the names that its exporter left, such as `{}`; compile it with `--weights \
-                 CHECKPOINT`, which gives them the checkpoint's",
+                "the model's layers have the names that its exporter left, such as `{}`; compile it with \
+                 `v2l-compile --weights CHECKPOINT`, which gives them the checkpoint's",
                 self.slots.iter().find(|slot| by(slot, &[How::Initializer, How::Bias, How::Scope]))?.name
             )),
             _ => None,

@@ -446,11 +446,11 @@ fn read_adapter_finds_the_layers_of_a_model_in_a_wrapper_and_else_names_the_way_
     let two = [slots("first."), slots("second.")].concat();
     let error = message(&two);
     assert!(error.contains("the model has `first.blocks.0.attn1.to_q` for `blocks.0.attn1.to_q`"), "{error}");
-    assert!(error.contains("compile it with `--weights CHECKPOINT`"), "{error}");
+    assert!(error.contains("compile it with `v2l-compile --weights CHECKPOINT`"), "{error}");
     let mut lost = Slot::linear("onnx::MatMul_82", 5, 4);
     lost.found = Some(crate::engine::manifest::Found::by(crate::engine::manifest::How::Initializer));
     let error = message(&[lost]);
-    assert!(error.contains("such as `onnx::MatMul_82`; compile it with `--weights CHECKPOINT`"), "{error}");
+    assert!(error.contains("such as `onnx::MatMul_82`; compile it with `v2l-compile --weights CHECKPOINT`"), "{error}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
 use super::Survey;
+use crate::wording::{BRANCH, WEIGHTS_F32};
 
 /// Realised gain below which rounding loses a noticeable part of the adapters.
 const LEAST_GAIN: f64 = 0.9;
@@ -62,11 +63,14 @@ impl FuseReport {
     }
 
     /// What to tell the user, with the ways out, if less than 90 % of the update survives overall; else `None`.
-    pub fn warning(&self) -> Option<&'static str> {
-        (self.overall().survey.survived() < LEAST_GAIN).then_some(
-            "rounding to the storage type loses a noticeable part of the adapter; use --ort-weights widened, or compile \
-             with --precision fp32 (fp16 loses less than bf16), or with --lora-rank and use --fuse-mode side",
-        )
+    pub fn warning(&self) -> Option<String> {
+        (self.overall().survey.survived() < LEAST_GAIN).then(|| {
+            format!(
+                "rounding to the storage type loses a noticeable part of the adapter; use `{WEIGHTS_F32}`, or compile \
+                 with `v2l-compile --precision fp32` (fp16 loses less than bf16), or with `v2l-compile --lora-rank MAX` \
+                 and use `{BRANCH}`"
+            )
+        })
     }
 }
 

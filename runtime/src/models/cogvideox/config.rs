@@ -265,7 +265,7 @@ fn tiles_join(tile: usize, ratio: usize, overlap: f64) -> bool {
 /// An autoencoder's tiles do not join.
 #[derive(Clone, Copy, Debug, PartialEq, thiserror::Error)]
 #[error(
-    "{}: this model's tiles of {}x{} pixels, which overlap by {:.3} and {:.3} of their sides, \
+    "`{}`: this model's tiles of {}x{} pixels, which overlap by {:.3} and {:.3} of their sides, \
      do not join in latent pixels of {ratio}; leave it out, or change vae.tiling in pipeline.json",
     wording::TILING,
     tiling.tile_sample_min_width,

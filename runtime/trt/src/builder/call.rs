@@ -194,7 +194,7 @@ fn failure(library: &Library, request: &Request<'_>, status: i32, detail: i64, s
             messages,
             way_out: match library.flavour() {
                 Flavour::Rtx => "it takes 8.0, 8.6, 8.9, 12.0 and 12.1; for a data-center GPU compile for `ort`",
-                Flavour::TensorRt => "it builds for the GPU of this machine: leave --compute-capability out",
+                Flavour::TensorRt => "it builds for the GPU of this machine: give no compute capability",
             },
         },
         (ffi::PARSE, _) => BuildError::Parse { errors: said.parser },

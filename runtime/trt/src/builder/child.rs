@@ -164,8 +164,10 @@ fn last_words(mut from: impl Read) -> String {
 fn died(title: &'static str, status: ExitStatus, words: String) -> BuildError {
     let (by, way_out) = match status.signal() {
         Some(9) => ("signal 9".to_owned(), "if memory ran out, build for fewer layers or free some"),
-        Some(signal) => (format!("signal {signal}"), "leave out --compute-capability one by one, or use --backend ort"),
-        None => (format!("{status} without an answer"), "run it again; if it stays so, use --backend ort"),
+        Some(signal) => {
+            (format!("signal {signal}"), "leave out compute capabilities one by one, or compile for the backend `ort`")
+        }
+        None => (format!("{status} without an answer"), "run it again; if it stays so, compile for the backend `ort`"),
     };
     let messages = if words.is_empty() { Vec::new() } else { vec![words] };
     BuildError::Died { title, by, messages, way_out }

@@ -15,7 +15,7 @@ pub enum RunError {
     /// There is no GPU, or no driver for one.
     #[error(
         "{title} found no NVIDIA GPU or no driver for it{}; run on a machine with both (`nvidia-smi` lists them), or compile the \
-         model with --backend ort",
+         model with `v2l-compile --backend ort`",
         words(messages)
     )]
     NoDevice {
