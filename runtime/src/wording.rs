@@ -49,7 +49,7 @@ pub const ARITHMETIC_FP32: Words = Words(&["Arithmetic::Fp32", "--ort-arithmetic
 /// What runs an engine.
 pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
 /// ONNX Runtime runs an engine.
-pub const BACKEND_ORT: Words = Words(&["Backend::Ort", "--backend ort", "V2L_BACKEND_ORT"]);
+pub const BACKEND_ORT: Words = Words(&["backend \"ort\"", "--backend ort", "V2L_BACKEND_ORT"]);
 /// Adapters in low-rank branches.
 pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
 /// The GPU.
