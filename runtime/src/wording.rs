@@ -45,7 +45,8 @@ pub fn together(options: &[String]) -> String {
 /// Adapters whose keys match only in part.
 pub const ALLOW_PARTIAL: Words = Words(&["allow_partial: true", "--allow-partial", "allow_partial"]);
 /// Arithmetic in float32.
-pub const ARITHMETIC_FP32: Words = Words(&["Arithmetic::Fp32", "--ort-arithmetic fp32", "V2L_ARITHMETIC_FP32"]);
+pub const ARITHMETIC_FP32: Words =
+    Words(&["ort.arithmetic: Arithmetic::Fp32", "--ort-arithmetic fp32", "V2L_ARITHMETIC_FP32"]);
 /// What runs an engine.
 pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
 /// ONNX Runtime runs an engine.
@@ -53,7 +54,7 @@ pub const BACKEND_ORT: Words = Words(&["backend \"ort\"", "--backend ort", "V2L_
 /// Adapters in low-rank branches.
 pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
 /// The GPU.
-pub const DEVICE: Words = Words(&["device", "--device", "device"]);
+pub const DEVICE: Words = Words(&["trt.device", "--device", "device"]);
 /// The ffmpeg program.
 pub const FFMPEG: Words = Words(&["ffmpeg", "--ffmpeg", "ffmpeg"]);
 /// Adapters in the weights.
@@ -61,13 +62,13 @@ pub const FUSE: Words = Words(&["AdapterMode::Fuse", "--fuse-mode fuse", "V2L_AD
 /// Height of the video.
 pub const HEIGHT: Words = Words(&["height", "--height", "height"]);
 /// Engines are not compared with what was recorded when they were compiled.
-pub const NO_VERIFY: Words = Words(&["verify: false", "--no-verify", "no_verify"]);
+pub const NO_VERIFY: Words = Words(&["trt.verify: false", "--no-verify", "no_verify"]);
 /// Frames of the video.
 pub const NUM_FRAMES: Words = Words(&["num_frames", "--num-frames", "num_frames"]);
 /// ONNX Runtime's library.
-pub const ORT_LIBRARY: Words = Words(&["ort_lib", "--ort-lib", "ort_library"]);
+pub const ORT_LIBRARY: Words = Words(&["ort.library", "--ort-lib", "ort_library"]);
 /// ONNX Runtime computes on a GPU.
-pub const PROVIDER_CUDA: Words = Words(&["Provider::Cuda", "--provider cuda", "provider \"cuda\""]);
+pub const PROVIDER_CUDA: Words = Words(&["ort.provider: Provider::Cuda", "--provider cuda", "provider \"cuda\""]);
 /// The shift of a scheduler.
 pub const SHIFT: Words = Words(&["shift", "--shift", "shift"]);
 /// The autoencoder's tiles.

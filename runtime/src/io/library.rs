@@ -278,7 +278,7 @@ mod tests {
     #[test]
     fn find_onnxruntime_with_a_missing_explicit_path_names_flag_and_path() {
         let error = find_onnxruntime(Some(Path::new("/nowhere/libonnxruntime.so"))).unwrap_err().to_string();
-        assert!(error.contains("ort_lib names /nowhere/libonnxruntime.so"), "{error}");
+        assert!(error.contains("ort.library names /nowhere/libonnxruntime.so"), "{error}");
     }
 
     #[test]
