@@ -39,6 +39,43 @@ fetch() {
     partial=
 }
 
+# OpenVINO, as vendor/openvino, unless V2L_OPENVINO_LIB names another or it is there: of the wheel, the five libraries that v2l loads.
+openvino_version=2026.4.1
+have_openvino() { [ -n "${V2L_OPENVINO_LIB:-}" ] || compgen -G 'vendor/openvino/libopenvino_c.so.*' >/dev/null; }
+fetch_openvino() {
+    local without='set V2L_OPENVINO_LIB to an OpenVINO C library of your own, 2026.4 or newer' platform
+    case "$(uname -s)-$(uname -m)" in
+    Linux-x86_64) platform=manylinux_2_28_x86_64 ;;
+    Linux-aarch64 | Linux-arm64) platform=manylinux_2_35_aarch64 ;;
+    *) fail "no OpenVINO to fetch is known for $(uname -s) on $(uname -m)" "to do without: $without" ;;
+    esac
+    printf "bin/${0##*/}: fetching openvino %s into vendor/openvino\n" "$openvino_version" >&2
+    mkdir -p vendor
+    partial=$(mktemp -d vendor/.openvino.partial.XXXXXX)
+    # Any Python's wheel: the libraries inside are the same in all of them.
+    python3 -m pip download --quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --dest "$partial" \
+        --platform "$platform" --implementation cp --python-version 3.11 "openvino==$openvino_version" ||
+        fail "pip could not download openvino==$openvino_version; see its message above" \
+            "a network or mirror problem: correct it (PIP_INDEX_URL names another index) and run it again" \
+            "to do without: $without"
+    python3 - "$partial" <<'EOF' || fail "the wheel of openvino $openvino_version is not as expected" "to do without: $without"
+import fnmatch, pathlib, sys, zipfile
+folder = pathlib.Path(sys.argv[1])
+wheel, = folder.glob("*.whl")
+patterns = ["libopenvino_c.so.*", "libopenvino.so.*", "libopenvino_*_cpu_plugin.so", "libopenvino_onnx_frontend.so.*", "libtbb.so.*"]
+with zipfile.ZipFile(wheel) as files:
+    names = [name for name in files.namelist() if name.startswith("openvino/libs/")]
+    for pattern in patterns:
+        name, = fnmatch.filter(names, "openvino/libs/" + pattern)
+        (folder / name.rsplit("/", 1)[1]).write_bytes(files.read(name))
+wheel.unlink()
+EOF
+    chmod 755 "$partial"
+    rm -rf vendor/openvino
+    mv "$partial" vendor/openvino
+    partial=
+}
+
 # TensorRT-RTX, as vendor/tensorrt, unless V2L_TRT_LIB names another or it is there.
 fetch_tensorrt() {
     local requirement=tensorrt-rtx-cu13-libs==1.7.1.116

@@ -17,19 +17,24 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l-cuda", &["v2l-search"]),
     ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime", "v2l-trt"]),
     ("v2l-graphs", &[]),
+    ("v2l-openvino", &["v2l-search", "v2l-wire"]),
     ("v2l-runtime", &["v2l-cuda", "v2l-search", "v2l-trt"]),
     ("v2l-search", &[]),
     ("v2l-trt", &["v2l-search"]),
+    ("v2l-wire", &[]),
 ];
 
 /// The package whose tests may import every crate: it owns the end-to-end tests.
 const ROOT: &str = "v2l";
 
+/// What else tests and examples may import: the runtime's documentation examples compile the sample model, the tests of OpenVINO build graphs.
+const TEST_IMPORTS: &[(&str, &str)] = &[("v2l-openvino", "v2l-graphs"), ("v2l-runtime", "v2l-export")];
+
 /// What may not be among the normal dependencies of `v2l-runtime` and `v2l-capi`, however deep: compile-time code does not ship.
 const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
 /// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors and bounded
-/// memory, CUDA, TensorRT, the environment and the memory of the tools.
+/// memory, CUDA, OpenVINO, TensorRT, the environment and the memory of the tools.
 const UNSAFE_FILES: &[&str] = &[
     "bin/cli/allocator.rs",
     "bin/cli/telemetry.rs",
@@ -58,6 +63,15 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/cuda/src/gpu/nvrtc.rs",
     "runtime/cuda/src/gpu/stream.rs",
     "runtime/cuda/src/memory.rs",
+    "runtime/openvino/src/borrowed.rs",
+    "runtime/openvino/src/compiled.rs",
+    "runtime/openvino/src/core.rs",
+    "runtime/openvino/src/error.rs",
+    "runtime/openvino/src/handle.rs",
+    "runtime/openvino/src/library.rs",
+    "runtime/openvino/src/model.rs",
+    "runtime/openvino/src/request.rs",
+    "runtime/openvino/tests/runs.rs",
     "runtime/src/backends/emulated.rs",
     "runtime/src/backends/onnxruntime/bounded.rs",
     "runtime/src/backends/onnxruntime/part.rs",
@@ -158,9 +172,8 @@ fn forbidden_imports(packages: &[Package]) -> Vec<String> {
         };
         for dependency in &package.dependencies {
             let ours = dependency.local || dependency.name.starts_with("v2l");
-            // The runtime's documentation examples compile the sample model.
-            let example = (&*package.name, &*dependency.name) == ("v2l-runtime", "v2l-export");
-            let test_only = dependency.dev && (package.name == ROOT || example);
+            let tests = TEST_IMPORTS.contains(&(&*package.name, &*dependency.name));
+            let test_only = dependency.dev && (package.name == ROOT || tests);
             if ours && !test_only && !allowed.contains(&dependency.name.as_str()) {
                 findings.push(format!("{} may not import {}", package.name, dependency.name));
             }

@@ -1,0 +1,292 @@
+//! Runs.
+
+use std::collections::BTreeMap;
+use std::ffi::{CStr, c_char, c_void};
+use std::marker::PhantomData;
+use std::slice;
+use std::time::Duration;
+
+use openvino_sys::{
+    ov_infer_request_t, ov_profiling_info_list_t, ov_profiling_info_t, ov_profiling_info_t_Status, ov_shape_t,
+    ov_status_e, ov_tensor_t,
+};
+
+use crate::error::{Failure, check};
+use crate::handle::Handle;
+use crate::{Borrowed, Compiled, Element, OpenVinoError};
+
+/// How often a run asks whether it is still wanted, in milliseconds.
+const ASK_EVERY: i64 = 5;
+
+/// One caller's inputs and outputs of a compiled graph. Inputs stay set from run to run.
+pub struct Request {
+    // Fields drop in order: the request goes before what its tensors borrow.
+    handle: Handle<ov_infer_request_t>,
+    compiled: Compiled,
+    inputs: BTreeMap<String, Borrowed>,
+    has_run: bool,
+}
+
+// SAFETY: `ov::InferRequest` may be used on any thread, by one at a time.
+#[allow(unsafe_code)]
+unsafe impl Send for Request {}
+
+impl Request {
+    pub(crate) fn new(compiled: Compiled) -> Result<Self, OpenVinoError> {
+        // SAFETY: the model is there for the call; what it gives is freed by `ov_infer_request_free`.
+        #[allow(unsafe_code)]
+        let handle = unsafe {
+            Handle::new(
+                |request| openvino_sys::ov_compiled_model_create_infer_request(compiled.raw(), request),
+                |request| openvino_sys::ov_infer_request_free(request),
+            )
+        };
+        let handle = handle.map_err(|failure| failure.during("prepares a run"))?;
+        Ok(Self { handle, compiled, inputs: BTreeMap::new(), has_run: false })
+    }
+
+    /// The graph that this runs.
+    pub const fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// Gives an input, for the next run and those after it, in place of what it was given before. Nothing is copied: the request holds the
+    /// tensor until it is given another, or ends.
+    ///
+    /// # Errors
+    /// [`OpenVinoError::Port`] if the graph has no such input, or not of this type and shape; what it had before stays.
+    pub fn set_input(&mut self, name: &str, tensor: Borrowed) -> Result<(), OpenVinoError> {
+        let port = self.compiled.input(name)?;
+        let wrong =
+            |failure: Failure| OpenVinoError::Port { port: "input", name: name.to_owned(), reason: failure.reason };
+        let mut extents = tensor.shape().to_vec();
+        let shape = ov_shape_t { rank: extents.len() as i64, dims: extents.as_mut_ptr() };
+        let data = tensor.data().cast_mut().cast::<c_void>();
+        // SAFETY: `data` leads to the bytes of that type and shape (`Borrowed` has checked), which stay while `tensor` is held: by `inputs` below,
+        // beyond the request's own end. They are only read: it is the tensor of an input, and OpenVINO writes to none. The shape is
+        // copied. What the call gives is freed by `ov_tensor_free`; the request keeps a share of its own.
+        #[allow(unsafe_code)]
+        let made = unsafe {
+            Handle::new(
+                |out| openvino_sys::ov_tensor_create_from_host_ptr(tensor.element().raw(), shape, data, out),
+                |raw| openvino_sys::ov_tensor_free(raw),
+            )
+        };
+        let made = made.map_err(wrong)?;
+        // SAFETY: all three are there for the call; no run is under way, since runs borrow `self`.
+        #[allow(unsafe_code)]
+        let status = unsafe {
+            openvino_sys::ov_infer_request_set_tensor_by_const_port(self.handle.raw(), port.raw(), made.raw())
+        };
+        check(status).map_err(wrong)?;
+        self.inputs.insert(name.to_owned(), tensor);
+        Ok(())
+    }
+
+    /// Runs the graph. `cancelled` is asked every few milliseconds, on this thread; once it says so, the run ends at its next node. The request can be
+    /// run again after that, and after an error.
+    ///
+    /// # Errors
+    /// [`OpenVinoError::Cancelled`], [`OpenVinoError::Port`] if an input has not been set, [`OpenVinoError::OutOfMemory`], or
+    /// [`OpenVinoError::Failed`] with OpenVINO's words. There are no outputs then.
+    pub fn run(&mut self, cancelled: &dyn Fn() -> bool) -> Result<(), OpenVinoError> {
+        self.has_run = false;
+        let unset = self.compiled.inputs().iter().find(|name| !self.inputs.contains_key(*name));
+        if let Some(name) = unset.filter(|_| self.inputs.len() < self.compiled.inputs().len()) {
+            let reason = "it has not been set".to_owned();
+            return Err(OpenVinoError::Port { port: "input", name: name.clone(), reason });
+        }
+        if cancelled() {
+            return Err(OpenVinoError::Cancelled);
+        }
+        let run = Running::start(&self.handle).map_err(|failure| failure.during("runs"))?;
+        run.finish(cancelled).map_err(|failure| failure.during("runs"))?;
+        self.has_run = true;
+        Ok(())
+    }
+
+    /// An output of the last run, by any of its names.
+    ///
+    /// # Errors
+    /// [`OpenVinoError::NotRun`] if there is none, [`OpenVinoError::Port`] if the graph has no such output, [`OpenVinoError::Tensor`] if it is of a
+    /// type that [`Element`] lacks.
+    pub fn output(&self, name: &str) -> Result<Output<'_>, OpenVinoError> {
+        if !self.has_run {
+            return Err(OpenVinoError::NotRun { name: name.to_owned() });
+        }
+        let port = self.compiled.output(name)?;
+        // SAFETY: both are there for the call, and no run is under way; what it gives is a share that `ov_tensor_free` gives back.
+        #[allow(unsafe_code)]
+        let tensor = unsafe {
+            Handle::new(
+                |out| openvino_sys::ov_infer_request_get_tensor_by_const_port(self.handle.raw(), port.raw(), out),
+                |raw| openvino_sys::ov_tensor_free(raw),
+            )
+        };
+        let read = tensor.and_then(|tensor| read(&tensor).map(|parts| (tensor, parts)));
+        let (tensor, (number, shape, bytes)) = read.map_err(|failure| failure.during("gives an output"))?;
+        let element = Element::of(number).ok_or_else(|| OpenVinoError::Tensor {
+            reason: format!("`{name}` has elements of OpenVINO's type {number}"),
+        })?;
+        Ok(Output { element, shape, bytes, _tensor: tensor, _request: PhantomData })
+    }
+
+    /// How long each node took in the last run, if the graph was compiled with [`CompileOptions::profile`](crate::CompileOptions::profile).
+    ///
+    /// # Errors
+    /// [`OpenVinoError::Failed`] if it was not.
+    pub fn profile(&self) -> Result<Vec<NodeTime>, OpenVinoError> {
+        let mut list = ov_profiling_info_list_t { profiling_infos: std::ptr::null_mut(), size: 0 };
+        // SAFETY: the request is there for the call, and no run is under way.
+        #[allow(unsafe_code)]
+        let status = unsafe { openvino_sys::ov_infer_request_get_profiling_info(self.handle.raw(), &mut list) };
+        check(status).map_err(|failure| failure.during("lists the times of nodes"))?;
+        if list.profiling_infos.is_null() {
+            return Ok(Vec::new());
+        }
+        // SAFETY: the call has filled the list with so many entries of C strings, which live until the list is freed, below.
+        #[allow(unsafe_code)]
+        unsafe {
+            let entries = slice::from_raw_parts(list.profiling_infos, list.size);
+            let times = entries.iter().map(|entry| node_time(entry)).collect();
+            openvino_sys::ov_profiling_info_list_free(&mut list);
+            Ok(times)
+        }
+    }
+}
+
+/// A run under way. Nothing of the request may be touched until it ends.
+struct Running<'a> {
+    request: &'a Handle<ov_infer_request_t>,
+    ended: bool,
+}
+
+impl<'a> Running<'a> {
+    fn start(request: &'a Handle<ov_infer_request_t>) -> Result<Self, Failure> {
+        // SAFETY: the request is there, and no run of it is under way. Its inputs' memory stays until the run has ended: `finish` or `drop`
+        // waits for that, and the request's owner is borrowed until then.
+        #[allow(unsafe_code)]
+        check(unsafe { openvino_sys::ov_infer_request_start_async(request.raw()) })?;
+        Ok(Self { request, ended: false })
+    }
+
+    fn finish(mut self, cancelled: &dyn Fn() -> bool) -> Result<(), Failure> {
+        loop {
+            // SAFETY: the request is there for the call.
+            #[allow(unsafe_code)]
+            let status = unsafe { openvino_sys::ov_infer_request_wait_for(self.request.raw(), ASK_EVERY) };
+            if status != ov_status_e::RESULT_NOT_READY {
+                self.ended = true;
+                return check(status);
+            }
+            if cancelled() {
+                return self.end();
+            }
+        }
+    }
+
+    /// Ends the run at its next node, and waits for that.
+    fn end(&mut self) -> Result<(), Failure> {
+        self.ended = true;
+        // SAFETY: the request is there for the calls; a run may be cancelled at any time.
+        #[allow(unsafe_code)]
+        unsafe {
+            let asked = openvino_sys::ov_infer_request_cancel(self.request.raw());
+            let waited = openvino_sys::ov_infer_request_wait(self.request.raw());
+            check(waited)?;
+            check(asked)
+        }
+    }
+}
+
+impl Drop for Running<'_> {
+    /// After a panic of `cancelled`.
+    fn drop(&mut self) {
+        if !self.ended {
+            // There is nobody to tell.
+            let _ = self.end();
+        }
+    }
+}
+
+/// An output of the last run; it is gone before the next one.
+pub struct Output<'a> {
+    element: Element,
+    shape: Vec<usize>,
+    bytes: &'a [u8],
+    /// Where the bytes are.
+    _tensor: Handle<ov_tensor_t>,
+    _request: PhantomData<&'a Request>,
+}
+
+impl Output<'_> {
+    /// The type of the elements.
+    pub const fn element(&self) -> Element {
+        self.element
+    }
+
+    /// The extents.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The elements, row by row.
+    pub const fn bytes(&self) -> &[u8] {
+        self.bytes
+    }
+}
+
+/// Element type, shape and bytes of a tensor. The bytes stay while the tensor does and nothing runs.
+fn read<'a>(tensor: &Handle<ov_tensor_t>) -> Result<(u32, Vec<usize>, &'a [u8]), Failure> {
+    let (mut number, mut length, mut data) = (0_u32, 0, std::ptr::null_mut());
+    let mut shape = ov_shape_t { rank: 0, dims: std::ptr::null_mut() };
+    // SAFETY: the tensor is there for the calls. The type is read as a number, which an enum of this crate's version need not know; the shape is
+    // copied before it is freed; data and length are those of one allocation that the tensor shares, which the run that has ended has filled.
+    #[allow(unsafe_code)]
+    unsafe {
+        check(openvino_sys::ov_tensor_get_element_type(tensor.raw(), (&raw mut number).cast()))?;
+        check(openvino_sys::ov_tensor_get_byte_size(tensor.raw(), &mut length))?;
+        check(openvino_sys::ov_tensor_data(tensor.raw(), &mut data))?;
+        check(openvino_sys::ov_tensor_get_shape(tensor.raw(), &mut shape))?;
+        let rank = usize::try_from(shape.rank).unwrap_or_default();
+        let extents = if rank == 0 || shape.dims.is_null() { &[][..] } else { slice::from_raw_parts(shape.dims, rank) };
+        let extents = extents.iter().map(|extent| usize::try_from(*extent).unwrap_or_default()).collect();
+        check(openvino_sys::ov_shape_free(&mut shape))?;
+        let empty = length == 0 || data.is_null();
+        let bytes = if empty { &[][..] } else { slice::from_raw_parts(data.cast::<u8>(), length) };
+        Ok((number, extents, bytes))
+    }
+}
+
+/// How long a node took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeTime {
+    /// The node's name.
+    pub name: String,
+    /// What it computes: `FullyConnected`, `RoPE`, `Subgraph`.
+    pub operator: String,
+    /// What computes it, and in which type: `brgemm_avx512_bf16`.
+    pub kernel: String,
+    /// On the clock.
+    pub time: Duration,
+    /// False for one that was optimised away, or did not run.
+    pub executed: bool,
+}
+
+/// # Safety
+/// The entry's strings are C strings, or null.
+#[allow(unsafe_code)]
+unsafe fn node_time(entry: &ov_profiling_info_t) -> NodeTime {
+    let text = |text: *const c_char| {
+        // SAFETY: the caller's promise.
+        let text = (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) });
+        text.map(|text| text.to_string_lossy().into_owned()).unwrap_or_default()
+    };
+    NodeTime {
+        name: text(entry.node_name),
+        operator: text(entry.node_type),
+        kernel: text(entry.exec_type),
+        time: Duration::from_micros(u64::try_from(entry.real_time).unwrap_or_default()),
+        executed: entry.status == ov_profiling_info_t_Status::EXECUTED,
+    }
+}
