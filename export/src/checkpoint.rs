@@ -313,4 +313,15 @@ impl<'a> Vars<'a> {
         let tensor = self.checkpoint.tensor(&full, shape)?;
         Ok(b.initializer(&full, tensor))
     }
+
+    /// The kernel `name` of `shape` as the matrix `[out, all else]` that it is where it does not overlap itself.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::tensor`].
+    pub fn matrix(&self, b: &mut Builder, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+        let full = self.path(name);
+        let tensor = self.checkpoint.tensor(&full, shape)?;
+        let columns = shape.iter().skip(1).product();
+        Ok(b.initializer(&full, Initializer { shape: vec![shape[0], columns], ..tensor }))
+    }
 }

@@ -64,3 +64,4 @@ mod transformer;
 mod trt;
 mod types;
 mod vae;
+mod wan;

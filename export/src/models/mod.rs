@@ -13,6 +13,7 @@ pub mod encoders;
 mod family;
 mod layers;
 pub mod predictors;
+pub mod wan;
 
 pub(crate) use family::{Architecture, Family, Part};
 
@@ -20,6 +21,7 @@ pub(crate) use family::{Architecture, Family, Part};
 static FAMILIES: &[&dyn Family] = &[
     #[cfg(feature = "cogvideox")]
     &cogvideox::CogVideoX,
+    &wan::Wan,
 ];
 
 /// Every class that can be exported, families first.

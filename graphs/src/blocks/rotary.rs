@@ -8,6 +8,11 @@ pub struct RotaryTables {
 }
 
 impl RotaryTables {
+    /// Tables `[S, D/2, 1]` of a cosine and a sine for each pair.
+    pub fn of_pairs(cos: Value, sin: Value) -> Self {
+        Self { cos: [cos.clone(), cos], sin: [sin.clone(), sin] }
+    }
+
     /// Tables for `leading` unrotated tokens (an int64 value `[1]`) followed by those of `cos` and `sin` `[S, D]`.
     ///
     /// The unrotated tokens get cosine 1 and sine 0, which leaves them exactly as they are.

@@ -1,0 +1,41 @@
+//! Wan 2.1 and 2.2: the transformer.
+
+pub mod transformer;
+
+use std::path::Path;
+
+use v2l_runtime::pipeline::config::PipelineConfig;
+
+use super::family::{Architecture, Family, Part};
+use crate::files::read_json;
+use crate::{Checkpoint, Component, ExportError};
+
+/// The family.
+pub(super) struct Wan;
+
+impl Family for Wan {
+    fn architectures(&self) -> &'static [&'static dyn Architecture] {
+        &[&Transformer]
+    }
+
+    fn sampler(&self, _pipeline: &PipelineConfig) -> Option<&'static str> {
+        None
+    }
+}
+
+struct Transformer;
+
+impl Architecture for Transformer {
+    fn class(&self) -> &'static str {
+        transformer::CLASS
+    }
+
+    fn part(&self) -> Part {
+        Part::Transformer
+    }
+
+    fn export(&self, folder: &Path, _pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: transformer::Config = read_json(&folder.join("config.json"))?;
+        Ok(vec![transformer::export(&config, &Checkpoint::open_folder(folder)?)?])
+    }
+}
