@@ -1,7 +1,11 @@
 //! `WanTransformer3DModel` in all its forms against diffusers.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use crate::random_weights;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
+use crate::tools::{RawTensor, args, run_ok, write};
 
 /// The f32 noise floor of these models against f64 is up to 1e-6 (in the cases' metadata).
 const TOLERANCE: f64 = 1e-5;
@@ -49,4 +53,82 @@ fn timestep_for_each_token_equals_diffusers() {
 #[test]
 fn model_without_cross_norm_and_with_other_patches_equals_diffusers() {
     check_variant("no_cross_norm");
+}
+
+/// Wan's own names of diffusers' layers in a block and around the blocks.
+const NATIVE: [(&str, &str); 20] = [
+    ("attn1.to_q", "self_attn.q"),
+    ("attn1.to_k", "self_attn.k"),
+    ("attn1.to_v", "self_attn.v"),
+    ("attn1.to_out.0", "self_attn.o"),
+    ("attn2.to_q", "cross_attn.q"),
+    ("attn2.to_k", "cross_attn.k"),
+    ("attn2.to_v", "cross_attn.v"),
+    ("attn2.to_out.0", "cross_attn.o"),
+    ("attn2.add_k_proj", "cross_attn.k_img"),
+    ("attn2.add_v_proj", "cross_attn.v_img"),
+    ("ffn.net.0.proj", "ffn.0"),
+    ("ffn.net.2", "ffn.2"),
+    ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+    ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+    ("condition_embedder.time_proj", "time_projection.1"),
+    ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+    ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+    ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+    ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+    ("proj_out", "head.head"),
+];
+
+/// A LoRA of rank 1 on every layer, `name` giving the file's name of a layer.
+fn write_lora(path: &Path, built: &Built, name: impl Fn(&str) -> String) -> usize {
+    let mut tensors = BTreeMap::new();
+    let slots = built.engine("transformer").manifest().slots.clone();
+    for (at, slot) in slots.iter().enumerate() {
+        let name = name(&slot.name);
+        let value = 0.01 * (1 + at % 5) as f32;
+        tensors.insert(format!("{name}.lora_A.weight"), RawTensor::f32s(&[1, slot.in_features], value));
+        tensors.insert(format!("{name}.lora_B.weight"), RawTensor::f32s(&[slot.out_features, 1], value));
+    }
+    write(path, &tensors, None);
+    slots.len()
+}
+
+#[test]
+fn every_linear_layer_takes_adapters_under_both_names() {
+    for (variant, layers) in [("t2v", 26), ("i2v_2_1", 32), ("ti2v", 26)] {
+        let folder = fixtures().join("wan/transformer").join(variant);
+        let model = random_weights::made(&folder);
+        let built = Built::plain(model.root());
+        let file = |name: &str| built.folder.path().join(name);
+        let native = |name: &str| {
+            let (diffusers, own) = NATIVE.iter().find(|(diffusers, _)| name.ends_with(diffusers)).unwrap();
+            format!("diffusion_model.{}{own}", name.strip_suffix(diffusers).unwrap())
+        };
+        assert_eq!(write_lora(&file("diffusers"), &built, |name| format!("transformer.{name}")), layers);
+        write_lora(&file("native"), &built, native);
+        let case = Case::read(&cases(&folder)[0]);
+        v2l_runtime::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
+        let engine = built.engines().join("transformer.engine");
+        let outputs = |name: &str, lora: &[std::ffi::OsString]| {
+            let run = args!["--engine", &engine, "--inputs", file("inputs"), "--outputs", file(name)];
+            run_ok("run", &[run, lora].concat());
+            v2l_runtime::weights::read_tensors(&file(name)).unwrap()
+        };
+        let base = outputs("base", args![]);
+        let [diffusers, native] = ["diffusers", "native"].map(|lora| outputs("steered", args!["--lora", file(lora)]));
+        assert!(diffusers == native && diffusers != base, "{variant}");
+    }
+}
+
+#[test]
+fn work_that_is_the_same_in_every_step_leaves_the_step() {
+    for (variant, hoisted) in [("t2v", 4), ("i2v_2_1", 8)] {
+        let model = random_weights::made(&fixtures().join("wan/transformer").join(variant));
+        let built = Built::plain(model.root());
+        let engine = built.engine("transformer");
+        let stages = engine.graph("step").unwrap().stages.clone().unwrap();
+        // Keys and values of the cross-attention, of two blocks.
+        assert_eq!(stages.prologue.unwrap().outputs.len(), hoisted, "{variant}");
+        assert!(stages.times.is_some(), "{variant}");
+    }
 }
