@@ -47,7 +47,7 @@ VARIANTS = {
     "rotary_t2v": (BASE, torch.float32, dict(max_shard_size="80KB"), FREE),
     # Position tables are made for any size, but only for the full text length.
     "sincos_t2v": (
-        BASE | dict(num_attention_heads=3, num_layers=3, use_rotary_positional_embeddings=False),
+        BASE | dict(num_attention_heads=3, num_layers=1, use_rotary_positional_embeddings=False),
         torch.float32,
         {},
         [(2, 4, 8, 12, MAX_TEXT), (1, 3, 8, 12, MAX_TEXT), (1, 3, 12, 8, MAX_TEXT), (2, 1, 6, 10, MAX_TEXT)],

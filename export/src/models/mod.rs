@@ -69,11 +69,15 @@ mod tests {
 
     #[test]
     fn find_refuses_an_unknown_class_by_name_and_lists_the_known() {
-        let error = find("WanTransformer3DModel", Some("WanPipeline"), Path::new("model/config.json")).unwrap_err();
+        let error =
+            find("HunyuanVideoTransformer3DModel", Some("HunyuanVideoPipeline"), Path::new("model/config.json"))
+                .unwrap_err();
         assert!(error.is_unsupported());
         let message = error.to_string();
         assert!(
-            message.starts_with("model/config.json: class `WanTransformer3DModel` of a WanPipeline is not"),
+            message.starts_with(
+                "model/config.json: class `HunyuanVideoTransformer3DModel` of a HunyuanVideoPipeline is not"
+            ),
             "{message}"
         );
         assert!(message.contains("T5EncoderModel"), "{message}");

@@ -554,3 +554,56 @@ fn output(
         Ok(b.reshape(&pixels, &shape))
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(config: &str) -> String {
+        let config: Config = serde_json::from_str(config).unwrap();
+        let error = config.validate().unwrap_err();
+        assert!(error.is_unsupported());
+        error.to_string()
+    }
+
+    #[test]
+    fn published_configurations_have_their_layers() {
+        let count = |config: &str| {
+            let config: Config = serde_json::from_str(config).unwrap();
+            config.validate().unwrap();
+            config.linear_layers().len()
+        };
+        // Ten in a block, twelve with image embeddings, and those around the blocks.
+        assert_eq!(count("{}"), 400 + 6);
+        let small = r#"{"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}"#;
+        assert_eq!(count(small), 300 + 6);
+        let image = r#"{"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}"#;
+        assert_eq!(count(image), 480 + 8);
+    }
+
+    #[test]
+    fn configurations_of_no_wan_model_are_refused_by_key() {
+        for (config, key) in [
+            (r#"{"num_layers": 0}"#, "num_layers 0"),
+            (r#"{"attention_head_dim": 127}"#, "attention_head_dim 127"),
+            (r#"{"rope_max_seq_len": 100000}"#, "rope_max_seq_len 100000"),
+            (r#"{"qk_norm": "layer_norm"}"#, "qk_norm `layer_norm`"),
+            (r#"{"image_dim": 1280}"#, "image_dim Some(1280)"),
+            (r#"{"image_dim": 1280, "added_kv_proj_dim": 1280}"#, "added_kv_proj_dim Some(1280)"),
+            (r#"{"pos_embed_seq_len": 514}"#, "pos_embed_seq_len Some(514)"),
+            (r#"{"patch_size": [1, 0, 2]}"#, "patch_size[1] 0"),
+        ] {
+            let message = refusal(config);
+            assert!(message.contains(key), "{message}");
+        }
+    }
+
+    #[test]
+    fn only_the_model_of_48_channels_has_a_timestep_for_each_token() {
+        let has = |input, output| {
+            let config = Config { in_channels: input, out_channels: output, ..Config::default() };
+            config.has_token_timesteps()
+        };
+        assert!(has(48, 48) && !has(48, 16) && !has(16, 16) && !has(36, 16));
+    }
+}
