@@ -3,8 +3,10 @@
 
 mod adapters;
 mod allocator;
+pub mod bar_chart;
 mod exit;
 mod files;
+pub mod heat_map;
 mod output;
 mod signals;
 mod telemetry;

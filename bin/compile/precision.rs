@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use anyhow::Context;
 use clap::Args;
 use serde_json::json;
+use v2l_cli::bar_chart::{Bar, write_bar_chart};
 use v2l_cli::{Failure, Files, Output, split_strength};
 use v2l_export::EngineReport;
 use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOptions, PrecisionPlan, Request};
 use v2l_runtime::atomic::write_file;
-use v2l_runtime::bar_chart::{Bar, write_bar_chart};
 use v2l_runtime::ort_backend::OpenOptions;
 
 use crate::Precision;

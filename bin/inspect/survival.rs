@@ -4,12 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
+use v2l_cli::heat_map::{HeatMap, NO_SLOT, NOT_CHANGED, colour};
 use v2l_cli::{Output, open_transformer, shown};
 use v2l_runtime::adapter::{Adapter, AdapterError, AdapterFormat, detect, read_light};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::fuse::{SlotReport, survival};
-use v2l_runtime::heat_map::{HeatMap, NO_SLOT, NOT_CHANGED, colour};
 use v2l_runtime::ort_backend::OpenOptions;
 use v2l_runtime::predictor::Predictor;
 use v2l_runtime::video::check_png;

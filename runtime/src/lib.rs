@@ -33,7 +33,6 @@
 extern crate self as v2l_runtime;
 
 pub mod backends;
-pub mod bar_chart;
 pub mod components;
 pub mod decisions;
 pub mod directory;
@@ -41,7 +40,6 @@ pub mod engine;
 pub mod error;
 pub mod events;
 pub mod generator;
-pub mod heat_map;
 pub mod interrupt;
 mod io;
 mod lora;

@@ -14,8 +14,7 @@ pub use encode::{needs_ffmpeg, probe_video, write_commented, write_video};
 use frames::io_error;
 pub use frames::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE, VideoError};
 pub use pixels::{frames_to_pixels, pixels_to_frames, read_pixels};
-pub use png::check_png;
-pub(crate) use png::write_png;
+pub use png::{check_png, write_png};
 pub use sheet::write_contact_sheet;
 
 /// Reads every frame of a video file, an image (`.png`, `.jpg`, `.jpeg`, `.webp`), or a folder of `.png`, `.jpg` and

@@ -20,7 +20,7 @@ pub fn check_png(path: &Path) -> Result<(), VideoError> {
 ///
 /// # Errors
 /// [`VideoError::NotPng`], [`VideoError::Image`], [`VideoError::Io`].
-pub(crate) fn write_png(path: &Path, picture: &RgbImage) -> Result<(), VideoError> {
+pub fn write_png(path: &Path, picture: &RgbImage) -> Result<(), VideoError> {
     check_png(path)?;
     let mut bytes = Cursor::new(Vec::new());
     let image_error = |e: image::ImageError| VideoError::Image { path: path.to_owned(), message: e.to_string() };
