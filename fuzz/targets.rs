@@ -1,5 +1,5 @@
 //! What is fuzzed: every entry that takes a file from strangers, and the passes. Used by cargo-fuzz and by
-//! `cargo run --example fuzz`.
+//! `cargo run -p v2l-checks --bin fuzz`.
 //!
 //! A target panics, or the process dies, if the input got the better of v2l; an error is what it should get. For `graphs` the
 //! input chooses a graph and how it is compiled; the target panics if that gives something else than ONNX Runtime.

@@ -3,11 +3,11 @@
 mod support;
 
 // Shared with the evaluation of the miniature.
-#[path = "../miniature/lab.rs"]
+#[path = "../checks/miniature/lab.rs"]
 mod lab;
-#[path = "../miniature/measures.rs"]
+#[path = "../checks/miniature/measures.rs"]
 mod measures;
-#[path = "../miniature/trials.rs"]
+#[path = "../checks/miniature/trials.rs"]
 mod trials;
 
 // Shared with the fuzzer.

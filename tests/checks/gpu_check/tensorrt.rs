@@ -42,7 +42,7 @@ pub(crate) fn check(
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/miniature");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let bundle = folder.path().join("bundle");
     let predictor = Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
     v2l_export::export(&model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;

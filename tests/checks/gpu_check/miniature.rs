@@ -19,7 +19,7 @@ const TOLERANCE: f64 = 1e-3;
 
 /// Generates the same video with and without an adapter on both, fused and in low-rank branches.
 pub(crate) fn check(rounds: usize, output: &mut Output) -> anyhow::Result<()> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/miniature");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let index = Index::read(&model)?;
     let effect = index.effects().next().context("the miniature has no effects")?;
     let trials = index.trials(&model, effect, 1)?;

@@ -1,6 +1,6 @@
 """Fusing against PEFT and plain PyTorch on a 6-layer CogVideoX transformer of full width (3072), bf16.
 
-Run: python tests/peers/peers.py --work DIR [--ranks 1 16 128] [--rounds 5]
+Run: python tests/checks/peers/peers.py --work DIR [--ranks 1 16 128] [--rounds 5]
 In a virtual environment of tests/reference/requirements.txt; builds the release binaries with cargo; about 8 GB of disk
 and 8 GB of memory. Two threads on either side. Every round measures, one after the other:
 
@@ -27,7 +27,7 @@ import torch
 from diffusers import CogVideoXTransformer3DModel
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 LAYERS, WIDTH = 6, 3072
 MODULES = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "ff.net.0.proj", "ff.net.2")
 
@@ -180,7 +180,7 @@ def main():
     torch.set_num_threads(2)
     work = a.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cargo", "build", "--release", "--locked", "--bins", "--example", "peers"], cwd=ROOT, check=True)
+    subprocess.run(["cargo", "build", "--release", "--locked", "-p", "v2l", "-p", "v2l-checks", "--bins"], cwd=ROOT, check=True)
     metadata = subprocess.run(
         ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True, capture_output=True
     )
@@ -194,7 +194,7 @@ def main():
     machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
     say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
     say({"event": "machine", "cpu": machine, "torch": torch.__version__}, f"{machine}, 2 threads, torch {torch.__version__}")
-    peers = tools / "examples" / "peers"
+    peers = tools / "peers"
     for rank in a.ranks:
         times = rounds(work, peers, rank, a.rounds)
         medians = {case: statistics.median(values) for case, values in times.items()}

@@ -1,6 +1,6 @@
 """One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
 
-Run: python tests/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --cuda]
+Run: python tests/checks/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --cuda]
 A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
 side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
 or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
@@ -40,7 +40,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "Conv", "MultiHeadAttention"}
 FRAMES, ROWS, COLUMNS = 3, 16, 16
 # Those that find something in v2l's own graphs.
@@ -158,7 +158,7 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     batched = {"hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"}
     twice = {name: np.concatenate([v, v]) if name in batched else v for name, v in inputs.items()}
     save_file({name: torch.from_numpy(value) for name, value in twice.items()}, work / "batch2.safetensors")
-    one, two = (Worker(tools / "examples/peers_step", whole, work / name) for name in ("inputs.safetensors", "batch2.safetensors"))
+    one, two = (Worker(tools / "peers_step", whole, work / name) for name in ("inputs.safetensors", "batch2.safetensors"))
     one(), two()
     ratio = statistics.median(two() / (one() + one()) for _ in range(rounds))
     one.close()
@@ -195,7 +195,7 @@ def compare_on_gpu(work: Path, tools: Path, rounds, say):
         subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
         written = work / f"{precision}.safetensors"
         arguments = ["--plan", "--lazy", "--provider", "cuda", "--outputs", written]
-        worker = Worker(tools / "examples/peers_step", engines / "transformer.engine", work / "inputs.safetensors", *arguments)
+        worker = Worker(tools / "peers_step", engines / "transformer.engine", work / "inputs.safetensors", *arguments)
         try:
             worker()
         except (OSError, ValueError):
@@ -315,7 +315,7 @@ def main():
     work, tools = a.work.resolve(), a.tools
     work.mkdir(parents=True, exist_ok=True)
     if tools is None:
-        build = ["cargo", "build", "--release", "--locked", "--bins", "--example", "peers_step"]
+        build = ["cargo", "build", "--release", "--locked", "-p", "v2l", "-p", "v2l-checks", "--bins"]
         subprocess.run(build, cwd=ROOT, check=True)
         metadata = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
         found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
@@ -342,7 +342,7 @@ def main():
     say({"event": "weights", "before": before, "after": after}, f"{text} ({1 - after / before:.1%} less)")
 
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
-    v2l = Worker(tools / "examples/peers_step", engine, work / "inputs.safetensors", "--outputs", work / "v2l.safetensors")
+    v2l = Worker(tools / "peers_step", engine, work / "inputs.safetensors", "--outputs", work / "v2l.safetensors")
     v2l()
     plain = ort.InferenceSession(str(work / "plain.onnx"), options(), providers=["CPUExecutionProvider"])
     cases = {"v2l": v2l, "onnxruntime": lambda: timed(lambda: plain.run(None, inputs))}

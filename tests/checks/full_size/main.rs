@@ -1,7 +1,7 @@
 //! The full-size check: time and memory of export, compile and open at the size of a real model.
 //!
 //! ```text
-//! cargo run --release --example full_size -- [--layers N] [--keep DIR] [--json]
+//! cargo run --release -p v2l-checks --bin full_size -- [--layers N] [--keep DIR] [--json]
 //! ```
 //!
 //! Writes a random checkpoint with the shapes of CogVideoX-Fun-V1.1-5b-InP's transformer (42 layers, 11.14 GB in bf16);
@@ -203,7 +203,7 @@ fn open_rounds(args: &Args, engine: &Path) -> anyhow::Result<Vec<Taken>> {
     for round in 1..=ROUNDS {
         let mut command = Command::new(std::env::current_exe()?);
         // From here vendor/ is found, wherever the target folder is.
-        command.current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.current_dir(machine::ROOT);
         let child = command.arg("--open").arg(engine).stdout(Stdio::piped()).spawn()?;
         let (child, peak) = measure::watch(child)?;
         let output = child.wait_with_output()?;

@@ -230,7 +230,7 @@ struct World {
 /// Tries commands for a time; fails at the first that is not as it should be.
 pub(crate) fn fuzz(seconds: u64, seed: u64, draws: &mut Draws) -> ExitCode {
     let folder = tempfile::tempdir().unwrap();
-    let tools = std::env::current_exe().unwrap().parent().and_then(Path::parent).unwrap().to_owned();
+    let tools = std::env::current_exe().unwrap().parent().unwrap().to_owned();
     let world = World { shared: folder.path().join("shared"), own: folder.path().join("own"), tools };
     world.prepare();
     let before = listing(&world.shared);

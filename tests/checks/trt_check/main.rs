@@ -96,7 +96,7 @@ fn miniature(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<()>
         return Ok(());
     }
     let bundle = folder.join("bundle");
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/miniature");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let predictor = Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
     v2l_export::export(&model, &bundle, &ExportOptions { predictor, iterations: None }, &mut |_| {})?;
     println!(

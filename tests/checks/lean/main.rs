@@ -1,7 +1,7 @@
 //! How lean the C library is: its size and what it links, and how soon and with how much memory a program that uses it has its first
 //! output, beside one that gives the same graph to ONNX Runtime.
 //!
-//! `cargo run --release --example lean [-- --json]` builds and installs the library, exports and compiles the miniature, then starts both
+//! `cargo run --release -p v2l-checks --bin lean [-- --json]` builds and installs the library, exports and compiles the miniature, then starts both
 //! programs in turn. Linux.
 
 #[path = "../full_size/machine.rs"]
@@ -71,7 +71,7 @@ fn start(program: &Path, arguments: &[&Path], ort: &Path) -> anyhow::Result<Star
 fn packages() -> anyhow::Result<usize> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut tree = Command::new(cargo);
-    tree.current_dir(env!("CARGO_MANIFEST_DIR"));
+    tree.current_dir(machine::ROOT);
     tree.args(["tree", "--locked", "-p", "v2l-capi", "-e", "normal,no-proc-macro", "--prefix", "none", "-f", "{p}"]);
     let output = tree.output()?;
     ensure!(output.status.success(), "{tree:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -94,7 +94,7 @@ fn program(prefix: &Path) -> anyhow::Result<PathBuf> {
     let program = prefix.join("first_output");
     let mut compiler = Command::new("cc");
     compiler.args(["-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-I"]).arg(prefix.join("include"));
-    compiler.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lean/first_output.c")).arg("-o").arg(&program);
+    compiler.arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("lean/first_output.c")).arg("-o").arg(&program);
     compiler.arg("-L").arg(prefix.join("lib")).arg("-lv2l");
     compiler.arg(format!("-Wl,-rpath,{}", prefix.join("lib").display()));
     ensure!(compiler.status()?.success(), "{compiler:?} failed");
@@ -104,7 +104,7 @@ fn program(prefix: &Path) -> anyhow::Result<PathBuf> {
 /// The miniature's transformer in f32, since ONNX Runtime runs no bfloat16 products on CPUs: as an engine, and as the graph that it was
 /// compiled from.
 fn compiled(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
-    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/miniature/transformer");
+    let stored = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature/transformer");
     let [model, bundle, engines] = ["model", "bundle", "engines"].map(|name| folder.join(name));
     std::fs::create_dir(&model)?;
     std::fs::copy(stored.join("config.json"), model.join("config.json"))?;
@@ -121,9 +121,9 @@ fn compiled(folder: &Path) -> anyhow::Result<(PathBuf, PathBuf)> {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let release = machine::build_release(&["--example", "lean_ort"])?;
-    let peer = release.join("examples/lean_ort");
+    let root = Path::new(machine::ROOT);
+    let release = machine::build_release(&["-p", "v2l-checks", "--bin", "lean_ort"])?;
+    let peer = release.join("lean_ort");
     let folder = tempfile::tempdir()?;
     let prefix = folder.path().join("prefix");
     let mut install = Command::new(root.join("bin/install-capi"));

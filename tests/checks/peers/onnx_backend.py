@@ -1,6 +1,6 @@
 """ONNX's own backend tests through v2l-compile and v2l-run, against ONNX Runtime on the untouched model.
 
-Run: python tests/peers/onnx_backend.py [--work DIR] [--tools DIR] [--only WORD]... [--limit SECONDS]
+Run: python tests/checks/peers/onnx_backend.py [--work DIR] [--tools DIR] [--only WORD]... [--limit SECONDS]
 In a virtual environment of tests/reference/requirements.txt; builds the release binaries with cargo, or takes those in
 `--tools`. Two cases run at a time; all take about ten minutes.
 
@@ -41,7 +41,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 from onnx.backend.test.loader import load_model_tests
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ADDRESS_SPACE = 16 << 30
 SAFETENSORS = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "bool": "BOOL",

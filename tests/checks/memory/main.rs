@@ -1,4 +1,4 @@
-//! How far the estimate of memory is from what runs take: `cargo run --release --example memory`.
+//! How far the estimate of memory is from what runs take: `cargo run --release -p v2l-checks --bin memory`.
 //!
 //! Each case runs in a process of its own, on the miniature: the estimate before, then the largest resident set that the system
 //! saw, less what was resident once ONNX Runtime was loaded. Pages of the engine's map do not count in either.
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
 
 /// Compiles the miniature, and runs every case.
 fn table() -> anyhow::Result<()> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/miniature");
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let folder = tempfile::tempdir()?;
     let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
     v2l_export::export(&model, &bundle, &ExportOptions::default(), &mut |_| {})?;

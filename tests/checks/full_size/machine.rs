@@ -5,6 +5,9 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
+/// The root of the workspace, where `vendor/` is found.
+pub(crate) const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+
 /// Bytes of anonymous memory of a process (`self` for this one).
 pub(crate) fn private_memory(process: &str) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
@@ -38,15 +41,18 @@ pub(crate) fn mega(bytes: u64) -> f64 {
     bytes as f64 / 1e6
 }
 
-/// Builds more of the workspace as this example was built, which has to be for release; the folder of the binaries.
+/// Builds more of the workspace as this program was built, which has to be for release; the folder of the binaries.
 pub(crate) fn build_release(arguments: &[&str]) -> anyhow::Result<PathBuf> {
-    let example = std::env::current_exe()?;
-    let tools = example.parent().and_then(Path::parent).context("the example lies in no target folder")?.to_owned();
-    ensure!(tools.ends_with("release"), "this measures release builds; run it with `cargo run --release --example`");
-    let target = tools.parent().context("the example lies in no target folder")?;
+    let program = std::env::current_exe()?;
+    let tools = program.parent().context("the program lies in no target folder")?.to_owned();
+    ensure!(
+        tools.ends_with("release"),
+        "this measures release builds; run it with `cargo run --release -p v2l-checks`"
+    );
+    let target = tools.parent().context("the program lies in no target folder")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build.current_dir(env!("CARGO_MANIFEST_DIR")).args(["build", "--release", "--locked", "--quiet"]).args(arguments);
+    build.current_dir(ROOT).args(["build", "--release", "--locked", "--quiet"]).args(arguments);
     build.arg("--target-dir").arg(target);
     ensure!(build.status().with_context(|| format!("{build:?}"))?.success(), "{build:?} failed");
     Ok(tools)

@@ -1,6 +1,6 @@
 """Transformers and UNets of diffusers that v2l has no exporter for: exported by PyTorch, compiled, run, adapted.
 
-Run: python tests/peers/diffusers_classes.py [CLASS …] [--work DIR] [--tools DIR] [--jobs 2] [--torchscript]
+Run: python tests/checks/peers/diffusers_classes.py [CLASS …] [--work DIR] [--tools DIR] [--jobs 2] [--torchscript]
      [--no-weights] [--json]
 In a virtual environment of tests/reference/requirements.txt. Builds the debug binaries with cargo, or takes those in
 `--tools`. Exports lie in `--work` (default: target/diffusers-classes) and are used again; none is committed.
@@ -40,7 +40,7 @@ from onnxscript import opset20
 from safetensors.numpy import load_file as load_numpy
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT / "tests/reference"))
 from common import randomize_  # noqa: E402
 

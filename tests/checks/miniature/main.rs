@@ -1,7 +1,7 @@
 //! How well the miniature's videos carry their reference's effect, through the product's own path.
 //!
 //! ```text
-//! cargo run --release --example miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick | --precisions] [--json]
+//! cargo run --release -p v2l-checks --bin miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick | --precisions] [--json]
 //! ```
 //!
 //! For the first N held-out trials of every effect (a reference, and the first frame of another scene with its caption),
@@ -42,7 +42,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 10)]
     count: usize,
     /// The model folder.
-    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/miniature"))]
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/miniature"))]
     model: PathBuf,
     /// Write a contact sheet: the first trial of each effect, three rows each (reference, base, steered).
     #[arg(long, value_name = "PNG")]
