@@ -29,8 +29,8 @@ pub(crate) struct Files {
 }
 
 pub(crate) fn repository() -> PathBuf {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    if manifest.ends_with("fuzz") { manifest.join("..") } else { manifest.to_owned() }
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.ancestors().find(|folder| folder.join("tests/fixtures").is_dir()).unwrap_or(package).to_owned()
 }
 
 /// The checkpoint whose weights are fuzzed, and what adapters are loaded for.

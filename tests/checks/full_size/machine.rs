@@ -1,6 +1,6 @@
 //! The machine that is measured on, and release builds to measure.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, ensure};

@@ -1,8 +1,8 @@
 //! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process; for
 //! the target `graphs`, bytes at random; for the target `commands`, runs of the tools.
 //!
-//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs, commands. Prints what it
-//! did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
+//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs,
+//! commands. Prints what it did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
 //! that was written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets, but for `commands`, with coverage. That one
 //! takes the tools beside it (`cargo build`), and prints the command that is a finding.
 
