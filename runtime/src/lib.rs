@@ -28,7 +28,7 @@
 //!
 //! Nothing here knows ONNX protobuf, checkpoints or the compiler; see `ARCHITECTURE.md`.
 
-// `engine/testing.rs` is compiled into the tests of other crates, too, and calls this one by its name.
+// `testing/engines.rs` is compiled into the tests of other crates, too, and calls this one by its name.
 #[cfg(test)]
 extern crate self as v2l_runtime;
 
@@ -53,6 +53,8 @@ pub mod predict;
 pub mod request;
 pub mod schedulers;
 pub mod tensor;
+#[cfg(test)]
+mod testing;
 pub mod values;
 pub mod wording;
 

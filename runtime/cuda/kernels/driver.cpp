@@ -78,7 +78,7 @@ int cuDeviceGet(int *device, int ordinal) {
     return ordinal == 0 ? SUCCESS : INVALID_VALUE;
 }
 int cuDeviceGetName(char *name, int length, int) {
-    std::snprintf(name, size_t(length), "emulated");
+    std::snprintf(name, size_t(length), "stand-in");
     return SUCCESS;
 }
 int cuDeviceTotalMem_v2(size_t *bytes, int) {
@@ -206,7 +206,7 @@ int stand_in_enqueue(void *stream, int (*run)(void *), void *data) {
     return SUCCESS;
 }
 int cuGetErrorName(int error, const char **name) {
-    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_EMULATED";
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : "CUDA_ERROR_STAND_IN";
     return SUCCESS;
 }
 int cuGetErrorString(int, const char **words) {

@@ -1,8 +1,6 @@
 //! What runs engines. Each backend is a folder here and a line of [`BACKENDS`], and implements [`Backend`].
 
 pub mod backend;
-#[cfg(test)]
-mod emulated;
 mod error;
 pub mod onnxruntime;
 mod open;

@@ -156,6 +156,21 @@ pub struct GraphFiles {
     pub plans: Vec<TrtPlan>,
 }
 
+impl GraphFiles {
+    /// The tensors of every form.
+    pub(super) fn blobs(&self) -> impl Iterator<Item = &String> {
+        let typed = self.typed.iter().map(|typed| &typed.file);
+        let plans = self.plans.iter().map(|plan| &plan.file);
+        std::iter::once(&self.widened).chain(&self.lazy).chain(typed).chain(plans)
+    }
+
+    /// The weights that forms list by themselves.
+    pub(super) fn weights(&self) -> impl Iterator<Item = &String> {
+        let typed = self.typed.iter().flat_map(|typed| &typed.weights);
+        typed.chain(self.plans.iter().flat_map(|plan| &plan.weights))
+    }
+}
+
 /// A serialized TensorRT plan. The graph's backend says of which flavour, its profiles for which shapes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrtPlan {

@@ -8,8 +8,6 @@ pub(crate) mod profiles;
 mod reader;
 pub mod recording;
 pub mod session;
-#[cfg(test)]
-pub(crate) mod testing;
 
 pub use manifest::Manifest;
 pub use reader::{Engine, EngineError};

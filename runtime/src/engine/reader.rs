@@ -308,20 +308,13 @@ impl Check<'_> {
             if !names.insert(&graph.name) {
                 return Err(self.structure(what(), "one of that name", "two"));
             }
-            for file in std::iter::once(&graph.files.widened)
-                .chain(&graph.files.lazy)
-                .chain(graph.files.typed.iter().map(|typed| &typed.file))
-                .chain(graph.files.plans.iter().map(|plan| &plan.file))
-                .chain(graph.probe.iter().map(|probe| &probe.file))
-            {
+            for file in graph.files.blobs().chain(graph.probe.iter().map(|probe| &probe.file)) {
                 let stored = self.manifest.tensors.get(file);
                 if !file.starts_with(RESERVED_PREFIX) || stored.is_none_or(|record| record.dtype != Dtype::U8) {
                     return Err(self.structure(what(), format!("its bytes in `{file}`"), "none"));
                 }
             }
-            let typed = graph.files.typed.iter().flat_map(|typed| &typed.weights);
-            let plan = graph.files.plans.iter().flat_map(|plan| &plan.weights);
-            for weight in graph.weights.iter().chain(typed).chain(plan) {
+            for weight in graph.weights.iter().chain(graph.files.weights()) {
                 if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
                 }
@@ -455,8 +448,8 @@ impl Check<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::engine::testing::{fixture, part, write_tiny};
     use crate::io::weights::read_tensors;
+    use crate::testing::engines::{fixture, part, write_tiny};
 
     #[test]
     fn engine_of_a_version_that_kept_no_seal_opens_and_verifies() {

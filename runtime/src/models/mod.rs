@@ -10,8 +10,6 @@ mod chunks;
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
 pub mod family;
-#[cfg(test)]
-mod toy;
 pub mod vae;
 
 use family::{Entry, UnknownFamily};
@@ -21,7 +19,7 @@ static FAMILIES: &[Entry] = &[
     #[cfg(feature = "cogvideox")]
     cogvideox::ENTRY,
     #[cfg(test)]
-    toy::ENTRY,
+    crate::testing::family::ENTRY,
 ];
 
 /// The family of this name, as `pipeline.json` has it.

@@ -393,8 +393,8 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::engine::session::Port;
-    use crate::engine::testing;
     use crate::tensor::Dtype;
+    use crate::testing::engines;
 
     /// Gives the same outputs whatever comes in.
     pub(crate) struct Fixed(pub(crate) NamedTensors);
@@ -424,7 +424,7 @@ pub(crate) mod tests {
             "kind": "video2lora", "down_dim": 2, "up_dim": 1, "rank": 1, "weight_dim": 3, "weight_num": 1,
             "heads": 1, "iterations": 4, "slots": [{"name": "a", "in_features": 3, "out_features": 4}],
         });
-        Manifest { attributes, ..testing::manifest(&tensors, Dtype::F32, vec![], vec![]) }
+        Manifest { attributes, ..engines::manifest(&tensors, Dtype::F32, vec![], vec![]) }
     }
 
     fn predictor(manifest: &Manifest, value: f32) -> Result<Predictor, PredictorError> {

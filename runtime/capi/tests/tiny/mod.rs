@@ -10,12 +10,12 @@ use v2l_runtime::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 use v2l_runtime::weights::read_tensors;
 
-#[path = "../../../src/engine/testing.rs"]
-mod testing;
+#[path = "../../../src/testing/engines.rs"]
+mod engines;
 
 /// Tensors of the fixture.
 fn case(prefix: &str) -> NamedTensors {
-    testing::part(&read_tensors(testing::fixture("f32.safetensors")).unwrap(), prefix)
+    engines::part(&read_tensors(engines::fixture("f32.safetensors")).unwrap(), prefix)
 }
 
 /// The inputs of its one graph.
@@ -30,7 +30,7 @@ pub(crate) fn write_lora(path: &Path, seed: usize) {
         let up = Array2::from_shape_fn((out, 2), |(o, r)| ((o * 2 + r + seed) % 5) as f32 * 0.1);
         (name.to_owned(), LowRank { down, up, alpha: 2.0 })
     };
-    let adapter = Adapter { name: format!("lora{seed}"), layers: testing::LINEARS.iter().map(layer).collect() };
+    let adapter = Adapter { name: format!("lora{seed}"), layers: engines::LINEARS.iter().map(layer).collect() };
     write_adapter(path, &adapter, AdapterFormat::Kohya).unwrap();
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Tiny(TempDir);
 impl Tiny {
     pub(crate) fn new(adapters: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        testing::write_tiny(&folder.path().join("tiny.engine"), &case("weight."), Dtype::F32);
+        engines::write_tiny(&folder.path().join("tiny.engine"), &case("weight."), Dtype::F32);
         (0..adapters).for_each(|seed| write_lora(&folder.path().join(format!("lora{seed}.safetensors")), seed));
         Self(folder)
     }

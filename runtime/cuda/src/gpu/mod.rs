@@ -224,7 +224,7 @@ mod tests {
     use crate::{Factors, Memory, Region, fuse};
 
     /// Set in a process that loads the stand-in for the driver.
-    const EMULATED: &str = "V2L_TEST_EMULATED_DRIVER";
+    const STAND_IN: &str = "V2L_TEST_STAND_IN_DRIVER";
 
     #[test]
     fn gpu_that_is_not_there_is_an_error_with_a_way_out() {
@@ -237,12 +237,12 @@ mod tests {
 
     /// Every call of the driver, on a stand-in for its library, in a process of its own. Needs NVRTC, and c++.
     #[test]
-    fn gpu_on_an_emulated_driver_allocates_copies_and_fuses() {
-        if std::env::var_os(EMULATED).is_some() {
-            return on_the_emulated_driver();
+    fn gpu_on_a_stand_in_for_the_driver_allocates_copies_and_fuses() {
+        if std::env::var_os(STAND_IN).is_some() {
+            return on_the_stand_in();
         }
         if let Err(error) = compile((9, 0), None) {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: the driver is not emulated: {error}");
+            let _ = writeln!(std::io::stderr(), "SKIPPED: there is no stand-in for the driver: {error}");
             return;
         }
         let folder = tempfile::tempdir().unwrap();
@@ -252,12 +252,16 @@ mod tests {
         let status = Command::new("c++").args(flags).arg(source).arg("-o").arg(library).status().unwrap();
         assert!(status.success());
         let mut child = Command::new(std::env::current_exe().unwrap());
-        child.args(["--exact", "gpu::tests::gpu_on_an_emulated_driver_allocates_copies_and_fuses", "--nocapture"]);
-        let child = child.env(EMULATED, "1").env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
+        child.args([
+            "--exact",
+            "gpu::tests::gpu_on_a_stand_in_for_the_driver_allocates_copies_and_fuses",
+            "--nocapture",
+        ]);
+        let child = child.env(STAND_IN, "1").env("LD_LIBRARY_PATH", folder.path()).output().unwrap();
         assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
     }
 
-    fn on_the_emulated_driver() {
+    fn on_the_stand_in() {
         let (_, bare, stream) = attach(0).unwrap();
         let unloaded = Memory::of(&bare, &[0; 4]).unwrap();
         let mut out = Memory::new(&bare, 4).unwrap();
@@ -275,7 +279,7 @@ mod tests {
         drop(stream);
 
         let (info, driver) = open(0, None).unwrap();
-        assert_eq!((&info.name[..], info.capability, info.memory), ("emulated", (9, 0), 1 << 30));
+        assert_eq!((&info.name[..], info.capability, info.memory), ("stand-in", (9, 0), 1 << 30));
         assert!(matches!(open(1, None), Err(CudaError::NoDevice { ordinal: 1, count: 1 })));
         let (again, same) = open(0, None).unwrap();
         assert!(again == info && Arc::ptr_eq(&driver, &same), "compiled once");

@@ -8,11 +8,11 @@ use ndarray::{ArrayD, IxDyn};
 use super::*;
 use crate::engine::Engine;
 use crate::engine::session::Session;
-use crate::engine::testing::{LINEARS, fixture, part, write_tiny};
 use crate::io::raw;
 use crate::io::weights::read_tensors;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
+use crate::testing::engines::{LINEARS, fixture, part, write_tiny};
 
 /// An engine of the fixture's graph over `weights`, stored as they are, and the folder that keeps it.
 pub(super) fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {

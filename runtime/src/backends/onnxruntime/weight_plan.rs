@@ -157,8 +157,8 @@ fn weights_of<'a>(
 mod tests {
     use super::*;
     use crate::backends::onnxruntime::tests::{engine, options};
-    use crate::engine::testing::{fixture, part};
     use crate::io::weights::read_tensors;
+    use crate::testing::engines::{fixture, part};
 
     #[test]
     fn weights_are_held_by_the_machines_memory_and_not_by_what_is_free() {

@@ -15,7 +15,7 @@ mod session;
 mod verify;
 
 #[cfg(test)]
-mod emulated;
+mod stand_in;
 #[cfg(test)]
 mod tests;
 

@@ -12,19 +12,19 @@ use rand_distr::{Distribution, StandardNormal};
 use v2l_trt::DataType;
 
 use super::device::Gpu;
-use super::emulated::{Edit, Emulated};
 use super::plan::padded;
+use super::stand_in::{Edit, StandInGpu};
 use super::verify::distance;
 use super::*;
 use crate::backends::onnxruntime::{OpenOptions, OrtEngine, OrtOptions, OrtWeights};
 use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
 use crate::engine::session::{Dim, Port, Session};
-use crate::engine::testing::{LINEARS, fixture, manifest, part, write, write_tiny};
 use crate::engine::{Engine, Manifest};
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{read_tensors, write_tensors};
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
+use crate::testing::engines::{LINEARS, fixture, manifest, part, write, write_tiny};
 
 const STORAGE: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
@@ -46,7 +46,7 @@ fn run(session: &mut dyn Session, inputs: &NamedTensors) -> NamedTensors {
     session.run(&inputs).unwrap()
 }
 
-/// An engine for the emulated GPU, what it runs on, and where it lies.
+/// An engine for the stand-in for a GPU, what it runs on, and where it lies.
 struct Case {
     engine: Arc<Engine>,
     inputs: NamedTensors,
@@ -84,12 +84,12 @@ impl Case {
         Self { engine, inputs, folder }
     }
 
-    fn open(&self) -> (TrtEngine, Arc<Emulated>) {
-        let gpu = Arc::new(Emulated::new(&self.engine));
+    fn open(&self) -> (TrtEngine, Arc<StandInGpu>) {
+        let gpu = Arc::new(StandInGpu::new(&self.engine));
         (self.open_on(&gpu, &options()).unwrap(), gpu)
     }
 
-    fn open_on(&self, gpu: &Arc<Emulated>, options: &OpenOptions) -> Result<TrtEngine, TrtError> {
+    fn open_on(&self, gpu: &Arc<StandInGpu>, options: &OpenOptions) -> Result<TrtEngine, TrtError> {
         TrtEngine::open_on(Arc::clone(&self.engine), Arc::clone(gpu) as Arc<dyn Gpu>, options)
     }
 
@@ -105,7 +105,7 @@ impl Case {
     }
 }
 
-/// The engine with its graph compiled for TensorRT-RTX, as the emulated one has it.
+/// The engine with its graph compiled for TensorRT-RTX, as the stand-in has it.
 fn planned(
     path: &Path,
     plain: &Engine,
@@ -180,7 +180,7 @@ fn trt_session_follows_swaps_and_gives_what_onnx_runtime_gives_with_the_same_fus
         trt.set_adapters(&[], None).unwrap();
         assert_eq!(case.run(&mut session), base);
         assert!(
-            trt.report().fused.slots.is_empty() && trt.report().reason.contains("emulated, compute capability 8.9")
+            trt.report().fused.slots.is_empty() && trt.report().reason.contains("stand-in, compute capability 8.9")
         );
         drop((session, trt));
         assert!(gpu.behaviour.lock().unwrap().alive.is_empty() && gpu.host.held() == 0, "all memory is given back");
@@ -267,7 +267,7 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
     for storage in STORAGE {
         let case = Case::new(storage);
         for ignored in LINEARS.map(|(name, ..)| format!("{name}.weight")) {
-            let gpu = Arc::new(Emulated::new(&case.engine));
+            let gpu = Arc::new(StandInGpu::new(&case.engine));
             gpu.behaviour.lock().unwrap().ignored = Some(ignored.clone());
             // The base, by the probe.
             let mut trt = case.open_on(&gpu, &options()).unwrap();
@@ -309,7 +309,7 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
 fn trt_engine_opened_with_adapters_has_them_from_the_first_run() {
     let case = Case::new(Dtype::Bf16);
     let adapters = vec![(adapter("a", 7, &ALL), 0.7)];
-    let gpu = Arc::new(Emulated::new(&case.engine));
+    let gpu = Arc::new(StandInGpu::new(&case.engine));
     let mut trt = case.open_on(&gpu, &OpenOptions { adapters: adapters.clone(), ..options() }).unwrap();
     assert_eq!(trt.report().fused.slots.len(), LINEARS.len());
     let mut session = trt.session("step").unwrap();
@@ -338,7 +338,7 @@ fn trt_session_runs_in_the_profile_that_holds_the_shapes() {
 fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
     let case = Case::new(Dtype::F32);
     let message = |case: &Case, capability: &str| {
-        let mut gpu = Emulated::new(&case.engine);
+        let mut gpu = StandInGpu::new(&case.engine);
         gpu.capability = capability.parse().unwrap();
         let opened = case.open_on(&Arc::new(gpu), &options()).and_then(|mut trt| trt.session("step").map(drop));
         let error = opened.unwrap_err();
@@ -346,7 +346,7 @@ fn trt_engine_that_does_not_fit_is_refused_with_a_way_out() {
     };
     let (class, text) = message(&case, "9.0");
     assert_eq!(class, ErrorClass::Version);
-    assert!(text.contains("for compute capability 8.9; this GPU (emulated) is 9.0: compile with"), "{text}");
+    assert!(text.contains("for compute capability 8.9; this GPU (stand-in) is 9.0: compile with"), "{text}");
     let (class, text) = message(&Case::with(Dtype::F32, |graph| graph.backend = "ort".into()), "8.9");
     assert!(class == ErrorClass::Version && text.contains("compiled for `ort`; expected `tensorrt-rtx`"), "{text}");
     let other = Case::with(Dtype::F32, |graph| graph.outputs[0].name = "elsewhere".into());

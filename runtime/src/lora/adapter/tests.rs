@@ -125,14 +125,15 @@ fn read_adapter_gives_equal_layers_from_every_form() {
 
 #[test]
 fn read_adapter_and_fuse_equal_the_reference() {
-    use crate::engine::{Engine, testing};
+    use crate::engine::Engine;
     use crate::lora::fuse::{FuseTarget, fuse};
     use crate::tensor::Dtype;
+    use crate::testing::engines;
 
     let weights = read_tensors(fixture("transformer/diffusion_pytorch_model.safetensors")).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("t.engine");
-    testing::write(&path, &weights, &testing::manifest(&weights, Dtype::F32, vec![], slots()));
+    engines::write(&path, &weights, &engines::manifest(&weights, Dtype::F32, vec![], slots()));
     let engine = Engine::open(&path).unwrap();
     let loaded = read(&fixture("peft")).unwrap();
     let fused = fuse(&engine, &[(&loaded.adapter, 1.0)], FuseTarget::F32).unwrap();
@@ -643,10 +644,11 @@ fn read_adapter_for_parts_of_a_fused_slot_puts_each_into_its_rows() {
 
 #[test]
 fn split_adapter_on_slots_that_share_an_initializer_fuses_into_its_rows() {
+    use crate::engine::Engine;
     use crate::engine::manifest::RowRange;
-    use crate::engine::{Engine, testing};
     use crate::lora::fuse::{FuseTarget, fuse};
     use crate::tensor::Dtype;
+    use crate::testing::engines;
 
     let mut noise = Noise::new(6);
     let base = noise.matrix(12, 3);
@@ -659,7 +661,7 @@ fn split_adapter_on_slots_that_share_an_initializer_fuses_into_its_rows() {
     let slots: Vec<Slot> = ["a.to_q", "a.to_k", "a.to_v"].into_iter().enumerate().map(slot).collect();
     let dir = tempfile::tempdir().unwrap();
     let engine = dir.path().join("t.engine");
-    testing::write(&engine, &weights, &testing::manifest(&weights, Dtype::F32, vec![], slots.clone()));
+    engines::write(&engine, &weights, &engines::manifest(&weights, Dtype::F32, vec![], slots.clone()));
     let (q, v) = (noise.update(4, 3, 2, 3.0), noise.update(4, 3, 1, 5.0));
     let path = written(&dir, &comfy(&[("a.to_q", &q), ("a.to_v", &v)]));
     let loaded = read_adapter(&path, &slots, &ReadOptions::default()).unwrap();

@@ -1,4 +1,4 @@
-//! The pipeline over toy networks of CogVideoX: what is fed to them, in which order, and what comes of it.
+//! The pipeline over stand-ins for networks of CogVideoX: what is fed to them, in which order, and what comes of it.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,14 +19,14 @@ use crate::tensor::{Dtype, NamedTensors, Tensor};
 type Calls = Arc<Mutex<Vec<String>>>;
 
 /// A network that is a closure; it writes its name and input shapes into a list.
-struct Toy<F> {
+struct StandIn<F> {
     name: &'static str,
     ports: Vec<Port>,
     calls: Calls,
     answer: F,
 }
 
-impl<F: FnMut(&NamedTensors) -> NamedTensors + Send> Session for Toy<F> {
+impl<F: FnMut(&NamedTensors) -> NamedTensors + Send> Session for StandIn<F> {
     fn inputs(&self) -> &[Port] {
         &self.ports
     }
@@ -75,7 +75,7 @@ fn networks(calls: &Calls, answer: fn(&NamedTensors) -> NamedTensors) -> Network
         open.insert(
             component,
             graph,
-            Box::new(Toy { name: component, ports: vec![half], calls: calls.clone(), answer }),
+            Box::new(StandIn { name: component, ports: vec![half], calls: calls.clone(), answer }),
         );
     };
     for graph in ["first", "rest"] {

@@ -7,12 +7,12 @@ use rand_chacha::ChaCha8Rng;
 use v2l_cuda::Memory;
 
 use super::*;
-use crate::backends::emulated::Emulated;
 use crate::engine::EngineError;
 use crate::engine::manifest::{RowRange, Slot};
 use crate::io::weights::WeightView;
 use crate::lora::adapter::LowRank;
 use crate::lora::fuse::FuseBase;
+use crate::testing::driver::StandInDriver;
 
 const DTYPES: [Dtype; 3] = [Dtype::F32, Dtype::F16, Dtype::Bf16];
 
@@ -123,7 +123,7 @@ fn part_of(
 
 /// Both devices on one case: bits equal, sums near.
 fn compare(base: &Base, adapters: &[(&Adapter, f32)], what: &str) {
-    let cuda = Cuda::new(Emulated::new());
+    let cuda = Cuda::new(StandInDriver::new());
     let (expected, on_host) = base.fuse(&Host::default(), adapters).unwrap();
     let (found, on_device) = base.fuse(&cuda, adapters).unwrap();
     assert_eq!(found.len(), expected.len());
@@ -193,22 +193,21 @@ fn cuda_fuse_beyond_the_range_of_f16_is_an_error_and_leaves_the_memory_for_the_n
     let mut case = Case { rng: ChaCha8Rng::seed_from_u64(4) };
     let base = Base::new(&mut case, Dtype::F16, vec![linear("layer", 20, 30)]);
     let mut adapter = case.adapter("a", &base.slots, 1);
-    let emulated = Emulated::new();
-    let cuda = Cuda::new(Arc::clone(&emulated) as _);
+    let driver = StandInDriver::new();
+    let cuda = Cuda::new(Arc::clone(&driver) as _);
     adapter.layers["layer"].up.fill(300.0);
     adapter.layers["layer"].down.fill(300.0);
     assert!(matches!(base.fuse(&cuda, &[(&adapter, 1.0)]), Err(FuseError::Overflow { .. })));
-    let kept = emulated.held();
+    let kept = driver.held();
     base.fuse(&cuda, &[(&adapter, 1e-6)]).unwrap();
-    assert_eq!(emulated.held(), kept, "the arena serves again, and nothing else is left");
+    assert_eq!(driver.held(), kept, "the arena serves again, and nothing else is left");
     drop(cuda);
-    assert_eq!(emulated.held(), 0);
+    assert_eq!(driver.held(), 0);
 }
 
 #[test]
 fn cuda_fuse_refuses_what_lies_outside_its_memory() {
-    let emulated = Emulated::new();
-    let driver: Arc<dyn v2l_cuda::Driver> = Arc::clone(&emulated) as _;
+    let driver: Arc<dyn v2l_cuda::Driver> = StandInDriver::new();
     let base = Memory::of(&driver, &[0; 2 * 12]).unwrap();
     let factors = Memory::of(&driver, &[0; 4 * 7]).unwrap();
     let good = v2l_cuda::Factors { left: 0, left_steps: [1, 1], right: 3, right_steps: [4, 1], rank: 1, factor: 1.0 };
@@ -247,9 +246,9 @@ mod sessions {
     use super::*;
     use crate::backends::onnxruntime::tests::{CASES, assert_close, engine, options, run};
     use crate::backends::onnxruntime::{OpenOptions, OrtEngine, Residence};
-    use crate::engine::testing::{LINEARS, fixture, part};
     use crate::io::weights::read_tensors;
     use crate::tensor::NamedTensors;
+    use crate::testing::engines::{LINEARS, fixture, part};
 
     fn adapter(name: &str, seed: u64) -> Adapter {
         let slots = LINEARS.map(|(name, out, inner)| Slot::linear(name, out, inner));
@@ -265,10 +264,10 @@ mod sessions {
         }
     }
 
-    fn emulated(engine: Arc<Engine>, open: &OpenOptions) -> (OrtEngine, Arc<Emulated>) {
-        let emulated = Emulated::new();
-        let device = Arc::new(Cuda::new(Arc::clone(&emulated) as _));
-        (OrtEngine::open_on(engine, open, Some(device)).unwrap(), emulated)
+    fn on_stand_in(engine: Arc<Engine>, open: &OpenOptions) -> (OrtEngine, Arc<StandInDriver>) {
+        let driver = StandInDriver::new();
+        let device = Arc::new(Cuda::new(Arc::clone(&driver) as _));
+        (OrtEngine::open_on(engine, open, Some(device)).unwrap(), driver)
     }
 
     #[test]
@@ -277,7 +276,7 @@ mod sessions {
             let mut resident = open.clone();
             resident.ort.resident = Residence::Slots;
             let mut host = OrtEngine::open(Arc::clone(&engine), &resident).unwrap();
-            let (mut device, _) = emulated(Arc::clone(&engine), open);
+            let (mut device, _) = on_stand_in(Arc::clone(&engine), open);
             assert!(host.is_resident() && device.is_resident());
             let mut sessions = [host.session("step").unwrap(), device.session("step").unwrap()];
             let bases = [0, 1].map(|device| run(&mut sessions[device], inputs));
@@ -304,7 +303,7 @@ mod sessions {
     #[test]
     fn resident_session_is_as_it_was_after_a_failure_anywhere_in_a_swap_and_after_restore() {
         for_each_case(|engine, open, inputs, what| {
-            let (mut device, emulated) = emulated(engine, open);
+            let (mut device, driver) = on_stand_in(engine, open);
             let mut session = device.session("step").unwrap();
             let (a, b) = (adapter("a", 7), adapter("b", 8));
             device.set_adapters(&[(a, 1.0)], None).unwrap();
@@ -312,9 +311,9 @@ mod sessions {
             let reported = device.report().fused.clone();
             let mut failures = 0;
             loop {
-                *emulated.left.lock().unwrap() = Some(failures);
+                *driver.left.lock().unwrap() = Some(failures);
                 let swapped = device.set_adapters(&[(b.clone(), 1.0)], None);
-                *emulated.left.lock().unwrap() = None;
+                *driver.left.lock().unwrap() = None;
                 let Err(error) = swapped else { break };
                 assert!(error.to_string().contains("planted"), "{error}");
                 assert_eq!(run(&mut session, inputs), before, "{what}: after call {failures} of the driver failed");

@@ -1,6 +1,6 @@
-//! The cutting and joining, over toy networks that feel their chunk, their tile and their cache.
+//! The cutting and joining, over stand-ins for networks that feel their chunk, their tile and their cache.
 //!
-//! Expected numbers: diffusers 0.42.1's `_encode` and `_decode` with the same toys in place of encoder and decoder.
+//! Expected numbers: diffusers 0.42.1's `_encode` and `_decode` with the same stand-ins for encoder and decoder.
 
 use ndarray::s;
 
@@ -12,7 +12,7 @@ use crate::events::Event;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 /// Latent = 2x2 average and mean of up to 4 frames; plus a tenth of the tile's mean and half the cache.
-struct Toy {
+struct StandIn {
     encodes: bool,
     ports: Vec<Port>,
 }
@@ -21,7 +21,7 @@ fn port(name: &str, rank: usize) -> Port {
     Port { name: name.to_owned(), dtype: Dtype::F32, shape: vec![Dim::Symbol("n".to_owned()); rank] }
 }
 
-impl Toy {
+impl StandIn {
     fn boxed(encodes: bool, rest: bool) -> Box<dyn Session> {
         let mut ports = vec![port(if encodes { "x" } else { "z" }, 5)];
         if rest {
@@ -39,7 +39,7 @@ fn mean<D: ndarray::Dimension>(array: &ndarray::ArrayView<'_, f32, D>) -> f32 {
     array.iter().sum::<f32>() / array.len() as f32
 }
 
-impl Session for Toy {
+impl Session for StandIn {
     fn inputs(&self) -> &[Port] {
         &self.ports
     }
@@ -81,7 +81,7 @@ fn components() -> OpenSessions {
     let mut sessions = OpenSessions::default();
     for (component, encodes) in [(VAE_ENCODER, true), (VAE_DECODER, false)] {
         for (graph, rest) in [("first", false), ("rest", true)] {
-            sessions.insert(component, graph, Toy::boxed(encodes, rest));
+            sessions.insert(component, graph, StandIn::boxed(encodes, rest));
         }
     }
     sessions
@@ -212,7 +212,7 @@ fn wrong_shapes_are_refused() {
 fn graph_without_its_cache_output_is_named() {
     let mut sessions = components();
     let ports = vec![port("z", 5), port("conv_cache.other", 0)];
-    sessions.insert(VAE_DECODER, "rest", Box::new(Toy { encodes: false, ports }));
+    sessions.insert(VAE_DECODER, "rest", Box::new(StandIn { encodes: false, ports }));
     let config = config(false, DecodeChunks::Fun);
     let error = config.decode(&mut sessions, &data([1, 1, 3, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
     assert!(error.to_string().contains("next_conv_cache.other"), "{error}");

@@ -13,13 +13,13 @@ use v2l_trt::{Capability, Flavour};
 use super::TrtError;
 use super::device::{Gpu, Loaded, PlanTensor};
 use super::plan::data_type;
-use crate::backends::emulated::Emulated as HostMemory;
 use crate::backends::onnxruntime::{GraphWeight, Interface, OpenOptions, OrtSession};
 use crate::engine::Engine;
 use crate::engine::manifest::Graph;
 use crate::engine::session::{Dim, Session};
 use crate::io::raw::{byte_len, tensor_bytes, tensor_from_bytes};
 use crate::tensor::{NamedTensors, Tensor};
+use crate::testing::driver::StandInDriver;
 
 /// A change of what a plan says of its inputs and outputs.
 pub(super) type Edit = fn(&mut Vec<PlanTensor>);
@@ -46,30 +46,30 @@ pub(super) struct Behaviour {
 }
 
 /// Everything but the plans.
-pub(super) struct Emulated {
-    pub(super) host: Arc<HostMemory>,
+pub(super) struct StandInGpu {
+    pub(super) host: Arc<StandInDriver>,
     memory: Arc<dyn Driver>,
     engine: Arc<Engine>,
     pub(super) capability: Capability,
     pub(super) behaviour: Arc<Mutex<Behaviour>>,
 }
 
-impl Emulated {
+impl StandInGpu {
     pub(super) fn new(engine: &Arc<Engine>) -> Self {
         let capability = Capability { major: 8, minor: 9 };
-        let host = HostMemory::new();
+        let host = StandInDriver::new();
         let memory: Arc<dyn Driver> = Arc::clone(&host) as _;
         Self { host, memory, engine: Arc::clone(engine), capability, behaviour: Arc::default() }
     }
 }
 
-impl Gpu for Emulated {
+impl Gpu for StandInGpu {
     fn flavour(&self) -> Flavour {
         Flavour::Rtx
     }
 
     fn describe(&self) -> (&str, Capability) {
-        ("emulated", self.capability)
+        ("stand-in", self.capability)
     }
 
     fn memory(&self) -> &Arc<dyn Driver> {

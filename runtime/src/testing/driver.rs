@@ -15,14 +15,14 @@ type FuseHost = unsafe extern "C" fn(c_int, *const c_void, *const c_void, *const
 
 /// Host memory that a GPU's would be, counted, with faults on demand.
 #[derive(Debug)]
-pub(crate) struct Emulated {
+pub(crate) struct StandInDriver {
     library: &'static Library,
     allocations: Mutex<HashMap<u64, Layout>>,
     /// Launches, copies and allocations that still succeed.
     pub(crate) left: Mutex<Option<usize>>,
 }
 
-impl Emulated {
+impl StandInDriver {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self { library: library(), allocations: Mutex::default(), left: Mutex::new(None) })
     }
@@ -62,7 +62,7 @@ fn library() -> &'static Library {
 static RUNNING: Mutex<()> = Mutex::new(());
 
 // SAFETY: the system's allocations do not overlap and stay until they are freed.
-unsafe impl Driver for Emulated {
+unsafe impl Driver for StandInDriver {
     fn ordinal(&self) -> Option<i32> {
         None
     }

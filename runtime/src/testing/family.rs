@@ -1,5 +1,5 @@
-//! A family for tests: two linear layers as transformers, and an autoencoder that changes nothing. What a new family
-//! needs is this file, and a line in the registry.
+//! A model family: two linear layers as transformers, and an autoencoder that changes nothing. What a new family
+//! needs is such a file, and a line in the registry.
 
 use std::sync::Arc;
 
@@ -7,46 +7,46 @@ use ndarray::{Array5, ArrayD, IxDyn};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::arrays::repeat;
-use super::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
-use super::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
 use crate::components::{ComponentError, Components, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::error::Error;
 use crate::events::{Observer, Stage};
+use crate::models::arrays::repeat;
+use crate::models::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
+use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
 use crate::request::{Request, Settings};
 use crate::tensor::{NamedTensors, Tensor};
 use crate::values::{WrongValue, between};
 
-pub(super) const ENTRY: Entry = Entry { name: "toy", read };
+pub(crate) const ENTRY: Entry = Entry { name: "stand-in", read };
 const LOW_NOISE: &str = "transformer_2";
 const CHANNELS: usize = 3;
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct ToyTransformer {
+struct StandInTransformer {
     boundary: f64,
     tokens: usize,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
-struct ToyVae {
+struct StandInVae {
     std: f32,
 }
 
 #[derive(Clone, Debug)]
-struct Toy {
-    transformer: Option<ToyTransformer>,
-    vae: Option<ToyVae>,
+struct StandIn {
+    transformer: Option<StandInTransformer>,
+    vae: Option<StandInVae>,
 }
 
 fn read(text: &str) -> Result<Arc<dyn Family>, serde_json::Error> {
     let Sections { transformer, vae } = sections(text)?;
-    Ok(Arc::new(Toy { transformer, vae }))
+    Ok(Arc::new(StandIn { transformer, vae }))
 }
 
-impl Family for Toy {
+impl Family for StandIn {
     fn name(&self) -> &'static str {
         ENTRY.name
     }
@@ -117,7 +117,7 @@ impl Family for Toy {
     ) -> Result<Box<dyn Steps>, Error> {
         let boundary = self.transformer.as_ref().ok_or(MissingSection("transformer"))?.boundary;
         let fixed = NamedTensors::from([("encoder_hidden_states".to_owned(), Tensor::F32(text))]);
-        Ok(Box::new(ToySteps { fixed, boundary, batch: settings.batch() }))
+        Ok(Box::new(StandInSteps { fixed, boundary, batch: settings.batch() }))
     }
 
     fn decodable(&self, latents: &Array5<f32>) -> Result<Array5<f32>, Error> {
@@ -127,13 +127,13 @@ impl Family for Toy {
 }
 
 /// Two transformers; timesteps are floats, and guidance is twice as strong in the second.
-struct ToySteps {
+struct StandInSteps {
     fixed: NamedTensors,
     boundary: f64,
     batch: usize,
 }
 
-impl Steps for ToySteps {
+impl Steps for StandInSteps {
     fn component(&self, timestep: f64) -> &'static str {
         if timestep >= self.boundary { TRANSFORMER } else { LOW_NOISE }
     }
@@ -163,7 +163,7 @@ impl Steps for ToySteps {
     }
 }
 
-impl Vae for ToyVae {
+impl Vae for StandInVae {
     fn encode(
         &self,
         _components: &mut dyn Components,
@@ -314,7 +314,7 @@ mod tests {
 
     fn config() -> Value {
         json!({
-            "format": "v2l-pipeline", "version": 1, "family": "toy", "components": {},
+            "format": "v2l-pipeline", "version": 1, "family": "stand-in", "components": {},
             "transformer": {"boundary": 500.0, "tokens": 16},
             "vae": {"std": 0.5},
             "scheduler": {"config": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction",
@@ -377,7 +377,7 @@ mod tests {
     #[test]
     fn family_that_is_not_the_default_is_written_and_checked() {
         let text = pipeline().config().to_json().unwrap();
-        assert!(text.contains("\"version\": 1,\n  \"family\": \"toy\",\n  \"components\""), "{text}");
+        assert!(text.contains("\"version\": 1,\n  \"family\": \"stand-in\",\n  \"components\""), "{text}");
         assert_eq!(PipelineConfig::from_json(&text).unwrap(), *pipeline().config());
         let mut value = config();
         value["transformer"]["tokens"] = json!(0);
