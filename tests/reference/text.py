@@ -1,6 +1,6 @@
 """Golden files for the text side.
 
-- tests/fixtures/t5/{gated_gelu,relu}/: a small T5EncoderModel in transformers' layout and
+- tests/fixtures/t5/{gated_gelu,relu,umt5}/: a small T5EncoderModel or UMT5EncoderModel in transformers' layout and
   `case_*.safetensors`: `input.input_ids` [B,S] i64, sometimes `input.attention_mask` [B,S] i64,
   `output.last_hidden_state` [B,S,D]; the metadata's `noise_floor` compares with f64.
 - tests/fixtures/tokenizer/: `spiece.model`, a SentencePiece unigram model in T5's conventions (pad 0,
@@ -24,7 +24,7 @@ import shutil
 
 import sentencepiece
 import torch
-from transformers import T5Config, T5EncoderModel, T5Tokenizer
+from transformers import T5Config, T5EncoderModel, T5Tokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging
 
 from common import generator, noise_floor, output_dir, randomize_, report, save_case, save_json
@@ -40,8 +40,8 @@ EOS = 1
 # T5 encoder
 
 
-def t5(feed_forward: str, seed: int) -> T5EncoderModel:
-    config = T5Config(
+def t5(kind, config_kind, feed_forward: str, seed: int):
+    config = config_kind(
         vocab_size=VOCABULARY,
         d_model=24,
         d_kv=8,
@@ -52,7 +52,7 @@ def t5(feed_forward: str, seed: int) -> T5EncoderModel:
         relative_attention_max_distance=128,
         feed_forward_proj=feed_forward,
     )
-    model = randomize_(T5EncoderModel._from_config(config, attn_implementation="eager"), seed)
+    model = randomize_(kind._from_config(config, attn_implementation="eager"), seed)
     # Small activations, so that a wrong RMSNorm epsilon shows; queries small enough for soft attention.
     model.shared.weight.mul_(0.02)
     for block in model.encoder.block:
@@ -71,20 +71,25 @@ def masks(length: int) -> dict:
 
 
 def write_t5(root) -> None:
-    for number, feed_forward in enumerate(("gated-gelu", "relu")):
-        directory = root / feed_forward.replace("-", "_")
+    variants = {
+        "gated_gelu": (T5EncoderModel, T5Config, "gated-gelu", (7, 33, 226)),
+        "relu": (T5EncoderModel, T5Config, "relu", (7, 33)),
+        "umt5": (UMT5EncoderModel, UMT5Config, "gated-gelu", (7, 33, 130)),
+    }
+    for number, (name, (kind, config_kind, feed_forward, lengths)) in enumerate(variants.items()):
+        directory = root / name
         shutil.rmtree(directory, ignore_errors=True)
-        model = t5(feed_forward, seed=7 + number)
+        model = t5(kind, config_kind, feed_forward, seed=7 + number)
         model.save_pretrained(directory)
         double = copy.deepcopy(model).double()
-        for length in (7, 33, 226):
+        for length in lengths:
             ids = torch.randint(0, VOCABULARY, (2, length), generator=generator(100 + length))
             for label, mask in masks(length).items():
                 inputs = {"input_ids": ids} | ({} if mask is None else {"attention_mask": mask})
                 state = model(**inputs).last_hidden_state
                 floor = noise_floor(state, double(**inputs).last_hidden_state)
                 rms = state.square().mean().sqrt()
-                print(f"{feed_forward} s{length} {label}: noise floor {floor:.1e}, rms {rms:.2f}")
+                print(f"{name} s{length} {label}: noise floor {floor:.1e}, rms {rms:.2f}")
                 path = directory / f"case_s{length}_{label}.safetensors"
                 save_case(path, inputs, {"last_hidden_state": state}, {"noise_floor": f"{floor:.2e}"})
     report(root)

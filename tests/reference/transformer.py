@@ -57,11 +57,16 @@ VARIANTS = {
         BASE | dict(in_channels=32, use_learned_positional_embeddings=True),
         torch.float32,
         {},
-        [(2, 3, 8, 12, MAX_TEXT), (2, 4, 8, 12, MAX_TEXT), (1, 1, 8, 12, MAX_TEXT)],
+        [(2, 3, 8, 12, MAX_TEXT), (1, 4, 8, 12, MAX_TEXT), (1, 1, 8, 12, MAX_TEXT)],
     ),
     "fun_inp": (BASE | dict(in_channels=33), torch.bfloat16, {}, FREE),
     "v15_t2v": (V15, torch.float32, {}, PAIRS),
-    "v15_i2v": (V15 | dict(in_channels=32, ofs_embed_dim=32), torch.float16, {}, PAIRS),
+    "v15_i2v": (
+        V15 | dict(in_channels=32, ofs_embed_dim=32),
+        torch.float16,
+        {},
+        [(2, 4, 8, 12, MAX_TEXT), (1, 6, 8, 16, MAX_TEXT), (1, 2, 6, 10, 7)],
+    ),
 }
 
 

@@ -5,4 +5,4 @@ use super::family::Architecture;
 pub mod t5;
 
 /// The text encoders.
-pub(super) static ENCODERS: &[&dyn Architecture] = &[&t5::T5];
+pub(super) static ENCODERS: &[&dyn Architecture] = &[&t5::T5::Shared, &t5::T5::Own];

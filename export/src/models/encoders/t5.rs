@@ -1,9 +1,10 @@
-//! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU).
+//! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU). `UMT5EncoderModel`:
+//! that of Wan, in which every block has position biases of its own.
 
 use std::path::Path;
 
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
@@ -15,14 +16,45 @@ use crate::models::family::{Architecture, Part};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
-/// The class that `config.json` names.
-pub const CLASS: &str = "T5EncoderModel";
+/// A class of encoders.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum T5 {
+    /// `T5EncoderModel`: the first block's position biases serve all.
+    Shared,
+    /// `UMT5EncoderModel`: each block has its own.
+    Own,
+}
 
-pub(super) struct T5;
+impl T5 {
+    /// The class that `config.json` names.
+    pub const fn class_name(self) -> &'static str {
+        match self {
+            Self::Shared => "T5EncoderModel",
+            Self::Own => "UMT5EncoderModel",
+        }
+    }
+
+    /// A configuration; absent keys take transformers' defaults for the class.
+    fn config(self, mut value: Json) -> Result<Config, serde_json::Error> {
+        if let (Self::Own, Some(keys)) = (self, value.as_object_mut()) {
+            let defaults = [
+                ("vocab_size", json!(250_112)),
+                ("d_ff", json!(1024)),
+                ("num_layers", json!(8)),
+                ("num_heads", json!(6)),
+                ("feed_forward_proj", json!("gated-gelu")),
+            ];
+            for (key, default) in defaults {
+                keys.entry(key).or_insert(default);
+            }
+        }
+        Config::deserialize(value)
+    }
+}
 
 impl Architecture for T5 {
     fn class(&self) -> &'static str {
-        CLASS
+        self.class_name()
     }
 
     fn part(&self) -> Part {
@@ -30,8 +62,9 @@ impl Architecture for T5 {
     }
 
     fn export(&self, folder: &Path, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: Config = read_json(&folder.join("config.json"))?;
-        Ok(vec![export(&config, &Checkpoint::open_folder(folder)?)?])
+        let path = folder.join("config.json");
+        let config = self.config(read_json(&path)?).map_err(|e| ExportError::config(&path, e.to_string()))?;
+        Ok(vec![export(*self, &config, &Checkpoint::open_folder(folder)?)?])
     }
 }
 
@@ -77,31 +110,32 @@ enum FeedForward {
 }
 
 impl Config {
-    fn feed_forward(&self) -> Result<FeedForward, ExportError> {
+    fn feed_forward(&self, class: T5) -> Result<FeedForward, ExportError> {
         match self.feed_forward_proj.as_str() {
             "relu" => Ok(FeedForward::Relu),
             "gated-gelu" => Ok(FeedForward::GatedGelu),
-            other => Err(unsupported(&format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
+            other => Err(unsupported(class, &format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
         }
     }
 
-    fn validate(&self) -> Result<(), ExportError> {
+    fn validate(&self, class: T5) -> Result<(), ExportError> {
         let sizes = [self.vocab_size, self.d_model, self.d_kv, self.d_ff, self.num_layers, self.num_heads];
         if sizes.iter().any(|&n| n == 0 || n > 1 << 24) {
-            return Err(unsupported(&format!("sizes {sizes:?}"), "1 to 16777216 are"));
+            return Err(unsupported(class, &format!("sizes {sizes:?}"), "1 to 16777216 are"));
         }
         let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 4 || distance > 1 << 20 {
             return Err(unsupported(
+                class,
                 &format!("{buckets} relative attention buckets up to distance {distance}"),
                 "an even number of at least 4 and a distance above a quarter of it are",
             ));
         }
-        self.feed_forward().map(drop)
+        self.feed_forward(class).map(drop)
     }
 
     /// Every linear layer, in the order of PyTorch's `named_modules`.
-    fn linear_layers(&self) -> Vec<Slot> {
+    fn linear_layers(&self, class: T5) -> Vec<Slot> {
         let (d, inner) = (self.d_model, self.num_heads * self.d_kv);
         let mut slots = Vec::new();
         for i in 0..self.num_layers {
@@ -112,7 +146,7 @@ impl Config {
                 layer("0.SelfAttention.v", inner, d),
                 layer("0.SelfAttention.o", d, inner),
             ]);
-            match self.feed_forward() {
+            match self.feed_forward(class) {
                 Ok(FeedForward::GatedGelu) => slots.extend([
                     layer("1.DenseReluDense.wi_0", self.d_ff, d),
                     layer("1.DenseReluDense.wi_1", self.d_ff, d),
@@ -143,8 +177,8 @@ impl Config {
     }
 }
 
-fn unsupported(what: &str, reason: &str) -> ExportError {
-    ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
+fn unsupported(class: T5, what: &str, reason: &str) -> ExportError {
+    ExportError::Unsupported { what: format!("{}: {what}", class.class_name()), reason: reason.into() }
 }
 
 /// Exports the component `text_encoder` with the graphs `encode` (`input_ids`) and `encode_masked` (also
@@ -152,20 +186,20 @@ fn unsupported(what: &str, reason: &str) -> ExportError {
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].
-pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
-    config.validate()?;
+pub fn export(class: T5, config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
+    config.validate(class)?;
     let component = Component {
         name: "text_encoder".into(),
         graphs: vec![
-            ("encode".into(), graph(config, checkpoint, false)?),
-            ("encode_masked".into(), graph(config, checkpoint, true)?),
+            ("encode".into(), graph(class, config, checkpoint, false)?),
+            ("encode_masked".into(), graph(class, config, checkpoint, true)?),
         ],
         precision: checkpoint.precision()?,
-        slots: config.linear_layers(),
-        attributes: json!({ "class": CLASS }),
+        slots: config.linear_layers(class),
+        attributes: json!({ "class": class.class_name() }),
     };
     acknowledge_tied_embedding(config, checkpoint)?;
-    checkpoint.finish(CLASS)?;
+    checkpoint.finish(class.class_name())?;
     component.seal()
 }
 
@@ -189,7 +223,7 @@ fn acknowledge_tied_embedding(config: &Config, checkpoint: &Checkpoint) -> Resul
     })
 }
 
-fn graph(config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model, ExportError> {
+fn graph(class: T5, config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model, ExportError> {
     let name = if masked { "encode_masked" } else { "encode" };
     let mut builder = Builder::new(name);
     let b = &mut builder;
@@ -202,27 +236,36 @@ fn graph(config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model
     let flat = b.reshape(&ids, &[(-1i64).into()]);
     let mut x = b.scope("embed_tokens", |b| b.gather(&table, &flat, 0));
 
-    let mut bias = b.scope("relative_attention_bias", |b| position_bias(b, &vars, config, &length))?;
-    if masked {
+    let buckets = b.scope("relative_attention_bias", |b| position_buckets(b, config, &length));
+    let first = b.scope("relative_attention_bias", |b| position_bias(b, &vars, config, 0, &buckets))?;
+    let penalty = masked.then(|| {
         let mask = b.input("attention_mask", DataType::Int64, ["batch", "text_length"]);
-        bias = b.scope("attention_mask", |b| {
+        b.scope("attention_mask", |b| {
             let mask = b.cast(&mask, DataType::Float);
             let mask = b.unsqueeze(&mask, &[1, 2]);
             let one = b.float(1.0);
             let hidden = b.op("Sub", &[&one, &mask]);
             // Far below any logit, and still finite in float16 and bfloat16.
             let low = b.float(-6e4);
-            let penalty = b.op("Mul", &[&hidden, &low]);
-            b.op("Add", &[&bias, &penalty])
-        });
-    }
+            b.op("Mul", &[&hidden, &low])
+        })
+    });
+    let hide = |b: &mut Builder, bias: &Value| {
+        let add = |b: &mut Builder, penalty| b.op("Add", &[bias, penalty]);
+        penalty.as_ref().map_or_else(|| bias.clone(), |penalty| b.scope("attention_mask", |b| add(b, penalty)))
+    };
+    let mut bias = hide(b, &first);
     for i in 0..config.num_layers {
+        if class == T5::Own && i > 0 {
+            let own = b.scope("relative_attention_bias", |b| position_bias(b, &vars, config, i, &buckets))?;
+            bias = hide(b, &own);
+        }
         let name = format!("encoder.block.{i}");
         let block = vars.child(&name).child("layer");
         x = b.scope(name, |b| {
             let attended = b.scope("SelfAttention", |b| attention(b, &block.child("0"), config, &x, &batch, &bias))?;
             let x = b.op("Add", &[&x, &attended]);
-            let fed = b.scope("DenseReluDense", |b| feed_forward(b, &block.child("1"), config, &x))?;
+            let fed = b.scope("DenseReluDense", |b| feed_forward(b, &block.child("1"), (class, config), &x))?;
             Ok::<_, ExportError>(b.op("Add", &[&x, &fed]))
         })?;
     }
@@ -240,14 +283,8 @@ fn graph(config: &Config, checkpoint: &Checkpoint, masked: bool) -> Result<Model
     component::finish(name, builder)
 }
 
-/// Attention bias `[1, heads, S, S]` by bucketed distance, shared by all blocks.
-fn position_bias(b: &mut Builder, vars: &Vars<'_>, config: &Config, length: &Value) -> Result<Value, ExportError> {
-    let buckets = config.relative_attention_num_buckets;
-    let weight = vars.child("encoder.block.0.layer.0.SelfAttention.relative_attention_bias").get(
-        b,
-        "weight",
-        &[buckets, config.num_heads],
-    )?;
+/// Bucket of the distance of each query and key `[S, S]`.
+fn position_buckets(b: &mut Builder, config: &Config, length: &Value) -> Value {
     let table = config.distance_buckets();
     let farthest = b.int(table.len() as i64 - 1);
     let table = b.ints(&table);
@@ -261,10 +298,22 @@ fn position_bias(b: &mut Builder, vars: &Vars<'_>, config: &Config, length: &Val
     let zero = b.int(0);
     let after = b.op("Greater", &[&relative, &zero]);
     let after = b.cast(&after, DataType::Int64);
-    let per_side = b.int(buckets as i64 / 2);
+    let per_side = b.int(config.relative_attention_num_buckets as i64 / 2);
     let offset = b.op("Mul", &[&after, &per_side]);
-    let bucket = b.op("Add", &[&bucket, &offset]);
-    let bias = b.gather(&weight, &bucket, 0);
+    b.op("Add", &[&bucket, &offset])
+}
+
+/// Attention bias `[1, heads, S, S]` of block `block`, by bucketed distance.
+fn position_bias(
+    b: &mut Builder,
+    vars: &Vars<'_>,
+    config: &Config,
+    block: usize,
+    buckets: &Value,
+) -> Result<Value, ExportError> {
+    let vars = vars.child(format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias"));
+    let weight = vars.get(b, "weight", &[config.relative_attention_num_buckets, config.num_heads])?;
+    let bias = b.gather(&weight, buckets, 0);
     let bias = b.transpose(&bias, &[2, 0, 1]);
     Ok(b.unsqueeze(&bias, &[0]))
 }
@@ -292,13 +341,18 @@ fn attention(
     layers::linear(b, &vars.child("o"), &rows, [d, heads * dim], false)
 }
 
-fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) -> Result<Value, ExportError> {
+fn feed_forward(
+    b: &mut Builder,
+    vars: &Vars<'_>,
+    (class, config): (T5, &Config),
+    x: &Value,
+) -> Result<Value, ExportError> {
     let (d, d_ff) = (config.d_model, config.d_ff);
     let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
     let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
     let vars = vars.child("DenseReluDense");
     let mut up = |name: &str| layers::linear(b, &vars.child(name), &normal, [d_ff, d], false);
-    let hidden = match config.feed_forward()? {
+    let hidden = match config.feed_forward(class)? {
         FeedForward::Relu => {
             let hidden = up("wi")?;
             b.op("Relu", &[&hidden])
@@ -315,6 +369,17 @@ fn feed_forward(b: &mut Builder, vars: &Vars<'_>, config: &Config, x: &Value) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn absent_keys_take_the_defaults_of_the_class() {
+        let layers = |class: T5| {
+            let config = class.config(json!({})).unwrap();
+            config.validate(class).unwrap();
+            (config.linear_layers(class).len(), config.vocab_size)
+        };
+        assert_eq!(layers(T5::Shared), (6 * 6, 32_128));
+        assert_eq!(layers(T5::Own), (8 * 7, 250_112));
+    }
 
     #[test]
     fn distance_buckets_of_t5_start_where_transformers_starts_them() {
