@@ -21,10 +21,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use v2l_cli::{Failure, Files, Output, OutputOptions, split_strength};
-use v2l_runtime::adapter::{AdapterError, detect};
 use v2l_runtime::engine::manifest::FORMAT;
+use v2l_runtime::io::weights::WeightFile;
+use v2l_runtime::lora::adapter::{AdapterError, detect};
 use v2l_runtime::pipeline::config::FILE_NAME;
-use v2l_runtime::weights::WeightFile;
 
 /// Show what a file or folder holds: an ONNX model, an engine, a bundle or engine directory, an adapter, or any other
 /// safetensors file.
@@ -186,7 +186,7 @@ fn kind(path: &Path) -> anyhow::Result<Kind> {
 /// By name, else by content: a header length, and the JSON that it counts.
 fn is_safetensors(path: &Path) -> anyhow::Result<bool> {
     let named = |name: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(name));
-    let io = |source| v2l_runtime::weights::WeightError::Io { path: path.to_owned(), source };
+    let io = |source| v2l_runtime::io::weights::WeightError::Io { path: path.to_owned(), source };
     let mut start = Vec::new();
     std::fs::File::open(path).map_err(io)?.take(9).read_to_end(&mut start).map_err(io)?;
     Ok(!named("onnx") && (named("safetensors") || named("engine") || start.get(8) == Some(&b'{')))

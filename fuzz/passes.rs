@@ -7,10 +7,11 @@ use std::sync::Arc;
 use v2l_export::precision::{PrecisionOptions, Request};
 use v2l_export::{CompileOptions, Pass, Passes};
 use v2l_graphs::{DataType, Dim, Model, ValueInfo, encode_model};
+use v2l_runtime::backends::onnxruntime::{Interface, OrtEngine, OrtSession, Residence};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtEngine, OrtSession, OrtWeights, Residence};
-use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
-use v2l_runtime::session::{self, Port, Session};
+use v2l_runtime::engine::session::{self, Port, Session};
+use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use super::graphs::{Drawn, Draws, Kind, MOST_ROWS, NAMES, ROWS, draw, noise};

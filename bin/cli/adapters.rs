@@ -2,9 +2,10 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::sync::Arc;
 
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::options::OpenOptions;
 
 use crate::Failure;
 

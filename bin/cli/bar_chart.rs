@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
-use v2l_runtime::video::{MAX_SIDE, VideoError, write_png};
+use v2l_runtime::media::video::{MAX_SIDE, VideoError, write_png};
 
 /// Pixels of a glyph's element.
 const DOT: usize = 2;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use v2l_runtime::atomic::{is_special, is_stdout, probe_file};
+use v2l_runtime::io::atomic::{is_special, is_stdout, probe_file};
 
 use crate::{Failure, Output};
 

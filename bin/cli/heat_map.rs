@@ -5,8 +5,8 @@ use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::fuse::FuseReport;
-use v2l_runtime::video::{MAX_SIDE, VideoError, write_png};
+use v2l_runtime::lora::fuse::FuseReport;
+use v2l_runtime::media::video::{MAX_SIDE, VideoError, write_png};
 
 /// Side of a cell in pixels, unless the picture would then be too large.
 const CELL: usize = 16;
@@ -114,7 +114,7 @@ fn place(name: &str) -> (String, Option<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v2l_runtime::fuse::{SlotReport, Survey};
+    use v2l_runtime::lora::fuse::{SlotReport, Survey};
 
     fn report(survived: &[(&str, f64)]) -> FuseReport {
         let slot = |(name, survived): &(&str, f64)| SlotReport {

@@ -36,7 +36,7 @@ pub fn run<A: clap::Parser>(
     };
     let mut output = Output::new(options(&args));
     let done = body(&args, &mut output);
-    for words in v2l_runtime::library::passed_over() {
+    for words in v2l_runtime::io::library::passed_over() {
         output.warning(&words);
     }
     let done = done.and_then(|()| output.written());

@@ -7,7 +7,8 @@ use serde_json::json;
 
 use v2l_cli::{Files, Output, flags};
 use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance, Unchecked};
-use v2l_runtime::ort_backend::{OpenOptions, OrtOptions};
+use v2l_runtime::backends::onnxruntime::OrtOptions;
+use v2l_runtime::options::OpenOptions;
 
 /// Comparing what is compiled with its source.
 #[derive(Args)]

@@ -10,8 +10,8 @@ use v2l_cli::bar_chart::{Bar, write_bar_chart};
 use v2l_cli::{Failure, Files, Output, split_strength};
 use v2l_export::EngineReport;
 use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOptions, PrecisionPlan, Request};
-use v2l_runtime::atomic::write_file;
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::io::atomic::write_file;
+use v2l_runtime::options::OpenOptions;
 
 use crate::Precision;
 use crate::check::not_negative;
@@ -114,7 +114,7 @@ impl PrecisionArgs {
             return Err(Failure::usage(message));
         }
         if let Some(path) = &self.sensitivity_chart {
-            v2l_runtime::video::check_png(path)?;
+            v2l_runtime::media::video::check_png(path)?;
         }
         let adapters = self.calibration_lora.iter().map(|text| {
             let (path, strength) = split_strength(text)?;

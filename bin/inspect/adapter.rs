@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::adapter::{
+use v2l_runtime::components::HYPERNETWORK;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::engine::Engine;
+use v2l_runtime::lora::adapter::{
     Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter,
     read_light,
 };
-use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK};
-use v2l_runtime::ort_backend::OpenOptions;
-use v2l_runtime::predictor;
+use v2l_runtime::options::OpenOptions;
+use v2l_runtime::predict::video2lora;
 
 use super::count;
 
@@ -137,7 +138,7 @@ fn light(path: &Path, engine: &Path, output: &mut Output) -> anyhow::Result<()> 
             engine.display()
         )));
     }
-    let slots = predictor::check_light(&light, hypernetwork.path(), hypernetwork.manifest())?;
+    let slots = video2lora::check_light(&light, hypernetwork.path(), hypernetwork.manifest())?;
     output.result("coverage", json!({ "tokens": light.tokens.nrows(), "slots": slots }), || {
         format!("  coverage: {} for {}", count(light.tokens.nrows(), "token"), count(slots, "slot"))
     });

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::{Output, shown};
-use v2l_runtime::weights::WeightFile;
+use v2l_runtime::io::weights::WeightFile;
 
 use super::count;
 

@@ -9,9 +9,9 @@ use v2l_cli::{Output, shown};
 use v2l_export::ExportError;
 use v2l_export::precision::PrecisionPlan;
 use v2l_runtime::engine::manifest::{Absent, Manifest, PRECISION_PLAN, RESERVED_PREFIX, ShapeRange, Slot, TrtPlan};
+use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::engine::{Engine, EngineError};
-use v2l_runtime::raw::byte_len;
-use v2l_runtime::session::{Dim, Port};
+use v2l_runtime::io::raw::byte_len;
 
 use super::count;
 

@@ -4,12 +4,15 @@ use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::Output;
-use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::components::StepGraph;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::media::video::Frames;
 use v2l_runtime::memory::{available_memory, readable};
 use v2l_runtime::models::family::ImageInput;
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Expected, Phase, Pipeline, Request, StepGraph};
-use v2l_runtime::video::Frames;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::Expected;
+use v2l_runtime::pipeline::{Phase, Pipeline};
+use v2l_runtime::request::Request;
 
 use super::{Args, Switch, Weights};
 

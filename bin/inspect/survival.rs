@@ -6,13 +6,14 @@ use std::sync::Arc;
 use serde_json::{Value as Json, json};
 use v2l_cli::heat_map::{HeatMap, NO_SLOT, NOT_CHANGED, colour};
 use v2l_cli::{Output, open_transformer, shown};
-use v2l_runtime::adapter::{Adapter, AdapterError, AdapterFormat, detect, read_light};
+use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
+use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::fuse::{SlotReport, survival};
-use v2l_runtime::ort_backend::OpenOptions;
-use v2l_runtime::predictor::Predictor;
-use v2l_runtime::video::check_png;
+use v2l_runtime::lora::adapter::{Adapter, AdapterError, AdapterFormat, detect, read_light};
+use v2l_runtime::lora::fuse::{SlotReport, survival};
+use v2l_runtime::media::video::check_png;
+use v2l_runtime::options::OpenOptions;
+use v2l_runtime::predict::video2lora::Predictor;
 
 use super::{adapter, count};
 

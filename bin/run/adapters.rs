@@ -5,9 +5,9 @@ use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::{Output, shown, split_strength};
-use v2l_runtime::adapter::{self, Adapter, AdapterError, AdapterFormat, Coverage, Layers, Outcome, ReadOptions};
-use v2l_runtime::fuse::FuseReport;
 use v2l_runtime::generator::{Applied, Generator};
+use v2l_runtime::lora::adapter::{self, Adapter, AdapterError, AdapterFormat, Coverage, Layers, Outcome, ReadOptions};
+use v2l_runtime::lora::fuse::FuseReport;
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {

@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use v2l_cli::OutputOptions;
-use v2l_runtime::adapter::AdapterFormat;
-use v2l_runtime::backend::{AUTO, BACKENDS, BackendChoice};
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
+use v2l_runtime::backends::tensorrt::TrtOptions;
+use v2l_runtime::backends::{AUTO, BACKENDS};
+use v2l_runtime::engine::recording::Recorder;
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
-use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::lora::adapter::AdapterFormat;
+use v2l_runtime::lora::mode::AdapterMode;
+use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
-use v2l_runtime::ort_backend::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
-use v2l_runtime::recording::Recorder;
-use v2l_runtime::trt_backend::TrtOptions;
 
 /// Run compiled engines.
 ///

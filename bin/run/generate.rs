@@ -2,16 +2,19 @@
 
 use serde_json::json;
 use v2l_cli::{Output, shown};
-use v2l_runtime::adapter::{Adapter, AdapterFormat};
-use v2l_runtime::clip::{Clip, read_frames, write_frames};
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::decisions::Decisions;
+use v2l_runtime::events::{Event, Observer, Stage};
 use v2l_runtime::generator::{Generator, PredictOptions};
+use v2l_runtime::io::weights::{WeightError, write_tensors};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
+use v2l_runtime::media::clip::{Clip, read_frames, write_frames};
+use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::memory::available_memory;
-use v2l_runtime::pipeline::{Estimate, Event, Expected, Observer, Request, Stage};
+use v2l_runtime::pipeline::Estimate;
+use v2l_runtime::pipeline::Expected;
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::video::{Frames, write_contact_sheet};
-use v2l_runtime::weights::{WeightError, write_tensors};
 
 use crate::adapters;
 use crate::args::Args;

@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::adapter::{Adapter, AdapterFormat, write_adapter_with};
-use v2l_runtime::backend::held_weights;
+use v2l_runtime::backends::held_weights;
 use v2l_runtime::decisions::{Decisions, HeldWeights};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::predictor::{GenericPredictor, PredictorMap};
-use v2l_runtime::weights::read_tensors;
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, write_adapter_with};
+use v2l_runtime::predict::video2lora::{GenericPredictor, PredictorMap};
 
 use crate::adapters::saved;
 use crate::args::Args;

@@ -6,21 +6,22 @@ use std::sync::Arc;
 use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::backend::{Fused, OpenEngine, needs};
+use v2l_runtime::backends::{Fused, OpenEngine, needs};
 use v2l_runtime::decisions::{Decisions, HeldWeights};
+use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::footprint::Shapes;
 use v2l_runtime::engine::manifest::{Graph, Manifest};
-use v2l_runtime::engine_directory::EngineDirectory;
 use v2l_runtime::generator::Generator;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::branch;
+use v2l_runtime::lora::mode::{Way, choose, with_branches, without_branches};
 use v2l_runtime::memory::available_memory;
-use v2l_runtime::mode::{Way, choose, with_branches, without_branches};
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Phase, check_room};
-use v2l_runtime::side;
+use v2l_runtime::memory::check_room;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::Phase;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::adapters;
 use crate::args::{Args, FuseMode};
@@ -64,7 +65,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
         }
         if given.is_none() {
             let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-            tensors.extend(side::inputs(&engine, stored, &borrowed)?);
+            tensors.extend(branch::inputs(&engine, stored, &borrowed)?);
             beside = fused.len();
             fused.clear();
         }

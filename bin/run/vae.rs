@@ -5,13 +5,13 @@ use std::path::Path;
 use ndarray::{Array5, Ix5};
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
-use v2l_runtime::adapter::check_destination;
-use v2l_runtime::clip::{self, is_tensors, read_frames};
 use v2l_runtime::components::{VAE_DECODER, VAE_ENCODER};
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::adapter::check_destination;
+use v2l_runtime::media::clip::{self, is_tensors, read_frames};
+use v2l_runtime::media::video;
 use v2l_runtime::memory::check_room;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::video;
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::args::Args;
 use crate::generate::{Listener, open, say_decisions};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{ExternalDataWriter, encode_model};
-use v2l_runtime::atomic::AtomicFolder;
+use v2l_runtime::io::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::{self, FILE_NAME};
 use v2l_runtime::pipeline::config::{
     ComponentFiles, Defaults, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig,

@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 use v2l_graphs::{Builder, DataType, Initializer, TensorData, Value};
-use v2l_runtime::weights::WeightFile;
+use v2l_runtime::io::weights::WeightFile;
 
 use crate::ExportError;
 

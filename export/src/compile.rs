@@ -31,12 +31,12 @@ mod written;
 use std::path::{Path, PathBuf};
 
 use v2l_graphs::{ReadOptions, read_model};
-use v2l_runtime::atomic::{AtomicFolder, probe_file};
+use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::manifest::Profile;
-use v2l_runtime::map::read_file;
-use v2l_runtime::pipeline::TRANSFORMER;
+use v2l_runtime::io::atomic::{AtomicFolder, probe_file};
+use v2l_runtime::io::map::read_file;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, GraphFiles, PipelineConfig};
-use v2l_runtime::tokenizer::MAX_FILE as MAX_TOKENIZER;
+use v2l_runtime::pipeline::tokenizer::MAX_FILE as MAX_TOKENIZER;
 
 use self::lowered::Lowered;
 use self::prepared::{Prepared, graph_name};

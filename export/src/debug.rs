@@ -5,7 +5,7 @@ use std::path::Path;
 
 use v2l_calibration::{Limits, Trace};
 use v2l_graphs::passes::lower_for_ort;
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::options::OpenOptions;
 
 use crate::check::Unchecked;
 use crate::check::inputs::{named_files, read_inputs};

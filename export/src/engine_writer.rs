@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
-use v2l_runtime::atomic::AtomicFile;
 use v2l_runtime::engine::manifest::{
     DATA_ALIGNMENT, FORMAT, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, TensorRecord,
     WEIGHT_ALIGNMENT, seal,
 };
-use v2l_runtime::raw::byte_len;
+use v2l_runtime::io::atomic::AtomicFile;
+use v2l_runtime::io::raw::byte_len;
+use v2l_runtime::io::weights::{HeaderEntry, safetensors_header};
 use v2l_runtime::tensor::Dtype;
-use v2l_runtime::weights::{HeaderEntry, safetensors_header};
 
 /// Where a weight's bytes come from: a mapped checkpoint, a conversion of one, a computation.
 pub trait WeightSource {
@@ -309,8 +309,8 @@ impl Write for Counted<'_> {
 mod tests {
     use v2l_runtime::engine::Engine;
     use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Slot, Stages, Times};
-    use v2l_runtime::session::{Dim, Port};
-    use v2l_runtime::weights::WeightFile;
+    use v2l_runtime::engine::session::{Dim, Port};
+    use v2l_runtime::io::weights::WeightFile;
 
     use super::*;
 
@@ -539,7 +539,7 @@ mod tests {
         stage_engine(&path, manifest(), &small, &blobs(), &mut |_| {}).unwrap().commit().unwrap();
         let bytes = Bytes::from(std::fs::read(&path).unwrap());
         for length in (0..bytes.len()).step_by(7) {
-            let file = v2l_runtime::weights::WeightFile::from_bytes("a.engine", &bytes.slice(..length));
+            let file = v2l_runtime::io::weights::WeightFile::from_bytes("a.engine", &bytes.slice(..length));
             assert!(file.is_err());
         }
     }

@@ -18,7 +18,7 @@ pub enum ExportError {
     },
     /// A checkpoint file cannot be read.
     #[error(transparent)]
-    Weights(#[from] v2l_runtime::weights::WeightError),
+    Weights(#[from] v2l_runtime::io::weights::WeightError),
     /// A JSON file is not what it should be.
     #[error("{}: {reason}", path.display())]
     Config {
@@ -181,7 +181,7 @@ pub enum ExportError {
     Plan(#[from] v2l_calibration::PlanError),
     /// An adapter to calibrate with cannot be read.
     #[error(transparent)]
-    Adapter(#[from] v2l_runtime::adapter::AdapterError),
+    Adapter(#[from] v2l_runtime::lora::adapter::AdapterError),
     /// TensorRT cannot be loaded.
     #[error(transparent)]
     TensorRtLibrary(#[from] v2l_trt::library::LibraryError),

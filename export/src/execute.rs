@@ -7,9 +7,10 @@ use std::borrow::Cow;
 use indexmap::IndexMap;
 use v2l_calibration::Executor;
 use v2l_graphs::{Location, Model, encode_model};
+use v2l_runtime::backends::onnxruntime::{GraphWeight, Interface, OrtError, OrtSession};
 use v2l_runtime::engine::manifest::WEIGHTS_PLACEHOLDER;
-use v2l_runtime::ort_backend::{GraphWeight, Interface, OpenOptions, OrtError, OrtSession};
-use v2l_runtime::session::{Dim, Port, Session, SessionError};
+use v2l_runtime::engine::session::{Dim, Port, Session, SessionError};
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::Tensor;
 
 use crate::types::to_runtime;

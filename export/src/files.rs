@@ -4,9 +4,9 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
-use v2l_runtime::atomic::AtomicFolder;
-use v2l_runtime::lookalike;
-use v2l_runtime::map::{map_known, read_file};
+use v2l_runtime::io::atomic::AtomicFolder;
+use v2l_runtime::io::lookalike;
+use v2l_runtime::io::map::{map_known, read_file};
 use v2l_runtime::pipeline::config::FILE_NAME;
 
 use crate::ExportError;

@@ -22,8 +22,8 @@ use prost::Message;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::{Value, json};
-use v2l_runtime::map::read_file;
-use v2l_runtime::tokenizer::MAX_FILE;
+use v2l_runtime::io::map::read_file;
+use v2l_runtime::pipeline::tokenizer::MAX_FILE;
 
 use crate::ExportError;
 

@@ -1,7 +1,7 @@
 //! Types, inputs and outputs of a graph in the runtime's words.
 
 use v2l_graphs::{DataType, Dim, ValueInfo};
-use v2l_runtime::session::{self, Port};
+use v2l_runtime::engine::session::{self, Port};
 use v2l_runtime::tensor::Dtype;
 
 use crate::ExportError;

@@ -16,7 +16,7 @@ use half::bf16;
 use memmap2::{Advice, MmapMut};
 use ndarray::Array2;
 use serde_json::json;
-use v2l_runtime::fuse::{Packed, Path};
+use v2l_runtime::lora::fuse::{Packed, Path};
 use v2l_runtime::tensor::Dtype;
 
 const RANKS: [usize; 4] = [1, 4, 16, 128];

@@ -5,10 +5,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use v2l_runtime::backend::OpenEngine;
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::weights::{read_tensors, write_tensors};
 use v2l_runtime::{Engine, Error};
 
 fn main() -> Result<(), Error> {

@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use v2l_runtime::adapter::ReadOptions;
-use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::lora::adapter::ReadOptions;
+use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::{Error, Generator, Options, Request};
 
 fn main() -> Result<(), Error> {

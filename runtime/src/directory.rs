@@ -5,8 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backends::{BackendError, Fused, OpenEngine, OpenReport, held_weights, needs};
-use crate::components::{ComponentError, Components, Needs, StepGraph};
-pub use crate::components::{HYPERNETWORK, TRANSFORMER};
+use crate::components::{ComponentError, Components, Needs, StepGraph, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::session::Session;

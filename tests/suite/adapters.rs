@@ -7,12 +7,15 @@ use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
 use v2l_export::ExportOptions;
-use v2l_runtime::adapter::{Adapter, AdapterError, AdapterFormat, LowRank, ReadOptions, read_adapter, write_adapter};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::fuse::{FuseTarget, fuse};
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
+use v2l_runtime::io::weights::{WeightFile, read_tensors, write_tensors};
+use v2l_runtime::lora::adapter::{
+    Adapter, AdapterError, AdapterFormat, LowRank, ReadOptions, read_adapter, write_adapter,
+};
+use v2l_runtime::lora::fuse::{FuseTarget, fuse};
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{WeightFile, read_tensors, write_tensors};
 
 use crate::support::{Built, Case, assert_close, f32s, fixtures, run};
 use crate::tools::{Scratch, args, run_ok, sample, sample_model};

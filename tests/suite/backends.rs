@@ -6,20 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::backend::{
+use v2l_runtime::backends::onnxruntime::{OnnxRuntime, OrtOptions, Residence};
+use v2l_runtime::backends::{
     Backend, BackendEngine, BackendError, BackendFailure, Fused, OpenEngine, OpenReport, Reopen,
 };
 use v2l_runtime::components::Needs;
+use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::footprint::Shapes;
+use v2l_runtime::engine::recording::Recorder;
+use v2l_runtime::engine::session::Session;
 use v2l_runtime::engine::{Engine, EngineError};
-use v2l_runtime::engine_directory::TRANSFORMER;
 use v2l_runtime::error::{Classified, ErrorClass};
-use v2l_runtime::fuse::Cancelled;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::fuse::Cancelled;
 use v2l_runtime::options::{OpenOptions, OrtWeights, WeightMode};
-use v2l_runtime::ort_backend::{OnnxRuntime, OrtOptions, Residence};
-use v2l_runtime::recording::Recorder;
-use v2l_runtime::session::Session;
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
 use crate::support::{Built, Case, cases, fixtures, run};

@@ -9,12 +9,13 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use v2l_calibration::compare;
 use v2l_export::{CompileOptions, SlotReport};
-use v2l_runtime::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::read_tensors;
 
 use crate::support::{WEIGHT_MODES, f32s, fixtures, run};
 use crate::tools::{RawTensor, Scratch, args, run_ok, tamper};

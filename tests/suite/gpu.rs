@@ -7,10 +7,11 @@ use v2l_export::precision::{PrecisionOptions, Request};
 use v2l_export::trt::builder::BuildError;
 use v2l_export::trt::{Capability, Flavour};
 use v2l_export::{CompileOptions, ExportError, ExportOptions, PlanBuilder, TensorRtOptions};
-use v2l_runtime::backend::OpenEngine;
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::backends::onnxruntime::{OrtOptions, Provider};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::ShapeRange;
-use v2l_runtime::ort_backend::{OpenOptions, OrtOptions, OrtWeights, Provider};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::NamedTensors;
 
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};

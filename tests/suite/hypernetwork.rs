@@ -6,12 +6,13 @@ use ndarray::{Array2, ArrayD, Ix2};
 use v2l_export::models::cogvideox::transformer;
 use v2l_export::models::predictors::video2lora;
 use v2l_export::{Checkpoint, ExportOptions};
-use v2l_runtime::adapter::Adapter;
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
-use v2l_runtime::predictor::Predictor;
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::predict::video2lora::Predictor;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::weights::read_tensors;
 
 use crate::random_weights;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, header, run};

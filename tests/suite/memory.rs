@@ -5,8 +5,8 @@ use std::process::Command;
 
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value as Json;
+use v2l_runtime::io::weights::write_tensors;
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::weights::write_tensors;
 
 use crate::cli::events;
 use crate::tools::{Run, Scratch, args, binary, command, output, run_ok, sample};

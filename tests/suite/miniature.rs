@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, Ix5};
 use serde::Deserialize;
-use v2l_runtime::adapter::{Adapter, LowRank};
-use v2l_runtime::ort_backend::OrtWeights;
-use v2l_runtime::pipeline::Request;
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::media::video::{Frames, frames_to_pixels};
+use v2l_runtime::options::OrtWeights;
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::Dtype;
-use v2l_runtime::video::{Frames, frames_to_pixels};
 
 use crate::lab::{Lab, Setup, request};
 use crate::measures::{Classifier, FEATURES, features};

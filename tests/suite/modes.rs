@@ -6,7 +6,7 @@ use ndarray::ArrayD;
 use serde_json::Value as Json;
 use tempfile::TempDir;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::weights::{read_tensors, write_tensors};
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
 
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};
 use crate::tools::{Run, args, command, output, run_ok};

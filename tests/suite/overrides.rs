@@ -8,9 +8,10 @@ use bytes::Bytes;
 use half::{bf16, f16};
 use indexmap::IndexMap;
 use v2l_graphs::{Initializer, ReadOptions, TensorData, encode_model, raise_precision, read_model};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::library;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, WeightMode};
+use v2l_runtime::io::library;
+use v2l_runtime::options::{OpenOptions, WeightMode};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};

@@ -7,12 +7,14 @@ use std::process::Command;
 
 use ndarray::{Array5, ArrayD, Axis, Ix5};
 use v2l_export::ExportOptions;
-use v2l_runtime::engine_directory::EngineDirectory;
-use v2l_runtime::ort_backend::OpenOptions;
-use v2l_runtime::pipeline::{Pipeline, Request, StepGraph};
+use v2l_runtime::components::StepGraph;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::media::video::read_frames;
+use v2l_runtime::options::OpenOptions;
+use v2l_runtime::pipeline::Pipeline;
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::video::read_frames;
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::bad_input;
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};

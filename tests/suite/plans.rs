@@ -7,8 +7,8 @@ use ndarray::{ArrayD, IxDyn};
 use serde_json::Value as Json;
 use v2l_calibration::compare;
 use v2l_graphs::{Builder, DataType, Dim, encode_model};
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::precision::{noise, weight};
 use crate::tools::{Run, Scratch, args, command, output, run_ok};

@@ -7,10 +7,10 @@ use indexmap::IndexMap;
 use ndarray::{Array2, ArrayD, IxDyn};
 use serde_json::{Value as Json, json};
 use v2l_graphs::{Builder, DataType, Extent};
-use v2l_runtime::adapter::{Adapter, ReadOptions, read_adapter};
-use v2l_runtime::engine_directory::TRANSFORMER;
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::bad_input::{generate, refuse};
 use crate::cli::events;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use ndarray::{Array2, ArrayD, IxDyn};
 use v2l_export::CompileOptions;
 use v2l_graphs::{Attribute, Builder, DataType, Dim, Graph, Node, TensorType, Value, ValueInfo, encode_model};
-use v2l_runtime::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Why;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
-use v2l_runtime::side;
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
+use v2l_runtime::lora::branch;
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::checks::{noise, save, weight};
@@ -131,7 +132,7 @@ fn outputs(compiled: &Arc<Engine>, adapters: &[(&Adapter, f32)], inputs: &NamedT
     }
     if let Some(graph) = compiled.manifest().graph("model.side") {
         let mut given = inputs.clone();
-        given.extend(side::inputs(compiled, graph, adapters).unwrap());
+        given.extend(branch::inputs(compiled, graph, adapters).unwrap());
         let mut engine = OrtEngine::open(compiled.clone(), &OpenOptions::default()).unwrap();
         found.push(("side".to_owned(), run(&mut engine.session("model.side").unwrap(), &given)));
     }
@@ -366,7 +367,7 @@ fn keys_of_layers_that_the_exporter_left_out_have_no_effect_and_are_no_error_wit
     assert!(said.contains("without effect on this graph"), "{said}");
     // Said by a run, too, which is no failure.
     let x = scratch.path("x.safetensors");
-    v2l_runtime::weights::write_tensors(&x, &inputs(false, false), &Default::default()).unwrap();
+    v2l_runtime::io::weights::write_tensors(&x, &inputs(false, false), &Default::default()).unwrap();
     let run = args!["--engine", &engine, "--inputs", &x, "--outputs", scratch.path("y.safetensors"), "--lora", &file];
     let said = run_ok("run", run).stderr;
     assert!(said.contains("2 keys change nothing") && said.contains("without effect on this graph"), "{said}");

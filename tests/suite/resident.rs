@@ -3,15 +3,18 @@
 
 use ndarray::Array2;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::adapter::{Adapter, LowRank};
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine, OrtOptions, Residence};
+use v2l_runtime::components::Components;
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtOptions, Residence};
-use v2l_runtime::pipeline::{Components, Request};
-use v2l_runtime::session::Session;
-use v2l_runtime::side;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::lora::branch;
+use v2l_runtime::options::OpenOptions;
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::read_tensors;
 
 use crate::lab::{Lab, Setup, request};
 use crate::plans::Planted;
@@ -78,7 +81,7 @@ fn resident_session_keeps_factors_and_runs_without_them() {
     let engine = built.engine(TRANSFORMER);
     let graph = engine.graph("step.side").unwrap();
     let a = adapter("a", engine.manifest().slots.iter(), 3, 1);
-    let factors = |strength| side::inputs(&engine, graph, &[(&a, strength)]).unwrap();
+    let factors = |strength| branch::inputs(&engine, graph, &[(&a, strength)]).unwrap();
     let options =
         OpenOptions { ort: OrtOptions { resident: Residence::All, ..OrtOptions::default() }, ..OpenOptions::default() };
     let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.side").unwrap();
@@ -185,7 +188,7 @@ fn cuda_provider_without_what_it_needs_exits_with_6_and_a_way_out() {
         args!["--engine", sample.engine("text_encoder"), "--inputs", scratch.path("i"), "--outputs", scratch.path("o")];
     let ids = Tensor::I64(ndarray::Array2::zeros((1, 4)).into_dyn());
     let tensors: NamedTensors = [("input_ids".to_owned(), ids)].into_iter().collect();
-    v2l_runtime::weights::write_tensors(scratch.path("i"), &tensors, &indexmap::IndexMap::new()).unwrap();
+    v2l_runtime::io::weights::write_tensors(scratch.path("i"), &tensors, &indexmap::IndexMap::new()).unwrap();
     let pipeline =
         args!["--engine", sample.engines(), "--prompt", "x", "-o", scratch.path("o.gif"), "--num-frames", "1"];
     for arguments in [single, pipeline] {

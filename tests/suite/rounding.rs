@@ -11,8 +11,9 @@ use v2l_export::check::CheckOptions;
 use v2l_graphs::{
     Attribute, Builder, DataType, Dim, Initializer, TensorData, TensorType, Value, ValueInfo, encode_model,
 };
+use v2l_runtime::backends::onnxruntime::{Interface, OrtEngine, OrtSession};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtEngine, OrtSession};
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::bad_input::refuse;

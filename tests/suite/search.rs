@@ -26,7 +26,7 @@ fn installed(scratch: &Scratch, folder: &str) -> Run {
 fn one_latent() -> Vec<u8> {
     let zeros = v2l_runtime::tensor::Tensor::F32(ndarray::ArrayD::zeros(vec![1, 16, 2, 8, 12]));
     let tensors = [("latents".to_owned(), zeros)].into_iter().collect();
-    v2l_runtime::weights::encode_tensors(&tensors).unwrap()
+    v2l_runtime::io::weights::encode_tensors(&tensors).unwrap()
 }
 
 #[test]

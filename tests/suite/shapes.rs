@@ -7,8 +7,9 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::{DataType, Dim, ExternalDataWriter, Model, ReadOptions, encode_model, read_model};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::config::{ComponentFiles, PipelineConfig};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 

@@ -1,11 +1,12 @@
 //! Low-rank branches give what fusing in f32 gives, without touching a weight.
 
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::adapter::{Adapter, LowRank};
-use v2l_runtime::engine_directory::TRANSFORMER;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
-use v2l_runtime::session::Session;
-use v2l_runtime::side;
+use v2l_runtime::backends::onnxruntime::OrtEngine;
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::lora::branch;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
 use crate::swaps::adapter;
@@ -37,7 +38,7 @@ fn side_branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
             let expected = f32s(&run(&mut fused, &case.inputs)["sample"]);
             for (mode, session) in &mut sessions {
                 let mut inputs = case.inputs.clone();
-                inputs.extend(side::inputs(&engine, engine.graph("step.side").unwrap(), mix).unwrap());
+                inputs.extend(branch::inputs(&engine, engine.graph("step.side").unwrap(), mix).unwrap());
                 let found = f32s(&run(&mut **session, &inputs)["sample"]);
                 assert_close(&format!("{} {mode:?}", case.name), &found, &expected, 1e-5);
             }
@@ -54,8 +55,8 @@ fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches
     let slots = &engine.manifest().slots;
     let (a, b) = (adapter("a", slots.iter(), 5, 1), adapter("b", slots.iter(), 5, 2));
     let graph = engine.graph("step.side").unwrap();
-    assert!(side::inputs(&engine, graph, &[(&a, 1.0)]).is_ok());
-    let error = side::inputs(&engine, graph, &[(&a, 1.0), (&b, 1.0)]).unwrap_err().to_string();
+    assert!(branch::inputs(&engine, graph, &[(&a, 1.0)]).is_ok());
+    let error = branch::inputs(&engine, graph, &[(&a, 1.0), (&b, 1.0)]).unwrap_err().to_string();
     let expected =
         "the adapters' ranks sum to 10, the low-rank branches were compiled for 8; compile with `--lora-rank 10`";
     assert!(error.contains(expected), "{error}");
@@ -64,12 +65,12 @@ fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches
         layers: a.layers.iter().map(|(n, u)| (n.clone(), LowRank { up: &u.up * 1e30, ..u.clone() })).collect(),
         ..a.clone()
     };
-    let error = side::inputs(&engine, graph, &[(&huge, 1e10)]).unwrap_err().to_string();
+    let error = branch::inputs(&engine, graph, &[(&huge, 1e10)]).unwrap_err().to_string();
     assert!(error.contains("strength times up holds NaN or infinity"), "{error}");
 
     let plain = Built::plain(&fixtures().join("transformer/fun_inp"));
     let engine = plain.engine(TRANSFORMER);
-    let error = side::inputs(&engine, engine.graph("step").unwrap(), &[(&a, 1.0)]).unwrap_err().to_string();
+    let error = branch::inputs(&engine, engine.graph("step").unwrap(), &[(&a, 1.0)]).unwrap_err().to_string();
     assert!(error.contains("no graph `step.side`"), "{error}");
 }
 
@@ -83,7 +84,7 @@ fn swapping_adapters_in_side_branches_needs_no_other_session() {
         (adapter("a", engine.manifest().slots.iter(), 3, 1), adapter("b", engine.manifest().slots.iter(), 3, 2));
     let mut with = |adapters: &[(&Adapter, f32)]| {
         let mut inputs = case.inputs.clone();
-        inputs.extend(side::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
+        inputs.extend(branch::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
         run(&mut *session, &inputs)
     };
     let (base, first, other) = (with(&[]), with(&[(&a, 1.0)]), with(&[(&b, 1.0)]));

@@ -3,12 +3,13 @@
 use ndarray::{Axis, concatenate};
 use v2l_export::{CompileOptions, ExportError, ExportOptions, Pass, Passes};
 use v2l_graphs::{ExternalDataWriter, ReadOptions, encode_model, read_model};
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::engine_directory::{EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::Components;
-use v2l_runtime::session::Session;
-use v2l_runtime::side;
+use v2l_runtime::components::Components;
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::branch;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
@@ -180,7 +181,7 @@ fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
     let mut base = None;
     for adapters in [&[][..], &[(&a, 1.0)], &[(&b, 0.5)], &[(&a, -1.0)], &[]] {
         let mut inputs = case("fun_inp").inputs;
-        inputs.extend(side::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
+        inputs.extend(branch::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
         let found = sample(&mut *session, &inputs);
         assert_close("side", &found, &sample(&mut *plain, &inputs), TOLERANCE);
         assert_eq!(found == *base.get_or_insert_with(|| found.clone()), adapters.is_empty());

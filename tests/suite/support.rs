@@ -8,11 +8,12 @@ use ndarray::{ArrayD, Axis};
 use tempfile::TempDir;
 use v2l_calibration::compare;
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
-use v2l_runtime::session::Session;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::read_tensors;
 
 /// The folder of golden files.
 pub(crate) fn fixtures() -> PathBuf {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value as Json, json};
 use v2l_cli::heat_map::{NO_SLOT, NOT_CHANGED, colour};
 use v2l_export::ExportOptions;
-use v2l_runtime::adapter::{Adapter, AdapterFormat, ReadOptions, read_adapter, write_adapter};
+use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine_directory::TRANSFORMER;
-use v2l_runtime::fuse::{FuseReport, FuseTarget, fuse, survival};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, ReadOptions, read_adapter, write_adapter};
+use v2l_runtime::lora::fuse::{FuseReport, FuseTarget, fuse, survival};
+use v2l_runtime::media::video::read_frames;
 use v2l_runtime::tensor::Dtype;
-use v2l_runtime::video::read_frames;
 
 use crate::cli::events;
 use crate::support::{Built, fixtures};

@@ -4,11 +4,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::Array2;
 use v2l_export::ExportOptions;
-use v2l_runtime::adapter::{Adapter, LowRank};
+use v2l_runtime::backends::onnxruntime::OrtError;
+use v2l_runtime::components::Components;
+use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::directory::{DirectoryError, EngineDirectory};
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::engine_directory::{DirectoryError, EngineDirectory, TRANSFORMER};
-use v2l_runtime::ort_backend::{OpenOptions, OrtError, OrtWeights};
-use v2l_runtime::pipeline::Components;
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
 use crate::support::{Built, Case, cases, fixtures, run};

@@ -4,9 +4,9 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use indexmap::IndexMap;
-use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::tools::{Run, Scratch, args, command, output, sample};
 
@@ -107,10 +107,11 @@ mod built_in {
     use v2l_export::trt::{Capability, Flavour};
     use v2l_graphs::passes::lower_for_tensorrt;
     use v2l_graphs::{Builder, DataType, Dim, Initializer, Model, blocks, encode_model};
+    use v2l_runtime::backends::onnxruntime::{OrtEngine, OrtOptions};
     use v2l_runtime::engine::Engine;
-    use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtOptions};
-    use v2l_runtime::session::Session;
-    use v2l_runtime::weights::WeightFile;
+    use v2l_runtime::engine::session::Session;
+    use v2l_runtime::io::weights::WeightFile;
+    use v2l_runtime::options::OpenOptions;
 
     use super::*;
     use crate::tools::{Sample, run_ok};
@@ -337,7 +338,9 @@ mod built_in {
             assert!(graph.files.plans.len() == 1 && graph.backend == "tensorrt-rtx", "{}", graph.name);
         }
         let down = side.inputs.iter().find(|port| port.name.ends_with(".lora_down")).unwrap();
-        assert!(matches!(&down.shape[0], v2l_runtime::session::Dim::Symbol(name) if name.ends_with(".lora_rank")));
+        assert!(
+            matches!(&down.shape[0], v2l_runtime::engine::session::Dim::Symbol(name) if name.ends_with(".lora_rank"))
+        );
         // The branches count: without them ONNX Runtime's outputs lie beyond what the plan is allowed, with them within.
         let probe = side.probe.as_ref().unwrap();
         let file = WeightFile::from_bytes("probe", &engine.blob(&probe.file).unwrap()).unwrap();

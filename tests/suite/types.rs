@@ -9,12 +9,13 @@ use indexmap::IndexMap;
 use v2l_export::CompileOptions;
 use v2l_export::check::{CheckOptions, Checks, Unchecked};
 use v2l_graphs::{Attribute, Builder, DataType, Dim, Graph, Initializer, Node, TensorType, ValueInfo, encode_model};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, RunLimits};
-use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
-use v2l_runtime::session::Session;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::options::{OpenOptions, RunLimits};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 use crate::bad_input::refuse;
 use crate::tools::{Scratch, args, command, output, run_ok};

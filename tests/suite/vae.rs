@@ -4,12 +4,12 @@ use ndarray::{Array5, ArrayD, Ix5, IxDyn};
 use v2l_export::ExportOptions;
 use v2l_graphs::passes::{infer_shapes, lower_for_tensorrt, optimize};
 use v2l_graphs::{DataType, Dim, Model, ReadOptions, check, lower_precision, raise_precision, read_model};
-use v2l_runtime::engine_directory::EngineDirectory;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::events::Stage;
 use v2l_runtime::models::cogvideox::CogVideoX;
 use v2l_runtime::models::cogvideox::config::{DecodeChunks, Tiling, VaeConfig};
 use v2l_runtime::models::vae::Vae;
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::Stage;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::precision::{self, noise};
@@ -123,8 +123,8 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
     let made = random_weights::made(&fixtures().join("official/open_fun_vae"));
     let folder = made.root();
     let built = Built::new(&folder.join("vae"), &ExportOptions::default(), None);
-    let inputs = v2l_runtime::weights::read_tensors(folder.join("inputs.safetensors")).unwrap();
-    let outputs = v2l_runtime::weights::read_tensors(folder.join("outputs.safetensors")).unwrap();
+    let inputs = v2l_runtime::io::weights::read_tensors(folder.join("inputs.safetensors")).unwrap();
+    let outputs = v2l_runtime::io::weights::read_tensors(folder.join("outputs.safetensors")).unwrap();
     let (mut directory, mut config) = open(&built, OrtWeights::Widened);
     config.chunking.decode = DecodeChunks::Fun;
     for (form, tiled) in [("untiled", false), ("tiled", true)] {

@@ -107,12 +107,12 @@ fn every_linear_layer_takes_adapters_under_both_names() {
         assert_eq!(write_lora(&file("diffusers"), &built, |name| format!("transformer.{name}")), layers);
         write_lora(&file("native"), &built, native);
         let case = Case::read(&cases(&folder)[0]);
-        v2l_runtime::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
+        v2l_runtime::io::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
         let engine = built.engines().join("transformer.engine");
         let outputs = |name: &str, lora: &[std::ffi::OsString]| {
             let run = args!["--engine", &engine, "--inputs", file("inputs"), "--outputs", file(name)];
             run_ok("run", &[run, lora].concat());
-            v2l_runtime::weights::read_tensors(&file(name)).unwrap()
+            v2l_runtime::io::weights::read_tensors(&file(name)).unwrap()
         };
         let base = outputs("base", args![]);
         let [diffusers, native] = ["diffusers", "native"].map(|lora| outputs("steered", args!["--lora", file(lora)]));

@@ -10,12 +10,13 @@ use rand_distr::{Distribution, StandardNormal};
 use v2l_calibration::{Limits, Trace, walk};
 use v2l_graphs::passes::{Passes, lower_for_ort};
 use v2l_graphs::{DataType, Model};
-use v2l_runtime::adapter::{Adapter, LowRank};
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{RANK_SUFFIX, SIDE_SUFFIX, Slot};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtWeights, RunLimits};
-use v2l_runtime::session::{Dim, Session};
-use v2l_runtime::side;
+use v2l_runtime::engine::session::{Dim, Session};
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::lora::branch;
+use v2l_runtime::options::{OpenOptions, OrtWeights, RunLimits};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::compare::{default_tolerance, outputs, rounds};
@@ -254,7 +255,7 @@ impl Checked<'_> {
         let graph = self.engine.graph(side).map_err(|e| self.failed(&e))?;
         let mut tensors = set.tensors.clone();
         let [(adapter, strength)] = &adapters;
-        tensors.extend(side::inputs(self.engine, graph, &[(adapter, *strength)]).map_err(|e| self.failed(&e))?);
+        tensors.extend(branch::inputs(self.engine, graph, &[(adapter, *strength)]).map_err(|e| self.failed(&e))?);
         let label = format!("{}, factors of rank {rank}", set.label);
         Ok((InputSet { label, tensors }, expected.map_err(|e| self.failed(&e))?))
     }

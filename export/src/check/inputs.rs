@@ -11,9 +11,9 @@ use rand_distr::{Distribution, StandardNormal};
 use v2l_graphs::passes::settle_extents;
 use v2l_graphs::{Dim, Graph, Model, ValueInfo};
 use v2l_runtime::engine::manifest::{Profile, ShapeRange};
-use v2l_runtime::raw::tensor_from_bytes;
+use v2l_runtime::io::raw::tensor_from_bytes;
+use v2l_runtime::io::weights::{WeightFile, read_tensors};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{WeightFile, read_tensors};
 
 use crate::ExportError;
 use crate::types::to_runtime;

@@ -2,7 +2,7 @@
 
 use v2l_calibration::{Limits, Trace, trace};
 use v2l_graphs::{DataType, Model};
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::options::OpenOptions;
 
 use super::inputs::InputSet;
 use super::reference::Reference;

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use indexmap::IndexMap;
-use v2l_runtime::session::Session;
+use v2l_runtime::engine::session::Session;
 use v2l_runtime::tensor::NamedTensors;
 
 use super::inputs::{InputSet, generate};

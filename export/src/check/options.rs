@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use indexmap::IndexMap;
 use v2l_runtime::memory::available_memory;
-use v2l_runtime::ort_backend::{OpenOptions, RunLimits};
+use v2l_runtime::options::{OpenOptions, RunLimits};
 
 use super::report::Tolerance;
 

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use v2l_graphs::passes::lower_logic;
 use v2l_graphs::{DataType, Model, ValueInfo, computes_in_16_bits, raise_precision, uses_narrow_floats};
-use v2l_runtime::ort_backend::{Interface, OpenOptions, OrtError, OrtSession};
-use v2l_runtime::session::Session;
+use v2l_runtime::backends::onnxruntime::{Interface, OrtError, OrtSession};
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::execute::{ExecuteError, OrtExecutor};

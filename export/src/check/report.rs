@@ -4,7 +4,8 @@ use std::fmt;
 use std::path::PathBuf;
 
 use v2l_calibration::{Comparison, Trace};
-use v2l_runtime::ort_backend::{OperatorTimes, WeightMode};
+use v2l_runtime::backends::onnxruntime::OperatorTimes;
+use v2l_runtime::options::WeightMode;
 
 use crate::remedy::Remedy;
 

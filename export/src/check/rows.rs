@@ -7,8 +7,8 @@ use indexmap::IndexMap;
 use v2l_graphs::Dim;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::SIDE_SUFFIX;
-use v2l_runtime::raw::{tensor_bytes, tensor_from_bytes};
-use v2l_runtime::session::{self, Session};
+use v2l_runtime::engine::session::{self, Session};
+use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::inputs::InputSet;

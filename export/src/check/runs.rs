@@ -4,9 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use indexmap::IndexMap;
 use v2l_graphs::{Graph, Node};
+use v2l_runtime::backends::onnxruntime::OrtError;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Profile, SIDE_SUFFIX, ShapeRange};
-use v2l_runtime::ort_backend::{OpenOptions, OrtError};
+use v2l_runtime::options::OpenOptions;
 
 use super::inputs::{InputSet, profile_extents};
 use super::made::{Runs, made_runs};

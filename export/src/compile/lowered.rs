@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use v2l_graphs::{DataType, Model};
+use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::manifest::{Graph, PRECISION_PLAN, SIDE_SUFFIX};
-use v2l_runtime::pipeline::TRANSFORMER;
 use v2l_runtime::tensor::Dtype;
 
 use super::explain::GraphReport;

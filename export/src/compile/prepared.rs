@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::passes::{PassError, Report, infer_shapes, lower_logic, optimize_with, sort_topologically};
 use v2l_graphs::{Model, ReadOptions, raise_precision, read_model};
-use v2l_runtime::map::map_file;
+use v2l_runtime::io::map::map_file;
 
 use super::options::CompileOptions;
 use super::profiles;

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use v2l_graphs::Model;
 use v2l_graphs::passes::{SideSlot, add_side_branches, infer_shapes};
-use v2l_runtime::adapter::Layers;
 use v2l_runtime::engine::manifest::{Absent, Slot};
+use v2l_runtime::lora::adapter::Layers;
 
 use super::options::CompileOptions;
 use super::prepared::Prepared;

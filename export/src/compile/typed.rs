@@ -1,7 +1,7 @@
 //! The third stage: in which type each node computes, and which matrices are stored in 8 bits.
 
 use v2l_graphs::{DataType, Model};
-use v2l_runtime::engine_directory::HYPERNETWORK;
+use v2l_runtime::components::HYPERNETWORK;
 
 use super::int8::Int8;
 use super::options::CompileOptions;

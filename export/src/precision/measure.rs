@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use v2l_calibration::{Comparison, Executor, Limits, Ranges, calibrate, compare, trace, walk};
 use v2l_graphs::{DataType, Model, apply_precision, emulate_precision, matrix_types};
-use v2l_runtime::adapter::Adapter;
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::ort_backend::WeightMode;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::options::WeightMode;
 use v2l_runtime::tensor::NamedTensors;
 
 use super::options::PrecisionOptions;
@@ -40,7 +40,7 @@ pub(super) fn inputs_of(
     let mut unserved = Vec::new();
     for path in &options.calibration {
         for file in input_files(path)? {
-            let names = v2l_runtime::weights::WeightFile::open(&file)?.names();
+            let names = v2l_runtime::io::weights::WeightFile::open(&file)?.names();
             let mut used = false;
             for ((_, model), files) in graphs.iter().zip(&mut found).filter(|((_, m), _)| serves(&names, &m.graph)) {
                 let refused = |e: ExportError| ExportError::Calibration { path: file.clone(), reason: e.to_string() };

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use v2l_calibration::Request;
-use v2l_runtime::ort_backend::OpenOptions;
+use v2l_runtime::options::OpenOptions;
 
 /// How node types are decided.
 #[derive(Clone, Debug)]

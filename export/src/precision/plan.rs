@@ -7,8 +7,8 @@ use v2l_calibration::{
     GraphPlan, MAX_PLAN_BYTES, PlanOptions, Precision, PrecisionPlan, Ranges, Request, observe_weights, plan_graph,
 };
 use v2l_graphs::{DataType, Model, matrix_types};
-use v2l_runtime::adapter::{Adapter, Layers, ReadOptions, read_adapter};
-use v2l_runtime::map::read_text;
+use v2l_runtime::io::map::read_text;
+use v2l_runtime::lora::adapter::{Adapter, Layers, ReadOptions, read_adapter};
 
 use super::measure::{Bench, Run, inputs_of};
 use super::options::PrecisionOptions;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use tiny::{Given, Tiny, check, inputs};
 use v2l::*;
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine};
-use v2l_runtime::session::Session;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::Tensor;
 
 const ROUNDS: usize = 2000;

@@ -4,7 +4,9 @@ use std::ffi::{CStr, CString, c_char};
 use std::sync::Arc;
 
 use ndarray::Array2;
-use v2l_runtime::adapter::{self as files, Adapter, AdapterFormat, Coverage, Outcome, ReadOptions, write_adapter};
+use v2l_runtime::lora::adapter::{
+    self as files, Adapter, AdapterFormat, Coverage, Outcome, ReadOptions, write_adapter,
+};
 use v2l_runtime::predict::Prediction;
 
 pub use crate::applied::{v2l_adapter_report, v2l_weighted_adapter};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::fuse::FuseReport;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::fuse::FuseReport;
 
 use crate::adapter::{Loaded, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};

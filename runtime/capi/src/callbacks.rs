@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use v2l_runtime::pipeline::{Event, Observer, Stage};
+use v2l_runtime::events::{Event, Observer, Stage};
 
 use crate::failure::{Failure, free, guard, guard_anywhere};
 use crate::growing::{self, growing};

@@ -5,17 +5,18 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use v2l_runtime::backend::{AUTO, BackendChoice};
+use v2l_runtime::backends::AUTO;
+#[cfg(not(feature = "stand-in-backend"))]
+pub(crate) use v2l_runtime::backends::onnxruntime::OrtEngine as SessionBackend;
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
+use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
+use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
-use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::lora::mode::AdapterMode;
+use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
-#[cfg(not(feature = "stand-in-backend"))]
-pub(crate) use v2l_runtime::ort_backend::OrtEngine as SessionBackend;
-use v2l_runtime::ort_backend::{Arithmetic, OrtOptions, Provider};
-use v2l_runtime::session::{Dim, Port};
-use v2l_runtime::trt_backend::TrtOptions;
 
 use crate::failure::{Failure, free, guard};
 use crate::growing::{self, growing};

@@ -4,9 +4,9 @@ use std::ffi::c_char;
 use std::path::Path;
 
 use ndarray::{Array5, Ix5};
-use v2l_runtime::clip::Clip;
+use v2l_runtime::media::clip::Clip;
+use v2l_runtime::media::video::Frames;
 use v2l_runtime::tensor::{Dtype, Tensor};
-use v2l_runtime::video::Frames;
 
 use crate::failure::Failure;
 use crate::pointers::{optional, optional_path};

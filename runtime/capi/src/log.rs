@@ -57,7 +57,7 @@ static LOG: RwLock<Sink> = RwLock::new(Sink { callback: None, user: User(std::pt
 
 /// Logs what was found and not loaded since the last call.
 pub(crate) fn log_passed_over() {
-    for words in v2l_runtime::library::passed_over() {
+    for words in v2l_runtime::io::library::passed_over() {
         log(V2L_LOG_WARNING, &words);
     }
 }

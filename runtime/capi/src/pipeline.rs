@@ -4,11 +4,11 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
-use v2l_runtime::clip::{Clip, check_destination};
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::generator::{Generator, Options, Video};
-use v2l_runtime::pipeline::Request;
-use v2l_runtime::raw::tensor_from_bytes;
+use v2l_runtime::io::raw::tensor_from_bytes;
+use v2l_runtime::media::clip::{Clip, check_destination};
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};

@@ -3,10 +3,10 @@
 use std::ffi::c_char;
 use std::sync::Arc;
 
-use v2l_runtime::clip::Clip;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::generator::{PredictOptions, ReferenceOptions};
-use v2l_runtime::pipeline::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
+use v2l_runtime::media::clip::Clip;
+use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 
 use crate::adapter::{Loaded, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};

@@ -3,8 +3,8 @@
 use std::ffi::c_char;
 use std::sync::Arc;
 
-use v2l_runtime::session::Session;
-use v2l_runtime::side;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::lora::branch;
 use v2l_runtime::tensor::{NamedTensors, TensorView};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
@@ -44,7 +44,7 @@ impl v2l_session {
         }
         if self.side {
             let graph = self.shared.engine.graph(&self.graph)?;
-            state.factors = side::inputs(&self.shared.engine, graph, &applied.borrowed())?;
+            state.factors = branch::inputs(&self.shared.engine, graph, &applied.borrowed())?;
             state.applied = applied;
             return Ok(side_report(state.applied.slots()));
         }
@@ -90,7 +90,7 @@ pub unsafe extern "C" fn v2l_session_new(
         let shared = Arc::clone(&engine.0);
         let graph = shared.graph(graph)?.clone();
         let factors = match graph.lora_rank {
-            Some(_) => side::inputs(&shared.engine, &graph, &[])?,
+            Some(_) => branch::inputs(&shared.engine, &graph, &[])?,
             None => NamedTensors::new(),
         };
         let session = shared.with_backend(|backend| {

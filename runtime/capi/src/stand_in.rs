@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::backend::OpenReport;
+use v2l_runtime::backends::OpenReport;
+use v2l_runtime::backends::onnxruntime::OrtError;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::fuse::{FuseOptions, FuseTarget, Fused, Pool, fuse_with};
-use v2l_runtime::ort_backend::{OpenOptions, OrtError, WeightMode};
-use v2l_runtime::raw::widen;
-use v2l_runtime::session::{Port, Session, SessionError};
+use v2l_runtime::engine::session::{Port, Session, SessionError};
+use v2l_runtime::io::raw::widen;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, Fused, Pool, fuse_with};
+use v2l_runtime::options::{OpenOptions, WeightMode};
 use v2l_runtime::tensor::{NamedTensors, Tensor, TensorView};
 
 /// As `OrtEngine`, as far as this crate uses it.

@@ -2,8 +2,8 @@
 
 use std::ffi::{CString, c_char, c_void};
 
+use v2l_runtime::io::raw::{byte_len, standard_layout, tensor_from_bytes};
 use v2l_runtime::memory::available_memory;
-use v2l_runtime::raw::{byte_len, standard_layout, tensor_from_bytes};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 use crate::failure::{Failure, free, guard};

@@ -14,7 +14,7 @@ pub use backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 pub use error::{BackendError, BackendFailure};
 pub use open::OpenEngine;
 
-pub use crate::options::BackendChoice;
+use crate::options::BackendChoice;
 
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;

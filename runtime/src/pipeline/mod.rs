@@ -26,17 +26,12 @@ mod reference;
 mod request;
 pub mod tokenizer;
 
-pub use crate::components::{
-    ComponentError, Components, Needs, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER,
-};
-pub use crate::events::{Cancelled, Event, Observer, Stage};
-pub use crate::memory::{NotEnough, check_room};
-pub use crate::request::{Request, RequestError, Settings};
+pub(crate) use crate::components::{Components, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
+pub(crate) use crate::events::{Event, Observer, Stage};
+pub(crate) use crate::request::{Request, RequestError, Settings};
 use call::{run, take};
-pub use config::{
-    ComponentFiles, ConfigError, Defaults, EngineFiles, FILE_NAME, FORMAT, GraphFiles, LatentChoice, NEGATIVE_PROMPT,
-    PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize, SchedulerSection, TokenizerConfig,
-    VERSION, resolve,
+pub(crate) use config::{
+    LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize, resolve,
 };
 use denoise::Denoiser;
 pub use error::PipelineError;

@@ -7,10 +7,10 @@ use ndarray::{ArrayD, IxDyn};
 use v2l_runtime::engine::manifest::{
     FORMAT, FORMAT_VERSION, Graph, GraphFiles, Hash, MANIFEST_TENSOR, Manifest, Slot, TensorRecord,
 };
-use v2l_runtime::raw::tensor_bytes;
-use v2l_runtime::session::{Dim, Port};
+use v2l_runtime::engine::session::{Dim, Port};
+use v2l_runtime::io::raw::tensor_bytes;
+use v2l_runtime::io::weights::{HeaderEntry, safetensors_header};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{HeaderEntry, safetensors_header};
 
 /// The slots of the engine that [`write_tiny`] writes: name, output features, input features.
 pub(crate) const LINEARS: [(&str, usize, usize); 5] =

@@ -22,8 +22,9 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use clap::Parser;
 use serde_json::{Value as Json, json};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 
 use checkpoint::{Checkpoint, FULL_LAYERS};
 use machine::{median, mega};

@@ -9,7 +9,7 @@ use ndarray::ArrayView2;
 use serde_json::json;
 use v2l_cli::{Exit, Failure, Output};
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Prepared, Region};
-use v2l_runtime::fuse::{FuseError, Packed, Path};
+use v2l_runtime::lora::fuse::{FuseError, Packed, Path};
 use v2l_runtime::tensor::Dtype;
 
 use crate::shapes::{LAYERS, linears};

@@ -28,7 +28,7 @@ use clap::Parser;
 use serde_json::json;
 use v2l_cli::OutputOptions;
 use v2l_cuda::CudaError;
-use v2l_runtime::fuse::FuseError;
+use v2l_runtime::lora::fuse::FuseError;
 
 /// Check v2l on this machine's first NVIDIA GPU.
 #[derive(Parser)]

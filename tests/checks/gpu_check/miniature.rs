@@ -7,7 +7,8 @@ use anyhow::Context;
 use serde_json::json;
 use v2l_calibration::compare;
 use v2l_cli::{Exit, Failure, Output};
-use v2l_runtime::ort_backend::{OrtWeights, Provider};
+use v2l_runtime::backends::onnxruntime::Provider;
+use v2l_runtime::options::OrtWeights;
 use v2l_runtime::tensor::Dtype;
 
 use crate::lab::{Lab, Setup, request};

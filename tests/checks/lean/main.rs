@@ -19,9 +19,9 @@ use indexmap::IndexMap;
 use machine::{median, mega};
 use serde_json::json;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::library::find_onnxruntime;
+use v2l_runtime::io::library::find_onnxruntime;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 /// What a step of the miniature takes: nine frames of 48x48.
 const INPUTS: [&str; 6] = [

@@ -10,12 +10,15 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use ndarray::{Array5, ArrayD, IxDyn};
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::engine_directory::EngineDirectory;
-use v2l_runtime::library;
+use v2l_runtime::components::StepGraph;
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::io::library;
+use v2l_runtime::media::video::Frames;
 use v2l_runtime::models::cogvideox::CogVideoX;
-use v2l_runtime::ort_backend::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::{Expected, Pipeline, Request, StepGraph};
-use v2l_runtime::video::Frames;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::Expected;
+use v2l_runtime::pipeline::Pipeline;
+use v2l_runtime::request::Request;
 
 /// Phase, width, height, frames, tiles, weights.
 type Case = (&'static str, usize, usize, usize, bool, OrtWeights);
@@ -135,7 +138,7 @@ fn text_width(directory: &mut EngineDirectory) -> anyhow::Result<usize> {
     let engine = directory.engine("transformer")?;
     let port = engine.graph("step")?.inputs.iter().find(|port| port.name == "encoder_hidden_states");
     match port.and_then(|port| port.shape.last()) {
-        Some(v2l_runtime::session::Dim::Fixed(width)) => Ok(*width),
+        Some(v2l_runtime::engine::session::Dim::Fixed(width)) => Ok(*width),
         _ => anyhow::bail!("`encoder_hidden_states` has no fixed width"),
     }
 }

@@ -6,16 +6,19 @@ use ndarray::Array2;
 use tempfile::TempDir;
 use v2l_export::precision::{PrecisionOptions, Request as Precision};
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::adapter::Adapter;
-use v2l_runtime::engine_directory::{EngineDirectory, HYPERNETWORK, TRANSFORMER};
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtOptions, OrtWeights, Provider, Residence};
-use v2l_runtime::pipeline::{
-    ComponentError, Components, Generated, Pipeline, PixelRange, Reference, Request, StepGraph,
-};
-use v2l_runtime::predictor::Predictor;
-use v2l_runtime::session::Session;
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider, Residence};
+use v2l_runtime::components::{ComponentError, Components, StepGraph};
+use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
+use v2l_runtime::directory::EngineDirectory;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::media::video::{Frames, frames_to_pixels, pixels_to_frames};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::pipeline::config::PixelRange;
+use v2l_runtime::pipeline::{Generated, Pipeline, Reference};
+use v2l_runtime::predict::video2lora::Predictor;
+use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, Tensor};
-use v2l_runtime::video::{Frames, frames_to_pixels, pixels_to_frames};
 
 use crate::trials::Trial;
 

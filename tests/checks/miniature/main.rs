@@ -26,9 +26,9 @@ use anyhow::ensure;
 use clap::Parser;
 use indexmap::IndexMap;
 use serde_json::json;
-use v2l_runtime::ort_backend::OrtWeights;
+use v2l_runtime::media::video::{Frames, write_contact_sheet};
+use v2l_runtime::options::OrtWeights;
 use v2l_runtime::tensor::Dtype;
-use v2l_runtime::video::{Frames, write_contact_sheet};
 
 use lab::{Lab, Setup};
 use measures::Classifier;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, ensure};
 use serde::Deserialize;
-use v2l_runtime::video::Frames;
+use v2l_runtime::media::video::Frames;
 
 const EPSILON: f64 = 1e-6;
 /// Measures per frame: x, y, area, spread x, spread y, red, green, blue, ring, edges.

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, ensure};
 use indexmap::IndexMap;
 use serde::Deserialize;
-use v2l_runtime::video::{Frames, read_frames};
+use v2l_runtime::media::video::{Frames, read_frames};
 
 /// A reference of one effect, and the first frame of another scene with its caption.
 pub(crate) struct Trial {

@@ -13,14 +13,15 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::Parser;
 use serde_json::json;
-use v2l_runtime::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::fuse::{FuseOptions, FuseTarget, Pool, fuse_with};
-use v2l_runtime::ort_backend::{OpenOptions, OrtEngine, OrtWeights};
-use v2l_runtime::session::Session;
-use v2l_runtime::side;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::lora::branch;
+use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, Pool, fuse_with};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::weights::read_tensors;
 
 /// Fuse an adapter into an engine's weights, timed.
 #[derive(Parser)]
@@ -68,7 +69,7 @@ fn main() -> anyhow::Result<()> {
                 &FuseOptions { pool: Some(&pool), ..FuseOptions::new(FuseTarget::Storage) },
             )?),
             "fuse fresh" => drop(fuse_with(&engine, &adapters, &FuseOptions::new(FuseTarget::Storage))?),
-            "side" => drop(side::inputs(&engine, engine.graph("step.side")?, &adapters)?),
+            "side" => drop(branch::inputs(&engine, engine.graph("step.side")?, &adapters)?),
             other => anyhow::bail!("{other}: expected `fuse`, `fuse fresh` or `side`"),
         }
         println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));

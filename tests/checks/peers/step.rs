@@ -11,11 +11,12 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine, OrtOptions, Provider};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::ort_backend::{Arithmetic, OpenOptions, OrtEngine, OrtOptions, OrtWeights, Provider};
-use v2l_runtime::session::Session;
+use v2l_runtime::engine::session::Session;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Tensor;
-use v2l_runtime::weights::{read_tensors, write_tensors};
 
 /// Run a transformer's step, timed.
 #[derive(Parser)]

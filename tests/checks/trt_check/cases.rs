@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::Context;
 use v2l_graphs::{Dim, ReadOptions, read_model};
 use v2l_runtime::engine::manifest::{Profile, ShapeRange};
-use v2l_runtime::map::map_file;
+use v2l_runtime::io::map::map_file;
 
 /// A symbol of a graph's inputs: smallest, preferred, largest extent.
 type Extents = (&'static str, [usize; 3]);

@@ -10,7 +10,7 @@ use v2l_export::trt::{Capability, Flavour};
 use v2l_graphs::{Attribute, DataType, Location, Model, Node, ReadOptions, encode_model, read_model};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::WEIGHTS_PLACEHOLDER;
-use v2l_runtime::map::map_file;
+use v2l_runtime::io::map::map_file;
 
 /// Larger than any weight here.
 const LARGEST: u64 = 512 << 20;

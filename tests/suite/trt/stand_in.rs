@@ -14,9 +14,9 @@ use indexmap::IndexMap;
 use v2l_graphs::{Builder, DataType, Dim, encode_model};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, Hash, Manifest, Probe, Profile, ShapeRange, TensorRecord, TrtPlan};
-use v2l_runtime::raw::tensor_from_bytes;
+use v2l_runtime::io::raw::tensor_from_bytes;
+use v2l_runtime::io::weights::{encode_tensors, read_tensors, write_tensors};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
-use v2l_runtime::weights::{encode_tensors, read_tensors, write_tensors};
 
 use crate::precision::{noise, weight};
 use crate::tools::{Run, Scratch, args, command, output, run_ok};

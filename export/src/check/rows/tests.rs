@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use v2l_graphs::passes::Passes;
 use v2l_graphs::{Builder, DataType, Initializer, blocks, encode_model};
-use v2l_runtime::weights::write_tensors;
+use v2l_runtime::io::weights::write_tensors;
 
 use super::super::{CheckOptions, Checks, Source, check_engine};
 use super::*;

@@ -9,7 +9,7 @@ use serde_json::json;
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::predictor::{KIND, PredictorConfig, TargetSlot};
+use v2l_runtime::predict::video2lora::{KIND, PredictorConfig, TargetSlot};
 
 use super::kind::{PredictorFiles, PredictorKind};
 use crate::component::{self, Component};

@@ -6,9 +6,9 @@ use std::path::Path;
 use ndarray::Array2;
 use tempfile::TempDir;
 use v2l::*;
-use v2l_runtime::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
-use v2l_runtime::weights::read_tensors;
 
 #[path = "../../../src/testing/engines.rs"]
 mod engines;

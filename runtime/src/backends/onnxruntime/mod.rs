@@ -29,7 +29,7 @@ pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, OrtOptions, Provider, Residence};
 pub use session::OrtSession;
 
-pub use crate::options::{MOST_THREADS, OpenOptions, OrtWeights, RunLimits, WeightMode};
+use crate::options::WeightMode;
 
 use crate::backends::error::BackendFailure;
 

@@ -11,6 +11,7 @@ use crate::engine::session::Session;
 use crate::io::raw;
 use crate::io::weights::read_tensors;
 use crate::lora::adapter::{Adapter, LowRank};
+use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::testing::engines::{LINEARS, fixture, part, write_tiny};
 

@@ -13,11 +13,12 @@ use v2l_trt::{Capability, Flavour};
 use super::TrtError;
 use super::device::{Gpu, Loaded, PlanTensor};
 use super::plan::data_type;
-use crate::backends::onnxruntime::{GraphWeight, Interface, OpenOptions, OrtSession};
+use crate::backends::onnxruntime::{GraphWeight, Interface, OrtSession};
 use crate::engine::Engine;
 use crate::engine::manifest::Graph;
 use crate::engine::session::{Dim, Session};
 use crate::io::raw::{byte_len, tensor_bytes, tensor_from_bytes};
+use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
 use crate::testing::driver::StandInDriver;
 

@@ -16,13 +16,14 @@ use super::plan::padded;
 use super::stand_in::{Edit, StandInGpu};
 use super::verify::distance;
 use super::*;
-use crate::backends::onnxruntime::{OpenOptions, OrtEngine, OrtOptions, OrtWeights};
+use crate::backends::onnxruntime::{OrtEngine, OrtOptions};
 use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
 use crate::engine::session::{Dim, Port, Session};
 use crate::engine::{Engine, Manifest};
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{read_tensors, write_tensors};
 use crate::lora::adapter::{Adapter, LowRank};
+use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::testing::engines::{LINEARS, fixture, manifest, part, write, write_tiny};
 

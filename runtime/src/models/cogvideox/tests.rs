@@ -11,9 +11,8 @@ use crate::components::{ComponentError, OpenSessions, StepGraph, TEXT_ENCODER, T
 use crate::engine::session::{Dim, Port, Session, SessionError};
 use crate::events::Event;
 use crate::media::video::Frames;
-use crate::pipeline::{
-    FORMAT, LatentChoice, Pipeline, PipelineConfig, PipelineError, Reference, ReferenceConfig, VERSION,
-};
+use crate::pipeline::config::{FORMAT, VERSION};
+use crate::pipeline::{LatentChoice, Pipeline, PipelineConfig, PipelineError, Reference, ReferenceConfig};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 type Calls = Arc<Mutex<Vec<String>>>;

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use ndarray::Array2;
-use v2l_runtime::adapter::{Adapter, LowRank};
-use v2l_runtime::backend::OpenEngine;
-use v2l_runtime::ort_backend::OpenOptions;
-use v2l_runtime::session::{Session, SessionError};
-use v2l_runtime::trt_backend::TrtOptions;
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::backends::tensorrt::TrtOptions;
+use v2l_runtime::engine::session::{Session, SessionError};
+use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::options::OpenOptions;
 
 use super::*;
 

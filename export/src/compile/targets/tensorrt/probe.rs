@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use v2l_calibration::{Limits, compare, walk};
 use v2l_graphs::{DataType, Dim, Model, apply_precision, emulate_precision};
+use v2l_runtime::backends::tensorrt::{PROBE_INPUT, PROBE_OUTPUT};
 use v2l_runtime::engine::manifest::{Probe, RANK_SUFFIX, RESERVED_PREFIX};
+use v2l_runtime::io::weights::encode_tensors;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::trt_backend::{PROBE_INPUT, PROBE_OUTPUT};
-use v2l_runtime::weights::encode_tensors;
 
 use crate::ExportError;
 use crate::check::inputs::{FACTOR_RANK, generate, profile_extents};

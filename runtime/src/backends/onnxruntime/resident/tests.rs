@@ -245,8 +245,9 @@ fn cuda_fuse_refuses_what_lies_outside_its_memory() {
 mod sessions {
     use super::*;
     use crate::backends::onnxruntime::tests::{CASES, assert_close, engine, options, run};
-    use crate::backends::onnxruntime::{OpenOptions, OrtEngine, Residence};
+    use crate::backends::onnxruntime::{OrtEngine, Residence};
     use crate::io::weights::read_tensors;
+    use crate::options::OpenOptions;
     use crate::tensor::NamedTensors;
     use crate::testing::engines::{LINEARS, fixture, part};
 

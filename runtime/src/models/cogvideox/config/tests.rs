@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::models::cogvideox::CogVideoX;
-use crate::pipeline::{ConfigError, PipelineConfig};
+use crate::pipeline::config::{ConfigError, PipelineConfig};
 
 fn example() -> Value {
     json!({
