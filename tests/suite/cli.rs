@@ -98,7 +98,7 @@ fn json_output_of_a_failure_ends_with_an_error_event() {
 #[test]
 fn usage_error_of_the_parser_is_an_event_too() {
     for arguments in [args!["--json", "--no-such-flag"], args!["--json"], args!["--seed", "x", "--json"]] {
-        let run = output(command("run", &arguments));
+        let run = output(command("run", arguments));
         let (name, event) = events(&run.stdout).pop().unwrap();
         assert_eq!(
             (name.as_str(), &event["class"], &event["code"], run.code),

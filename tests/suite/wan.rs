@@ -112,7 +112,7 @@ fn every_linear_layer_takes_adapters_under_both_names() {
         let outputs = |name: &str, lora: &[std::ffi::OsString]| {
             let run = args!["--engine", &engine, "--inputs", file("inputs"), "--outputs", file(name)];
             run_ok("run", &[run, lora].concat());
-            v2l_runtime::io::weights::read_tensors(&file(name)).unwrap()
+            v2l_runtime::io::weights::read_tensors(file(name)).unwrap()
         };
         let base = outputs("base", args![]);
         let [diffusers, native] = ["diffusers", "native"].map(|lora| outputs("steered", args!["--lora", file(lora)]));

@@ -41,7 +41,7 @@ impl Config {
         };
         let named = keys.into_iter().find_map(|key| Some((key, value.get(key)?)));
         let (key, shift) = named.map_or((keys[0], Some(1.0)), |(key, found)| (key, found.as_f64()));
-        Ok(Self { train, shift: 1.0 }.shifted(key, shift.unwrap_or(f64::NAN))?)
+        Self { train, shift: 1.0 }.shifted(key, shift.unwrap_or(f64::NAN))
     }
 
     /// The same with another shift, which `key` names.
@@ -91,8 +91,6 @@ impl Grid {
         if steps == 0 || steps > config.train {
             return Err(SchedulerError::Steps { found: steps, max: config.train });
         }
-        let n = steps as f64;
-        let even = |k: usize| 1.0 - k as f64 / n;
         let mut sigmas: Vec<f64> = match self {
             Self::UniPc => linspace(1.0, 1.0 / train, steps + 1, steps).map(|u| config.shift(u)).collect(),
             Self::WanUniPc => {
@@ -103,7 +101,7 @@ impl Grid {
                 let alphas: Vec<f64> = linspace(1.0, 1.0 / train, steps + 1, steps + 1).collect();
                 alphas[1..].iter().rev().map(|a| config.shift(1.0 - a)).collect()
             }
-            Self::WanDpm | Self::Simple => (0..steps).map(|k| config.shift(even(k))).collect(),
+            Self::WanDpm | Self::Simple => linspace(1.0, 0.0, steps + 1, steps).map(|u| config.shift(u)).collect(),
             Self::FlowMatch => {
                 // The training schedule is float32.
                 let shift = config.shift as f32;
