@@ -114,14 +114,14 @@ fn place(name: &str) -> (String, Option<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v2l_runtime::lora::fuse::{SlotReport, Survey};
+    use v2l_runtime::lora::fuse::{RoundingStats, SlotReport};
 
     fn report(survived: &[(&str, f64)]) -> FuseReport {
         let slot = |(name, survived): &(&str, f64)| SlotReport {
             slot: (*name).to_owned(),
             rank: 1,
             weights: 1,
-            survey: Survey { norm: 1.0, dot: *survived, error: 0.0, unchanged: 0 },
+            survey: RoundingStats { norm: 1.0, dot: *survived, error: 0.0, unchanged: 0 },
         };
         FuseReport { slots: survived.iter().map(slot).collect() }
     }

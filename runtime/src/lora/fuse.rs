@@ -29,7 +29,7 @@ mod report;
 mod survival;
 
 pub use arena::Pool;
-pub use kernel::{Packed, Path, Survey};
+pub use kernel::{Packed, Path, RoundingStats};
 pub use report::{FuseReport, SlotReport};
 pub use survival::{Survival, survival};
 
@@ -390,7 +390,7 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
     let mut buffer = pool.take(needed).map_err(no_memory(needed))?;
 
     let (mut memory, mut taken) = (buffer.bytes_mut(), 0);
-    let mut surveys: Vec<(usize, usize, Survey)> = Vec::new();
+    let mut surveys: Vec<(usize, usize, RoundingStats)> = Vec::new();
     for batch in batches(tensors.iter().map(Changed::packed_bytes)) {
         let end = batch.clone().next_back().map_or(taken, |last| offsets[last] + tensors[last].length(options.target));
         let (out, rest) = memory.split_at_mut(end - taken);
@@ -401,7 +401,8 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
         taken = end;
     }
 
-    let mut totals: Vec<Vec<Survey>> = tensors.iter().map(|t| vec![Survey::default(); t.slots.len()]).collect();
+    let mut totals: Vec<Vec<RoundingStats>> =
+        tensors.iter().map(|t| vec![RoundingStats::default(); t.slots.len()]).collect();
     for (tensor, slot, survey) in surveys {
         totals[tensor][slot] = totals[tensor][slot].plus(survey);
     }
@@ -475,7 +476,7 @@ fn fuse_batch(
     memory: &mut [u8],
     stream: bool,
     options: &FuseOptions<'_>,
-) -> Result<Vec<(usize, usize, Survey)>, FuseError> {
+) -> Result<Vec<(usize, usize, RoundingStats)>, FuseError> {
     let jobs: Vec<Vec<Job>> = tensors
         .par_iter()
         .map(|tensor| {
@@ -558,7 +559,13 @@ fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, 
 
 impl Piece<'_> {
     /// Gives what happened to each slot: (tensor, slot, survey).
-    fn fuse(self, tensor: &Changed<'_>, jobs: &[Job], target: Dtype, stream: bool) -> Vec<(usize, usize, Survey)> {
+    fn fuse(
+        self,
+        tensor: &Changed<'_>,
+        jobs: &[Job],
+        target: Dtype,
+        stream: bool,
+    ) -> Vec<(usize, usize, RoundingStats)> {
         let (stride, base) = (tensor.stride(), tensor.base.dtype);
         let covered: usize = jobs[self.jobs.clone()].iter().map(|job| job.region.columns).sum();
         if covered < stride {

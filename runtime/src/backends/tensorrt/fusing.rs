@@ -8,7 +8,9 @@ use v2l_trt::refit::{Change, Content, Staging};
 
 use crate::engine::Engine;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{self, Cancelled, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, SlotReport, Survey};
+use crate::lora::fuse::{
+    self, Cancelled, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, RoundingStats, SlotReport,
+};
 
 /// Adapters for an engine, checked, and the weights with them.
 pub(super) struct Fusing {
@@ -45,7 +47,7 @@ impl Fusing {
             }
             let weights = (slot.out_features * slot.in_features) as u64;
             let rank = terms.iter().map(|term| term.update.rank()).sum();
-            let survey = Survey { unchanged: weights, ..Survey::default() };
+            let survey = RoundingStats { unchanged: weights, ..RoundingStats::default() };
             reports.insert(slot.name.clone(), SlotReport { slot: slot.name.clone(), rank, weights, survey });
         }
         let by_tensor = split(engine, adapters);

@@ -101,7 +101,7 @@ pub struct Packed {
 /// What rounding left of an update, over some elements. Sums are in a fixed order, of f32 terms where f32 holds them and
 /// else of f64 terms; good to about 1e-6, however small or large the update is.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Survey {
+pub struct RoundingStats {
     /// `‖ΔW‖²`.
     pub norm: f64,
     /// `⟨W' − W, ΔW⟩`.
@@ -112,7 +112,7 @@ pub struct Survey {
     pub unchanged: u64,
 }
 
-impl Survey {
+impl RoundingStats {
     /// False if some W' is not finite: what an infinite or undefined weight differs by is neither.
     pub fn is_finite(&self) -> bool {
         self.error.is_finite()
@@ -205,11 +205,11 @@ impl Packed {
         base: (Dtype, &[u8]),
         out: (Dtype, &mut [u8]),
         stream: bool,
-    ) -> Survey {
+    ) -> RoundingStats {
         let (base_type, base) = base;
         let (out_type, out) = out;
         if base.is_empty() || self.columns == 0 {
-            return Survey::default();
+            return RoundingStats::default();
         }
         let row_bytes = |dtype: Dtype| stride.checked_mul(dtype.size()).filter(|&bytes| bytes > 0);
         let (base_row, out_row) =
@@ -239,7 +239,7 @@ impl Packed {
 
     /// # Safety
     /// `window` is as it promises for these types.
-    unsafe fn dispatch<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+    unsafe fn dispatch<S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
         // SAFETY: factors are only laid out for a path that the processor has.
         unsafe {
             match self.path {
@@ -256,7 +256,7 @@ impl Packed {
     /// As [`Self::dispatch`], and the processor has the features.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma,f16c,popcnt")]
-    unsafe fn avx512<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+    unsafe fn avx512<S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
         // SAFETY: as promised to this function.
         unsafe { self.run::<super::lanes::x86::Avx512, S, T>(window) }
     }
@@ -265,14 +265,14 @@ impl Packed {
     /// As [`Self::dispatch`], and the processor has the features.
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma,f16c,popcnt")]
-    unsafe fn avx2<S: Stored, T: Stored>(&self, window: &Window) -> Survey {
+    unsafe fn avx2<S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
         // SAFETY: as promised to this function.
         unsafe { self.run::<super::lanes::x86::Avx2, S, T>(window) }
     }
 
     #[inline(always)]
-    unsafe fn run<V: Lanes, S: Stored, T: Stored>(&self, window: &Window) -> Survey {
-        let mut survey = Survey::default();
+    unsafe fn run<V: Lanes, S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
+        let mut survey = RoundingStats::default();
         let full = self.rows - self.rows % BLOCK;
         let mut row = 0;
         while row < window.rows {
@@ -300,7 +300,11 @@ impl Packed {
     /// # Safety
     /// They lie within the window.
     #[inline(always)]
-    unsafe fn rows<V: Lanes, S: Stored, T: Stored, const R: usize>(&self, window: &Window, row: usize) -> Survey {
+    unsafe fn rows<V: Lanes, S: Stored, T: Stored, const R: usize>(
+        &self,
+        window: &Window,
+        row: usize,
+    ) -> RoundingStats {
         let tile = V::WIDTH * PAIR;
         let start = window.first + row;
         let mut sums = [Sums::default(); R];
@@ -335,7 +339,7 @@ impl Packed {
                 }
             }
         }
-        let mut survey = Survey::default();
+        let mut survey = RoundingStats::default();
         for (i, sums) in sums.iter().enumerate() {
             let found = sums.survey();
             let found = if self.holds(&found) {
@@ -346,11 +350,11 @@ impl Packed {
             };
             survey = survey.plus(found);
         }
-        Survey { unchanged, ..survey }
+        RoundingStats { unchanged, ..survey }
     }
 
     /// True if a row's sums in f32 are what they should be.
-    fn holds(&self, row: &Survey) -> bool {
+    fn holds(&self, row: &RoundingStats) -> bool {
         let finite = row.norm.is_finite() && row.dot.is_finite() && row.error.is_finite();
         finite && (row.norm >= LEAST_NORM || self.products.iter().all(|product| product.zero))
     }
@@ -361,9 +365,9 @@ impl Packed {
     /// The row lies within the window.
     #[cold]
     #[inline(never)]
-    unsafe fn exact<S: Stored, T: Stored>(&self, window: &Window, row: usize) -> Survey {
+    unsafe fn exact<S: Stored, T: Stored>(&self, window: &Window, row: usize) -> RoundingStats {
         let at = row * window.stride + window.column;
-        let mut survey = Survey::default();
+        let mut survey = RoundingStats::default();
         for column in 0..self.columns {
             // SAFETY: an element of the row.
             let (base, fused) = unsafe {
@@ -529,8 +533,8 @@ impl Sums {
         }
     }
 
-    fn survey(&self) -> Survey {
+    fn survey(&self) -> RoundingStats {
         let [norm, dot, error] = self.0.map(|lanes| lanes.iter().map(|&lane| f64::from(lane)).sum());
-        Survey { norm, dot, error, unchanged: 0 }
+        RoundingStats { norm, dot, error, unchanged: 0 }
     }
 }

@@ -3,7 +3,7 @@
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 
-use super::Survey;
+use super::RoundingStats;
 use crate::wording::{BRANCH, WEIGHTS_F32};
 
 /// Realised gain below which rounding loses a noticeable part of the adapters.
@@ -19,7 +19,7 @@ pub struct SlotReport {
     /// Weights of the slot.
     pub weights: u64,
     /// Sums over them.
-    pub survey: Survey,
+    pub survey: RoundingStats,
 }
 
 /// What a fuse did.
@@ -29,7 +29,7 @@ pub struct FuseReport {
     pub slots: Vec<SlotReport>,
 }
 
-impl Survey {
+impl RoundingStats {
     /// `‖ΔW‖`, Frobenius.
     pub fn delta_norm(&self) -> f64 {
         self.norm.sqrt()
@@ -56,7 +56,7 @@ impl SlotReport {
 impl FuseReport {
     /// All slots together, as one.
     pub fn overall(&self) -> SlotReport {
-        let survey = self.slots.iter().fold(Survey::default(), |sum, slot| sum.plus(slot.survey));
+        let survey = self.slots.iter().fold(RoundingStats::default(), |sum, slot| sum.plus(slot.survey));
         let rank = self.slots.iter().map(|slot| slot.rank).max().unwrap_or(0);
         let weights = self.slots.iter().map(|slot| slot.weights).sum();
         SlotReport { slot: "overall".to_owned(), rank, weights, survey }

@@ -8,7 +8,7 @@ use ndarray::ArrayView2;
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
 
 use super::{Block, Device, ToFuse};
-use crate::lora::fuse::{Cancelled, FuseError, FuseReport, Region, SlotReport, Survey, Term};
+use crate::lora::fuse::{Cancelled, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term};
 use crate::tensor::Dtype;
 
 /// Where each tensor begins in the memory of fused weights.
@@ -200,7 +200,7 @@ fn launch(
         for ((t, s), sums) in places.into_iter().zip(sums) {
             let (slot, terms) = &tensors[t].slots[s];
             let Sums { norm, dot, error, unchanged } = sums;
-            let survey = Survey { norm, dot, error, unchanged };
+            let survey = RoundingStats { norm, dot, error, unchanged };
             if !survey.is_finite() {
                 return Err(FuseError::Overflow { slot: slot.name.clone(), dtype });
             }
