@@ -26,7 +26,7 @@ use v2l_runtime::pipeline::PipelineError;
 use v2l_runtime::pipeline::config::ConfigError;
 use v2l_runtime::pipeline::tokenizer::TokenizerError;
 use v2l_runtime::predict::cache::CacheError;
-use v2l_runtime::predict::video2lora::PredictorError;
+use v2l_runtime::predict::{PredictorError, UnknownPredictor};
 use v2l_runtime::request::RequestError;
 use v2l_runtime::schedulers::SchedulerError;
 
@@ -209,6 +209,7 @@ fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
         SchedulerError,
         SessionError,
         TokenizerError,
+        UnknownPredictor,
         VaeError,
         VideoError,
         WeightError,

@@ -13,7 +13,7 @@ use v2l_runtime::lora::adapter::{Adapter, AdapterError, AdapterFormat, detect, r
 use v2l_runtime::lora::fuse::{SlotReport, survival};
 use v2l_runtime::media::video::check_png;
 use v2l_runtime::options::OpenOptions;
-use v2l_runtime::predict::video2lora::Predictor;
+use v2l_runtime::predict;
 
 use super::{adapter, count};
 
@@ -75,7 +75,8 @@ fn expand(path: &Path, engine: &Path) -> anyhow::Result<(Arc<Engine>, Adapter)> 
     if !directory.has(HYPERNETWORK) {
         return Err(needs_predictor().into());
     }
-    let adapter = Predictor::open(directory.engine(HYPERNETWORK)?, &options)?.expand_light(&light)?;
+    let mut predictor = predict::open(directory.engine(HYPERNETWORK)?, &options)?;
+    let adapter = predictor.tokens().ok_or_else(needs_predictor)?.expand(&light)?;
     Ok((directory.engine(TRANSFORMER)?, adapter))
 }
 

@@ -8,6 +8,7 @@ use v2l_cli::{Output, shown, split_strength};
 use v2l_runtime::generator::{Applied, Generator};
 use v2l_runtime::lora::adapter::{self, Adapter, AdapterError, AdapterFormat, Coverage, Layers, Outcome, ReadOptions};
 use v2l_runtime::lora::fuse::FuseReport;
+use v2l_runtime::predict::Prediction;
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {
@@ -121,6 +122,16 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     ));
     if let Some(warning) = fused.warning() {
         output.warning(&warning);
+    }
+}
+
+/// Says whether a prediction was kept; `what` is of whom, and what does not run.
+pub(crate) fn cached(prediction: &Prediction, what: &str, output: &mut Output) {
+    if let Some(cached) = prediction.cached {
+        output.event("prediction", json!({ "cached": cached }));
+        if cached {
+            output.note(&format!("the prediction for {what} not run"));
+        }
     }
 }
 

@@ -115,8 +115,8 @@ pub(crate) struct Args {
     /// Format of --save-lora.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) lora_format: LoraFormat,
-    /// Folder to keep predictions in: for a reference that comes again, autoencoder and hypernetwork do not run.
-    #[arg(long, value_name = "DIR", requires = "reference", help_heading = "Adapters")]
+    /// Folder to keep predictions in: for a reference, or --predictor-inputs, that come again, the predictor does not run.
+    #[arg(long, value_name = "DIR", requires = "prediction", help_heading = "Adapters")]
     pub(crate) prediction_cache: Option<PathBuf>,
     /// Bytes that --prediction-cache may take; what was not used for longest goes.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]

@@ -223,12 +223,7 @@ fn predict(
     let reference = Clip::read(path, args.ffmpeg.as_deref())?;
     let prediction = generator.predict_with(&reference, &asked, &mut Listener::new(output))?;
     output.finish();
-    if let Some(cached) = prediction.cached {
-        output.event("prediction", json!({ "cached": cached }));
-        if cached {
-            output.note("the prediction for this reference was kept: autoencoder and hypernetwork do not run");
-        }
-    }
+    adapters::cached(&prediction, "this reference was kept: autoencoder and hypernetwork do", output);
     if let Some(path) = &args.save_lora {
         let format = AdapterFormat::from(args.lora_format);
         say_decisions(&prediction.decisions, output);

@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::backends::held_weights;
-use v2l_runtime::decisions::{Decisions, HeldWeights};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::generator::Mapped;
 use v2l_runtime::io::weights::read_tensors;
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, write_adapter_with};
-use v2l_runtime::predict::video2lora::{GenericPredictor, PredictorMap};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
+use v2l_runtime::predict::Source;
 
-use crate::adapters::saved;
+use crate::adapters::{cached, saved};
 use crate::args::Args;
+use crate::generate::Listener;
 
 /// `--predictor … --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
@@ -38,23 +38,20 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
             format.name()
         )));
     }
-    let (parsed, inputs) = (PredictorMap::read(map)?, read_tensors(inputs)?);
-    let engine = Arc::new(Engine::open(path)?);
+    let (inputs, engine) = (read_tensors(inputs)?, Arc::new(Engine::open(path)?));
     if args.verify_hashes {
         engine.verify_hashes()?;
     }
-    let (mode, reason) = held_weights(&engine, &args.open_options())?;
-    let held = HeldWeights { component: engine.manifest().component.clone(), weights: mode.to_string(), reason };
-    let decisions = Decisions { weights: vec![held], way: None };
-    let mut predictor = GenericPredictor::open(engine, map, parsed, slots, &args.open_options())?;
+    let mut predictor = Mapped::open(engine, map, slots, &args.options())?;
     if !predictor.unused().is_empty() {
         output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
         output.note(&format!("{}: no slot uses the outputs {}", path.display(), predictor.unused().join(", ")));
     }
-    let adapter = predictor.predict(&inputs)?;
+    let prediction = predictor.predict(&Source::tensors(&inputs), &mut Listener::new(output))?;
+    cached(&prediction, "these inputs was kept: the predictor does", output);
     if let Some(path) = &args.save_lora {
-        write_adapter_with(path, &adapter, format, &decisions.metadata())?;
-        saved(path, format, &adapter, output);
+        prediction.save(path, format)?;
+        saved(path, format, &prediction.adapter, output);
     }
-    Ok(Some(adapter))
+    Ok(Some(prediction.adapter))
 }

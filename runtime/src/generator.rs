@@ -4,30 +4,27 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array5;
 
-use crate::components::{HYPERNETWORK, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
+use crate::components::{StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
 use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
-use crate::engine::manifest::Slot;
 use crate::error::{Classified, Error, ErrorClass};
-use crate::events::{Event, Observer};
-use crate::lora::adapter::{
-    Adapter, AdapterFormat, Coverage, LightLora, ReadOptions, detect, read_adapter, read_light,
-};
+use crate::events::Observer;
+use crate::lora::adapter::{Adapter, AdapterFormat, Coverage, ReadOptions, detect, read_adapter, read_light};
 use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
-use crate::media::clip::{Clip, check_destination, write_frames};
+use crate::media::clip::{check_destination, write_frames};
 use crate::media::video::Frames;
 use crate::models::vae::Moments;
-use crate::pipeline::{Estimate, Expected, Generated, Pipeline, PipelineConfig, Reference, Request, Settings};
-use crate::predict::Prediction;
-use crate::predict::cache::{CacheError, Determined, Key, PredictionCache};
-use crate::predict::video2lora::Predictor;
-use crate::tensor::Tensor;
-use crate::wording::{HEIGHT, WIDTH};
+use crate::pipeline::{Estimate, Expected, Generated, Pipeline, PipelineConfig, Request, Settings};
+use crate::predict::Predictor;
+use crate::predict::cache::PredictionCache;
 
 mod apply;
+mod mapped;
 mod options;
+mod predicting;
 
 pub use apply::Applied;
+pub use mapped::Mapped;
 pub use options::{Options, PredictOptions, PredictionCacheOptions, ReferenceOptions};
 
 /// An adapter from a file.
@@ -78,9 +75,6 @@ pub enum GeneratorError {
         /// The engine directory.
         folder: PathBuf,
     },
-    /// Nothing says which size reference frames are brought to.
-    #[error("give `{WIDTH}` and `{HEIGHT}`: the pipeline has no VAE to take them from")]
-    NoSize,
     /// Adapters can neither be fused nor applied in branches.
     #[error("{fuse}; the low-rank branches do not serve either: {branch}")]
     Neither {
@@ -94,7 +88,7 @@ pub enum GeneratorError {
 impl Classified for GeneratorError {
     fn class(&self) -> ErrorClass {
         match self {
-            Self::NoPredictor { .. } | Self::NoSize => ErrorClass::Usage,
+            Self::NoPredictor { .. } => ErrorClass::Usage,
             Self::Neither { fuse, .. } => fuse.class(),
         }
     }
@@ -109,7 +103,7 @@ pub struct Generator {
     pipeline: Pipeline,
     options: Options,
     cache: Option<PredictionCache>,
-    predictor: Option<Predictor>,
+    predictor: Option<Box<dyn Predictor>>,
     /// The graph that makes a step, with the adapters that it takes as inputs; `None` before adapters were first set.
     step: Option<StepGraph>,
     /// How many adapters are applied.
@@ -139,9 +133,7 @@ impl Generator {
         let mut config = directory.config().clone();
         options.adjust(&mut config)?;
         let pipeline = Pipeline::new(config, tokenizer)?;
-        let cache = options.prediction_cache.as_ref();
-        let cache = cache.map(|cache| PredictionCache::open(&cache.folder, cache.bytes)).transpose()?;
-        let options = options.clone();
+        let (cache, options) = (options.open_cache()?, options.clone());
         Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, applied: 0 })
     }
 
@@ -210,139 +202,6 @@ impl Generator {
     fn way(&mut self) -> Result<Way, Error> {
         let engine = self.directory.engine(TRANSFORMER)?;
         Ok(choose(self.options.adapter_mode, engine.manifest(), &StepGraph::default().graph)?.0)
-    }
-
-    /// Width and height of the video that a request is for, where that is known: what is asked for, the pipeline's default, the image
-    /// where the model takes its size, or the size that the model was trained for.
-    fn size(&self, asked: &PredictOptions<'_>) -> Result<(usize, usize), Error> {
-        let found = self.pipeline.frame_size((asked.width, asked.height), asked.image);
-        Ok(found.ok_or(GeneratorError::NoSize)?)
-    }
-
-    /// True if there is a hypernetwork to predict from a reference with.
-    pub fn has_predictor(&self) -> bool {
-        self.directory.has(HYPERNETWORK)
-    }
-
-    /// Opens the predictor, and checks that it is for this model. It is otherwise opened when it is needed.
-    ///
-    /// # Errors
-    /// [`GeneratorError::NoPredictor`], or [`PredictorError`](crate::predict::video2lora::PredictorError).
-    pub fn open_predictor(&mut self) -> Result<(), Error> {
-        self.predictor().map(drop)
-    }
-
-    fn predictor(&mut self) -> Result<&mut Predictor, Error> {
-        if self.predictor.is_none() {
-            if !self.has_predictor() {
-                return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
-            }
-            let predictor = Predictor::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;
-            if self.directory.has(TRANSFORMER) {
-                predictor.check_backbone(&self.directory.engine(TRANSFORMER)?.manifest().slots)?;
-            }
-            self.predictor = Some(predictor);
-        }
-        match &mut self.predictor {
-            Some(predictor) => Ok(predictor),
-            None => unreachable!("opened above"),
-        }
-    }
-
-    /// Predicts an adapter from a reference, for a video of the pipeline's default size.
-    ///
-    /// # Errors
-    /// As [`Self::predict_with`].
-    pub fn predict(&mut self, reference: &Clip) -> Result<Prediction, Error> {
-        self.predict_with(reference, &PredictOptions::default(), &mut ())
-    }
-
-    /// Predicts an adapter from a reference. With a prediction cache, a reference that comes again takes neither the autoencoder
-    /// nor the hypernetwork.
-    ///
-    /// # Errors
-    /// If there is no predictor, the reference does not fit, or `observer` asks to stop.
-    pub fn predict_with(
-        &mut self,
-        reference: &Clip,
-        asked: &PredictOptions<'_>,
-        observer: &mut dyn Observer,
-    ) -> Result<Prediction, Error> {
-        let size = self.size(asked)?;
-        let knobs = asked.reference.applied(self.config().reference);
-        let seed = asked.seed.unwrap_or(self.config().defaults.seed);
-        self.predictor()?;
-        let reference = match reference {
-            Clip::Frames(frames) => Reference::Frames(frames),
-            Clip::Pixels(pixels) => Reference::Pixels(pixels),
-        };
-        let key = match &self.cache {
-            Some(_) => Some(Key::new(&Determined {
-                reference,
-                size,
-                config: self.pipeline.config(),
-                knobs: &knobs,
-                seed,
-                encoder: &*self.directory.engine(VAE_ENCODER)?,
-                hypernetwork: &*self.directory.engine(HYPERNETWORK)?,
-                options: &self.options.engines,
-            })),
-            None => None,
-        };
-        let cached = self.kept(key.as_ref(), observer);
-        let tokens = match &cached {
-            Some(tokens) => tokens.clone(),
-            None => {
-                let latents = self.pipeline.reference_latents(
-                    &mut self.directory,
-                    reference,
-                    size,
-                    Some(&knobs),
-                    seed,
-                    observer,
-                )?;
-                let tokens = self.predictor()?.predict(&Tensor::from(latents.into_dyn()))?;
-                self.keep(key.as_ref(), &tokens, observer);
-                tokens
-            }
-        };
-        let predictor = self.predictor()?;
-        let adapter = predictor.expand(&tokens)?;
-        let tokens = predictor.light(tokens);
-        let decisions = self.decisions(&[VAE_ENCODER, HYPERNETWORK])?;
-        let engine = self.directory.engine(HYPERNETWORK)?;
-        let cached = self.cache.as_ref().map(|_| cached.is_some());
-        Ok(Prediction { adapter, tokens, cached, decisions, engine })
-    }
-
-    /// The prediction of this key, if it was kept. One that cannot be read counts as lost, and the observer is told.
-    fn kept(&self, key: Option<&Key>, observer: &mut dyn Observer) -> Option<ndarray::Array2<f32>> {
-        let (cache, key) = self.cache.as_ref().zip(key)?;
-        cache.get(key).unwrap_or_else(|error: CacheError| {
-            let message = format!("a prediction that was kept is not used: {error}");
-            observer.event(&Event::Warning { message });
-            None
-        })
-    }
-
-    fn keep(&self, key: Option<&Key>, tokens: &ndarray::Array2<f32>, observer: &mut dyn Observer) {
-        let Some((cache, key)) = self.cache.as_ref().zip(key) else { return };
-        if let Err(error) = cache.put(key, tokens) {
-            observer.event(&Event::Warning { message: format!("the prediction is not kept: {error}") });
-        }
-    }
-
-    /// Expands a predictor's tokens from a file, for a model with these slots.
-    ///
-    /// # Errors
-    /// [`PredictorError`](crate::predict::video2lora::PredictorError) if another predictor made them, or it is for another model.
-    pub fn expand(&mut self, tokens: &LightLora, slots: &[Slot]) -> Result<Prediction, Error> {
-        let predictor = self.predictor()?;
-        predictor.check_backbone(slots)?;
-        let adapter = predictor.expand_light(tokens)?;
-        let engine = self.directory.engine(HYPERNETWORK)?;
-        let decisions = self.decisions(&[HYPERNETWORK])?;
-        Ok(Prediction { adapter, tokens: tokens.clone(), cached: None, decisions, engine })
     }
 
     /// Loads an adapter for the transformer: a safetensors file in any form, or PEFT's folder. Every key is applied, ignored for a

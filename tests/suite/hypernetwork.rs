@@ -11,7 +11,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
-use v2l_runtime::predict::video2lora::Predictor;
+use v2l_runtime::predict::video2lora::Video2Lora;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::random_weights;
@@ -24,10 +24,10 @@ fn build(folder: &Path, lilora: &str, iterations: Option<usize>) -> Built {
     Built::new(&folder.join("transformer"), &ExportOptions { predictor, iterations }, None)
 }
 
-fn predictor(built: &Built, weights: OrtWeights) -> Predictor {
+fn predictor(built: &Built, weights: OrtWeights) -> Video2Lora {
     let predictor =
-        Predictor::open(built.engine("hypernetwork"), &OpenOptions { weights, ..Default::default() }).unwrap();
-    predictor.check_backbone(&built.engine("transformer").manifest().slots).unwrap();
+        Video2Lora::open(built.engine("hypernetwork"), &OpenOptions { weights, ..Default::default() }).unwrap();
+    predictor.check_slots(&built.engine("transformer").manifest().slots).unwrap();
     predictor
 }
 
@@ -61,11 +61,11 @@ fn check_official(case: &str, strength: f32) {
     let outputs = read_tensors(folder.join("outputs.safetensors")).unwrap();
     for weights in WEIGHT_MODES {
         let mut predictor = predictor(&built, weights);
-        let tokens = predictor.predict(&inputs["latents"]).unwrap();
+        let tokens = predictor.predict_tokens(&inputs["latents"]).unwrap();
         let expected = f32s(&outputs["pred_weights"]).remove_axis(ndarray::Axis(0));
         assert_close(&format!("{case} pred_weights"), &tokens.clone().into_dyn(), &expected, TOLERANCE);
         // The official outputs apply the whole strength, which the official code squares.
-        let adapter = predictor.expand(&tokens).unwrap();
+        let adapter = predictor.expand_tokens(&tokens).unwrap();
         let mut deltas = 0;
         for (name, expected) in &outputs {
             let Some(layer) = name.strip_prefix("dW::lora_unet__") else { continue };
@@ -122,7 +122,7 @@ fn check_case(folder: &Path, path: &Path) {
     let slots: Vec<String> = predictor.config().slots.iter().map(|s| s.name.clone()).collect();
     let expected: Vec<String> = serde_json::from_str(&header(path)["slots"]).unwrap();
     assert_eq!(slots, expected, "token order");
-    let adapter = predictor.expand(&two(predicted.index_axis_move(ndarray::Axis(0), 0))).unwrap();
+    let adapter = predictor.expand_tokens(&two(predicted.index_axis_move(ndarray::Axis(0), 0))).unwrap();
     for (name, expected) in &case.outputs {
         if let Some(slot) = name.strip_prefix("delta.") {
             assert_close(name, &delta(&adapter, slot), &f32s(expected), TOLERANCE);

@@ -78,7 +78,7 @@ typedef struct v2l_engine v2l_engine;
 typedef struct v2l_pipeline v2l_pipeline;
 
 /**
- * The autoencoder and the hypernetwork of an engine directory.
+ * What predicts adapters: the predictor of an engine directory, or any graph whose outputs are low-rank factors.
  */
 typedef struct v2l_predictor v2l_predictor;
 
@@ -418,7 +418,7 @@ typedef struct v2l_coverage {
      */
     uint64_t slots_total;
     /**
-     * How the file spells its keys: V2L_FORMAT_…
+     * How the file spells its keys: V2L_FORMAT_…; V2L_FORMAT_LIGHT for an adapter that was predicted as tokens, 0 for other predictions.
      */
     v2l_adapter_format format;
     /**
@@ -567,7 +567,8 @@ typedef int32_t v2l_reference_resize;
 typedef int32_t v2l_reference_latent;
 
 /**
- * What to predict from. The reference is either a file or a tensor. Start from v2l_reference_init.
+ * What to predict from: a reference, which is either a file or a tensor, or named tensors, as the predictor reads. Start from
+ * v2l_reference_init.
  */
 typedef struct v2l_reference {
     /**
@@ -623,6 +624,15 @@ typedef struct v2l_reference {
      * As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
      */
     const struct v2l_tensor *image;
+    /**
+     * Named tensors, `tensor_count` of them, for predictors that read such: exactly the inputs of the graph of v2l_predictor_new_mapped; or
+     * NULL.
+     */
+    const struct v2l_tensor *tensors;
+    /**
+     * Number of `tensors`.
+     */
+    size_t tensor_count;
 } v2l_reference;
 
 /**
@@ -1312,6 +1322,17 @@ v2l_status v2l_predictor_new(const char *directory,
                              struct v2l_predictor **predictor);
 
 /**
+ * Opens a predictor that v2l does not know by name: `engine` is a file with any graph whose outputs are low-rank factors, `map` a JSON
+ * file that says which outputs are the factors of which slots of `model` (docs/adapters.md). It predicts from `tensors` of a v2l_reference.
+ * `options` may be NULL. Since 1.1.
+ */
+v2l_status v2l_predictor_new_mapped(const char *engine,
+                                    const char *map,
+                                    const struct v2l_engine *model,
+                                    const struct v2l_open_options *options,
+                                    struct v2l_predictor **predictor);
+
+/**
  * Frees the predictor; adapters stay. NULL does nothing.
  */
 void v2l_predictor_free(struct v2l_predictor *predictor);
@@ -1322,7 +1343,7 @@ void v2l_predictor_free(struct v2l_predictor *predictor);
 v2l_status v2l_reference_init(struct v2l_reference *reference, size_t size);
 
 /**
- * Predicts an adapter from a reference. `control` may be NULL. The same reference gives the same adapter.
+ * Predicts an adapter from a reference, or from named tensors. `control` may be NULL. The same reference gives the same adapter.
  */
 v2l_status v2l_predictor_predict(const struct v2l_predictor *predictor,
                                  const struct v2l_reference *reference,

@@ -345,12 +345,19 @@ private:
     }
 };
 
-/// The predictor of an engine directory.
+/// The predictor of an engine directory, or any graph with a map.
 class Predictor : public detail::Owner<v2l_predictor, v2l_predictor_free> {
 public:
     explicit Predictor(const std::string &directory, const v2l_open_options *options = nullptr)
         : Owner(detail::made<v2l_predictor>(
               [&](auto out) { return v2l_predictor_new(directory.c_str(), options, out); })) {}
+
+    /// A predictor that v2l does not know by name: its engine, and the map from its outputs to the slots of a model.
+    Predictor(const std::string &engine, const std::string &map, const Engine &model,
+              const v2l_open_options *options = nullptr)
+        : Owner(detail::made<v2l_predictor>([&](auto out) {
+              return v2l_predictor_new_mapped(engine.c_str(), map.c_str(), model.get(), options, out);
+          })) {}
 
     Adapter predict(const v2l_reference &reference, Control &control) const {
         v2l_adapter *adapter = nullptr;
@@ -361,6 +368,23 @@ public:
     Adapter predict(const v2l_reference &reference) const {
         Control control;
         return predict(reference, control);
+    }
+
+    /// Predicts from named tensors.
+    Adapter predict(const std::vector<Input> &inputs, Control &control) const {
+        std::vector<v2l_tensor> views;
+        for (const Input &input : inputs) {
+            views.push_back(input.view());
+        }
+        v2l_reference given = reference();
+        given.tensors = views.data();
+        given.tensor_count = views.size();
+        return predict(given, control);
+    }
+
+    Adapter predict(const std::vector<Input> &inputs) const {
+        Control control;
+        return predict(inputs, control);
     }
 };
 

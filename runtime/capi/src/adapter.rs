@@ -144,12 +144,12 @@ impl Loaded {
         Self::new(Source::Read(adapter), summary, coverage.keys.iter().map(key).collect())
     }
 
-    /// An adapter that was expanded from tokens, for a model of `slots_total` slots.
+    /// An adapter that was predicted, for a model of `slots_total` slots.
     pub(crate) fn predicted(prediction: Prediction, slots_total: usize) -> Self {
         let coverage = v2l_coverage {
             slots_covered: prediction.adapter.layers.len() as u64,
             slots_total: slots_total as u64,
-            format: V2L_FORMAT_LIGHT,
+            format: if prediction.tokens.is_some() { V2L_FORMAT_LIGHT } else { 0 },
             ..growing::Growing::initial()
         };
         Self::new(Source::Predicted(Box::new(prediction)), coverage, Vec::new())
@@ -257,7 +257,7 @@ pub struct v2l_coverage {
     pub slots_covered: u64,
     /// Slots of the engine.
     pub slots_total: u64,
-    /// How the file spells its keys: V2L_FORMAT_…
+    /// How the file spells its keys: V2L_FORMAT_…; V2L_FORMAT_LIGHT for an adapter that was predicted as tokens, 0 for other predictions.
     pub format: v2l_adapter_format,
     /// 0.
     pub reserved: i32,

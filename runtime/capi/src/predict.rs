@@ -1,12 +1,13 @@
-//! A reference becomes an adapter.
+//! A reference, or named tensors, become an adapter.
 
 use std::ffi::c_char;
 use std::sync::Arc;
 
-use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::generator::{PredictOptions, ReferenceOptions};
 use v2l_runtime::media::clip::Clip;
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
+use v2l_runtime::predict::Source;
+use v2l_runtime::tensor::NamedTensors;
 
 use crate::adapter::{Loaded, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};
@@ -17,7 +18,7 @@ use crate::growing::{self, growing};
 use crate::pointers::{Out, required};
 use crate::predictor::v2l_predictor;
 use crate::status::v2l_status;
-use crate::tensor::v2l_tensor;
+use crate::tensor::{named_inputs, v2l_tensor};
 
 /// Range of a reference's pixels, as the checkpoint was trained on.
 pub type v2l_reference_range = i32;
@@ -48,7 +49,8 @@ pub const V2L_LATENT_MEAN: v2l_reference_latent = 1;
 /// A sample of it, drawn from the seed.
 pub const V2L_LATENT_SAMPLE: v2l_reference_latent = 2;
 
-/// What to predict from. The reference is either a file or a tensor. Start from v2l_reference_init.
+/// What to predict from: a reference, which is either a file or a tensor, or named tensors, as the predictor reads. Start from
+/// v2l_reference_init.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct v2l_reference {
@@ -79,6 +81,11 @@ pub struct v2l_reference {
     pub image_file: *const c_char,
     /// As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
     pub image: *const v2l_tensor,
+    /// Named tensors, `tensor_count` of them, for predictors that read such: exactly the inputs of the graph of v2l_predictor_new_mapped; or
+    /// NULL.
+    pub tensors: *const v2l_tensor,
+    /// Number of `tensors`.
+    pub tensor_count: usize,
 }
 
 growing!(
@@ -97,6 +104,8 @@ growing!(
         frame_count: 0,
         image_file: std::ptr::null(),
         image: std::ptr::null(),
+        tensors: std::ptr::null(),
+        tensor_count: 0,
     },
     grown at image_file
 );
@@ -108,7 +117,7 @@ pub unsafe extern "C" fn v2l_reference_init(reference: *mut v2l_reference, size:
     guard(|| unsafe { growing::init(reference, size) })
 }
 
-/// Predicts an adapter from a reference. `control` may be NULL. The same reference gives the same adapter.
+/// Predicts an adapter from a reference, or from named tensors. `control` may be NULL. The same reference gives the same adapter.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_predictor_predict(
     predictor: *const v2l_predictor,
@@ -124,13 +133,16 @@ pub unsafe extern "C" fn v2l_predictor_predict(
         let given = unsafe { growing::read(required(reference, "reference")?) }?;
         let ffmpeg = predictor.ffmpeg.as_deref();
         // SAFETY: as above.
-        let (clip, image) = unsafe {
+        let (clip, image, tensors) = unsafe {
             (
                 frames::given("reference", given.file, given.frames, given.fps, ffmpeg)?,
                 frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
+                tensors(&given)?,
             )
         };
-        let clip = clip.ok_or_else(|| Failure::argument("`file` and `frames` are NULL; expected a reference"))?;
+        if clip.is_none() && tensors.is_none() {
+            return Err(Failure::argument("`file`, `frames` and `tensors` are NULL; expected a reference"));
+        }
         let image = image.map(Clip::into_frames).transpose()?;
         let count = |count: u32| (count > 0).then_some(count as usize);
         let asked = PredictOptions {
@@ -140,15 +152,29 @@ pub unsafe extern "C" fn v2l_predictor_predict(
             seed: Some(given.seed),
             reference: preparation(&given)?,
         };
-        let mut generator = predictor.state.lock()?;
-        let prediction = generator.predict_with(&clip, &asked, &mut &control)?;
-        let slots_total = match generator.directory().has(TRANSFORMER) {
-            true => generator.directory().engine(TRANSFORMER)?.manifest().slots.len(),
-            false => prediction.adapter.layers.len(),
-        };
+        let source = Source { reference: clip.as_ref(), tensors: tensors.as_ref(), ..Source::default() };
+        let (prediction, slots_total) = predictor.state.lock()?.predict(&source, &asked, &control)?;
         out.give(v2l_adapter(Arc::new(Loaded::predicted(prediction, slots_total))));
         Ok(())
     })
+}
+
+/// Copies of the named tensors, if there are any.
+///
+/// # Safety
+/// The header's promise.
+unsafe fn tensors(given: &v2l_reference) -> Result<Option<NamedTensors>, Failure> {
+    if given.tensors.is_null() && given.tensor_count == 0 {
+        return Ok(None);
+    }
+    let mut tensors = NamedTensors::new();
+    // SAFETY: the caller's promise.
+    for (name, input) in unsafe { named_inputs(given.tensors, given.tensor_count) }? {
+        if tensors.insert(name.to_owned(), input.view().to_tensor()).is_some() {
+            return Err(Failure::argument(format!("tensor `{name}` is given twice; expected each name once")));
+        }
+    }
+    Ok(Some(tensors))
 }
 
 /// How the reference is prepared.

@@ -7,6 +7,7 @@ use crate::lora::mode::AdapterMode;
 use crate::media::video::Frames;
 use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize};
+use crate::predict::cache::PredictionCache;
 
 /// How a [`Generator`](super::Generator) is opened.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +34,12 @@ pub struct PredictionCacheOptions {
 }
 
 impl Options {
+    /// The prediction cache, if one is asked for.
+    pub(super) fn open_cache(&self) -> Result<Option<PredictionCache>, Error> {
+        let cache = self.prediction_cache.as_ref();
+        Ok(cache.map(|cache| PredictionCache::open(&cache.folder, cache.bytes)).transpose()?)
+    }
+
     /// Puts what changes the pipeline's own settings into `config`.
     pub(super) fn adjust(&self, config: &mut PipelineConfig) -> Result<(), Error> {
         if let (Some(on), Some(family)) = (self.vae_tiling, &mut config.family) {

@@ -9,14 +9,22 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, ArrayView2, Axis, Ix2};
 use serde::{Deserialize, Serialize};
 
-use super::video2lora::PredictorError;
+use super::error::PredictorError;
+use super::inputs::{Input, Inputs};
+use super::key::{Key, KeyParts};
+use super::kind::{Predicted, Predictor};
+use super::lazy::LazySession;
 use crate::backends::OpenEngine;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, Slot, slots_by_name};
 use crate::engine::session::Session;
+use crate::error::Error;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
+
+/// What the kind is called in messages; engines do not name it.
+pub const KIND: &str = "mapped";
 
 const FORMAT: &str = "v2l-predictor-map";
 const VERSION: u32 = 1;
@@ -109,6 +117,7 @@ impl PredictorMap {
 }
 
 /// A slot to be changed, and where its factors are.
+#[derive(Debug)]
 struct Target {
     /// The slot's own name, whatever the map calls it.
     name: String,
@@ -118,18 +127,20 @@ struct Target {
 }
 
 /// Any graph whose outputs are low-rank factors, ready to run.
-pub struct GenericPredictor {
+pub struct MappedPredictor {
     targets: Vec<Target>,
     unused: Vec<String>,
-    session: Box<dyn Session>,
+    engine: Arc<Engine>,
+    graph: String,
+    session: LazySession,
 }
 
-impl GenericPredictor {
-    /// Opens the graph that `map` names, for a model with these slots; `path` is the map's, for messages.
+impl MappedPredictor {
+    /// Opens the graph that `map` names, for a model with these slots; `path` is the map's, for messages. The graph is not
+    /// loaded before it is first run.
     ///
     /// # Errors
-    /// [`PredictorError::Map`] if engine or model lack something that the map names, or it names a slot twice;
-    /// [`PredictorError::Open`].
+    /// [`PredictorError::Map`] if the map names a graph, an output or a slot that is not there; [`PredictorError::Open`].
     pub fn open(
         engine: Arc<Engine>,
         path: &Path,
@@ -142,13 +153,19 @@ impl GenericPredictor {
         let outputs: Vec<String> = graph.outputs.iter().map(|port| port.name.clone()).collect();
         let (targets, unused) = check(path, map, &outputs, slots)?;
         let options = OpenOptions { record: None, ..options.clone() };
-        let session = OpenEngine::open(engine, &options)?.session(&name)?;
-        Ok(Self { targets, unused, session })
+        let open = OpenEngine::open(Arc::clone(&engine), &options)?;
+        let session = LazySession::Closed { engine: open, graph: name.clone() };
+        Ok(Self { targets, unused, engine, graph: name, session })
     }
 
     /// Outputs of the graph that no slot uses.
     pub fn unused(&self) -> &[String] {
         &self.unused
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
     }
 
     /// Runs the graph once on exactly its inputs; gives the adapter that its outputs are.
@@ -158,26 +175,77 @@ impl GenericPredictor {
     /// # Errors
     /// [`PredictorError::Session`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit its slot,
     /// [`PredictorError::NotFinite`].
-    pub fn predict(&mut self, inputs: &NamedTensors) -> Result<Adapter, PredictorError> {
-        let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-        let mut outputs: HashMap<String, ArrayD<f32>> = HashMap::new();
-        for (name, tensor) in self.session.run(&inputs)? {
-            let found = tensor.dtype();
-            if self.unused.contains(&name) {
-                continue;
+    fn run(&mut self, inputs: &NamedTensors) -> Result<Adapter, PredictorError> {
+        adapter(&self.targets, &self.unused, self.session.open()?, inputs)
+    }
+}
+
+/// The adapter that a graph's outputs are.
+fn adapter(
+    targets: &[Target],
+    unused: &[String],
+    session: &mut dyn Session,
+    inputs: &NamedTensors,
+) -> Result<Adapter, PredictorError> {
+    let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut outputs: HashMap<String, ArrayD<f32>> = HashMap::new();
+    for (name, tensor) in session.run(&inputs)? {
+        let found = tensor.dtype();
+        if unused.contains(&name) {
+            continue;
+        }
+        let values = tensor.into_f32().ok_or_else(|| PredictorError::Shape {
+            what: format!("output `{name}` of the predictor"),
+            expected: "floating-point values".to_owned(),
+            found: found.to_string(),
+        })?;
+        outputs.insert(name, values);
+    }
+    let mut layers = IndexMap::with_capacity(targets.len());
+    for target in targets {
+        layers.insert(target.name.clone(), target.update(&outputs)?);
+    }
+    Ok(Adapter { name: "predicted".to_owned(), layers })
+}
+
+impl Predictor for MappedPredictor {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn reads(&self) -> &'static [Input] {
+        &[Input::Tensors]
+    }
+
+    fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
+        let known = slots_by_name(slots);
+        for Target { name, in_features, out_features, .. } in &self.targets {
+            let found = known.get(&name[..]).map(|slot| (slot.in_features, slot.out_features));
+            if found != Some((*in_features, *out_features)) {
+                let expected = format!("a linear layer {in_features} → {out_features}");
+                let found = found.map_or_else(|| "none".to_owned(), |(inner, out)| format!("{inner} → {out}"));
+                return Err(PredictorError::Backbone { slot: name.clone(), expected, found }.into());
             }
-            let values = tensor.into_f32().ok_or_else(|| PredictorError::Shape {
-                what: format!("output `{name}` of the predictor"),
-                expected: "floating-point values".to_owned(),
-                found: found.to_string(),
-            })?;
-            outputs.insert(name, values);
         }
-        let mut layers = IndexMap::with_capacity(self.targets.len());
-        for target in &self.targets {
-            layers.insert(target.name.clone(), target.update(&outputs)?);
+        Ok(())
+    }
+
+    fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
+        let mut parts = KeyParts::new("v2l mapped prediction 1");
+        let mut tensors: Vec<(&String, &Tensor)> = inputs.tensors()?.iter().collect();
+        tensors.sort_by_key(|(name, _)| *name);
+        for (name, tensor) in tensors {
+            parts.add(name);
+            parts.add(format!("{} {:?}", tensor.dtype(), tensor.shape()));
+            parts.add_elements(tensor);
         }
-        Ok(Adapter { name: "predicted".to_owned(), layers })
+        parts.add(format!("{} {:?}", self.graph, self.targets));
+        parts.add_engines(&[&self.engine], inputs.options());
+        Ok(parts.key())
+    }
+
+    fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
+        Ok(Predicted { adapter: self.run(inputs.tensors()?)?, tokens: None })
     }
 }
 
@@ -333,8 +401,8 @@ mod tests {
     fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
         let names: Vec<String> = outputs.keys().cloned().collect();
         let (targets, unused) = check(Path::new("map.json"), parse(&map(slots_of_map))?, &names, &slots())?;
-        let mut predictor = GenericPredictor { targets, unused, session: Box::new(Fixed(outputs)) };
-        Ok((predictor.predict(&NamedTensors::new())?, predictor.unused))
+        let adapter = adapter(&targets, &unused, &mut Fixed(outputs), &NamedTensors::new())?;
+        Ok((adapter, unused))
     }
 
     fn message(slots_of_map: &Json, outputs: NamedTensors) -> String {
@@ -346,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn generic_predictor_finds_factors_upright_transposed_batched_and_stacked() {
+    fn mapped_predictor_finds_factors_upright_transposed_batched_and_stacked() {
         let expected = (arr2(&[[1.0, 2.0]]), arr2(&[[1.0], [2.0], [3.0]]));
         let shapes: [(&[usize], &[usize], Json); 5] = [
             (&[1, 2], &[3, 1], json!({})),
@@ -367,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn generic_predictor_takes_the_row_and_alpha_that_the_map_names_and_lists_the_rest() {
+    fn mapped_predictor_takes_the_row_and_alpha_that_the_map_names_and_lists_the_rest() {
         let mut outputs = two();
         outputs.insert("stack".to_owned(), counting(&[2, 2, 2]));
         outputs.insert("ups".to_owned(), counting(&[3, 2]));
@@ -380,7 +448,7 @@ mod tests {
     }
 
     #[test]
-    fn generic_predictor_names_what_does_not_fit() {
+    fn mapped_predictor_names_what_does_not_fit() {
         let entry = |slot: &str, down: &str, up: &str| json!({ "slot": slot, "down": down, "up": up });
         let has = |found: String, parts: &[&str]| {
             assert!(parts.iter().all(|part| found.contains(part)), "{found}");

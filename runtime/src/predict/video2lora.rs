@@ -1,25 +1,31 @@
-//! The predictor: a hypernetwork that turns a reference's latents into an adapter.
+//! Video2LoRA: a hypernetwork that turns a reference's latents into an adapter.
 //!
-//! [`Predictor`] has two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank
-//! factors). [`GenericPredictor`] is any graph, with a file that says which outputs are which factors.
+//! It has two graphs: `predict` (latents → one token per slot, a few kilobytes) and `expand` (tokens → low-rank factors).
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, Ix3};
 use serde::{Deserialize, Serialize};
 
-use crate::backends::{BackendError, OpenEngine};
+use super::error::PredictorError;
+use super::inputs::{Input, Inputs};
+use super::key::{Key, KeyParts};
+use super::kind::{Entry, Predicted, Predictor, Tokens};
+use super::lazy::LazySession;
+use crate::backends::OpenEngine;
+use crate::components::{HYPERNETWORK, VAE_ENCODER};
+use crate::engine::Engine;
 use crate::engine::manifest::{Manifest, Slot, slots_by_name};
-use crate::engine::session::{Session, SessionError};
-use crate::engine::{Engine, EngineError};
-use crate::error::{Classified, ErrorClass};
+use crate::engine::session::Session;
+use crate::error::Error;
 use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
 use crate::options::OpenOptions;
+use crate::pipeline::{LatentChoice, Reference};
 use crate::tensor::{NamedTensors, Tensor};
 
-pub use super::mapped::{GenericPredictor, MapSlot, PredictorMap};
+pub(super) const ENTRY: Entry =
+    Entry { kind: KIND, open: |engine, options| Ok(Box::new(Video2Lora::open(engine, options)?)) };
 
 /// The attribute `kind` of engines that this module runs.
 pub const KIND: &str = "video2lora";
@@ -58,115 +64,16 @@ pub struct TargetSlot {
     pub out_features: usize,
 }
 
-/// Why there is no prediction.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PredictorError {
-    /// The engine is no hypernetwork, or its attributes contradict themselves.
-    #[error("{path}: not a usable predictor: {reason}; export the hypernetwork again")]
-    Config {
-        /// The engine.
-        path: String,
-        /// What is wrong.
-        reason: String,
-    },
-    /// The engine cannot be opened.
-    #[error(transparent)]
-    Open(#[from] BackendError),
-    /// The engine lacks something.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-    /// A graph did not run.
-    #[error(transparent)]
-    Session(#[from] SessionError),
-    /// The backbone has no such layer, or one of another size.
-    #[error(
-        "the predictor's slot `{slot}`: expected {expected} in the backbone, found {found}; use the backbone that it was trained for"
-    )]
-    Backbone {
-        /// The slot.
-        slot: String,
-        /// What the predictor needs.
-        expected: String,
-        /// What the backbone has.
-        found: String,
-    },
-    /// An input or output has the wrong shape.
-    #[error("{what}: expected {expected}, found {found}")]
-    Shape {
-        /// The tensor.
-        what: String,
-        /// What fits.
-        expected: String,
-        /// What is there.
-        found: String,
-    },
-    /// The prediction holds NaN or infinity.
-    #[error(
-        "{what} holds NaN or infinity; check the reference, or compile the predictor with \
-         `v2l-compile --precision fp32`"
-    )]
-    NotFinite {
-        /// The tensor.
-        what: String,
-    },
-    /// The file that assigns outputs to slots cannot be read.
-    #[error("{}: {source}", path.display())]
-    MapFile {
-        /// The file.
-        path: PathBuf,
-        /// The system's words.
-        source: std::io::Error,
-    },
-    /// The file that assigns outputs to slots is malformed, or does not fit the predictor or the model.
-    #[error("{}: {reason}", path.display())]
-    Map {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong, what was expected, and the way out.
-        reason: String,
-    },
-    /// Tokens were made by another predictor.
-    #[error(
-        "the tokens belong to auxiliary factors {expected}, this predictor has {found}; use the predictor that made them"
-    )]
-    OtherAuxiliary {
-        /// From the file.
-        expected: String,
-        /// Of this predictor.
-        found: String,
-    },
-}
-
-impl Classified for PredictorError {
-    fn class(&self) -> ErrorClass {
-        match self {
-            Self::Open(error) => error.class(),
-            Self::Engine(error) => error.class(),
-            Self::Session(error) => error.class(),
-            Self::Config { .. } => ErrorClass::BadModel,
-            Self::NotFinite { .. } => ErrorClass::Numeric,
-            Self::MapFile { source, .. } => source.class(),
-            _ => ErrorClass::BadAdapter,
-        }
-    }
-}
-
 /// A hypernetwork, ready to run.
-pub struct Predictor {
+pub struct Video2Lora {
     config: PredictorConfig,
     auxiliary: String,
-    predict: Predict,
+    /// Most of the weights belong to it; a saved or kept prediction does not need it.
+    predict: LazySession,
     expand: Box<dyn Session>,
 }
 
-/// The graph that most of the weights belong to; a saved or kept prediction does not need it.
-enum Predict {
-    Open(Box<dyn Session>),
-    Closed(OpenEngine),
-}
-
-impl Predictor {
+impl Video2Lora {
     /// Opens a hypernetwork engine on its backend; the graph `predict` not before it is needed.
     ///
     /// # Errors
@@ -178,7 +85,8 @@ impl Predictor {
         open.engine().graph("predict")?;
         let expand = open.session("expand")?;
         let (config, auxiliary) = read_config(&path, &manifest)?;
-        Ok(Self { config, auxiliary, predict: Predict::Closed(open), expand })
+        let predict = LazySession::Closed { engine: open, graph: "predict".to_owned() };
+        Ok(Self { config, auxiliary, predict, expand })
     }
 
     /// A predictor over open graphs; `path` serves error messages.
@@ -192,7 +100,7 @@ impl Predictor {
         expand: Box<dyn Session>,
     ) -> Result<Self, PredictorError> {
         let (config, auxiliary) = read_config(path, manifest)?;
-        Ok(Self { config, auxiliary, predict: Predict::Open(predict), expand })
+        Ok(Self { config, auxiliary, predict: LazySession::Open(predict), expand })
     }
 
     /// What the engine says of itself.
@@ -204,7 +112,7 @@ impl Predictor {
     ///
     /// # Errors
     /// [`PredictorError::Backbone`] for the first layer that is missing or differs.
-    pub fn check_backbone(&self, slots: &[Slot]) -> Result<(), PredictorError> {
+    pub fn check_slots(&self, slots: &[Slot]) -> Result<(), PredictorError> {
         let known = slots_by_name(slots);
         for target in &self.config.slots {
             let expected = format!("a linear layer {} → {}", target.in_features, target.out_features);
@@ -224,7 +132,7 @@ impl Predictor {
     /// # Errors
     /// [`PredictorError::Session`] if the latents do not fit, [`PredictorError::Shape`] for more than one reference,
     /// [`PredictorError::NotFinite`].
-    pub fn predict(&mut self, latents: &Tensor) -> Result<Array2<f32>, PredictorError> {
+    pub fn predict_tokens(&mut self, latents: &Tensor) -> Result<Array2<f32>, PredictorError> {
         if latents.shape().first() != Some(&1) {
             return Err(PredictorError::Shape {
                 what: "latents".to_owned(),
@@ -232,13 +140,7 @@ impl Predictor {
                 found: format!("{:?}", latents.shape()),
             });
         }
-        if let Predict::Closed(engine) = &mut self.predict {
-            self.predict = Predict::Open(engine.session("predict")?);
-        }
-        let mut outputs = match &mut self.predict {
-            Predict::Open(session) => session.run(&[("latents", latents)])?,
-            Predict::Closed(_) => unreachable!("opened above"),
-        };
+        let mut outputs = self.predict.open()?.run(&[("latents", latents)])?;
         let expected = [1, self.config.weight_num, self.config.weight_dim];
         let tokens = take(&mut outputs, "pred_weights", &expected)?;
         let shape = (self.config.weight_num, self.config.weight_dim);
@@ -250,7 +152,7 @@ impl Predictor {
     ///
     /// # Errors
     /// [`PredictorError::Shape`], [`PredictorError::NotFinite`], [`PredictorError::Session`].
-    pub fn expand(&mut self, tokens: &Array2<f32>) -> Result<Adapter, PredictorError> {
+    pub fn expand_tokens(&mut self, tokens: &Array2<f32>) -> Result<Adapter, PredictorError> {
         let expected = [self.config.weight_num, self.config.weight_dim];
         if tokens.shape() != expected {
             return Err(shape_error("pred_weights", &expected, format!("{:?}", tokens.shape())));
@@ -266,25 +168,71 @@ impl Predictor {
         }
         Ok(Adapter { name: "predicted".to_owned(), layers })
     }
+}
 
-    /// Tokens with what is needed to expand them later.
-    pub fn light(&self, tokens: Array2<f32>) -> LightLora {
+impl Predictor for Video2Lora {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn reads(&self) -> &'static [Input] {
+        &[Input::Reference]
+    }
+
+    fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
+        Ok(self.check_slots(slots)?)
+    }
+
+    fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
+        // Folders of predictions outlive versions: what is hashed here must stay as it is.
+        let mut parts = KeyParts::new("v2l prediction 2");
+        match inputs.reference()? {
+            Reference::Frames(frames) => {
+                parts.add("frames");
+                parts.add(format!("{} {} {:?}", frames.width(), frames.height(), frames.fps()));
+                parts.add(frames.data());
+            }
+            Reference::Pixels(pixels) => {
+                parts.add("pixels");
+                parts.add(format!("{:?}", pixels.shape()));
+                parts.add_elements(&Tensor::F32(pixels.clone().into_dyn()));
+            }
+        }
+        parts.add(format!("{:?}", inputs.size()?));
+        let (knobs, seed) = inputs.preparation()?;
+        parts.add(format!("{knobs:?}"));
+        parts.add(format!("{:?}", inputs.config()?.family.as_ref().and_then(|family| family.vae())));
+        // The mean needs no random number.
+        parts.add(if knobs.latent == LatentChoice::Sample { seed } else { 0 }.to_le_bytes());
+        let (encoder, hypernetwork) = (inputs.engine(VAE_ENCODER)?, inputs.engine(HYPERNETWORK)?);
+        parts.add_engines(&[&encoder, &hypernetwork], inputs.options());
+        Ok(parts.key())
+    }
+
+    fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
+        let latents = inputs.reference_latents()?;
+        let tokens = self.predict_tokens(&Tensor::from(latents.into_dyn()))?;
+        let adapter = self.expand_tokens(&tokens)?;
+        Ok(Predicted { adapter, tokens: Some(Tokens::light(self, tokens)) })
+    }
+
+    fn tokens(&mut self) -> Option<&mut dyn Tokens> {
+        Some(self)
+    }
+}
+
+impl Tokens for Video2Lora {
+    fn light(&self, tokens: Array2<f32>) -> LightLora {
         let PredictorConfig { down_dim, up_dim, rank, .. } = self.config;
         LightLora { tokens, down_dim, up_dim, rank, auxiliary: self.auxiliary.clone() }
     }
 
-    /// Expands tokens from a file.
-    ///
-    /// # Errors
-    /// [`PredictorError::OtherAuxiliary`] if another predictor made them; else as [`Predictor::expand`].
-    pub fn expand_light(&mut self, light: &LightLora) -> Result<Adapter, PredictorError> {
-        if light.auxiliary != self.auxiliary {
-            return Err(PredictorError::OtherAuxiliary {
-                expected: light.auxiliary.clone(),
-                found: self.auxiliary.clone(),
-            });
+    fn expand(&mut self, tokens: &LightLora) -> Result<Adapter, Error> {
+        if tokens.auxiliary != self.auxiliary {
+            let (expected, found) = (tokens.auxiliary.clone(), self.auxiliary.clone());
+            return Err(PredictorError::OtherAuxiliary { expected, found }.into());
         }
-        self.expand(&light.tokens)
+        Ok(self.expand_tokens(&tokens.tokens)?)
     }
 }
 
@@ -392,7 +340,7 @@ pub(crate) mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::engine::session::Port;
+    use crate::engine::session::{Port, SessionError};
     use crate::tensor::Dtype;
     use crate::testing::engines;
 
@@ -427,13 +375,13 @@ pub(crate) mod tests {
         Manifest { attributes, ..engines::manifest(&tensors, Dtype::F32, vec![], vec![]) }
     }
 
-    fn predictor(manifest: &Manifest, value: f32) -> Result<Predictor, PredictorError> {
+    fn predictor(manifest: &Manifest, value: f32) -> Result<Video2Lora, PredictorError> {
         let predict = NamedTensors::from([("pred_weights".to_owned(), filled(&[1, 1, 3], value))]);
         let expand = NamedTensors::from([
             ("a.lora_down".to_owned(), filled(&[1, 3], 2.0)),
             ("a.lora_up".to_owned(), filled(&[4, 1], 3.0)),
         ]);
-        Predictor::from_sessions("h.engine", manifest, Box::new(Fixed(predict)), Box::new(Fixed(expand)))
+        Video2Lora::from_sessions("h.engine", manifest, Box::new(Fixed(predict)), Box::new(Fixed(expand)))
     }
 
     fn slot(out_features: usize) -> Slot {
@@ -454,22 +402,23 @@ pub(crate) mod tests {
     #[test]
     fn predictor_predicts_and_expands_to_an_adapter_of_scale_one() {
         let mut predictor = predictor(&manifest(), 0.5).unwrap();
-        predictor.check_backbone(&[slot(4)]).unwrap();
-        let tokens = predictor.predict(&filled(&[1, 16, 1, 2, 2], 0.0)).unwrap();
+        predictor.check_slots(&[slot(4)]).unwrap();
+        let tokens = predictor.predict_tokens(&filled(&[1, 16, 1, 2, 2], 0.0)).unwrap();
         assert_eq!(tokens, Array2::from_elem((1, 3), 0.5));
-        let adapter = predictor.expand(&tokens).unwrap();
+        let adapter = predictor.expand_tokens(&tokens).unwrap();
         assert_eq!(adapter.layers["a"].scale(), 1.0);
         assert_eq!(adapter.layers["a"].up.dim(), (4, 1));
         let light = predictor.light(tokens);
-        assert_eq!(predictor.expand_light(&light).unwrap(), adapter);
+        assert_eq!(Tokens::expand(&mut predictor, &light).unwrap(), adapter);
         let other = LightLora { auxiliary: "00".into(), ..light };
-        assert!(matches!(predictor.expand_light(&other), Err(PredictorError::OtherAuxiliary { .. })));
+        let error = Tokens::expand(&mut predictor, &other).unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(PredictorError::OtherAuxiliary { .. })), "{error}");
     }
 
     #[test]
     fn predictor_names_what_a_backbone_lacks() {
         let predictor = predictor(&manifest(), 0.5).unwrap();
-        let message = |slots: &[Slot]| predictor.check_backbone(slots).unwrap_err().to_string();
+        let message = |slots: &[Slot]| predictor.check_slots(slots).unwrap_err().to_string();
         assert!(message(&[]).contains("slot `a`: expected a linear layer 3 → 4 in the backbone, found none"));
         assert!(message(&[slot(5)]).contains("found 3 → 5"));
     }
@@ -478,10 +427,10 @@ pub(crate) mod tests {
     fn predictor_rejects_nan_and_more_than_one_reference() {
         let mut predictor = predictor(&manifest(), f32::NAN).unwrap();
         let latents = filled(&[1, 16, 1, 2, 2], 0.0);
-        assert!(matches!(predictor.predict(&latents), Err(PredictorError::NotFinite { .. })));
+        assert!(matches!(predictor.predict_tokens(&latents), Err(PredictorError::NotFinite { .. })));
         let two = filled(&[2, 16, 1, 2, 2], 0.0);
-        assert!(matches!(predictor.predict(&two), Err(PredictorError::Shape { .. })));
-        assert!(predictor.expand(&Array2::zeros((1, 4))).is_err());
+        assert!(matches!(predictor.predict_tokens(&two), Err(PredictorError::Shape { .. })));
+        assert!(predictor.expand_tokens(&Array2::zeros((1, 4))).is_err());
     }
 
     #[test]

@@ -12,12 +12,14 @@ mod flow_euler;
 mod flow_lcm;
 mod flow_unipc;
 mod scheduler;
+#[cfg(test)]
+mod toy;
 
 use scheduler::Class;
 pub use scheduler::{Draw, Prediction, Schedule, Scheduler, SchedulerError};
 
-/// Every scheduler.
-static CLASSES: [Class; 10] = [
+/// Every scheduler. A line each.
+static CLASSES: &[Class] = &[
     cogvideox_ddim::CLASS,
     ddim::CLASS,
     flow_unipc::CLASS,
@@ -28,6 +30,8 @@ static CLASSES: [Class; 10] = [
     flow_dpm::WAN,
     flow_lcm::CLASS,
     flow_lcm::SIMPLE,
+    #[cfg(test)]
+    toy::CLASS,
 ];
 
 /// Reads a `scheduler_config.json`.

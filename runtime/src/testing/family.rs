@@ -324,8 +324,12 @@ mod tests {
     }
 
     fn pipeline() -> Pipeline {
+        pipeline_of(&config())
+    }
+
+    fn pipeline_of(config: &Value) -> Pipeline {
         let tokenizer = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/tokenizer/tokenizer.json");
-        let config = PipelineConfig::from_json(&config().to_string()).unwrap();
+        let config = PipelineConfig::from_json(&config.to_string()).unwrap();
         Pipeline::new(config, Some(&std::fs::read(tokenizer).unwrap())).unwrap()
     }
 
@@ -372,6 +376,35 @@ mod tests {
             "release transformer_2".to_owned(),
         ];
         assert_eq!(*log.lock().unwrap(), expected);
+    }
+
+    #[test]
+    fn scheduler_of_a_new_class_samples_through_the_pipeline_as_by_hand() {
+        let mut config = config();
+        config["scheduler"]["config"] = json!({ "_class_name": "ToyFlowScheduler", "scale": 1000.0 });
+        let noise = Array5::from_shape_fn([1, CHANNELS, 1, 2, 4], |(_, c, _, i, j)| (c + i + j) as f32 / 4.0 - 1.0);
+        let request = Request {
+            prompt: "a cat".into(),
+            num_frames: Some(1),
+            num_inference_steps: Some(4),
+            guidance_scale: Some(2.0),
+            initial_noise: Some(noise.clone()),
+            ..Request::default()
+        };
+        let asked = (&request, &StepGraph::default());
+        let found = pipeline_of(&config).generate(&mut networks(&Log::default()), asked, &mut ()).unwrap().latents;
+
+        // Twice the noise; the model sees half of the latent; velocities by the last two predictions.
+        let (mut expected, mut last) = (noise * 2.0, None);
+        for (weight, guidance) in [(0, 2.0), (0, 2.0), (0, 2.0), (1, 4.0)] {
+            let prediction: Array5<f32> = linear(&weights()[weight], &(&expected / 2.0)) * guidance;
+            let velocity = match last.replace(prediction.clone()) {
+                Some(last) => &prediction * 1.5 - last * 0.5,
+                None => prediction,
+            };
+            expected = expected - velocity / 4.0;
+        }
+        assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found} {expected}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use v2l_runtime::media::video::{Frames, frames_to_pixels, pixels_to_frames};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::config::PixelRange;
 use v2l_runtime::pipeline::{Generated, Pipeline, Reference};
-use v2l_runtime::predict::video2lora::Predictor;
+use v2l_runtime::predict::video2lora::Video2Lora;
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, Tensor};
 
@@ -56,7 +56,7 @@ pub(crate) struct Setup {
 pub(crate) struct Lab {
     components: Kept,
     pipeline: Pipeline,
-    predictor: Predictor,
+    predictor: Video2Lora,
     side: bool,
     step: StepGraph,
     transformer_bytes: u64,
@@ -96,8 +96,8 @@ impl Lab {
         let mut config = directory.config().clone();
         config.reference.range = PixelRange::Signed;
         let pipeline = Pipeline::new(config, directory.tokenizer()?.as_deref())?;
-        let predictor = Predictor::open(directory.engine(HYPERNETWORK)?, &options)?;
-        predictor.check_backbone(&directory.engine(TRANSFORMER)?.manifest().slots)?;
+        let predictor = Video2Lora::open(directory.engine(HYPERNETWORK)?, &options)?;
+        predictor.check_slots(&directory.engine(TRANSFORMER)?.manifest().slots)?;
         let mut this = Self {
             components: Kept(directory),
             pipeline,
@@ -121,12 +121,12 @@ impl Lab {
         let size = (reference.width(), reference.height());
         let given = Reference::Frames(reference);
         let latents = self.pipeline.reference_latents(&mut self.components, given, size, None, 0, &mut ())?;
-        Ok(self.predictor.predict(&Tensor::from(latents.into_dyn()))?)
+        Ok(self.predictor.predict_tokens(&Tensor::from(latents.into_dyn()))?)
     }
 
     /// The adapter that tokens stand for.
     pub(crate) fn adapter(&mut self, tokens: &Array2<f32>) -> anyhow::Result<Adapter> {
-        Ok(self.predictor.expand(tokens)?)
+        Ok(self.predictor.expand_tokens(tokens)?)
     }
 
     /// Applies these adapters in the videos to come; none is the base model.

@@ -499,7 +499,7 @@ class Session(_Handle):
 
 
 class Predictor(_Handle):
-    """The predictor of an engine directory: a reference becomes an adapter."""
+    """The predictor of an engine directory: a reference becomes an adapter. Or any graph with a map: named arrays do."""
 
     _kind = "predictor"
 
@@ -507,10 +507,22 @@ class Predictor(_Handle):
         given = _open_options(**options)  # type: ignore[arg-type]
         super().__init__(_made(_lib.v2l_predictor_new, _path(directory), ctypes.byref(given)))
 
+    @classmethod
+    def mapped(cls, engine: Path, map: Path, model: Engine, **options: object) -> "Predictor":
+        """A predictor that v2l does not know by name: its engine, and the map from its outputs to the slots of ``model``."""
+        given = _open_options(**options)  # type: ignore[arg-type]
+        predictor = cls.__new__(cls)
+        handle = _made(
+            _lib.v2l_predictor_new_mapped, _path(engine), _path(map), model._handle, ctypes.byref(given)
+        )
+        _Handle.__init__(predictor, handle)
+        return predictor
+
     def predict(
         self,
-        reference: Union[Path, np.ndarray],
+        reference: Union[Path, np.ndarray, None] = None,
         *,
+        tensors: Optional[Mapping[str, np.ndarray]] = None,
         fps: float = 0.0,
         width: int = 0,
         height: int = 0,
@@ -525,14 +537,18 @@ class Predictor(_Handle):
     ) -> Adapter:
         """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
 
+        A predictor made by :meth:`mapped` predicts from ``tensors`` alone, its graph's inputs by name.
         ``image`` is the first frame of the video to generate, which may say its size.
         """
         given = _initial(_native.Reference, _lib.v2l_reference_init)
         if isinstance(reference, np.ndarray):
             tensor = _tensor(reference)
             given.frames = ctypes.pointer(tensor)
-        else:
+        elif reference is not None:
             given.file = _path(reference)
+        if tensors is not None:
+            named = [_tensor(np.asarray(array), name) for name, array in tensors.items()]
+            given.tensors, given.tensor_count = (_native.Tensor * len(named))(*named), len(named)
         if isinstance(image, np.ndarray):
             first = _tensor(image)
             given.image = ctypes.pointer(first)

@@ -134,6 +134,8 @@ class Reference(Structure):
         ("frame_count", c_int32),
         ("image_file", c_char_p),
         ("image", POINTER(Tensor)),
+        ("tensors", POINTER(Tensor)),
+        ("tensor_count", c_size_t),
     ]
 
 
@@ -196,6 +198,7 @@ _STATUS_FUNCTIONS = {
     "v2l_session_set_adapters": [_HANDLE, _ADAPTERS, c_size_t, _CONTROL, POINTER(AdapterReport)],
     "v2l_session_run": [_HANDLE, POINTER(Tensor), c_size_t, POINTER(RunOptions), _OUT],
     "v2l_predictor_new": [c_char_p, POINTER(OpenOptions), _OUT],
+    "v2l_predictor_new_mapped": [c_char_p, c_char_p, _HANDLE, POINTER(OpenOptions), _OUT],
     "v2l_predictor_predict": [_HANDLE, POINTER(Reference), _CONTROL, _OUT],
     "v2l_pipeline_new": [c_char_p, POINTER(OpenOptions), _OUT],
     "v2l_pipeline_engine": [_HANDLE, c_char_p, _OUT],

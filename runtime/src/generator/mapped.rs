@@ -1,0 +1,59 @@
+//! A predictor that v2l does not know by name: any graph, and a file that says which outputs are which layer's factors.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::Options;
+use crate::backends::held_weights;
+use crate::decisions::{Decisions, HeldWeights};
+use crate::engine::Engine;
+use crate::engine::manifest::Slot;
+use crate::error::Error;
+use crate::events::Observer;
+use crate::options::OpenOptions;
+use crate::predict::cache::PredictionCache;
+use crate::predict::{self, Inputs, MappedPredictor, Prediction, Predictor, PredictorMap, Source};
+
+/// A predictor that v2l does not know by name, ready to predict adapters from named tensors.
+pub struct Mapped {
+    predictor: MappedPredictor,
+    options: OpenOptions,
+    cache: Option<PredictionCache>,
+    decisions: Decisions,
+}
+
+impl Mapped {
+    /// Opens a predictor's engine with the `map` from its outputs to a model's slots. The network is not loaded before it is
+    /// needed.
+    ///
+    /// # Errors
+    /// [`PredictorError`](predict::PredictorError) if the map cannot be read, or does not fit the engine or the slots.
+    pub fn open(engine: Arc<Engine>, map: &Path, slots: &[Slot], options: &Options) -> Result<Self, Error> {
+        let parsed = PredictorMap::read(map)?;
+        let (mode, reason) = held_weights(&engine, &options.engines)?;
+        let held = HeldWeights { component: engine.manifest().component.clone(), weights: mode.to_string(), reason };
+        let predictor = MappedPredictor::open(engine, map, parsed, slots, &options.engines)?;
+        let decisions = Decisions { weights: vec![held], way: None };
+        Ok(Self { predictor, options: options.engines.clone(), cache: options.open_cache()?, decisions })
+    }
+
+    /// Outputs of the graph that no slot uses.
+    pub fn unused(&self) -> &[String] {
+        self.predictor.unused()
+    }
+
+    /// Predicts an adapter from named tensors, which must be exactly the graph's inputs. With a prediction cache, inputs that
+    /// come again do not run it.
+    ///
+    /// # Errors
+    /// If `source` has no tensors or something else, the inputs do not fit, an output does not fit its slot or is not finite, or
+    /// `observer` asks to stop.
+    pub fn predict(&mut self, source: &Source<'_>, observer: &mut dyn Observer) -> Result<Prediction, Error> {
+        source.check(self.predictor.kind(), self.predictor.reads())?;
+        let mut given = Inputs::new(*source, &self.options, None, observer);
+        let (predicted, cached) = predict::predict(&mut self.predictor, &mut given, self.cache.as_ref())?;
+        let (kind, engine) = (self.predictor.kind(), Arc::clone(self.predictor.engine()));
+        let decisions = self.decisions.clone();
+        Ok(Prediction { adapter: predicted.adapter, tokens: predicted.tokens, cached, decisions, kind, engine })
+    }
+}

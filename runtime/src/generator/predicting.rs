@@ -1,0 +1,110 @@
+//! Adapters, predicted: by the predictor that the engine directory has.
+
+use super::{Generator, GeneratorError, PredictOptions};
+use crate::components::{HYPERNETWORK, TRANSFORMER};
+use crate::engine::manifest::Slot;
+use crate::error::Error;
+use crate::events::Observer;
+use crate::lora::adapter::LightLora;
+use crate::media::clip::Clip;
+use crate::predict::{self, Input, Inputs, Place, Prediction, Predictor, PredictorError, Source};
+
+impl Generator {
+    /// True if there is a predictor.
+    pub fn has_predictor(&self) -> bool {
+        self.directory.has(HYPERNETWORK)
+    }
+
+    /// Opens the predictor, and checks that it is for this model. It is otherwise opened when it is needed.
+    ///
+    /// # Errors
+    /// [`GeneratorError::NoPredictor`], [`UnknownPredictor`](predict::UnknownPredictor) if its kind is not of this build, or
+    /// [`PredictorError`].
+    pub fn open_predictor(&mut self) -> Result<(), Error> {
+        self.predictor().map(drop)
+    }
+
+    fn predictor(&mut self) -> Result<&mut dyn Predictor, Error> {
+        if self.predictor.is_none() {
+            if !self.has_predictor() {
+                return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
+            }
+            let predictor = predict::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;
+            if self.directory.has(TRANSFORMER) {
+                predictor.check_backbone(&self.directory.engine(TRANSFORMER)?.manifest().slots)?;
+            }
+            self.predictor = Some(predictor);
+        }
+        match &mut self.predictor {
+            Some(predictor) => Ok(&mut **predictor),
+            None => unreachable!("opened above"),
+        }
+    }
+
+    /// Predicts an adapter from a reference, for a video of the pipeline's default size.
+    ///
+    /// # Errors
+    /// As [`Self::predict_with`].
+    pub fn predict(&mut self, reference: &Clip) -> Result<Prediction, Error> {
+        self.predict_with(reference, &PredictOptions::default(), &mut ())
+    }
+
+    /// Predicts an adapter from a reference. With a prediction cache, a reference that comes again takes neither the autoencoder
+    /// nor the hypernetwork.
+    ///
+    /// # Errors
+    /// As [`Self::predict_from`].
+    pub fn predict_with(
+        &mut self,
+        reference: &Clip,
+        asked: &PredictOptions<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Prediction, Error> {
+        self.predict_from(&Source::reference(reference), asked, observer)
+    }
+
+    /// Predicts an adapter from what the directory's predictor reads. With a prediction cache, what comes again is not computed
+    /// again.
+    ///
+    /// # Errors
+    /// If there is no predictor, `source` lacks what it reads or has something else, an input does not fit, or `observer` asks to
+    /// stop.
+    pub fn predict_from(
+        &mut self,
+        source: &Source<'_>,
+        asked: &PredictOptions<'_>,
+        observer: &mut dyn Observer,
+    ) -> Result<Prediction, Error> {
+        self.open_predictor()?;
+        let Some(predictor) = &mut self.predictor else { unreachable!("opened above") };
+        source.check(predictor.kind(), predictor.reads())?;
+        let place = Place {
+            pipeline: &self.pipeline,
+            directory: &mut self.directory,
+            size: self.pipeline.frame_size((asked.width, asked.height), asked.image),
+            knobs: asked.reference.applied(self.pipeline.config().reference),
+            seed: asked.seed.unwrap_or(self.pipeline.config().defaults.seed),
+        };
+        let mut inputs = Inputs::new(*source, &self.options.engines, Some(place), observer);
+        let (predicted, cached) = predict::predict(&mut **predictor, &mut inputs, self.cache.as_ref())?;
+        let (kind, reads) = (predictor.kind(), predictor.reads());
+        let read = reads.iter().copied().filter_map(Input::component);
+        let decisions = self.decisions(&read.chain([HYPERNETWORK]).collect::<Vec<_>>())?;
+        let engine = self.directory.engine(HYPERNETWORK)?;
+        Ok(Prediction { adapter: predicted.adapter, tokens: predicted.tokens, cached, decisions, kind, engine })
+    }
+
+    /// Expands a predictor's tokens from a file, for a model with these slots.
+    ///
+    /// # Errors
+    /// [`PredictorError`] if another predictor made them, it is for another model, or it has no tokens.
+    pub fn expand(&mut self, tokens: &LightLora, slots: &[Slot]) -> Result<Prediction, Error> {
+        let predictor = self.predictor()?;
+        predictor.check_backbone(slots)?;
+        let kind = predictor.kind();
+        let adapter = predictor.tokens().ok_or(PredictorError::NoTokens { kind })?.expand(tokens)?;
+        let engine = self.directory.engine(HYPERNETWORK)?;
+        let decisions = self.decisions(&[HYPERNETWORK])?;
+        Ok(Prediction { adapter, tokens: Some(tokens.clone()), cached: None, decisions, kind, engine })
+    }
+}

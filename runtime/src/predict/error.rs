@@ -1,0 +1,134 @@
+//! Why there is no prediction.
+
+use std::path::PathBuf;
+
+use crate::backends::BackendError;
+use crate::engine::EngineError;
+use crate::engine::session::SessionError;
+use crate::error::{Classified, ErrorClass};
+use crate::wording::{HEIGHT, WIDTH};
+
+/// Why there is no prediction.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PredictorError {
+    /// The engine is no hypernetwork, or its attributes contradict themselves.
+    #[error("{path}: not a usable predictor: {reason}; export the hypernetwork again")]
+    Config {
+        /// The engine.
+        path: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The engine cannot be opened.
+    #[error(transparent)]
+    Open(#[from] BackendError),
+    /// The engine lacks something.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A graph did not run.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The backbone has no such layer, or one of another size.
+    #[error(
+        "the predictor's slot `{slot}`: expected {expected} in the backbone, found {found}; use the backbone that it was trained for"
+    )]
+    Backbone {
+        /// The slot.
+        slot: String,
+        /// What the predictor needs.
+        expected: String,
+        /// What the backbone has.
+        found: String,
+    },
+    /// An input or output has the wrong shape.
+    #[error("{what}: expected {expected}, found {found}")]
+    Shape {
+        /// The tensor.
+        what: String,
+        /// What fits.
+        expected: String,
+        /// What is there.
+        found: String,
+    },
+    /// The prediction holds NaN or infinity.
+    #[error(
+        "{what} holds NaN or infinity; check the reference, or compile the predictor with \
+         `v2l-compile --precision fp32`"
+    )]
+    NotFinite {
+        /// The tensor.
+        what: String,
+    },
+    /// The file that assigns outputs to slots cannot be read.
+    #[error("{}: {source}", path.display())]
+    MapFile {
+        /// The file.
+        path: PathBuf,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// The file that assigns outputs to slots is malformed, or does not fit the predictor or the model.
+    #[error("{}: {reason}", path.display())]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, what was expected, and the way out.
+        reason: String,
+    },
+    /// Tokens were made by another predictor.
+    #[error(
+        "the tokens belong to auxiliary factors {expected}, this predictor has {found}; use the predictor that made them"
+    )]
+    OtherAuxiliary {
+        /// From the file.
+        expected: String,
+        /// Of this predictor.
+        found: String,
+    },
+    /// Something that the predictor reads was not given.
+    #[error("the predictor needs {what}; give it one")]
+    NotGiven {
+        /// What is missing.
+        what: &'static str,
+    },
+    /// Something was given that the predictor does not read.
+    #[error("a predictor of the kind `{kind}` reads {reads}, and was given {given}; leave that out")]
+    NotRead {
+        /// The predictor's kind.
+        kind: &'static str,
+        /// What was given.
+        given: &'static str,
+        /// What it reads.
+        reads: String,
+    },
+    /// The predictor reads what an engine directory has, and stands alone.
+    #[error("the predictor reads from an engine directory, and was opened without one; open it with its directory")]
+    NoDirectory,
+    /// Nothing says which size reference frames are brought to.
+    #[error("give `{WIDTH}` and `{HEIGHT}`: the pipeline has no VAE to take them from")]
+    NoSize,
+    /// The predictor's adapters have no tokens.
+    #[error("a predictor of the kind `{kind}` gives factors and no tokens; expected another form of adapter")]
+    NoTokens {
+        /// The predictor's kind.
+        kind: &'static str,
+    },
+}
+
+impl Classified for PredictorError {
+    fn class(&self) -> ErrorClass {
+        match self {
+            Self::Open(error) => error.class(),
+            Self::Engine(error) => error.class(),
+            Self::Session(error) => error.class(),
+            Self::Config { .. } => ErrorClass::BadModel,
+            Self::NotFinite { .. } => ErrorClass::Numeric,
+            Self::MapFile { source, .. } => source.class(),
+            Self::NotGiven { .. } | Self::NotRead { .. } | Self::NoDirectory | Self::NoSize | Self::NoTokens { .. } => {
+                ErrorClass::Usage
+            }
+            _ => ErrorClass::BadAdapter,
+        }
+    }
+}
