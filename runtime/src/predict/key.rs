@@ -99,7 +99,7 @@ mod tests {
             }
             Key(hasher.finalize())
         };
-        assert_eq!(key("auto", None), by_hand("widened widened None Fp32 Cpu Auto Compiled 0"));
-        assert_eq!(key("ort", Some(3)), by_hand("widened widened Some(3) Fp32 Cpu Auto Ort 0"));
+        assert_eq!(key("auto", None), by_hand("widened widened None Fp32 Cpu None Compiled 0"));
+        assert_eq!(key("ort", Some(3)), by_hand("widened widened Some(3) Fp32 Cpu None Ort 0"));
     }
 }

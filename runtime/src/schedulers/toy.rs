@@ -17,7 +17,14 @@ pub(super) const CLASS: Class = Class {
 /// From noise level 1 to 0 in equal steps; the model is told the level times `scale`, and predicts a velocity.
 #[derive(Debug, Deserialize)]
 struct Toy {
+    #[serde(default = "training_steps")]
     scale: f64,
+}
+
+const MOST_STEPS: usize = 1000;
+
+fn training_steps() -> f64 {
+    MOST_STEPS as f64
 }
 
 impl Toy {
@@ -29,8 +36,8 @@ impl Toy {
 
 impl Scheduler for Toy {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        if steps == 0 {
-            return Err(SchedulerError::Steps { found: steps, max: usize::MAX });
+        if !(1..=MOST_STEPS).contains(&steps) {
+            return Err(SchedulerError::Steps { found: steps, max: MOST_STEPS });
         }
         let timesteps = (0..steps).map(|i| (1.0 - i as f64 / steps as f64) * self.scale).collect();
         Ok(Box::new(Steps { timesteps, last: None }))
@@ -90,7 +97,10 @@ mod tests {
         let config = json!({ "_class_name": "ToyFlowScheduler", "scale": 1000.0 });
         let by_class = read(&config, None).unwrap().begin(4).unwrap();
         assert_eq!(by_class.timesteps(), [1000.0, 750.0, 500.0, 250.0]);
-        let by_name = read(&json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "scale": 1.0 }), Some("toy")).unwrap().begin(2).unwrap();
+        let by_name = read(&json!({ "_class_name": "FlowMatchEulerDiscreteScheduler", "scale": 1.0 }), Some("toy"))
+            .unwrap()
+            .begin(2)
+            .unwrap();
         assert_eq!(by_name.timesteps(), [1.0, 0.5]);
         let wrong = json!({ "_class_name": "ToyFlowScheduler", "scale": 0.0 });
         assert!(matches!(read(&wrong, None), Err(SchedulerError::OutOfRange { key: "scale", .. })));
@@ -109,7 +119,10 @@ mod tests {
             for (index, level) in schedule.timesteps().to_vec().into_iter().enumerate() {
                 sample = schedule.step(&arr1(&[2.0 * level as f32]).into_dyn(), index, &sample, silent).unwrap();
             }
-            assert!(matches!(schedule.step(&sample, 4, &sample, silent), Err(SchedulerError::Step { index: 4, steps: 4 })));
+            assert!(matches!(
+                schedule.step(&sample, 4, &sample, silent),
+                Err(SchedulerError::Step { index: 4, steps: 4 })
+            ));
             sample[[0]]
         };
         assert_eq!(run(), run());
