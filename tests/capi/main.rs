@@ -2,6 +2,7 @@
 
 mod abi;
 mod examples;
+mod frontends;
 mod header;
 mod misuse;
 mod python;

@@ -5,7 +5,7 @@ use std::process::Command;
 use crate::support::{engines, prefix, root, run, sample, scratch};
 
 /// Python with the module and the NumPy that `bin/setup --tests` fetched; one of its own will do, too.
-fn python() -> Command {
+pub(crate) fn python() -> Command {
     let mut python = Command::new(std::env::var_os("PYTHON").unwrap_or_else(|| "python3".into()));
     let paths = [root().join("runtime/capi/python"), root().join("vendor/numpy")];
     python.env("PYTHONPATH", std::env::join_paths(paths).unwrap()).env("PYTHONDONTWRITEBYTECODE", "1");

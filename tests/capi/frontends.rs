@@ -1,0 +1,211 @@
+//! The same request through the command line, the Rust facade, C, C++ and Python gives the same bytes.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use indexmap::IndexMap;
+use v2l_export::CompileOptions;
+use v2l_graphs::{Builder, DataType};
+use v2l_runtime::adapter::{AdapterFormat, ReadOptions};
+use v2l_runtime::clip::Clip;
+use v2l_runtime::generator::{Generator, Mapped, Options, PredictOptions};
+use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::predict::Source;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::weights::write_tensors;
+use v2l_runtime::{Engine, Request};
+
+use crate::python::python;
+use crate::support::{Language, engines, root, run, run_program, sample, scratch};
+
+/// The front ends; each makes the same files in a folder of its own.
+const FRONT_ENDS: [&str; 5] = ["rust", "cli", "c", "cpp", "python"];
+
+/// A request's size and image, and how the adapter is applied.
+struct Ask {
+    name: &'static str,
+    image: bool,
+    size: Option<(usize, usize)>,
+    branches: bool,
+}
+
+/// Predictions by size or image, and videos, fused and in branches.
+const ASKS: [Ask; 4] = [
+    Ask { name: "plain", image: false, size: None, branches: false },
+    Ask { name: "image", image: true, size: None, branches: true },
+    Ask { name: "size", image: false, size: Some((64, 48)), branches: true },
+    Ask { name: "both", image: true, size: Some((64, 48)), branches: false },
+];
+
+/// Everything that a front end is given.
+struct Given {
+    predictor: PathBuf,
+    map: PathBuf,
+    inputs: PathBuf,
+}
+
+impl Given {
+    /// A predictor of one slot that repeats its inputs, with its map and inputs.
+    fn new() -> Self {
+        let folder = scratch().join("front-ends");
+        std::fs::create_dir_all(&folder).unwrap();
+        let engine = Engine::open(engines().join("transformer.engine")).unwrap();
+        let slot = engine.manifest().slots[0].clone();
+        let mut b = Builder::new("predictor");
+        let mut inputs = NamedTensors::new();
+        for (name, shape) in [("down", [2, slot.in_features]), ("up", [slot.out_features, 2])] {
+            let input = b.input(&format!("{name}_in"), DataType::Float, shape);
+            let output = b.op("Neg", &[&input]);
+            b.output(name, &output, DataType::Float, shape);
+            let values = ndarray::Array2::from_shape_fn((shape[0], shape[1]), |(i, j)| ((i * 7 + j) % 5) as f32 * 0.01);
+            inputs.insert(format!("{name}_in"), Tensor::F32(values.into_dyn()));
+        }
+        let model = v2l_graphs::encode_model(&b.finish().unwrap(), &|_| None).unwrap();
+        let [onnx, predictor, map, tensors] =
+            ["predictor.onnx", "predictor.engine", "map.json", "in.safetensors"].map(|name| folder.join(name));
+        std::fs::write(&onnx, model).unwrap();
+        v2l_export::compile(&onnx, &predictor, &CompileOptions::default(), &mut |_| {}).unwrap();
+        let map_text = serde_json::json!({ "format": "v2l-predictor-map", "version": 1,
+            "slots": [{ "slot": slot.name, "down": "down", "up": "up" }] });
+        std::fs::write(&map, map_text.to_string()).unwrap();
+        write_tensors(&tensors, &inputs, &IndexMap::new()).unwrap();
+        Self { predictor, map, inputs: tensors }
+    }
+
+    fn rust(&self, out: &Path) {
+        for ask in &ASKS {
+            let adapter_mode = if ask.branches { AdapterMode::Branch } else { AdapterMode::Fuse };
+            let mut generator = Generator::open(engines(), &Options { adapter_mode, ..Options::default() }).unwrap();
+            let image = Clip::read(&sample().join("image.png"), None).unwrap().into_frames().unwrap();
+            let (width, height) = ask.size.unzip();
+            let asked =
+                PredictOptions { width, height, image: ask.image.then_some(&image), ..PredictOptions::default() };
+            let reference = Clip::read(&sample().join("reference.mp4"), None).unwrap();
+            let prediction = generator.predict_with(&reference, &asked, &mut ()).unwrap();
+            prediction.save(out.join(format!("{}.lora.safetensors", ask.name)), AdapterFormat::Kohya).unwrap();
+            generator.set_adapters(&[(&prediction.adapter, 0.5)]).unwrap();
+            let request = Request {
+                image: Some(image),
+                width,
+                height,
+                num_frames: Some(5),
+                num_inference_steps: Some(2),
+                seed: Some(7),
+                ..Request::new("a red ball")
+            };
+            let video = generator.generate(&request).unwrap();
+            video.save(out.join(format!("{}.video.safetensors", ask.name))).unwrap();
+        }
+        let model = Engine::open(engines().join("transformer.engine")).unwrap();
+        let engine = std::sync::Arc::new(Engine::open(&self.predictor).unwrap());
+        let inputs = v2l_runtime::weights::read_tensors(&self.inputs).unwrap();
+        let mut mapped = Mapped::open(engine, &self.map, &model.manifest().slots, &Options::default()).unwrap();
+        let prediction = mapped.predict(&Source::tensors(&inputs), &mut ()).unwrap();
+        prediction.save(out.join("mapped.lora.safetensors"), AdapterFormat::Kohya).unwrap();
+        let path = out.join("mapped.lora.safetensors");
+        let mut generator = Generator::without_text(engines(), &Options::default()).unwrap();
+        let loaded = generator.load_adapter(path, &ReadOptions::default()).unwrap();
+        assert_eq!(loaded.adapter.layers, prediction.adapter.layers);
+    }
+
+    fn cli(&self, out: &Path) {
+        let tool = |arguments: &[OsString]| {
+            run(Command::new(env!("CARGO_BIN_EXE_v2l-run")).arg("--quiet").args(arguments));
+        };
+        let words = |words: &[&str]| words.iter().map(OsString::from).collect::<Vec<_>>();
+        for ask in &ASKS {
+            let mut common = words(&["--engine"]);
+            common.push(engines().into());
+            if let Some((width, height)) = ask.size {
+                common.extend(words(&["--width", &width.to_string(), "--height", &height.to_string()]));
+            }
+            let adapter = out.join(format!("{}.lora.safetensors", ask.name));
+            let image = [OsString::from("--image"), sample().join("image.png").into()];
+            let mut predict = common.clone();
+            predict.extend(words(&["--lora-format", "kohya", "--save-lora"]));
+            predict.extend([adapter.clone().into(), "--reference".into(), sample().join("reference.mp4").into()]);
+            predict.extend(ask.image.then(|| image.clone()).into_iter().flatten());
+            tool(&predict);
+            let mode = if ask.branches { "side" } else { "fuse" };
+            common.extend(image);
+            common.extend(words(&["--prompt", "a red ball", "--num-frames", "5", "--steps", "2", "--seed", "7"]));
+            common.extend(words(&["--fuse-mode", mode, "--lora", &format!("{}=0.5", adapter.display()), "-o"]));
+            common.push(out.join(format!("{}.video.safetensors", ask.name)).into());
+            tool(&common);
+        }
+        let mut mapped = words(&["--lora-format", "kohya"]);
+        for (flag, path) in [
+            ("--engine", &engines().join("transformer.engine")),
+            ("--predictor", &self.predictor),
+            ("--predictor-map", &self.map),
+            ("--predictor-inputs", &self.inputs),
+            ("--save-lora", &out.join("mapped.lora.safetensors")),
+        ] {
+            mapped.extend([flag.into(), path.into()]);
+        }
+        tool(&mapped);
+    }
+
+    /// What the programs of other languages are given: the paths, and a word for each ask, `name:image:width:height:branches`.
+    fn arguments(&self, out: &Path) -> Vec<OsString> {
+        let paths = [engines(), &sample().join("reference.mp4"), &sample().join("image.png"), out];
+        let mut arguments: Vec<OsString> = paths.map(OsString::from).into();
+        arguments.extend([&self.predictor, &self.map].map(OsString::from));
+        arguments.extend(ASKS.iter().map(|ask| {
+            let (width, height) = ask.size.unwrap_or_default();
+            format!("{}:{}:{width}:{height}:{}", ask.name, u8::from(ask.image), u8::from(ask.branches)).into()
+        }));
+        arguments
+    }
+
+    fn make(&self, front_end: &str, out: &Path) {
+        let program = |name: &str| root().join("tests/capi/programs").join(name);
+        let arguments = self.arguments(out);
+        match front_end {
+            "rust" => self.rust(out),
+            "cli" => self.cli(out),
+            "c" => drop(run_program(&Language::C99.program(&program("front_end.c")), &arguments)),
+            "cpp" => drop(run_program(&Language::Cpp17.program(&program("front_end_cpp.cpp")), &arguments)),
+            _ => drop(run(python().arg(program("front_end.py")).args(arguments))),
+        }
+    }
+}
+
+/// The tensors of each safetensors file of a folder, by its name: what a file says of how it was made may differ.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let data = |path: PathBuf| {
+        let bytes = std::fs::read(&path).unwrap();
+        let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header_text: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+        header_text.as_object_mut().unwrap().remove("__metadata__");
+        let content = [header_text.to_string().as_bytes(), &bytes[header..]].concat();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), content)
+    };
+    entries.map(data).collect()
+}
+
+#[test]
+fn same_requests_through_every_front_end_give_the_same_bytes() {
+    let given = Given::new();
+    let made = FRONT_ENDS.map(|front_end| {
+        let out = scratch().join("front-ends").join(front_end);
+        std::fs::create_dir_all(&out).unwrap();
+        given.make(front_end, &out);
+        files(&out)
+    });
+    let names: Vec<&String> = made[0].keys().collect();
+    assert_eq!(names.len(), 2 * ASKS.len() + 1, "{names:?}");
+    for (front_end, files) in FRONT_ENDS.iter().zip(&made).skip(1) {
+        assert_eq!(files.keys().collect::<Vec<_>>(), names, "{front_end}");
+        for (name, bytes) in files {
+            assert!(*bytes == made[0][name], "{name} of {front_end} differs from the Rust facade's");
+        }
+    }
+    // What is asked for makes a difference.
+    let videos: std::collections::BTreeSet<&Vec<u8>> =
+        made[0].iter().filter(|(name, _)| name.contains("video")).map(|(_, bytes)| bytes).collect();
+    assert_eq!(videos.len(), ASKS.len());
+}
