@@ -8,14 +8,13 @@ use std::process::Command;
 use indexmap::IndexMap;
 use v2l_export::CompileOptions;
 use v2l_graphs::{Builder, DataType};
-use v2l_runtime::adapter::{AdapterFormat, ReadOptions};
-use v2l_runtime::clip::Clip;
 use v2l_runtime::generator::{Generator, Mapped, Options, PredictOptions};
-use v2l_runtime::mode::AdapterMode;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::adapter::ReadOptions;
+use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::predict::Source;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
-use v2l_runtime::weights::write_tensors;
-use v2l_runtime::{Engine, Request};
+use v2l_runtime::{AdapterFormat, Clip, Engine, Request};
 
 use crate::python::python;
 use crate::support::{Language, engines, root, run, run_program, sample, scratch};
@@ -100,7 +99,7 @@ impl Given {
         }
         let model = Engine::open(engines().join("transformer.engine")).unwrap();
         let engine = std::sync::Arc::new(Engine::open(&self.predictor).unwrap());
-        let inputs = v2l_runtime::weights::read_tensors(&self.inputs).unwrap();
+        let inputs = read_tensors(&self.inputs).unwrap();
         let mut mapped = Mapped::open(engine, &self.map, &model.manifest().slots, &Options::default()).unwrap();
         let prediction = mapped.predict(&Source::tensors(&inputs), &mut ()).unwrap();
         prediction.save(out.join("mapped.lora.safetensors"), AdapterFormat::Kohya).unwrap();

@@ -72,9 +72,9 @@ impl KeyParts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backends::BackendChoice;
-    use crate::testing::engines;
+    use crate::options::BackendChoice;
     use crate::tensor::{Dtype, NamedTensors};
+    use crate::testing::engines;
 
     #[test]
     fn key_on_onnx_runtime_is_what_every_version_made_of_the_same_parts() {

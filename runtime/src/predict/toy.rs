@@ -86,13 +86,13 @@ mod tests {
 
     use super::*;
     use crate::components::TRANSFORMER;
-    use crate::testing::engines;
     use crate::error::ErrorClass;
     use crate::generator::{Generator, Options, PredictOptions, PredictionCacheOptions};
     use crate::lora::adapter::AdapterFormat;
     use crate::media::clip::Clip;
     use crate::predict::{Prediction, Source};
     use crate::tensor::{Dtype, NamedTensors};
+    use crate::testing::engines;
 
     /// An engine without graphs.
     fn write_engine(path: &Path, tensors: &NamedTensors, slots: Vec<Slot>, (component, attributes): (&str, Value)) {
