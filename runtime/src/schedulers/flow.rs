@@ -116,9 +116,8 @@ impl Grid {
         }
         let timestep = |&sigma: &f64| match self {
             Self::UniPc | Self::WanUniPc | Self::DpmSolver | Self::WanDpm => (sigma * train).trunc(),
-            Self::Simple => sigma * train,
             // From the float32 σ, as float32.
-            Self::FlowMatch => f64::from(sigma as f32 * train as f32),
+            Self::Simple | Self::FlowMatch => f64::from(sigma as f32 * train as f32),
         };
         let timesteps = sigmas.iter().map(timestep).collect();
         let sigmas = sigmas.iter().map(|&sigma| sigma as f32).chain([0.0]).collect();
