@@ -65,12 +65,15 @@ pub struct Predicted {
     pub tokens: Option<LightLora>,
 }
 
+/// A predictor, or why it cannot be opened.
+type Opened = Result<Box<dyn Predictor>, Error>;
+
 /// What the registry knows of a kind of predictor.
 pub(crate) struct Entry {
     /// The `kind` in the attributes of its engine.
     pub(crate) kind: &'static str,
     /// Opens an engine of this kind.
-    pub(crate) open: fn(Arc<Engine>, &OpenOptions) -> Result<Box<dyn Predictor>, Error>,
+    pub(crate) open: fn(Arc<Engine>, &OpenOptions) -> Opened,
 }
 
 /// An engine directory's predictor is of a kind that this build does not have.
