@@ -106,7 +106,7 @@ pub enum ReadError {
 /// Reads an ONNX model with its external data.
 ///
 /// External data is opened through `options.open` and shared, not copied; its paths must stay inside the model's
-/// folder, also after symbolic links are followed. No node of ONNX's own domain, or of one that ONNX Runtime brings
+/// folder, also after symbolic links are followed, and not bear the name that runtimes take for an address. No node of ONNX's own domain, or of one that ONNX Runtime brings
 /// along, calls a model-local function: such a call is refused, and functions of these domains are left out.
 ///
 /// # Errors
@@ -135,8 +135,39 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
         opsets: proto.opset_import.into_iter().map(|o| (domain(o.domain), o.version.unwrap_or_default())).collect(),
         metadata,
         graph: reader.graph(graph)?,
-        functions: proto.functions.into_iter().map(Function).collect(),
+        functions: proto.functions.into_iter().map(function).collect::<Result<_, _>>()?,
     })
+}
+
+/// A function as it is carried along: what its tensors name would be opened by whoever runs the model.
+fn function(proto: onnx::FunctionProto) -> Result<Function, ReadError> {
+    match external_tensor(&proto) {
+        None => Ok(Function(proto)),
+        Some(tensor) => Err(ReadError::Unsupported {
+            what: format!("tensor `{tensor}`: external data inside the model-local function `{}`", proto.name()),
+            way_out: "inline the model's functions first (onnx.inliner.inline_local_functions)",
+        }),
+    }
+}
+
+/// An attribute as it is carried along, as for [`function`].
+fn other(label: &str, proto: onnx::AttributeProto) -> Result<Attribute, ReadError> {
+    let alone = onnx::FunctionProto { attribute_proto: vec![proto.clone()], ..onnx::FunctionProto::default() };
+    match external_tensor(&alone) {
+        None => Ok(Attribute::Other(Other(Box::new(proto)))),
+        Some(tensor) => Err(ReadError::Unsupported {
+            what: format!("tensor `{tensor}`: external data in attribute `{label}`, which is no single tensor"),
+            way_out: "store the tensor's data in the model itself",
+        }),
+    }
+}
+
+/// The first tensor of a function that lies outside of the model.
+fn external_tensor(function: &onnx::FunctionProto) -> Option<String> {
+    let model = onnx::ModelProto { functions: vec![function.clone()], ..onnx::ModelProto::default() };
+    let found = v2l_wire::external_data(&model.encode_to_vec());
+    // Bytes that have just been written are malformed only if graphs lie too deep in each other.
+    found.map_or(Some(String::new()), |found| found.into_iter().next().map(|external| external.tensor))
 }
 
 fn entries(props: Vec<onnx::StringStringEntryProto>) -> IndexMap<String, String> {
@@ -219,7 +250,7 @@ impl Reader<'_> {
 
     fn attribute(&mut self, label: &str, mut proto: onnx::AttributeProto) -> Result<Attribute, ReadError> {
         if proto.ref_attr_name.as_ref().is_some_and(|s| !s.is_empty()) {
-            return Ok(Attribute::Other(Other(Box::new(proto))));
+            return other(label, proto);
         }
         Ok(match proto.r#type() {
             AttributeType::Int => Attribute::Int(proto.i.unwrap_or_default()),
@@ -240,7 +271,7 @@ impl Reader<'_> {
                     way_out: "no standard operator has one",
                 });
             }
-            _ => Attribute::Other(Other(Box::new(proto))),
+            _ => other(label, proto)?,
         })
     }
 
@@ -278,8 +309,9 @@ impl Reader<'_> {
         let location = keys.get("location").map_or("", String::as_str);
         let outside = || ReadError::ExternalOutside { tensor: name.to_owned(), location: location.to_owned() };
         let relative = Path::new(location);
-        if location.is_empty() || !relative.components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir))
-        {
+        let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
+        let is_address = relative.iter().any(|part| part == v2l_wire::ADDRESS);
+        if location.is_empty() || is_address || !relative.components().all(inside) {
             return Err(outside());
         }
         let path = self.folder.join(relative);

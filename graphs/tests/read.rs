@@ -58,6 +58,56 @@ fn external_data_outside_the_folder_is_refused() {
     }
 }
 
+/// ONNX Runtime and OpenVINO take this name for an address in the process's own memory, and not for a file of that name.
+#[cfg(unix)]
+#[test]
+fn external_data_at_an_address_are_refused_even_if_there_is_a_file_of_that_name() {
+    let dir = folder();
+    let location = "*/_ORT_MEM_ADDR_/*";
+    fs::create_dir_all(dir.path().join("*/_ORT_MEM_ADDR_")).unwrap();
+    fs::write(dir.path().join(location), [9; 64]).unwrap();
+    for location in [location, "./*/_ORT_MEM_ADDR_/*", "*/_ORT_MEM_ADDR_/x"] {
+        let error = read_with_location(dir.path(), location, 0, 64).unwrap_err();
+        assert!(matches!(&error, ReadError::ExternalOutside { tensor, .. } if tensor == "w"), "{location}: {error}");
+    }
+}
+
+#[test]
+fn external_data_of_what_is_only_carried_along_are_refused() {
+    let dir = folder();
+    fs::write(dir.path().join("w.bin"), [0; 64]).unwrap();
+    let message = |number: u8, payload: &[u8]| {
+        let tag = [(number << 3 | 2) | 0x80, number >> 4];
+        [&tag[..], &[u8::try_from(payload.len()).unwrap()], payload].concat()
+    };
+    let named = |number, name: &str| message(number, name.as_bytes());
+    let place = message(13, &[named(1, "location"), named(2, "w.bin")].concat());
+    let tensor = [vec![8, 4, 16, 1], named(8, "inner"), place, vec![14 << 3, 1]].concat();
+    let sparse = message(1, &tensor);
+    // An attribute of the type TENSORS, and one of the type SPARSE_TENSOR.
+    let attributes = [
+        [named(1, "all"), message(10, &tensor), vec![0xa0, 1, 9]].concat(),
+        [named(1, "sparse"), message(22, &sparse), vec![0xa0, 1, 11]].concat(),
+    ];
+    let mut models = attributes
+        .map(|attribute| {
+            let node = [named(4, "Custom"), message(5, &attribute)].concat();
+            message(7, &message(1, &node))
+        })
+        .to_vec();
+    // A constant in a function.
+    let value = [named(1, "value"), message(5, &tensor), vec![0xa0, 1, 4]].concat();
+    let constant = [named(2, "c"), named(4, "Constant"), message(5, &value)].concat();
+    let function = [named(1, "F"), named(10, "own"), message(7, &constant)].concat();
+    models.push([message(7, b""), message(25, &function)].concat());
+    for (index, model) in models.iter().enumerate() {
+        let path = dir.path().join("m.onnx");
+        fs::write(&path, model).unwrap();
+        let error = read(&path).unwrap_err();
+        assert!(matches!(&error, ReadError::Unsupported { what, .. } if what.contains("`inner`")), "{index}: {error}");
+    }
+}
+
 #[cfg(unix)]
 #[test]
 fn external_data_behind_a_link_out_of_the_folder_is_refused() {

@@ -159,9 +159,13 @@ pub struct GraphFiles {
 impl GraphFiles {
     /// The tensors of every form.
     pub(super) fn blobs(&self) -> impl Iterator<Item = &String> {
+        self.onnx().chain(self.plans.iter().map(|plan| &plan.file))
+    }
+
+    /// Those of them that hold ONNX bytes.
+    pub(super) fn onnx(&self) -> impl Iterator<Item = &String> {
         let typed = self.typed.iter().map(|typed| &typed.file);
-        let plans = self.plans.iter().map(|plan| &plan.file);
-        std::iter::once(&self.widened).chain(&self.lazy).chain(typed).chain(plans)
+        std::iter::once(&self.widened).chain(&self.lazy).chain(typed)
     }
 
     /// The weights that forms list by themselves.

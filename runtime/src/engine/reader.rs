@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::manifest::{
     FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, Slot,
-    seal,
+    WEIGHTS_PLACEHOLDER, seal,
 };
 use crate::engine::session::Port;
 use crate::error::{Classified, ErrorClass};
@@ -118,7 +118,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Maps and checks an engine. Costs the header and the manifest, not the weights.
+    /// Maps and checks an engine. Costs the header, the manifest and the stored graphs, not the weights.
     ///
     /// # Errors
     /// [`EngineError`] if the file is no engine, of another version, or contradicts itself.
@@ -314,6 +314,7 @@ impl Check<'_> {
                     return Err(self.structure(what(), format!("its bytes in `{file}`"), "none"));
                 }
             }
+            self.onnx(graph)?;
             for weight in graph.weights.iter().chain(graph.files.weights()) {
                 if weight.starts_with(RESERVED_PREFIX) || !self.manifest.tensors.contains_key(weight) {
                     return Err(self.structure(what(), format!("a weight `{weight}`"), "none"));
@@ -332,6 +333,24 @@ impl Check<'_> {
                 return Err(self.structure(what(), "a tolerance above 0, of at most 1", probe.tolerance.to_string()));
             }
             self.stages(graph)?;
+        }
+        Ok(())
+    }
+
+    /// Tensors of a stored graph lie in it, or are weights of the engine: a backend would open any other file, or read any address, that they name.
+    fn onnx(&self, graph: &Graph) -> Result<(), EngineError> {
+        for file in graph.files.onnx() {
+            let what = || format!("graph `{}`", graph.name);
+            let external = v2l_wire::external_data(&self.file.get(file)?.data).map_err(|malformed| {
+                self.structure(what(), format!("an ONNX model in `{file}`"), malformed.to_string())
+            })?;
+            let is_weight = |location: &String| location == WEIGHTS_PLACEHOLDER;
+            let foreign =
+                external.iter().find(|tensor| tensor.locations.is_empty() || !tensor.locations.iter().all(is_weight));
+            if let Some(tensor) = foreign {
+                let expected = format!("the data of tensor `{}` in the engine", tensor.tensor);
+                return Err(self.structure(what(), expected, format!("`{}`", tensor.locations.join("`, `"))));
+            }
         }
         Ok(())
     }
@@ -460,5 +479,24 @@ mod tests {
         let engine = Engine::open(&path).unwrap();
         assert!(!engine.file.contains(SEAL_TENSOR));
         engine.verify_hashes().unwrap();
+    }
+
+    /// Graphs name their weights by the placeholder. Any other name is a file, or an address, that a backend would read.
+    #[test]
+    fn engine_whose_graph_names_a_file_or_an_address_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("hostile.engine");
+        let case = read_tensors(fixture("f32.safetensors")).unwrap();
+        write_tiny(&path, &part(&case, "weight."), Dtype::F32);
+        let original = std::fs::read(&path).unwrap();
+        let placeholder = WEIGHTS_PLACEHOLDER.as_bytes();
+        let at = original.windows(placeholder.len()).position(|window| window == placeholder).unwrap();
+        for location in ["/etc/group ", "../weights ", "other-file "] {
+            let mut hostile = original.clone();
+            hostile[at..at + placeholder.len()].copy_from_slice(location.as_bytes());
+            std::fs::write(&path, hostile).unwrap();
+            let error = Engine::open(&path).unwrap_err().to_string();
+            assert!(error.contains("graph `step`") && error.contains(&format!("found `{location}`")), "{error}");
+        }
     }
 }

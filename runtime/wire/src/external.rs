@@ -2,8 +2,11 @@
 
 use crate::fields::{Malformed, fields};
 
-/// How deep graphs may lie in each other's attributes. ONNX Runtime and protobuf's own parsers give up at about 100 messages.
-const DEEPEST: usize = 50;
+/// The middle of `*/_ORT_MEM_ADDR_/*`. ONNX Runtime and OpenVINO take tensors that lie there for addresses in the process's own memory.
+pub const ADDRESS: &str = "_ORT_MEM_ADDR_";
+
+/// How deep messages may lie in each other, as other parsers have it.
+const DEEPEST: usize = 100;
 
 /// Where messages lie in messages, and what they are (onnx.proto3).
 const INSIDE: &[(Message, u64, Message)] = {
