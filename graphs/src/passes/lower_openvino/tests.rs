@@ -1,0 +1,164 @@
+use super::*;
+use crate::{Builder, TensorData, Value, check};
+
+fn op_types(graph: &Graph) -> Vec<&str> {
+    graph.nodes.iter().map(|node| &node.op_type[..]).collect()
+}
+
+fn weight(b: &mut Builder, name: &str, shape: &[usize]) -> Value {
+    let bytes = vec![0; shape.iter().product::<usize>() * 4];
+    b.initializer(name, Initializer::weight(DataType::Float, shape, TensorData::raw(bytes)))
+}
+
+/// `y = Gemm(x, w, b)` with these attributes.
+fn gemm(attributes: &[(&str, Attribute)]) -> Model {
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [Dim::from("S"), 4.into()]);
+    let (w, bias) = (weight(&mut b, "w", &[3, 4]), weight(&mut b, "b", &[3]));
+    let mut node = b.node("Gemm", &[&x, &w, &bias]);
+    for (name, value) in attributes {
+        node = node.attr(name, value.clone());
+    }
+    let y = node.out();
+    b.output("y", &y, DataType::Float, [Dim::from("S"), 3.into()]);
+    b.finish().unwrap()
+}
+
+#[test]
+fn matrices_become_inputs_vectors_stay_and_linear_layers_are_products_and_sums() {
+    let mut model = gemm(&[("transB", Attribute::Int(1))]);
+    let done = lower_for_openvino(&mut model).unwrap();
+    assert_eq!(done, LoweredForOpenVino { weights: vec!["w".into()], linear: 1, rotary: 0 });
+    assert_eq!(op_types(&model.graph), ["Transpose", "MatMul", "Add"]);
+    assert_eq!(model.graph.nodes[1].name, "Gemm");
+    let inputs: Vec<&str> = model.graph.inputs.iter().map(|input| &input.name[..]).collect();
+    assert_eq!(inputs, ["x", "w"]);
+    let shape = model.graph.inputs[1].ty.as_ref().unwrap().shape.as_ref().unwrap();
+    assert_eq!(shape[..], [Dim::Fixed(3), Dim::Fixed(4)]);
+    assert!(model.graph.initializers.values().all(|value| !value.external));
+    assert!(model.graph.initializers.contains_key("b"));
+    check::check(&model).unwrap();
+}
+
+#[test]
+fn factors_and_missing_biases_of_linear_layers_are_kept() {
+    let factors = [("alpha", Attribute::Float(0.5)), ("beta", Attribute::Float(2.0)), ("transA", Attribute::Int(1))];
+    let mut model = gemm(&factors);
+    lower_for_openvino(&mut model).unwrap();
+    let expected = ["Transpose", "MatMul", "CastLike", "Mul", "CastLike", "Mul", "Add"];
+    assert_eq!(op_types(&model.graph), expected);
+    check::check(&model).unwrap();
+    let mut model = gemm(&[]);
+    model.graph.nodes[0].inputs.truncate(2);
+    lower_for_openvino(&mut model).unwrap();
+    assert_eq!(op_types(&model.graph), ["MatMul", "Identity"]);
+    check::check(&model).unwrap();
+}
+
+/// A rotation of `x` of this many axes by positions of this many.
+fn rotation(x: usize, positions: Option<usize>) -> Model {
+    let mut b = Builder::new("g");
+    let axes = |count: usize| (0..count).map(|axis| Dim::Symbol(format!("a{axis}"))).collect::<Vec<_>>();
+    let x_value = b.input("x", DataType::Float, axes(x));
+    let p = b.input("p", DataType::Int64, axes(positions.unwrap_or(0)));
+    let (cos, sin) = (b.floats(&[2, 2], &[1.0; 4]), b.floats(&[2, 2], &[0.0; 4]));
+    let y = b.node("RotaryEmbedding", &[&x_value, &p, &cos, &sin]).attr("num_heads", 1_i64).out();
+    b.output("y", &y, DataType::Float, axes(x));
+    let mut model = b.finish().unwrap();
+    CONTRIB.clone_into(&mut model.graph.nodes[0].domain);
+    model.opsets.insert(CONTRIB.to_owned(), 1);
+    if positions.is_none() {
+        model.graph.inputs[1].ty = None;
+    }
+    model
+}
+
+#[test]
+fn rotations_from_one_position_are_given_that_of_every_token() {
+    for (x, axis) in [(3, 1), (4, 2)] {
+        for positions in [0, 1] {
+            let mut model = rotation(x, Some(positions));
+            assert_eq!(lower_for_openvino(&mut model).unwrap().rotary, 1);
+            let nodes = &model.graph.nodes;
+            assert_eq!(nodes[1].int("start"), Some(axis));
+            let last = nodes.last().unwrap();
+            assert_eq!((&last.op_type[..], &last.inputs[1]), ("RotaryEmbedding", &nodes[nodes.len() - 2].outputs[0]));
+            check::check(&model).unwrap();
+        }
+    }
+    let mut model = rotation(3, Some(2));
+    assert_eq!(lower_for_openvino(&mut model).unwrap().rotary, 0);
+    assert_eq!(op_types(&model.graph), ["RotaryEmbedding"]);
+}
+
+#[test]
+fn rotation_in_the_body_of_an_if_is_found_by_the_ranks_around_it() {
+    let mut model = rotation(3, Some(1));
+    let inner = std::mem::take(&mut model.graph.nodes);
+    let output = inner[0].outputs[0].clone();
+    let outputs = vec![ValueInfo { name: output.clone(), ty: None }];
+    let body = |nodes| Attribute::Graph(Box::new(Graph { outputs: outputs.clone(), nodes, ..Graph::default() }));
+    let attributes = [("then_branch", body(inner.clone())), ("else_branch", body(inner))];
+    model.graph.nodes = vec![node("If", &["p"], "chosen", &attributes)];
+    model.graph.outputs[0].name = "chosen".into();
+    assert_eq!(lower_for_openvino(&mut model).unwrap().rotary, 2);
+    let bodies: Vec<&Graph> = crate::walk::bodies(&model.graph.nodes[0]).collect();
+    assert!(bodies.iter().all(|body| op_types(body).contains(&"Expand")));
+    let names: HashSet<&String> = bodies.iter().flat_map(|body| &body.nodes).flat_map(|node| &node.outputs).collect();
+    let count: usize = bodies.iter().map(|body| body.nodes.len()).sum();
+    assert_eq!(names.len() + 1, count, "only the node's own output is in both");
+}
+
+#[test]
+fn what_openvino_lacks_or_computes_wrongly_is_refused_by_name() {
+    let refused = |model: &mut Model| lower_for_openvino(model).unwrap_err();
+    for op in LACKING {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [4_usize]);
+        let y = b.op(op, &[&x]);
+        b.output("y", &y, DataType::Float, [4_usize]);
+        let mut model = b.finish().unwrap();
+        assert!(lower_for_openvino(&mut model.clone()).is_ok(), "only in that domain");
+        CONTRIB.clone_into(&mut model.graph.nodes[0].domain);
+        assert_eq!(refused(&mut model).to_string(), format!("node `{op}` ({op}): OpenVINO has no such operator"));
+    }
+    assert!(refused(&mut rotation(3, None)).reason.contains("one position for all tokens"));
+    assert!(refused(&mut rotation(2, Some(1))).reason.contains("one position for all tokens"));
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [4_usize]);
+    let w = weight(&mut b, "w", &[3, 4]);
+    let y = b.op("MatMulNBits", &[&x, &w]);
+    b.output("y", &y, DataType::Float, [3_usize]);
+    let mut model = b.finish().unwrap();
+    CONTRIB.clone_into(&mut model.graph.nodes[0].domain);
+    assert!(refused(&mut model).reason.contains("constant only"));
+}
+
+#[test]
+fn constants_in_blocks_are_refused_along_every_axis_but_the_first() {
+    let model = |axis: Option<i64>, block: i64, constant: bool| {
+        let mut b = Builder::new("g");
+        let shape = [4_usize, 4];
+        let x = if constant { b.floats(&shape, &[0.0; 16]) } else { b.input("x", DataType::Int8, shape) };
+        let scale = b.floats(&[2, 4], &[1.0; 8]);
+        let mut node = b.node("DequantizeLinear", &[&x, &scale]).attr("block_size", block);
+        if let Some(axis) = axis {
+            node = node.attr("axis", axis);
+        }
+        let y = node.out();
+        b.output("y", &y, DataType::Float, shape);
+        b.finish().unwrap()
+    };
+    for (axis, block, constant, taken) in [
+        (None, 2, true, false),
+        (Some(1), 2, true, false),
+        (Some(-1), 2, true, false),
+        (Some(0), 2, true, true),
+        (Some(-2), 2, true, true),
+        (Some(1), 0, true, true),
+        (Some(1), 2, false, true),
+    ] {
+        let lowered = lower_for_openvino(&mut model(axis, block, constant));
+        assert_eq!(lowered.is_ok(), taken, "{axis:?}, {block}, {constant}: {lowered:?}");
+    }
+}
