@@ -332,6 +332,7 @@ mod tests {
                     widened: "v2l/graphs/step/widened.onnx".into(),
                     lazy: None,
                     typed: None,
+                    openvino: None,
                     plans: vec![],
                 },
                 profiles: vec![],
@@ -372,8 +373,11 @@ mod tests {
         ]
     }
 
+    /// An ONNX model that says who made it, and nothing else.
+    const GRAPH: &[u8] = b"\x12\x05graph";
+
     fn blobs() -> Vec<EngineBlob> {
-        vec![EngineBlob { name: "v2l/graphs/step/widened.onnx".into(), data: Bytes::from_static(b"graph") }]
+        vec![EngineBlob { name: "v2l/graphs/step/widened.onnx".into(), data: Bytes::from_static(GRAPH) }]
     }
 
     fn write(path: &Path, manifest: Manifest) -> Result<Manifest, EngineWriteError> {
@@ -400,7 +404,7 @@ mod tests {
         let engine = Engine::open(&a).unwrap();
         engine.verify_hashes().unwrap();
         assert_eq!(engine.weight("a.weight").unwrap().shape, [2, 3]);
-        assert_eq!(&engine.blob("v2l/graphs/step/widened.onnx").unwrap()[..], b"graph");
+        assert_eq!(&engine.blob("v2l/graphs/step/widened.onnx").unwrap()[..], GRAPH);
         assert!(engine.graph("prologue").unwrap_err().to_string().contains("it has step"));
     }
 

@@ -193,6 +193,14 @@ pub enum ExportError {
         /// The reason, in TensorRT's words.
         source: v2l_trt::builder::BuildError,
     },
+    /// A graph cannot be written for OpenVINO.
+    #[error("graph `{graph}`, for OpenVINO: {source}")]
+    OpenVino {
+        /// The graph.
+        graph: String,
+        /// The node, and what OpenVINO makes of it.
+        source: v2l_graphs::passes::NotForOpenVino,
+    },
     /// TensorRT needs to know the extents of all inputs.
     #[error("graph `{graph}`: TensorRT needs ranges for every free extent, and there are none for {inputs}")]
     FreeExtents {
@@ -246,6 +254,7 @@ impl ExportError {
         match self {
             Self::Advised { error, .. } => error.is_unsupported(),
             Self::Unsupported { .. }
+            | Self::OpenVino { .. }
             | Self::Onnx(ReadError::Unsupported { .. } | ReadError::UnsupportedType { .. }) => true,
             _ => false,
         }

@@ -33,6 +33,7 @@ mod int8;
 mod memory;
 mod miniature;
 mod modes;
+mod openvino;
 #[cfg(unix)]
 mod outputs;
 mod overrides;

@@ -11,7 +11,7 @@ use super::lowered::Lowered;
 use super::options::CompileOptions;
 use super::prepared::Prepared;
 use super::slotted::Slotted;
-use super::targets::onnxruntime::forms;
+use super::targets::onnxruntime::{Forms, forms};
 use super::targets::{CompiledGraph, GraphCompiler, GraphTask};
 use super::typed::Typed;
 use crate::{ExportError, Progress};
@@ -86,6 +86,6 @@ impl GraphCompiler for Recorder {
     fn compile(&self, task: &GraphTask<'_>, _: &mut dyn FnMut(Progress<'_>)) -> Result<CompiledGraph, ExportError> {
         let (name, types) = (task.name.to_owned(), task.types.map(<[DataType]>::to_vec));
         self.seen.borrow_mut().push(Seen { name, lora_rank: task.lora_rank, types });
-        Ok(forms(task)?.0)
+        Ok(forms(task, Forms::Onnx)?.0)
     }
 }

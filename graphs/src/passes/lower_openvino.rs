@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::links::{fixed, is_last};
 use super::parts::node;
 use crate::operators::{CONTRIB, is_onnx};
 use crate::tensor;
@@ -21,6 +22,8 @@ pub struct LoweredForOpenVino {
     pub weights: Vec<String>,
     /// Linear layers that were written as products and sums.
     pub linear: usize,
+    /// Layer norms whose scales and shifts of several axes were written apart.
+    pub norms: usize,
     /// Rotations that were given a position for every token.
     pub rotary: usize,
 }
@@ -38,7 +41,7 @@ pub struct NotForOpenVino {
 }
 
 /// Makes weights of two and more axes inputs, and takes smaller ones into the graph; writes each `Gemm` as `Transpose`, `MatMul` and `Add`,
-/// since OpenVINO multiplies every weight of a `Gemm` by alpha in every run; gives each `RotaryEmbedding` that has the
+/// since OpenVINO multiplies every weight of a `Gemm` by alpha in every run; takes scale and shift of several axes out of each layer norm; gives each `RotaryEmbedding` that has the
 /// position of its first token alone those of all tokens, which OpenVINO takes for what they are.
 ///
 /// Sums are taken in another order than before: results differ by roundings. Types of new values are not recorded. Costs time linear in the
@@ -49,8 +52,8 @@ pub struct NotForOpenVino {
 pub fn lower_for_openvino(model: &mut Model) -> Result<LoweredForOpenVino, NotForOpenVino> {
     let mut done = LoweredForOpenVino { weights: promote(&mut model.graph), ..LoweredForOpenVino::default() };
     let mut taken = defined_names(&model.graph);
-    let mut ranks = Ranks::default();
-    lower(&mut model.graph, &mut ranks, &mut taken, &mut done)?;
+    let mut known = Known::default();
+    lower(&mut model.graph, &mut known, &mut taken, &mut done)?;
     Ok(done)
 }
 
@@ -71,62 +74,78 @@ fn promote(graph: &mut Graph) -> Vec<String> {
     weights
 }
 
-/// Number of axes of the values that a graph sees, by name, as far as they are known; and what is constant among them.
+/// Extents and constancy of the values that a graph sees, by name, as far as they are known.
 #[derive(Clone, Default)]
-struct Ranks {
-    ranks: HashMap<String, usize>,
+struct Known {
+    shapes: HashMap<String, Vec<Dim>>,
     constants: HashSet<String>,
 }
 
-impl Ranks {
+impl Known {
     fn add(&mut self, graph: &Graph) {
         for info in graph.inputs.iter().chain(&graph.value_info) {
-            let rank = info.ty.as_ref().and_then(|ty| Some(ty.shape.as_ref()?.len()));
-            self.ranks.extend(rank.map(|rank| (info.name.clone(), rank)));
+            let shape = info.ty.as_ref().and_then(|ty| ty.shape.clone());
+            self.shapes.extend(shape.map(|shape| (info.name.clone(), shape)));
         }
-        self.ranks.extend(graph.initializers.iter().map(|(name, value)| (name.clone(), value.shape.len())));
+        for (name, value) in &graph.initializers {
+            let shape = value.shape.iter().map(|&extent| Dim::Fixed(extent)).collect();
+            self.shapes.insert(name.clone(), shape);
+        }
         let made = graph.nodes.iter().filter(|node| node.op_type == "Constant").flat_map(|node| &node.outputs);
         self.constants.extend(graph.initializers.keys().chain(made).cloned());
     }
 
-    fn of(&self, name: &str) -> Option<usize> {
-        self.ranks.get(name).copied()
+    /// Number of axes of an input of a node.
+    fn rank(&self, node: &Node, input: usize) -> Option<usize> {
+        self.shapes.get(node.inputs.get(input)?).map(Vec::len)
+    }
+
+    fn is_constant(&self, node: &Node, input: usize) -> bool {
+        node.inputs.get(input).is_some_and(|name| self.constants.contains(name))
+    }
+
+    /// The last extent of a node's first input, if the node's axis is that, and it is a number.
+    fn width(&self, node: &Node) -> Option<usize> {
+        let shape = self.shapes.get(node.inputs.first()?)?;
+        is_last(node, Some(-1), shape.len()).then(|| fixed(shape.last()?)).flatten()
     }
 }
 
 fn lower(
     graph: &mut Graph,
-    ranks: &mut Ranks,
+    known: &mut Known,
     taken: &mut HashSet<String>,
     done: &mut LoweredForOpenVino,
 ) -> Result<(), NotForOpenVino> {
-    ranks.add(graph);
+    known.add(graph);
     let mut nodes = Vec::with_capacity(graph.nodes.len());
     for mut node in std::mem::take(&mut graph.nodes) {
         for body in bodies_mut(&mut node) {
-            lower(body, &mut ranks.clone(), taken, done)?;
+            lower(body, &mut known.clone(), taken, done)?;
         }
         let refuse = |reason| NotForOpenVino { node: label(&node), op_type: node.op_type.clone(), reason };
         match (&node.domain[..], &node.op_type[..]) {
             (CONTRIB, op) if LACKING.contains(&op) => return Err(refuse("OpenVINO has no such operator")),
-            (CONTRIB, "MatMulNBits") if !node.inputs.get(1).is_some_and(|b| ranks.constants.contains(b)) => {
+            (CONTRIB, "MatMulNBits") if !known.is_constant(&node, 1) => {
                 return Err(refuse("OpenVINO takes its matrix as a constant only, and weights are inputs"));
             }
-            (CONTRIB, "RotaryEmbedding") => {
-                let rank = |at: usize| ranks.of(node.inputs.get(at)?);
-                match (rank(1), rank(0)) {
-                    (Some(2), _) => nodes.push(node),
-                    (Some(0 | 1), Some(of_x @ (3 | 4))) => {
-                        done.rotary += 1;
-                        rotary(&mut writer(graph, taken, &mut nodes, node), if of_x == 3 { 1 } else { 2 });
-                    }
-                    _ => {
-                        return Err(refuse("it may have one position for all tokens, which OpenVINO computes wrongly"));
-                    }
+            (CONTRIB, "RotaryEmbedding") => match (known.rank(&node, 1), known.rank(&node, 0)) {
+                (Some(2), _) => nodes.push(node),
+                (Some(0 | 1), Some(of_x @ (3 | 4))) => {
+                    done.rotary += 1;
+                    rotary(&mut writer(graph, taken, &mut nodes, node), if of_x == 3 { 1 } else { 2 });
                 }
-            }
-            _ if is_onnx(&node) && node.op_type == "DequantizeLinear" && is_miscompiled(&node, ranks) => {
+                _ => return Err(refuse("it may have one position for all tokens, which OpenVINO computes wrongly")),
+            },
+            _ if is_onnx(&node) && node.op_type == "DequantizeLinear" && is_miscompiled(&node, known) => {
                 return Err(refuse("OpenVINO gives constants in blocks along this axis a wrong shape"));
+            }
+            _ if is_onnx(&node) && node.op_type == "LayerNormalization" && known.rank(&node, 1) != Some(1) => {
+                let Some(width) = known.width(&node).filter(|_| node.outputs.len() == 1) else {
+                    return Err(refuse("OpenVINO takes scales of one axis only, and its width is no known number"));
+                };
+                done.norms += 1;
+                norm(&mut writer(graph, taken, &mut nodes, node), width);
             }
             _ if is_onnx(&node) && node.op_type == "Gemm" => {
                 done.linear += 1;
@@ -150,10 +169,9 @@ fn writer<'a>(
 }
 
 /// A constant in blocks along another axis than the first.
-fn is_miscompiled(node: &Node, ranks: &Ranks) -> bool {
-    let Some(x) = node.inputs.first() else { return false };
-    let first = ranks.of(x).and_then(|rank| tensor::axis(node.int("axis").unwrap_or(1), rank)) == Some(0);
-    node.int("block_size").unwrap_or(0) > 0 && ranks.constants.contains(x) && !first
+fn is_miscompiled(node: &Node, known: &Known) -> bool {
+    let first = known.rank(node, 0).and_then(|rank| tensor::axis(node.int("axis").unwrap_or(1), rank)) == Some(0);
+    node.int("block_size").unwrap_or(0) > 0 && known.is_constant(node, 0) && !first
 }
 
 /// Writes nodes in the place of one.
@@ -237,6 +255,27 @@ fn linear(writer: &mut Writer<'_>) {
             writer.write("Add", &[&scaled, &bias], &output, &[]);
         }
         None => writer.write("Identity", &[&scaled], &output, &[]),
+    }
+}
+
+/// `LN(x; scale, shift)` as `LN(x) · scale + shift`: OpenVINO brings scale and shift to one axis, and fails where several samples have their own.
+fn norm(writer: &mut Writer<'_>, width: usize) {
+    let input = |at: usize| writer.instead.inputs.get(at).filter(|name| !name.is_empty()).cloned();
+    let (x, scale, shift) = (input(0).unwrap_or_default(), input(1).unwrap_or_default(), input(2));
+    let ones = Initializer::inline(DataType::Float, &[width], 1.0_f32.to_le_bytes().repeat(width));
+    let ones = writer.constant("ones", ones);
+    let ones = writer.made("ones_typed", "CastLike", &[&ones, &x], &[]);
+    let normal = writer.free("normal");
+    let inputs = vec![x, ones];
+    let node = Node { inputs, outputs: vec![normal.clone()], ..writer.instead.clone() };
+    writer.nodes.push(node);
+    let output = writer.output.clone();
+    match shift {
+        Some(shift) => {
+            let scaled = writer.made("scaled", "Mul", &[&normal, &scale], &[]);
+            writer.write("Add", &[&scaled, &shift], &output, &[]);
+        }
+        None => writer.write("Mul", &[&normal, &scale], &output, &[]),
     }
 }
 

@@ -133,6 +133,38 @@ fn rotation_starts_at_the_position_that_it_is_given() {
 }
 
 #[test]
+fn layer_norms_with_a_scale_and_shift_for_each_sample_are_right() {
+    let (batch, tokens) = (3, 5);
+    let mut b = Builder::new("norm");
+    let x = b.input("x", DataType::Float, [Dim::from("B"), "S".into(), WIDTH.into()]);
+    let [scale, shift] =
+        ["scale", "shift"].map(|name| b.input(name, DataType::Float, [Dim::from("B"), 1.into(), WIDTH.into()]));
+    let y = b.node("LayerNormalization", &[&x, &scale, &shift]).attr("epsilon", Attribute::Float(1e-5)).out();
+    b.output("y", &y, DataType::Float, [Dim::from("B"), "S".into(), WIDTH.into()]);
+    let mut model = b.finish().unwrap();
+    assert_eq!(lower_for_openvino(&mut model).unwrap().norms, 1);
+    let (x, scale, shift) = (noise(batch * tokens * WIDTH, 1), noise(batch * WIDTH, 2), noise(batch * WIDTH, 3));
+    let expected: Vec<f32> = x
+        .chunks(WIDTH)
+        .enumerate()
+        .flat_map(|(row, values)| {
+            let sample = row / tokens * WIDTH;
+            let mean = values.iter().map(|value| f64::from(*value)).sum::<f64>() / WIDTH as f64;
+            let variance = values.iter().map(|value| (f64::from(*value) - mean).powi(2)).sum::<f64>() / WIDTH as f64;
+            let (scale, shift) = (&scale[sample..], &shift[sample..]);
+            let normal = move |at: usize| (f64::from(values[at]) - mean) / (variance + 1e-5).sqrt();
+            (0..WIDTH).map(move |at| (normal(at) * f64::from(scale[at]) + f64::from(shift[at])) as f32)
+        })
+        .collect();
+    let per_sample = |values: &[f32]| f32s(&[batch, 1, WIDTH], values);
+    let inputs =
+        [("x", f32s(&[batch, tokens, WIDTH], &x)), ("scale", per_sample(&scale)), ("shift", per_sample(&shift))];
+    let found = run(&mut request(&encoded(&model), &CompileOptions::default()), &inputs);
+    let error = distance(&found, &expected);
+    assert!(error < 1e-6, "{error}");
+}
+
+#[test]
 fn linear_layers_of_every_form_are_right() {
     let (rows, inside, outside) = (7, 20, 12);
     let (x, w, c) = (noise(rows * inside, 1), noise(outside * inside, 2), noise(outside, 3));

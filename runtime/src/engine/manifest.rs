@@ -151,6 +151,9 @@ pub struct GraphFiles {
     /// initializers have their stored type. Absent without a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub typed: Option<TypedGraph>,
+    /// The variant for OpenVINO, `v2l/graphs/<graph>/openvino.onnx`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub openvino: Option<OpenVinoGraph>,
     /// What TensorRT made of the typed variant, for the backends `tensorrt-rtx` and `tensorrt`: a plan for each kind of GPU.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub plans: Vec<TrtPlan>,
@@ -165,13 +168,15 @@ impl GraphFiles {
     /// Those of them that hold ONNX bytes.
     pub(super) fn onnx(&self) -> impl Iterator<Item = &String> {
         let typed = self.typed.iter().map(|typed| &typed.file);
-        std::iter::once(&self.widened).chain(&self.lazy).chain(typed)
+        let openvino = self.openvino.iter().map(|openvino| &openvino.file);
+        std::iter::once(&self.widened).chain(&self.lazy).chain(typed).chain(openvino)
     }
 
     /// The weights that forms list by themselves.
     pub(super) fn weights(&self) -> impl Iterator<Item = &String> {
         let typed = self.typed.iter().flat_map(|typed| &typed.weights);
-        typed.chain(self.plans.iter().flat_map(|plan| &plan.weights))
+        let openvino = self.openvino.iter().flat_map(|openvino| &openvino.weights);
+        typed.chain(openvino).chain(self.plans.iter().flat_map(|plan| &plan.weights))
     }
 }
 
@@ -197,6 +202,16 @@ pub struct TypedGraph {
     /// Tensor that holds the ONNX bytes.
     pub file: String,
     /// Initializers that it takes from the engine's weights, in their storage type.
+    pub weights: Vec<String>,
+}
+
+/// The lazy variant, or the widened one where there is none, as OpenVINO takes it: matrices are inputs, after the graph's own, and vectors lie in
+/// the graph.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenVinoGraph {
+    /// Tensor that holds the ONNX bytes.
+    pub file: String,
+    /// The engine's weights that it takes as inputs, in their storage type, in its order.
     pub weights: Vec<String>,
 }
 

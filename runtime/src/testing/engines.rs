@@ -58,7 +58,7 @@ pub(crate) fn write_tiny(path: &Path, weights: &NamedTensors, storage: Dtype) {
             port("video_out", Dtype::F32, &["batch", "16", "frames", "height", "width"]),
         ],
         weights: weights.keys().cloned().collect(),
-        files: GraphFiles { widened, lazy, typed: None, plans: Vec::new() },
+        files: GraphFiles { widened, lazy, typed: None, openvino: None, plans: Vec::new() },
         profiles: vec![],
         lora_rank: None,
         stages: None,

@@ -1,6 +1,7 @@
 //! Backends that engines are compiled for: a file or folder and a line each.
 
 pub(crate) mod onnxruntime;
+pub(crate) mod openvino;
 pub(crate) mod target;
 pub(crate) mod tensorrt;
 
@@ -10,12 +11,18 @@ use std::sync::Arc;
 use v2l_trt::Flavour;
 
 pub use self::onnxruntime::OnnxRuntime;
+pub use self::openvino::OpenVino;
 pub use self::target::{CompiledGraph, GraphCompiler, GraphTask, Target};
 pub use self::tensorrt::{PlanBuilder, TensorRtOptions};
 
 /// The backends. A line each.
 pub static TARGETS: &[Entry] = &[
     Entry { name: "ort", about: "ONNX Runtime", make: || Arc::new(OnnxRuntime) },
+    Entry {
+        name: "openvino",
+        about: "ONNX Runtime, and graphs for OpenVINO, which v2l-run does not run yet",
+        make: || Arc::new(OpenVino),
+    },
     Entry {
         name: "tensorrt-rtx",
         about: "TensorRT-RTX 1.7: GeForce and RTX GPUs. Builds without a GPU",

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 use v2l_calibration::Request;
-use v2l_graphs::passes::{Hoisted, hoist, infer_shapes, lower_for_ort};
+use v2l_graphs::passes::{Hoisted, hoist, infer_shapes, lower_for_openvino, lower_for_ort};
 use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
-    Graph, GraphFiles, RESERVED_PREFIX, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
+    Graph, GraphFiles, OpenVinoGraph, RESERVED_PREFIX, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
 };
 use v2l_runtime::tensor::Dtype;
 
@@ -46,12 +46,21 @@ impl GraphCompiler for OnnxRuntime {
     }
 
     fn compile(&self, task: &GraphTask<'_>, _: &mut dyn FnMut(Progress<'_>)) -> Result<CompiledGraph, ExportError> {
-        Ok(forms(task)?.0)
+        Ok(forms(task, Forms::Onnx)?.0)
     }
 }
 
-/// The ONNX forms of a graph, which every engine has, and its strongly typed form if its nodes have types.
-pub(crate) fn forms(task: &GraphTask<'_>) -> Result<(CompiledGraph, Option<Model>), ExportError> {
+/// Which forms of a graph are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forms {
+    /// Those that every engine has.
+    Onnx,
+    /// That for OpenVINO besides.
+    WithOpenVino,
+}
+
+/// The ONNX forms of a graph, and its strongly typed form if its nodes have types.
+pub(crate) fn forms(task: &GraphTask<'_>, wanted: Forms) -> Result<(CompiledGraph, Option<Model>), ExportError> {
     let &GraphTask { name, whole, weights, .. } = task;
     let mut model = whole.clone();
     let lowered = lower_for_ort(&mut model, task.passes);
@@ -61,8 +70,9 @@ pub(crate) fn forms(task: &GraphTask<'_>) -> Result<(CompiledGraph, Option<Model
     // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
     let typed = task.types.map(|types| typed_variant(name, whole, types, weights)).transpose()?;
     let mut blobs = Vec::new();
-    let graph = compile_graph(name, (&main, &model), typed.as_ref(), weights, &mut blobs)?;
-    let graph = compile_stages(&model, graph, &hoisted, weights, &mut blobs)?;
+    let mut store = Store { weights, wanted, blobs: &mut blobs };
+    let graph = store.graph(name, (&main, &model), typed.as_ref())?;
+    let graph = store.stages(&model, graph, &hoisted)?;
     let nodes = main.graph.nodes.len();
     Ok((CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered }, typed.map(|typed| typed.model)))
 }
@@ -98,52 +108,96 @@ pub(super) fn encode_weightless(file: &str, model: &Model) -> Result<Vec<u8>, Ex
     encode_model(model, &location).map_err(ExportError::io(file))
 }
 
-/// Stores the graph's variants and describes it; `whole` is the graph before stages were hoisted out of it.
-fn compile_graph(
-    name: &str,
-    (model, whole): (&Model, &Model),
-    typed: Option<&StronglyTyped>,
-    weights: &BTreeMap<String, StoredWeight>,
-    blobs: &mut Vec<EngineBlob>,
-) -> Result<Graph, ExportError> {
-    let mut store = |variant: &str, model: &Model| -> Result<String, ExportError> {
-        let file = format!("{RESERVED_PREFIX}graphs/{name}/{variant}.onnx");
+/// Stores graphs over these weights.
+struct Store<'a> {
+    weights: &'a BTreeMap<String, StoredWeight>,
+    wanted: Forms,
+    blobs: &'a mut Vec<EngineBlob>,
+}
+
+impl Store<'_> {
+    fn variant(&mut self, graph: &str, variant: &str, model: &Model) -> Result<String, ExportError> {
+        let file = format!("{RESERVED_PREFIX}graphs/{graph}/{variant}.onnx");
         let data = Bytes::from(encode_weightless(&file, model)?);
-        blobs.push(EngineBlob { name: file.clone(), data });
+        self.blobs.push(EngineBlob { name: file.clone(), data });
         Ok(file)
-    };
-    let used = external(model);
-    let mut prints = Footprints { widened: footprint_of(model, whole), lazy: None };
-    let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
-    let widened = store("widened", model)?;
-    let lazy = if narrow {
-        let lazy = stored_variant(model, &|name| from_runtime(weights[name].dtype));
-        prints.lazy = Some(footprint_of(&lazy, whole));
-        Some(store("lazy", &lazy)?)
-    } else {
-        None
-    };
-    let arithmetic = typed.map_or("fp32", |typed| typed.arithmetic);
-    let typed = match typed {
-        Some(StronglyTyped { model, .. }) => {
-            Some(TypedGraph { file: store("typed", model)?, weights: external(model) })
+    }
+
+    /// Stores the form for OpenVINO of a graph whose weights have their storage types.
+    fn openvino(&mut self, graph: &str, stored: &Model) -> Result<OpenVinoGraph, ExportError> {
+        let mut model = stored.clone();
+        let lowered = lower_for_openvino(&mut model)
+            .map_err(|source| ExportError::OpenVino { graph: graph.to_owned(), source })?;
+        check_graph(graph, &model)?;
+        Ok(OpenVinoGraph { file: self.variant(graph, "openvino", &model)?, weights: lowered.weights })
+    }
+
+    /// Stores the graph's variants and describes it; `whole` is the graph before stages were hoisted out of it.
+    fn graph(
+        &mut self,
+        name: &str,
+        (model, whole): (&Model, &Model),
+        typed: Option<&StronglyTyped>,
+    ) -> Result<Graph, ExportError> {
+        let used = external(model);
+        let mut prints = Footprints { widened: footprint_of(model, whole), lazy: None };
+        let weights = self.weights;
+        let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
+        let stored = narrow.then(|| stored_variant(model, &|name| from_runtime(weights[name].dtype)));
+        let widened = self.variant(name, "widened", model)?;
+        let lazy = match &stored {
+            Some(lazy) => {
+                prints.lazy = Some(footprint_of(lazy, whole));
+                Some(self.variant(name, "lazy", lazy)?)
+            }
+            None => None,
+        };
+        let arithmetic = typed.map_or("fp32", |typed| typed.arithmetic);
+        let typed = match typed {
+            Some(StronglyTyped { model, .. }) => {
+                Some(TypedGraph { file: self.variant(name, "typed", model)?, weights: external(model) })
+            }
+            None => None,
+        };
+        let openvino = match self.wanted {
+            Forms::Onnx => None,
+            Forms::WithOpenVino => Some(self.openvino(name, stored.as_ref().unwrap_or(model))?),
+        };
+        Ok(Graph {
+            name: name.to_owned(),
+            backend: "ort".into(),
+            precision: arithmetic.into(),
+            inputs: ports(name, &model.graph.inputs)?,
+            outputs: ports(name, &model.graph.outputs)?,
+            weights: used,
+            files: GraphFiles { widened, lazy, typed, openvino, plans: Vec::new() },
+            profiles: Vec::new(),
+            lora_rank: None,
+            stages: None,
+            footprint: Some(prints),
+            probe: None,
+        })
+    }
+
+    /// Stores what was hoisted out of a graph; `whole` is the graph before.
+    fn stages(&mut self, whole: &Model, main: Graph, hoisted: &Hoisted) -> Result<Graph, ExportError> {
+        if hoisted.prologue.is_none() && hoisted.times.is_none() {
+            return Ok(main);
         }
-        None => None,
-    };
-    Ok(Graph {
-        name: name.to_owned(),
-        backend: "ort".into(),
-        precision: arithmetic.into(),
-        inputs: ports(name, &model.graph.inputs)?,
-        outputs: ports(name, &model.graph.outputs)?,
-        weights: used,
-        files: GraphFiles { widened, lazy, typed, plans: Vec::new() },
-        profiles: Vec::new(),
-        lora_rank: None,
-        stages: None,
-        footprint: Some(prints),
-        probe: None,
-    })
+        let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
+            let name = format!("{}.{suffix}", main.name);
+            check_graph(&name, model)?;
+            self.graph(&name, (model, whole), None).map(Box::new)
+        };
+        let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
+        let times = match &hoisted.times {
+            Some(times) => Some(Times { graph: stage("times", &times.model)?, rows: times.rows.clone() }),
+            None => None,
+        };
+        let inputs = ports(&main.name, &whole.graph.inputs)?;
+        let stages = Stages { inputs: main.inputs, prologue, times };
+        Ok(Graph { inputs, stages: Some(stages), ..main })
+    }
 }
 
 /// A graph's footprint in the runtime's words.
@@ -168,30 +222,4 @@ fn footprint_of(model: &Model, whole: &Model) -> Footprint {
 /// The weights of a model that come from elsewhere.
 fn external(model: &Model) -> Vec<String> {
     model.graph.initializers.iter().filter(|(_, w)| w.external).map(|(name, _)| name.clone()).collect()
-}
-
-/// Stores a graph and what was hoisted out of it; `whole` is the graph before.
-fn compile_stages(
-    whole: &Model,
-    main: Graph,
-    hoisted: &Hoisted,
-    weights: &BTreeMap<String, StoredWeight>,
-    blobs: &mut Vec<EngineBlob>,
-) -> Result<Graph, ExportError> {
-    if hoisted.prologue.is_none() && hoisted.times.is_none() {
-        return Ok(main);
-    }
-    let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
-        let name = format!("{}.{suffix}", main.name);
-        check_graph(&name, model)?;
-        compile_graph(&name, (model, whole), None, weights, blobs).map(Box::new)
-    };
-    let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
-    let times = match &hoisted.times {
-        Some(times) => Some(Times { graph: stage("times", &times.model)?, rows: times.rows.clone() }),
-        None => None,
-    };
-    let inputs = ports(&main.name, &whole.graph.inputs)?;
-    let stages = Stages { inputs: main.inputs, prologue, times };
-    Ok(Graph { inputs, stages: Some(stages), ..main })
 }

@@ -28,7 +28,7 @@ fn gemm(attributes: &[(&str, Attribute)]) -> Model {
 fn matrices_become_inputs_vectors_stay_and_linear_layers_are_products_and_sums() {
     let mut model = gemm(&[("transB", Attribute::Int(1))]);
     let done = lower_for_openvino(&mut model).unwrap();
-    assert_eq!(done, LoweredForOpenVino { weights: vec!["w".into()], linear: 1, rotary: 0 });
+    assert_eq!(done, LoweredForOpenVino { weights: vec!["w".into()], linear: 1, ..LoweredForOpenVino::default() });
     assert_eq!(op_types(&model.graph), ["Transpose", "MatMul", "Add"]);
     assert_eq!(model.graph.nodes[1].name, "Gemm");
     let inputs: Vec<&str> = model.graph.inputs.iter().map(|input| &input.name[..]).collect();
@@ -53,6 +53,39 @@ fn factors_and_missing_biases_of_linear_layers_are_kept() {
     lower_for_openvino(&mut model).unwrap();
     assert_eq!(op_types(&model.graph), ["MatMul", "Identity"]);
     check::check(&model).unwrap();
+}
+
+/// `y = LayerNormalization(x, scale, shift)`, `x` `[B, S, 8]`, the others of these extents.
+fn layer_norm(scale: &[&str], axis: i64) -> Model {
+    let dims = |extents: &[&str]| -> Vec<Dim> {
+        extents.iter().map(|extent| extent.parse().map_or_else(|_| Dim::from(*extent), Dim::Fixed)).collect()
+    };
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, dims(&["B", "S", "8"]));
+    let [scale, shift] = ["scale", "shift"].map(|name| b.input(name, DataType::Float, dims(scale)));
+    let y = b.node("LayerNormalization", &[&x, &scale, &shift]).attr("axis", axis).out();
+    b.output("y", &y, DataType::Float, dims(&["B", "S", "8"]));
+    b.finish().unwrap()
+}
+
+#[test]
+fn scales_of_several_axes_are_taken_out_of_layer_norms() {
+    for axis in [-1, 2] {
+        let mut model = layer_norm(&["B", "1", "8"], axis);
+        assert_eq!(lower_for_openvino(&mut model).unwrap().norms, 1);
+        assert_eq!(op_types(&model.graph), ["CastLike", "LayerNormalization", "Mul", "Add"]);
+        assert_eq!(model.graph.nodes[1].int("axis"), Some(axis));
+        check::check(&model).unwrap();
+    }
+    let mut model = layer_norm(&["B", "1", "8"], -1);
+    model.graph.nodes[0].inputs.truncate(2);
+    lower_for_openvino(&mut model).unwrap();
+    assert_eq!(op_types(&model.graph), ["CastLike", "LayerNormalization", "Mul"]);
+    let mut model = layer_norm(&["8"], -1);
+    assert_eq!(lower_for_openvino(&mut model).unwrap().norms, 0);
+    assert_eq!(op_types(&model.graph), ["LayerNormalization"]);
+    let error = lower_for_openvino(&mut layer_norm(&["B", "S", "8"], 1)).unwrap_err();
+    assert!(error.reason.contains("scales of one axis only"), "{error}");
 }
 
 /// A rotation of `x` of this many axes by positions of this many.

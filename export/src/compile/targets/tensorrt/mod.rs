@@ -14,7 +14,7 @@ use v2l_graphs::DataType;
 use self::build::TensorRt;
 pub use self::options::{PlanBuilder, TensorRtOptions};
 use self::probe::probe;
-use super::onnxruntime::forms;
+use super::onnxruntime::{Forms, forms};
 use super::target::{CompiledGraph, GraphCompiler, GraphTask, Target};
 use crate::{ExportError, Progress};
 
@@ -47,7 +47,7 @@ impl GraphCompiler for TensorRt<'_> {
         task: &GraphTask<'_>,
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<CompiledGraph, ExportError> {
-        let (mut compiled, typed) = forms(task)?;
+        let (mut compiled, typed) = forms(task, Forms::Onnx)?;
         compiled.graph.backend = self.backend().into();
         let Some((typed, types)) = typed.zip(task.types) else { return Ok(compiled) };
         let of_one_rank = task.lora_rank.map(|rank| build::of_one_rank(&typed, rank));
