@@ -49,8 +49,8 @@ struct Args {
     /// Also compile the graphs with low-rank branches, for adapters whose ranks sum to at most MAX in a layer.
     #[arg(long, value_name = "MAX", value_parser = clap::value_parser!(u32).range(1..=4096))]
     lora_rank: Option<u32>,
-    /// How adapters may be applied: `fuse` into the weights, `side` as inputs of low-rank branches (needs --lora-rank)
-    /// [default: fuse, and side with --lora-rank].
+    /// How adapters may be applied: `fuse` into the weights, `branch` as inputs of low-rank branches (needs --lora-rank)
+    /// [default: fuse, and branch with --lora-rank].
     #[arg(long, value_enum, value_delimiter = ',')]
     fuse_modes: Vec<FuseMode>,
     /// Leave out an optimisation pass; may be given several times.
@@ -123,7 +123,8 @@ impl Precision {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum FuseMode {
     Fuse,
-    Side,
+    #[value(alias = "side")]
+    Branch,
 }
 
 /// `--backend`: the targets that the compiler has.
@@ -161,11 +162,13 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
         None => input.with_extension("engine"),
     };
     let asked = |mode| args.fuse_modes.contains(&mode);
-    if asked(FuseMode::Side) && args.lora_rank.is_none() {
-        return Err(Failure::usage("--fuse-modes side needs --lora-rank MAX, the largest sum of ranks in a layer"));
+    if asked(FuseMode::Branch) && args.lora_rank.is_none() {
+        return Err(Failure::usage("--fuse-modes branch needs --lora-rank MAX, the largest sum of ranks in a layer"));
     }
-    if args.lora_rank.is_some() && asked(FuseMode::Fuse) && !asked(FuseMode::Side) {
-        return Err(Failure::usage("--lora-rank is for low-rank branches; add side to --fuse-modes, or leave it out"));
+    if args.lora_rank.is_some() && asked(FuseMode::Fuse) && !asked(FuseMode::Branch) {
+        return Err(Failure::usage(
+            "--lora-rank is for low-rank branches; add branch to --fuse-modes, or leave it out",
+        ));
     }
     let files = Files::default()
         .read(if input.is_dir() { "the bundle" } else { "the model" }, [input])
@@ -176,7 +179,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
         lora_rank: args.lora_rank.map(|max| max as usize),
-        side_only: asked(FuseMode::Side) && !asked(FuseMode::Fuse),
+        side_only: asked(FuseMode::Branch) && !asked(FuseMode::Fuse),
         int8: args.int8,
         precision: args.types.options(
             args.precision,

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use v2l_cli::{Failure, Files, Output, OutputOptions, split_strength};
+use v2l_cli::{Failure, Files, Output, OutputOptions, Weights, split_strength};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::io::weights::WeightFile;
 use v2l_runtime::lora::adapter::{AdapterError, detect};
@@ -84,13 +84,6 @@ struct Args {
 enum Switch {
     On,
     Off,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Weights {
-    Auto,
-    Widened,
-    Lazy,
 }
 
 fn main() -> ExitCode {

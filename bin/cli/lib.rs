@@ -10,6 +10,7 @@ pub mod heat_map;
 mod output;
 mod signals;
 mod telemetry;
+mod weights;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure, flags};
 pub use files::Files;
 pub use output::{Output, OutputOptions, shown};
+pub use weights::Weights;
 
 /// Runs a tool: parses its command line, prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an
 /// exit code. Where stdout cannot be written, the work goes on without it: a reader that went away is no error, all else is one.

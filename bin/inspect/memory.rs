@@ -9,20 +9,16 @@ use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::media::video::Frames;
 use v2l_runtime::memory::{available_memory, readable};
 use v2l_runtime::models::family::ImageInput;
-use v2l_runtime::options::{OpenOptions, OrtWeights};
+use v2l_runtime::options::OpenOptions;
 use v2l_runtime::pipeline::Expected;
 use v2l_runtime::pipeline::{Phase, Pipeline};
 use v2l_runtime::request::Request;
 
-use super::{Args, Switch, Weights};
+use super::{Args, Switch};
 
 /// The estimate that `v2l-run` holds against the memory that there is. Reads manifests, no weights.
 pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let weights = match args.ort_weights {
-        None | Some(Weights::Auto) => OrtWeights::Auto,
-        Some(Weights::Widened) => OrtWeights::Widened,
-        Some(Weights::Lazy) => OrtWeights::Lazy,
-    };
+    let weights = args.ort_weights.unwrap_or_default().into();
     let mut directory = EngineDirectory::open(folder, OpenOptions { weights, ..OpenOptions::default() })?;
     let mut config = directory.config().clone();
     if let (Some(tiling), Some(family)) = (args.vae_tiling, &mut config.family) {

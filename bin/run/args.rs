@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use v2l_cli::OutputOptions;
+use v2l_cli::{OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::backends::{AUTO, BACKENDS};
@@ -14,7 +14,7 @@ use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
 use v2l_runtime::lora::adapter::AdapterFormat;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
-use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
+use v2l_runtime::options::{MOST_THREADS, OpenOptions};
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 
 /// Run compiled engines.
@@ -103,7 +103,7 @@ pub(crate) struct Args {
     /// Adapter to fuse, with a strength if not 1. Repeatable.
     #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<OsString>,
-    /// How adapters are applied: `fuse` into the weights, `side` as inputs of low-rank branches.
+    /// How adapters are applied: `fuse` into the weights, `branch` as inputs of low-rank branches.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) fuse_mode: FuseMode,
     /// Accept adapters whose keys do not all match a slot.
@@ -240,7 +240,8 @@ pub(crate) enum FuseMode {
     /// Costs the fuse, then nothing.
     Fuse,
     /// Costs a little in every step, loses nothing, and swaps at once. The engine must have been compiled with --lora-rank.
-    Side,
+    #[value(alias = "side")]
+    Branch,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -271,17 +272,6 @@ pub(crate) enum Switch {
 }
 
 #[derive(Clone, Copy, Default, ValueEnum)]
-pub(crate) enum Weights {
-    /// Widened if they fit comfortably, else lazy.
-    #[default]
-    Auto,
-    /// In f32: fastest, and a fuse loses nothing.
-    Widened,
-    /// In place, as stored: least memory.
-    Lazy,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
 pub(crate) enum OrtArithmetic {
     #[default]
     Fp32,
@@ -294,11 +284,7 @@ impl Args {
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {
             backend: self.backend,
-            weights: match self.ort_weights {
-                Weights::Auto => OrtWeights::Auto,
-                Weights::Widened => OrtWeights::Widened,
-                Weights::Lazy => OrtWeights::Lazy,
-            },
+            weights: self.ort_weights.into(),
             threads: self.threads,
             record: self.record_inputs.as_ref().map(Recorder::new),
             ort: OrtOptions {
@@ -383,7 +369,7 @@ impl From<FuseMode> for AdapterMode {
         match mode {
             FuseMode::Auto => Self::Auto,
             FuseMode::Fuse => Self::Fuse,
-            FuseMode::Side => Self::Branch,
+            FuseMode::Branch => Self::Branch,
         }
     }
 }

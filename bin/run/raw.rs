@@ -114,7 +114,7 @@ fn check_memory(
     check_room("this run", bytes, 0, |available| {
         let found = lazily(engine, graph, &lazy, &shapes);
         let helps = found.is_some_and(|bytes| bytes <= available);
-        let ways = helps.then(|| "--ort-weights lazy".to_owned()).into_iter();
+        let ways = helps.then(|| "--ort-weights stored".to_owned()).into_iter();
         ways.chain(["smaller inputs".to_owned()]).collect()
     })?;
     Ok(())

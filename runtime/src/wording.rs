@@ -52,7 +52,7 @@ pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
 /// ONNX Runtime runs an engine.
 pub const BACKEND_ORT: Words = Words(&["backend \"ort\"", "--backend ort", "V2L_BACKEND_ORT"]);
 /// Adapters in low-rank branches.
-pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode side", "V2L_ADAPTERS_SIDE"]);
+pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode branch", "V2L_ADAPTERS_SIDE"]);
 /// The GPU.
 pub const DEVICE: Words = Words(&["trt.device", "--device", "device"]);
 /// The ffmpeg program.
@@ -74,8 +74,8 @@ pub const SHIFT: Words = Words(&["shift", "--shift", "shift"]);
 /// The autoencoder's tiles.
 pub const TILING: Words = Words(&["vae_tiling: Some(true)", "--vae-tiling on", "V2L_TILING_ON"]);
 /// Weights are held in float32.
-pub const WEIGHTS_F32: Words = Words(&["OrtWeights::Widened", "--ort-weights widened", "V2L_WEIGHTS_WIDENED"]);
+pub const WEIGHTS_F32: Words = Words(&["OrtWeights::Widened", "--ort-weights f32", "V2L_WEIGHTS_WIDENED"]);
 /// Weights are held as they are stored.
-pub const WEIGHTS_STORED: Words = Words(&["OrtWeights::Lazy", "--ort-weights lazy", "V2L_WEIGHTS_LAZY"]);
+pub const WEIGHTS_STORED: Words = Words(&["OrtWeights::Lazy", "--ort-weights stored", "V2L_WEIGHTS_LAZY"]);
 /// Width of the video.
 pub const WIDTH: Words = Words(&["width", "--width", "width"]);

@@ -50,7 +50,7 @@ fn eight_bits_are_close_and_take_adapters_in_branches() {
     let fuse = output(command("run", request));
     assert!(!outputs.exists());
     assert_eq!(fuse.code, 5, "{}", fuse.stderr);
-    assert!(fuse.stderr.contains("8 bits") && fuse.stderr.contains("--fuse-mode side"), "{}", fuse.stderr);
+    assert!(fuse.stderr.contains("8 bits") && fuse.stderr.contains("--fuse-mode branch"), "{}", fuse.stderr);
 }
 
 #[test]

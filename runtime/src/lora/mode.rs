@@ -50,7 +50,7 @@ pub enum ModeError {
     /// It has nothing else.
     #[error(
         "the engine takes adapters in low-rank branches only; use `{BRANCH}`, or compile it with \
-         `v2l-compile --fuse-modes fuse,side`"
+         `v2l-compile --fuse-modes fuse,branch`"
     )]
     OnlyBranches,
 }

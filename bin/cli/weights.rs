@@ -1,0 +1,26 @@
+use clap::ValueEnum;
+use v2l_runtime::options::OrtWeights;
+
+/// How ONNX Runtime gets weights that are stored in 16 bits, as `--ort-weights` says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Weights {
+    /// In f32 if they fit comfortably, else as stored.
+    #[default]
+    Auto,
+    /// In f32: fastest, and a fuse loses nothing.
+    #[value(alias = "widened")]
+    F32,
+    /// In place, as stored: least memory.
+    #[value(alias = "lazy")]
+    Stored,
+}
+
+impl From<Weights> for OrtWeights {
+    fn from(weights: Weights) -> Self {
+        match weights {
+            Weights::Auto => Self::Auto,
+            Weights::F32 => Self::Widened,
+            Weights::Stored => Self::Lazy,
+        }
+    }
+}
