@@ -1,7 +1,6 @@
 //! A kind of predictor for tests: it reads a prompt, named tensors and the base's pristine weights, and runs no network. What
 //! a new kind needs is this file, and a line in the registry.
 
-use std::sync::Arc;
 
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, Ix2};
@@ -11,23 +10,22 @@ use super::inputs::{Input, Inputs};
 use super::key::{Key, KeyParts};
 use super::kind::{Entry, Predicted, Predictor};
 use crate::components::HYPERNETWORK;
-use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::error::Error;
 use crate::lora::adapter::{Adapter, LowRank};
-use crate::options::OpenOptions;
 use crate::tensor::Tensor;
 
-pub(super) const ENTRY: Entry = Entry { kind: "toy", open };
+pub(super) const ENTRY: Entry = Entry {
+    kind: "toy",
+    open: |engine, _| {
+        let slot = engine.manifest().attributes["slot"].as_str().unwrap_or_default().to_owned();
+        Ok(Box::new(Toy { slot }))
+    },
+};
 
 /// For one slot: `down` is the mean of the slot's rows, `up` the tensor `style` `[out, 1]` times the prompt's length.
 struct Toy {
     slot: String,
-}
-
-fn open(engine: Arc<Engine>, _: &OpenOptions) -> Result<Box<dyn Predictor>, Error> {
-    let slot = engine.manifest().attributes["slot"].as_str().unwrap_or_default().to_owned();
-    Ok(Box::new(Toy { slot }))
 }
 
 impl Predictor for Toy {
@@ -90,6 +88,7 @@ mod tests {
     use crate::generator::{Generator, Options, PredictOptions, PredictionCacheOptions};
     use crate::lora::adapter::AdapterFormat;
     use crate::media::clip::Clip;
+    use crate::options::OpenOptions;
     use crate::predict::{Prediction, Source};
     use crate::tensor::{Dtype, NamedTensors};
     use crate::testing::engines;
