@@ -81,6 +81,8 @@ pub fn export(
     // Refused before gigabytes are written.
     let scheduler: Option<Json> = source.scheduler.as_deref().map(read_json).transpose()?;
     if let Some(value) = &scheduler {
+        let kind = source.family().map_or(Ok(()), |family| schedulers::check_kind(value, family.sampling()));
+        kind.map_err(|e| ExportError::pipeline(model, e.into()))?;
         schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
     }
     let dir = new_folder(output)?;

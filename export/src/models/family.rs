@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::Path;
 
 use v2l_runtime::pipeline::config::PipelineConfig;
+use v2l_runtime::schedulers::Kind;
 
 use crate::{Component, ExportError};
 
@@ -55,6 +56,9 @@ impl fmt::Debug for dyn Architecture {
 pub(crate) trait Family: Sync {
     /// Its networks, text encoders that others use, too, left out.
     fn architectures(&self) -> &'static [&'static dyn Architecture];
+
+    /// What its transformers are trained to undo.
+    fn sampling(&self) -> Kind;
 
     /// The sampler of the family's own inference code, where that is not the one that the scheduler's class names.
     fn sampler(&self, pipeline: &PipelineConfig) -> Option<&'static str>;

@@ -15,6 +15,7 @@ use crate::engine::footprint::Shapes;
 use crate::error::{Classified, Error, ErrorClass};
 use crate::events::Observer;
 use crate::request::{Request, Settings};
+use crate::schedulers::Kind;
 use crate::tensor::NamedTensors;
 use crate::values::WrongValue;
 
@@ -60,6 +61,9 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// If its tiles cannot be used.
     fn tiled(&self, on: bool) -> Result<Arc<dyn Family>, Error>;
+
+    /// What the transformer is trained to undo.
+    fn sampling(&self) -> Kind;
 
     /// How the transformer takes prompts; `None` without a transformer.
     fn text(&self) -> Option<TextInput>;

@@ -386,7 +386,11 @@ impl PipelineConfig {
     /// # Errors
     /// [`SchedulerError::Unknown`] if no scheduler for this model has that name; else as [`Self::scheduler`].
     pub fn scheduler_for(&self, asked: Option<&str>) -> Result<Option<Box<dyn Scheduler>>, SchedulerError> {
-        self.scheduler.as_ref().map(|s| schedulers::read_for(&s.config, s.sampler.as_deref(), asked)).transpose()
+        let Some(section) = &self.scheduler else { return Ok(None) };
+        if let Some(family) = &self.family {
+            schedulers::check_kind(&section.config, family.sampling())?;
+        }
+        schedulers::read_for(&section.config, section.sampler.as_deref(), asked).map(Some)
     }
 
     /// Checks every value and path.

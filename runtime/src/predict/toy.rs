@@ -1,7 +1,6 @@
 //! A kind of predictor for tests: it reads a prompt, named tensors and the base's pristine weights, and runs no network. What
 //! a new kind needs is this file, and a line in the registry.
 
-
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, Ix2};
 

@@ -136,6 +136,30 @@ fn request_names_a_scheduler_by_sampler_or_class() {
 }
 
 #[test]
+fn file_of_another_kind_is_refused_with_the_classes_of_this_one() {
+    let file = |name: &str| json!({"_class_name": name});
+    assert!(
+        check_kind(&file("DDIMScheduler"), Kind::Diffusion).is_ok() && check_kind(&json!({}), Kind::Diffusion).is_ok()
+    );
+    assert!(check_kind(&file("UniPCMultistepScheduler"), Kind::Flow).is_ok());
+    for (name, kind, supported) in [
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            Kind::Diffusion,
+            "CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler",
+        ),
+        ("DDIMScheduler", Kind::Flow, "UniPCMultistepScheduler, FlowMatchEulerDiscreteScheduler"),
+        ("HeunDiscreteScheduler", Kind::Flow, "UniPCMultistepScheduler"),
+    ] {
+        let error = check_kind(&file(name), kind).unwrap_err();
+        assert!(
+            matches!(error, SchedulerError::Unsupported { .. }) && error.to_string().contains(supported),
+            "{error}"
+        );
+    }
+}
+
+#[test]
 fn shift_is_for_flows_and_sensible() {
     let flow = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0});
     let scheduler = read(&flow, None).unwrap();

@@ -16,7 +16,7 @@ mod scheduler;
 mod toy;
 
 use scheduler::Class;
-pub use scheduler::{Draw, Prediction, Schedule, Scheduler, SchedulerError};
+pub use scheduler::{Draw, Kind, Prediction, Schedule, Scheduler, SchedulerError};
 
 /// Every scheduler. A line each.
 static CLASSES: &[Class] = &[
@@ -74,15 +74,34 @@ pub fn read_for(
     (found.read)(value)
 }
 
+/// Checks that the class which a `scheduler_config.json` names samples models of this kind.
+///
+/// # Errors
+/// [`SchedulerError::Unsupported`] for any other.
+pub fn check_kind(value: &serde_json::Value, kind: Kind) -> Result<(), SchedulerError> {
+    let fitting = CLASSES.iter().filter(|class| class.kind == kind);
+    match value.get("_class_name") {
+        Some(name) if !fitting.clone().any(|class| class.names.iter().any(|own| name == own)) => {
+            Err(unknown_class(name, fitting))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The class that a file names.
 fn class_of(value: &serde_json::Value) -> Result<&'static Class, SchedulerError> {
     let Some(name) = value.get("_class_name") else { return Ok(&CLASSES[0]) };
     let named = |class: &&Class| name.as_str().is_some_and(|name| class.names.contains(&name));
-    CLASSES.iter().find(named).ok_or_else(|| SchedulerError::Unsupported {
+    CLASSES.iter().find(named).ok_or_else(|| unknown_class(name, CLASSES.iter()))
+}
+
+fn unknown_class<'a>(name: &serde_json::Value, known: impl Iterator<Item = &'a Class>) -> SchedulerError {
+    let found = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+    SchedulerError::Unsupported {
         key: "_class_name",
-        found: name.as_str().map_or_else(|| name.to_string(), str::to_owned),
-        supported: list(CLASSES.iter().flat_map(|class| class.names).copied()),
-    })
+        found,
+        supported: list(known.flat_map(|class| class.names).copied()),
+    }
 }
 
 /// The schedulers that sample what this one samples.

@@ -66,7 +66,7 @@ pub trait Schedule: Send {
 
 /// What a model is trained to undo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A diffusion process, by betas.
     Diffusion,
     /// A straight flow from noise to sample.

@@ -15,6 +15,7 @@ use crate::models::arrays::repeat;
 use crate::models::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
 use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
 use crate::request::{Request, Settings};
+use crate::schedulers::Kind;
 use crate::tensor::{NamedTensors, Tensor};
 use crate::values::{WrongValue, between};
 
@@ -70,6 +71,10 @@ impl Family for StandIn {
 
     fn tiled(&self, _on: bool) -> Result<Arc<dyn Family>, Error> {
         Ok(Arc::new(self.clone()))
+    }
+
+    fn sampling(&self) -> Kind {
+        Kind::Diffusion
     }
 
     fn text(&self) -> Option<TextInput> {

@@ -11,6 +11,7 @@ use v2l_runtime::models::cogvideox::config::{
     Chunking, Conditioning, DecodeChunks, Tiling, TransformerConfig, VaeConfig,
 };
 use v2l_runtime::pipeline::config::{NEGATIVE_PROMPT, PipelineConfig};
+use v2l_runtime::schedulers::Kind;
 
 use super::family::{Architecture, Family, Part};
 use crate::files::read_json;
@@ -22,6 +23,10 @@ pub(super) struct CogVideoX;
 impl Family for CogVideoX {
     fn architectures(&self) -> &'static [&'static dyn Architecture] {
         &[&Transformer, &Vae]
+    }
+
+    fn sampling(&self) -> Kind {
+        Kind::Diffusion
     }
 
     /// The official Fun scripts sample with plain DDIM whatever class the folder names (`DDIM_Origin`).

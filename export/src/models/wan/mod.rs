@@ -5,6 +5,7 @@ pub mod transformer;
 use std::path::Path;
 
 use v2l_runtime::pipeline::config::PipelineConfig;
+use v2l_runtime::schedulers::Kind;
 
 use super::family::{Architecture, Family, Part};
 use crate::files::read_json;
@@ -16,6 +17,10 @@ pub(super) struct Wan;
 impl Family for Wan {
     fn architectures(&self) -> &'static [&'static dyn Architecture] {
         &[&Transformer]
+    }
+
+    fn sampling(&self) -> Kind {
+        Kind::Flow
     }
 
     fn sampler(&self, _pipeline: &PipelineConfig) -> Option<&'static str> {

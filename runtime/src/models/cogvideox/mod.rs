@@ -21,6 +21,7 @@ use crate::events::Observer;
 use crate::models::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
 use crate::models::vae::Vae;
 use crate::request::{Request, Settings};
+use crate::schedulers::Kind;
 use crate::values::WrongValue;
 use config::{Conditioning, TilesError, TransformerConfig, VaeConfig};
 
@@ -88,6 +89,10 @@ impl Family for CogVideoX {
             }
         }
         Ok(Arc::new(model))
+    }
+
+    fn sampling(&self) -> Kind {
+        Kind::Diffusion
     }
 
     fn text(&self) -> Option<TextInput> {
