@@ -74,7 +74,7 @@ def write_t5(root) -> None:
     variants = {
         "gated_gelu": (T5EncoderModel, T5Config, "gated-gelu", (7, 33, 226)),
         "relu": (T5EncoderModel, T5Config, "relu", (7, 33)),
-        "umt5": (UMT5EncoderModel, UMT5Config, "gated-gelu", (7, 33, 130)),
+        "umt5": (UMT5EncoderModel, UMT5Config, "gated-gelu", (7, 130)),
     }
     for number, (name, (kind, config_kind, feed_forward, lengths)) in enumerate(variants.items()):
         directory = root / name
