@@ -6,7 +6,7 @@
 use ndarray::{ArrayD, Zip};
 use serde_json::Value;
 
-use super::scheduler::SchedulerError;
+use super::scheduler::{Schedule, Scheduler, SchedulerError};
 
 /// Largest training schedule that is read.
 const MAX_TRAIN_TIMESTEPS: u64 = 100_000;
@@ -22,6 +22,8 @@ pub(super) struct Config {
     pub(super) train: usize,
     /// The shift s.
     pub(super) shift: f64,
+    /// What the class calls it.
+    key: &'static str,
 }
 
 impl Config {
@@ -41,15 +43,15 @@ impl Config {
         };
         let named = keys.into_iter().find_map(|key| Some((key, value.get(key)?)));
         let (key, shift) = named.map_or((keys[0], Some(1.0)), |(key, found)| (key, found.as_f64()));
-        Self { train, shift: 1.0 }.shifted(key, shift.unwrap_or(f64::NAN))
+        Self { train, shift: 1.0, key }.shifted(shift.unwrap_or(f64::NAN))
     }
 
-    /// The same with another shift, which `key` names.
-    pub(super) fn shifted(self, key: &'static str, shift: f64) -> Result<Self, SchedulerError> {
+    /// The same with another shift.
+    pub(super) fn shifted(self, shift: f64) -> Result<Self, SchedulerError> {
         if shift > 0.0 && shift <= MAX_SHIFT {
             return Ok(Self { shift, ..self });
         }
-        Err(SchedulerError::OutOfRange { key, found: shift, expected: "more than 0, at most 10000" })
+        Err(SchedulerError::OutOfRange { key: self.key, found: shift, expected: "more than 0, at most 10000" })
     }
 
     fn shift(self, u: f64) -> f64 {
@@ -73,6 +75,28 @@ pub(super) enum Grid {
     /// diffusers' `FlowMatchEulerDiscreteScheduler`: even levels between the ends of the shifted training schedule, shifted once
     /// more.
     FlowMatch,
+}
+
+/// A scheduler that is a shift, a grid and how steps are taken.
+#[derive(Debug)]
+pub(super) struct Flow {
+    pub(super) config: Config,
+    pub(super) grid: Grid,
+    pub(super) begin: fn(Levels) -> Box<dyn Schedule>,
+}
+
+impl Scheduler for Flow {
+    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
+        Ok((self.begin)(self.grid.levels(self.config, steps)?))
+    }
+
+    fn shift(&self) -> Option<f64> {
+        Some(self.config.shift)
+    }
+
+    fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
+        Ok(Box::new(Self { config: self.config.shifted(shift)?, ..*self }))
+    }
 }
 
 /// The levels of one video.

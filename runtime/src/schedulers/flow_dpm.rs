@@ -6,7 +6,7 @@
 use ndarray::{ArrayD, Zip};
 use serde_json::{Value, json};
 
-use super::flow::{Config, Grid, Levels, must_be, only};
+use super::flow::{Config, Flow, Grid, Levels, must_be, only};
 use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
@@ -18,17 +18,13 @@ pub(super) const CLASS: Class = Class {
             must_be(value, &[("use_flow_sigmas", json!(true)), ("prediction_type", json!("flow_prediction"))])?;
             only(value, &options())?;
         }
-        Ok(Box::new(FlowDpm { config: Config::read(value, ["flow_shift", "shift"])?, grid: Grid::DpmSolver }))
+        scheduler(value, Grid::DpmSolver)
     },
 };
 
 /// On the grid of Wan's own code.
-pub(super) const WAN: Class = Class {
-    names: &[],
-    sampler: "dpmpp_2m_wan",
-    kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowDpm { config: Config::read(value, ["flow_shift", "shift"])?, grid: Grid::WanDpm })),
-};
+pub(super) const WAN: Class =
+    Class { names: &[], sampler: "dpmpp_2m_wan", kind: Kind::Flow, read: |value| scheduler(value, Grid::WanDpm) };
 
 fn options() -> [(&'static str, Value); 8] {
     [
@@ -43,24 +39,9 @@ fn options() -> [(&'static str, Value); 8] {
     ]
 }
 
-#[derive(Debug)]
-struct FlowDpm {
-    config: Config,
-    grid: Grid,
-}
-
-impl Scheduler for FlowDpm {
-    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        Ok(Box::new(Steps { levels: self.grid.levels(self.config, steps)?, before: None }))
-    }
-
-    fn shift(&self) -> Option<f64> {
-        Some(self.config.shift)
-    }
-
-    fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted("flow_shift", shift)?, grid: self.grid }))
-    }
+fn scheduler(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    let config = Config::read(value, ["flow_shift", "shift"])?;
+    Ok(Box::new(Flow { config, grid, begin: |levels| Box::new(Steps { levels, before: None }) }))
 }
 
 struct Steps {

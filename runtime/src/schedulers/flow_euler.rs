@@ -6,29 +6,19 @@
 use ndarray::{ArrayD, Zip};
 use serde_json::{Value, json};
 
-use super::flow::{Config, Grid, Levels, only};
+use super::flow::{Config, Flow, Grid, Levels, only};
 use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["FlowMatchEulerDiscreteScheduler"],
     sampler: "euler",
     kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowEuler::read(value, Grid::FlowMatch)?)),
+    read: |value| read(value, Grid::FlowMatch),
 };
 
 /// On ComfyUI's "simple" grid.
-pub(super) const SIMPLE: Class = Class {
-    names: &[],
-    sampler: "euler_simple",
-    kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowEuler::read(value, Grid::Simple)?)),
-};
-
-#[derive(Debug)]
-struct FlowEuler {
-    config: Config,
-    grid: Grid,
-}
+pub(super) const SIMPLE: Class =
+    Class { names: &[], sampler: "euler_simple", kind: Kind::Flow, read: |value| read(value, Grid::Simple) };
 
 /// Options of diffusers' flow-matching classes that would change the levels.
 pub(super) fn plain_levels() -> [(&'static str, Value); 6] {
@@ -42,26 +32,11 @@ pub(super) fn plain_levels() -> [(&'static str, Value); 6] {
     ]
 }
 
-impl FlowEuler {
-    fn read(value: &Value, grid: Grid) -> Result<Self, SchedulerError> {
-        only(value, &plain_levels())?;
-        only(value, &[("stochastic_sampling", json!(false))])?;
-        Ok(Self { config: Config::read(value, ["shift", "flow_shift"])?, grid })
-    }
-}
-
-impl Scheduler for FlowEuler {
-    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        Ok(Box::new(Steps { levels: self.grid.levels(self.config, steps)? }))
-    }
-
-    fn shift(&self) -> Option<f64> {
-        Some(self.config.shift)
-    }
-
-    fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted("shift", shift)?, grid: self.grid }))
-    }
+fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    only(value, &plain_levels())?;
+    only(value, &[("stochastic_sampling", json!(false))])?;
+    let config = Config::read(value, ["shift", "flow_shift"])?;
+    Ok(Box::new(Flow { config, grid, begin: |levels| Box::new(Steps { levels }) }))
 }
 
 struct Steps {

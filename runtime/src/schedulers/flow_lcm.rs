@@ -7,7 +7,7 @@
 use ndarray::{ArrayD, Zip};
 use serde_json::Value;
 
-use super::flow::{Config, Grid, Levels, only};
+use super::flow::{Config, Flow, Grid, Levels, only};
 use super::flow_euler::plain_levels;
 use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
 
@@ -15,43 +15,18 @@ pub(super) const CLASS: Class = Class {
     names: &["FlowMatchLCMScheduler"],
     sampler: "lcm",
     kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowLcm::read(value, Grid::FlowMatch)?)),
+    read: |value| read(value, Grid::FlowMatch),
 };
 
 /// On ComfyUI's "simple" grid.
-pub(super) const SIMPLE: Class = Class {
-    names: &[],
-    sampler: "lcm_simple",
-    kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowLcm::read(value, Grid::Simple)?)),
-};
+pub(super) const SIMPLE: Class =
+    Class { names: &[], sampler: "lcm_simple", kind: Kind::Flow, read: |value| read(value, Grid::Simple) };
 
-#[derive(Debug)]
-struct FlowLcm {
-    config: Config,
-    grid: Grid,
-}
-
-impl FlowLcm {
-    fn read(value: &Value, grid: Grid) -> Result<Self, SchedulerError> {
-        only(value, &plain_levels())?;
-        only(value, &[("scale_factors", Value::Null), ("upscale_mode", "bicubic".into())])?;
-        Ok(Self { config: Config::read(value, ["shift", "flow_shift"])?, grid })
-    }
-}
-
-impl Scheduler for FlowLcm {
-    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        Ok(Box::new(Steps { levels: self.grid.levels(self.config, steps)? }))
-    }
-
-    fn shift(&self) -> Option<f64> {
-        Some(self.config.shift)
-    }
-
-    fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted("shift", shift)?, grid: self.grid }))
-    }
+fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    only(value, &plain_levels())?;
+    only(value, &[("scale_factors", Value::Null), ("upscale_mode", "bicubic".into())])?;
+    let config = Config::read(value, ["shift", "flow_shift"])?;
+    Ok(Box::new(Flow { config, grid, begin: |levels| Box::new(Steps { levels }) }))
 }
 
 struct Steps {

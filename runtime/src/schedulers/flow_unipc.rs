@@ -111,7 +111,7 @@ impl Scheduler for FlowUniPc {
     }
 
     fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted("flow_shift", shift)?, ..self.clone() }))
+        Ok(Box::new(Self { config: self.config.shifted(shift)?, ..self.clone() }))
     }
 }
 

@@ -2,7 +2,8 @@
 //! run. Only the messages on the way are looked at; everything else is copied as it is.
 
 use std::collections::{HashMap, HashSet};
-use std::ops::Range;
+
+use v2l_wire::{LENGTH, Malformed, fields};
 
 use super::value::element_type;
 use crate::tensor::Dtype;
@@ -23,9 +24,6 @@ mod field {
     pub(super) const DIM_VALUE: u64 = 1;
 }
 
-/// Wire type of what has a length.
-const LENGTH: u64 = 2;
-
 /// An initializer that becomes an input.
 pub(super) struct Promoted<'a> {
     pub(super) name: &'a str,
@@ -40,7 +38,7 @@ pub(super) struct Promoted<'a> {
 pub(super) fn promote(model: &[u8], wanted: &[Promoted<'_>]) -> Result<Vec<u8>, String> {
     let mut graph = None;
     for part in fields(model) {
-        let part = part?;
+        let part = part.map_err(malformed)?;
         if part.number == field::MODEL_GRAPH && part.wire == LENGTH && graph.replace(part).is_some() {
             return Err("the stored model has two graphs".to_owned());
         }
@@ -50,7 +48,7 @@ pub(super) fn promote(model: &[u8], wanted: &[Promoted<'_>]) -> Result<Vec<u8>, 
     let by_name: HashMap<&str, &Promoted<'_>> = wanted.iter().map(|promoted| (promoted.name, promoted)).collect();
     let (mut found, mut out) = (HashSet::new(), Vec::with_capacity(graph.len()));
     for part in fields(graph) {
-        let part = part?;
+        let part = part.map_err(malformed)?;
         if part.number == field::GRAPH_INITIALIZER && part.wire == LENGTH {
             let (name, element) = name_and_type(&graph[part.payload.clone()])?;
             if let Some(promoted) = by_name.get(name) {
@@ -87,7 +85,7 @@ fn number(dtype: Dtype) -> u64 {
 fn name_and_type(tensor: &[u8]) -> Result<(&str, u64), String> {
     let (mut name, mut element) = ("", 0);
     for part in fields(tensor) {
-        let part = part?;
+        let part = part.map_err(malformed)?;
         match (part.number, part.wire) {
             (field::TENSOR_NAME, LENGTH) => {
                 name = std::str::from_utf8(&tensor[part.payload]).map_err(|_| "a name is no UTF-8".to_owned())?;
@@ -133,60 +131,9 @@ fn message(out: &mut Vec<u8>, number: u64, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// One field of a message.
-struct Field {
-    number: u64,
-    wire: u64,
-    /// Of a number.
-    value: u64,
-    /// Tag and all.
-    whole: Range<usize>,
-    /// What follows the length, if it has one.
-    payload: Range<usize>,
-}
-
-/// The fields of a message, in order; after an error none.
-fn fields(message: &[u8]) -> impl Iterator<Item = Result<Field, String>> {
-    let mut at = 0;
-    std::iter::from_fn(move || {
-        if at >= message.len() {
-            return None;
-        }
-        let field = next(message, at);
-        at = field.as_ref().map_or(message.len(), |field| field.whole.end);
-        Some(field.ok_or_else(|| "the stored model is no intact protobuf message".to_owned()))
-    })
-}
-
-fn next(message: &[u8], start: usize) -> Option<Field> {
-    let mut at = start;
-    let tag = read_varint(message, &mut at)?;
-    let (mut value, mut payload) = (0, at..at);
-    match tag & 7 {
-        0 => value = read_varint(message, &mut at)?,
-        1 => at = at.checked_add(8)?,
-        LENGTH => {
-            let length = usize::try_from(read_varint(message, &mut at)?).ok()?;
-            payload = at..at.checked_add(length)?;
-            at = payload.end;
-        }
-        5 => at = at.checked_add(4)?,
-        _ => return None,
-    }
-    (at <= message.len()).then_some(Field { number: tag >> 3, wire: tag & 7, value, whole: start..at, payload })
-}
-
-fn read_varint(bytes: &[u8], at: &mut usize) -> Option<u64> {
-    let mut value = 0;
-    for shift in (0..64).step_by(7) {
-        let byte = *bytes.get(*at)?;
-        *at += 1;
-        value |= u64::from(byte & 0x7f) << shift;
-        if byte < 0x80 {
-            return Some(value);
-        }
-    }
-    None
+/// What the bytes of a stored model lack.
+fn malformed(_: Malformed) -> String {
+    "the stored model is no intact protobuf message".to_owned()
 }
 
 #[cfg(test)]
