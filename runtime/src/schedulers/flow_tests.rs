@@ -60,8 +60,8 @@ fn timesteps_of_every_golden_case_are_equal() {
         let class = case["config"]["_class_name"].as_str().unwrap();
         let whole = ["UniPCMultistepScheduler", "DPMSolverMultistepScheduler"].contains(&class);
         for (found, expected) in found.iter().zip(&expected) {
-            // float32 where the model is told fractions.
-            let tolerance = if whole { 0.0 } else { 1e-7 * expected };
+            // Fractions are float32, which diffusers rounds at other places for a list that it is given.
+            let tolerance = if whole { 0.0 } else { 3e-7 * expected };
             assert!((found - expected).abs() <= tolerance, "{found} {expected} {} {}", case["config"], case["sampler"]);
         }
         assert_eq!(found.len(), expected.len());
