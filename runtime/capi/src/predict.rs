@@ -107,7 +107,8 @@ growing!(
         tensors: std::ptr::null(),
         tensor_count: 0,
     },
-    grown at image_file
+    grown at image_file,
+    grown at tensors
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_reference).

@@ -117,6 +117,9 @@ impl<'a> Input<'a> {
         let shape: Result<Vec<usize>, _> = extents.iter().map(|&extent| usize::try_from(extent)).collect();
         let shape = shape.map_err(|_| fail(format!("shape is {extents:?}; expected extents of 0 or more")))?;
         let length = byte_len(dtype, &shape).filter(|&length| isize::try_from(length).is_ok());
+        // Extents that do not fit in memory are no tensor's, though another one is 0.
+        let spread = shape.iter().filter(|&&extent| extent > 0).try_fold(1usize, |all, &n| all.checked_mul(n));
+        let length = length.filter(|_| spread.is_some_and(|spread| isize::try_from(spread).is_ok()));
         let length = length.ok_or_else(|| fail(format!("{shape:?} {dtype} do not fit in memory")))?;
         if length == 0 {
             return Ok(Self::InPlace { dtype, shape, data: &[] });

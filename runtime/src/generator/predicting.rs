@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::events::Observer;
 use crate::lora::adapter::LightLora;
 use crate::media::clip::Clip;
+use crate::options::OpenOptions;
 use crate::predict::{self, Input, Inputs, Place, Prediction, Predictor, PredictorError, Source};
 
 impl Generator {
@@ -29,7 +30,9 @@ impl Generator {
             if !self.has_predictor() {
                 return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
             }
-            let predictor = predict::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;
+            // Adapters are for the transformer.
+            let options = OpenOptions { adapters: Vec::new(), ..self.options.engines.clone() };
+            let predictor = predict::open(self.directory.engine(HYPERNETWORK)?, &options)?;
             if self.directory.has(TRANSFORMER) {
                 predictor.check_backbone(&self.directory.engine(TRANSFORMER)?.manifest().slots)?;
             }

@@ -96,6 +96,11 @@ impl PredictionCache {
         Ok(kept)
     }
 
+    /// True if a prediction of about so many bytes is kept; a larger one is not worth encoding.
+    pub(crate) fn keeps(&self, bytes: u64) -> bool {
+        bytes <= self.limit.min(MAX_ENTRY)
+    }
+
     /// Keeps a prediction, and removes those that were not used for longest until the limit is kept. One that is larger
     /// than the limit is not kept.
     ///

@@ -65,6 +65,17 @@ pub struct Predicted {
     pub tokens: Option<LightLora>,
 }
 
+impl Predicted {
+    /// Bytes of the numbers that a cache would keep of it: tokens, or else factors.
+    pub(super) fn size(&self) -> u64 {
+        let count = match &self.tokens {
+            Some(light) => light.tokens.len(),
+            None => self.adapter.layers.values().map(|layer| layer.down.len() + layer.up.len()).sum(),
+        };
+        count as u64 * size_of::<f32>() as u64
+    }
+}
+
 /// A predictor, or why it cannot be opened.
 type Opened = Result<Box<dyn Predictor>, Error>;
 

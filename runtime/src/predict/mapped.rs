@@ -152,7 +152,7 @@ impl MappedPredictor {
         let name = graph.name.clone();
         let outputs: Vec<String> = graph.outputs.iter().map(|port| port.name.clone()).collect();
         let (targets, unused) = check(path, map, &outputs, slots)?;
-        let options = OpenOptions { record: None, ..options.clone() };
+        let options = OpenOptions { record: None, adapters: Vec::new(), ..options.clone() };
         let open = OpenEngine::open(Arc::clone(&engine), &options)?;
         let session = LazySession::Closed { engine: open, graph: name.clone() };
         Ok(Self { targets, unused, engine, graph: name, session })

@@ -13,6 +13,7 @@ use crate::engine::Engine;
 use crate::error::Error;
 use crate::events::{Cancelled, Event};
 use crate::lora::adapter::{Adapter, AdapterFormat, LightLora, write_adapter_with, write_light, write_light_full};
+use crate::memory::readable;
 use crate::options::OpenOptions;
 
 pub mod cache;
@@ -121,8 +122,12 @@ pub(crate) fn predict(
         }
         _ => {
             let predicted = predictor.predict(inputs)?;
-            if let Err(error) = cache.put(&key, &Kept::from(&predicted)) {
-                let message = format!("the prediction is not kept: {error}");
+            let lost = match predicted.size() {
+                bytes if cache.keeps(bytes) => cache.put(&key, &Kept::from(&predicted)).err().map(|e| e.to_string()),
+                bytes => Some(format!("it takes {}, more than the cache may", readable(bytes))),
+            };
+            if let Some(lost) = lost {
+                let message = format!("the prediction is not kept: {lost}");
                 inputs.observer().event(&Event::Warning { message });
             }
             Ok((predicted, Some(false)))
