@@ -53,7 +53,7 @@ fetch_openvino() {
     mkdir -p vendor
     partial=$(mktemp -d vendor/.openvino.partial.XXXXXX)
     # Any Python's wheel: the libraries inside are the same in all of them.
-    python3 -m pip download --quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --dest "$partial" \
+    PIP_REQUIRE_VIRTUALENV=0 python3 -m pip download --quiet --disable-pip-version-check --no-input --no-deps --only-binary=:all: --dest "$partial" \
         --platform "$platform" --implementation cp --python-version 3.11 "openvino==$openvino_version" ||
         fail "pip could not download openvino==$openvino_version; see its message above" \
             "a network or mirror problem: correct it (PIP_INDEX_URL names another index) and run it again" \

@@ -310,7 +310,7 @@ impl Reader<'_> {
         let outside = || ReadError::ExternalOutside { tensor: name.to_owned(), location: location.to_owned() };
         let relative = Path::new(location);
         let inside = |c: Component<'_>| matches!(c, Component::Normal(_) | Component::CurDir);
-        let is_address = relative.iter().any(|part| part == v2l_wire::ADDRESS);
+        let is_address = relative.iter().any(|part| part.to_str().is_some_and(v2l_wire::is_address));
         if location.is_empty() || is_address || !relative.components().all(inside) {
             return Err(outside());
         }

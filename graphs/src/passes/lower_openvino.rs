@@ -52,7 +52,7 @@ pub struct NotForOpenVino {
 pub fn lower_for_openvino(model: &mut Model) -> Result<LoweredForOpenVino, NotForOpenVino> {
     let mut done = LoweredForOpenVino { weights: promote(&mut model.graph), ..LoweredForOpenVino::default() };
     let mut taken = defined_names(&model.graph);
-    let mut known = Known::default();
+    let mut known = Known { is_old: model.opset().is_none_or(|version| version < LEAST_OPSET), ..Known::default() };
     lower(&mut model.graph, &mut known, &mut taken, &mut done)?;
     Ok(done)
 }
@@ -74,11 +74,24 @@ fn promote(graph: &mut Graph) -> Vec<String> {
     weights
 }
 
+/// What is written in place of factors and of single positions needs `CastLike` and `Shape` of some extents alone.
+const LEAST_OPSET: i64 = 15;
+
+/// A factor of a product, if it is another than 1.
+fn factor(node: &Node, attribute: &str) -> Option<f32> {
+    match node.attributes.get(attribute) {
+        Some(Attribute::Float(factor)) if *factor != 1.0 => Some(*factor),
+        _ => None,
+    }
+}
+
 /// Extents and constancy of the values that a graph sees, by name, as far as they are known.
 #[derive(Clone, Default)]
 struct Known {
     shapes: HashMap<String, Vec<Dim>>,
     constants: HashSet<String>,
+    /// The model is of an operator set before [`LEAST_OPSET`].
+    is_old: bool,
 }
 
 impl Known {
@@ -98,6 +111,12 @@ impl Known {
     /// Number of axes of an input of a node.
     fn rank(&self, node: &Node, input: usize) -> Option<usize> {
         self.shapes.get(node.inputs.get(input)?).map(Vec::len)
+    }
+
+    /// True if the scale or the shift of a norm has more axes than one, or an unknown number of them.
+    fn has_wide_parameters(&self, node: &Node) -> bool {
+        let named = |input: usize| node.inputs.get(input).is_some_and(|name| !name.is_empty());
+        self.rank(node, 1) != Some(1) || (named(2) && self.rank(node, 2) != Some(1))
     }
 
     fn is_constant(&self, node: &Node, input: usize) -> bool {
@@ -129,6 +148,11 @@ fn lower(
             (CONTRIB, "MatMulNBits") if !known.is_constant(&node, 1) => {
                 return Err(refuse("OpenVINO takes its matrix as a constant only, and weights are inputs"));
             }
+            (CONTRIB, "RotaryEmbedding") if known.is_old && known.rank(&node, 1) != Some(2) => {
+                return Err(refuse(
+                    "OpenVINO computes one position for all tokens wrongly; export with opset 15 or newer",
+                ));
+            }
             (CONTRIB, "RotaryEmbedding") => match (known.rank(&node, 1), known.rank(&node, 0)) {
                 (Some(2), _) => nodes.push(node),
                 (Some(0 | 1), Some(of_x @ (3 | 4))) => {
@@ -140,12 +164,19 @@ fn lower(
             _ if is_onnx(&node) && node.op_type == "DequantizeLinear" && is_miscompiled(&node, known) => {
                 return Err(refuse("OpenVINO gives constants in blocks along this axis a wrong shape"));
             }
-            _ if is_onnx(&node) && node.op_type == "LayerNormalization" && known.rank(&node, 1) != Some(1) => {
+            _ if is_onnx(&node) && node.op_type == "LayerNormalization" && known.has_wide_parameters(&node) => {
                 let Some(width) = known.width(&node).filter(|_| node.outputs.len() == 1) else {
                     return Err(refuse("OpenVINO takes scales of one axis only, and its width is no known number"));
                 };
                 done.norms += 1;
                 norm(&mut writer(graph, taken, &mut nodes, node), width);
+            }
+            _ if is_onnx(&node)
+                && node.op_type == "Gemm"
+                && known.is_old
+                && ["alpha", "beta"].iter().any(|name| factor(&node, name).is_some()) =>
+            {
+                return Err(refuse("its factors take opset 15 or newer to write otherwise"));
             }
             _ if is_onnx(&node) && node.op_type == "Gemm" => {
                 done.linear += 1;
@@ -212,13 +243,6 @@ impl Writer<'_> {
         to
     }
 
-    fn factor(&self, attribute: &str) -> Option<f32> {
-        match self.instead.attributes.get(attribute) {
-            Some(Attribute::Float(factor)) if *factor != 1.0 => Some(*factor),
-            _ => None,
-        }
-    }
-
     /// `value` times `factor`, if there is one.
     fn scaled(&mut self, value: String, factor: Option<f32>, part: &str) -> String {
         let Some(factor) = factor else { return value };
@@ -240,7 +264,7 @@ impl Writer<'_> {
 fn linear(writer: &mut Writer<'_>) {
     let input = |at: usize| writer.instead.inputs.get(at).filter(|name| !name.is_empty()).cloned();
     let (a, b, c) = (input(0).unwrap_or_default(), input(1).unwrap_or_default(), input(2));
-    let (alpha, beta) = (writer.factor("alpha"), writer.factor("beta"));
+    let (alpha, beta) = (factor(&writer.instead, "alpha"), factor(&writer.instead, "beta"));
     let (a, b) = (writer.turned(a, "transA", "a"), writer.turned(b, "transB", "b"));
     let product = writer.made("product", "MatMul", &[&a, &b], &[]);
     if let Some(product) = writer.nodes.last_mut() {

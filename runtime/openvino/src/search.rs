@@ -55,6 +55,8 @@ pub(crate) fn is_bare(path: &Path) -> bool {
 }
 
 fn named(path: PathBuf, from: &'static str) -> Result<Found, LibraryError> {
+    // As a name alone the loader would look for it in its own places.
+    let path = std::path::absolute(&path).unwrap_or(path);
     let found = if path.is_dir() { inside(&path) } else { path.is_file().then(|| path.clone()) };
     found.map(|path| Found { path, from: from.to_owned() }).ok_or(LibraryError::NotThere { from, path, file: exact() })
 }

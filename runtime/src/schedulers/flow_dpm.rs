@@ -26,7 +26,7 @@ pub(super) const CLASS: Class = Class {
 pub(super) const WAN: Class =
     Class { names: &[], sampler: "dpmpp_2m_wan", kind: Kind::Flow, read: |value| scheduler(value, Grid::WanDpm) };
 
-fn options() -> [(&'static str, Value); 8] {
+fn options() -> [(&'static str, Value); 10] {
     [
         ("solver_order", json!(2)),
         ("algorithm_type", json!("dpmsolver++")),
@@ -34,6 +34,8 @@ fn options() -> [(&'static str, Value); 8] {
         ("thresholding", json!(false)),
         ("use_karras_sigmas", json!(false)),
         ("use_lu_lambdas", json!(false)),
+        ("use_exponential_sigmas", json!(false)),
+        ("use_beta_sigmas", json!(false)),
         ("use_dynamic_shifting", json!(false)),
         ("final_sigmas_type", json!("zero")),
     ]

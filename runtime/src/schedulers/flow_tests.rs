@@ -193,6 +193,8 @@ fn options_that_would_change_the_result_are_refused_by_name() {
         (&dpm, "solver_type", json!("heun")),
         (&dpm, "algorithm_type", json!("sde-dpmsolver++")),
         (&dpm, "use_flow_sigmas", json!(null)),
+        (&dpm, "use_beta_sigmas", json!(true)),
+        (&dpm, "use_exponential_sigmas", json!(true)),
         (&euler, "use_dynamic_shifting", json!(true)),
         (&euler, "stochastic_sampling", json!(true)),
         (&euler, "shift", json!("x")),

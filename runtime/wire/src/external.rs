@@ -2,8 +2,11 @@
 
 use crate::fields::{Malformed, fields};
 
-/// The middle of `*/_ORT_MEM_ADDR_/*`. ONNX Runtime and OpenVINO take tensors that lie there for addresses in the process's own memory.
-pub const ADDRESS: &str = "_ORT_MEM_ADDR_";
+/// True for a part of a path by which ONNX Runtime or OpenVINO take a tensor for an address in the process's own memory, as in
+/// `*/_ORT_MEM_ADDR_/*` and `*/_ORT_NATIVE_ENDIAN_MEM_ADDR_/*`.
+pub fn is_address(part: &str) -> bool {
+    part.starts_with("_ORT_") && part.ends_with("MEM_ADDR_")
+}
 
 /// How deep messages may lie in each other, as other parsers have it.
 const DEEPEST: usize = 100;

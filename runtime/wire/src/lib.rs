@@ -6,5 +6,5 @@
 mod external;
 mod fields;
 
-pub use external::{ADDRESS, External, external_data};
+pub use external::{External, external_data, is_address};
 pub use fields::{Field, LENGTH, Malformed, fields};

@@ -23,6 +23,9 @@ const THETA: f64 = 10_000.0;
 /// Epsilon of the layer norms around the image embeddings, fixed in `WanImageEmbedding`.
 const IMAGE_NORM_EPS: f32 = 1e-5;
 
+/// Widest head: its tables are made before any weight is read.
+const MAX_HEAD: usize = 1024;
+
 /// Most positions on one axis that are computed.
 const MAX_POSITIONS: usize = 1 << 14;
 
@@ -143,6 +146,10 @@ impl Config {
             if value == 0 || value > 1 << 20 {
                 return Err(unsupported(&format!("{name} {value}"), "expected 1 to 1048576"));
             }
+        }
+        if self.attention_head_dim > MAX_HEAD {
+            let what = format!("attention_head_dim {}", self.attention_head_dim);
+            return Err(unsupported(&what, format!("expected 2 to {MAX_HEAD}")));
         }
         for (name, value) in [("attention_head_dim", self.attention_head_dim), ("freq_dim", self.freq_dim)] {
             if !value.is_multiple_of(2) {
@@ -586,6 +593,7 @@ mod tests {
         for (config, key) in [
             (r#"{"num_layers": 0}"#, "num_layers 0"),
             (r#"{"attention_head_dim": 127}"#, "attention_head_dim 127"),
+            (r#"{"attention_head_dim": 4096}"#, "attention_head_dim 4096"),
             (r#"{"rope_max_seq_len": 100000}"#, "rope_max_seq_len 100000"),
             (r#"{"qk_norm": "layer_norm"}"#, "qk_norm `layer_norm`"),
             (r#"{"image_dim": 1280}"#, "image_dim Some(1280)"),
