@@ -46,7 +46,7 @@ pub mod lora;
 pub mod media;
 pub mod memory;
 pub mod models;
-mod noise;
+pub mod noise;
 pub mod options;
 pub mod pipeline;
 pub mod predict;
@@ -55,7 +55,7 @@ pub mod schedulers;
 pub mod tensor;
 #[cfg(test)]
 mod testing;
-mod values;
+pub mod values;
 pub mod wording;
 
 pub use engine::Engine;

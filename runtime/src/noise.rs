@@ -14,7 +14,7 @@ use rand_distr::{Distribution, StandardNormal};
 /// What a stream of random numbers is for. Numbers are part of the format: they are never reused. 4 is kept for a sampled latent of the condition image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub(crate) enum NoisePurpose {
+pub enum NoisePurpose {
     /// The latent that sampling starts from, `[B, T, 16, h, w]`.
     InitialLatent = 1,
     /// Noise added to the first frame before it is encoded, `[1, 3, 1, H, W]`.
@@ -28,12 +28,12 @@ pub(crate) enum NoisePurpose {
 /// Standard normal values of `shape`, row-major.
 ///
 /// The caller checks that `shape` is of a sensible size; its product must not overflow.
-pub(crate) fn standard_normal(seed: u64, purpose: NoisePurpose, shape: &[usize]) -> ArrayD<f32> {
+pub fn standard_normal(seed: u64, purpose: NoisePurpose, shape: &[usize]) -> ArrayD<f32> {
     standard_normal_at(seed, purpose, 0, shape)
 }
 
 /// The values of draw number `at`, from 0, for a purpose that draws more than once; else as [`standard_normal`].
-pub(crate) fn standard_normal_at(seed: u64, purpose: NoisePurpose, at: usize, shape: &[usize]) -> ArrayD<f32> {
+pub fn standard_normal_at(seed: u64, purpose: NoisePurpose, at: usize, shape: &[usize]) -> ArrayD<f32> {
     let mut key = [0; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
     let mut stream = ChaCha20Rng::from_seed(key);

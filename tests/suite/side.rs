@@ -57,8 +57,7 @@ fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches
     let graph = engine.graph("step.side").unwrap();
     assert!(branch::inputs(&engine, graph, &[(&a, 1.0)]).is_ok());
     let error = branch::inputs(&engine, graph, &[(&a, 1.0), (&b, 1.0)]).unwrap_err().to_string();
-    let expected =
-        "the adapters' ranks sum to 10, the low-rank branches were compiled for 8; compile with `--lora-rank 10`";
+    let expected = "the adapters' ranks sum to 10, the low-rank branches were compiled for 8; compile with `v2l-compile --lora-rank 10`";
     assert!(error.contains(expected), "{error}");
 
     let huge = Adapter {

@@ -103,7 +103,7 @@ impl OrtSession {
     }
 
     /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
-    /// engine was opened without [`OpenOptions::profile`](super::OpenOptions::profile), or on the second call.
+    /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
     ///
     /// # Errors
     /// [`SessionError::Backend`] if the profile cannot be read.
