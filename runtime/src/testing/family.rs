@@ -28,6 +28,8 @@ const CHANNELS: usize = 3;
 struct StandInTransformer {
     boundary: f64,
     tokens: usize,
+    #[serde(default)]
+    flow: bool,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -74,7 +76,7 @@ impl Family for StandIn {
     }
 
     fn sampling(&self) -> Kind {
-        Kind::Diffusion
+        if self.transformer.as_ref().is_some_and(|t| t.flow) { Kind::Flow } else { Kind::Diffusion }
     }
 
     fn text(&self) -> Option<TextInput> {
@@ -386,6 +388,7 @@ mod tests {
     #[test]
     fn scheduler_of_a_new_class_samples_through_the_pipeline_as_by_hand() {
         let mut config = config();
+        config["transformer"]["flow"] = true.into();
         config["scheduler"]["config"] = json!({ "_class_name": "ToyFlowScheduler", "scale": 1000.0 });
         let noise = Array5::from_shape_fn([1, CHANNELS, 1, 2, 4], |(_, c, _, i, j)| (c + i + j) as f32 / 4.0 - 1.0);
         let request = Request {
