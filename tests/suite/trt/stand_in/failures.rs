@@ -36,7 +36,8 @@ fn plan_that_does_not_fit_the_gpu_or_the_engine_is_refused() {
         refused(&case, &engine, &[], None, code, words);
     }
     let other = case.edited("other.engine", PLAN, |graph| graph.files.plans[0].compute_capability = Some("8.9".into()));
-    let words = "for compute capability 8.9; this GPU (stand-in) is 9.0: compile with `--compute-capability 9.0`";
+    let words =
+        "for compute capability 8.9; this GPU (stand-in) is 9.0: compile with `v2l-compile --compute-capability 9.0`";
     refused(&case, &other, &[], None, 6, words);
     let words = "there is no GPU 1: the driver knows 1; see CUDA_VISIBLE_DEVICES and --device";
     refused(&case, &case.engine("x.engine", PLAN), args!["--device", "1"], None, 6, words);
