@@ -39,7 +39,7 @@ fn plan_that_does_not_fit_the_gpu_or_the_engine_is_refused() {
     let words =
         "for compute capability 8.9; this GPU (stand-in) is 9.0: compile with `v2l-compile --compute-capability 9.0`";
     refused(&case, &other, &[], None, 6, words);
-    let words = "there is no GPU 1: the driver knows 1; see CUDA_VISIBLE_DEVICES and --device";
+    let words = "there is no GPU 1: the driver knows 1; see CUDA_VISIBLE_DEVICES and `--device`";
     refused(&case, &case.engine("x.engine", PLAN), args!["--device", "1"], None, 6, words);
 }
 
