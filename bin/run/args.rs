@@ -15,6 +15,7 @@ use v2l_runtime::lora::adapter::AdapterFormat;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions};
+use v2l_runtime::schedulers::samplers;
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
 
 /// Run compiled engines.
@@ -56,9 +57,8 @@ pub(crate) struct Args {
     /// Sampling steps.
     #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Generate")]
     pub(crate) steps: Option<usize>,
-    /// Scheduler in place of the model's own: ddim or cogvideox_ddim for CogVideoX; unipc, euler, dpmpp_2m or lcm (each also with its
-    /// other grid of noise levels: unipc_wan, euler_simple, dpmpp_2m_wan, lcm_simple) for models of flow matching; or diffusers' class.
-    #[arg(long, value_name = "NAME", help_heading = "Generate")]
+    // From the registry, which grows.
+    #[arg(long, value_name = "NAME", help_heading = "Generate", help = scheduler_help())]
     pub(crate) scheduler: Option<String>,
     /// Shift of the scheduler's noise levels (models of flow matching) [default: the model's].
     #[arg(long, value_name = "S", help_heading = "Generate")]
@@ -229,6 +229,15 @@ impl From<LoraFormat> for AdapterFormat {
             LoraFormat::LightFull => Self::LightFull,
         }
     }
+}
+
+/// What `--scheduler` takes.
+fn scheduler_help() -> String {
+    let names: Vec<&str> = samplers().collect();
+    format!(
+        "Scheduler in place of the model's own, by name ({}) or by diffusers' class; it must be for models of this kind",
+        names.join(", ")
+    )
 }
 
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]

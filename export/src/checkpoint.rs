@@ -309,9 +309,7 @@ impl<'a> Vars<'a> {
     /// # Errors
     /// As [`Checkpoint::tensor`].
     pub fn get(&self, b: &mut Builder, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
-        let full = self.path(name);
-        let tensor = self.checkpoint.tensor(&full, shape)?;
-        Ok(b.initializer(&full, tensor))
+        self.reshaped(b, name, shape, shape.to_vec())
     }
 
     /// The kernel `name` of `shape` as the matrix `[out, all else]` that it is where it does not overlap itself.
@@ -319,9 +317,19 @@ impl<'a> Vars<'a> {
     /// # Errors
     /// As [`Checkpoint::tensor`].
     pub fn matrix(&self, b: &mut Builder, name: &str, shape: &[usize]) -> Result<Value, ExportError> {
+        let [rows, rest @ ..] = shape else { return self.get(b, name, shape) };
+        self.reshaped(b, name, shape, vec![*rows, rest.iter().product()])
+    }
+
+    fn reshaped(
+        &self,
+        b: &mut Builder,
+        name: &str,
+        stored: &[usize],
+        shape: Vec<usize>,
+    ) -> Result<Value, ExportError> {
         let full = self.path(name);
-        let tensor = self.checkpoint.tensor(&full, shape)?;
-        let columns = shape.iter().skip(1).product();
-        Ok(b.initializer(&full, Initializer { shape: vec![shape[0], columns], ..tensor }))
+        let tensor = self.checkpoint.tensor(&full, stored)?;
+        Ok(b.initializer(&full, Initializer { shape, ..tensor }))
     }
 }

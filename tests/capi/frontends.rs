@@ -22,20 +22,21 @@ use crate::support::{Language, engines, root, run, run_program, sample, scratch}
 /// The front ends; each makes the same files in a folder of its own.
 const FRONT_ENDS: [&str; 5] = ["rust", "cli", "c", "cpp", "python"];
 
-/// A request's size and image, and how the adapter is applied.
+/// A request's size, image and scheduler, and how the adapter is applied.
 struct Ask {
     name: &'static str,
     image: bool,
     size: Option<(usize, usize)>,
     branches: bool,
+    scheduler: Option<&'static str>,
 }
 
 /// Predictions by size or image, and videos, fused and in branches.
 const ASKS: [Ask; 4] = [
-    Ask { name: "plain", image: false, size: None, branches: false },
-    Ask { name: "image", image: true, size: None, branches: true },
-    Ask { name: "size", image: false, size: Some((64, 48)), branches: true },
-    Ask { name: "both", image: true, size: Some((64, 48)), branches: false },
+    Ask { name: "plain", image: false, size: None, branches: false, scheduler: None },
+    Ask { name: "image", image: true, size: None, branches: true, scheduler: None },
+    Ask { name: "size", image: false, size: Some((64, 48)), branches: true, scheduler: None },
+    Ask { name: "both", image: true, size: Some((64, 48)), branches: false, scheduler: Some("cogvideox_ddim") },
 ];
 
 /// Everything that a front end is given.
@@ -91,6 +92,7 @@ impl Given {
                 height,
                 num_frames: Some(5),
                 num_inference_steps: Some(2),
+                scheduler: ask.scheduler.map(str::to_owned),
                 seed: Some(7),
                 ..Request::new("a red ball")
             };
@@ -132,6 +134,7 @@ impl Given {
             common.extend(words(&["--prompt", "a red ball", "--num-frames", "5", "--steps", "2", "--seed", "7"]));
             common.extend(words(&["--fuse-mode", mode, "--lora", &format!("{}=0.5", adapter.display()), "-o"]));
             common.push(out.join(format!("{}.video.safetensors", ask.name)).into());
+            common.extend(ask.scheduler.into_iter().flat_map(|name| words(&["--scheduler", name])));
             tool(&common);
         }
         let mut mapped = words(&["--lora-format", "kohya"]);
@@ -147,14 +150,16 @@ impl Given {
         tool(&mapped);
     }
 
-    /// What the programs of other languages are given: the paths, and a word for each ask, `name:image:width:height:branches`.
+    /// What the programs of other languages are given: the paths, and a word for each ask, `name:image:width:height:branches:scheduler`.
     fn arguments(&self, out: &Path) -> Vec<OsString> {
         let paths = [engines(), &sample().join("reference.mp4"), &sample().join("image.png"), out];
         let mut arguments: Vec<OsString> = paths.map(OsString::from).into();
         arguments.extend([&self.predictor, &self.map].map(OsString::from));
         arguments.extend(ASKS.iter().map(|ask| {
             let (width, height) = ask.size.unwrap_or_default();
-            format!("{}:{}:{width}:{height}:{}", ask.name, u8::from(ask.image), u8::from(ask.branches)).into()
+            let [image, branches] = [ask.image, ask.branches].map(u8::from);
+            let scheduler = ask.scheduler.unwrap_or("own");
+            format!("{}:{image}:{width}:{height}:{branches}:{scheduler}", ask.name).into()
         }));
         arguments
     }

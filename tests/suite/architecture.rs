@@ -74,7 +74,7 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/openvino/src/library.rs",
     "runtime/openvino/src/model.rs",
     "runtime/openvino/src/request.rs",
-    "runtime/openvino/tests/runs.rs",
+    "runtime/openvino/tests/openvino/runs.rs",
     "runtime/src/backends/onnxruntime/bounded.rs",
     "runtime/src/backends/onnxruntime/part.rs",
     "runtime/src/backends/onnxruntime/value.rs",

@@ -167,6 +167,10 @@ pub struct v2l_generate_options {
     pub has_seed: i32,
     /// 0.
     pub reserved: i32,
+    /// Since 1.1. The scheduler, by v2l's name of it or by diffusers' class; NULL: the model's own.
+    pub scheduler: *const c_char,
+    /// Since 1.1. The shift of the scheduler's noise levels, for models of flow matching. NaN: the scheduler's own.
+    pub shift: f64,
 }
 
 growing!(
@@ -190,7 +194,10 @@ growing!(
         seed: 0,
         has_seed: 0,
         reserved: 0,
-    }
+        scheduler: std::ptr::null(),
+        shift: f64::NAN,
+    },
+    grown at scheduler
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_generate_options).
@@ -211,12 +218,13 @@ impl Asked {
     /// The header's promise.
     unsafe fn new(options: *const v2l_generate_options, ffmpeg: Option<&Path>) -> Result<Self, Failure> {
         // SAFETY: the caller's promise, for all of these.
-        let (given, prompt, negative_prompt, image, noise, applied) = unsafe {
+        let (given, prompt, negative_prompt, scheduler, image, noise, applied) = unsafe {
             let given = growing::read(options)?;
             (
                 given,
                 optional_text(given.prompt, "prompt")?,
                 optional_text(given.negative_prompt, "negative_prompt")?,
+                optional_text(given.scheduler, "scheduler")?,
                 frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
                 optional(given.initial_noise, "initial_noise")?.map(|noise| Input::new(noise, "initial_noise")),
                 Applied::given(given.adapters, given.adapter_count)?,
@@ -234,6 +242,8 @@ impl Asked {
             height: count(given.height),
             num_frames: count(given.num_frames),
             num_inference_steps: count(given.num_inference_steps),
+            scheduler: scheduler.map(str::to_owned),
+            shift: number(given.shift),
             guidance_scale: number(given.guidance_scale),
             fps: (given.fps != 0.0).then_some(given.fps),
             seed: (given.has_seed != 0).then_some(given.seed),

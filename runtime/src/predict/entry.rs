@@ -6,7 +6,7 @@ use ndarray::Array2;
 use super::kind::Predicted;
 use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
-use crate::tensor::{Dtype, Tensor};
+use crate::tensor::Dtype;
 
 /// What is kept of a prediction.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +75,8 @@ fn put_matrix(matrix: &Array2<f32>, bytes: &mut Vec<u8>) {
     for extent in matrix.shape() {
         bytes.extend((*extent as u64).to_le_bytes());
     }
-    bytes.extend_from_slice(&raw::tensor_bytes(&Tensor::F32(matrix.clone().into_dyn())));
+    bytes.reserve(matrix.len() * size_of::<f32>());
+    bytes.extend(matrix.iter().flat_map(|element| element.to_le_bytes()));
 }
 
 /// What `read` makes of all of the bytes.

@@ -3,6 +3,8 @@
 //! A sample with noise level σ is `x = (1 - σ)·x₀ + σ·ε`, and the model predicts `v = ε - x₀`; so `x₀ = x - σ·v`. Every grid
 //! starts from even levels u and moves them towards noise: `σ = s·u / (1 + (s - 1)·u)` with the shift s.
 
+use std::fmt;
+
 use ndarray::{ArrayD, Zip};
 use serde_json::Value;
 
@@ -22,8 +24,10 @@ pub(super) struct Config {
     pub(super) train: usize,
     /// The shift s.
     pub(super) shift: f64,
-    /// What the class calls it.
-    key: &'static str,
+}
+
+fn is_shift(shift: f64) -> bool {
+    shift > 0.0 && shift <= MAX_SHIFT
 }
 
 impl Config {
@@ -43,15 +47,11 @@ impl Config {
         };
         let named = keys.into_iter().find_map(|key| Some((key, value.get(key)?)));
         let (key, shift) = named.map_or((keys[0], Some(1.0)), |(key, found)| (key, found.as_f64()));
-        Self { train, shift: 1.0, key }.shifted(shift.unwrap_or(f64::NAN))
-    }
-
-    /// The same with another shift.
-    pub(super) fn shifted(self, shift: f64) -> Result<Self, SchedulerError> {
-        if shift > 0.0 && shift <= MAX_SHIFT {
-            return Ok(Self { shift, ..self });
+        let shift = shift.unwrap_or(f64::NAN);
+        if is_shift(shift) {
+            return Ok(Self { train, shift });
         }
-        Err(SchedulerError::OutOfRange { key: self.key, found: shift, expected: "more than 0, at most 10000" })
+        Err(SchedulerError::OutOfRange { key, found: shift, expected: "more than 0, at most 10000" })
     }
 
     fn shift(self, u: f64) -> f64 {
@@ -77,17 +77,18 @@ pub(super) enum Grid {
     FlowMatch,
 }
 
-/// A scheduler that is a shift, a grid and how steps are taken.
-#[derive(Debug)]
-pub(super) struct Flow {
+/// A scheduler that is a shift, a grid and how steps are taken, with what `S` says of that.
+#[derive(Clone, Debug)]
+pub(super) struct Flow<S = ()> {
     pub(super) config: Config,
     pub(super) grid: Grid,
-    pub(super) begin: fn(Levels) -> Box<dyn Schedule>,
+    pub(super) solver: S,
+    pub(super) begin: fn(Levels, &S) -> Box<dyn Schedule>,
 }
 
-impl Scheduler for Flow {
+impl<S: Clone + fmt::Debug + Send + Sync + 'static> Scheduler for Flow<S> {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        Ok((self.begin)(self.grid.levels(self.config, steps)?))
+        Ok((self.begin)(self.grid.levels(self.config, steps)?, &self.solver))
     }
 
     fn shift(&self) -> Option<f64> {
@@ -95,7 +96,10 @@ impl Scheduler for Flow {
     }
 
     fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted(shift)?, ..*self }))
+        if !is_shift(shift) {
+            return Err(SchedulerError::Shift { found: shift });
+        }
+        Ok(Box::new(Self { config: Config { shift, ..self.config }, ..self.clone() }))
     }
 }
 

@@ -43,7 +43,7 @@ fn options() -> [(&'static str, Value); 10] {
 
 fn scheduler(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
     let config = Config::read(value, ["flow_shift", "shift"])?;
-    Ok(Box::new(Flow { config, grid, begin: |levels| Box::new(Steps { levels, before: None }) }))
+    Ok(Box::new(Flow { config, grid, solver: (), begin: |levels, ()| Box::new(Steps { levels, before: None }) }))
 }
 
 struct Steps {
@@ -75,7 +75,7 @@ impl Schedule for Steps {
         let h = lambda_next - lambda;
         let (keep, change) = (next / now, (1.0 - next) * ((-h).exp() - 1.0));
         let mut sum = Zip::from(sample).and(&clean).map_collect(|&x, &m| keep * x - change * m);
-        if let Some(before) = &self.before {
+        if let Some(before) = self.before.as_ref().filter(|_| index > 0) {
             // 0 after a level without signal, where λ is -∞.
             let slope = 1.0 / ((lambda - levels.lambda(index - 1)) / h);
             Zip::from(&mut sum).and(&clean).and(before).for_each(|x, &m, &b| *x -= 0.5 * change * (slope * (m - b)));

@@ -26,7 +26,7 @@ fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError>
     only(value, &plain_levels())?;
     only(value, &[("scale_factors", Value::Null), ("upscale_mode", "bicubic".into())])?;
     let config = Config::read(value, ["shift", "flow_shift"])?;
-    Ok(Box::new(Flow { config, grid, begin: |levels| Box::new(Steps { levels }) }))
+    Ok(Box::new(Flow { config, grid, solver: (), begin: |levels, ()| Box::new(Steps { levels }) }))
 }
 
 struct Steps {

@@ -2,6 +2,7 @@ use ndarray::{Array1, ArrayD};
 use serde_json::{Value, json};
 
 use super::*;
+use crate::error::{Classified, ErrorClass};
 
 struct Golden {
     file: Value,
@@ -101,6 +102,25 @@ fn wrong_predictions_leave_the_trajectory() {
 }
 
 #[test]
+fn schedule_that_begins_again_gives_the_same_samples() {
+    let file = json!({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0});
+    for sampler in samplers().filter(|sampler| read_for(&file, None, Some(sampler)).is_ok()) {
+        let mut schedule = read_for(&file, None, Some(sampler)).unwrap().begin(3).unwrap();
+        let mut run = |steps: usize| {
+            let mut sample = Array1::from(vec![0.5f32, -1.0]).into_dyn();
+            for i in 0..steps {
+                let prediction = sample.mapv(|x| 0.3 * x + 0.1);
+                sample = schedule.step(&prediction, i, &sample, &mut |shape| ArrayD::ones(shape)).unwrap();
+            }
+            sample
+        };
+        let whole = run(3);
+        run(2);
+        assert_eq!(run(3), whole, "{sampler}");
+    }
+}
+
+#[test]
 fn steps_at_a_boundary_are_those_of_the_experts() {
     // Wan 2.2 hands over from one expert to the other at a timestep.
     let above = |shift: f64, steps: usize, boundary: f64| {
@@ -142,6 +162,8 @@ fn file_of_another_kind_is_refused_with_the_classes_of_this_one() {
         check_kind(&file("DDIMScheduler"), Kind::Diffusion).is_ok() && check_kind(&json!({}), Kind::Diffusion).is_ok()
     );
     assert!(check_kind(&file("UniPCMultistepScheduler"), Kind::Flow).is_ok());
+    // A file without a class is read as a diffusion's.
+    assert!(check_kind(&json!({}), Kind::Flow).unwrap_err().to_string().contains("`_class_name` is missing"));
     for (name, kind, supported) in [
         (
             "FlowMatchEulerDiscreteScheduler",
@@ -165,7 +187,8 @@ fn shift_is_for_flows_and_sensible() {
     let scheduler = read(&flow, None).unwrap();
     assert_eq!((scheduler.shift(), scheduler.shifted(7.0).unwrap().shift()), (Some(3.0), Some(7.0)));
     for shift in [0.0, -1.0, f64::NAN, f64::INFINITY, 1e5] {
-        assert!(matches!(scheduler.shifted(shift), Err(SchedulerError::OutOfRange { .. })), "{shift}");
+        let error = scheduler.shifted(shift).unwrap_err();
+        assert!(matches!(error, SchedulerError::Shift { .. }) && error.class() == ErrorClass::Usage, "{error}");
     }
     let ddim = read(&json!({"_class_name": "DDIMScheduler"}), None).unwrap();
     assert_eq!(ddim.shift(), None);

@@ -7,14 +7,14 @@ use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::flow::{Config, Grid, Levels, must_be, only};
+use super::flow::{Config, Flow, Grid, Levels, must_be, only};
 use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["UniPCMultistepScheduler"],
     sampler: "unipc",
     kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowUniPc::read(value, Grid::UniPc)?)),
+    read: |value| read(value, Grid::UniPc),
 };
 
 /// On the grid of Wan's own code.
@@ -22,15 +22,8 @@ pub(super) const WAN: Class = Class {
     names: &[],
     sampler: "unipc_wan",
     kind: Kind::Flow,
-    read: |value| Ok(Box::new(FlowUniPc::read(value, Grid::WanUniPc)?)),
+    read: |value| read(value, Grid::WanUniPc),
 };
-
-#[derive(Clone, Debug)]
-struct FlowUniPc {
-    config: Config,
-    grid: Grid,
-    solver: Solver,
-}
 
 /// How the steps are taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,14 +42,14 @@ struct Keys {
     disable_corrector: Option<Vec<usize>>,
 }
 
-impl FlowUniPc {
-    fn read(value: &Value, grid: Grid) -> Result<Self, SchedulerError> {
-        let config = Config::read(value, ["flow_shift", "shift"])?;
-        // Another class's file names other things by these keys.
-        let own = value.get("_class_name").is_some_and(|name| CLASS.names.iter().any(|own| name == own));
-        let solver = if own { Solver::read(value)? } else { Solver::default() };
-        Ok(Self { config, grid, solver })
-    }
+fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    let config = Config::read(value, ["flow_shift", "shift"])?;
+    // Another class's file names other things by the solver's keys.
+    let own = value.get("_class_name").is_some_and(|name| CLASS.names.iter().any(|own| name == own));
+    let solver = if own { Solver::read(value)? } else { Solver::default() };
+    let begin: fn(Levels, &Solver) -> Box<dyn Schedule> =
+        |levels, solver| Box::new(Steps { levels, solver: solver.clone(), last: None, clean: [None, None] });
+    Ok(Box::new(Flow { config, grid, solver, begin }))
 }
 
 impl Default for Solver {
@@ -97,21 +90,6 @@ impl Solver {
             return unsupported("lower_order_final", "false".to_owned(), "true");
         }
         Ok(Self { order, uncorrected: keys.disable_corrector.unwrap_or_default() })
-    }
-}
-
-impl Scheduler for FlowUniPc {
-    fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        let levels = self.grid.levels(self.config, steps)?;
-        Ok(Box::new(Steps { levels, solver: self.solver.clone(), last: None, clean: [None, None] }))
-    }
-
-    fn shift(&self) -> Option<f64> {
-        Some(self.config.shift)
-    }
-
-    fn shifted(&self, shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
-        Ok(Box::new(Self { config: self.config.shifted(shift)?, ..self.clone() }))
     }
 }
 
@@ -190,6 +168,9 @@ impl Schedule for Steps {
         _: &mut Draw<'_>,
     ) -> Result<ArrayD<f32>, SchedulerError> {
         self.levels.check(prediction, index, sample)?;
+        if index == 0 {
+            (self.last, self.clean) = (None, [None, None]);
+        }
         let clean = self.levels.clean(prediction, index, sample);
         let sample = self.corrected(index, &clean).unwrap_or_else(|| sample.clone());
         let left = self.levels.timesteps.len() - index;

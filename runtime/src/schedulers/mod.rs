@@ -79,24 +79,27 @@ pub fn read_for(
 /// # Errors
 /// [`SchedulerError::Unsupported`] for any other.
 pub fn check_kind(value: &serde_json::Value, kind: Kind) -> Result<(), SchedulerError> {
-    let fitting = CLASSES.iter().filter(|class| class.kind == kind);
-    match value.get("_class_name") {
-        Some(name) if !fitting.clone().any(|class| class.names.iter().any(|own| name == own)) => {
-            Err(unknown_class(name, fitting))
-        }
-        _ => Ok(()),
+    match class_of(value) {
+        Ok(class) if class.kind == kind => Ok(()),
+        _ => Err(unknown_class(value.get("_class_name"), CLASSES.iter().filter(|class| class.kind == kind))),
     }
+}
+
+/// The names of all samplers.
+pub fn samplers() -> impl Iterator<Item = &'static str> {
+    CLASSES.iter().map(|class| class.sampler)
 }
 
 /// The class that a file names.
 fn class_of(value: &serde_json::Value) -> Result<&'static Class, SchedulerError> {
     let Some(name) = value.get("_class_name") else { return Ok(&CLASSES[0]) };
     let named = |class: &&Class| name.as_str().is_some_and(|name| class.names.contains(&name));
-    CLASSES.iter().find(named).ok_or_else(|| unknown_class(name, CLASSES.iter()))
+    CLASSES.iter().find(named).ok_or_else(|| unknown_class(Some(name), CLASSES.iter()))
 }
 
-fn unknown_class<'a>(name: &serde_json::Value, known: impl Iterator<Item = &'a Class>) -> SchedulerError {
-    let found = name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+fn unknown_class<'a>(name: Option<&serde_json::Value>, known: impl Iterator<Item = &'a Class>) -> SchedulerError {
+    let text = |name: &serde_json::Value| name.as_str().map_or_else(|| name.to_string(), str::to_owned);
+    let found = name.map_or_else(|| "missing".to_owned(), text);
     SchedulerError::Unsupported {
         key: "_class_name",
         found,

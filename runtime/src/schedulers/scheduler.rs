@@ -21,10 +21,10 @@ pub trait Scheduler: fmt::Debug + Send + Sync {
         None
     }
 
-    /// The same scheduler with another shift.
+    /// The same scheduler with another shift, more than 0.
     ///
     /// # Errors
-    /// [`SchedulerError::NoShift`] where there is none, [`SchedulerError::OutOfRange`] for a shift that makes no sense.
+    /// [`SchedulerError::NoShift`] where there is none, [`SchedulerError::Shift`] for one that makes no sense.
     fn shifted(&self, _shift: f64) -> Result<Box<dyn Scheduler>, SchedulerError> {
         Err(SchedulerError::NoShift)
     }
@@ -51,7 +51,7 @@ pub trait Schedule: Send {
     /// Step `index`: the sample and the model's `prediction` for it, of one shape, give the next sample. A scheduler that adds
     /// noise takes it from `draw`.
     ///
-    /// Steps are taken in order, each once.
+    /// Steps are taken in order, each once; step 0 begins again.
     ///
     /// # Errors
     /// [`SchedulerError::Shape`] if the shapes differ, [`SchedulerError::Step`] after the last step.
@@ -120,6 +120,12 @@ pub enum SchedulerError {
         /// What there is.
         supported: String,
     },
+    /// A request gives a shift that makes no sense.
+    #[error("`{SHIFT}` is {found}, expected more than 0, at most 10000")]
+    Shift {
+        /// The shift.
+        found: f64,
+    },
     /// A request gives a shift to a scheduler without one.
     #[error("this model's scheduler has no shift: that is for models of flow matching; leave `{SHIFT}` out")]
     NoShift,
@@ -173,7 +179,7 @@ impl Classified for SchedulerError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Unsupported { .. } => ErrorClass::Unsupported,
-            Self::Steps { .. } | Self::Unknown { .. } | Self::NoShift => ErrorClass::Usage,
+            Self::Steps { .. } | Self::Unknown { .. } | Self::Shift { .. } | Self::NoShift => ErrorClass::Usage,
             _ => ErrorClass::BadModel,
         }
     }

@@ -21,10 +21,10 @@ static void save(const v2l_adapter *adapter, const char *folder, const char *nam
 }
 
 static void ask(char **paths, const char *word) {
-    char name[64], path[4096];
+    char name[64], scheduler[64], path[4096];
     unsigned image, width, height, branches;
-    if (sscanf(word, "%63[^:]:%u:%u:%u:%u", name, &image, &width, &height, &branches) != 5) {
-        fprintf(stderr, "%s: expected NAME:IMAGE:WIDTH:HEIGHT:BRANCHES\n", word);
+    if (sscanf(word, "%63[^:]:%u:%u:%u:%u:%63s", name, &image, &width, &height, &branches, scheduler) != 6) {
+        fprintf(stderr, "%s: expected NAME:IMAGE:WIDTH:HEIGHT:BRANCHES:SCHEDULER\n", word);
         exit(2);
     }
     v2l_open_options open;
@@ -57,6 +57,7 @@ static void ask(char **paths, const char *word) {
     options.height = height;
     options.num_frames = 5;
     options.num_inference_steps = 2;
+    options.scheduler = strcmp(scheduler, "own") == 0 ? NULL : scheduler;
     options.seed = 7;
     options.has_seed = 1;
     snprintf(path, sizeof path, "%s/%s.video.safetensors", paths[4], name);

@@ -16,7 +16,7 @@ def matrix(rows: int, columns: int) -> np.ndarray:
 
 
 def answer(engines: str, reference: str, image: str, out: Path, word: str) -> None:
-    name, *numbers = word.split(":")
+    name, *numbers, scheduler = word.split(":")
     with_image, width, height, branches = map(int, numbers)
     mode = v2l.AdapterMode.SIDE if branches else v2l.AdapterMode.FUSE
     with v2l.Predictor(engines, adapter_mode=mode) as predictor:
@@ -32,6 +32,7 @@ def answer(engines: str, reference: str, image: str, out: Path, word: str) -> No
             num_frames=5,
             num_inference_steps=2,
             seed=7,
+            scheduler=None if scheduler == "own" else scheduler,
             file=out / f"{name}.video.safetensors",
         )
 

@@ -9,14 +9,14 @@
 namespace {
 
 struct Ask {
-    std::string name;
+    std::string name, scheduler;
     unsigned image = 0, width = 0, height = 0, branches = 0;
 
     explicit Ask(const std::string &word) {
         std::istringstream text(word);
         char colon = 0;
         std::getline(text, name, ':');
-        text >> image >> colon >> width >> colon >> height >> colon >> branches;
+        text >> image >> colon >> width >> colon >> height >> colon >> branches >> colon >> scheduler;
     }
 };
 
@@ -42,6 +42,7 @@ void answer(char **argv, const Ask &ask) {
     options.height = ask.height;
     options.num_frames = 5;
     options.num_inference_steps = 2;
+    options.scheduler = ask.scheduler == "own" ? nullptr : ask.scheduler.c_str();
     options.seed = 7;
     options.has_seed = 1;
     v2l::Control control;

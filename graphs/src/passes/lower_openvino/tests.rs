@@ -88,6 +88,29 @@ fn scales_of_several_axes_are_taken_out_of_layer_norms() {
     assert!(error.reason.contains("scales of one axis only"), "{error}");
 }
 
+#[test]
+fn shift_of_several_axes_is_taken_out_though_the_scale_has_one() {
+    let mut model = layer_norm(&["B", "1", "8"], -1);
+    model.graph.inputs[1] = layer_norm(&["8"], -1).graph.inputs[1].clone();
+    assert_eq!(lower_for_openvino(&mut model).unwrap().norms, 1);
+    assert_eq!(op_types(&model.graph), ["CastLike", "LayerNormalization", "Mul", "Add"]);
+    check::check(&model).unwrap();
+}
+
+#[test]
+fn what_takes_a_newer_operator_set_is_refused_in_an_old_one() {
+    let old = |mut model: Model| {
+        model.opsets.insert(String::new(), 14);
+        lower_for_openvino(&mut model).map(|_| ()).map_err(|error| error.reason)
+    };
+    assert_eq!(old(gemm(&[("alpha", Attribute::Float(1.0))])), Ok(()));
+    for model in [gemm(&[("alpha", Attribute::Float(0.5))]), gemm(&[("beta", Attribute::Float(2.0))])] {
+        assert!(old(model).unwrap_err().contains("opset 15"));
+    }
+    assert!(old(rotation(3, Some(1))).unwrap_err().contains("opset 15"));
+    assert_eq!(old(rotation(3, Some(2))), Ok(()));
+}
+
 /// A rotation of `x` of this many axes by positions of this many.
 fn rotation(x: usize, positions: Option<usize>) -> Model {
     let mut b = Builder::new("g");

@@ -610,6 +610,8 @@ class Pipeline(_Handle):
         fps: float = 0.0,
         noise_aug_strength: Optional[float] = None,
         seed: Optional[int] = None,
+        scheduler: Optional[str] = None,
+        shift: Optional[float] = None,
         file: Optional[Path] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
@@ -636,6 +638,10 @@ class Pipeline(_Handle):
             options.noise_aug_strength = noise_aug_strength
         if seed is not None:
             options.seed, options.has_seed = seed, 1
+        if scheduler is not None:
+            options.scheduler = scheduler.encode()
+        if shift is not None:
+            options.shift = shift
         control = _Control(progress, cancel)
         if file is not None:
             control.run(

@@ -159,6 +159,8 @@ class GenerateOptions(Structure):
         ("seed", c_uint64),
         ("has_seed", c_int32),
         ("reserved", c_int32),
+        ("scheduler", c_char_p),
+        ("shift", c_double),
     ]
 
 

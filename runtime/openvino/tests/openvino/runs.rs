@@ -1,7 +1,5 @@
 //! What runs give, on the real library.
 
-mod common;
-
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -12,7 +10,7 @@ use std::time::{Duration, Instant};
 use v2l_graphs::{Builder, DataType, Dim};
 use v2l_openvino::{Borrowed, CompileOptions, Element, Model, OpenVinoError, Precision};
 
-use common::{bytes, core, f32s, linear, long, noise, onnx, output, request};
+use crate::common::{bytes, core, f32s, linear, long, noise, onnx, output, request};
 
 const NEVER: &dyn Fn() -> bool = &|| false;
 

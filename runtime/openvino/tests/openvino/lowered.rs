@@ -1,7 +1,5 @@
 //! What `lower_for_openvino` writes, on the real library: against arithmetic by hand, and against the same graph in ONNX's own operators.
 
-mod common;
-
 use std::sync::Arc;
 
 use v2l_graphs::blocks::{self, RotaryTables};
@@ -9,7 +7,7 @@ use v2l_graphs::passes::{Passes, infer_shapes, lower_for_openvino, lower_for_ort
 use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, Model as Graph, TensorData, Value, encode_model};
 use v2l_openvino::{Borrowed, CompileOptions, Element, Request};
 
-use common::{bytes, f32s, noise, output, request};
+use crate::common::{bytes, f32s, noise, output, request};
 
 fn encoded(graph: &Graph) -> Vec<u8> {
     encode_model(graph, &|_| None).unwrap()

@@ -1,7 +1,5 @@
 //! Small graphs, and OpenVINO to run them on.
 
-#![allow(dead_code, reason = "each test file uses a part")]
-
 use std::sync::Arc;
 
 use v2l_graphs::{Builder, DataType, encode_model};

@@ -1,13 +1,11 @@
 //! What is refused, and in which words, on the real library.
 
-mod common;
-
 use std::sync::Arc;
 
 use v2l_graphs::{Builder, DataType, Dim, Initializer, Location, TensorData, encode_model};
 use v2l_openvino::{Borrowed, CompileOptions, Element, Model, OpenVinoError};
 
-use common::{core, f32s, linear, onnx, output, request};
+use crate::common::{core, f32s, linear, onnx, output, request};
 
 /// A graph that adds an initializer whose data lie at `location`.
 fn external(location: &str, offset: u64) -> Vec<u8> {
