@@ -712,6 +712,14 @@ typedef struct v2l_generate_options {
      * 0.
      */
     int32_t reserved;
+    /**
+     * Since 1.1. The scheduler, by v2l's name of it or by diffusers' class; NULL: the model's own.
+     */
+    const char *scheduler;
+    /**
+     * Since 1.1. The shift of the scheduler's noise levels, for models of flow matching. NaN: the scheduler's own.
+     */
+    double shift;
 } v2l_generate_options;
 
 /**

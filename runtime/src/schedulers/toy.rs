@@ -77,7 +77,7 @@ impl Schedule for Steps {
             let (expected, found) = (sample.shape().to_vec(), prediction.shape().to_vec());
             return Err(SchedulerError::Shape { expected, found });
         }
-        let velocity = match self.last.replace(prediction.clone()) {
+        let velocity = match self.last.replace(prediction.clone()).filter(|_| index > 0) {
             Some(last) => prediction * 1.5 - last * 0.5,
             None => prediction.clone(),
         };
