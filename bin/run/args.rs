@@ -15,8 +15,8 @@ use v2l_runtime::lora::adapter::AdapterFormat;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions};
-use v2l_runtime::schedulers::samplers;
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
+use v2l_runtime::schedulers::samplers;
 
 /// Run compiled engines.
 ///

@@ -321,13 +321,7 @@ impl<'a> Vars<'a> {
         self.reshaped(b, name, shape, vec![*rows, rest.iter().product()])
     }
 
-    fn reshaped(
-        &self,
-        b: &mut Builder,
-        name: &str,
-        stored: &[usize],
-        shape: Vec<usize>,
-    ) -> Result<Value, ExportError> {
+    fn reshaped(&self, b: &mut Builder, name: &str, stored: &[usize], shape: Vec<usize>) -> Result<Value, ExportError> {
         let full = self.path(name);
         let tensor = self.checkpoint.tensor(&full, stored)?;
         Ok(b.initializer(&full, Initializer { shape, ..tensor }))

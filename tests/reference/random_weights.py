@@ -83,6 +83,16 @@ def save_recipe(file: Path, recipe: dict) -> dict[str, torch.Tensor]:
     return make(recipe)
 
 
+def give(model, file: Path, key: str, dtype: str = "F32", scales: dict | None = None):
+    """Gives the model a recipe's weights as they are stored, in f32, and writes the recipe that stands for `file`.
+
+    Returns the model. Tables that it stores count as weights.
+    """
+    made = save_recipe(file, recipe_for(key, model.state_dict(), dtype, scales))
+    model.load_state_dict({name: tensor.float() for name, tensor in made.items()})
+    return model.float().eval()
+
+
 def load(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, or of the recipe that stands for it."""
     recipe = file.with_name(file.name + ".recipe.json")

@@ -2,7 +2,8 @@
 
 Run: python tests/reference/vae.py [--out DIR]
 
-Writes vae/<model>/ with `config.json`, `diffusion_pytorch_model.safetensors` and cases:
+Writes vae/<model>/ with `config.json`, `diffusion_pytorch_model.safetensors` as a recipe of random_weights.py, and
+cases:
 - `case_encode_*`: input.x [B,3,F,H,W] -> output.moments (mean and raw logvar on the channel axis),
   output.mean, output.logvar (clamped to [-30, 20]). Nothing is multiplied by the scaling factor.
 - `case_decode_*`: input.z [B,16,T,h,w] -> output.sample, in diffusers' chunks ([3,2,2,...] latent
@@ -29,8 +30,8 @@ import random_weights
 from common import fixtures_dir, output_dir, randn, randomize_, report, save_case
 
 MODELS = {
-    "tiny": {"channels": (4, 8, 8, 12), "layers": 1, "groups": 4, "dtype": torch.float32, "seed": 100},
-    "bf16": {"channels": (4, 8, 8), "layers": 2, "groups": 2, "dtype": torch.bfloat16, "seed": 101},
+    "tiny": {"channels": (4, 8, 8, 12), "layers": 1, "groups": 4, "dtype": "F32"},
+    "bf16": {"channels": (4, 8, 8), "layers": 2, "groups": 2, "dtype": "BF16"},
 }
 
 
@@ -220,8 +221,9 @@ def main():
     check_against_official()
     out = output_dir(__doc__, "vae")
     for name, spec in MODELS.items():
-        vae = make_vae(spec["channels"], spec["layers"], spec["groups"], spec["seed"])
-        vae = store(vae, out / name, spec["dtype"])
+        vae = make_vae(spec["channels"], spec["layers"], spec["groups"], 0)
+        random_weights.give(vae, out / name / "diffusion_pytorch_model.safetensors", f"vae/{name}", spec["dtype"])
+        vae.save_config(out / name)
         {"tiny": write_tiny, "bf16": write_bf16}[name](vae, out / name)
     report(out)
 

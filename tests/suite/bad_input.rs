@@ -407,8 +407,11 @@ impl Predictor {
         let scratch = Scratch::new();
         let from = fixtures().join("hypernetwork/subset");
         let model = scratch.copy(&from.join("transformer"), "transformer");
-        let hypernetwork = scratch.copy(&from.join("hypernetwork.safetensors"), "hypernetwork.safetensors");
-        let lilora = scratch.copy(&from.join("checkpoint-checkpoint-100.safetensors"), "lilora.safetensors");
+        let made = |name: &str, as_: &str| {
+            scratch.copy(&from.join(format!("{name}.safetensors.recipe.json")), &format!("{as_}.safetensors"))
+        };
+        let hypernetwork = made("hypernetwork", "hypernetwork");
+        let lilora = made("checkpoint-checkpoint-100", "lilora");
         Self { scratch, model, hypernetwork, lilora }
     }
 

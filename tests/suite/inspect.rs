@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
+use crate::random_weights;
 use crate::support::{Built, fixtures};
 use crate::tools::{RawTensor, Scratch, args, command, output, run_ok, sample, sample_model, write};
 
@@ -63,7 +64,8 @@ fn graphs_of_a_text_encoder_are_as_recorded() {
 
 #[test]
 fn graphs_of_a_hypernetwork_are_as_recorded() {
-    let folder = fixtures().join("hypernetwork/subset");
+    let made = random_weights::made(&fixtures().join("hypernetwork/subset"));
+    let folder = made.root();
     let files = (folder.join("hypernetwork.safetensors"), folder.join("checkpoint-checkpoint-100.safetensors"));
     let options = v2l_export::ExportOptions { predictor: Some(files), iterations: Some(2) };
     let built = Built::new(&folder.join("transformer"), &options, None);

@@ -25,20 +25,23 @@ struct Entry {
     offset: f32,
 }
 
-/// A copy of a fixture folder, every recipe replaced by the file that it stands for.
+/// A copy of a fixture folder.
 pub(crate) fn made(folder: &Path) -> Scratch {
     let scratch = Scratch::new();
     scratch.copy(folder, ".");
-    let recipes: Vec<_> = scratch.listing().into_keys().collect();
-    for path in recipes {
-        let Some(file) = path.to_str().and_then(|path| path.strip_suffix(SUFFIX)) else { continue };
-        let recipe: Recipe = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
-        let tensors =
-            recipe.tensors.iter().map(|(name, entry)| (name.clone(), entry.tensor(&recipe.key, name))).collect();
-        write(Path::new(file), &tensors, None);
-        std::fs::remove_file(&path).unwrap();
-    }
     scratch
+}
+
+/// The file that a recipe stands for; `None` of any other file.
+pub(crate) fn stands_for(path: &Path) -> Option<&Path> {
+    path.to_str()?.strip_suffix(SUFFIX).map(Path::new)
+}
+
+/// Writes the file that the recipe at `from` stands for.
+pub(crate) fn make(from: &Path, to: &Path) {
+    let recipe: Recipe = serde_json::from_slice(&std::fs::read(from).unwrap()).unwrap();
+    let tensors = recipe.tensors.iter().map(|(name, entry)| (name.clone(), entry.tensor(&recipe.key, name))).collect();
+    write(to, &tensors, None);
 }
 
 impl Entry {

@@ -15,6 +15,8 @@ use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
+use crate::random_weights;
+
 /// The folder of golden files.
 pub(crate) fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
@@ -78,8 +80,9 @@ impl Built {
 
     pub(crate) fn with(model: &Path, options: &ExportOptions, compile: &CompileOptions) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let bundle = folder.path().join("bundle");
-        v2l_export::export(model, &bundle, options, &mut |_| {}).unwrap_or_else(|e| panic!("{}: {e}", model.display()));
+        let (source, bundle) = (random_weights::made(model), folder.path().join("bundle"));
+        v2l_export::export(source.root(), &bundle, options, &mut |_| {})
+            .unwrap_or_else(|e| panic!("{}: {e}", model.display()));
         let engines = folder.path().join("engines");
         v2l_export::compile(&bundle, &engines, compile, &mut |_| {})
             .unwrap_or_else(|e| panic!("{}: {e}", model.display()));

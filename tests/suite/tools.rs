@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tempfile::TempDir;
 
+use crate::random_weights;
 use crate::support::fixtures;
 
 /// What a tool printed, and its exit code.
@@ -119,7 +120,7 @@ impl Scratch {
         path
     }
 
-    /// A copy of a file or folder, free to be damaged.
+    /// A copy of a file or folder, free to be damaged; of a recipe, the file that it stands for.
     pub(crate) fn copy(&self, from: &Path, name: &str) -> PathBuf {
         let to = self.path(name);
         copy(from, &to);
@@ -142,6 +143,7 @@ impl Scratch {
     }
 }
 
+/// Copies a file or folder; of a recipe, the file that it stands for.
 pub(crate) fn copy(from: &Path, to: &Path) {
     if from.is_dir() {
         std::fs::create_dir_all(to).unwrap();
@@ -149,6 +151,8 @@ pub(crate) fn copy(from: &Path, to: &Path) {
             let entry = entry.unwrap();
             copy(&entry.path(), &to.join(entry.file_name()));
         }
+    } else if random_weights::stands_for(from).is_some() {
+        random_weights::make(from, random_weights::stands_for(to).unwrap_or(to));
     } else {
         std::fs::copy(from, to).unwrap();
     }

@@ -18,12 +18,8 @@ pub(super) const CLASS: Class = Class {
 };
 
 /// On the grid of Wan's own code.
-pub(super) const WAN: Class = Class {
-    names: &[],
-    sampler: "unipc_wan",
-    kind: Kind::Flow,
-    read: |value| read(value, Grid::WanUniPc),
-};
+pub(super) const WAN: Class =
+    Class { names: &[], sampler: "unipc_wan", kind: Kind::Flow, read: |value| read(value, Grid::WanUniPc) };
 
 /// How the steps are taken.
 #[derive(Clone, Debug, PartialEq)]
