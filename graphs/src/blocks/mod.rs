@@ -12,11 +12,11 @@ mod resample;
 mod rotary;
 mod sinusoid;
 
-pub use activation::{gelu, gelu_tanh, silu};
+pub use activation::{gelu, gelu_tanh, quick_gelu, silu};
 pub use attention::{merge_heads, scaled_dot_product_attention, split_heads};
-pub use causal_conv::{TimeCache, causal_conv3d, conv2d_per_frame, conv3d};
+pub use causal_conv::{TimeCache, causal_conv3d, causal_time_conv, conv2d_per_frame, conv3d, zero_frames_before};
 pub use linear::linear;
-pub use norm::{group_norm, layer_norm, modulate, rms_norm};
+pub use norm::{channel_norm, group_norm, layer_norm, modulate, rms_norm};
 pub use resample::{average_frame_pairs, double_space, nearest_frames, repeat_frames, resize_space_like};
 pub use rotary::{RotaryTables, rotate_interleaved};
 pub use sinusoid::timestep_sinusoid;

@@ -33,6 +33,24 @@ pub fn group_norm(b: &mut Builder, x: &Value, groups: usize, scale: &Value, bias
     b.op("Add", &[&scaled, &bias])
 }
 
+/// `x` `[B, channels, …]` divided by its root mean square over channels, then `· gamma`; where the sum of squares has a
+/// root below 1e-12, that takes its place.
+///
+/// `gamma` broadcasts to `x`. The statistics are always float32, as in the reference.
+pub fn channel_norm(b: &mut Builder, x: &Value, channels: usize, gamma: &Value) -> Value {
+    let factor = b.island(|b| {
+        let square = b.op("Mul", &[x, x]);
+        let axes = b.ints(&[1]);
+        let sum = b.op("ReduceSum", &[&square, &axes]);
+        let root = b.op("Sqrt", &[&sum]);
+        let (least, scale) = (b.float(1e-12), b.float((channels as f32).sqrt()));
+        let root = b.op("Max", &[&root, &least]);
+        b.op("Div", &[&scale, &root])
+    });
+    let normal = b.op("Mul", &[x, &factor]);
+    b.op("Mul", &[&normal, gamma])
+}
+
 /// `x · (1 + scale) + shift`, all broadcast against each other.
 pub fn modulate(b: &mut Builder, x: &Value, scale: &Value, shift: &Value) -> Value {
     let one = b.float(1.0);

@@ -284,7 +284,7 @@ impl<'a> Network<'a> {
         let weight = vars.get(&mut self.b, "weight", &[channels, channels, 3, 3])?;
         let bias = vars.get(&mut self.b, "bias", &[channels])?;
         let (stride, pads) = if down { (2, [0, 0, 1, 1]) } else { (1, [1, 1, 1, 1]) };
-        Ok(self.b.scope(path, |b| blocks::conv2d_per_frame(b, x, &weight, &bias, channels, stride, pads)))
+        Ok(self.b.scope(path, |b| blocks::conv2d_per_frame(b, x, &weight, &bias, [channels; 2], stride, pads)))
     }
 
     /// Declares the caches as outputs.

@@ -1,6 +1,7 @@
-//! Wan 2.1 and 2.2: the transformer.
+//! Wan 2.1 and 2.2: transformer and autoencoders.
 
 pub mod transformer;
+pub mod vae;
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ pub(super) struct Wan;
 
 impl Family for Wan {
     fn architectures(&self) -> &'static [&'static dyn Architecture] {
-        &[&Transformer]
+        &[&Transformer, &Vae]
     }
 
     fn sampling(&self) -> Kind {
@@ -42,5 +43,22 @@ impl Architecture for Transformer {
     fn export(&self, folder: &Path, _pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
         let config: transformer::Config = read_json(&folder.join("config.json"))?;
         Ok(vec![transformer::export(&config, &Checkpoint::open_folder(folder)?)?])
+    }
+}
+
+struct Vae;
+
+impl Architecture for Vae {
+    fn class(&self) -> &'static str {
+        vae::CLASS
+    }
+
+    fn part(&self) -> Part {
+        Part::Vae
+    }
+
+    fn export(&self, folder: &Path, _pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: vae::Config = read_json(&folder.join("config.json"))?;
+        Ok(vae::export(&config, &Checkpoint::open_folder(folder)?)?.into())
     }
 }
