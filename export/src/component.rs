@@ -19,7 +19,7 @@ pub mod metadata {
 /// One network, exported: one set of weights and one or more graphs over it.
 #[derive(Debug)]
 pub struct Component {
-    /// `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder` or `hypernetwork`.
+    /// `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder`, `image_encoder` or `hypernetwork`.
     pub name: String,
     /// Graphs by name, all over the same weights.
     pub graphs: Vec<(String, Model)>,

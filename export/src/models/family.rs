@@ -14,11 +14,12 @@ pub(crate) enum Part {
     Transformer,
     Vae,
     TextEncoder,
+    ImageEncoder,
 }
 
 impl Part {
     /// In the order in which a pipeline is exported.
-    pub(crate) const ALL: [Self; 3] = [Self::Transformer, Self::Vae, Self::TextEncoder];
+    pub(crate) const ALL: [Self; 4] = [Self::Transformer, Self::Vae, Self::TextEncoder, Self::ImageEncoder];
 
     /// Its folder in diffusers' layout.
     pub(crate) const fn folder(self) -> &'static str {
@@ -26,6 +27,7 @@ impl Part {
             Self::Transformer => "transformer",
             Self::Vae => "vae",
             Self::TextEncoder => "text_encoder",
+            Self::ImageEncoder => "image_encoder",
         }
     }
 }
@@ -54,7 +56,7 @@ impl fmt::Debug for dyn Architecture {
 
 /// Networks that were made for each other.
 pub(crate) trait Family: Sync {
-    /// Its networks, text encoders that others use, too, left out.
+    /// Its networks, encoders that others use, too, left out.
     fn architectures(&self) -> &'static [&'static dyn Architecture];
 
     /// What its transformers are trained to undo.

@@ -1,7 +1,7 @@
 //! What is known of networks: from configuration and checkpoint to ONNX graphs.
 //!
 //! A family of models is a folder here and a line in `FAMILIES`; its counterpart in the runtime has the same name.
-//! Text encoders that several families share, and predictors, have registries of their own.
+//! Encoders of text and images that several families share, and predictors, have registries of their own.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ pub(crate) fn find(
     })
 }
 
-/// The family of an architecture; `None` of a text encoder.
+/// The family of an architecture; `None` of an encoder that families share.
 pub(crate) fn family_of(architecture: &dyn Architecture) -> Option<&'static dyn Family> {
     let has = |family: &&dyn Family| family.architectures().iter().any(|own| own.class() == architecture.class());
     FAMILIES.iter().copied().find(has)
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn text_encoders_belong_to_no_family() {
+    fn shared_encoders_belong_to_no_family() {
         assert!(encoders::ENCODERS.iter().all(|encoder| family_of(*encoder).is_none()));
     }
 }
