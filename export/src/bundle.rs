@@ -10,9 +10,8 @@ use serde_json::Value as Json;
 use v2l_graphs::{ExternalDataWriter, encode_model};
 use v2l_runtime::io::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::{self, FILE_NAME};
-use v2l_runtime::pipeline::config::{
-    ComponentFiles, Defaults, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig,
-};
+use v2l_runtime::pipeline::config::{ComponentFiles, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig};
+use v2l_runtime::request::Defaults;
 use v2l_runtime::schedulers;
 
 use crate::files::{new_folder, read_json};
@@ -70,7 +69,7 @@ pub fn export(
     let source = Source::find(model)?;
     let mut pipeline = PipelineConfig {
         format: config::FORMAT.into(),
-        version: config::VERSION,
+        version: config::OLDEST_VERSION,
         components: IndexMap::new(),
         family: None,
         scheduler: None,

@@ -9,8 +9,12 @@ use crate::tensor::NamedTensors;
 
 /// The component that adapters change; its graph is `step`.
 pub const TRANSFORMER: &str = "transformer";
+/// The transformer that makes a model's last steps, where it has two.
+pub const TRANSFORMER_2: &str = "transformer_2";
 /// The component that turns a prompt into embeddings; its graph is `encode`.
 pub const TEXT_ENCODER: &str = "text_encoder";
+/// The component that tells the transformer what an image shows; its graph is `encode`.
+pub const IMAGE_ENCODER: &str = "image_encoder";
 /// The component that turns pixels into latents.
 pub const VAE_ENCODER: &str = "vae_encoder";
 /// The component that turns latents into pixels.

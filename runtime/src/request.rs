@@ -1,10 +1,15 @@
 //! What is asked of a model, and what that comes to.
 
 use ndarray::{Array5, ArrayD};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
 use crate::media::video::Frames;
+use crate::values::{WrongValue, between, real};
+
+/// The negative prompt of Video2LoRA's official scripts.
+pub const NEGATIVE_PROMPT: &str = "The video is not of a high quality, it has a low resolution. Watermark present in each \
+    frame. The background is solid. Strange body and strange trajectory. Distortion.";
 
 /// A video to generate. What is `None` comes from the pipeline's defaults.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +20,8 @@ pub struct Request {
     pub negative_prompt: Option<String>,
     /// The first frame; of several frames the first counts.
     pub image: Option<Frames>,
+    /// The last frame, for models that end at an image; of several frames the first counts.
+    pub last_image: Option<Frames>,
     /// Width in pixels.
     pub width: Option<usize>,
     /// Height in pixels.
@@ -29,6 +36,9 @@ pub struct Request {
     pub shift: Option<f64>,
     /// Guidance; 1 or less: none, and half the work.
     pub guidance_scale: Option<f64>,
+    /// Guidance of the second of two transformers; that of the first if nothing says it. Whether there is guidance at all says
+    /// the first alone.
+    pub guidance_scale_2: Option<f64>,
     /// Frames per second of the result.
     pub fps: Option<f64>,
     /// Seed of every draw.
@@ -41,12 +51,80 @@ pub struct Request {
     pub augmentation_noise: Option<Array5<f32>>,
     /// Embeddings `[2 or 1, tokens, width]`, negative first, instead of the text encoder's.
     pub prompt_embeds: Option<ArrayD<f32>>,
+    /// Those of the negative prompt, `[1, tokens, width]`, if [`Self::prompt_embeds`] holds one prompt alone; unused
+    /// without guidance.
+    pub negative_prompt_embeds: Option<ArrayD<f32>>,
 }
 
 impl Request {
     /// A video of what `prompt` says, with the pipeline's defaults for all else.
     pub fn new(prompt: impl Into<String>) -> Self {
         Self { prompt: prompt.into(), ..Self::default() }
+    }
+}
+
+/// What a request takes if it does not say otherwise.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Defaults {
+    /// Sampler steps.
+    pub num_inference_steps: usize,
+    /// Guidance; 1 or less: none.
+    pub guidance_scale: f64,
+    /// Guidance of a second transformer; absent: as the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale_2: Option<f64>,
+    /// Pixel frames.
+    pub num_frames: usize,
+    /// Frames per second of the result.
+    pub fps: f64,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// Standard deviation of the noise on the condition image.
+    pub noise_aug_strength: f64,
+    /// Negative prompt.
+    pub negative_prompt: String,
+    /// Width in pixels; absent: the condition image's, or the training resolution.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
+    /// Height in pixels.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub height: Option<usize>,
+}
+
+impl Default for Defaults {
+    /// Those of Video2LoRA's `predict_i2v.py`.
+    fn default() -> Self {
+        Self {
+            num_inference_steps: 50,
+            guidance_scale: 6.0,
+            guidance_scale_2: None,
+            num_frames: 49,
+            fps: 8.0,
+            seed: 43,
+            noise_aug_strength: 0.0563,
+            negative_prompt: NEGATIVE_PROMPT.to_owned(),
+            width: None,
+            height: None,
+        }
+    }
+}
+
+impl Defaults {
+    pub(crate) fn check(&self) -> Result<(), WrongValue> {
+        between("defaults.num_inference_steps", self.num_inference_steps, 1, 100_000)?;
+        between("defaults.num_frames", self.num_frames, 1, 100_000)?;
+        real("defaults.guidance_scale", self.guidance_scale, true, "a number")?;
+        if let Some(guidance) = self.guidance_scale_2 {
+            real("defaults.guidance_scale_2", guidance, true, "a number")?;
+        }
+        real("defaults.fps", self.fps, self.fps > 0.0 && self.fps <= 1000.0, "more than 0, at most 1000")?;
+        let strength = self.noise_aug_strength;
+        real("defaults.noise_aug_strength", strength, strength >= 0.0, "0 or more")?;
+        for (key, side) in [("defaults.width", self.width), ("defaults.height", self.height)] {
+            between(key, side.unwrap_or(1), 1, 65_536)?;
+        }
+        Ok(())
     }
 }
 
@@ -71,6 +149,12 @@ pub struct Settings {
     pub shift: Option<f64>,
     /// Guidance.
     pub guidance_scale: f64,
+    /// Guidance of the second of two transformers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guidance_scale_2: Option<f64>,
+    /// The negative prompt, if it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
     /// Frames per second.
     pub fps: f64,
     /// Seed of every draw.

@@ -13,6 +13,7 @@ pub mod encoders;
 mod family;
 mod layers;
 pub mod predictors;
+#[cfg(feature = "wan")]
 pub mod wan;
 
 pub(crate) use family::{Architecture, Family, Part};
@@ -21,6 +22,7 @@ pub(crate) use family::{Architecture, Family, Part};
 static FAMILIES: &[&dyn Family] = &[
     #[cfg(feature = "cogvideox")]
     &cogvideox::CogVideoX,
+    #[cfg(feature = "wan")]
     &wan::Wan,
 ];
 

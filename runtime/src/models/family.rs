@@ -4,9 +4,9 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
-use ndarray::{Array5, ArrayD};
+use ndarray::{Array4, Array5, ArrayD};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error as _};
 use serde_json::Value;
 
 use super::vae::Vae;
@@ -30,7 +30,7 @@ pub(crate) struct Entry {
     pub(crate) read: fn(&str) -> Result<Arc<dyn Family>, serde_json::Error>,
 }
 
-/// One model of a family: what the sections `transformer` and `vae` of its `pipeline.json` say. It holds no session.
+/// One model of a family: what the sections `transformer`, `vae` and `image_encoder` of its `pipeline.json` say. It holds no session.
 ///
 /// Latents have five dimensions in an order of the family's own. A method fails with [`MissingSection`] if it needs a
 /// section that is absent.
@@ -48,7 +48,7 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// If JSON cannot hold a value.
-    fn sections(&self) -> Result<Sections<Value, Value>, serde_json::Error>;
+    fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error>;
 
     /// A line for each section that is there, for people.
     fn describe(&self) -> Vec<String>;
@@ -111,7 +111,25 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     /// [`MissingSection`].
     fn step_shapes(&self, request: &Request, settings: &Settings) -> Result<Shapes, Error>;
 
-    /// Makes the conditions of one video. `text` holds the embeddings `[batch, tokens, width]` of the prompts.
+    /// The transformers, in the order in which they make steps.
+    fn transformers(&self) -> &'static [&'static str] {
+        &[TRANSFORMER]
+    }
+
+    /// What the component `image_encoder` takes, `[images, 3, height, width]`; `None` if the model has none.
+    fn image_shape(&self) -> Option<[usize; 4]> {
+        None
+    }
+
+    /// The request's images as the component `image_encoder` takes them, of [`Self::image_shape`].
+    ///
+    /// # Errors
+    /// If an image cannot be resized.
+    fn image_pixels(&self, _request: &Request) -> Result<Option<Array4<f32>>, Error> {
+        Ok(None)
+    }
+
+    /// Makes the conditions of one video.
     ///
     /// It may run components other than the transformer; the caller releases the autoencoder's, it all others.
     ///
@@ -121,7 +139,7 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
         &self,
         components: &mut dyn Components,
         asked: (&Request, &Settings),
-        text: ArrayD<f32>,
+        embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error>;
 
@@ -174,26 +192,43 @@ pub trait Steps {
     fn finish(&self, latents: Array5<f32>) -> Array5<f32>;
 }
 
-/// The sections of a `pipeline.json` that a family reads: a `T` and a `V`.
+/// The sections of a `pipeline.json` that a family reads: a `T`, a `V` and an `I`.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
-pub struct Sections<T, V> {
+pub struct Sections<T, V, I> {
     /// The video transformer.
     pub transformer: Option<T>,
     /// The video autoencoder.
     pub vae: Option<V>,
+    /// The image encoder.
+    pub image_encoder: Option<I>,
 }
 
-impl<T, V> Default for Sections<T, V> {
+impl<T, V, I> Default for Sections<T, V, I> {
     fn default() -> Self {
-        Self { transformer: None, vae: None }
+        Self { transformer: None, vae: None, image_encoder: None }
+    }
+}
+
+/// A section that a family does not have: there is no such value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSection {}
+
+impl<'de> Deserialize<'de> for NoSection {
+    fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+        Err(D::Error::custom("models of this family have no such section"))
     }
 }
 
 /// Reads the sections of a family from the text of a `pipeline.json`.
 ///
 /// # Errors
-/// If a section is not as `T` or `V` has it, with its place in the text.
-pub fn sections<T: DeserializeOwned, V: DeserializeOwned>(text: &str) -> Result<Sections<T, V>, serde_json::Error> {
+/// If a section is not as `T`, `V` or `I` has it, with its place in the text.
+pub fn sections<T, V, I>(text: &str) -> Result<Sections<T, V, I>, serde_json::Error>
+where
+    T: DeserializeOwned,
+    V: DeserializeOwned,
+    I: DeserializeOwned,
+{
     serde_json::from_str(text)
 }
 
@@ -204,6 +239,17 @@ pub struct TextInput {
     pub tokens: usize,
     /// The text encoder does not see padding, and the embeddings of padding are zeros.
     pub masked: bool,
+    /// Prompts are cleaned as diffusers does it: entities of HTML resolved, runs of white space made one space.
+    pub cleaned: bool,
+}
+
+/// What encoders made of the texts and images of a request.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// `[batch, tokens, width]`, the negative prompt first.
+    pub text: ArrayD<f32>,
+    /// `[images, tokens, width]`, if the model has an image encoder.
+    pub images: Option<ArrayD<f32>>,
 }
 
 /// What a request must keep to.
@@ -215,6 +261,8 @@ pub struct Limits {
     pub frame_step: usize,
     /// What it does with a condition image.
     pub image: ImageInput,
+    /// What it does with an image of the last frame, where there is one of the first.
+    pub last_image: ImageInput,
     /// It was trained with noise on the condition image.
     pub noisy_image: bool,
 }

@@ -3,14 +3,22 @@
 //! A family is a folder here and a line in `FAMILIES`. It implements [`family::Family`]; the pipeline knows it by that
 //! trait alone.
 
-#[cfg_attr(not(feature = "cogvideox"), allow(dead_code, reason = "families use it, and this build may have none"))]
+#[cfg_attr(
+    not(any(feature = "cogvideox", feature = "wan")),
+    allow(dead_code, reason = "families use it, and this build may have none")
+)]
 pub(crate) mod arrays;
-#[cfg_attr(not(feature = "cogvideox"), allow(dead_code, reason = "families use it, and this build may have none"))]
+#[cfg_attr(
+    not(any(feature = "cogvideox", feature = "wan")),
+    allow(dead_code, reason = "families use it, and this build may have none")
+)]
 mod chunks;
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
 pub mod family;
 pub mod vae;
+#[cfg(feature = "wan")]
+pub mod wan;
 
 use family::{Entry, UnknownFamily};
 
@@ -18,6 +26,8 @@ use family::{Entry, UnknownFamily};
 static FAMILIES: &[Entry] = &[
     #[cfg(feature = "cogvideox")]
     cogvideox::ENTRY,
+    #[cfg(feature = "wan")]
+    wan::ENTRY,
     #[cfg(test)]
     crate::testing::family::ENTRY,
 ];

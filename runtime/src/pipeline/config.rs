@@ -10,25 +10,26 @@ use indexmap::IndexMap;
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
+use crate::components::{IMAGE_ENCODER, TRANSFORMER_2};
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
 use crate::models;
 use crate::models::family::{DEFAULT, Family, Sections, UnknownFamily};
+use crate::request::Defaults;
 use crate::schedulers::{self, Scheduler, SchedulerError};
 use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The value of `version` that this build reads and writes.
-pub const VERSION: u32 = 1;
+/// The newest `version` that this build reads and writes. It has the section `image_encoder`, the components `transformer_2`
+/// and `image_encoder`, and the default `guidance_scale_2`.
+pub const VERSION: u32 = 2;
+/// The oldest `version` that this build reads. It is written where nothing of a newer one is used.
+pub const OLDEST_VERSION: u32 = 1;
 /// Name of the file in its directory.
 pub const FILE_NAME: &str = "pipeline.json";
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
-/// The negative prompt of Video2LoRA's official scripts.
-pub const NEGATIVE_PROMPT: &str = "The video is not of a high quality, it has a low resolution. Watermark present in each \
-    frame. The background is solid. Strange body and strange trajectory. Distortion.";
-
 /// Why a `pipeline.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -51,7 +52,7 @@ pub enum ConfigError {
         found: String,
     },
     /// It was written by another version.
-    #[error("pipeline.json: `version` is {found}, expected {VERSION}; {}", if *found > VERSION { "update v2l" } else { "export the model again" })]
+    #[error("pipeline.json: `version` is {found}, expected {OLDEST_VERSION} to {VERSION}; {}", if *found > VERSION { "update v2l" } else { "export the model again" })]
     Version {
         /// Value found.
         found: u32,
@@ -92,11 +93,13 @@ impl Classified for ConfigError {
 pub struct PipelineConfig {
     /// [`FORMAT`].
     pub format: String,
-    /// [`VERSION`].
+    /// [`OLDEST_VERSION`] to [`VERSION`]. Where the file takes a newer one than this, the newer one is written.
     pub version: u32,
-    /// The networks: `transformer`, `vae_encoder`, `vae_decoder`, `text_encoder`, `hypernetwork`. Any may be absent.
+    /// The networks: `transformer`, `transformer_2`, `vae_encoder`, `vae_decoder`, `text_encoder`, `image_encoder`,
+    /// `hypernetwork`. Any may be absent.
     pub components: IndexMap<String, ComponentFiles>,
-    /// The model, as the sections `transformer` and `vae` describe it to its family; `None` if there are neither.
+    /// The model, as the sections `transformer`, `vae` and `image_encoder` describe it to its family; `None` if there
+    /// are none.
     pub family: Option<Arc<dyn Family>>,
     /// The sampler.
     pub scheduler: Option<SchedulerSection>,
@@ -123,6 +126,8 @@ struct File {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     vae: Option<serde_json::Value>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    image_encoder: Option<serde_json::Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     scheduler: Option<SchedulerSection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokenizer: Option<TokenizerConfig>,
@@ -135,16 +140,18 @@ struct File {
 impl Serialize for PipelineConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sections = self.family.as_ref().map(|family| family.sections()).transpose().map_err(S::Error::custom)?;
-        let Sections { transformer, vae } = sections.unwrap_or_default();
+        let Sections { transformer, vae, image_encoder } = sections.unwrap_or_default();
         let named = self.family.as_ref().map(|family| family.name()).filter(|name| *name != DEFAULT);
+        let version = self.version.max(version_of(self, image_encoder.is_some()));
         let config = self.clone();
         let file = File {
             format: config.format,
-            version: config.version,
+            version,
             family: named.map(str::to_owned),
             components: config.components,
             transformer,
             vae,
+            image_encoder,
             scheduler: config.scheduler,
             tokenizer: config.tokenizer,
             reference: config.reference,
@@ -152,6 +159,13 @@ impl Serialize for PipelineConfig {
         };
         file.serialize(serializer)
     }
+}
+
+/// The oldest version that has all that a file uses.
+fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
+    let newer = [TRANSFORMER_2, IMAGE_ENCODER].iter().any(|name| config.components.contains_key(*name));
+    let newer = newer || image_encoder || config.defaults.guidance_scale_2.is_some();
+    if newer { VERSION } else { OLDEST_VERSION }
 }
 
 /// The files of a component, relative to the directory.
@@ -282,49 +296,6 @@ pub enum LatentChoice {
     Sample,
 }
 
-/// What a request takes if it does not say otherwise.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Defaults {
-    /// Sampler steps.
-    pub num_inference_steps: usize,
-    /// Guidance; 1 or less: none.
-    pub guidance_scale: f64,
-    /// Pixel frames.
-    pub num_frames: usize,
-    /// Frames per second of the result.
-    pub fps: f64,
-    /// Seed of every draw.
-    pub seed: u64,
-    /// Standard deviation of the noise on the condition image.
-    pub noise_aug_strength: f64,
-    /// Negative prompt.
-    pub negative_prompt: String,
-    /// Width in pixels; absent: the condition image's, or the training resolution.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub width: Option<usize>,
-    /// Height in pixels.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub height: Option<usize>,
-}
-
-impl Default for Defaults {
-    /// Those of Video2LoRA's `predict_i2v.py`.
-    fn default() -> Self {
-        Self {
-            num_inference_steps: 50,
-            guidance_scale: 6.0,
-            num_frames: 49,
-            fps: 8.0,
-            seed: 43,
-            noise_aug_strength: 0.0563,
-            negative_prompt: NEGATIVE_PROMPT.to_owned(),
-            width: None,
-            height: None,
-        }
-    }
-}
-
 impl PipelineConfig {
     /// Reads and checks `directory/pipeline.json`.
     ///
@@ -350,11 +321,12 @@ impl PipelineConfig {
         if head.format != FORMAT {
             return Err(ConfigError::Format { found: head.format });
         }
-        if head.version != VERSION {
+        if !(OLDEST_VERSION..=VERSION).contains(&head.version) {
             return Err(ConfigError::Version { found: head.version });
         }
         let file: File = serde_json::from_str(text)?;
-        let named = file.family.is_some() || file.transformer.is_some() || file.vae.is_some();
+        let sections = [&file.transformer, &file.vae, &file.image_encoder];
+        let named = file.family.is_some() || sections.iter().any(|section| section.is_some());
         let name = file.family.as_deref().unwrap_or(DEFAULT);
         // From the text, so that errors have their place in it.
         let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
@@ -454,21 +426,6 @@ impl ReferenceConfig {
                 real("reference.frames.resample.fps", fps, fps > 0.0, "more than 0")
             }
         }
-    }
-}
-
-impl Defaults {
-    fn check(&self) -> Result<(), WrongValue> {
-        between("defaults.num_inference_steps", self.num_inference_steps, 1, 100_000)?;
-        between("defaults.num_frames", self.num_frames, 1, 100_000)?;
-        real("defaults.guidance_scale", self.guidance_scale, true, "a number")?;
-        real("defaults.fps", self.fps, self.fps > 0.0 && self.fps <= 1000.0, "more than 0, at most 1000")?;
-        let strength = self.noise_aug_strength;
-        real("defaults.noise_aug_strength", strength, strength >= 0.0, "0 or more")?;
-        for (key, side) in [("defaults.width", self.width), ("defaults.height", self.height)] {
-            between(key, side.unwrap_or(1), 1, 65_536)?;
-        }
-        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@ use ndarray::{Array5, ArrayD, Axis};
 
 use super::call::{run, take};
 use super::error::PipelineError;
-use crate::components::{Components, StepGraph};
+use crate::components::{Components, StepGraph, TRANSFORMER};
 use crate::models::family::Steps;
 use crate::request::Settings;
 use crate::tensor::Tensor;
@@ -13,6 +13,8 @@ use crate::tensor::Tensor;
 pub(super) struct Denoiser<'a> {
     steps: &'a dyn Steps,
     graph: &'a StepGraph,
+    /// The graph of further transformers, which adapters do not change.
+    plain: StepGraph,
     batch: usize,
     /// The transformer that is open, and whether it keeps the inputs that stand for adapters.
     open: Option<(&'static str, bool)>,
@@ -20,7 +22,11 @@ pub(super) struct Denoiser<'a> {
 
 impl<'a> Denoiser<'a> {
     pub(super) fn new(steps: &'a dyn Steps, graph: &'a StepGraph, settings: &Settings) -> Self {
-        Self { steps, graph, batch: settings.batch(), open: None }
+        Self { steps, graph, plain: StepGraph::default(), batch: settings.batch(), open: None }
+    }
+
+    fn graph_of(&self, component: &str) -> &StepGraph {
+        if component == TRANSFORMER { self.graph } else { &self.plain }
     }
 
     /// Opens the transformer that makes the first of the steps to come, unless it is open, and announces those that it makes.
@@ -32,14 +38,14 @@ impl<'a> Denoiser<'a> {
         }
         self.close(components);
         let own = timesteps.iter().take_while(|&&timestep| self.steps.component(timestep) == component).count();
-        let graph = &self.graph.graph;
+        let StepGraph { graph, inputs: adapters } = self.graph_of(component);
         let fail = |source| PipelineError::Session { component, graph: graph.clone(), source };
         let session = components.session(component, graph)?;
-        let held = !self.graph.inputs.is_empty() && session.hold(&self.adapters(false)).map_err(fail)?;
+        let held = !adapters.is_empty() && session.hold(&self.adapters(component, false)).map_err(fail)?;
         let timesteps = self.steps.timesteps(&timesteps[..own]);
         let mut inputs: Vec<(&str, &Tensor)> = Vec::new();
         inputs.extend(timesteps.iter().chain(self.steps.fixed()).map(|(name, tensor)| (name.as_str(), tensor)));
-        inputs.extend(self.adapters(held));
+        inputs.extend(self.adapters(component, held));
         session.prepare(&inputs).map_err(fail)?;
         self.open = Some((component, held));
         Ok(())
@@ -53,8 +59,8 @@ impl<'a> Denoiser<'a> {
     }
 
     /// The inputs that stand for adapters and must be given.
-    fn adapters(&self, held: bool) -> Vec<(&str, &Tensor)> {
-        let inputs = self.graph.inputs.iter().filter(|_| !held);
+    fn adapters(&self, component: &str, held: bool) -> Vec<(&str, &Tensor)> {
+        let inputs = self.graph_of(component).inputs.iter().filter(|_| !held);
         inputs.map(|(name, tensor)| (name.as_str(), tensor)).collect()
     }
 
@@ -70,8 +76,8 @@ impl<'a> Denoiser<'a> {
         let own = self.steps.inputs(latents, timestep)?;
         let mut inputs: Vec<(&str, &Tensor)> = Vec::new();
         inputs.extend(own.iter().chain(self.steps.fixed()).map(|(name, tensor)| (name.as_str(), tensor)));
-        inputs.extend(self.adapters(held));
-        let graph = &self.graph.graph;
+        inputs.extend(self.adapters(component, held));
+        let graph = &self.graph_of(component).graph;
         let mut outputs = run(components.session(component, graph)?, component, graph, &inputs)?;
         let mut expected = latents.shape().to_vec();
         expected[0] = self.batch;

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use super::embeddings::{ENCODE, PIXELS};
 use super::{Components, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER};
-use crate::components::{ComponentError, Needs, StepGraph, VAE_DECODER, VAE_ENCODER};
+use crate::components::{ComponentError, IMAGE_ENCODER, Needs, StepGraph, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::check_room;
 use crate::models::family::{Family, TextInput};
@@ -186,12 +187,18 @@ impl Pipeline {
         let step = sums.ask(TRANSFORMER, &graph.graph, &denoise, settings.num_inference_steps)?;
         // Fused weights are there from the start.
         let fused = step.fused;
-        if let (None, Some(TextInput { tokens, masked })) = (&request.prompt_embeds, family.text()) {
+        if let (None, Some(TextInput { tokens, masked, .. })) = (&request.prompt_embeds, family.text()) {
             let inputs = if masked { &["input_ids", "attention_mask"][..] } else { &["input_ids"] };
             let shape = vec![settings.batch(), tokens];
             let shapes: Shapes = inputs.iter().map(|name| ((*name).to_owned(), shape.clone())).collect();
             let text = sums.ask(TEXT_ENCODER, super::text_graph(masked), &shapes, 1)?;
             sums.phase("encode text", fused.saturating_add(text.weights), text.run.activations, text.run.outputs);
+        }
+        if let Some(shape) = family.image_shape() {
+            let shapes = Shapes::from([(PIXELS.to_owned(), shape.to_vec())]);
+            let image = sums.ask(IMAGE_ENCODER, ENCODE, &shapes, 1)?;
+            let data = image.run.outputs.saturating_add(floats(&shape));
+            sums.phase("see image", fused.saturating_add(image.weights), image.run.activations, data);
         }
         let condition = family.encoded_frames(request, settings)?;
         if condition > 0 {
@@ -202,6 +209,11 @@ impl Pipeline {
         let data = given.saturating_mul(2).saturating_add(floats(&latent).saturating_mul(6));
         let data = data.saturating_add(step.run.kept).saturating_add(step.run.outputs.saturating_mul(2));
         sums.phase("denoise", step.weights, step.run.activations, data);
+        for &component in family.transformers().iter().skip(1) {
+            let shapes = family.step_shapes(request, settings)?;
+            let step = sums.ask(component, &StepGraph::default().graph, &shapes, settings.num_inference_steps)?;
+            sums.phase("denoise on", step.weights, step.run.activations, data);
+        }
         // Pixels become frames of bytes.
         let frames = floats(&pixels(settings.num_frames)) / 4;
         let data = floats(&latent).saturating_add(frames);

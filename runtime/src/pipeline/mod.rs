@@ -3,6 +3,7 @@
 //! What differs from one family of models to another comes through [`Family`]. Latents are kept in f32 between steps. Nothing
 //! here draws a random number that [`crate::noise`] does not document.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
@@ -11,7 +12,7 @@ use crate::events::Progress;
 use crate::io::map::read_file;
 use crate::media::video::{Frames, pixels_to_frames};
 use crate::models::arrays::array5;
-use crate::models::family::{Family, MissingSection};
+use crate::models::family::{Embeddings, Family, MissingSection};
 use crate::models::vae::{Moments, Vae};
 use crate::noise::{NoisePurpose, standard_normal, standard_normal_at};
 use crate::pipeline::tokenizer::{MAX_FILE as MAX_TOKENIZER, TextTokenizer};
@@ -20,8 +21,10 @@ use crate::tensor::Tensor;
 mod call;
 pub mod config;
 mod denoise;
+mod embeddings;
 mod error;
 mod estimate;
+mod prompt;
 mod reference;
 mod request;
 pub mod tokenizer;
@@ -113,11 +116,13 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
-        let masked = self.config.family.as_ref().and_then(|family| family.text()).is_some_and(|text| text.masked);
+        let input = self.config.family.as_ref().and_then(|family| family.text());
+        let (masked, cleaned) = input.map_or((false, false), |text| (text.masked, text.cleaned));
         let mut ids = Vec::with_capacity(texts.len() * tokenizer.max_length());
         let mut mask = Vec::with_capacity(ids.capacity());
         for text in texts {
-            let tokens = tokenizer.encode(text)?;
+            let text = if cleaned { prompt::cleaned(text).into() } else { Cow::Borrowed(*text) };
+            let tokens = tokenizer.encode(&text)?;
             if let Some(lost) = tokens.truncated {
                 let message = format!("the text is too long: its last {lost} tokens are ignored ({text:?})");
                 observer.event(&Event::Warning { message });
@@ -247,7 +252,9 @@ impl Pipeline {
         let mut schedule = scheduler.begin(settings.num_inference_steps)?;
 
         let text = self.prompt_embeddings(components, request, &settings, observer)?;
-        let steps = family.begin(components, (request, &settings), text, observer)?;
+        let images = self.image_embeddings(components, request, observer)?;
+        let embeddings = Embeddings { text, images };
+        let steps = family.begin(components, (request, &settings), embeddings, observer)?;
         components.release(VAE_ENCODER);
         let shape = family.latent_shape(&settings)?;
         let mut latents =
@@ -273,31 +280,6 @@ impl Pipeline {
         progress.finish();
         denoiser.close(components);
         Ok(Generated { latents: steps.finish(latents), settings })
-    }
-
-    /// `[negative, positive]` or `[positive]`, and the text encoder released.
-    fn prompt_embeddings(
-        &self,
-        components: &mut dyn Components,
-        request: &Request,
-        settings: &Settings,
-        observer: &mut dyn Observer,
-    ) -> Result<ArrayD<f32>, PipelineError> {
-        if let Some(embeddings) = &request.prompt_embeds {
-            let batch = settings.batch();
-            if embeddings.ndim() != 3 || embeddings.shape()[0] != batch {
-                let expected = format!("[{batch}, tokens, width]: negative first if guidance is above 1");
-                let found = format!("{:?}", embeddings.shape());
-                return Err(RequestError::part("prompt_embeds", found, expected).into());
-            }
-            finite("prompt_embeds", embeddings)?;
-            return Ok(embeddings.clone());
-        }
-        let negative = request.negative_prompt.as_deref().unwrap_or(&self.config.defaults.negative_prompt);
-        let texts: &[&str] = if settings.is_guided() { &[negative, &request.prompt] } else { &[&request.prompt] };
-        let embeddings = self.encode_text(components, texts, observer)?;
-        components.release(TEXT_ENCODER);
-        Ok(embeddings)
     }
 }
 

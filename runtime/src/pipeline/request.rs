@@ -10,6 +10,31 @@ fn nearest(extent: usize, multiple: usize) -> usize {
     ((extent + multiple / 2) / multiple).max(1) * multiple
 }
 
+/// Refuses images that the model takes no notice of, and their absence where it needs them.
+fn check_images(request: &Request, limits: &Limits) -> Result<(), RequestError> {
+    let images = [
+        ("the image", limits.image, &request.image, ["this model animates an image", "this model takes text only"]),
+        (
+            "the last image",
+            limits.last_image,
+            &request.last_image,
+            ["this model makes what is between two images", "this model takes no image of the last frame"],
+        ),
+    ];
+    for (what, input, image, [needed, refused]) in images {
+        match (input, image) {
+            (ImageInput::Required, None) => {
+                return Err(RequestError::part(what, "absent", format!("one, because {needed}")));
+            }
+            (ImageInput::Refused, Some(_)) => {
+                return Err(RequestError::part(what, "given", format!("none, because {refused}")));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 impl Pipeline {
     /// Width and height of a video: those asked for, the defaults, the image's (for models that take its size), or the
     /// training resolution, in this order. `None` if the pipeline does not know the last.
@@ -35,18 +60,7 @@ impl Pipeline {
     pub fn settings(&self, request: &Request, observer: &mut dyn Observer) -> Result<Settings, PipelineError> {
         let (family, defaults) = (self.family()?, &self.config().defaults);
         let limits = family.limits()?;
-        let image = request.image.as_ref();
-        match (limits.image, image) {
-            (ImageInput::Required, None) => {
-                let expected = "one, because this model animates an image";
-                return Err(RequestError::part("the image", "absent", expected).into());
-            }
-            (ImageInput::Refused, Some(_)) => {
-                let expected = "none, because this model takes text only";
-                return Err(RequestError::part("the image", "given", expected).into());
-            }
-            _ => {}
-        }
+        check_images(request, &limits)?;
         let (width, height) = self.checked_size(request, &limits)?;
 
         let asked = request.num_frames.unwrap_or(defaults.num_frames);
@@ -62,11 +76,12 @@ impl Pipeline {
             observer.event(&Event::Warning { message });
         }
 
-        let guidance_scale = request.guidance_scale.unwrap_or(defaults.guidance_scale);
+        let (guidance_scale, guidance_scale_2) = self.guidance(request, observer)?;
+        let negative = request.negative_prompt.as_ref().unwrap_or(&defaults.negative_prompt);
+        let negative = (guidance_scale > 1.0 && request.prompt_embeds.is_none()).then(|| negative.clone());
         let strength = request.noise_aug_strength.unwrap_or(defaults.noise_aug_strength);
         let fps = request.fps.unwrap_or(defaults.fps);
         for (what, found, good, expected) in [
-            ("the guidance scale", guidance_scale, guidance_scale.is_finite(), "a finite number"),
             ("the noise augmentation strength", strength, strength >= 0.0 && strength.is_finite(), "0 or more"),
             ("the frame rate", fps, fps > 0.0 && fps <= 1000.0, "more than 0 and at most 1000"),
         ] {
@@ -84,10 +99,36 @@ impl Pipeline {
             scheduler: request.scheduler.clone(),
             shift: scheduler.and_then(|scheduler| scheduler.shift()),
             guidance_scale,
+            guidance_scale_2,
+            negative_prompt: negative,
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
             noise_aug_strength: if limits.noisy_image { strength } else { 0.0 },
         })
+    }
+
+    /// Guidance of the first transformer and, if there is one, of the second.
+    fn guidance(&self, request: &Request, observer: &mut dyn Observer) -> Result<(f64, Option<f64>), PipelineError> {
+        let defaults = &self.config().defaults;
+        let first = request.guidance_scale.unwrap_or(defaults.guidance_scale);
+        let two = self.family()?.transformers().len() > 1;
+        if let (Some(second), false) = (request.guidance_scale_2, two) {
+            let expected = "none, because this model has one transformer";
+            return Err(RequestError::part("the second guidance scale", second.to_string(), expected).into());
+        }
+        // A request for one guidance is for both, unless it says two.
+        let own = defaults.guidance_scale_2.filter(|_| request.guidance_scale.is_none());
+        let second = two.then(|| request.guidance_scale_2.or(own).unwrap_or(first));
+        for (what, found) in [("the guidance scale", first), ("the second guidance scale", second.unwrap_or(first))] {
+            if !found.is_finite() {
+                return Err(RequestError::part(what, found.to_string(), "a finite number").into());
+            }
+        }
+        if first <= 1.0 && second.is_some_and(|second| second > 1.0) {
+            let message = "the second guidance scale counts only if the first is above 1".to_owned();
+            observer.event(&Event::Warning { message });
+        }
+        Ok((first, second))
     }
 
     /// The scheduler that a request is for.

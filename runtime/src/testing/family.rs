@@ -12,7 +12,9 @@ use crate::engine::footprint::Shapes;
 use crate::error::Error;
 use crate::events::{Observer, Stage};
 use crate::models::arrays::repeat;
-use crate::models::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
+use crate::models::family::{
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
+};
 use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
 use crate::request::{Request, Settings};
 use crate::schedulers::Kind;
@@ -45,7 +47,7 @@ struct StandIn {
 }
 
 fn read(text: &str) -> Result<Arc<dyn Family>, serde_json::Error> {
-    let Sections { transformer, vae } = sections(text)?;
+    let Sections { transformer, vae, image_encoder: None::<NoSection> } = sections(text)?;
     Ok(Arc::new(StandIn { transformer, vae }))
 }
 
@@ -58,9 +60,10 @@ impl Family for StandIn {
         self.transformer.as_ref().map_or(Ok(()), |t| between("transformer.tokens", t.tokens, 1, 64))
     }
 
-    fn sections(&self) -> Result<Sections<Value, Value>, serde_json::Error> {
+    fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {
         let transformer = self.transformer.as_ref().map(serde_json::to_value).transpose()?;
-        Ok(Sections { transformer, vae: self.vae.as_ref().map(serde_json::to_value).transpose()? })
+        let vae = self.vae.as_ref().map(serde_json::to_value).transpose()?;
+        Ok(Sections { transformer, vae, image_encoder: None })
     }
 
     fn describe(&self) -> Vec<String> {
@@ -80,11 +83,17 @@ impl Family for StandIn {
     }
 
     fn text(&self) -> Option<TextInput> {
-        Some(TextInput { tokens: self.transformer.as_ref()?.tokens, masked: true })
+        Some(TextInput { tokens: self.transformer.as_ref()?.tokens, masked: true, cleaned: false })
     }
 
     fn limits(&self) -> Result<Limits, Error> {
-        Ok(Limits { multiple: 1, frame_step: 1, image: ImageInput::Refused, noisy_image: false })
+        Ok(Limits {
+            multiple: 1,
+            frame_step: 1,
+            image: ImageInput::Refused,
+            last_image: ImageInput::Refused,
+            noisy_image: false,
+        })
     }
 
     fn size(&self, _image: Option<(usize, usize)>) -> Option<(usize, usize)> {
@@ -119,11 +128,11 @@ impl Family for StandIn {
         &self,
         _components: &mut dyn Components,
         (_, settings): (&Request, &Settings),
-        text: ArrayD<f32>,
+        embeddings: Embeddings,
         _observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {
         let boundary = self.transformer.as_ref().ok_or(MissingSection("transformer"))?.boundary;
-        let fixed = NamedTensors::from([("encoder_hidden_states".to_owned(), Tensor::F32(text))]);
+        let fixed = NamedTensors::from([("encoder_hidden_states".to_owned(), Tensor::F32(embeddings.text))]);
         Ok(Box::new(StandInSteps { fixed, boundary, batch: settings.batch() }))
     }
 

@@ -10,7 +10,8 @@ use v2l_runtime::models::cogvideox::CogVideoX as Model;
 use v2l_runtime::models::cogvideox::config::{
     Chunking, Conditioning, DecodeChunks, Tiling, TransformerConfig, VaeConfig,
 };
-use v2l_runtime::pipeline::config::{NEGATIVE_PROMPT, PipelineConfig};
+use v2l_runtime::pipeline::config::PipelineConfig;
+use v2l_runtime::request::NEGATIVE_PROMPT;
 use v2l_runtime::schedulers::Kind;
 
 use super::family::{Architecture, Family, Part};

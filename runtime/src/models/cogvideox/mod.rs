@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use ndarray::{Array5, ArrayD};
+use ndarray::Array5;
 use serde_json::Value;
 
 pub mod config;
@@ -18,7 +18,9 @@ use crate::components::Components;
 use crate::engine::footprint::Shapes;
 use crate::error::Error;
 use crate::events::Observer;
-use crate::models::family::{Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections};
+use crate::models::family::{
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
+};
 use crate::models::vae::Vae;
 use crate::request::{Request, Settings};
 use crate::schedulers::Kind;
@@ -38,7 +40,7 @@ pub struct CogVideoX {
 }
 
 fn read(text: &str) -> Result<Arc<dyn Family>, serde_json::Error> {
-    let Sections { transformer, vae } = sections(text)?;
+    let Sections { transformer, vae, image_encoder: None::<NoSection> } = sections(text)?;
     Ok(Arc::new(CogVideoX { transformer, vae }))
 }
 
@@ -66,9 +68,10 @@ impl Family for CogVideoX {
         Ok(())
     }
 
-    fn sections(&self) -> Result<Sections<Value, Value>, serde_json::Error> {
+    fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {
         let transformer = self.transformer.as_ref().map(serde_json::to_value).transpose()?;
-        Ok(Sections { transformer, vae: self.vae.as_ref().map(serde_json::to_value).transpose()? })
+        let vae = self.vae.as_ref().map(serde_json::to_value).transpose()?;
+        Ok(Sections { transformer, vae, image_encoder: None })
     }
 
     fn describe(&self) -> Vec<String> {
@@ -97,7 +100,7 @@ impl Family for CogVideoX {
 
     fn text(&self) -> Option<TextInput> {
         let tokens = self.transformer.as_ref()?.max_text_seq_length;
-        Some(TextInput { tokens, masked: false })
+        Some(TextInput { tokens, masked: false, cleaned: false })
     }
 
     fn limits(&self) -> Result<Limits, Error> {
@@ -110,6 +113,7 @@ impl Family for CogVideoX {
                 Conditioning::Image => ImageInput::Required,
                 Conditioning::Inpaint => ImageInput::Optional,
             },
+            last_image: ImageInput::Refused,
             noisy_image: transformer.add_noise_in_inpaint_model,
         })
     }
@@ -161,10 +165,10 @@ impl Family for CogVideoX {
         &self,
         components: &mut dyn Components,
         asked: (&Request, &Settings),
-        text: ArrayD<f32>,
+        embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {
-        Ok(Box::new(steps::begin(self.both()?, components, asked, text, observer)?))
+        Ok(Box::new(steps::begin(self.both()?, components, asked, embeddings.text, observer)?))
     }
 
     fn decodable(&self, latents: &Array5<f32>) -> Result<Array5<f32>, Error> {
