@@ -15,14 +15,14 @@ use v2l_runtime::request::Defaults;
 use v2l_runtime::schedulers;
 
 use crate::files::{new_folder, read_json};
+use crate::models::Part;
 use crate::models::predictors::{self, PredictorFiles};
-use crate::models::{self, Architecture, Family, Part};
+use crate::source::{SCHEDULER_FILE, Source};
 use crate::{Component, ExportError, Progress, tokenizer};
 
 /// Name of a component's weight file in a bundle.
 const WEIGHTS_FILE: &str = "weights.bin";
 const TOKENIZER_FILE: &str = "tokenizer.json";
-const SCHEDULER_FILE: &str = "scheduler_config.json";
 
 /// What to export beside the model folder.
 #[derive(Clone, Debug, Default)]
@@ -84,9 +84,12 @@ pub fn export(
         kind.map_err(|e| ExportError::pipeline(model, e.into()))?;
         schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
     }
+    let components = networks(&mut pipeline, model, &source, options)?;
     let dir = new_folder(output)?;
     let mut bundle = BundleWriter { folder: &dir, shown: output, progress, reports: Vec::new() };
-    bundle.write_networks(&mut pipeline, model, &source, options)?;
+    for component in &components {
+        bundle.write(&mut pipeline, component)?;
+    }
     if let Some(tokenizer) = source.tokenizer.as_deref().map(tokenizer::convert).transpose()?.flatten() {
         bundle.write_file(TOKENIZER_FILE, &tokenizer.json)?;
         pipeline.tokenizer = Some(TokenizerConfig {
@@ -108,81 +111,41 @@ pub fn export(
     Ok(report)
 }
 
-/// Where the parts of a model lie.
-#[derive(Debug, Default)]
-struct Source {
-    /// In the order in which they were found.
-    networks: Vec<(&'static dyn Architecture, PathBuf)>,
-    tokenizer: Option<PathBuf>,
-    scheduler: Option<PathBuf>,
-}
-
-impl Source {
-    fn find(model: &Path) -> Result<Self, ExportError> {
-        if !model.is_dir() {
-            return Err(ExportError::NotAModel {
-                path: model.to_owned(),
-                reason: "expected a folder with model_index.json, or with config.json and safetensors".into(),
-            });
-        }
-        let mut source = Self::default();
-        if model.join("config.json").is_file() {
-            source.networks.push((architecture(model, None, None)?, model.to_owned()));
-            return Ok(source);
-        }
-        let pipeline = pipeline_class(model)?;
-        for part in Part::ALL {
-            let folder = model.join(part.folder());
-            if folder.join("config.json").is_file() {
-                source.networks.push((architecture(&folder, Some(part), pipeline.as_deref())?, folder));
-            } else if folder.is_dir() {
-                return Err(ExportError::NotAModel { path: folder, reason: "there is no config.json".into() });
-            }
-        }
-        let existing = |path: PathBuf| path.exists().then_some(path);
-        source.tokenizer = existing(model.join("tokenizer"));
-        source.scheduler = existing(model.join("scheduler").join(SCHEDULER_FILE));
-        if source.networks.is_empty() {
-            return Err(ExportError::NotAModel {
-                path: model.to_owned(),
-                reason: "expected config.json, or the folders transformer, vae, text_encoder of a diffusers pipeline"
-                    .into(),
-            });
-        }
-        Ok(source)
+/// The networks that were found, a predictor behind its transformer. Nothing is written, and no weight is read.
+fn networks(
+    pipeline: &mut PipelineConfig,
+    model: &Path,
+    source: &Source,
+    options: &ExportOptions,
+) -> Result<Vec<Component>, ExportError> {
+    let mut predictor = options.predictor.as_ref().map(|(hypernetwork, auxiliary)| PredictorFiles {
+        hypernetwork: hypernetwork.clone(),
+        auxiliary: auxiliary.clone(),
+        iterations: options.iterations,
+    });
+    if predictor.is_some() && !source.networks.iter().any(|network| network.part == Part::Transformer) {
+        return Err(ExportError::NotAModel {
+            path: model.to_owned(),
+            reason: "a hypernetwork was given, but there is no transformer to derive its slots from; \
+                     export the pipeline folder or the transformer folder"
+                .into(),
+        });
     }
-
-    /// The family of the first network that has one.
-    fn family(&self) -> Option<&'static dyn Family> {
-        self.networks.iter().find_map(|(architecture, _)| models::family_of(*architecture))
+    let mut components = Vec::new();
+    for network in &source.networks {
+        let mut exported = network.architecture.export(&source.place(network), pipeline)?;
+        if let (Part::Transformer, [transformer]) = (network.part, &exported[..])
+            && let Some(files) = predictor.take()
+        {
+            exported.push(predictors::export(&files, &transformer.slots)?);
+        }
+        components.extend(exported);
     }
-}
-
-/// The class of pipeline that `model_index.json` names, if there is such a file.
-fn pipeline_class(model: &Path) -> Result<Option<String>, ExportError> {
-    let path = model.join("model_index.json");
-    if !path.is_file() {
-        return Ok(None);
+    if let Some(family) = source.family() {
+        family.join(model, &source.index, &components, pipeline)?;
     }
-    let index: Json = read_json(&path)?;
-    Ok(index["_class_name"].as_str().map(str::to_owned))
-}
-
-/// The architecture of a network's folder, by the class that its configuration names; `pipeline` is the class of the
-/// whole.
-fn architecture(
-    folder: &Path,
-    expected: Option<Part>,
-    pipeline: Option<&str>,
-) -> Result<&'static dyn Architecture, ExportError> {
-    let path = folder.join("config.json");
-    let config: Json = read_json(&path)?;
-    let class = config["_class_name"].as_str().or_else(|| config["architectures"][0].as_str()).unwrap_or_default();
-    let architecture = models::find(class, pipeline, &path)?;
-    match expected.filter(|part| *part != architecture.part()) {
-        Some(part) => Err(ExportError::config(path, format!("class `{class}` is no {}", part.folder()))),
-        None => Ok(architecture),
-    }
+    pipeline.check().map_err(|e| ExportError::pipeline(model, e))?;
+    Ok(components)
 }
 
 struct BundleWriter<'a> {
@@ -197,42 +160,6 @@ struct BundleWriter<'a> {
 impl BundleWriter<'_> {
     fn write_file(&self, name: &str, bytes: &[u8]) -> Result<(), ExportError> {
         self.folder.write(name, bytes).map_err(ExportError::io(self.shown.join(name)))
-    }
-
-    /// Exports the networks that were found, a predictor behind its transformer.
-    fn write_networks(
-        &mut self,
-        pipeline: &mut PipelineConfig,
-        model: &Path,
-        source: &Source,
-        options: &ExportOptions,
-    ) -> Result<(), ExportError> {
-        let mut predictor = options.predictor.as_ref().map(|(hypernetwork, auxiliary)| PredictorFiles {
-            hypernetwork: hypernetwork.clone(),
-            auxiliary: auxiliary.clone(),
-            iterations: options.iterations,
-        });
-        if predictor.is_some() && !source.networks.iter().any(|(network, _)| network.part() == Part::Transformer) {
-            return Err(ExportError::NotAModel {
-                path: model.to_owned(),
-                reason: "a hypernetwork was given, but there is no transformer to derive its slots from; \
-                         export the pipeline folder or the transformer folder"
-                    .into(),
-            });
-        }
-        for (network, folder) in &source.networks {
-            let mut components = network.export(folder, pipeline)?;
-            if let (Part::Transformer, [transformer]) = (network.part(), &components[..])
-                && let Some(files) = predictor.take()
-            {
-                // Made before anything is written: its files may not fit.
-                components.push(predictors::export(&files, &transformer.slots)?);
-            }
-            for component in &components {
-                self.write(pipeline, component)?;
-            }
-        }
-        Ok(())
     }
 
     /// Streams a component's weights and writes its graphs over them.

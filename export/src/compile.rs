@@ -31,7 +31,7 @@ mod written;
 use std::path::{Path, PathBuf};
 
 use v2l_graphs::{ReadOptions, read_model};
-use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::components::{TRANSFORMER, is_transformer};
 use v2l_runtime::engine::manifest::Profile;
 use v2l_runtime::io::atomic::{AtomicFolder, probe_file};
 use v2l_runtime::io::map::read_file;
@@ -168,10 +168,10 @@ fn graph_files(bundle: &Path, files: &GraphFiles) -> Vec<(String, PathBuf)> {
     files.graphs.iter().map(|(graph, file)| (graph.clone(), bundle.join(file))).collect()
 }
 
-/// What of the options is for this component: adapters change the transformer only.
+/// What of the options is for this component: adapters change transformers only.
 fn options_of(options: &CompileOptions, component: &str) -> CompileOptions {
     let mut options = options.clone();
-    if component != TRANSFORMER {
+    if !is_transformer(component) {
         options.lora_rank = None;
         options.side_only = false;
         options.precision.adapters.clear();

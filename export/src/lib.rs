@@ -19,6 +19,7 @@ pub mod models;
 pub mod precision;
 mod progress;
 mod remedy;
+mod source;
 mod stored;
 mod tokenizer;
 mod types;

@@ -22,6 +22,11 @@ pub const VAE_DECODER: &str = "vae_decoder";
 /// The component that predicts adapters.
 pub const HYPERNETWORK: &str = "hypernetwork";
 
+/// True if adapters change the component `name`, whose graph is `step`.
+pub fn is_transformer(name: &str) -> bool {
+    name == TRANSFORMER || name == TRANSFORMER_2
+}
+
 /// The networks of a pipeline, by component and graph name (`("transformer", "step")`).
 pub trait Components {
     /// The session of one graph; it is opened if need be.

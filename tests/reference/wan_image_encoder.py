@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, CLIPVisionModelWithP
 import random_weights
 from common import noise_floor, output_dir, randn, report, save_case
 
-BASE = dict(hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, projection_dim=8)
+BASE = dict(hidden_size=12, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3, projection_dim=8)
 
 # name: (class, configuration)
 VARIANTS = {

@@ -50,7 +50,7 @@ fn every_parameter_is_accounted_for() {
     });
     export("with_positions").unwrap();
     tamper(&file, |tensors| {
-        tensors.insert("visual_projection.weight".into(), RawTensor::f32s(&[8, 24], 0.0));
+        tensors.insert("visual_projection.weight".into(), RawTensor::f32s(&[8, 12], 0.0));
     });
     let error = export("surplus").unwrap_err();
     assert!(

@@ -67,4 +67,5 @@ mod trt;
 mod types;
 mod vae;
 mod wan;
+mod wan_folders;
 mod wan_vae;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use v2l_graphs::{DataType, Model};
-use v2l_runtime::components::TRANSFORMER;
+use v2l_runtime::components::is_transformer;
 use v2l_runtime::engine::manifest::{Graph, PRECISION_PLAN, SIDE_SUFFIX};
 use v2l_runtime::tensor::Dtype;
 
@@ -140,7 +140,7 @@ fn explained(
 fn step_inputs(typed: &Typed, options: &CompileOptions) -> Result<Vec<String>, ExportError> {
     let (component, models) = (&typed.slotted.prepared.component, &typed.slotted.prepared.models);
     let Some(asked) = &options.step_inputs else {
-        let known: &[&str] = if component == TRANSFORMER { &["hidden_states", "timestep"] } else { &[] };
+        let known: &[&str] = if is_transformer(component) { &["hidden_states", "timestep"] } else { &[] };
         return Ok(known.iter().map(|&name| name.to_owned()).collect());
     };
     for (graph, model) in models {

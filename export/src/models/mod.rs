@@ -16,7 +16,7 @@ pub mod predictors;
 #[cfg(feature = "wan")]
 pub mod wan;
 
-pub(crate) use family::{Architecture, Family, Part};
+pub(crate) use family::{Architecture, Family, INDEX_FILE, Part, Place};
 
 /// The families of models. A line each.
 static FAMILIES: &[&dyn Family] = &[

@@ -3,7 +3,6 @@
 pub mod transformer;
 pub mod vae;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use v2l_runtime::models::cogvideox::CogVideoX as Model;
@@ -14,7 +13,7 @@ use v2l_runtime::pipeline::config::PipelineConfig;
 use v2l_runtime::request::NEGATIVE_PROMPT;
 use v2l_runtime::schedulers::Kind;
 
-use super::family::{Architecture, Family, Part};
+use super::family::{Architecture, Family, Part, Place};
 use crate::files::read_json;
 use crate::{Checkpoint, Component, ExportError};
 
@@ -57,9 +56,9 @@ impl Architecture for Transformer {
         Part::Transformer
     }
 
-    fn export(&self, folder: &Path, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: transformer::Config = read_json(&folder.join("config.json"))?;
-        let component = transformer::export(&config, &Checkpoint::open_folder(folder)?)?;
+    fn export(&self, place: &Place<'_>, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: transformer::Config = read_json(&place.folder.join("config.json"))?;
+        let component = transformer::export(&config, &Checkpoint::open_folder(place.folder)?)?;
         describe_transformer(pipeline, &config)?;
         Ok(vec![component])
     }
@@ -76,9 +75,9 @@ impl Architecture for Vae {
         Part::Vae
     }
 
-    fn export(&self, folder: &Path, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: vae::Config = read_json(&folder.join("config.json"))?;
-        let components = vae::export(&config, &Checkpoint::open_folder(folder)?)?;
+    fn export(&self, place: &Place<'_>, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: vae::Config = read_json(&place.folder.join("config.json"))?;
+        let components = vae::export(&config, &Checkpoint::open_folder(place.folder)?)?;
         let vae = Some(describe_vae(&config, is_fun(pipeline)));
         pipeline.family = Some(Arc::new(Model { vae, ..described(pipeline) }));
         Ok(components.into())

@@ -3,8 +3,6 @@
 //! Transformers take the hidden states before the last layer (`hidden_states[-2]`). So the last layer, the norm behind it
 //! and the projection are not exported; their parameters may be there.
 
-use std::path::Path;
-
 use serde::Deserialize;
 use serde_json::json;
 use v2l_graphs::blocks;
@@ -14,7 +12,7 @@ use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
 use crate::files::read_json;
-use crate::models::family::{Architecture, Part};
+use crate::models::family::{Architecture, Part, Place};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -45,9 +43,9 @@ impl Architecture for Clip {
         Part::ImageEncoder
     }
 
-    fn export(&self, folder: &Path, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: Config = read_json(&folder.join("config.json"))?;
-        Ok(vec![export(*self, &config, &Checkpoint::open_folder(folder)?)?])
+    fn export(&self, place: &Place<'_>, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let config: Config = read_json(&place.folder.join("config.json"))?;
+        Ok(vec![export(*self, &config, &Checkpoint::open_folder(place.folder)?)?])
     }
 }
 

@@ -1,8 +1,6 @@
 //! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU). `UMT5EncoderModel`:
 //! that of Wan, in which every block has position biases of its own.
 
-use std::path::Path;
-
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use v2l_graphs::blocks;
@@ -12,7 +10,7 @@ use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
 use crate::files::read_json;
-use crate::models::family::{Architecture, Part};
+use crate::models::family::{Architecture, Part, Place};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -61,10 +59,10 @@ impl Architecture for T5 {
         Part::TextEncoder
     }
 
-    fn export(&self, folder: &Path, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let path = folder.join("config.json");
+    fn export(&self, place: &Place<'_>, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
+        let path = place.folder.join("config.json");
         let config = self.config(read_json(&path)?).map_err(|e| ExportError::config(&path, e.to_string()))?;
-        Ok(vec![export(*self, &config, &Checkpoint::open_folder(folder)?)?])
+        Ok(vec![export(*self, &config, &Checkpoint::open_folder(place.folder)?)?])
     }
 }
 

@@ -84,7 +84,8 @@ impl Config {
         self.num_attention_heads * self.attention_head_dim
     }
 
-    /// True if `timestep` is `[B, tokens]`, as pipelines with `expand_timesteps` give it, and not `[B]`.
+    /// True if `timestep` is `[B, tokens]`, as pipelines with `expand_timesteps` give it, where no `model_index.json` says
+    /// so.
     pub fn has_token_timesteps(&self) -> bool {
         self.in_channels == CHANNELS_WITH_TOKEN_TIMESTEPS && self.out_channels == CHANNELS_WITH_TOKEN_TIMESTEPS
     }
@@ -182,25 +183,34 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
     ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
 }
 
-/// Exports the transformer as the component `transformer` with the graph `step`.
+/// What a pipeline makes of a transformer.
+#[derive(Clone, Copy, Debug)]
+pub struct Form<'a> {
+    /// Name of the component: `transformer`, or `transformer_2` for the one of a model's last steps.
+    pub component: &'a str,
+    /// `timestep` is `[B, tokens]`.
+    pub token_timesteps: bool,
+}
+
+/// Exports the transformer as a component with the graph `step`.
 ///
-/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]` (`[B, tokens]` where the model has one for each token),
+/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]` (`[B, tokens]` where the form has one for each token),
 /// `encoder_hidden_states` `[B, L, text_dim]`, and `encoder_hidden_states_image` `[B, tokens, image_dim]` where the model
 /// takes image embeddings (those of the first and the last frame one after the other on the batch axis where it takes
 /// both). All are float32. Output: `sample` `[B, out, T, H, W]`.
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].
-pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
+pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Result<Component, ExportError> {
     config.validate()?;
     // Some files have the norm of queries of the image attention, which diffusers does not use either.
     for i in 0..config.num_layers {
         checkpoint.acknowledge(&format!("blocks.{i}.attn2.norm_added_q.weight"));
     }
-    let model = step_graph(config, checkpoint)?;
+    let model = step_graph(config, checkpoint, form.token_timesteps)?;
     checkpoint.finish(CLASS)?;
     Component {
-        name: "transformer".into(),
+        name: form.component.into(),
         graphs: vec![("step".into(), model)],
         precision: checkpoint.precision()?,
         slots: config.linear_layers(),
@@ -209,7 +219,7 @@ pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, Exp
     .seal()
 }
 
-fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportError> {
+fn step_graph(config: &Config, checkpoint: &Checkpoint, token_timesteps: bool) -> Result<Model, ExportError> {
     let mut builder = Builder::new("step");
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
@@ -217,7 +227,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
         ["batch".into(), channels.into(), "frames".into(), "height".into(), "width".into()]
     };
     let hidden = b.input("hidden_states", DataType::Float, video(config.in_channels));
-    let timestep = if config.has_token_timesteps() {
+    let timestep = if token_timesteps {
         b.input("timestep", DataType::Float, ["batch", "tokens"])
     } else {
         b.input("timestep", DataType::Float, ["batch"])
@@ -381,7 +391,8 @@ fn image_embedding(b: &mut Builder, vars: &Vars<'_>, config: &Config, dim: usize
         None => input(b, "batch", "image_tokens".into()),
         Some(length) => {
             // First and last frame, which the reference takes for one sequence.
-            let image = input(b, "images", "image_tokens".into());
+            let tokens = if length % 2 == 0 { (length / 2).into() } else { "image_tokens".into() };
+            let image = input(b, "images", tokens);
             let image = b.reshape(&image, &[(-1i64).into(), length.into(), dim.into()]);
             let positions = vars.get(b, "pos_embed", &[1, length, dim])?;
             b.op("Add", &[&image, &positions])

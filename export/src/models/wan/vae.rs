@@ -20,7 +20,7 @@ use crate::{Checkpoint, ExportError};
 pub const CLASS: &str = "AutoencoderKLWan";
 
 /// Pixel frames that become one latent frame, fixed in `AutoencoderKLWan`.
-const FRAMES: usize = 4;
+pub const FRAMES: usize = 4;
 
 /// Channels of a pixel.
 const COLOURS: usize = 3;
@@ -84,11 +84,6 @@ impl Config {
     /// Side of the patches that pixels are taken in.
     fn patch(&self) -> usize {
         self.patch_size.unwrap_or(1)
-    }
-
-    /// Pixel frames per latent frame.
-    pub fn temporal_factor(&self) -> usize {
-        FRAMES
     }
 
     /// Pixels per latent cell along one side.

@@ -22,7 +22,6 @@ fn published_configurations_are_taken() {
     for (config, factor) in [(Config::default(), 8), (residual(), 16)] {
         config.validate().unwrap();
         assert_eq!(config.spatial_factor(), factor);
-        assert_eq!(config.temporal_factor(), 4);
     }
     assert_eq!(Config::default().encoder_widths(), [96, 96, 192, 384, 384]);
     assert_eq!(residual().decoder_widths(), [1024, 1024, 1024, 512, 256]);
