@@ -79,7 +79,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     adapters::report(&report.fused, output);
     let mut session = backend.session(&graph)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, t)| (name.as_str(), t)).collect();
-    let results = session.run(&inputs)?;
+    let results = session.run_unless(&inputs, &v2l_cli::interrupted)?;
     let report = backend.report();
     let (weights, reason) = (report.mode.to_string(), report.reason.clone());
     let held = HeldWeights { component: engine.manifest().component.clone(), weights, reason };

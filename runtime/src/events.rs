@@ -59,7 +59,7 @@ pub trait Observer {
     /// Called for every event, on the thread that runs the pipeline.
     fn event(&mut self, event: &Event);
 
-    /// Asked between steps; `true` ends the run with [`Cancelled`].
+    /// Asked between steps, and in the middle of those whose backend can end a run; `true` ends the work with [`Cancelled`].
     fn cancelled(&self) -> bool {
         false
     }
@@ -97,7 +97,12 @@ impl<'a> Progress<'a> {
 
     /// To be called before a step.
     pub(crate) fn check(&self) -> Result<(), Cancelled> {
-        if self.observer.cancelled() { Err(Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// To be asked in the middle of a step.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.observer.cancelled()
     }
 
     /// To be called after a step.

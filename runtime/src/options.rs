@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::backends::onnxruntime::options::OrtOptions;
+use crate::backends::openvino::options::OpenVinoOptions;
 use crate::backends::tensorrt::options::TrtOptions;
 use crate::engine::recording::Recorder;
 use crate::lora::adapter::Adapter;
@@ -103,6 +104,8 @@ pub struct OpenOptions {
     pub backend: BackendChoice,
     /// For ONNX Runtime.
     pub ort: OrtOptions,
+    /// For OpenVINO.
+    pub openvino: OpenVinoOptions,
     /// For TensorRT.
     pub trt: TrtOptions,
 }

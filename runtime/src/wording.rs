@@ -51,6 +51,11 @@ pub const ARITHMETIC_FP32: Words =
 pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
 /// ONNX Runtime runs an engine.
 pub const BACKEND_ORT: Words = Words(&["backend \"ort\"", "--backend ort", "V2L_BACKEND_ORT"]);
+/// OpenVINO's library.
+pub const OPENVINO_LIBRARY: Words = Words(&["openvino.library", "--openvino-lib", "openvino_library"]);
+/// OpenVINO computes in float32.
+pub const OPENVINO_F32: Words =
+    Words(&["openvino.precision: OpenVinoPrecision::F32", "--openvino-precision f32", "V2L_OPENVINO_F32"]);
 /// Adapters in low-rank branches.
 pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode branch", "V2L_ADAPTERS_SIDE"]);
 /// The GPU.

@@ -18,7 +18,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l-export", &["v2l-calibration", "v2l-graphs", "v2l-runtime", "v2l-trt"]),
     ("v2l-graphs", &["v2l-wire"]),
     ("v2l-openvino", &["v2l-search", "v2l-wire"]),
-    ("v2l-runtime", &["v2l-cuda", "v2l-search", "v2l-trt", "v2l-wire"]),
+    ("v2l-runtime", &["v2l-cuda", "v2l-openvino", "v2l-search", "v2l-trt", "v2l-wire"]),
     ("v2l-search", &[]),
     ("v2l-trt", &["v2l-search"]),
     ("v2l-wire", &[]),

@@ -50,18 +50,7 @@ impl Borrowed {
         let bytes = (*owner).as_ref();
         let all = bytes.len();
         let bytes = bytes.get(part.clone()).ok_or_else(|| wrong(format!("bytes {part:?} of {all} were asked for")))?;
-        let elements = shape.iter().try_fold(1_usize, |product, extent| product.checked_mul(*extent));
-        let expected = elements.and_then(|elements| elements.checked_mul(element.size()));
-        if expected != Some(bytes.len()) {
-            let expected = expected.map_or("more than there can be".to_owned(), |expected| expected.to_string());
-            return Err(wrong(format!("{shape:?} of {element} takes {expected} bytes; there are {}", bytes.len())));
-        }
-        if !bytes.is_empty() && bytes.as_ptr().addr() % element.size() != 0 {
-            return Err(wrong(format!("{element} lies at an address that is no multiple of {}", element.size())));
-        }
-        // An extent beyond i64 beside one of 0 is nothing OpenVINO could take either.
-        let shape: Result<Vec<i64>, _> = shape.iter().map(|extent| i64::try_from(*extent)).collect();
-        let shape = shape.map_err(|_| wrong("an extent is too large".to_owned()))?;
+        let shape = checked(element, shape, bytes)?;
         let bytes = bytes.as_ptr_range();
         Ok(Self { element, shape, bytes, owner })
     }
@@ -80,6 +69,41 @@ impl Borrowed {
     pub(crate) const fn data(&self) -> *const u8 {
         self.bytes.start
     }
+}
+
+/// A tensor over memory that is lent to one run. Nothing is copied, and nothing is ever written to it.
+#[derive(Clone, Debug)]
+pub struct Lent<'a> {
+    pub(crate) element: Element,
+    pub(crate) shape: Vec<i64>,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> Lent<'a> {
+    /// These bytes as a tensor.
+    ///
+    /// # Errors
+    /// As [`Borrowed::new`].
+    pub fn new(element: Element, shape: &[usize], bytes: &'a [u8]) -> Result<Self, OpenVinoError> {
+        Ok(Self { element, shape: checked(element, shape, bytes)?, bytes })
+    }
+}
+
+/// The shape as OpenVINO takes it, if the bytes are those of such a tensor.
+fn checked(element: Element, shape: &[usize], bytes: &[u8]) -> Result<Vec<i64>, OpenVinoError> {
+    let wrong = |reason: String| OpenVinoError::Tensor { reason };
+    let elements = shape.iter().try_fold(1_usize, |product, extent| product.checked_mul(*extent));
+    let expected = elements.and_then(|elements| elements.checked_mul(element.size()));
+    if expected != Some(bytes.len()) {
+        let expected = expected.map_or("more than there can be".to_owned(), |expected| expected.to_string());
+        return Err(wrong(format!("{shape:?} of {element} takes {expected} bytes; there are {}", bytes.len())));
+    }
+    if !bytes.is_empty() && bytes.as_ptr().addr() % element.size() != 0 {
+        return Err(wrong(format!("{element} lies at an address that is no multiple of {}", element.size())));
+    }
+    // An extent beyond i64 beside one of 0 is nothing OpenVINO could take either.
+    let shape: Result<Vec<i64>, _> = shape.iter().map(|extent| i64::try_from(*extent)).collect();
+    shape.map_err(|_| wrong("an extent is too large".to_owned()))
 }
 
 impl fmt::Debug for Borrowed {

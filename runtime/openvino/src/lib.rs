@@ -2,7 +2,7 @@
 //!
 //! [`Core`] is the library, [`Model`] a graph that it has read, [`Compiled`] what a device runs, and [`Request`] one caller's inputs and outputs
 //! of that. Weights are inputs over memory that the caller owns ([`Borrowed`]): nothing is copied, and another weight is another
-//! [`Request::set_input`].
+//! [`Request::set_input`]. What changes with every run is lent to it ([`Lent`], [`Request::run_on`]).
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -30,12 +30,12 @@ mod model;
 mod request;
 mod search;
 
-pub use self::borrowed::Borrowed;
+pub use self::borrowed::{Borrowed, Lent};
 pub use self::compiled::{CompileOptions, Compiled, Precision};
 pub use self::core::Core;
 pub use self::element::Element;
 pub use self::error::OpenVinoError;
 pub use self::library::{LibraryError, MINIMUM, Version};
 pub use self::model::Model;
-pub use self::request::{NodeTime, Output, Request};
+pub use self::request::{NodeTime, Output, Ran, Request};
 pub use self::search::{FLAG, Found, VARIABLE};

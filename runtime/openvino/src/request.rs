@@ -13,7 +13,7 @@ use openvino_sys::{
 
 use crate::error::{Failure, check};
 use crate::handle::Handle;
-use crate::{Borrowed, Compiled, Element, OpenVinoError};
+use crate::{Borrowed, Compiled, Element, Lent, OpenVinoError};
 
 /// How often a run asks whether it is still wanted, in milliseconds.
 const ASK_EVERY: i64 = 5;
@@ -56,31 +56,72 @@ impl Request {
     /// # Errors
     /// [`OpenVinoError::Port`] if the graph has no such input, or not of this type and shape; what it had before stays.
     pub fn set_input(&mut self, name: &str, tensor: Borrowed) -> Result<(), OpenVinoError> {
+        // SAFETY: the tensor's owner is held by `inputs` below, beyond the request's own end.
+        #[allow(unsafe_code)]
+        unsafe {
+            self.set(name, tensor.element(), tensor.shape(), tensor.data())?;
+        }
+        self.inputs.insert(name.to_owned(), tensor);
+        Ok(())
+    }
+
+    /// True if an input has been given by [`Self::set_input`], and not been lent to a run since.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.inputs.contains_key(name)
+    }
+
+    /// Runs the graph on inputs that are lent to this run alone, in place of what was set, and on those that are set. A lent input must be set, or lent
+    /// again, before the next run. For the rest, as [`Self::run`].
+    ///
+    /// # Errors
+    /// As [`Self::set_input`] and [`Self::run`].
+    pub fn run_on<'a>(
+        &'a mut self,
+        lent: &'a [(&str, Lent<'a>)],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Ran<'a>, OpenVinoError> {
+        self.has_run = false;
+        for (name, tensor) in lent {
+            self.inputs.remove(*name);
+            // SAFETY: no run begins without `name` being in `inputs`, or in `lent` and so borrowed until the run has ended; its outputs are, too,
+            // for as long as anybody reads them.
+            #[allow(unsafe_code)]
+            unsafe {
+                self.set(name, tensor.element, &tensor.shape, tensor.bytes.as_ptr())?;
+            }
+        }
+        let is_given = |name: &String| self.inputs.contains_key(name) || lent.iter().any(|(lent, _)| lent == name);
+        self.run_if(is_given, cancelled)?;
+        Ok(Ran { request: self })
+    }
+
+    /// # Safety
+    /// `data` leads to the bytes of a tensor of this type and shape, which stay and do not change until the request is given another
+    /// tensor for this input, has ended, or does not run any more.
+    #[allow(unsafe_code)]
+    unsafe fn set(&self, name: &str, element: Element, shape: &[i64], data: *const u8) -> Result<(), OpenVinoError> {
         let port = self.compiled.input(name)?;
         let wrong =
             |failure: Failure| OpenVinoError::Port { port: "input", name: name.to_owned(), reason: failure.reason };
-        let mut extents = tensor.shape().to_vec();
+        let mut extents = shape.to_vec();
         let shape = ov_shape_t { rank: extents.len() as i64, dims: extents.as_mut_ptr() };
-        let data = tensor.data().cast_mut().cast::<c_void>();
-        // SAFETY: `data` leads to the bytes of that type and shape (`Borrowed` has checked), which stay while `tensor` is held: by `inputs` below,
-        // beyond the request's own end. They are only read: it is the tensor of an input, and OpenVINO writes to none. The shape is
-        // copied. What the call gives is freed by `ov_tensor_free`; the request keeps a share of its own.
-        #[allow(unsafe_code)]
+        // SAFETY: `data` leads to the bytes of that type and shape (the caller's promise), which are only read: it is the tensor of an input, and
+        // OpenVINO writes to none. The shape is copied. What the call gives is freed by `ov_tensor_free`; the request keeps a share of its own.
         let made = unsafe {
             Handle::new(
-                |out| openvino_sys::ov_tensor_create_from_host_ptr(tensor.element().raw(), shape, data, out),
+                |out| {
+                    let data = data.cast_mut().cast::<c_void>();
+                    openvino_sys::ov_tensor_create_from_host_ptr(element.raw(), shape, data, out)
+                },
                 |raw| openvino_sys::ov_tensor_free(raw),
             )
         };
         let made = made.map_err(wrong)?;
-        // SAFETY: all three are there for the call; no run is under way, since runs borrow `self`.
-        #[allow(unsafe_code)]
+        // SAFETY: all three are there for the call; no run is under way, since runs borrow `self` mutably.
         let status = unsafe {
             openvino_sys::ov_infer_request_set_tensor_by_const_port(self.handle.raw(), port.raw(), made.raw())
         };
-        check(status).map_err(wrong)?;
-        self.inputs.insert(name.to_owned(), tensor);
-        Ok(())
+        check(status).map_err(wrong)
     }
 
     /// Runs the graph. `cancelled` is asked every few milliseconds, on this thread; once it says so, the run ends at its next node. The request can be
@@ -91,8 +132,13 @@ impl Request {
     /// [`OpenVinoError::Failed`] with OpenVINO's words. There are no outputs then.
     pub fn run(&mut self, cancelled: &dyn Fn() -> bool) -> Result<(), OpenVinoError> {
         self.has_run = false;
-        let unset = self.compiled.inputs().iter().find(|name| !self.inputs.contains_key(*name));
-        if let Some(name) = unset.filter(|_| self.inputs.len() < self.compiled.inputs().len()) {
+        self.run_if(|name| self.inputs.contains_key(name), cancelled)?;
+        self.has_run = true;
+        Ok(())
+    }
+
+    fn run_if(&self, is_given: impl Fn(&String) -> bool, cancelled: &dyn Fn() -> bool) -> Result<(), OpenVinoError> {
+        if let Some(name) = self.compiled.inputs().iter().find(|name| !is_given(name)) {
             let reason = "it has not been set".to_owned();
             return Err(OpenVinoError::Port { port: "input", name: name.clone(), reason });
         }
@@ -100,9 +146,7 @@ impl Request {
             return Err(OpenVinoError::Cancelled);
         }
         let run = Running::start(&self.handle).map_err(|failure| failure.during("runs"))?;
-        run.finish(cancelled).map_err(|failure| failure.during("runs"))?;
-        self.has_run = true;
-        Ok(())
+        run.finish(cancelled).map_err(|failure| failure.during("runs"))
     }
 
     /// An output of the last run, by any of its names.
@@ -114,6 +158,11 @@ impl Request {
         if !self.has_run {
             return Err(OpenVinoError::NotRun { name: name.to_owned() });
         }
+        self.read_output(name)
+    }
+
+    /// The caller knows that the last run has ended well.
+    fn read_output(&self, name: &str) -> Result<Output<'_>, OpenVinoError> {
         let port = self.compiled.output(name)?;
         // SAFETY: both are there for the call, and no run is under way; what it gives is a share that `ov_tensor_free` gives back.
         #[allow(unsafe_code)]
@@ -152,6 +201,21 @@ impl Request {
             openvino_sys::ov_profiling_info_list_free(&mut list);
             Ok(times)
         }
+    }
+}
+
+/// A run that has ended, on inputs that were lent to it: what it gave.
+pub struct Ran<'a> {
+    request: &'a Request,
+}
+
+impl Ran<'_> {
+    /// As [`Request::output`].
+    ///
+    /// # Errors
+    /// As [`Request::output`].
+    pub fn output(&self, name: &str) -> Result<Output<'_>, OpenVinoError> {
+        self.request.read_output(name)
     }
 }
 

@@ -4,7 +4,12 @@ pub mod backend;
 mod error;
 pub mod onnxruntime;
 mod open;
+pub mod openvino;
+mod resident;
+mod staged;
+mod stages;
 pub mod tensorrt;
+mod weights;
 
 use std::str::FromStr;
 
@@ -21,10 +26,18 @@ use crate::engine::footprint::Shapes;
 use crate::engine::{Engine, EngineError};
 use crate::options::{OpenOptions, WeightMode};
 use onnxruntime::OnnxRuntime;
+#[cfg(feature = "openvino")]
+use openvino::OpenVino;
 use tensorrt::TensorRt;
 
 /// The backends. A line each. The first runs any engine, and those that suit no other.
-pub static BACKENDS: &[&dyn Backend] = &[&OnnxRuntime, &TensorRt(Flavour::Rtx), &TensorRt(Flavour::TensorRt)];
+pub static BACKENDS: &[&dyn Backend] = &[
+    &OnnxRuntime,
+    #[cfg(feature = "openvino")]
+    &OpenVino,
+    &TensorRt(Flavour::Rtx),
+    &TensorRt(Flavour::TensorRt),
+];
 
 /// What users write for the backend that suits an engine best.
 pub const AUTO: &str = "auto";
@@ -92,6 +105,7 @@ mod tests {
             assert!(*name != AUTO && !names[..at].contains(name), "{name} stands twice");
         }
         let refused = "directml".parse::<BackendChoice>().unwrap_err();
-        assert_eq!(refused, "expected auto, ort, tensorrt-rtx, tensorrt, found `directml`");
+        let openvino = if cfg!(feature = "openvino") { "openvino, " } else { "" };
+        assert_eq!(refused, format!("expected auto, ort, {openvino}tensorrt-rtx, tensorrt, found `directml`"));
     }
 }

@@ -47,6 +47,20 @@ pub struct Recording {
     graph: String,
 }
 
+impl Recording {
+    /// Writes the inputs of the next run.
+    fn record(&self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        let factor = |name: &str| name.ends_with(".lora_down") || name.ends_with(".lora_up");
+        let tensors: NamedTensors = inputs
+            .iter()
+            .filter(|(name, _)| !factor(name))
+            .map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()))
+            .collect();
+        let path = self.recorder.next(&self.graph);
+        write_tensors(&path, &tensors, &IndexMap::new()).map_err(|e| SessionError::Record { source: Box::new(e) })
+    }
+}
+
 impl Session for Recording {
     fn inputs(&self) -> &[Port] {
         self.session.inputs()
@@ -59,15 +73,17 @@ impl Session for Recording {
     /// # Errors
     /// [`SessionError::Record`] if the file cannot be written, besides those of the session.
     fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<NamedTensors, SessionError> {
-        let factor = |name: &str| name.ends_with(".lora_down") || name.ends_with(".lora_up");
-        let tensors: NamedTensors = inputs
-            .iter()
-            .filter(|(name, _)| !factor(name))
-            .map(|(name, tensor)| ((*name).to_owned(), (*tensor).clone()))
-            .collect();
-        let path = self.recorder.next(&self.graph);
-        write_tensors(&path, &tensors, &IndexMap::new()).map_err(|e| SessionError::Record { source: Box::new(e) })?;
+        self.record(inputs)?;
         self.session.run(inputs)
+    }
+
+    fn run_unless(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<NamedTensors, SessionError> {
+        self.record(inputs)?;
+        self.session.run_unless(inputs, cancelled)
     }
 
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
+use crate::events::Cancelled;
 use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
 /// One extent of a graph input or output: a number, or a name such as `"frames"`.
@@ -57,6 +58,18 @@ pub trait Session: Send {
         let copies: Vec<Tensor> = inputs.iter().map(|(_, view)| view.to_tensor()).collect();
         let inputs: Vec<(&str, &Tensor)> = inputs.iter().zip(&copies).map(|((name, _), copy)| (*name, copy)).collect();
         self.run(&inputs)
+    }
+    /// As [`Self::run`], ended early once `cancelled` says so: it is asked before the run and, by backends that can end one in the middle,
+    /// every few milliseconds of it, on this thread.
+    ///
+    /// # Errors
+    /// [`SessionError::Cancelled`], besides those of [`Self::run`]; the session stays usable.
+    fn run_unless(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<NamedTensors, SessionError> {
+        if cancelled() { Err(SessionError::Cancelled(Cancelled)) } else { self.run(inputs) }
     }
     /// Keeps inputs that runs to come need not give, nor [`Self::prepare`], where the backend holds them better than its callers: on
     /// a GPU, say. False: it keeps none, and they must be given as always. What is given all the same comes before what is kept;
@@ -141,6 +154,9 @@ pub enum SessionError {
         /// How long it may take.
         seconds: u64,
     },
+    /// The caller asked to stop.
+    #[error(transparent)]
+    Cancelled(#[from] Cancelled),
     /// An input has no element along an extent that has a name.
     #[error("input `{name}`: found {found}; inputs without elements are not supported: expected {expected}")]
     Empty {
@@ -168,7 +184,7 @@ impl Classified for SessionError {
             Self::Memory { .. } => ErrorClass::Memory,
             Self::Backend { .. } => ErrorClass::BadModel,
             Self::Empty { .. } => ErrorClass::Unsupported,
-            Self::Stopped { .. } => ErrorClass::Cancelled,
+            Self::Stopped { .. } | Self::Cancelled(_) => ErrorClass::Cancelled,
             _ => ErrorClass::Usage,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use bytemuck::{AnyBitPattern, NoUninit, cast_slice};
+use bytemuck::{AnyBitPattern, NoUninit, cast_slice, cast_slice_mut};
 use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
@@ -110,6 +110,18 @@ pub fn vec_into_bytes<T: NoUninit + Send + 'static>(values: Vec<T>) -> Bytes {
         }
     }
     Bytes::from_owner(Owner(values))
+}
+
+/// The bytes, copied only if they are not aligned to their elements.
+pub(crate) fn aligned(dtype: Dtype, bytes: Bytes) -> Bytes {
+    if bytes.as_ptr().addr().is_multiple_of(dtype.size()) { bytes } else { aligned_copy(&bytes) }
+}
+
+/// A copy that is aligned for every type.
+pub(crate) fn aligned_copy(bytes: &[u8]) -> Bytes {
+    let mut words = vec![0u64; bytes.len().div_ceil(8)];
+    cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    vec_into_bytes(words).slice(..bytes.len())
 }
 
 fn array<T>(shape: &[usize], values: Vec<T>) -> Option<ArrayD<T>> {

@@ -15,7 +15,7 @@ use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
 use super::vae::{Ask, Moments, VaeError, VaeNeeds};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
-use crate::engine::session::Session;
+use crate::engine::session::{Session, SessionError};
 use crate::events::{Observer, Progress, Stage};
 use crate::memory::check_room;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -205,7 +205,7 @@ impl Job {
             let graph = if i == 0 { "first" } else { "rest" };
             let session = components.session(self.component, graph)?;
             let chunk = tile.slice(s![.., .., chunk.clone(), .., ..]).to_owned();
-            let mut outputs = self.call(session, graph, chunk, &caches)?;
+            let mut outputs = self.call(session, graph, (chunk, &caches), progress)?;
             let arrays = self
                 .outputs
                 .iter()
@@ -222,8 +222,8 @@ impl Job {
         &self,
         session: &mut dyn Session,
         graph: &'static str,
-        chunk: Array5<f32>,
-        caches: &NamedTensors,
+        (chunk, caches): (Array5<f32>, &NamedTensors),
+        progress: &Progress<'_>,
     ) -> Result<NamedTensors, VaeError> {
         let convention = |expected: String| VaeError::Convention { component: self.component, graph, expected };
         let names: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();
@@ -239,7 +239,10 @@ impl Job {
                 inputs.push((name, cache));
             }
         }
-        session.run(&inputs).map_err(|source| VaeError::Session { component: self.component, graph, source })
+        session.run_unless(&inputs, &|| progress.is_cancelled()).map_err(|source| match source {
+            SessionError::Cancelled(cancelled) => cancelled.into(),
+            source => VaeError::Session { component: self.component, graph, source },
+        })
     }
 
     fn output(&self, graph: &'static str, name: &str, tensor: Option<Tensor>) -> Result<Array5<f32>, VaeError> {

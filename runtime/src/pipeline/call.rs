@@ -3,15 +3,17 @@
 use ndarray::ArrayD;
 
 use super::error::PipelineError;
-use crate::engine::session::Session;
+use crate::engine::session::{Session, SessionError};
+use crate::events::Progress;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
-/// Runs a graph; float inputs are rounded to the types that it declares.
+/// Runs a graph, unless the observer asks to stop; float inputs are rounded to the types that it declares.
 pub(super) fn run(
     session: &mut dyn Session,
     component: &'static str,
     graph: &str,
     inputs: &[(&str, &Tensor)],
+    progress: &Progress<'_>,
 ) -> Result<NamedTensors, PipelineError> {
     let types: Vec<Option<Dtype>> = inputs
         .iter()
@@ -30,7 +32,10 @@ pub(super) fn run(
         .zip(&rounded)
         .map(|((name, tensor), rounded)| (*name, rounded.as_ref().unwrap_or(tensor)))
         .collect();
-    session.run(&inputs).map_err(|source| PipelineError::Session { component, graph: graph.to_owned(), source })
+    session.run_unless(&inputs, &|| progress.is_cancelled()).map_err(|source| match source {
+        SessionError::Cancelled(cancelled) => cancelled.into(),
+        source => PipelineError::Session { component, graph: graph.to_owned(), source },
+    })
 }
 
 /// One float output of a graph, its shape checked.

@@ -5,6 +5,7 @@ use ndarray::{Array5, ArrayD, Axis};
 use super::call::{run, take};
 use super::error::PipelineError;
 use crate::components::{Components, StepGraph, TRANSFORMER};
+use crate::events::Progress;
 use crate::models::family::Steps;
 use crate::request::Settings;
 use crate::tensor::Tensor;
@@ -70,6 +71,7 @@ impl<'a> Denoiser<'a> {
         components: &mut dyn Components,
         latents: &Array5<f32>,
         timestep: f64,
+        progress: &Progress<'_>,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let component = self.steps.component(timestep);
         let held = self.open.is_some_and(|(_, held)| held);
@@ -78,7 +80,7 @@ impl<'a> Denoiser<'a> {
         inputs.extend(own.iter().chain(self.steps.fixed()).map(|(name, tensor)| (name.as_str(), tensor)));
         inputs.extend(self.adapters(component, held));
         let graph = &self.graph_of(component).graph;
-        let mut outputs = run(components.session(component, graph)?, component, graph, &inputs)?;
+        let mut outputs = run(components.session(component, graph)?, component, graph, &inputs, progress)?;
         let mut expected = latents.shape().to_vec();
         expected[0] = self.batch;
         let sample = take(&mut outputs, component, graph, "sample", |found| found == expected)?;

@@ -143,7 +143,7 @@ impl Pipeline {
         let mut inputs = vec![("input_ids", &ids)];
         inputs.extend(masked.then_some(("attention_mask", &mask)));
         let session = components.session(TEXT_ENCODER, graph)?;
-        let mut outputs = run(session, TEXT_ENCODER, graph, &inputs)?;
+        let mut outputs = run(session, TEXT_ENCODER, graph, &inputs, &progress)?;
         let mut state = take(&mut outputs, TEXT_ENCODER, graph, "last_hidden_state", |found| {
             found.len() == 3 && found[..2] == shape
         })?;
@@ -269,7 +269,7 @@ impl Pipeline {
             progress.check()?;
             denoiser.open(components, &timesteps[i..])?;
             let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
-            let prediction = denoiser.predict(components, &scaled, timestep)?;
+            let prediction = denoiser.predict(components, &scaled, timestep, &progress)?;
             let mut draw = |shape: &[usize]| standard_normal_at(settings.seed, NoisePurpose::SolverStep, i, shape);
             latents = array5(schedule.step(&prediction, i, &latents.into_dyn(), &mut draw)?)?;
             if !latents.iter().all(|x| x.is_finite()) {

@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Graph, Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
+use crate::events::Observer;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
@@ -175,8 +176,8 @@ impl MappedPredictor {
     /// # Errors
     /// [`PredictorError::Session`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit its slot,
     /// [`PredictorError::NotFinite`].
-    fn run(&mut self, inputs: &NamedTensors) -> Result<Adapter, PredictorError> {
-        adapter(&self.targets, &self.unused, self.session.open()?, inputs)
+    fn run(&mut self, inputs: &NamedTensors, cancelled: &dyn Fn() -> bool) -> Result<Adapter, PredictorError> {
+        adapter(&self.targets, &self.unused, self.session.open()?, inputs, cancelled)
     }
 }
 
@@ -186,10 +187,11 @@ fn adapter(
     unused: &[String],
     session: &mut dyn Session,
     inputs: &NamedTensors,
+    cancelled: &dyn Fn() -> bool,
 ) -> Result<Adapter, PredictorError> {
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
     let mut outputs: HashMap<String, ArrayD<f32>> = HashMap::new();
-    for (name, tensor) in session.run(&inputs)? {
+    for (name, tensor) in session.run_unless(&inputs, cancelled)? {
         let found = tensor.dtype();
         if unused.contains(&name) {
             continue;
@@ -245,7 +247,9 @@ impl Predictor for MappedPredictor {
     }
 
     fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
-        Ok(Predicted { adapter: self.run(inputs.tensors()?)?, tokens: None })
+        let tensors = inputs.tensors()?;
+        let observer: &dyn Observer = inputs.observer();
+        Ok(Predicted { adapter: self.run(tensors, &|| observer.cancelled())?, tokens: None })
     }
 }
 
@@ -401,7 +405,7 @@ mod tests {
     fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
         let names: Vec<String> = outputs.keys().cloned().collect();
         let (targets, unused) = check(Path::new("map.json"), parse(&map(slots_of_map))?, &names, &slots())?;
-        let adapter = adapter(&targets, &unused, &mut Fixed(outputs), &NamedTensors::new())?;
+        let adapter = adapter(&targets, &unused, &mut Fixed(outputs), &NamedTensors::new(), &|| false)?;
         Ok((adapter, unused))
     }
 

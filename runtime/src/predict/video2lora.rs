@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Manifest, Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
+use crate::events::Observer;
 use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
 use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, Reference};
@@ -133,6 +134,10 @@ impl Video2Lora {
     /// [`PredictorError::Session`] if the latents do not fit, [`PredictorError::Shape`] for more than one reference,
     /// [`PredictorError::NotFinite`].
     pub fn predict_tokens(&mut self, latents: &Tensor) -> Result<Array2<f32>, PredictorError> {
+        self.tokens_unless(latents, &|| false)
+    }
+
+    fn tokens_unless(&mut self, latents: &Tensor, cancelled: &dyn Fn() -> bool) -> Result<Array2<f32>, PredictorError> {
         if latents.shape().first() != Some(&1) {
             return Err(PredictorError::Shape {
                 what: "latents".to_owned(),
@@ -140,7 +145,7 @@ impl Video2Lora {
                 found: format!("{:?}", latents.shape()),
             });
         }
-        let mut outputs = self.predict.open()?.run(&[("latents", latents)])?;
+        let mut outputs = self.predict.open()?.run_unless(&[("latents", latents)], cancelled)?;
         let expected = [1, self.config.weight_num, self.config.weight_dim];
         let tokens = take(&mut outputs, "pred_weights", &expected)?;
         let shape = (self.config.weight_num, self.config.weight_dim);
@@ -211,7 +216,8 @@ impl Predictor for Video2Lora {
 
     fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
         let latents = inputs.reference_latents()?;
-        let tokens = self.predict_tokens(&Tensor::from(latents.into_dyn()))?;
+        let observer: &dyn Observer = inputs.observer();
+        let tokens = self.tokens_unless(&Tensor::from(latents.into_dyn()), &|| observer.cancelled())?;
         let adapter = self.expand_tokens(&tokens)?;
         Ok(Predicted { adapter, tokens: Some(Tokens::light(self, tokens)) })
     }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use v2l_graphs::{Builder, DataType, Dim};
-use v2l_openvino::{Borrowed, CompileOptions, Element, Model, OpenVinoError, Precision};
+use v2l_openvino::{Borrowed, CompileOptions, Element, Lent, Model, OpenVinoError, Precision};
 
 use crate::common::{bytes, core, f32s, linear, long, noise, onnx, output, request};
 
@@ -306,4 +306,33 @@ fn outputs_are_found_by_each_name_that_the_graph_gives_them() {
     request.set_input("x", f32s(&[0], &[])).unwrap();
     request.run(NEVER).unwrap();
     assert_eq!((request.output("first").unwrap().shape(), output(&request, "second")), (&[0][..], vec![]));
+}
+
+#[test]
+fn lent_inputs_count_for_one_run_and_must_be_given_again() {
+    let (inside, outside) = (32, 16);
+    let (w, b) = (noise(outside * inside, 1), noise(outside, 2));
+    let mut request = request(&linear(inside, outside), &CompileOptions::default());
+    request.set_input("w", f32s(&[outside, inside], &w)).unwrap();
+    request.set_input("b", f32s(&[outside], &b)).unwrap();
+    for rows in [3, 7] {
+        let x = noise(rows * inside, 3);
+        let (lent, other) = (bytes(&x), bytes(&w.iter().map(|value| -value).collect::<Vec<f32>>()));
+        let lend = |name, shape: &[usize], bytes| (name, Lent::new(Element::F32, shape, bytes).unwrap());
+        let sign = if rows == 3 { 1.0 } else { -1.0 };
+        let mut given = vec![lend("x", &[rows, inside], &lent)];
+        given.extend((sign < 0.0).then(|| lend("w", &[outside, inside], &other)));
+        let ran = request.run_on(&given, NEVER).unwrap();
+        let found = ran.output("y").unwrap();
+        let found: Vec<f32> =
+            found.bytes().chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect();
+        let x: Vec<f32> = x.iter().map(|value| value * sign).collect();
+        assert!(distance(&found, &expected(&x, &w, &b, inside)) < 1e-6, "{rows} rows");
+        assert!(matches!(request.output("y"), Err(OpenVinoError::NotRun { .. })), "outputs are the lent run's");
+    }
+    assert!(!request.is_set("w") && !request.is_set("x") && request.is_set("b"));
+    let refused = request.run(NEVER).unwrap_err();
+    assert!(matches!(&refused, OpenVinoError::Port { name, .. } if name == "x"), "{refused}");
+    let short = Lent::new(Element::F32, &[2, 2], &[0; 12]).unwrap_err();
+    assert!(short.to_string().contains("takes 16 bytes; there are 12"), "{short}");
 }

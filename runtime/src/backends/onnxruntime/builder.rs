@@ -1,23 +1,8 @@
-//! How every session is configured, and the bytes that it is given.
+//! How every session is configured.
 
-use bytes::Bytes;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
-use crate::io::raw;
 use crate::options::WeightMode;
-use crate::tensor::Dtype;
-
-/// The bytes, copied only if they are not aligned to their elements.
-pub(super) fn aligned(dtype: Dtype, bytes: Bytes) -> Bytes {
-    if bytes.as_ptr().addr().is_multiple_of(dtype.size()) { bytes } else { aligned_copy(&bytes) }
-}
-
-/// A copy that is aligned for every type.
-pub(super) fn aligned_copy(bytes: &[u8]) -> Bytes {
-    let mut words = vec![0u64; bytes.len().div_ceil(8)];
-    bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
-    raw::vec_into_bytes(words).slice(..bytes.len())
-}
 
 /// Optimisers that read weights. They would find the placeholder empty and fail the session; what they do belongs to
 /// the compiler. (Names as registered in ONNX Runtime 1.31; an unknown name is ignored.)

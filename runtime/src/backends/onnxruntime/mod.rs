@@ -6,6 +6,7 @@
 mod backend;
 mod bounded;
 mod builder;
+mod cancel;
 mod graph;
 mod interface;
 mod open;
@@ -14,10 +15,7 @@ pub(crate) mod options;
 mod part;
 mod promote;
 mod provider;
-mod resident;
 mod scratch;
-mod session;
-mod stages;
 mod value;
 mod weight_plan;
 mod weighted;
@@ -27,11 +25,11 @@ pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, OrtOptions, Provider, Residence};
-pub use session::OrtSession;
 
 use crate::options::WeightMode;
 
 use crate::backends::error::BackendFailure;
+use crate::backends::staged::StagedSession;
 
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
@@ -40,6 +38,9 @@ use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
 use crate::memory::machine_memory;
 use crate::wording::{ARITHMETIC_FP32, WEIGHTS_STORED};
+
+/// A graph of an engine on ONNX Runtime.
+pub type OrtSession = StagedSession<part::Part>;
 
 /// What users and manifests call this backend.
 const NAME: &str = "ort";
@@ -195,4 +196,4 @@ fn is_allocation_failure(message: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

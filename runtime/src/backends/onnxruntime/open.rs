@@ -9,20 +9,20 @@ use ort::environment::Environment;
 use ort::session::builder::SessionBuilder;
 
 use super::bounded::within;
-use super::builder::{aligned, aligned_copy, configured};
+use super::builder::configured;
 use super::interface::Interface;
 use super::options::{Arithmetic, Provider, Residence};
 use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider;
-use super::resident::{Cuda, Device, Host, Resident, State};
 use super::scratch::Scratch;
-use super::session::OrtSession;
-use super::stages::Stages;
-use super::weight_plan::{WeightPlan, check_memory, graph_weights, weight_mode};
+use super::weight_plan::{WeightPlan, check_memory, weight_mode};
 use super::weighted::WeightedBuilder;
-use super::{NAME, OrtError};
+use super::{NAME, OrtError, OrtSession};
 use crate::backends::backend::OpenReport;
+use crate::backends::resident::{Cuda, Device, Host, Resident, State};
+use crate::backends::stages::Stages;
+use crate::backends::weights::graph_weights;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::engine::session::Port;
@@ -91,7 +91,7 @@ impl OrtEngine {
 
     /// Opens an engine with the weights of its slots on this device.
     #[cfg(test)]
-    pub(super) fn open_on(
+    pub(in crate::backends) fn open_on(
         engine: Arc<Engine>,
         options: &OpenOptions,
         device: Option<Arc<dyn Device>>,
@@ -393,9 +393,9 @@ impl OrtEngine {
 /// A weight in the type that graphs take: in place, or a copy that is widened or aligned.
 fn pristine(stored: Dtype, wanted: Dtype, bytes: Bytes) -> Bytes {
     if stored == wanted {
-        return aligned(stored, bytes);
+        return raw::aligned(stored, bytes);
     }
-    raw::widen(stored, &bytes).map_or_else(|| aligned_copy(&bytes), raw::vec_into_bytes)
+    raw::widen(stored, &bytes).map_or_else(|| raw::aligned_copy(&bytes), raw::vec_into_bytes)
 }
 
 /// The typed variant of a graph, if the provider runs it.

@@ -6,12 +6,14 @@ use ort::value::{DynValue, ValueType};
 
 use std::sync::Arc;
 
+use super::cancel;
 use super::interface::Interface;
 use super::operator_times::OperatorTimes;
-use super::resident::{HeldInput, InUse, Resident, State};
 use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
-use super::{OrtError, failed};
+use super::{NAME, OrtError, OrtSession, failed};
+use crate::backends::resident::{HeldInput, InUse, Resident, State};
+use crate::backends::stages;
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::options::RunLimits;
@@ -19,7 +21,7 @@ use crate::tensor::{NamedTensors, TensorView};
 
 /// A stored graph on ONNX Runtime.
 #[derive(Debug)]
-pub(super) struct Part {
+pub struct Part {
     // Fields drop in order: ONNX Runtime lets go of the weights before they go.
     session: ort::session::Session,
     _weights: Vec<Bytes>,
@@ -117,14 +119,6 @@ fn check_interface(graph: &str, what: &str, ports: &[Port], outlets: &[ort::valu
 }
 
 impl Part {
-    pub(super) fn inputs(&self) -> &[Port] {
-        &self.inputs
-    }
-
-    pub(super) fn outputs(&self) -> &[Port] {
-        &self.outputs
-    }
-
     /// Keeps the folder that the session's profiler writes to.
     pub(super) fn with_profile(self, folder: Option<Scratch>) -> Self {
         Self { profile: folder, ..self }
@@ -142,13 +136,31 @@ impl Part {
         let path = self.session.end_profiling().map_err(|e| backend(e.to_string()))?;
         OperatorTimes::read(path.as_ref()).map(Some).map_err(backend)
     }
+}
 
-    /// Runs the graph once, on exactly its inputs, and on the weights in use where it is given any.
-    pub(super) fn run(
-        &mut self,
-        inputs: &[(&str, TensorView<'_>)],
-        in_use: InUse<'_>,
-    ) -> Result<NamedTensors, SessionError> {
+impl OrtSession {
+    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
+    /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
+    ///
+    /// # Errors
+    /// [`SessionError::Backend`] if the profile cannot be read.
+    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        self.main.operator_times()
+    }
+}
+
+impl stages::Part for Part {
+    const BACKEND: &'static str = NAME;
+
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError> {
         let backend = failed;
         let left = in_use.left(&self.inputs, inputs);
         let bound = bind(&left, inputs)?;
@@ -178,9 +190,10 @@ impl Part {
             }
             Ok(outputs)
         };
-        match self.limits {
-            Some(limits) => limits.run(&mut self.session, &values, collect),
-            None => collect(&self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?),
+        match (self.limits, in_use.cancelled) {
+            (Some(limits), _) => limits.run(&mut self.session, &values, collect),
+            (None, Some(cancelled)) => cancel::run(&mut self.session, &values, cancelled, collect),
+            (None, None) => collect(&self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::testing::engines::{LINEARS, fixture, part, write_tiny};
 
 /// An engine of the fixture's graph over `weights`, stored as they are, and the folder that keeps it.
-pub(super) fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {
+pub(in crate::backends) fn engine(weights: &NamedTensors, storage: Dtype) -> (Arc<Engine>, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("test.engine");
     write_tiny(&path, weights, storage);
@@ -28,16 +28,16 @@ fn zeros(weights: &NamedTensors) -> NamedTensors {
     weights.iter().map(|(name, t)| (name.clone(), zero(t))).collect()
 }
 
-pub(super) fn options(weights: OrtWeights) -> OpenOptions {
+pub(in crate::backends) fn options(weights: OrtWeights) -> OpenOptions {
     OpenOptions { weights, threads: Some(1), ..OpenOptions::default() }
 }
 
-pub(super) fn run(session: &mut OrtSession, inputs: &NamedTensors) -> NamedTensors {
+pub(in crate::backends) fn run(session: &mut OrtSession, inputs: &NamedTensors) -> NamedTensors {
     let inputs: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, t)| (&name[..], t)).collect();
     session.run(&inputs).unwrap()
 }
 
-pub(super) fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &str) {
+pub(in crate::backends) fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &str) {
     for (name, expected) in expected {
         let (got, expected) = (got[name].to_f32().unwrap(), expected.to_f32().unwrap());
         assert_eq!(got.shape(), expected.shape());
@@ -47,7 +47,7 @@ pub(super) fn assert_close(got: &NamedTensors, expected: &NamedTensors, what: &s
     }
 }
 
-pub(super) const CASES: [(Dtype, OrtWeights); 6] = [
+pub(in crate::backends) const CASES: [(Dtype, OrtWeights); 6] = [
     (Dtype::F32, OrtWeights::Widened),
     (Dtype::F32, OrtWeights::Lazy),
     (Dtype::F16, OrtWeights::Widened),

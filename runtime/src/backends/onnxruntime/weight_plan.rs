@@ -1,17 +1,12 @@
 //! How weights are held, decided before anything is allocated, and what that takes.
 
-use std::collections::BTreeMap;
-
 use super::OrtError;
 use super::options::Arithmetic;
-use crate::backends::backend::Fused;
-use crate::engine::manifest::Graph;
+use crate::backends::weights::{graph_weights, private_bytes};
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse;
 use crate::memory::machine_memory;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
-use crate::tensor::Dtype;
 use crate::wording::WEIGHTS_STORED;
 
 /// How the weights will be held, and what that takes.
@@ -60,52 +55,9 @@ impl WeightPlan {
         (mode, reason): (WeightMode, String),
         adapters: &[(Adapter, f32)],
     ) -> Result<Self, OrtError> {
-        let weights = graph_weights(engine)?;
-        let fused = fuse::touched_tensors(engine, adapters.iter().map(|(adapter, _)| adapter));
-        let laid_out = fuse::packed_bytes(engine, adapters.iter().map(|(adapter, _)| adapter));
-        let (private, _) = private(weights.iter().map(|(name, w)| (w, fused.contains(*name))), mode);
-        Ok(Self { mode, reason, private: private.saturating_add(laid_out) })
+        let private = private_bytes(engine, mode, adapters)?;
+        Ok(Self { mode, reason, private })
     }
-}
-
-/// Bytes of private memory for weights, each with whether it is fused, and those of them that are fused.
-fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: WeightMode) -> (u64, u64) {
-    let (mut all, mut together) = (0u64, 0u64);
-    for (weight, fused) in weights {
-        let buffer = match mode {
-            WeightMode::Widened => weight.widened,
-            WeightMode::Lazy | WeightMode::Plan => weight.stored,
-        };
-        // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
-        let widened = mode == WeightMode::Widened;
-        all += if fused || (widened && !weight.stored_wide) { buffer } else { 0 };
-        all += if widened && weight.matrix { weight.widened } else { 0 };
-        together += if fused { buffer } else { 0 };
-    }
-    (all, together)
-}
-
-/// Bytes of private memory for the weights of a graph and its stages, and those of them that are fused, factors that are laid out
-/// for that included.
-///
-/// # Errors
-/// [`EngineError`] if the graph names a weight that the engine lacks.
-pub(super) fn weight_bytes(
-    engine: &Engine,
-    graph: &Graph,
-    mode: WeightMode,
-    fused: Fused<'_>,
-) -> Result<(u64, u64), EngineError> {
-    let weights = weights_of(engine, graph.parts())?;
-    let (touched, laid_out) = match fused {
-        Fused::All => (engine.manifest().slots.iter().map(|slot| slot.tensor.clone()).collect(), 0),
-        Fused::These(adapters) => {
-            let adapters = || adapters.iter().map(|(adapter, _)| adapter);
-            (fuse::touched_tensors(engine, adapters()), fuse::packed_bytes(engine, adapters()))
-        }
-    };
-    let (all, together) = private(weights.iter().map(|(name, w)| (w, touched.contains(*name))), mode);
-    Ok((all.saturating_add(laid_out), together.saturating_add(laid_out)))
 }
 
 /// Refuses what does not fit.
@@ -122,42 +74,12 @@ pub(super) fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>
     }
 }
 
-pub(super) struct WeightSize {
-    pub(super) stored: u64,
-    /// Bytes in f32, or as stored if it is no float.
-    pub(super) widened: u64,
-    pub(super) stored_wide: bool,
-    pub(super) matrix: bool,
-}
-
-pub(super) fn graph_weights(engine: &Engine) -> Result<BTreeMap<&str, WeightSize>, EngineError> {
-    weights_of(engine, engine.manifest().graphs.iter().flat_map(Graph::parts))
-}
-
-fn weights_of<'a>(
-    engine: &'a Engine,
-    graphs: impl Iterator<Item = &'a Graph>,
-) -> Result<BTreeMap<&'a str, WeightSize>, EngineError> {
-    let mut weights = BTreeMap::new();
-    for graph in graphs {
-        for name in &graph.weights {
-            let view = engine.weight(name)?;
-            let stored = view.data.len() as u64;
-            let float = view.dtype.is_float();
-            let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
-            let stored_wide = !float || view.dtype == Dtype::F32;
-            weights
-                .insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() == 2 });
-        }
-    }
-    Ok(weights)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::backends::onnxruntime::tests::{engine, options};
     use crate::io::weights::read_tensors;
+    use crate::tensor::Dtype;
     use crate::testing::engines::{fixture, part};
 
     #[test]

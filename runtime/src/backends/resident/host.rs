@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Block, Device, ToFuse};
-use crate::backends::onnxruntime::builder::aligned;
+use crate::io::raw::aligned;
 use crate::io::weights::WeightView;
 use crate::lora::fuse::{
     Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
@@ -16,7 +16,7 @@ use crate::tensor::Dtype;
 
 /// The machine itself. Fused weights lie in memory that the next but one fuse uses again.
 #[derive(Debug, Default)]
-pub(in crate::backends::onnxruntime) struct Host {
+pub(in crate::backends) struct Host {
     pool: Pool,
     all: bool,
 }
@@ -24,7 +24,7 @@ pub(in crate::backends::onnxruntime) struct Host {
 impl Host {
     /// With at most this much memory for fused weights, those in use and those being made together; with all weights or only
     /// those of slots.
-    pub(in crate::backends::onnxruntime) fn new(memory: Option<u64>, all: bool) -> Self {
+    pub(in crate::backends) fn new(memory: Option<u64>, all: bool) -> Self {
         let limit = |bytes| Pool::with_limit(usize::try_from(bytes).unwrap_or(usize::MAX));
         Self { pool: memory.map_or_else(Pool::default, limit), all }
     }
@@ -35,7 +35,7 @@ fn block(data: Bytes) -> Block {
 }
 
 /// The bytes of a block that [`block`] made.
-pub(super) fn bytes(block: &Block) -> Bytes {
+pub(in crate::backends) fn bytes(block: &Block) -> Bytes {
     block.owner.downcast_ref::<Bytes>().cloned().unwrap_or_default()
 }
 

@@ -1,14 +1,12 @@
-//! One graph as callers see it.
+//! One graph as callers see it, on backends that are given weights and stages as ONNX Runtime is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::operator_times::OperatorTimes;
-use super::part::Part;
 use super::resident::{HeldInput, InUse, Resident, State};
-use super::stages::Stages;
+use super::stages::{Part, Stages};
 use crate::engine::Engine;
 use crate::engine::footprint::Shapes;
 use crate::engine::inputs::{bind, laid_out, row_major, views};
@@ -19,13 +17,13 @@ use crate::lora::fuse::FuseError;
 use crate::memory::{available_memory, readable};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
 
-/// A graph of an engine on ONNX Runtime.
+/// A graph of an engine, its stages before it.
 #[derive(Debug)]
-pub struct OrtSession {
+pub struct StagedSession<P> {
     inputs: Vec<Port>,
     profiles: Vec<Profile>,
-    main: Part,
-    stages: Option<Stages>,
+    pub(super) main: P,
+    stages: Option<Stages<P>>,
     /// Weights that may change between runs, and which of them the stages were last computed with.
     resident: Option<(Arc<Resident>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
@@ -47,7 +45,7 @@ struct Room {
 
 impl Room {
     /// Refuses a run for which there is too little memory. What earlier runs took is there.
-    fn check(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<(), SessionError> {
+    fn check(&mut self, inputs: &[(&str, TensorView<'_>)], backend: &'static str) -> Result<(), SessionError> {
         let same = inputs.len() == self.shapes.len()
             && inputs.iter().all(|(name, view)| self.shapes.get(*name).is_some_and(|shape| shape[..] == *view.shape()));
         let Some(graph) = self.engine.manifest().graph(&self.graph).filter(|_| !same) else { return Ok(()) };
@@ -60,7 +58,7 @@ impl Room {
                 "not enough memory: this run of graph `{}` needs about {needed}, {free} are free; give smaller inputs",
                 self.graph
             );
-            return Err(SessionError::Memory { backend: "ort", message });
+            return Err(SessionError::Memory { backend, message });
         }
         self.most = self.most.max(needed);
         self.shapes = shapes;
@@ -68,9 +66,9 @@ impl Room {
     }
 }
 
-impl OrtSession {
+impl<P: Part> StagedSession<P> {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
-    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: Part, stages: Option<Stages>) -> Self {
+    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, stages: Option<Stages<P>>) -> Self {
         Self { inputs, profiles, main, stages, resident: None, held: HashMap::new(), room: None }
     }
 
@@ -102,17 +100,32 @@ impl OrtSession {
         Some(state)
     }
 
-    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
-    /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
-    ///
-    /// # Errors
-    /// [`SessionError::Backend`] if the profile cannot be read.
-    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
-        self.main.operator_times()
+    fn run_until(
+        &mut self,
+        inputs: &[(&str, TensorView<'_>)],
+        cancelled: Option<&dyn Fn() -> bool>,
+    ) -> Result<NamedTensors, SessionError> {
+        profiles::choose(&self.profiles, inputs)?;
+        if let Some(room) = &mut self.room {
+            room.check(inputs, P::BACKEND)?;
+        }
+        let weights = self.weights();
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled };
+        let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };
+        let ports = in_use.left(&self.inputs, inputs);
+        let bound = bind(&ports, inputs)?;
+        let names = ports.iter().map(|port| &port.name[..]);
+        let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
+        let rows = stages.run(&mut given, in_use)?;
+        given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
+        let wanted = self.main.inputs().iter().map(|port| &port.name);
+        let given: Vec<(&str, TensorView<'_>)> =
+            wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
+        self.main.run(&given, in_use)
     }
 }
 
-impl Session for OrtSession {
+impl<P: Part> Session for StagedSession<P> {
     fn inputs(&self) -> &[Port] {
         &self.inputs
     }
@@ -126,25 +139,16 @@ impl Session for OrtSession {
     }
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
-        profiles::choose(&self.profiles, inputs)?;
-        if let Some(room) = &mut self.room {
-            room.check(inputs)?;
-        }
-        let weights = self.weights();
-        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
-        let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };
-        let ports = in_use.left(&self.inputs, inputs);
-        let bound = bind(&ports, inputs)?;
-        let names = ports.iter().map(|port| &port.name[..]);
-        let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
-        let rows = stages.run(&mut given, in_use)?;
-        given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
-        let wanted = self.main.inputs().iter().map(|port| &port.name);
-        let given: Vec<(&str, TensorView<'_>)> =
-            wanted.filter_map(|name| given.iter().find(|(known, _)| known == name).copied()).collect();
-        self.main.run(&given, in_use)
+        self.run_until(inputs, None)
     }
 
+    fn run_unless(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<NamedTensors, SessionError> {
+        self.run_until(&views(&laid_out(inputs)), Some(cancelled))
+    }
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let Some((resident, _)) = &self.resident else { return Ok(false) };
         if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
@@ -154,7 +158,7 @@ impl Session for OrtSession {
         let given = views(&given);
         let ports: Vec<&Port> =
             self.inputs.iter().filter(|port| given.iter().any(|(name, _)| *name == port.name)).collect();
-        let failed = |e: FuseError| SessionError::of("ort", &e);
+        let failed = |e: FuseError| SessionError::of(P::BACKEND, &e);
         let mut held = HashMap::new();
         for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
             let view = input.view();
@@ -171,7 +175,8 @@ impl Session for OrtSession {
 
     fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
         let weights = self.weights();
-        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal() };
+        let in_use =
+            InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled: None };
         let Some(stages) = &mut self.stages else { return Ok(()) };
         stages.prepare(&views(&laid_out(inputs)), in_use)
     }

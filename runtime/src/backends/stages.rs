@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::part::Part;
 use super::resident::InUse;
 use crate::engine::inputs::{Bound, bind, row_major};
 use crate::engine::session::{Dim, Port, SessionError};
@@ -12,17 +11,35 @@ use crate::tensor::{NamedTensors, Tensor, TensorView};
 /// Bytes of rows that a session keeps, but for what a single call needs; those not used for longest go first.
 const TABLE_BYTES: usize = 512 << 20;
 
+/// One stored graph on a backend, ready to run.
+pub trait Part: Send {
+    /// The backend's name.
+    const BACKEND: &'static str;
+
+    /// What it takes, weights left out, in graph order.
+    fn inputs(&self) -> &[Port];
+
+    /// What it gives, in graph order.
+    fn outputs(&self) -> &[Port];
+
+    /// Runs the graph once, on exactly its inputs but for those that are kept, and on the weights in use where it is given any.
+    ///
+    /// # Errors
+    /// [`SessionError`]; the next run is as if this one had not been.
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError>;
+}
+
 /// The stages before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
 /// says so by [`Stages::forget`].
 #[derive(Debug)]
-pub(super) struct Stages {
-    prologue: Option<Prologue>,
-    times: Option<Table>,
+pub(super) struct Stages<P> {
+    prologue: Option<Prologue<P>>,
+    times: Option<Table<P>>,
 }
 
-impl Stages {
+impl<P: Part> Stages<P> {
     /// `times` is a graph and those of its inputs that have one row per timestep.
-    pub(super) fn new(prologue: Option<Part>, times: Option<(Part, Vec<String>)>) -> Self {
+    pub(super) fn new(prologue: Option<P>, times: Option<(P, Vec<String>)>) -> Self {
         Self {
             prologue: prologue.map(|part| Prologue { part, kept: None }),
             times: times.map(|(part, row_inputs)| Table::new(part, row_inputs)),
@@ -78,7 +95,7 @@ fn find<'a>(given: &[(&str, TensorView<'a>)], name: &str) -> Option<TensorView<'
 }
 
 /// What `part` takes of `given`; what is missing it will name itself.
-fn taken<'a, 't>(part: &'a Part, given: &[(&str, TensorView<'t>)]) -> Vec<(&'a str, TensorView<'t>)> {
+fn taken<'a, 't>(part: &'a impl Part, given: &[(&str, TensorView<'t>)]) -> Vec<(&'a str, TensorView<'t>)> {
     part.inputs().iter().filter_map(|port| Some((&port.name[..], find(given, &port.name)?))).collect()
 }
 
@@ -95,13 +112,13 @@ fn copies(given: &[(&str, TensorView<'_>)]) -> Vec<Tensor> {
 }
 
 #[derive(Debug)]
-struct Prologue {
-    part: Part,
+struct Prologue<P> {
+    part: P,
     /// The last inputs and what came of them.
     kept: Option<(Vec<Tensor>, NamedTensors)>,
 }
 
-impl Prologue {
+impl<P: Part> Prologue<P> {
     fn run(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<&NamedTensors, SessionError> {
         let inputs: Vec<(String, TensorView<'_>)> =
             taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
@@ -117,8 +134,8 @@ impl Prologue {
 
 /// Results by timestep.
 #[derive(Debug)]
-struct Table {
-    part: Part,
+struct Table<P> {
+    part: P,
     row_inputs: Vec<String>,
     /// The other inputs that the rows were computed with.
     settings: Vec<Tensor>,
@@ -151,7 +168,11 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(table: &Table, given: &[(&str, TensorView<'a>)], in_use: InUse<'_>) -> Result<Self, SessionError> {
+    fn new<P: Part>(
+        table: &Table<P>,
+        given: &[(&str, TensorView<'a>)],
+        in_use: InUse<'_>,
+    ) -> Result<Self, SessionError> {
         let ports = in_use.left(table.part.inputs(), given);
         let bound = bind(&ports, &taken(&table.part, given))?;
         let inputs: Vec<(String, bool, Bound<'a>)> = ports
@@ -191,8 +212,8 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl Table {
-    fn new(part: Part, row_inputs: Vec<String>) -> Self {
+impl<P: Part> Table<P> {
+    fn new(part: P, row_inputs: Vec<String>) -> Self {
         let shapes = Vec::new();
         Self { part, row_inputs, settings: Vec::new(), rows: HashMap::new(), shapes, bytes: 0, clock: 0 }
     }
@@ -204,7 +225,7 @@ impl Table {
         for (at, port) in self.part.outputs().iter().enumerate() {
             let bytes: Vec<u8> = keys.iter().flat_map(|key| &self.rows[key].parts[at]).copied().collect();
             let shape: Vec<usize> = std::iter::once(keys.len()).chain(self.shapes[at].iter().copied()).collect();
-            let tensor = tensor_from_bytes(port.dtype, &shape, &bytes).ok_or_else(|| uneven(&port.name))?;
+            let tensor = tensor_from_bytes(port.dtype, &shape, &bytes).ok_or_else(|| uneven::<P>(&port.name))?;
             outputs.insert(port.name.clone(), tensor);
         }
         Ok(outputs)
@@ -246,7 +267,7 @@ impl Table {
     /// Computes one row, by itself: a product of several rows may round otherwise than that of one, and a row's bits must not
     /// depend on those that happen to be missing with it.
     fn compute(&mut self, wanted: &Rows<'_>, at: usize, in_use: InUse<'_>) -> Result<(), SessionError> {
-        let inputs = wanted.select(at).ok_or_else(|| uneven("rows"))?;
+        let inputs = wanted.select(at).ok_or_else(|| uneven::<P>("rows"))?;
         let inputs: Vec<(&str, TensorView<'_>)> = inputs.iter().map(|(name, input)| (*name, input.view())).collect();
         let outputs = self.part.run(&inputs, in_use)?;
         let mut shapes = Vec::with_capacity(outputs.len());
@@ -254,12 +275,12 @@ impl Table {
         for (name, tensor) in &outputs {
             match tensor.shape() {
                 [1, rest @ ..] => shapes.push(rest.to_vec()),
-                _ => return Err(uneven(name)),
+                _ => return Err(uneven::<P>(name)),
             }
             parts.push(tensor_bytes(tensor).into_owned());
         }
         if !self.rows.is_empty() && self.shapes != shapes {
-            return Err(uneven("rows"));
+            return Err(uneven::<P>("rows"));
         }
         self.shapes = shapes;
         let row = Row { parts, used: self.clock };
@@ -278,7 +299,7 @@ impl Table {
     }
 }
 
-fn uneven(output: &str) -> SessionError {
+fn uneven<P: Part>(output: &str) -> SessionError {
     let message = format!("`{output}`: expected a row for each timestep; compile the model again");
-    SessionError::Backend { backend: "ort", message }
+    SessionError::Backend { backend: P::BACKEND, message }
 }

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 
 pub(super) use cuda::Cuda;
-pub(super) use host::Host;
+pub(super) use host::{Host, bytes};
 
 use crate::engine::Engine;
 use crate::engine::session::Port;
@@ -76,7 +76,7 @@ pub(super) struct ToFuse<'a> {
 pub(super) struct Held {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
-    base: Block,
+    pub(super) base: Block,
 }
 
 /// An input that a session keeps.
@@ -86,15 +86,17 @@ pub(super) struct HeldInput {
     pub(super) block: Block,
 }
 
-/// What a session is given besides a run's inputs.
+/// What a run is given besides its inputs.
 #[derive(Clone, Copy)]
-pub(super) struct InUse<'a> {
+pub struct InUse<'a> {
     /// The weights in use, for sessions that are given any.
     pub(super) weights: Option<&'a State>,
     /// Inputs that runs need not give.
     pub(super) inputs: &'a HashMap<String, HeldInput>,
     /// The GPU that these are on, or `None` for host memory.
     pub(super) ordinal: Option<i32>,
+    /// Says when the run is no longer wanted.
+    pub(super) cancelled: Option<&'a dyn Fn() -> bool>,
 }
 
 impl InUse<'_> {
@@ -111,6 +113,13 @@ pub(super) struct State {
     /// Counts the changes: what was computed with other weights is out of date.
     pub(super) generation: u64,
     fused: HashMap<String, Block>,
+}
+
+impl State {
+    /// A weight with what is fused into it; `None` if the pristine one is in use.
+    pub(super) fn fused(&self, name: &str) -> Option<&Block> {
+        self.fused.get(name)
+    }
 }
 
 /// Weights of an engine, on a device.
@@ -165,7 +174,7 @@ impl Resident {
 
     /// Where a weight is; `None` if it is not here.
     pub(super) fn block<'a>(&'a self, state: &'a State, name: &str) -> Option<&'a Block> {
-        state.fused.get(name).or_else(|| Some(&self.held.get(name)?.base))
+        state.fused(name).or_else(|| Some(&self.held.get(name)?.base))
     }
 
     /// Fuses adapters into the pristine weights and takes them into use. Gives the weights that were in use before.

@@ -16,7 +16,7 @@ const ALIGNMENT: usize = 256;
 
 /// A GPU, or what a test puts in its place.
 #[derive(Debug)]
-pub(in crate::backends::onnxruntime) struct Cuda {
+pub(in crate::backends) struct Cuda {
     driver: Arc<dyn Driver>,
     /// Memory of fused weights, shared or free: it is free if nobody else has it, and then used again.
     arenas: Mutex<Vec<Arc<Memory>>>,
@@ -24,7 +24,7 @@ pub(in crate::backends::onnxruntime) struct Cuda {
 
 impl Cuda {
     /// On this device.
-    pub(in crate::backends::onnxruntime) fn new(driver: Arc<dyn Driver>) -> Self {
+    pub(in crate::backends) fn new(driver: Arc<dyn Driver>) -> Self {
         Self { driver, arenas: Mutex::default() }
     }
 

@@ -1,0 +1,91 @@
+//! OpenVINO as a backend.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::NAME;
+use super::engine::OpenVinoEngine;
+use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
+use crate::backends::error::BackendError;
+use crate::backends::weights::weight_bytes;
+use crate::components::Needs;
+use crate::engine::footprint::Shapes;
+use crate::engine::session::Session;
+use crate::engine::{Engine, EngineError};
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::Cancelled;
+use crate::options::{OpenOptions, WeightMode};
+
+/// OpenVINO: it runs engines that hold a form for it.
+pub struct OpenVino;
+
+impl Backend for OpenVino {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn about(&self) -> &'static str {
+        "OpenVINO, on CPUs: engines of `v2l-compile --backend openvino`"
+    }
+
+    fn suits(&self, _: &Engine, _: &OpenOptions) -> bool {
+        false
+    }
+
+    fn held_weights(&self, _: &Engine, _: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
+        Ok((WeightMode::Lazy, "OpenVINO takes them as they are stored".to_owned()))
+    }
+
+    fn needs(
+        &self,
+        engine: &Engine,
+        graph: &str,
+        _: &OpenOptions,
+        fused: Fused<'_>,
+        shapes: &Shapes,
+        runs: usize,
+    ) -> Result<Option<Needs>, EngineError> {
+        let graph = engine.graph(graph)?;
+        let (_, fused) = weight_bytes(engine, graph, WeightMode::Lazy, fused)?;
+        let run = graph.demand(true, false, shapes, runs);
+        // From compilation to the first run OpenVINO has room of its own for every weight that it will be given.
+        let inputs = graph.parts().filter_map(|part| part.files.openvino.as_ref()).flat_map(|form| &form.weights);
+        let mut rooms = BTreeMap::new();
+        for name in inputs {
+            rooms.insert(name, engine.weight(name)?.data.len() as u64);
+        }
+        let beyond_run = rooms.into_values().sum::<u64>().saturating_sub(run.activations);
+        Ok(Some(Needs { weights: fused.saturating_add(beyond_run), fused, run }))
+    }
+
+    fn cache_key(&self, options: &OpenOptions) -> String {
+        format!("{:?}", options.openvino.precision)
+    }
+
+    fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {
+        Ok(Box::new(OpenVinoEngine::open(engine, options)?))
+    }
+}
+
+impl BackendEngine for OpenVinoEngine {
+    fn engine(&self) -> &Arc<Engine> {
+        self.engine()
+    }
+
+    fn report(&self) -> &OpenReport {
+        self.report()
+    }
+
+    fn session(&mut self, graph: &str) -> Result<Box<dyn Session>, BackendError> {
+        Ok(Box::new(self.session(graph)?))
+    }
+
+    fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        _: Reopen<'_>,
+        cancelled: Cancelled<'_>,
+    ) -> Result<(), BackendError> {
+        Ok(self.set_adapters(adapters, cancelled)?)
+    }
+}

@@ -1,0 +1,149 @@
+//! From an engine to sessions.
+
+use std::collections::HashMap;
+use std::num::NonZero;
+use std::sync::Arc;
+
+use v2l_openvino::{CompileOptions, Compiled, Core, Model, Precision};
+
+use super::error::OvError;
+use super::part::Part;
+use super::precision::decide;
+use crate::backends::backend::OpenReport;
+use crate::backends::resident::{Host, Resident};
+use crate::backends::staged::StagedSession;
+use crate::backends::stages::Stages;
+use crate::backends::weights::private_bytes;
+use crate::engine::Engine;
+use crate::engine::manifest::{Graph, OpenVinoGraph};
+use crate::engine::session::Port;
+use crate::io::raw::aligned;
+use crate::lora::adapter::Adapter;
+use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::options::{OpenOptions, RunLimits, WeightMode};
+
+/// A graph of an engine on OpenVINO.
+pub type OpenVinoSession = StagedSession<Part>;
+
+/// An engine whose graphs run on OpenVINO, over weights that all sessions share.
+pub struct OpenVinoEngine {
+    engine: Arc<Engine>,
+    core: Core,
+    precision: Precision,
+    threads: Option<NonZero<usize>>,
+    limits: Option<RunLimits>,
+    resident: Arc<Resident>,
+    /// Graphs that were opened, by name: sessions share them.
+    compiled: HashMap<String, Compiled>,
+    report: OpenReport,
+}
+
+impl OpenVinoEngine {
+    /// Finds OpenVINO and fuses the adapters. Graphs are compiled when a session is asked for.
+    ///
+    /// # Errors
+    /// [`OvError`]: no library, an engine that was not compiled for it, an adapter that does not fit.
+    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OvError> {
+        let mut weights = Vec::new();
+        for graph in engine.manifest().graphs.iter().flat_map(Graph::parts) {
+            weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
+        }
+        let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
+        let (precision, why) = decide(&core, engine.manifest(), options.openvino.precision)?;
+        let weight = |name: &str| {
+            let view = engine.weight(name)?;
+            Ok((view.dtype, aligned(view.dtype, view.data)))
+        };
+        let resident = Resident::new(&engine, Arc::new(Host::new(options.memory, true)), &weights, weight)?;
+        let report = OpenReport {
+            mode: WeightMode::Lazy,
+            reason: format!("OpenVINO {} takes them as they are stored, and computes in {why}", core.version()),
+            private_bytes: 0,
+            fused: FuseReport::default(),
+        };
+        let mut this = Self {
+            core,
+            precision,
+            threads: options.threads.and_then(NonZero::new),
+            limits: options.limits,
+            resident: Arc::new(resident),
+            compiled: HashMap::new(),
+            report,
+            engine,
+        };
+        if !options.adapters.is_empty() {
+            this.set_adapters(&options.adapters, None)?;
+        }
+        Ok(this)
+    }
+
+    /// What was decided, and why.
+    pub fn report(&self) -> &OpenReport {
+        &self.report
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
+    /// Replaces the adapters that are fused, none being the base. Open sessions take the new weights with their next run.
+    ///
+    /// Private memory: the fused weights, in the type that they are stored in, and once more until sessions have let the former ones go.
+    ///
+    /// # Errors
+    /// [`OvError`]: too little memory, an adapter that does not fit, or cancelled; the former adapters then stay.
+    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<(), OvError> {
+        let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+        let private_bytes = private_bytes(&self.engine, WeightMode::Lazy, adapters)?;
+        let (_, report) = self.resident.set_adapters(&self.engine, &borrowed, cancelled)?;
+        self.report.fused = report;
+        self.report.private_bytes = private_bytes;
+        Ok(())
+    }
+
+    /// Opens a graph, and the stages that come before it. Nothing is computed yet.
+    ///
+    /// # Errors
+    /// [`OvError`] if there is no such graph or OpenVINO refuses it.
+    pub fn session(&mut self, graph: &str) -> Result<OpenVinoSession, OvError> {
+        let engine = Arc::clone(&self.engine);
+        let graph = engine.graph(graph)?;
+        let stages = graph.stages.as_ref();
+        let own = stages.map_or(&graph.inputs, |stages| &stages.inputs);
+        let main = self.part(graph, own, self.precision)?;
+        let prologue = stages.and_then(|stages| stages.prologue.as_ref());
+        let prologue = prologue.map(|part| self.part(part, &part.inputs, self.precision)).transpose()?;
+        let times = match stages.and_then(|stages| stages.times.as_ref()) {
+            // In bfloat16 the timestep itself would be rounded.
+            Some(times) => Some((self.part(&times.graph, &times.graph.inputs, Precision::F32)?, times.rows.clone())),
+            None => None,
+        };
+        let stages = stages.map(|_| Stages::new(prologue, times));
+        let session = StagedSession::new(graph.inputs.clone(), graph.profiles.clone(), main, stages);
+        Ok(session.with_resident(Some(Arc::clone(&self.resident))).with_room(&engine, &graph.name, true))
+    }
+
+    /// Opens a stored graph, without its stages.
+    fn part(&mut self, graph: &Graph, inputs: &[Port], precision: Precision) -> Result<Part, OvError> {
+        let engine = Arc::clone(&self.engine);
+        let form = form(&engine, graph)?;
+        if !self.compiled.contains_key(&graph.name) {
+            let failed = |source| OvError::Graph { graph: graph.name.clone(), source };
+            let model = Model::from_onnx_bytes(&self.core, &engine.blob(&form.file)?).map_err(failed)?;
+            let options = CompileOptions { precision, threads: self.threads, ..CompileOptions::default() };
+            let compiled = self.core.compile(&model, &options).map_err(failed)?;
+            self.compiled.insert(graph.name.clone(), compiled);
+        }
+        let compiled = &self.compiled[&graph.name];
+        Part::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.resident), self.limits)
+    }
+}
+
+/// A graph's form for OpenVINO.
+fn form<'a>(engine: &Engine, graph: &'a Graph) -> Result<&'a OpenVinoGraph, OvError> {
+    graph.files.openvino.as_ref().ok_or_else(|| {
+        let (component, graph) = (engine.manifest().component.clone(), graph.name.clone());
+        OvError::NoForm { component, graph }
+    })
+}

@@ -1,0 +1,28 @@
+//! OpenVINO: on CPUs, in bfloat16 where they have it.
+//!
+//! It runs the graphs that the compiler stores for it (`v2l-compile --backend openvino`). Their matrices are inputs: pristine weights are read
+//! where the engine is mapped, fused ones where they were fused, and no session is opened again for other adapters.
+
+#[cfg(feature = "openvino")]
+mod backend;
+#[cfg(feature = "openvino")]
+mod engine;
+#[cfg(feature = "openvino")]
+mod error;
+pub(crate) mod options;
+#[cfg(feature = "openvino")]
+mod part;
+#[cfg(feature = "openvino")]
+mod precision;
+
+#[cfg(feature = "openvino")]
+pub use backend::OpenVino;
+#[cfg(feature = "openvino")]
+pub use engine::{OpenVinoEngine, OpenVinoSession};
+#[cfg(feature = "openvino")]
+pub use error::OvError;
+pub use options::{OpenVinoOptions, OpenVinoPrecision};
+
+/// What users call this backend.
+#[cfg(feature = "openvino")]
+const NAME: &str = "openvino";

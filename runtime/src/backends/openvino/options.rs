@@ -1,0 +1,38 @@
+//! What OpenVINO alone is asked for.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// How OpenVINO is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenVinoOptions {
+    /// The C library, or the folder that it lies in; found if not given.
+    pub library: Option<PathBuf>,
+    /// In which type graphs compute.
+    pub precision: OpenVinoPrecision,
+}
+
+/// In which type graphs compute. What is computed once for each timestep is in float32 always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OpenVinoPrecision {
+    /// bfloat16 for a transformer whose weights are stored so, on a processor that has instructions for it; else float32.
+    #[default]
+    Auto,
+    /// float32 throughout.
+    F32,
+    /// bfloat16, accumulated in float32; norms, too.
+    Bf16,
+}
+
+impl FromStr for OpenVinoPrecision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("expected auto, f32 or bf16, found `{text}`")),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! One stored graph, ready to run.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use v2l_openvino::{Borrowed, Compiled, Element, Lent, OpenVinoError, Request};
+
+use super::NAME;
+use super::error::{OvError, failed};
+use crate::backends::resident::{InUse, Resident, State, bytes};
+use crate::backends::stages;
+use crate::engine::inputs::bind;
+use crate::engine::manifest::Graph;
+use crate::engine::session::{Port, SessionError};
+use crate::io::raw::tensor_from_bytes;
+use crate::options::RunLimits;
+use crate::tensor::{Dtype, NamedTensors, TensorView};
+
+/// A stored graph on OpenVINO, and what it is given in every run.
+pub struct Part {
+    request: Request,
+    /// Inputs that are weights: all that the graph does not hold itself.
+    weights: Vec<String>,
+    resident: Arc<Resident>,
+    inputs: Vec<Port>,
+    outputs: Vec<Port>,
+    limits: Option<RunLimits>,
+}
+
+impl Part {
+    /// Over these weights, after checking that it is the graph that is expected.
+    pub(super) fn new(
+        graph: &Graph,
+        inputs: Vec<Port>,
+        weights: &[String],
+        (compiled, resident): (&Compiled, &Arc<Resident>),
+        limits: Option<RunLimits>,
+    ) -> Result<Self, OvError> {
+        let interface = |what: String| OvError::Interface { graph: graph.name.clone(), what };
+        let expected = inputs.iter().map(|port| &port.name).chain(weights);
+        if let Some(missing) = expected.clone().find(|name| !compiled.inputs().contains(name)) {
+            return Err(interface(format!("the manifest has the input `{missing}`, the stored graph has not")));
+        }
+        if let Some(more) = compiled.inputs().iter().find(|name| !expected.clone().any(|known| known == *name)) {
+            return Err(interface(format!("the stored graph has the input `{more}`, the manifest has not")));
+        }
+        if let Some(port) = inputs.iter().chain(&graph.outputs).find(|port| element(port.dtype).is_none()) {
+            return Err(interface(format!("`{}` is of {}, which OpenVINO is not given", port.name, port.dtype)));
+        }
+        let request = compiled.request().map_err(|source| OvError::Graph { graph: graph.name.clone(), source })?;
+        let (weights, outputs) = (weights.to_vec(), graph.outputs.clone());
+        Ok(Self { request, weights, resident: Arc::clone(resident), inputs, outputs, limits })
+    }
+
+    /// Sees to it that every weight in use without adapters is set, and gives those with adapters: they may be others in the next run.
+    fn weights(&mut self, state: &State) -> Result<Vec<(usize, Bytes)>, OpenVinoError> {
+        let mut fused = Vec::new();
+        for (at, name) in self.weights.iter().enumerate() {
+            if let Some(block) = state.fused(name) {
+                fused.push((at, bytes(block)));
+            } else if let Some(held) = self.resident.held(name).filter(|_| !self.request.is_set(name)) {
+                let tensor = Borrowed::new(known(held.dtype)?, &held.shape, Arc::new(bytes(&held.base)))?;
+                self.request.set_input(name, tensor)?;
+            }
+        }
+        Ok(fused)
+    }
+}
+
+/// OpenVINO's name for a type.
+pub(super) fn element(dtype: Dtype) -> Option<Element> {
+    match dtype {
+        Dtype::F32 => Some(Element::F32),
+        Dtype::F16 => Some(Element::F16),
+        Dtype::Bf16 => Some(Element::BF16),
+        Dtype::I64 => Some(Element::I64),
+        Dtype::I32 => Some(Element::I32),
+        Dtype::I8 => Some(Element::I8),
+        Dtype::U8 => Some(Element::U8),
+        Dtype::Bool => Some(Element::Bool),
+        _ => None,
+    }
+}
+
+fn known(dtype: Dtype) -> Result<Element, OpenVinoError> {
+    element(dtype).ok_or_else(|| OpenVinoError::Tensor { reason: format!("OpenVINO is given no {dtype}") })
+}
+
+impl stages::Part for Part {
+    const BACKEND: &'static str = NAME;
+
+    fn inputs(&self) -> &[Port] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Port] {
+        &self.outputs
+    }
+
+    fn run(&mut self, inputs: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError> {
+        let fused = match in_use.weights {
+            Some(state) => self.weights(state).map_err(failed)?,
+            None => Vec::new(),
+        };
+        let left = in_use.left(&self.inputs, inputs);
+        let bound = bind(&left, inputs)?;
+        let kept = self.inputs.iter().filter(|port| left.iter().all(|left| left.name != port.name));
+        let kept: Vec<(&Port, &[usize], Bytes)> = kept
+            .filter_map(|port| in_use.inputs.get(&port.name).map(|held| (port, &held.shape[..], bytes(&held.block))))
+            .collect();
+        let mut lent: Vec<(&str, Lent<'_>)> = Vec::with_capacity(self.inputs.len() + fused.len());
+        let mut lend = |name, dtype, shape: &[usize], data| -> Result<(), OpenVinoError> {
+            lent.push((name, Lent::new(known(dtype)?, shape, data)?));
+            Ok(())
+        };
+        for (port, input) in left.iter().zip(&bound) {
+            let view = input.view();
+            lend(&port.name[..], view.dtype(), view.shape(), view.data()).map_err(failed)?;
+        }
+        for (port, shape, data) in &kept {
+            lend(&port.name[..], port.dtype, shape, data).map_err(failed)?;
+        }
+        for (at, data) in &fused {
+            let name = &self.weights[*at][..];
+            let Some(held) = self.resident.held(name) else { continue };
+            lend(name, held.dtype, &held.shape, data).map_err(failed)?;
+        }
+        let started = Instant::now();
+        let late = || self.limits.is_some_and(|limits| started.elapsed() > limits.time);
+        let is_cancelled = || in_use.cancelled.is_some_and(|cancelled| cancelled());
+        let ran = self.request.run_on(&lent, &|| is_cancelled() || late());
+        let ran = ran.map_err(|error| match (error, self.limits) {
+            (OpenVinoError::Cancelled, Some(limits)) if !is_cancelled() => {
+                SessionError::Stopped { seconds: limits.time.as_secs() }
+            }
+            (error, _) => failed(error),
+        })?;
+        let mut outputs = NamedTensors::new();
+        for port in &self.outputs {
+            let output = ran.output(&port.name).map_err(failed)?;
+            let tensor = (element(port.dtype) == Some(output.element()))
+                .then(|| tensor_from_bytes(port.dtype, output.shape(), output.bytes()))
+                .flatten();
+            let tensor = tensor.ok_or_else(|| {
+                let (name, found, shape) = (&port.name, output.element(), output.shape());
+                let message = format!("output `{name}`: expected {}, found {found} {shape:?}", port.dtype);
+                SessionError::Backend { backend: NAME, message }
+            })?;
+            outputs.insert(port.name.clone(), tensor);
+        }
+        Ok(outputs)
+    }
+}
