@@ -7,6 +7,7 @@ use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
 use v2l_cli::{OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::backends::{AUTO, BACKENDS};
 use v2l_runtime::engine::recording::Recorder;
@@ -162,6 +163,13 @@ pub(crate) struct Args {
     /// GPU for engines that are compiled for TensorRT, counted from 0.
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Machine")]
     pub(crate) device: u16,
+    /// OpenVINO's C library, or the folder of it [default: $V2L_OPENVINO_LIB, vendor/, Python packages, the loader].
+    #[arg(long, value_name = "PATH", help_heading = "Machine")]
+    pub(crate) openvino_lib: Option<PathBuf>,
+    /// In which type graphs compute on OpenVINO: auto (bf16 for a transformer whose weights are stored so, where the processor has it),
+    /// f32 or bf16.
+    #[arg(long, value_name = "auto|f32|bf16", default_value = "auto", help_heading = "Machine")]
+    pub(crate) openvino_precision: OpenVinoPrecision,
     /// TensorRT's library, or the folder of it [default: $V2L_TRT_LIB, vendor/, Python packages, the loader].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) trt_lib: Option<PathBuf>,
@@ -305,6 +313,7 @@ impl Args {
                 provider: self.provider,
                 ..OrtOptions::default()
             },
+            openvino: OpenVinoOptions { library: self.openvino_lib.clone(), precision: self.openvino_precision },
             trt: TrtOptions { library: self.trt_lib.clone(), device: self.device, verify: !self.no_verify },
             ..OpenOptions::default()
         }
@@ -318,7 +327,10 @@ impl Args {
         let Some(backend) = self.backend.name() else { return Ok(()) };
         let tensorrt = (&["tensorrt-rtx", "tensorrt"][..], "TensorRT");
         let ort = (&["ort"][..], "ONNX Runtime");
+        let openvino = (&["openvino"][..], "OpenVINO");
         let flags = [
+            ("--openvino-lib", self.openvino_lib.is_some(), openvino),
+            ("--openvino-precision", self.openvino_precision != OpenVinoPrecision::Auto, openvino),
             ("--trt-lib", self.trt_lib.is_some(), tensorrt),
             ("--device", self.device != 0, tensorrt),
             ("--no-verify", self.no_verify, tensorrt),

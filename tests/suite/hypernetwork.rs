@@ -1,32 +1,34 @@
 //! `VideoHyperDream` and LightLoRA against the official code and our transcription of it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use ndarray::{Array2, ArrayD, Ix2};
 use v2l_export::models::cogvideox::transformer;
 use v2l_export::models::predictors::video2lora;
-use v2l_export::{Checkpoint, ExportOptions};
-use v2l_runtime::backends::onnxruntime::OrtEngine;
+use v2l_export::targets::OpenVino;
+use v2l_export::{Checkpoint, CompileOptions, ExportOptions};
+use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::predict::video2lora::Video2Lora;
-use v2l_runtime::tensor::{NamedTensors, Tensor};
+use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::random_weights;
-use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, header, run};
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header, run, ways};
 
 const TOLERANCE: f64 = 1e-5;
 
-fn build(folder: &Path, lilora: &str, iterations: Option<usize>) -> Built {
+fn build(folder: &Path, lilora: &str, iterations: Option<usize>, storage: Option<Dtype>) -> Built {
     let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(lilora)));
-    Built::new(&folder.join("transformer"), &ExportOptions { predictor, iterations }, None)
+    let compile = CompileOptions { storage, target: Arc::new(OpenVino), ..CompileOptions::default() };
+    Built::with(&folder.join("transformer"), &ExportOptions { predictor, iterations }, &compile)
 }
 
-fn predictor(built: &Built, weights: OrtWeights) -> Video2Lora {
-    let predictor =
-        Video2Lora::open(built.engine("hypernetwork"), &OpenOptions { weights, ..Default::default() }).unwrap();
+fn predictor(built: &Built, options: &OpenOptions) -> Video2Lora {
+    let predictor = Video2Lora::open(built.engine("hypernetwork"), options).unwrap();
     predictor.check_slots(&built.engine("transformer").manifest().slots).unwrap();
     predictor
 }
@@ -43,24 +45,24 @@ fn delta(adapter: &Adapter, slot: &str) -> ArrayD<f32> {
 /// Runs the transformer with `adapter` fused at `strength`.
 fn fused_sample(
     built: &Built,
-    weights: OrtWeights,
+    options: &OpenOptions,
     adapter: Option<(&Adapter, f32)>,
     inputs: &NamedTensors,
 ) -> ArrayD<f32> {
     let adapters = adapter.map(|(a, s)| (a.clone(), s)).into_iter().collect();
-    let options = OpenOptions { weights, adapters, ..Default::default() };
-    let mut session = OrtEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
-    f32s(&run(&mut session, inputs)["sample"])
+    let options = OpenOptions { adapters, ..options.clone() };
+    let mut session = OpenEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
+    f32s(&run(&mut *session, inputs)["sample"])
 }
 
 fn check_official(case: &str, strength: f32) {
     let made = random_weights::made(&fixtures().join("official").join(case));
     let folder = made.root();
-    let built = build(folder, "lora_diffusion_pytorch_model.safetensors", None);
+    let built = build(folder, "lora_diffusion_pytorch_model.safetensors", None, None);
     let inputs = read_tensors(folder.join("inputs.safetensors")).unwrap();
     let outputs = read_tensors(folder.join("outputs.safetensors")).unwrap();
-    for weights in WEIGHT_MODES {
-        let mut predictor = predictor(&built, weights);
+    for options in ways() {
+        let mut predictor = predictor(&built, &options);
         let tokens = predictor.predict_tokens(&inputs["latents"]).unwrap();
         let expected = f32s(&outputs["pred_weights"]).remove_axis(ndarray::Axis(0));
         assert_close(&format!("{case} pred_weights"), &tokens.clone().into_dyn(), &expected, TOLERANCE);
@@ -90,9 +92,9 @@ fn check_official(case: &str, strength: f32) {
         .into_iter()
         .map(|(name, t)| (name.to_owned(), t))
         .collect();
-        let base = fused_sample(&built, weights, None, &step);
+        let base = fused_sample(&built, &options, None, &step);
         assert_close(&format!("{case} base"), &base, &f32s(&outputs["sample_base"]), TOLERANCE);
-        let steered = fused_sample(&built, weights, Some((&adapter, strength)), &step);
+        let steered = fused_sample(&built, &options, Some((&adapter, strength)), &step);
         assert_close(&format!("{case} fused"), &steered, &f32s(&outputs["sample_lora"]), TOLERANCE);
     }
 }
@@ -109,18 +111,26 @@ fn official_hypernetwork_in_bf16_is_followed() {
 
 fn check_case(folder: &Path, path: &Path) {
     let iterations = header(path)["iterations"].parse().unwrap();
-    let built = build(folder, "checkpoint-checkpoint-100.safetensors", Some(iterations));
+    // In f32, so that a fuse rounds nothing.
+    let built = build(folder, "checkpoint-checkpoint-100.safetensors", Some(iterations), Some(Dtype::F32));
     let case = Case::read(path);
-    let mut session = built.session("hypernetwork", "predict", OrtWeights::Widened);
+    for options in ways() {
+        check_way(&built, &case, &options, header(path)["slots"].as_str());
+    }
+}
+
+fn check_way(built: &Built, case: &Case, options: &OpenOptions, slots_in_order: &str) {
+    let mut engine = OpenEngine::open(built.engine("hypernetwork"), options).unwrap();
+    let mut session = engine.session("predict").unwrap();
     let inputs: NamedTensors = [("latents".to_owned(), case.inputs["latents"].clone())].into_iter().collect();
     let predicted = f32s(&run(&mut *session, &inputs)["pred_weights"]);
     if case.outputs.contains_key("pred_weights") {
         assert_close(&case.name, &predicted, &case.output("pred_weights"), TOLERANCE);
     }
 
-    let mut predictor = predictor(&built, OrtWeights::Widened);
+    let mut predictor = predictor(built, options);
     let slots: Vec<String> = predictor.config().slots.iter().map(|s| s.name.clone()).collect();
-    let expected: Vec<String> = serde_json::from_str(&header(path)["slots"]).unwrap();
+    let expected: Vec<String> = serde_json::from_str(slots_in_order).unwrap();
     assert_eq!(slots, expected, "token order");
     let adapter = predictor.expand_tokens(&two(predicted.index_axis_move(ndarray::Axis(0), 0))).unwrap();
     for (name, expected) in &case.outputs {
@@ -131,7 +141,7 @@ fn check_case(folder: &Path, path: &Path) {
     if case.outputs.contains_key("sample_fused") {
         let mut inputs = case.inputs.clone();
         inputs.shift_remove("latents");
-        let sample = |adapter| fused_sample(&built, OrtWeights::Widened, adapter, &inputs);
+        let sample = |adapter| fused_sample(built, options, adapter, &inputs);
         assert_close("base", &sample(None), &case.output("sample_base"), TOLERANCE);
         assert_close("fused", &sample(Some((&adapter, 1.0))), &case.output("sample_fused"), TOLERANCE);
         assert_close("half", &sample(Some((&adapter, 0.5))), &case.output("sample_fused_half"), TOLERANCE);
@@ -182,16 +192,16 @@ fn absorbed_cross_attention_equals_the_plain_form() {
     let engine = dir.path().join("plain.engine");
     v2l_export::compile(&dir.path().join("predict.onnx"), &engine, &Default::default(), &mut |_| {}).unwrap();
     let engine = std::sync::Arc::new(Engine::open(engine).unwrap());
-    let mut plain = OrtEngine::open(engine, &OpenOptions::default()).unwrap().session("predict").unwrap();
+    let mut plain = OpenEngine::open(engine, &OpenOptions::default()).unwrap().session("predict").unwrap();
 
-    let built = build(folder, "lora_diffusion_pytorch_model.safetensors", None);
+    let built = build(folder, "lora_diffusion_pytorch_model.safetensors", None, None);
     let mut absorbed = built.session("hypernetwork", "predict", OrtWeights::Widened);
     for shape in [[1, 16, 3, 4, 6], [2, 16, 2, 5, 7]] {
         let count: usize = shape.iter().product();
         let latents: Vec<f32> = (0..count).map(|i| ((i * 7919 % 1013) as f32 / 506.5 - 1.0) * 1.7).collect();
         let inputs: NamedTensors =
             [("latents".to_owned(), Tensor::from_f32(&shape, latents).unwrap())].into_iter().collect();
-        let (a, b) = (run(&mut *absorbed, &inputs), run(&mut plain, &inputs));
+        let (a, b) = (run(&mut *absorbed, &inputs), run(&mut *plain, &inputs));
         assert_close("absorbed", &f32s(&a["pred_weights"]), &f32s(&b["pred_weights"]), 1e-6);
     }
 }

@@ -1,4 +1,4 @@
-//! The graphs that engines hold for OpenVINO, on the real library, against golden files and ONNX Runtime. The library must be there
+//! OpenVINO as a backend, on the real library, against golden files and ONNX Runtime. The library must be there
 //! (`bin/setup --tests`).
 
 use std::sync::Arc;
@@ -6,16 +6,18 @@ use std::sync::Arc;
 use ndarray::{ArrayD, IxDyn};
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_openvino::{Borrowed, CompileOptions as Compile, Core, Element, Model, Precision};
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph};
-use v2l_runtime::engine::session::Port;
-use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
-use v2l_runtime::options::OrtWeights;
+use v2l_runtime::error::{Classified, ErrorClass};
+use v2l_runtime::events::Cancelled;
+use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::precision::noise;
-use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, run};
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, openvino, run};
+use crate::swaps::adapter;
 use crate::tools::{Scratch, args, command, output};
 
 /// With low-rank branches, where the model can have any.
@@ -25,70 +27,19 @@ fn built(model: &str) -> Built {
     Built::with(&fixtures().join(model), &ExportOptions::default(), &options)
 }
 
-fn element(dtype: Dtype) -> Element {
-    match dtype {
-        Dtype::F32 => Element::F32,
-        Dtype::F16 => Element::F16,
-        Dtype::Bf16 => Element::BF16,
-        Dtype::I64 => Element::I64,
-        Dtype::I32 => Element::I32,
-        Dtype::Bool => Element::Bool,
-        other => panic!("no test has {other}"),
-    }
-}
-
-/// The tensor in the type of the port, as sessions convert it.
-fn given(port: &Port, tensor: &Tensor) -> Borrowed {
-    let tensor = match (port.dtype, tensor) {
-        (Dtype::F32, tensor) if tensor.dtype() != Dtype::F32 => Tensor::F32(f32s(tensor)),
-        (Dtype::I64, Tensor::I32(values)) => Tensor::I64(values.mapv(i64::from)),
-        (Dtype::I64, Tensor::F32(values)) => Tensor::I64(values.mapv(|value| value as i64)),
-        _ => tensor.clone(),
-    };
-    assert_eq!(tensor.dtype(), port.dtype, "{}", port.name);
-    Borrowed::new(element(port.dtype), tensor.shape(), Arc::new(tensor_bytes(&tensor).into_owned())).unwrap()
-}
-
 fn form(graph: &Graph) -> &OpenVinoGraph {
     graph.files.openvino.as_ref().unwrap_or_else(|| panic!("{} has no form for OpenVINO", graph.name))
 }
 
-/// Runs one stored graph on what it takes of `values`, and adds what it gives.
-fn run_part(engine: &Engine, part: &Graph, inputs: &[Port], values: &mut NamedTensors, precision: Precision) {
-    let core = Core::open(None).unwrap_or_else(|error| panic!("{error}"));
-    let form = form(part);
-    let model = Model::from_onnx_bytes(&core, &engine.blob(&form.file).unwrap()).unwrap();
-    let compiled = core.compile(&model, &Compile { precision, ..Compile::default() }).unwrap();
-    let mut request = compiled.request().unwrap();
-    for name in &form.weights {
-        let weight = engine.weight(name).unwrap();
-        let tensor = Borrowed::new(element(weight.dtype), weight.shape, Arc::new(weight.data)).unwrap();
-        request.set_input(name, tensor).unwrap();
-    }
-    for port in inputs {
-        request.set_input(&port.name, given(port, &values[&port.name])).unwrap();
-    }
-    request.run(&|| false).unwrap_or_else(|error| panic!("{}: {error}", part.name));
-    for port in &part.outputs {
-        let output = request.output(&port.name).unwrap();
-        let tensor = tensor_from_bytes(port.dtype, output.shape(), output.bytes()).unwrap();
-        values.insert(port.name.clone(), tensor);
-    }
+/// An engine on OpenVINO, in this precision.
+fn opened(engine: &Arc<Engine>, precision: OpenVinoPrecision) -> OpenEngine {
+    let mut options = openvino();
+    options.openvino.precision = precision;
+    OpenEngine::open(Arc::clone(engine), &options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// Runs a graph and its stages: timestep rows in float32, the rest in `precision`.
-fn on_openvino(engine: &Engine, graph: &str, inputs: &NamedTensors, precision: Precision) -> NamedTensors {
-    let graph = engine.graph(graph).unwrap();
-    let mut values = inputs.clone();
-    let stages = graph.stages.as_ref();
-    if let Some(prologue) = stages.and_then(|stages| stages.prologue.as_ref()) {
-        run_part(engine, prologue, &prologue.inputs, &mut values, precision);
-    }
-    if let Some(times) = stages.and_then(|stages| stages.times.as_ref()) {
-        run_part(engine, &times.graph, &times.graph.inputs, &mut values, Precision::F32);
-    }
-    run_part(engine, graph, stages.map_or(&graph.inputs, |stages| &stages.inputs), &mut values, precision);
-    graph.outputs.iter().map(|port| (port.name.clone(), values[&port.name].clone())).collect()
+fn on_openvino(engine: &Arc<Engine>, graph: &str, inputs: &NamedTensors) -> NamedTensors {
+    run(&mut *opened(engine, OpenVinoPrecision::F32).session(graph).unwrap(), inputs)
 }
 
 const TRANSFORMERS: [&str; 6] = ["rotary_t2v", "sincos_t2v", "learned_i2v", "fun_inp", "v15_t2v", "v15_i2v"];
@@ -98,10 +49,11 @@ fn transformers_of_every_variant_equal_diffusers_on_openvino() {
     for variant in TRANSFORMERS {
         let folder = format!("transformer/{variant}");
         let engine = built(&folder).engine("transformer");
+        let mut session = opened(&engine, OpenVinoPrecision::F32).session("step").unwrap();
         for path in cases(&fixtures().join(&folder)) {
             let case = Case::read(&path);
             let what = format!("{variant} {}", case.name);
-            let outputs = on_openvino(&engine, "step", &case.inputs, Precision::F32);
+            let outputs = run(&mut *session, &case.inputs);
             assert_close(&what, &f32s(&outputs["sample"]), &case.output("sample"), 1e-5);
         }
     }
@@ -111,8 +63,29 @@ fn transformers_of_every_variant_equal_diffusers_on_openvino() {
 fn bfloat16_step_over_timestep_rows_in_float32_stays_within_its_rounding() {
     let engine = built("transformer/rotary_t2v").engine("transformer");
     let case = Case::read(&cases(&fixtures().join("transformer/rotary_t2v"))[0]);
-    let outputs = on_openvino(&engine, "step", &case.inputs, Precision::BF16);
+    let mut opened = opened(&engine, OpenVinoPrecision::Bf16);
+    assert!(opened.report().reason.ends_with("computes in bfloat16, as asked for"), "{}", opened.report().reason);
+    let outputs = run(&mut *opened.session("step").unwrap(), &case.inputs);
     assert_close("bf16", &f32s(&outputs["sample"]), &case.output("sample"), 2e-2);
+    assert_ne!(outputs, on_openvino(&engine, "step", &case.inputs));
+}
+
+#[test]
+fn steps_over_bfloat16_weights_compute_in_it_unless_float32_is_asked_for() {
+    let folder = fixtures().join("transformer/rotary_t2v");
+    let case = Case::read(&cases(&folder)[0]);
+    let compile =
+        CompileOptions { storage: Some(Dtype::Bf16), target: Arc::new(OpenVino), ..CompileOptions::default() };
+    let built = Built::with(&folder, &ExportOptions::default(), &compile);
+    let engine = built.engine("transformer");
+    let expected = f32s(&run(&mut *built.session("transformer", "step", OrtWeights::Widened), &case.inputs)["sample"]);
+    let exact = on_openvino(&engine, "step", &case.inputs);
+    assert_close("f32", &f32s(&exact["sample"]), &expected, 1e-5);
+    let mut auto = opened(&engine, OpenVinoPrecision::Auto);
+    let found = run(&mut *auto.session("step").unwrap(), &case.inputs);
+    assert_close("auto", &f32s(&found["sample"]), &expected, 2e-2);
+    let reason = &auto.report().reason;
+    assert_eq!(reason.ends_with("computes in bfloat16, as its weights are stored"), found != exact, "{reason}");
 }
 
 #[test]
@@ -120,19 +93,27 @@ fn branches_with_factors_of_any_rank_equal_onnx_runtime() {
     let built = built("transformer/rotary_t2v");
     let engine = built.engine("transformer");
     let case = Case::read(&cases(&fixtures().join("transformer/rotary_t2v"))[0]);
-    for rank in [1, 3] {
-        let mut inputs = case.inputs.clone();
+    let mut session = opened(&engine, OpenVinoPrecision::F32).session("step.side").unwrap();
+    for rank in [0, 1, 3, 0] {
+        let mut factors = NamedTensors::new();
         for (seed, slot) in engine.manifest().slots.iter().enumerate() {
+            // Some have none.
+            let rank = if seed % 3 == 0 { 0 } else { rank };
             let factor = |shape: [usize; 2], seed: usize| {
                 let values = noise(seed as u64, shape[0] * shape[1]).into_iter().map(|value| value * 0.1).collect();
                 Tensor::F32(ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap())
             };
-            inputs.insert(format!("{}.lora_down", slot.name), factor([rank, slot.in_features], seed));
-            inputs.insert(format!("{}.lora_up", slot.name), factor([slot.out_features, rank], 1000 + seed));
+            factors.insert(format!("{}.lora_down", slot.name), factor([rank, slot.in_features], seed));
+            factors.insert(format!("{}.lora_up", slot.name), factor([slot.out_features, rank], 1000 + seed));
         }
+        let mut inputs = case.inputs.clone();
+        inputs.extend(factors.clone());
         let expected = run(&mut *built.session("transformer", "step.side", OrtWeights::Widened), &inputs);
-        let found = on_openvino(&engine, "step.side", &inputs, Precision::F32);
+        let found = run(&mut *session, &inputs);
         assert_close(&format!("rank {rank}"), &f32s(&found["sample"]), &f32s(&expected["sample"]), 1e-5);
+        let held: Vec<(&str, &Tensor)> = factors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+        assert!(session.hold(&held).unwrap());
+        assert_eq!(run(&mut *session, &case.inputs), found, "factors that the session keeps");
     }
 }
 
@@ -144,7 +125,7 @@ fn check_chunks(built: &Built, component: &str, input: &str, [first, rest]: [[us
         let values = noise(shape[2] as u64, shape.iter().product());
         inputs.insert(input.to_owned(), Tensor::F32(ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap()));
         let expected = run(&mut *built.session(component, graph, OrtWeights::Widened), &inputs);
-        let found = on_openvino(&engine, graph, &inputs, Precision::F32);
+        let found = on_openvino(&engine, graph, &inputs);
         assert!(expected.len() > 1 && found.len() == expected.len(), "{component} {graph}");
         for (name, tensor) in &expected {
             assert_close(&format!("{component} {graph} {name}"), &f32s(&found[name]), &f32s(tensor), 1e-4);
@@ -170,7 +151,7 @@ fn text_encoders_equal_transformers_on_openvino() {
         for path in cases(&fixtures().join(&folder)) {
             let case = Case::read(&path);
             let graph = if case.inputs.contains_key("attention_mask") { "encode_masked" } else { "encode" };
-            let outputs = on_openvino(&engine, graph, &case.inputs, Precision::F32);
+            let outputs = on_openvino(&engine, graph, &case.inputs);
             let expected = case.output("last_hidden_state");
             assert_close(&format!("{variant} {}", case.name), &f32s(&outputs["last_hidden_state"]), &expected, 1e-5);
         }
@@ -211,4 +192,79 @@ fn matrices_in_8_bits_are_refused_for_openvino() {
     let model = scratch.write("x.onnx", "");
     let run = output(command("compile", args![&model, "-o", scratch.path("x"), "--backend", "openvino", "--int8"]));
     assert!(run.code != 0 && run.stderr.contains("8 bits on openvino"), "{} {}", run.code, run.stderr);
+}
+
+#[test]
+fn runs_give_the_same_bits_again_in_one_and_two_threads_and_in_eight_sessions_at_once() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    let case = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]);
+    let on_threads = |threads| {
+        let options = OpenOptions { threads: Some(threads), ..openvino() };
+        OpenEngine::open(Arc::clone(&engine), &options).unwrap()
+    };
+    let first = run(&mut *on_threads(1).session("step").unwrap(), &case.inputs);
+    let mut two = on_threads(2);
+    let mut sessions: Vec<_> = (0..8).map(|_| two.session("step").unwrap()).collect();
+    std::thread::scope(|scope| {
+        for session in &mut sessions {
+            scope.spawn(|| {
+                for _ in 0..3 {
+                    assert_eq!(run(&mut **session, &case.inputs), first);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn timestep_rows_have_the_same_bits_prepared_or_not_and_follow_adapters() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    assert!(engine.graph("step").unwrap().stages.is_some(), "there is something to forget");
+    let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
+    let options =
+        OpenOptions { adapters: vec![(adapter("a", engine.manifest().slots.iter(), 3, 1), 0.5)], ..openvino() };
+    let mut steered = OpenEngine::open(Arc::clone(&engine), &options).unwrap();
+    let expected = run(&mut *steered.session("step").unwrap(), &inputs);
+    let mut base = opened(&engine, OpenVinoPrecision::F32);
+    let mut session = base.session("step").unwrap();
+    let alone = run(&mut *session, &inputs);
+    let mut prepared = base.session("step").unwrap();
+    let mut schedule = inputs.clone();
+    schedule.insert("timestep".to_owned(), Tensor::I64(ndarray::arr1(&[999, 500, 20]).into_dyn()));
+    schedule.shift_remove("hidden_states");
+    let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+    prepared.prepare(&schedule).unwrap();
+    assert_eq!(run(&mut *prepared, &inputs), alone);
+    base.set_adapters(&options.adapters, std::iter::empty(), None).unwrap();
+    for session in [&mut session, &mut prepared] {
+        assert_eq!(run(&mut **session, &inputs), expected, "as a session that was opened with the adapter");
+    }
+    base.set_adapters(&[], std::iter::empty(), None).unwrap();
+    assert_eq!(run(&mut *session, &inputs), alone, "the base comes back bit for bit");
+}
+
+#[test]
+fn a_run_that_is_no_longer_wanted_ends_and_leaves_the_session_as_it_was() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    let case = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]);
+    for options in [openvino(), OpenOptions::default()] {
+        let mut session = OpenEngine::open(Arc::clone(&engine), &options).unwrap().session("step").unwrap();
+        let inputs: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+        let before = session.run(&inputs).unwrap();
+        let stopped = session.run_unless(&inputs, &|| true).unwrap_err();
+        assert_eq!((stopped.class(), stopped.to_string()), (ErrorClass::Cancelled, Cancelled.to_string()));
+        assert_eq!(session.run_unless(&inputs, &|| false).unwrap(), before);
+    }
+}
+
+#[test]
+fn engines_without_a_form_for_openvino_are_refused_with_a_way_out() {
+    let plain = Built::plain(&fixtures().join("transformer/rotary_t2v"));
+    let error = OpenEngine::open(plain.engine("transformer"), &openvino()).err().unwrap();
+    let expected = "transformer, graph `step`: the engine holds no form for OpenVINO; compile it with `v2l-compile --backend \
+                    openvino`, or run it with `backend \"ort\"`";
+    assert_eq!((error.class(), error.to_string()), (ErrorClass::Version, expected.to_owned()));
 }

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use v2l_calibration::compare;
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::backends::onnxruntime::OrtEngine;
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
@@ -114,6 +115,18 @@ impl Built {
 
 /// Both ways to give weights to ONNX Runtime.
 pub(crate) const WEIGHT_MODES: [OrtWeights; 2] = [OrtWeights::Widened, OrtWeights::Lazy];
+
+/// OpenVINO, in float32.
+pub(crate) fn openvino() -> OpenOptions {
+    let openvino = OpenVinoOptions { precision: OpenVinoPrecision::F32, ..OpenVinoOptions::default() };
+    OpenOptions { backend: "openvino".parse().unwrap(), openvino, ..OpenOptions::default() }
+}
+
+/// Every way to run an engine that is compiled for OpenVINO, in float32.
+pub(crate) fn ways() -> Vec<OpenOptions> {
+    let ort = WEIGHT_MODES.map(|weights| OpenOptions { weights, ..OpenOptions::default() });
+    ort.into_iter().chain([openvino()]).collect()
+}
 
 /// Runs `session` on exactly these inputs.
 pub(crate) fn run(session: &mut dyn Session, inputs: &NamedTensors) -> NamedTensors {

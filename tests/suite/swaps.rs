@@ -1,19 +1,21 @@
 //! Adapters are swapped as a transaction: whatever fails, the base and every adapter come back bit for bit.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::Array2;
-use v2l_export::ExportOptions;
-use v2l_runtime::backends::onnxruntime::OrtError;
+use v2l_export::targets::OpenVino;
+use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::components::Components;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::directory::{DirectoryError, EngineDirectory};
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
-use crate::support::{Built, Case, cases, fixtures, run};
+use crate::support::{Built, Case, cases, fixtures, openvino, run};
 
 /// The same values for the same seed, in [-0.5, 0.5).
 pub(crate) fn numbers(mut seed: u64) -> impl FnMut() -> f32 {
@@ -39,9 +41,10 @@ fn step(directory: &mut EngineDirectory, inputs: &NamedTensors) -> NamedTensors 
     run(directory.session(TRANSFORMER, "step").unwrap(), inputs)
 }
 
-fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
+fn check_swaps(storage: Dtype, options: &OpenOptions, seed: u64) {
     let folder = fixtures().join("transformer/fun_inp");
-    let built = Built::new(&folder, &ExportOptions::default(), Some(storage));
+    let compile = CompileOptions { storage: Some(storage), target: Arc::new(OpenVino), ..CompileOptions::default() };
+    let built = Built::with(&folder, &ExportOptions::default(), &compile);
     let inputs = Case::read(&cases(&folder)[0]).inputs;
     let manifest = built.engine(TRANSFORMER).manifest().clone();
     let every = |n: usize, from: usize| manifest.slots.iter().skip(from).step_by(n);
@@ -51,7 +54,7 @@ fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
     damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
 
     // Enough for the states below, twice while one is swapped for another, but not for `all`.
-    let open = |memory| EngineDirectory::open(built.engines(), OpenOptions { weights, memory, ..Default::default() });
+    let open = |memory| EngineDirectory::open(built.engines(), OpenOptions { memory, ..options.clone() });
     let mut probe = open(None).unwrap();
     let mut private = |adapters| probe.set_adapters(adapters, None).unwrap().private_bytes;
     let (none, some) = (private(vec![]), private(vec![(a.clone(), 0.5), (b.clone(), 0.5)]));
@@ -79,11 +82,7 @@ fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
             }
             1 => {
                 let error = directory.set_adapters(vec![(all.clone(), 1.0)], None).unwrap_err();
-                let DirectoryError::Backend(reason) = &error else { panic!("{error}") };
-                assert!(
-                    matches!(reason.downcast_ref(), Some(OrtError::Memory { .. })),
-                    "before anything is allocated: {error}"
-                );
+                assert!(matches!(error, DirectoryError::Backend(_)) && error.class() == ErrorClass::Memory, "{error}");
                 failures[1] += 1;
             }
             2 if chosen != 0 => {
@@ -112,10 +111,15 @@ fn check_swaps(storage: Dtype, weights: OrtWeights, seed: u64) {
 
 #[test]
 fn a_hundred_random_swaps_with_failures_of_widened_weights_end_where_they_should() {
-    check_swaps(Dtype::F32, OrtWeights::Widened, 5);
+    check_swaps(Dtype::F32, &OpenOptions { weights: OrtWeights::Widened, ..OpenOptions::default() }, 5);
 }
 
 #[test]
 fn a_hundred_random_swaps_with_failures_of_lazy_weights_end_where_they_should() {
-    check_swaps(Dtype::Bf16, OrtWeights::Lazy, 6);
+    check_swaps(Dtype::Bf16, &OpenOptions { weights: OrtWeights::Lazy, ..OpenOptions::default() }, 6);
+}
+
+#[test]
+fn a_hundred_random_swaps_with_failures_on_openvino_end_where_they_should() {
+    check_swaps(Dtype::Bf16, &openvino(), 7);
 }

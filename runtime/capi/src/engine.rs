@@ -9,6 +9,7 @@ use v2l_runtime::backends::AUTO;
 #[cfg(not(feature = "stand-in-backend"))]
 pub(crate) use v2l_runtime::backends::onnxruntime::OrtEngine as SessionBackend;
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
@@ -65,14 +66,26 @@ pub const V2L_BACKEND_ORT: v2l_backend = 1;
 pub const V2L_BACKEND_TENSORRT_RTX: v2l_backend = 2;
 /// TensorRT, in a library built with TensorRT.
 pub const V2L_BACKEND_TENSORRT: v2l_backend = 3;
+/// OpenVINO, on CPUs: engines of `v2l-compile --backend openvino`, unless the library is built without it.
+pub const V2L_BACKEND_OPENVINO: v2l_backend = 4;
 
 /// What the runtime calls them.
-const BACKEND_NAMES: [(v2l_backend, &str); 4] = [
+const BACKEND_NAMES: [(v2l_backend, &str); 5] = [
     (V2L_BACKEND_COMPILED, AUTO),
     (V2L_BACKEND_ORT, "ort"),
     (V2L_BACKEND_TENSORRT_RTX, "tensorrt-rtx"),
     (V2L_BACKEND_TENSORRT, "tensorrt"),
+    (V2L_BACKEND_OPENVINO, "openvino"),
 ];
+
+/// In which type graphs compute on OpenVINO.
+pub type v2l_openvino_precision = i32;
+/// bfloat16 for a transformer whose weights are stored so, on a processor that has instructions for it; else float32.
+pub const V2L_OPENVINO_AUTO: v2l_openvino_precision = 0;
+/// float32 throughout.
+pub const V2L_OPENVINO_F32: v2l_openvino_precision = 1;
+/// bfloat16, but for what is computed once for each timestep.
+pub const V2L_OPENVINO_BF16: v2l_openvino_precision = 2;
 
 /// Whether large frames are cut into tiles for the autoencoder.
 pub type v2l_tiling = i32;
@@ -130,6 +143,13 @@ pub struct v2l_open_options {
     /// Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
     /// were set.
     pub no_verify: i32,
+    /// OpenVINO's C library, or the folder of it. NULL: what V2L_OPENVINO_LIB names; next to the executable; vendor/, as above; Python
+    /// packages; LD_LIBRARY_PATH; the loader's places.
+    pub openvino_library: *const c_char,
+    /// In which type graphs compute on OpenVINO: V2L_OPENVINO_…
+    pub openvino_precision: v2l_openvino_precision,
+    /// 0.
+    pub reserved2: i32,
 }
 
 growing!(
@@ -153,6 +173,9 @@ growing!(
         prediction_cache_size: 0,
         vae_tiling: V2L_TILING_DEFAULT,
         no_verify: 0,
+        openvino_library: std::ptr::null(),
+        openvino_precision: V2L_OPENVINO_AUTO,
+        reserved2: 0,
     },
     grown at backend
 );
@@ -176,18 +199,20 @@ impl Opening {
     /// The header's promise.
     pub(crate) unsafe fn new(options: *const v2l_open_options) -> Result<Self, Failure> {
         // SAFETY: the caller's promise, for all of these.
-        let (options, ort_library, ffmpeg, trt_library, provider, cache) = unsafe {
+        let (options, ort_library, ffmpeg, trt_library, openvino_library, provider, cache) = unsafe {
             let options = growing::read(options)?;
             (
                 options,
                 optional_path(options.ort_library, "ort_library")?,
                 optional_path(options.ffmpeg, "ffmpeg")?,
                 optional_path(options.trt_library, "trt_library")?,
+                optional_path(options.openvino_library, "openvino_library")?,
                 optional_text(options.provider, "provider")?,
                 optional_path(options.prediction_cache, "prediction_cache")?,
             )
         };
         growing::unused(options.reserved)?;
+        growing::unused(options.reserved2)?;
         let weights = match options.weights {
             V2L_WEIGHTS_AUTO => OrtWeights::Auto,
             V2L_WEIGHTS_WIDENED => OrtWeights::Widened,
@@ -208,6 +233,12 @@ impl Opening {
         let backend = BACKEND_NAMES.iter().find(|(number, _)| *number == options.backend);
         let backend = backend.and_then(|(_, name)| BackendChoice::from_str(name).ok());
         let backend = backend.ok_or_else(|| unknown("backend", options.backend, "V2L_BACKEND_…"))?;
+        let openvino_precision = match options.openvino_precision {
+            V2L_OPENVINO_AUTO => OpenVinoPrecision::Auto,
+            V2L_OPENVINO_F32 => OpenVinoPrecision::F32,
+            V2L_OPENVINO_BF16 => OpenVinoPrecision::Bf16,
+            other => return Err(unknown("openvino_precision", other, "V2L_OPENVINO_…")),
+        };
         let vae_tiling = match options.vae_tiling {
             V2L_TILING_DEFAULT => None,
             V2L_TILING_ON => Some(true),
@@ -235,6 +266,10 @@ impl Opening {
                 arithmetic,
                 provider: provider.unwrap_or_default(),
                 ..OrtOptions::default()
+            },
+            openvino: OpenVinoOptions {
+                library: openvino_library.map(PathBuf::from),
+                precision: openvino_precision,
             },
             trt: TrtOptions { library: trt_library.map(PathBuf::from), device, verify: options.no_verify == 0 },
             ..OpenOptions::default()

@@ -21,7 +21,7 @@ from ._native import LIBRARY as _lib
 from ._native import Error, check as _check
 
 __all__ = [
-    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "Pipeline",
+    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "OpenVinoPrecision", "Pipeline",
     "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "version",
 ]
 
@@ -75,6 +75,15 @@ class Backend(enum.IntEnum):
     ORT = 1
     TENSORRT_RTX = 2
     TENSORRT = 3
+    OPENVINO = 4
+
+
+class OpenVinoPrecision(enum.IntEnum):
+    """In which type graphs compute on OpenVINO."""
+
+    AUTO = 0
+    F32 = 1
+    BF16 = 2
 
 
 class Format(enum.IntEnum):
@@ -355,6 +364,8 @@ def _open_options(
     prediction_cache_size: int = 0,
     vae_tiling: Optional[bool] = None,
     verify: bool = True,
+    openvino_library: Optional[Path] = None,
+    openvino_precision: OpenVinoPrecision = OpenVinoPrecision.AUTO,
 ) -> ctypes.Structure:
     """``v2l_open_options``: the keyword arguments of :class:`Engine`, :class:`Predictor` and :class:`Pipeline`."""
     options = _initial(_native.OpenOptions, _lib.v2l_open_options_init)
@@ -365,6 +376,8 @@ def _open_options(
     options.verify_hashes = int(verify_hashes)
     options.backend, options.device, options.no_verify = backend, device, int(not verify)
     options.trt_library = None if trt_library is None else _path(trt_library)
+    options.openvino_library = None if openvino_library is None else _path(openvino_library)
+    options.openvino_precision = openvino_precision
     options.provider = None if provider is None else provider.encode()
     options.prediction_cache = None if prediction_cache is None else _path(prediction_cache)
     options.prediction_cache_size = prediction_cache_size

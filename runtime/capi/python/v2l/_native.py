@@ -55,6 +55,9 @@ class OpenOptions(Structure):
         ("prediction_cache_size", c_uint64),
         ("vae_tiling", c_int32),
         ("no_verify", c_int32),
+        ("openvino_library", c_char_p),
+        ("openvino_precision", c_int32),
+        ("reserved2", c_int32),
     ]
 
 

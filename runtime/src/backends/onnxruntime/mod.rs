@@ -16,6 +16,7 @@ mod part;
 mod promote;
 mod provider;
 mod scratch;
+mod session;
 mod value;
 mod weight_plan;
 mod weighted;
@@ -25,11 +26,11 @@ pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, OrtOptions, Provider, Residence};
+pub use session::OrtSession;
 
 use crate::options::WeightMode;
 
 use crate::backends::error::BackendFailure;
-use crate::backends::staged::StagedSession;
 
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
@@ -38,9 +39,6 @@ use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
 use crate::memory::machine_memory;
 use crate::wording::{ARITHMETIC_FP32, WEIGHTS_STORED};
-
-/// A graph of an engine on ONNX Runtime.
-pub type OrtSession = StagedSession<part::Part>;
 
 /// What users and manifests call this backend.
 const NAME: &str = "ort";

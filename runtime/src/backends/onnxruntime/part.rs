@@ -11,7 +11,7 @@ use super::interface::Interface;
 use super::operator_times::OperatorTimes;
 use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
-use super::{NAME, OrtError, OrtSession, failed};
+use super::{NAME, OrtError, failed};
 use crate::backends::resident::{HeldInput, InUse, Resident, State};
 use crate::backends::stages;
 use crate::engine::inputs::{Bound, bind};
@@ -135,17 +135,6 @@ impl Part {
         let backend = |message: String| SessionError::Backend { backend: "ort", message };
         let path = self.session.end_profiling().map_err(|e| backend(e.to_string()))?;
         OperatorTimes::read(path.as_ref()).map(Some).map_err(backend)
-    }
-}
-
-impl OrtSession {
-    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
-    /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
-    ///
-    /// # Errors
-    /// [`SessionError::Backend`] if the profile cannot be read.
-    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
-        self.main.operator_times()
     }
 }
 

@@ -1,0 +1,20 @@
+//! One graph as callers see it.
+
+use super::operator_times::OperatorTimes;
+use super::part::Part;
+use crate::backends::staged::StagedSession;
+use crate::engine::session::SessionError;
+
+/// A graph of an engine on ONNX Runtime.
+pub type OrtSession = StagedSession<Part>;
+
+impl OrtSession {
+    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
+    /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
+    ///
+    /// # Errors
+    /// [`SessionError::Backend`] if the profile cannot be read.
+    pub fn operator_times(&mut self) -> Result<Option<OperatorTimes>, SessionError> {
+        self.main.operator_times()
+    }
+}
