@@ -267,10 +267,7 @@ impl Opening {
                 provider: provider.unwrap_or_default(),
                 ..OrtOptions::default()
             },
-            openvino: OpenVinoOptions {
-                library: openvino_library.map(PathBuf::from),
-                precision: openvino_precision,
-            },
+            openvino: OpenVinoOptions { library: openvino_library.map(PathBuf::from), precision: openvino_precision },
             trt: TrtOptions { library: trt_library.map(PathBuf::from), device, verify: options.no_verify == 0 },
             ..OpenOptions::default()
         };

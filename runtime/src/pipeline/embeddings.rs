@@ -49,7 +49,7 @@ impl Pipeline {
         let images = pixels.len_of(Axis(0));
         let pixels = Tensor::F32(pixels.into_dyn());
         let session = components.session(IMAGE_ENCODER, ENCODE)?;
-        let mut outputs = run(session, IMAGE_ENCODER, ENCODE, &[(PIXELS, &pixels)])?;
+        let mut outputs = run(session, IMAGE_ENCODER, ENCODE, &[(PIXELS, &pixels)], &progress)?;
         let fits = |found: &[usize]| found.len() == 3 && found[0] == images;
         let states = take(&mut outputs, IMAGE_ENCODER, ENCODE, STATES, fits)?;
         components.release(IMAGE_ENCODER);

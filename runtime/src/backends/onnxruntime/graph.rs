@@ -4,13 +4,13 @@ use std::path::Path;
 
 use ort::session::builder::SessionBuilder;
 
+use super::OrtError;
 use super::bounded::within;
 use super::builder::configured;
 use super::interface::{GraphWeight, Interface};
 use super::part::Part;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
-use super::OrtError;
 use crate::io::library;
 use crate::io::raw::aligned;
 use crate::options::{OpenOptions, WeightMode};
