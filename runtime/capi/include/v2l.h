@@ -222,6 +222,11 @@ typedef int32_t v2l_backend;
 typedef int32_t v2l_tiling;
 
 /**
+ * In which type graphs compute on OpenVINO.
+ */
+typedef int32_t v2l_openvino_precision;
+
+/**
  * How engines are opened. All zero: the defaults.
  */
 typedef struct v2l_open_options {
@@ -304,6 +309,19 @@ typedef struct v2l_open_options {
      * were set.
      */
     int32_t no_verify;
+    /**
+     * OpenVINO's C library, or the folder of it. NULL: what V2L_OPENVINO_LIB names; next to the executable; vendor/, as above; Python
+     * packages; LD_LIBRARY_PATH; the loader's places.
+     */
+    const char *openvino_library;
+    /**
+     * In which type graphs compute on OpenVINO: V2L_OPENVINO_…
+     */
+    v2l_openvino_precision openvino_precision;
+    /**
+     * 0.
+     */
+    int32_t reserved2;
 } v2l_open_options;
 
 /**
@@ -968,6 +986,26 @@ typedef struct v2l_generate_options {
  * TensorRT, in a library built with TensorRT.
  */
 #define V2L_BACKEND_TENSORRT 3
+
+/**
+ * OpenVINO, on CPUs: engines of `v2l-compile --backend openvino`, unless the library is built without it.
+ */
+#define V2L_BACKEND_OPENVINO 4
+
+/**
+ * bfloat16 for a transformer whose weights are stored so, on a processor that has instructions for it; else float32.
+ */
+#define V2L_OPENVINO_AUTO 0
+
+/**
+ * float32 throughout.
+ */
+#define V2L_OPENVINO_F32 1
+
+/**
+ * bfloat16, but for what is computed once for each timestep.
+ */
+#define V2L_OPENVINO_BF16 2
 
 /**
  * As the engine directory says.
