@@ -2,6 +2,8 @@
 
 #[path = "inspect/adapter.rs"]
 mod adapter;
+#[path = "inspect/canonical.rs"]
+mod canonical;
 #[path = "inspect/checkpoint.rs"]
 mod checkpoint;
 #[path = "inspect/engine.rs"]
@@ -10,17 +12,22 @@ mod engine;
 mod memory;
 #[path = "inspect/model.rs"]
 mod model;
+#[path = "inspect/overlap.rs"]
+mod overlap;
+#[path = "inspect/picture.rs"]
+mod picture;
 #[path = "inspect/pipeline.rs"]
 mod pipeline;
 #[path = "inspect/survival.rs"]
 mod survival;
 
 use std::io::Read;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use v2l_cli::{Failure, Files, Output, OutputOptions, Weights, split_strength};
+use v2l_cli::{Failure, Files, LoraFormat, Output, OutputOptions, Weights, split_strength};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::io::weights::WeightFile;
 use v2l_runtime::lora::adapter::{AdapterError, detect};
@@ -33,9 +40,10 @@ use v2l_runtime::pipeline::config::FILE_NAME;
 #[derive(Parser)]
 #[command(name = "v2l-inspect", version)]
 struct Args {
-    /// What to look at; with --survival an adapter, with a strength if not 1: ADAPTER=STRENGTH.
-    #[arg(value_name = "FILE_OR_DIR")]
-    path: PathBuf,
+    /// What to look at. Two adapters, with --engine: will they disturb each other? Where a question is about strengths
+    /// (two adapters, --survival, --canonical), an adapter may have one: ADAPTER=STRENGTH.
+    #[arg(value_name = "FILE_OR_DIR", required = true)]
+    paths: Vec<PathBuf>,
     /// Engine, or engine directory, to hold an adapter against: which keys change a slot, and which do not.
     #[arg(long, visible_alias = "loadEngine", value_name = "ENGINE")]
     engine: Option<PathBuf>,
@@ -46,9 +54,22 @@ struct Args {
     /// Reads the weights, runs nothing.
     #[arg(long, requires = "engine")]
     survival: bool,
-    /// Picture of it to write (a PNG): a column for each block, a row for each module, the brighter the more survives.
-    #[arg(long, value_name = "PNG", requires = "survival")]
+    /// Picture to write (a PNG): a column for each block, a row for each module, the brighter the more survives, or the
+    /// more alike two adapters are.
+    #[arg(long, value_name = "PNG", requires = "engine")]
     heat_map: Option<PathBuf>,
+    /// The singular values of every layer of the sum of the adapters, which do not depend on how their factors were chosen.
+    #[arg(long, requires = "engine", conflicts_with_all = ["survival", "heat_map"])]
+    canonical: bool,
+    /// The rank to bring the sum to; what it keeps of the sum is said.
+    #[arg(long, value_name = "R", requires = "canonical")]
+    rank: Option<NonZeroUsize>,
+    /// Where to save the sum, of strength 1, in canonical form.
+    #[arg(long, value_name = "FILE", requires = "canonical")]
+    save_lora: Option<PathBuf>,
+    /// Format of --save-lora.
+    #[arg(long, value_enum, default_value_t, requires = "save_lora")]
+    lora_format: LoraFormat,
     /// List every node of an ONNX model.
     #[arg(long)]
     nodes: bool,
@@ -101,15 +122,40 @@ enum Kind {
 }
 
 fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let (path, strength) = match args.survival {
-        true => split_strength(args.path.as_os_str())?,
-        false => (args.path.as_path(), 1.0),
+    let with_strengths = args.survival || args.canonical || args.paths.len() > 1;
+    let split = |path: &'_ PathBuf| match with_strengths {
+        true => split_strength(path.as_os_str()).map(|(path, strength)| (path.to_owned(), strength)),
+        false => Ok((path.clone(), 1.0)),
     };
+    let paths: Vec<(PathBuf, f32)> = args.paths.iter().map(split).collect::<anyhow::Result<_>>()?;
     Files::default()
-        .read("the adapter", [path])
+        .read("the adapter", paths.iter().map(|(path, _)| path))
         .read("--engine", &args.engine)
         .written("--heat-map", &args.heat_map)
+        .placed("--save-lora", &args.save_lora)
         .check(output)?;
+    let kinds = paths.iter().map(|(path, _)| checked_kind(path, args)).collect::<anyhow::Result<Vec<_>>>()?;
+    match (&paths[..], &args.engine) {
+        (_, Some(engine)) if args.canonical => canonical::show(&paths, engine, args, output),
+        ([_], Some(engine)) if args.survival => survival::show(&paths[0], engine, args, output),
+        ([_], _) if args.heat_map.is_some() => {
+            Err(Failure::usage("--heat-map is the picture of --survival, or of two adapters; give one of them"))
+        }
+        ([(path, _)], engine) => show(path, kinds[0], engine.as_deref(), args, output),
+        ([a, b], Some(engine)) if !args.survival => overlap::show([a, b], engine, args, output),
+        (_, Some(_)) if args.survival => Err(Failure::usage("--survival is of one adapter; look at each by itself")),
+        (_, Some(_)) => {
+            Err(Failure::usage("adapters are compared two at a time; give two, or --canonical for their sum"))
+        }
+        _ => Err(Failure::usage(
+            "several files are looked at only to compare adapters over the layers of a model; give two adapters and \
+             --engine, or one file",
+        )),
+    }
+}
+
+/// What a path holds, if the flags are for such a thing.
+fn checked_kind(path: &Path, args: &Args) -> anyhow::Result<Kind> {
     let kind = kind(path)?;
     if args.engine.is_some() && kind != Kind::Adapter {
         // An update of another kind than LoRA is refused by its name.
@@ -121,25 +167,21 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     if args.verify_hashes && !matches!(kind, Kind::Engine | Kind::Pipeline) {
         return Err(Failure::usage(format!("{}: --verify-hashes is for engines, and this is none", path.display())));
     }
-    if args.memory {
-        if kind != Kind::Pipeline {
-            return Err(Failure::usage(format!(
-                "{}: --memory is for engine directories, and this is none",
-                path.display()
-            )));
-        }
-        return memory::show(path, args, output);
+    if args.memory && kind != Kind::Pipeline {
+        return Err(Failure::usage(format!(
+            "{}: --memory is for engine directories, and this is none",
+            path.display()
+        )));
     }
+    Ok(kind)
+}
+
+fn show(path: &Path, kind: Kind, engine: Option<&Path>, args: &Args, output: &mut Output) -> anyhow::Result<()> {
     match kind {
+        Kind::Pipeline if args.memory => memory::show(path, args, output),
         Kind::Pipeline => pipeline::show(path, args.verify_hashes, args.nodes, output),
         Kind::Engine => engine::show(path, args.verify_hashes, output),
-        Kind::Adapter => match &args.engine {
-            Some(engine) if args.survival => {
-                let heat_map = args.heat_map.as_deref();
-                survival::show((path, strength), engine, args.allow_partial, heat_map, output)
-            }
-            engine => adapter::show(path, engine.as_deref(), args.allow_partial, output),
-        },
+        Kind::Adapter => adapter::show(path, engine, args.allow_partial, output),
         Kind::Checkpoint => checkpoint::show(path, output),
         Kind::Onnx => model::show(path, args.nodes, output),
     }

@@ -1,16 +1,16 @@
-//! A picture of what survives of adapters, by block and module.
+//! A picture of a number for each slot, by block and module.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::Path;
 
 use image::{Rgb, RgbImage};
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::lora::fuse::FuseReport;
+use v2l_runtime::lora::algebra::place;
 use v2l_runtime::media::video::{MAX_SIDE, VideoError, write_png};
 
 /// Side of a cell in pixels, unless the picture would then be too large.
 const CELL: usize = 16;
-/// Colours of a survived part of 0, 1/8, … 1: viridis, whose lightness rises evenly, in print and for every kind of colour
+/// Colours of 0, 1/8, … 1: viridis, whose lightness rises evenly, in print and for every kind of colour
 /// vision.
 const RAMP: [[u8; 3]; 9] = [
     [68, 1, 84],
@@ -28,9 +28,9 @@ pub const NOT_CHANGED: [u8; 3] = [176, 176, 176];
 /// Colour of places where the model has no slot.
 pub const NO_SLOT: [u8; 3] = [255, 255, 255];
 
-/// The colour of a survived part, 0 to 1; what lies beyond has the colour of the nearer end.
-pub fn colour(survived: f64) -> [u8; 3] {
-    let at = survived.clamp(0.0, 1.0) * (RAMP.len() - 1) as f64;
+/// The colour of a number from 0 to 1; what lies beyond has the colour of the nearer end.
+pub fn colour(number: f64) -> [u8; 3] {
+    let at = number.clamp(0.0, 1.0) * (RAMP.len() - 1) as f64;
     let low = (at as usize).min(RAMP.len() - 2);
     let part = at - low as f64;
     std::array::from_fn(|i| {
@@ -51,10 +51,8 @@ pub struct HeatMap {
 }
 
 impl HeatMap {
-    /// The picture of a report on some of these slots.
-    pub fn new(slots: &[Slot], report: &FuseReport) -> Self {
-        let survived: HashMap<&str, f64> =
-            report.slots.iter().map(|slot| (&slot.slot[..], slot.survey.survived())).collect();
+    /// The picture of numbers from 0 to 1, by slot; slots without one are not changed.
+    pub fn new(slots: &[Slot], numbers: &HashMap<&str, f64>) -> Self {
         let places: Vec<(String, Option<u64>)> = slots.iter().map(|slot| place(&slot.name)).collect();
         let blocks: BTreeSet<Option<u64>> = places.iter().map(|(_, block)| *block).collect();
         let columns: Vec<Option<u64>> = blocks.into_iter().collect();
@@ -67,7 +65,7 @@ impl HeatMap {
             });
             // Every block is a column.
             let Ok(column) = columns.binary_search(&block) else { continue };
-            cells.insert((row, column), survived.get(&slot.name[..]).map_or(NOT_CHANGED, |&part| colour(part)));
+            cells.insert((row, column), numbers.get(&slot.name[..]).map_or(NOT_CHANGED, |&part| colour(part)));
         }
         Self { rows, columns, cells }
     }
@@ -98,33 +96,9 @@ impl HeatMap {
     }
 }
 
-/// Row and block of a slot: `transformer_blocks.7.attn1.to_q` is `transformer_blocks.*.attn1.to_q` in block 7.
-fn place(name: &str) -> (String, Option<u64>) {
-    let mut parts: Vec<&str> = name.split('.').collect();
-    let number = |at: usize| parts[at + 1].parse::<u64>().ok().filter(|_| parts[at].ends_with("blocks"));
-    match (0..parts.len() - 1).find_map(|at| Some((at, number(at)?))) {
-        Some((at, block)) => {
-            parts[at + 1] = "*";
-            (parts.join("."), Some(block))
-        }
-        None => (name.to_owned(), None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use v2l_runtime::lora::fuse::{RoundingStats, SlotReport};
-
-    fn report(survived: &[(&str, f64)]) -> FuseReport {
-        let slot = |(name, survived): &(&str, f64)| SlotReport {
-            slot: (*name).to_owned(),
-            rank: 1,
-            weights: 1,
-            survey: RoundingStats { norm: 1.0, dot: *survived, error: 0.0, unchanged: 0 },
-        };
-        FuseReport { slots: survived.iter().map(slot).collect() }
-    }
 
     #[test]
     fn heat_map_has_a_column_for_each_block_and_one_at_the_left_for_the_rest() {
@@ -135,7 +109,7 @@ mod tests {
             "transformer_blocks.2.ff.net.0.proj",
         ];
         let slots = names.map(|name| Slot::linear(name, 2, 3));
-        let map = HeatMap::new(&slots, &report(&[(names[0], 1.0), (names[1], 0.0), (names[2], 0.5)]));
+        let map = HeatMap::new(&slots, &HashMap::from([(names[0], 1.0), (names[1], 0.0), (names[2], 0.5)]));
         let rows = ["patch_embed.proj", "transformer_blocks.*.attn1.to_q", "transformer_blocks.*.ff.net.0.proj"];
         assert_eq!(map.rows, rows);
         assert_eq!(map.columns, [None, Some(2), Some(10)]);
@@ -145,13 +119,6 @@ mod tests {
         for (x, y, pixel) in picture.enumerate_pixels() {
             assert_eq!(pixel.0, expected[y as usize / 16][x as usize / 16], "{x}, {y}");
         }
-    }
-
-    #[test]
-    fn heat_map_knows_blocks_of_wan_and_nothing_else_as_blocks() {
-        assert_eq!(place("blocks.7.self_attn.q"), ("blocks.*.self_attn.q".to_owned(), Some(7)));
-        assert_eq!(place("up.blocks.x.1.proj"), ("up.blocks.x.1.proj".to_owned(), None));
-        assert_eq!(place("head"), ("head".to_owned(), None));
     }
 
     #[test]
@@ -171,9 +138,9 @@ mod tests {
         let slots = |count: usize| -> Vec<Slot> {
             (0..count).map(|block| Slot::linear(format!("blocks.{block}.q"), 1, 1)).collect()
         };
-        assert_eq!(HeatMap::new(&slots(1000), &report(&[])).draw().unwrap().dimensions(), (8000, 8));
+        assert_eq!(HeatMap::new(&slots(1000), &HashMap::new()).draw().unwrap().dimensions(), (8000, 8));
         for count in [0, MAX_SIDE + 1] {
-            let refused = HeatMap::new(&slots(count), &report(&[])).draw();
+            let refused = HeatMap::new(&slots(count), &HashMap::new()).draw();
             assert!(matches!(refused, Err(VideoError::Size { .. })), "{count}");
         }
     }
@@ -181,7 +148,7 @@ mod tests {
     #[test]
     fn heat_map_is_written_as_a_png_only() {
         let dir = tempfile::tempdir().unwrap();
-        let map = HeatMap::new(&[Slot::linear("head", 1, 1)], &report(&[("head", 0.25)]));
+        let map = HeatMap::new(&[Slot::linear("head", 1, 1)], &HashMap::from([("head", 0.25)]));
         let refused = map.write(&dir.path().join("map.jpg"));
         assert!(matches!(refused, Err(VideoError::NotPng { .. })));
         let path = dir.path().join("map.png");

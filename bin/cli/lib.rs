@@ -7,6 +7,7 @@ pub mod bar_chart;
 mod exit;
 mod files;
 pub mod heat_map;
+mod lora_format;
 mod output;
 mod signals;
 mod telemetry;
@@ -20,6 +21,7 @@ use v2l_runtime::wording::{self, Speaker};
 pub use adapters::{open_transformer, split_strength};
 pub use exit::{Exit, Failure, flags};
 pub use files::Files;
+pub use lora_format::LoraFormat;
 pub use output::{Output, OutputOptions, shown};
 pub use weights::Weights;
 

@@ -6,15 +6,15 @@ use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::components::HYPERNETWORK;
+use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::lora::adapter::{
-    Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, read_adapter,
+    Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, detect, read_adapter,
     read_light,
 };
 use v2l_runtime::options::OpenOptions;
-use v2l_runtime::predict::video2lora;
+use v2l_runtime::predict::{self, video2lora};
 
 use super::count;
 
@@ -44,6 +44,38 @@ pub(crate) fn read(path: &Path, engine: &Engine, allow_partial: bool, output: &m
             Err(error.into())
         }
     }
+}
+
+/// The transformer, and an adapter for it; predicted tokens are expanded by the predictor in the same folder.
+pub(crate) fn load(
+    path: &Path,
+    engine: &Path,
+    allow_partial: bool,
+    output: &mut Output,
+) -> anyhow::Result<(Arc<Engine>, Adapter)> {
+    if detect(path)? == AdapterFormat::Light {
+        return expand(path, engine);
+    }
+    let engine = open_transformer(engine)?;
+    let adapter = read(path, &engine, allow_partial, output)?;
+    Ok((engine, adapter))
+}
+
+/// The transformer, and the adapter that LightLoRA tokens stand for.
+fn expand(path: &Path, engine: &Path) -> anyhow::Result<(Arc<Engine>, Adapter)> {
+    let light = read_light(path)?;
+    let needs_predictor = || AdapterError::NeedsPredictor { path: path.to_owned() };
+    if !engine.is_dir() {
+        return Err(needs_predictor().into());
+    }
+    let options = OpenOptions::default();
+    let mut directory = EngineDirectory::open(engine, options.clone())?;
+    if !directory.has(HYPERNETWORK) {
+        return Err(needs_predictor().into());
+    }
+    let mut predictor = predict::open(directory.engine(HYPERNETWORK)?, &options)?;
+    let adapter = predictor.tokens().ok_or_else(needs_predictor)?.expand(&light)?;
+    Ok((directory.engine(TRANSFORMER)?, adapter))
 }
 
 fn layers(description: &Description, output: &mut Output) {

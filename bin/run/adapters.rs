@@ -7,8 +7,11 @@ use serde_json::json;
 use v2l_cli::{Output, shown, split_strength};
 use v2l_runtime::generator::{Applied, Generator};
 use v2l_runtime::lora::adapter::{self, Adapter, AdapterError, AdapterFormat, Coverage, Layers, Outcome, ReadOptions};
+use v2l_runtime::lora::algebra;
 use v2l_runtime::lora::fuse::FuseReport;
 use v2l_runtime::predict::Prediction;
+
+use crate::args::Compose;
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {
@@ -70,6 +73,28 @@ fn load_with(
         adapters.push((adapter, strength));
     }
     Ok(adapters)
+}
+
+/// Prepares adapters for their sum, and says what is left of each.
+pub(crate) fn compose(
+    adapters: Vec<(Adapter, f32)>,
+    how: Compose,
+    output: &mut Output,
+) -> anyhow::Result<Vec<(Adapter, f32)>> {
+    if how == Compose::Add {
+        return Ok(adapters);
+    }
+    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    let composed = algebra::compose(&borrowed, how.into())?;
+    let strengths = adapters.iter().map(|(_, strength)| *strength);
+    let mut found = Vec::with_capacity(composed.len());
+    for (composed, strength) in composed.into_iter().zip(strengths) {
+        let name = &composed.adapter.name;
+        output.event("composed", json!({ "adapter": name, "kept": composed.kept }));
+        output.note(&format!("{name}: {:.1} % of the square of its norm goes into the sum", 100.0 * composed.kept));
+        found.push((composed.adapter, strength));
+    }
+    Ok(found)
 }
 
 /// Says what became of a file's keys.

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use v2l_cli::{OutputOptions, Weights};
+use v2l_cli::{LoraFormat, OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::backends::{AUTO, BACKENDS};
 use v2l_runtime::engine::recording::Recorder;
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
-use v2l_runtime::lora::adapter::AdapterFormat;
+use v2l_runtime::lora::algebra::{Composition, NormConsistency};
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions};
@@ -104,6 +104,9 @@ pub(crate) struct Args {
     /// Adapter to fuse, with a strength if not 1. Repeatable.
     #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<OsString>,
+    /// What is done to several adapters before they are added.
+    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
+    pub(crate) compose: Compose,
     /// How adapters are applied: `fuse` into the weights, `branch` as inputs of low-rank branches.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) fuse_mode: FuseMode,
@@ -204,39 +207,6 @@ pub(crate) struct Args {
     pub(crate) verify_hashes: bool,
     #[command(flatten)]
     pub(crate) output_options: OutputOptions,
-}
-
-#[derive(Clone, Copy, Default, ValueEnum)]
-pub(crate) enum LoraFormat {
-    /// PEFT: `base_model.model.….lora_A.weight`; a folder unless the name ends in `.safetensors`.
-    #[default]
-    Peft,
-    /// diffusers: `transformer.….lora_A.weight`.
-    Diffusers,
-    /// kohya: `lora_unet_….lora_down.weight`.
-    Kohya,
-    /// VideoX-Fun: `lora_unet__….lora_down.weight`.
-    VideoxFun,
-    /// ComfyUI: `diffusion_model.….lora_A.weight`.
-    Comfy,
-    /// The predicted tokens alone, for the same hypernetwork.
-    Light,
-    /// The predicted tokens with the auxiliary factors of the hypernetwork.
-    LightFull,
-}
-
-impl From<LoraFormat> for AdapterFormat {
-    fn from(format: LoraFormat) -> Self {
-        match format {
-            LoraFormat::Peft => Self::Peft,
-            LoraFormat::Diffusers => Self::Diffusers,
-            LoraFormat::Kohya => Self::Kohya,
-            LoraFormat::VideoxFun => Self::VideoxFun,
-            LoraFormat::Comfy => Self::Comfy,
-            LoraFormat::Light => Self::Light,
-            LoraFormat::LightFull => Self::LightFull,
-        }
-    }
 }
 
 /// What `--scheduler` takes.
@@ -408,4 +378,25 @@ fn backend() -> impl TypedValueParser<Value = BackendChoice> {
 fn threads(text: &str) -> Result<usize, String> {
     let fits = |threads: &usize| *threads <= MOST_THREADS;
     text.parse().ok().filter(fits).ok_or_else(|| format!("expected 1 to {MOST_THREADS}, or 0 for all cores"))
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Compose {
+    /// Nothing.
+    #[default]
+    Add,
+    /// Layer by layer their norms are made equal, up to a factor of 4.
+    Norm,
+    /// Each loses what lies in the output directions of those before it: --lora in the order given, then what is predicted.
+    Orthogonal,
+}
+
+impl From<Compose> for Composition {
+    fn from(compose: Compose) -> Self {
+        match compose {
+            Compose::Add => Self::Add,
+            Compose::Norm => Self::Norm(NormConsistency::default()),
+            Compose::Orthogonal => Self::Orthogonal,
+        }
+    }
 }

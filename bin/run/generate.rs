@@ -94,6 +94,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     say_memory(&generator.estimate(&request, expected)?, output);
     generator.check_memory(&request, expected)?;
     let (adapters, reference) = adapters_of(args, &mut generator, request.image.as_ref(), output)?;
+    let adapters = adapters::compose(adapters, args.compose, output)?;
     let mut compared: Vec<Frames> = reference.into_iter().collect();
     if args.contact_sheet.is_some() && !adapters.is_empty() {
         output.event("video_of", json!({ "what": "base" }));

@@ -19,6 +19,7 @@ mod random_passes;
 mod stored;
 
 mod adapters;
+mod algebra;
 mod architecture;
 mod backends;
 mod bad_input;

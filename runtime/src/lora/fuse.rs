@@ -31,7 +31,7 @@ mod survival;
 pub use arena::Pool;
 pub use kernel::{Packed, Path, RoundingStats};
 pub use report::{FuseReport, SlotReport};
-pub use survival::{Survival, survival};
+pub use survival::{Survival, survival, weight_norm};
 
 /// Elements that one thread fuses at a time, about.
 const PIECE: usize = 1 << 16;

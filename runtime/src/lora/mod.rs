@@ -1,6 +1,7 @@
-//! Low-rank adapters: their files, fusion into weights, and branches beside them.
+//! Low-rank adapters: their files and algebra, fusion into weights, and branches beside them.
 
 pub mod adapter;
+pub mod algebra;
 pub mod branch;
 pub mod fuse;
 pub mod mode;

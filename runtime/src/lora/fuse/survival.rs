@@ -3,7 +3,8 @@
 use rayon::prelude::*;
 
 use super::{Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Region, by_tensor, fuse_tensors};
-use crate::engine::Engine;
+use crate::engine::manifest::Slot;
+use crate::engine::{Engine, EngineError};
 use crate::io::raw::widen_into;
 use crate::lora::adapter::Adapter;
 
@@ -39,6 +40,18 @@ pub fn survival(engine: &Engine, adapters: &[(&Adapter, f32)]) -> Result<Surviva
         found.weight_norms.extend(slots.iter().map(|(slot, _)| norm(&tensor, Region::of(slot))));
     }
     Ok(found)
+}
+
+/// Frobenius norm of a slot's weight; `None` of a weight in 8 bits. Costs a pass over the weight.
+///
+/// # Errors
+/// [`EngineError`] if the engine lacks the weight.
+pub fn weight_norm(engine: &Engine, slot: &Slot) -> Result<Option<f64>, EngineError> {
+    if slot.quantized.is_some() {
+        return Ok(None);
+    }
+    let tensor = Changed { name: &slot.tensor, base: engine.weight(&slot.tensor)?, slots: &[] };
+    Ok(Some(norm(&tensor, Region::of(slot))))
 }
 
 /// Frobenius norm of a part of a tensor. Rows are summed in order, so that threads do not matter.
