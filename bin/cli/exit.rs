@@ -16,6 +16,7 @@ use v2l_runtime::generator::GeneratorError;
 use v2l_runtime::io::library::LibraryError;
 use v2l_runtime::io::weights::WeightError;
 use v2l_runtime::lora::adapter::AdapterError;
+use v2l_runtime::lora::algebra::AlgebraError;
 use v2l_runtime::lora::fuse::FuseError;
 use v2l_runtime::lora::mode::ModeError;
 use v2l_runtime::media::resize::ResizeError;
@@ -189,6 +190,7 @@ fn of_runtime(error: &(dyn std::error::Error + 'static)) -> Option<ErrorClass> {
     }
     class_of!(
         AdapterError,
+        AlgebraError,
         BackendError,
         CacheError,
         Cancelled,

@@ -34,10 +34,9 @@ pub(crate) fn show(
         )));
     }
     let names = [first, second].map(|path| path.display().to_string());
-    header(&found, &names, [*a, *b], output);
-    let by_name = slots_by_name(slots);
     let width = found.slots.iter().map(|slot| slot.slot.len()).max().unwrap_or(0);
-    output.note(&line(width, &COLUMNS.map(str::to_owned)));
+    header(&found, &names, [*a, *b], width, output);
+    let by_name = slots_by_name(slots);
     for slot in &found.slots {
         let norm = by_name.get(&slot.slot[..]).map(|slot| weight_norm(&engine_file, slot)).transpose()?.flatten();
         output.result("overlap_slot", slot_fields(slot, norm), || row(slot, norm, width));
@@ -54,7 +53,7 @@ pub(crate) fn show(
 
 const COLUMNS: [&str; 8] = ["slot", "ranks", "|ΔA|/|W|", "|ΔB|/|W|", "outputs", "inputs", "cosine", "norms"];
 
-fn header(found: &Comparison, names: &[String; 2], strengths: [f32; 2], output: &mut Output) {
+fn header(found: &Comparison, names: &[String; 2], strengths: [f32; 2], width: usize, output: &mut Output) {
     let adapters: Vec<Json> = names
         .iter()
         .zip(strengths)
@@ -73,6 +72,7 @@ fn header(found: &Comparison, names: &[String; 2], strengths: [f32; 2], output: 
             alone[0],
             alone[1]
         ));
+        lines.push(line(width, &COLUMNS.map(str::to_owned)));
         lines.join("\n")
     });
 }

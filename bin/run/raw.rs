@@ -45,7 +45,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut fused =
         adapters::load_for(&args.lora, engine.manifest().into(), args.allow_partial, generator.as_mut(), output)?;
     fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
-    let fused = adapters::compose(fused, args.compose, output)?;
+    let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();
     let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;

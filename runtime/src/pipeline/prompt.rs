@@ -1,4 +1,4 @@
-//! Prompts cleaned as diffusers' Wan pipelines clean them, before they are tokenised.
+//! Prompts cleaned as some of diffusers' pipelines clean them, before they are tokenised.
 //!
 //! diffusers runs ftfy's `fix_text` first, where ftfy is installed. Of that is here what is plain: typographic quotes become
 //! straight ones, and control characters go. Wide characters, ligatures and composed characters are left to the tokenizer,

@@ -17,12 +17,12 @@ pub(super) fn qr(mut vectors: Array2<f64>) -> (Array2<f64>, Array2<f64>) {
     for j in 0..k {
         let mut reflector = vectors.row(j).to_owned();
         reflector.iter_mut().take(j).for_each(|x| *x = 0.0);
-        let norm = norm(reflector.view());
+        let norm = norm(&reflector.view());
         if norm == 0.0 {
             continue;
         }
         reflector[j] += norm.copysign(reflector[j]);
-        let length = self::norm(reflector.view());
+        let length = self::norm(&reflector.view());
         reflector /= length;
         for mut vector in vectors.axis_iter_mut(Axis(0)).skip(j) {
             reflect(&reflector.view(), &mut vector);
@@ -79,7 +79,7 @@ pub(super) fn svd(m: &Array2<f64>) -> (Array2<f64>, Vec<f64>, Array2<f64>) {
             break;
         }
     }
-    let lengths: Vec<f64> = columns.axis_iter(Axis(0)).map(norm).collect();
+    let lengths: Vec<f64> = columns.axis_iter(Axis(0)).map(|column| norm(&column)).collect();
     let mut order: Vec<usize> = (0..n).collect();
     order.sort_by(|&a, &b| lengths[b].total_cmp(&lengths[a]));
     let mut left = columns.select(Axis(0), &order);
@@ -98,8 +98,8 @@ fn rotate(rows: &mut Array2<f64>, (i, j): (usize, usize), (cosine, sine): (f64, 
     Zip::from(a).and(b).for_each(|a, b| (*a, *b) = (cosine * *a - sine * *b, sine * *a + cosine * *b));
 }
 
-fn norm(v: ArrayView1<'_, f64>) -> f64 {
-    v.dot(&v).sqrt()
+fn norm(v: &ArrayView1<'_, f64>) -> f64 {
+    v.dot(v).sqrt()
 }
 
 #[cfg(test)]
