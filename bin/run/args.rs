@@ -43,9 +43,16 @@ pub(crate) struct Args {
     /// What it should not show [default: the pipeline's].
     #[arg(long, value_name = "TEXT", help_heading = "Generate")]
     pub(crate) negative_prompt: Option<String>,
+    /// Embeddings in place of the prompts': a safetensors file with `prompt_embeds` and, for guidance, `negative_prompt_embeds`,
+    /// [1, tokens, width].
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "negative_prompt"], help_heading = "Generate")]
+    pub(crate) prompt_embeds: Option<PathBuf>,
     /// First frame: an image.
     #[arg(long, value_name = "IMG", help_heading = "Generate")]
     pub(crate) image: Option<PathBuf>,
+    /// Last frame, for models that end at an image.
+    #[arg(long, value_name = "IMG", requires = "image", help_heading = "Generate")]
+    pub(crate) last_image: Option<PathBuf>,
     /// Frames of the video, 4n + 1.
     #[arg(long, value_name = "N", help_heading = "Generate")]
     pub(crate) num_frames: Option<usize>,
@@ -67,6 +74,10 @@ pub(crate) struct Args {
     /// Classifier-free guidance; 1 or less switches it off.
     #[arg(long, visible_alias = "guidance-scale", value_name = "G", help_heading = "Generate")]
     pub(crate) guidance: Option<f64>,
+    /// Guidance of the second of two transformers, the one for low noise [default: --guidance, or the pipeline's]. It counts if
+    /// --guidance is above 1.
+    #[arg(long, visible_alias = "guidance-scale-2", value_name = "G", help_heading = "Generate")]
+    pub(crate) guidance_2: Option<f64>,
     /// Frames per second of the written video.
     #[arg(long, value_name = "FPS", help_heading = "Generate")]
     pub(crate) fps: Option<f64>,
@@ -76,7 +87,7 @@ pub(crate) struct Args {
     /// Standard deviation of the noise on the condition image (inpaint models); 0 switches it off.
     #[arg(long, value_name = "SIGMA", help_heading = "Generate")]
     pub(crate) noise_aug_strength: Option<f64>,
-    /// Initial noise: a safetensors file with one tensor [1, T, 16, h, w].
+    /// Initial noise: a safetensors file with one tensor, its five axes in the model's order, as --outputs writes them.
     #[arg(long, value_name = "FILE", help_heading = "Generate")]
     pub(crate) latents: Option<PathBuf>,
 
@@ -153,7 +164,7 @@ pub(crate) struct Args {
     /// Encode a video (or safetensors with `pixels` [B, 3, F, H, W] in [-1, 1]) to `mean` and `moments`.
     #[arg(long, value_name = "VIDEO", requires = "outputs", help_heading = "Tensors")]
     pub(crate) encode: Option<PathBuf>,
-    /// Decode safetensors with `latents` [B, 16, T, h, w], unscaled, to a video.
+    /// Decode safetensors with `latents` [B, C, T, h, w] as the encoder gives them, unscaled, to a video.
     #[arg(long, value_name = "FILE", requires = "output", help_heading = "Tensors")]
     pub(crate) decode: Option<PathBuf>,
 

@@ -1,7 +1,10 @@
 //! Reference, image and prompt to a video.
 
+use std::path::{Path, PathBuf};
+
+use ndarray::ArrayD;
 use serde_json::json;
-use v2l_cli::{Output, shown};
+use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::decisions::Decisions;
 use v2l_runtime::events::{Event, Observer, Stage};
@@ -19,7 +22,7 @@ use v2l_runtime::tensor::{NamedTensors, Tensor};
 use crate::adapters;
 use crate::args::Args;
 use crate::predictor;
-use crate::vae::read_single;
+use crate::vae::{read_checked, read_single};
 
 /// Passes what the pipeline tells on to the user.
 pub(crate) struct Listener<'a> {
@@ -147,12 +150,19 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 
 /// The video that the flags ask for.
 fn request(args: &Args) -> anyhow::Result<Request> {
-    let image = args.image.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose()?;
-    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "[1, T, 16, h, w]")).transpose()?;
+    let frames = |path: &Option<PathBuf>| {
+        path.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose()
+    };
+    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "with five axes")).transpose()?;
+    let (prompt_embeds, negative_prompt_embeds) = match &args.prompt_embeds {
+        Some(path) => read_embeddings(path)?,
+        None => (None, None),
+    };
     Ok(Request {
         prompt: args.prompt.clone().unwrap_or_default(),
         negative_prompt: args.negative_prompt.clone(),
-        image,
+        image: frames(&args.image)?,
+        last_image: frames(&args.last_image)?,
         width: args.width,
         height: args.height,
         num_frames: args.num_frames,
@@ -160,12 +170,43 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         scheduler: args.scheduler.clone(),
         shift: args.shift,
         guidance_scale: args.guidance,
+        guidance_scale_2: args.guidance_2,
         fps: args.fps,
         seed: args.seed,
         noise_aug_strength: args.noise_aug_strength,
         initial_noise,
+        prompt_embeds,
+        negative_prompt_embeds,
         ..Request::default()
     })
+}
+
+/// Embeddings of a prompt, if there are any.
+type Embedded = Option<ArrayD<f32>>;
+
+/// What a file has for the prompt and for the negative prompt.
+fn read_embeddings(path: &Path) -> anyhow::Result<(Embedded, Embedded)> {
+    let mut tensors = read_checked(path)?;
+    let mut take = |name: &str| {
+        let tensor = tensors.shift_remove(name);
+        let found = tensor.as_ref().map(|tensor| tensor.dtype().to_string());
+        let floats = tensor.and_then(Tensor::into_f32);
+        match (found, &floats) {
+            (Some(found), None) => {
+                Err(Failure::usage(format!("{}: tensor `{name}` is {found}, expected floats", path.display())))
+            }
+            _ => Ok(floats),
+        }
+    };
+    let (prompt, negative) = (take("prompt_embeds")?, take("negative_prompt_embeds")?);
+    if prompt.is_none() {
+        return Err(Failure::usage(format!("{}: there is no tensor `prompt_embeds`", path.display())));
+    }
+    if let Some(name) = tensors.keys().next() {
+        let expected = "`prompt_embeds` and `negative_prompt_embeds` alone";
+        return Err(Failure::usage(format!("{}: tensor `{name}`, expected {expected}", path.display())));
+    }
+    Ok((prompt, negative))
 }
 
 /// Adapters with their strengths.

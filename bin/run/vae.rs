@@ -35,11 +35,16 @@ fn room_for(what: &'static str, bytes: u64) -> anyhow::Result<()> {
     Ok(check_room(what, bytes, 0, |_| vec!["a smaller one".to_owned()])?)
 }
 
-/// The one tensor of a safetensors file, as f32 with five axes.
-pub(crate) fn read_single(path: &Path, axes: &str) -> anyhow::Result<Array5<f32>> {
+/// The tensors of a safetensors file, if there is room for them.
+pub(crate) fn read_checked(path: &Path) -> anyhow::Result<NamedTensors> {
     // Once as it is stored, once in f32.
     room_for("reading this file", std::fs::metadata(path).map_or(0, |file| file.len()).saturating_mul(3))?;
-    let tensors = read_tensors(path)?;
+    Ok(read_tensors(path)?)
+}
+
+/// The one tensor of a safetensors file, as f32 with five axes.
+pub(crate) fn read_single(path: &Path, axes: &str) -> anyhow::Result<Array5<f32>> {
+    let tensors = read_checked(path)?;
     let [(name, tensor)] = &tensors.iter().collect::<Vec<_>>()[..] else {
         let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
         return Err(Failure::usage(format!(
@@ -90,20 +95,23 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
 pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow::Result<()> {
     let target = args.output.as_ref().ok_or_else(|| Failure::usage("--decode needs -o VIDEO"))?;
     let mut generator = open(args)?;
-    let latents = read_single(source, "[B, 16, T, h, w], not multiplied by the scaling factor")?;
+    let latents = read_single(source, "[B, C, T, h, w], as the encoder gives them")?;
     let fps = args.fps.unwrap_or(generator.config().defaults.fps);
-    let pixels = generator.decode_video(&latents, &mut Listener::new(output))?;
-    output.finish();
-    let shape = pixels.shape().to_vec();
-    let decisions = generator.decisions(&[VAE_DECODER])?;
-    say_decisions(&decisions, output);
-    let notes = decisions.metadata();
-    if is_tensors(target) {
-        clip::write_pixels(target, pixels, &notes)?;
+    let shape = if is_tensors(target) {
+        let pixels = generator.decode_video(&latents, &mut Listener::new(output))?;
+        output.finish();
+        let (shape, decisions) = (pixels.shape().to_vec(), generator.decisions(&[VAE_DECODER])?);
+        say_decisions(&decisions, output);
+        clip::write_pixels(target, pixels, &decisions.metadata())?;
+        shape
     } else {
-        let frames = video::pixels_to_frames(&pixels, Some(fps))?;
-        clip::write_frames(target, &frames, fps, &notes, args.ffmpeg.as_deref())?;
-    }
+        let frames = generator.decode_frames(&latents, fps, &mut Listener::new(output))?;
+        output.finish();
+        let decisions = generator.decisions(&[VAE_DECODER])?;
+        say_decisions(&decisions, output);
+        clip::write_frames(target, &frames, fps, &decisions.metadata(), args.ffmpeg.as_deref())?;
+        vec![1, 3, frames.count(), frames.height(), frames.width()]
+    };
     output.result("decoded", json!({ "path": shown(target), "shape": shape }), || {
         format!("{}: pixels {shape:?}", target.display())
     });

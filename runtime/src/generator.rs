@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array5;
 
-use crate::components::{StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
+use crate::components::{
+    IMAGE_ENCODER, StepGraph, TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE_DECODER, VAE_ENCODER,
+};
 use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
 use crate::error::{Classified, Error, ErrorClass};
@@ -41,7 +43,7 @@ pub struct LoadedAdapter {
 pub struct Video {
     /// Its frames.
     pub frames: Frames,
-    /// The latent `[1, T, C, h, w]` that they were decoded from, times the scaling factor.
+    /// The latent that they were decoded from, in the range and order of axes of the model's transformer.
     pub latents: Array5<f32>,
     /// What was asked for, with every question answered.
     pub settings: Settings,
@@ -242,7 +244,7 @@ impl Generator {
     /// # Errors
     /// As there.
     pub fn video_decisions(&mut self) -> Result<Decisions, Error> {
-        self.decisions(&[TEXT_ENCODER, VAE_ENCODER, TRANSFORMER, VAE_DECODER])
+        self.decisions(&[TEXT_ENCODER, IMAGE_ENCODER, VAE_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE_DECODER])
     }
 
     /// Generates a video with the adapters that are set.
@@ -295,6 +297,19 @@ impl Generator {
     /// [`PipelineError`](crate::pipeline::PipelineError).
     pub fn encode_video(&mut self, pixels: &Array5<f32>, observer: &mut dyn Observer) -> Result<Moments, Error> {
         Ok(self.pipeline.encode_video(&mut self.directory, pixels, observer)?)
+    }
+
+    /// Decodes unscaled latents `[1, C, T, h, w]` to frames; no more than a piece of the video is in memory as pixels.
+    ///
+    /// # Errors
+    /// [`PipelineError`](crate::pipeline::PipelineError).
+    pub fn decode_frames(
+        &mut self,
+        latents: &Array5<f32>,
+        fps: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Frames, Error> {
+        Ok(self.pipeline.decode_frames(&mut self.directory, latents, fps, observer)?)
     }
 
     /// Decodes unscaled latents `[B, C, T, h, w]` to pixels `[B, 3, F, H, W]`, about [-1, 1].

@@ -12,7 +12,7 @@ use std::ops::Range;
 
 use ndarray::{Array5, ArrayView5, Axis, Ix5, Zip, concatenate, s};
 
-use super::vae::{Ask, Moments, VaeError, VaeNeeds};
+use super::vae::{Ask, Moments, Take, VaeError, VaeNeeds};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::engine::session::{Session, SessionError};
@@ -37,6 +37,13 @@ pub(crate) struct Plan {
     pub(crate) cuts: Cuts,
     /// Shape of all outputs together, joined on the channel axis.
     pub(crate) output: [usize; 5],
+}
+
+impl Plan {
+    /// Runs of graphs.
+    fn calls(&self) -> usize {
+        self.cuts.rows.windows.len() * self.cuts.columns.windows.len() * self.chunks.len()
+    }
 }
 
 /// Where one axis is cut, and how its pieces are joined again.
@@ -89,8 +96,13 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// What [`Self::run`] takes for an input of this shape.
-    pub(crate) fn needs(&self, plan: &Plan, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
+    /// What [`Self::run`] or, if the outputs are handed on, [`Self::each`] takes for an input of this shape.
+    pub(crate) fn needs(
+        &self,
+        plan: &Plan,
+        (shape, handed_on): ([usize; 5], bool),
+        ask: &mut Ask<'_>,
+    ) -> Result<VaeNeeds, ComponentError> {
         let Plan { chunks, cuts, output } = plan;
         let [batch, channels, _, height, width] = shape;
         let longest = |cut: &Cut| cut.windows.iter().map(Range::len).max().unwrap_or(0);
@@ -124,7 +136,10 @@ impl Job {
         let tiles = covered(&cuts.rows, height) * covered(&cuts.columns, width);
         // One tile is joined in time; of several, all and then rows of them.
         let copies = if cuts.are_whole() { 2.0 } else { (tiles + 1.0).max(3.0) };
-        let data = (tensor_bytes(Dtype::F32, output) as f64 * copies) as u64;
+        // Handed on, of one tile there is only what a chunk gives.
+        let longest = chunks.iter().map(Range::len).max().unwrap_or(0) as f64 / shape[2].max(1) as f64;
+        let part = if handed_on && cuts.are_whole() { longest } else { 1.0 };
+        let data = (tensor_bytes(Dtype::F32, output) as f64 * copies * part) as u64;
         found.data = found.data.saturating_add(data).saturating_add(tensor_bytes(Dtype::F32, &shape).saturating_mul(2));
         Ok(found)
     }
@@ -133,8 +148,7 @@ impl Job {
     /// and they can be used.
     fn check_memory(
         &self,
-        plan: &Plan,
-        tiled: Option<&Plan>,
+        (plan, tiled, handed_on): (&Plan, Option<&Plan>, bool),
         components: &mut dyn Components,
         input: &Array5<f32>,
     ) -> Result<(), VaeError> {
@@ -144,7 +158,7 @@ impl Job {
             let mut ask = |graph: &'static str, shapes: &Shapes| {
                 components.needs(self.component, graph, shapes, (1, false, false))
             };
-            let needs = self.needs(plan, [batch, channels, frames, height, width], &mut ask)?;
+            let needs = self.needs(plan, ([batch, channels, frames, height, width], handed_on), &mut ask)?;
             Ok::<_, ComponentError>(needs.weights.saturating_add(needs.activations).saturating_add(needs.data))
         };
         let needed = total(plan)?;
@@ -166,20 +180,55 @@ impl Job {
         stage: Stage,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        self.check_memory(plan, tiled, components, input)?;
+        self.check_memory((plan, tiled, false), components, input)?;
+        let mut progress = Progress::start(observer, stage, plan.calls());
+        let found = self.joined(plan, components, input, &mut progress)?;
+        progress.finish();
+        Ok(found)
+    }
+
+    /// The same handed on in pieces of time, as they come. Of several tiles there is one piece.
+    pub(crate) fn each(
+        &self,
+        (plan, tiled): (&Plan, Option<&Plan>),
+        components: &mut dyn Components,
+        input: &Array5<f32>,
+        (stage, observer): (Stage, &mut dyn Observer),
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError> {
+        self.check_memory((plan, tiled, true), components, input)?;
+        let mut progress = Progress::start(observer, stage, plan.calls());
+        if plan.cuts.are_whole() {
+            self.tile(components, &input.view(), &plan.chunks, &mut progress, take)?;
+        } else {
+            take(self.joined(plan, components, input, &mut progress)?)?;
+        }
+        progress.finish();
+        Ok(())
+    }
+
+    fn joined(
+        &self,
+        plan: &Plan,
+        components: &mut dyn Components,
+        input: &Array5<f32>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Array5<f32>, VaeError> {
         let Plan { chunks, cuts, .. } = plan;
-        let total = cuts.rows.windows.len() * cuts.columns.windows.len() * chunks.len();
-        let mut progress = Progress::start(observer, stage, total);
         let mut rows = Vec::with_capacity(cuts.rows.windows.len());
         for y in &cuts.rows.windows {
             let mut row = Vec::with_capacity(cuts.columns.windows.len());
             for x in &cuts.columns.windows {
                 let tile = input.slice(s![.., .., .., y.clone(), x.clone()]);
-                row.push(self.tile(components, &tile, chunks, &mut progress)?);
+                let mut parts = Vec::with_capacity(chunks.len());
+                self.tile(components, &tile, chunks, progress, &mut |part| {
+                    parts.push(part);
+                    Ok(())
+                })?;
+                row.push(self.concatenate(&parts, 2)?);
             }
             rows.push(row);
         }
-        progress.finish();
         if cuts.are_whole()
             && let Some(only) = rows.pop().and_then(|mut row| row.pop())
         {
@@ -190,16 +239,16 @@ impl Job {
         self.join(&rows, cuts, 3)
     }
 
-    /// All chunks of one tile, joined in time.
+    /// All chunks of one tile, one after the other.
     fn tile(
         &self,
         components: &mut dyn Components,
         tile: &ArrayView5<'_, f32>,
         chunks: &[Range<usize>],
         progress: &mut Progress<'_>,
-    ) -> Result<Array5<f32>, VaeError> {
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError> {
         let mut caches = NamedTensors::new();
-        let mut parts = Vec::with_capacity(chunks.len());
         for (i, chunk) in chunks.iter().enumerate() {
             progress.check()?;
             let graph = if i == 0 { "first" } else { "rest" };
@@ -211,11 +260,11 @@ impl Job {
                 .iter()
                 .map(|&name| self.output(graph, name, outputs.shift_remove(name)))
                 .collect::<Result<Vec<_>, _>>()?;
-            parts.push(self.concatenate(&arrays, 1)?);
+            take(self.concatenate(&arrays, 1)?)?;
             caches = outputs;
             progress.step();
         }
-        self.concatenate(&parts, 2)
+        Ok(())
     }
 
     fn call(

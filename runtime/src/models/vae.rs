@@ -7,7 +7,7 @@ use ndarray::{Array5, Axis, Zip, concatenate};
 use crate::components::{ComponentError, Components, Needs, VAE_ENCODER};
 use crate::engine::footprint::Shapes;
 use crate::engine::session::SessionError;
-use crate::error::{Classified, ErrorClass};
+use crate::error::{Classified, Error, ErrorClass};
 use crate::events::{Cancelled, Observer, Stage};
 use crate::memory::NotEnough;
 
@@ -39,7 +39,20 @@ pub trait Vae: fmt::Debug {
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError>;
 
-    /// What [`Self::encode`] (of pixels) or [`Self::decode`] (of latents) of this shape takes, by what `ask` says of
+    /// The same as [`Self::decode`], handed on in pieces of time as they come, so that no more than a piece is in memory; with
+    /// tiles there is one piece.
+    ///
+    /// # Errors
+    /// [`VaeError`], that of `take` included.
+    fn decode_each(
+        &self,
+        components: &mut dyn Components,
+        latents: &Array5<f32>,
+        progress: (Stage, &mut dyn Observer),
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError>;
+
+    /// What [`Self::encode`] (of pixels) or [`Self::decode_each`] (of latents) of this shape takes, by what `ask` says of
     /// the graphs of `component`.
     ///
     /// # Errors
@@ -55,6 +68,9 @@ pub trait Vae: fmt::Debug {
     /// True if large frames are cut into tiles.
     fn is_tiled(&self) -> bool;
 }
+
+/// Takes pieces `[B, 3, F, H, W]` of a video, one after the other.
+pub type Take<'a> = dyn FnMut(Array5<f32>) -> Result<(), VaeError> + 'a;
 
 /// What one direction takes, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +98,9 @@ pub enum VaeError {
     /// There is too little memory.
     #[error(transparent)]
     Memory(#[from] NotEnough),
+    /// Pixels are not finite, or no frames.
+    #[error(transparent)]
+    Frames(#[from] Error),
     /// A graph is not available.
     #[error(transparent)]
     Component(#[from] ComponentError),
@@ -134,6 +153,7 @@ impl Classified for VaeError {
         match self {
             Self::Cancelled(error) => error.class(),
             Self::Memory(error) => error.class(),
+            Self::Frames(error) => error.class(),
             Self::Component(error) => error.class(),
             Self::Session { source, .. } => source.class(),
             Self::Input { .. } | Self::Tile { .. } => ErrorClass::Usage,

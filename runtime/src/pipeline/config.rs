@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::components::{IMAGE_ENCODER, TRANSFORMER_2};
+use crate::components::{IMAGE_ENCODER, TRANSFORMER, TRANSFORMER_2};
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
 use crate::models;
@@ -365,6 +365,19 @@ impl PipelineConfig {
         schedulers::read_for(&section.config, section.sampler.as_deref(), asked).map(Some)
     }
 
+    /// Where there is a transformer, there is all that steps and prompts of such a model take besides.
+    fn check_components(&self, family: &dyn Family) -> Result<(), WrongValue> {
+        if !self.components.contains_key(TRANSFORMER) {
+            return Ok(());
+        }
+        let image_encoder = family.image_shape().map(|_| IMAGE_ENCODER);
+        let mut needed = family.transformers().iter().copied().chain(image_encoder);
+        let Some(missing) = needed.find(|name| !self.components.contains_key(*name)) else { return Ok(()) };
+        let names: Vec<&str> = self.components.keys().map(String::as_str).collect();
+        let expected = format!("`{missing}`, too, which this model cannot do without; export the whole model");
+        Err(WrongValue::new("components", &names.join(", "), &expected))
+    }
+
     /// Checks every value and path.
     ///
     /// # Errors
@@ -384,6 +397,7 @@ impl PipelineConfig {
         }
         if let Some(family) = &self.family {
             family.check()?;
+            self.check_components(&**family)?;
         }
         if let Some(tokenizer) = &self.tokenizer {
             check_path("tokenizer.file", &tokenizer.file)?;

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
 
+use crate::error::Error;
 use crate::events::Progress;
 use crate::io::map::read_file;
 use crate::media::video::{Frames, pixels_to_frames};
@@ -229,8 +230,30 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Frames, PipelineError> {
         let latents = self.family()?.decodable(&generated.latents)?;
-        let pixels = self.decode_video(components, &latents, observer)?;
-        Ok(pixels_to_frames(&pixels, Some(generated.settings.fps))?)
+        self.decode_frames(components, &latents, generated.settings.fps, observer)
+    }
+
+    /// Decodes unscaled latents `[1, C, T, h, w]` to frames; no more than a piece of the video is in memory as pixels.
+    ///
+    /// # Errors
+    /// [`PipelineError`].
+    pub fn decode_frames(
+        &self,
+        components: &mut dyn Components,
+        latents: &Array5<f32>,
+        fps: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<Frames, PipelineError> {
+        finite("the latents", latents)?;
+        let (mut size, mut data) = ((0, 0), Vec::new());
+        self.vae()?.decode_each(components, latents, (Stage::Decode, observer), &mut |pixels| {
+            finite("the decoder's pixels", &pixels).map_err(Error::from)?;
+            let frames = pixels_to_frames(&pixels, None).map_err(Error::from)?;
+            size = (frames.width(), frames.height());
+            data.extend_from_slice(frames.data());
+            Ok(())
+        })?;
+        Ok(Frames::new(size.0, size.1, data, Some(fps))?)
     }
 
     /// Runs the sampler from noise to the final latent; `step` is the graph that makes a step.

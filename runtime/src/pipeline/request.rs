@@ -70,6 +70,10 @@ impl Pipeline {
             let expected = format!("1 to {most} at this size");
             return Err(RequestError::part("the number of frames", asked.to_string(), expected).into());
         }
+        if asked == 1 && request.last_image.is_some() {
+            let expected = format!("{} or more between two images", limits.frame_step + 1);
+            return Err(RequestError::part("the number of frames", "1", expected).into());
+        }
         let (num_frames, padding_frames) = family.frames(asked)?;
         if num_frames != asked {
             let message = format!("{asked} frames are not possible with this model: {num_frames} will be made");

@@ -15,7 +15,7 @@ use crate::models::arrays::repeat;
 use crate::models::family::{
     Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
 };
-use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
+use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 use crate::request::{Request, Settings};
 use crate::schedulers::Kind;
 use crate::tensor::{NamedTensors, Tensor};
@@ -198,6 +198,16 @@ impl Vae for StandInVae {
         _observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
         Ok(latents.clone())
+    }
+
+    fn decode_each(
+        &self,
+        components: &mut dyn Components,
+        latents: &Array5<f32>,
+        (stage, observer): (Stage, &mut dyn Observer),
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError> {
+        take(self.decode(components, latents, stage, observer)?)
     }
 
     fn needs(

@@ -11,7 +11,7 @@ use super::config::{Chunking, DecodeChunks, VaeConfig};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::events::{Observer, Stage};
 use crate::models::chunks::{Cut, Cuts, DECODER, ENCODER, Plan};
-use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
+use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
 impl Vae for VaeConfig {
     fn encode(
@@ -43,24 +43,29 @@ impl Vae for VaeConfig {
         stage: Stage,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        let (batch, channels, frames, height, width) = latents.dim();
-        if channels != self.latent_channels || latents.is_empty() {
-            let expected = format!("z [batch, {}, frames, height, width]", self.latent_channels);
-            return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
-        }
-        let shape = [batch, channels, frames, height, width];
-        let tiled = tiled(self).map(|tiled| decoder_plan(&tiled, shape));
-        DECODER.run((&decoder_plan(self, shape), tiled.as_ref()), components, latents, stage, observer)
+        let (plan, tiled) = decoding(self, latents)?;
+        DECODER.run((&plan, tiled.as_ref()), components, latents, stage, observer)
+    }
+
+    fn decode_each(
+        &self,
+        components: &mut dyn Components,
+        latents: &Array5<f32>,
+        progress: (Stage, &mut dyn Observer),
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError> {
+        let (plan, tiled) = decoding(self, latents)?;
+        DECODER.each((&plan, tiled.as_ref()), components, latents, progress, take)
     }
 
     fn needs(&self, component: &'static str, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
         if component == VAE_DECODER {
-            return DECODER.needs(&decoder_plan(self, shape), shape, ask);
+            return DECODER.needs(&decoder_plan(self, shape), (shape, true), ask);
         }
         let [.., height, width] = shape;
         // What cannot be cut is refused later, with its reason.
         let cuts = encoder_cuts(self, height, width).unwrap_or_else(|_| Cuts::whole(height, width));
-        ENCODER.needs(&encoder_plan(self, shape, cuts), shape, ask)
+        ENCODER.needs(&encoder_plan(self, shape, cuts), (shape, false), ask)
     }
 
     fn normalized(&self, latents: Array5<f32>) -> Array5<f32> {
@@ -74,6 +79,17 @@ impl Vae for VaeConfig {
     fn is_tiled(&self) -> bool {
         self.tiling.enabled
     }
+}
+
+/// How these latents are decoded, and how with tiles, if that is another way.
+fn decoding(config: &VaeConfig, latents: &Array5<f32>) -> Result<(Plan, Option<Plan>), VaeError> {
+    let (batch, channels, frames, height, width) = latents.dim();
+    if channels != config.latent_channels || latents.is_empty() {
+        let expected = format!("z [batch, {}, frames, height, width]", config.latent_channels);
+        return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
+    }
+    let shape = [batch, channels, frames, height, width];
+    Ok((decoder_plan(config, shape), tiled(config).map(|tiled| decoder_plan(&tiled, shape))))
 }
 
 /// The same with tiles, if it has none and they would join.

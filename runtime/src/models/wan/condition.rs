@@ -6,7 +6,7 @@ use super::config::{ImageEncoderConfig, VaeConfig};
 use crate::components::Components;
 use crate::error::Error;
 use crate::events::{Observer, Stage};
-use crate::media::resize::{Filter, resize_rgb};
+use crate::media::resize::{Filter, resize_rgb_13};
 use crate::media::video::{Frames, frames_to_pixels};
 use crate::models::arrays::join;
 use crate::models::vae::Vae;
@@ -57,7 +57,7 @@ pub(super) fn channels(
 fn stretched(image: &Frames, settings: &Settings) -> Result<Array5<f32>, Error> {
     let bytes = image.iter().next().unwrap_or_default();
     let size = (settings.width, settings.height);
-    let resized = resize_rgb(bytes, (image.width(), image.height()), size, Filter::Lanczos)?;
+    let resized = resize_rgb_13(bytes, (image.width(), image.height()), size, Filter::Lanczos)?;
     Ok(frames_to_pixels(&Frames::new(size.0, size.1, resized, None)?, true))
 }
 
@@ -69,7 +69,7 @@ impl ImageEncoderConfig {
         for (image, mut pixels) in images.iter().zip(pixels.outer_iter_mut()) {
             let bytes = image.iter().next().unwrap_or_default();
             let size = self.resized(image.width(), image.height());
-            let resized = resize_rgb(bytes, (image.width(), image.height()), size, self.filter()?)?;
+            let resized = resize_rgb_13(bytes, (image.width(), image.height()), size, self.filter()?)?;
             // Unit range times 255 is a byte again.
             let resized = frames_to_pixels(&Frames::new(size.0, size.1, resized, None)?, false);
             let (top, left) = ((size.1 - height) / 2, (size.0 - width) / 2);

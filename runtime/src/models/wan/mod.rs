@@ -222,3 +222,6 @@ impl Family for Wan {
         Ok(vae.denormalized(latents.clone()))
     }
 }
+
+#[cfg(test)]
+mod tests;

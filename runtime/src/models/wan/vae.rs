@@ -10,7 +10,7 @@ use super::config::VaeConfig;
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::events::{Observer, Stage};
 use crate::models::chunks::{Cuts, DECODER, ENCODER, Plan};
-use crate::models::vae::{Ask, Moments, Vae, VaeError, VaeNeeds};
+use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
 /// Width and height of published models' training videos.
 const SAMPLE_SIZE: (usize, usize) = (832, 480);
@@ -41,20 +41,24 @@ impl Vae for VaeConfig {
         stage: Stage,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        let (batch, channels, frames, height, width) = latents.dim();
-        if channels != self.z_dim || latents.is_empty() {
-            let expected = format!("z [batch, {}, frames, height, width]", self.z_dim);
-            return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
-        }
-        let plan = self.decoder_plan([batch, channels, frames, height, width]);
-        DECODER.run((&plan, None), components, latents, stage, observer)
+        DECODER.run((&self.decoding(latents)?, None), components, latents, stage, observer)
+    }
+
+    fn decode_each(
+        &self,
+        components: &mut dyn Components,
+        latents: &Array5<f32>,
+        progress: (Stage, &mut dyn Observer),
+        take: &mut Take<'_>,
+    ) -> Result<(), VaeError> {
+        DECODER.each((&self.decoding(latents)?, None), components, latents, progress, take)
     }
 
     fn needs(&self, component: &'static str, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
         if component == VAE_DECODER {
-            return DECODER.needs(&self.decoder_plan(shape), shape, ask);
+            return DECODER.needs(&self.decoder_plan(shape), (shape, true), ask);
         }
-        ENCODER.needs(&self.encoder_plan(shape), shape, ask)
+        ENCODER.needs(&self.encoder_plan(shape), (shape, false), ask)
     }
 
     fn normalized(&self, mut latents: Array5<f32>) -> Array5<f32> {
@@ -85,6 +89,15 @@ impl VaeConfig {
         {
             channel.mapv_inplace(|x| change(x, mean as f32, std as f32));
         }
+    }
+
+    fn decoding(&self, latents: &Array5<f32>) -> Result<Plan, VaeError> {
+        let (batch, channels, frames, height, width) = latents.dim();
+        if channels != self.z_dim || latents.is_empty() {
+            let expected = format!("z [batch, {}, frames, height, width]", self.z_dim);
+            return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
+        }
+        Ok(self.decoder_plan([batch, channels, frames, height, width]))
     }
 
     fn encoder_plan(&self, [batch, _, frames, height, width]: [usize; 5]) -> Plan {
