@@ -3,12 +3,27 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use ndarray::Axis;
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_graphs::passes::Pass;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
+
 use crate::random_weights;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
 use crate::tools::{RawTensor, args, run_ok, write};
 
 /// The f32 noise floor of these models against f64 is up to 1e-6 (in the cases' metadata).
 const TOLERANCE: f64 = 1e-5;
+
+/// The timesteps of the first token and of the last in place of those of all.
+fn by_frame(inputs: &mut NamedTensors) {
+    let timesteps = f32s(&inputs["timestep"]);
+    if let [_, tokens] = *timesteps.shape() {
+        let of = |token: usize| Tensor::from(timesteps.index_axis(Axis(1), token).to_owned());
+        inputs.insert("first_frame_timestep".into(), of(0));
+        inputs.insert("timestep".into(), of(tokens - 1));
+    }
+}
 
 fn check_variant(variant: &str) {
     let folder = fixtures().join("wan/transformer").join(variant);
@@ -17,7 +32,8 @@ fn check_variant(variant: &str) {
     for mode in WEIGHT_MODES {
         let mut session = built.session("transformer", "step", mode);
         for path in cases(&folder) {
-            let case = Case::read(&path);
+            let mut case = Case::read(&path);
+            by_frame(&mut case.inputs);
             let outputs = run(&mut *session, &case.inputs);
             let what = format!("{variant} {} {mode:?}", case.name);
             assert_close(&what, &f32s(&outputs["sample"]), &case.output("sample"), TOLERANCE);
@@ -46,7 +62,7 @@ fn image_to_video_without_image_embeddings_equals_diffusers() {
 }
 
 #[test]
-fn timestep_for_each_token_equals_diffusers() {
+fn timestep_for_the_first_frame_equals_diffusers() {
     check_variant("ti2v");
 }
 
@@ -106,7 +122,8 @@ fn every_linear_layer_takes_adapters_under_both_names() {
         };
         assert_eq!(write_lora(&file("diffusers"), &built, |name| format!("transformer.{name}")), layers);
         write_lora(&file("native"), &built, native);
-        let case = Case::read(&cases(&folder)[0]);
+        let mut case = Case::read(&cases(&folder)[0]);
+        by_frame(&mut case.inputs);
         v2l_runtime::io::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
         let engine = built.engines().join("transformer.engine");
         let outputs = |name: &str, lora: &[std::ffi::OsString]| {
@@ -121,14 +138,30 @@ fn every_linear_layer_takes_adapters_under_both_names() {
 }
 
 #[test]
+fn passes_find_what_they_rewrite() {
+    for (variant, attentions) in [("t2v", 4), ("i2v_2_1", 6), ("flf2v", 6), ("i2v_2_2", 4), ("ti2v", 4)] {
+        let model = random_weights::made(&fixtures().join("wan/transformer").join(variant));
+        let (bundle, engines) = (model.path("bundle"), model.path("engines"));
+        v2l_export::export(model.root(), &bundle, &ExportOptions::default(), &mut |_| {}).unwrap();
+        let report = v2l_export::compile(&bundle, &engines, &CompileOptions::default(), &mut |_| {}).unwrap();
+        let fired: BTreeMap<Pass, usize> = report.engines[0].passes[0].fired.iter().copied().collect();
+        // Of two blocks: queries and keys; the norms before attention and feed-forward, and the last one.
+        let found = [Pass::Rotary, Pass::Attention, Pass::ModulatedNorm].map(|pass| fired[&pass]);
+        assert_eq!(found, [4, attentions, 5], "{variant}");
+    }
+}
+
+#[test]
 fn work_that_is_the_same_in_every_step_leaves_the_step() {
-    for (variant, hoisted) in [("t2v", 4), ("i2v_2_1", 8)] {
+    for (variant, hoisted) in [("t2v", 4), ("i2v_2_1", 8), ("ti2v", 4)] {
         let model = random_weights::made(&fixtures().join("wan/transformer").join(variant));
         let built = Built::plain(model.root());
         let engine = built.engine("transformer");
         let stages = engine.graph("step").unwrap().stages.clone().unwrap();
         // Keys and values of the cross-attention, of two blocks.
         assert_eq!(stages.prologue.unwrap().outputs.len(), hoisted, "{variant}");
-        assert!(stages.times.is_some(), "{variant}");
+        // Embedding and modulation, of both timesteps.
+        let times = stages.times.unwrap();
+        assert_eq!(times.graph.outputs.len(), if variant == "ti2v" { 4 } else { 2 }, "{variant}");
     }
 }

@@ -35,7 +35,7 @@ pub(super) fn transformer(config: &transformer::Config, index: &Json) -> Result<
         (Some(_), Some(_)) => ImageEmbeddings::FirstAndLast,
     };
     let expand_timesteps = match index {
-        Json::Null => config.has_token_timesteps(),
+        Json::Null => config.has_first_frame_timestep(),
         index => index["expand_timesteps"].as_bool().unwrap_or(false),
     };
     Ok(TransformerConfig {

@@ -70,7 +70,7 @@ impl Architecture for Transformer {
         let path = place.folder.join("config.json");
         let config: transformer::Config = read_json(&path)?;
         let found = described::transformer(&config, place.index)?;
-        let form = transformer::Form { component: place.part.folder(), token_timesteps: found.expand_timesteps };
+        let form = transformer::Form { component: place.part.folder(), first_frame_timestep: found.expand_timesteps };
         let component = transformer::export(&config, &Checkpoint::open_folder(place.folder)?, form)?;
         let described = described::of(pipeline);
         match described.transformer.as_ref().filter(|_| place.part == Part::Transformer2) {

@@ -1,21 +1,23 @@
 //! `WanTransformer3DModel`: text to video, image to video with and without image embeddings, first and last frame, and
-//! a timestep for each token.
+//! a timestep for the first frame.
+//!
+//! Where diffusers gives each token a timestep (`expand_timesteps`), those of a frame have the same, and there are two: the
+//! first frame's, which is 0 if an image stands there, and that of all others. So the graph takes these two, and embeds no
+//! token's.
 //!
 //! Follows diffusers' `transformer_wan.py`. Positions are computed in the graph from tables of the cosines and sines of
 //! each axis, which are rounded from float64 as the reference does it.
 
-use serde::Deserialize;
+mod config;
+
 use serde_json::json;
 use v2l_graphs::blocks::{self, RotaryTables};
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
-use v2l_runtime::engine::manifest::Slot;
 
+pub use self::config::{CLASS, Config};
 use crate::component::{self, Component};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
-
-/// The class that `config.json` names.
-pub const CLASS: &str = "WanTransformer3DModel";
 
 /// Wavelength base of the positions, fixed in `WanRotaryPosEmbed`.
 const THETA: f64 = 10_000.0;
@@ -23,178 +25,18 @@ const THETA: f64 = 10_000.0;
 /// Epsilon of the layer norms around the image embeddings, fixed in `WanImageEmbedding`.
 const IMAGE_NORM_EPS: f32 = 1e-5;
 
-/// Widest head: its tables are made before any weight is read.
-const MAX_HEAD: usize = 1024;
-
-/// Most positions on one axis that are computed.
-const MAX_POSITIONS: usize = 1 << 14;
-
-/// `config.json` of a Wan transformer; absent keys take diffusers' defaults.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(default)]
-#[allow(missing_docs)]
-pub struct Config {
-    pub patch_size: [usize; 3],
-    pub num_attention_heads: usize,
-    pub attention_head_dim: usize,
-    pub in_channels: usize,
-    pub out_channels: usize,
-    pub text_dim: usize,
-    pub freq_dim: usize,
-    pub ffn_dim: usize,
-    pub num_layers: usize,
-    pub cross_attn_norm: bool,
-    pub qk_norm: Option<String>,
-    pub eps: f32,
-    pub image_dim: Option<usize>,
-    pub added_kv_proj_dim: Option<usize>,
-    pub rope_max_seq_len: usize,
-    pub pos_embed_seq_len: Option<usize>,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Self {
-            patch_size: [1, 2, 2],
-            num_attention_heads: 40,
-            attention_head_dim: 128,
-            in_channels: 16,
-            out_channels: 16,
-            text_dim: 4096,
-            freq_dim: 256,
-            ffn_dim: 13824,
-            num_layers: 40,
-            cross_attn_norm: true,
-            qk_norm: Some("rms_norm_across_heads".into()),
-            eps: 1e-6,
-            image_dim: None,
-            added_kv_proj_dim: None,
-            rope_max_seq_len: 1024,
-            pos_embed_seq_len: None,
-        }
-    }
-}
-
-/// Channels of the latents of Wan 2.2's small model, which alone has a timestep for each token.
-const CHANNELS_WITH_TOKEN_TIMESTEPS: usize = 48;
-
-impl Config {
-    /// Width of the token stream: heads × head dimension.
-    pub fn width(&self) -> usize {
-        self.num_attention_heads * self.attention_head_dim
-    }
-
-    /// True if `timestep` is `[B, tokens]`, as pipelines with `expand_timesteps` give it, where no `model_index.json` says
-    /// so.
-    pub fn has_token_timesteps(&self) -> bool {
-        self.in_channels == CHANNELS_WITH_TOKEN_TIMESTEPS && self.out_channels == CHANNELS_WITH_TOKEN_TIMESTEPS
-    }
-
-    /// Elements of a patch in one channel.
-    fn patch_volume(&self) -> usize {
-        self.patch_size.iter().product()
-    }
-
-    /// Every linear layer, in the order of PyTorch's `named_modules`.
-    pub fn linear_layers(&self) -> Vec<Slot> {
-        let d = self.width();
-        let condition = |name: &str, out, input| Slot::linear(format!("condition_embedder.{name}"), out, input);
-        let mut slots = vec![
-            condition("time_embedder.linear_1", d, self.freq_dim),
-            condition("time_embedder.linear_2", d, d),
-            condition("time_proj", 6 * d, d),
-            condition("text_embedder.linear_1", d, self.text_dim),
-            condition("text_embedder.linear_2", d, d),
-        ];
-        if let Some(image) = self.image_dim {
-            slots.push(condition("image_embedder.ff.net.0.proj", image, image));
-            slots.push(condition("image_embedder.ff.net.2", d, image));
-        }
-        for i in 0..self.num_layers {
-            let block = |name: &str, out, input| Slot::linear(format!("blocks.{i}.{name}"), out, input);
-            for attention in ["attn1", "attn2"] {
-                for layer in ["to_q", "to_k", "to_v", "to_out.0"] {
-                    slots.push(block(&format!("{attention}.{layer}"), d, d));
-                }
-            }
-            if let Some(added) = self.added_kv_proj_dim {
-                slots.extend([block("attn2.add_k_proj", d, added), block("attn2.add_v_proj", d, added)]);
-            }
-            slots.extend([block("ffn.net.0.proj", self.ffn_dim, d), block("ffn.net.2", d, self.ffn_dim)]);
-        }
-        slots.push(Slot::linear("proj_out", self.out_channels * self.patch_volume(), d));
-        slots
-    }
-
-    fn validate(&self) -> Result<(), ExportError> {
-        let [depth, height, width] = self.patch_size;
-        let positive = [
-            ("num_attention_heads", self.num_attention_heads),
-            ("attention_head_dim", self.attention_head_dim),
-            ("in_channels", self.in_channels),
-            ("out_channels", self.out_channels),
-            ("text_dim", self.text_dim),
-            ("freq_dim", self.freq_dim),
-            ("ffn_dim", self.ffn_dim),
-            ("num_layers", self.num_layers),
-            ("image_dim", self.image_dim.unwrap_or(1)),
-            ("pos_embed_seq_len", self.pos_embed_seq_len.unwrap_or(2)),
-            ("patch_size[0]", depth),
-            ("patch_size[1]", height),
-            ("patch_size[2]", width),
-        ];
-        for (name, value) in positive {
-            if value == 0 || value > 1 << 20 {
-                return Err(unsupported(&format!("{name} {value}"), "expected 1 to 1048576"));
-            }
-        }
-        if self.attention_head_dim > MAX_HEAD {
-            let what = format!("attention_head_dim {}", self.attention_head_dim);
-            return Err(unsupported(&what, format!("expected 2 to {MAX_HEAD}")));
-        }
-        for (name, value) in [("attention_head_dim", self.attention_head_dim), ("freq_dim", self.freq_dim)] {
-            if !value.is_multiple_of(2) {
-                return Err(unsupported(&format!("{name} {value}"), "positions need an even number"));
-            }
-        }
-        if !(1..=MAX_POSITIONS).contains(&self.rope_max_seq_len) {
-            let what = format!("rope_max_seq_len {}", self.rope_max_seq_len);
-            return Err(unsupported(&what, format!("expected 1 to {MAX_POSITIONS}")));
-        }
-        if let Some(norm) = self.qk_norm.as_deref().filter(|norm| *norm != "rms_norm_across_heads") {
-            return Err(unsupported(&format!("qk_norm `{norm}`"), "`rms_norm_across_heads` is"));
-        }
-        let d = self.width();
-        match (self.image_dim, self.added_kv_proj_dim) {
-            (None, None) if self.pos_embed_seq_len.is_none() => Ok(()),
-            (Some(_), Some(added)) if added == d => Ok(()),
-            (image, added) => Err(unsupported(
-                &format!(
-                    "image_dim {image:?} with added_kv_proj_dim {added:?} and pos_embed_seq_len {:?}",
-                    self.pos_embed_seq_len
-                ),
-                format!("image_dim with added_kv_proj_dim {d}, or none of the three, are"),
-            )),
-        }
-    }
-}
-
-fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
-    ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
-}
-
 /// What a pipeline makes of a transformer.
 #[derive(Clone, Copy, Debug)]
 pub struct Form<'a> {
     /// Name of the component: `transformer`, or `transformer_2` for the one of a model's last steps.
     pub component: &'a str,
-    /// `timestep` is `[B, tokens]`.
-    pub token_timesteps: bool,
+    /// The first frame has a timestep of its own, as pipelines with `expand_timesteps` give it to all tokens of the frame.
+    pub first_frame_timestep: bool,
 }
 
 /// Exports the transformer as a component with the graph `step`.
 ///
-/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]` (`[B, tokens]` where the form has one for each token),
+/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]`, `first_frame_timestep` `[B]` where the form has it,
 /// `encoder_hidden_states` `[B, L, text_dim]`, and `encoder_hidden_states_image` `[B, tokens, image_dim]` where the model
 /// takes image embeddings (those of the first and the last frame one after the other on the batch axis where it takes
 /// both). All are float32. Output: `sample` `[B, out, T, H, W]`.
@@ -207,7 +49,7 @@ pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Resul
     for i in 0..config.num_layers {
         checkpoint.acknowledge(&format!("blocks.{i}.attn2.norm_added_q.weight"));
     }
-    let model = step_graph(config, checkpoint, form.token_timesteps)?;
+    let model = step_graph(config, checkpoint, form.first_frame_timestep)?;
     checkpoint.finish(CLASS)?;
     Component {
         name: form.component.into(),
@@ -219,7 +61,7 @@ pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Resul
     .seal()
 }
 
-fn step_graph(config: &Config, checkpoint: &Checkpoint, token_timesteps: bool) -> Result<Model, ExportError> {
+fn step_graph(config: &Config, checkpoint: &Checkpoint, first_frame_timestep: bool) -> Result<Model, ExportError> {
     let mut builder = Builder::new("step");
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
@@ -227,18 +69,24 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, token_timesteps: bool) -
         ["batch".into(), channels.into(), "frames".into(), "height".into(), "width".into()]
     };
     let hidden = b.input("hidden_states", DataType::Float, video(config.in_channels));
-    let timestep = if token_timesteps {
-        b.input("timestep", DataType::Float, ["batch", "tokens"])
-    } else {
-        b.input("timestep", DataType::Float, ["batch"])
-    };
+    let timestep = b.input("timestep", DataType::Float, ["batch"]);
+    let first = first_frame_timestep.then(|| b.input("first_frame_timestep", DataType::Float, ["batch"]));
     let text: [Dim; 3] = ["batch".into(), "text_length".into(), config.text_dim.into()];
     let text = b.input("encoder_hidden_states", DataType::Float, text);
-    let grid = Grid::new(b, config, &hidden);
+    let grid = Grid::new(b, config, &hidden, first_frame_timestep);
     let tables = b.scope("rope", |b| rotary_tables(b, config, &grid));
     let mut tokens = b.scope("patch_embedding", |b| patch_embedding(b, &vars, config, &hidden, &grid))?;
     let condition = vars.child("condition_embedder");
-    let (temb, modulation) = b.scope("condition_embedder", |b| time_embedding(b, &condition, config, &timestep))?;
+    let (temb, modulation) = b.scope("condition_embedder", |b| {
+        let rest = time_embedding(b, &condition, config, &timestep)?;
+        match &first {
+            Some(first) => {
+                let first = time_embedding(b, &condition, config, first)?;
+                Ok(by_frame(b, config, &grid, first, rest))
+            }
+            None => Ok::<_, ExportError>(rest),
+        }
+    })?;
     let text = b.scope("condition_embedder.text_embedder", |b| {
         text_embedding(b, &condition.child("text_embedder"), config, &text)
     })?;
@@ -255,6 +103,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, token_timesteps: bool) -
             vars: vars.child(&name),
             config,
             batch: &grid.batch,
+            groups: &grid.groups,
             tables: &tables,
             text: &text,
             image: image.as_ref(),
@@ -269,12 +118,14 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, token_timesteps: bool) -
 /// The batch, and patches along each axis, as int64 values `[1]`.
 struct Grid {
     batch: Value,
+    /// How many groups of tokens have a timestep of their own: the batch, or its frames.
+    groups: Value,
     /// Time, height, width.
     patches: [Value; 3],
 }
 
 impl Grid {
-    fn new(b: &mut Builder, config: &Config, hidden: &Value) -> Self {
+    fn new(b: &mut Builder, config: &Config, hidden: &Value, by_frame: bool) -> Self {
         let batch = b.extent(hidden, 0);
         let patches = [0, 1, 2].map(|axis| {
             let extent = b.extent(hidden, 2 + axis as i64);
@@ -284,7 +135,8 @@ impl Grid {
             let side = b.ints(&[config.patch_size[axis] as i64]);
             b.op("Div", &[&extent, &side])
         });
-        Self { batch, patches }
+        let groups = if by_frame { b.op("Mul", &[&batch, &patches[0]]) } else { batch.clone() };
+        Self { batch, groups, patches }
     }
 
     /// The extents `[B, T, H, W]` in patches.
@@ -327,7 +179,7 @@ fn rotary_tables(b: &mut Builder, config: &Config, grid: &Grid) -> RotaryTables 
     RotaryTables::of_pairs(cos, sin)
 }
 
-/// Tokens `[B, tokens, width]`, ordered frame, row, column.
+/// Tokens `[groups, tokens, width]`, ordered frame, row, column.
 fn patch_embedding(
     b: &mut Builder,
     vars: &Vars<'_>,
@@ -346,11 +198,10 @@ fn patch_embedding(
     let weight = vars.matrix(b, "weight", &[d, channels, depth, height, width])?;
     let bias = vars.get(b, "bias", &[d])?;
     let tokens = blocks::linear(b, &patches, &weight, Some(&bias));
-    Ok(b.reshape(&tokens, &[batch, (-1i64).into(), d.into()]))
+    Ok(b.reshape(&tokens, &[Extent::from(&grid.groups), (-1i64).into(), d.into()]))
 }
 
-/// The embedding `[B, 1, width]` and the modulation of blocks `[B, 1, 6, width]`; with a timestep for each token, tokens
-/// in place of 1.
+/// The embedding `[B, 1, width]` and the modulation of blocks `[B, 1, 6, width]`.
 fn time_embedding(
     b: &mut Builder,
     vars: &Vars<'_>,
@@ -370,6 +221,28 @@ fn time_embedding(
     let temb = b.reshape(&temb, &[Extent::from(&batch), (-1i64).into(), d.into()]);
     let modulation = b.reshape(&modulation, &[Extent::from(&batch), (-1i64).into(), 6i64.into(), d.into()]);
     Ok((temb, modulation))
+}
+
+/// Embedding and modulation of each frame, `[B·T, 1, width]` and `[B·T, 1, 6, width]`, of those of the first and of all
+/// others.
+fn by_frame(
+    b: &mut Builder,
+    config: &Config,
+    grid: &Grid,
+    first: (Value, Value),
+    rest: (Value, Value),
+) -> (Value, Value) {
+    let frames = b.range(&grid.patches[0]);
+    let zero = b.int(0);
+    let is_first = b.op("Equal", &[&frames, &zero]);
+    let groups = Extent::from(&grid.groups);
+    let d = config.width();
+    let is_first_row = b.unsqueeze(&is_first, &[0, 2]);
+    let temb = b.op("Where", &[&is_first_row, &first.0, &rest.0]);
+    let temb = b.reshape(&temb, &[groups.clone(), 1i64.into(), d.into()]);
+    let is_first_row = b.unsqueeze(&is_first, &[0, 2, 3]);
+    let modulation = b.op("Where", &[&is_first_row, &first.1, &rest.1]);
+    (temb, b.reshape(&modulation, &[groups, 1i64.into(), 6i64.into(), d.into()]))
 }
 
 /// Text tokens `[B·L, width]`. Padding is not masked.
@@ -411,13 +284,14 @@ struct Block<'a> {
     vars: Vars<'a>,
     config: &'a Config,
     batch: &'a Value,
+    groups: &'a Value,
     tables: &'a RotaryTables,
     text: &'a Value,
     image: Option<&'a Value>,
 }
 
 impl Block<'_> {
-    /// `tokens` `[B, tokens, width]` and `modulation` `[B, 1 or tokens, 6, width]`.
+    /// `tokens` `[groups, tokens, width]` and `modulation` `[groups, 1, 6, width]`.
     fn forward(&self, b: &mut Builder, tokens: &Value, modulation: &Value) -> Result<Value, ExportError> {
         let d = self.config.width();
         let table = self.vars.get(b, "scale_shift_table", &[1, 6, d])?;
@@ -457,7 +331,7 @@ impl Block<'_> {
 
     /// `tokens` and rows `update`, times `gate` if there is one.
     fn add(&self, b: &mut Builder, tokens: &Value, update: &Value, gate: Option<&Value>) -> Value {
-        let update = b.reshape(update, &[Extent::from(self.batch), (-1i64).into(), self.config.width().into()]);
+        let update = b.reshape(update, &[Extent::from(self.groups), (-1i64).into(), self.config.width().into()]);
         let update = gate.map_or(update.clone(), |gate| b.op("Mul", &[&update, gate]));
         b.op("Add", &[tokens, &update])
     }
@@ -571,58 +445,4 @@ fn output(
         let shape = [batch, out.into(), Extent::from(&frames), Extent::from(&rows), Extent::from(&columns)];
         Ok(b.reshape(&pixels, &shape))
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(config: &str) -> String {
-        let config: Config = serde_json::from_str(config).unwrap();
-        let error = config.validate().unwrap_err();
-        assert!(error.is_unsupported());
-        error.to_string()
-    }
-
-    #[test]
-    fn published_configurations_have_their_layers() {
-        let count = |config: &str| {
-            let config: Config = serde_json::from_str(config).unwrap();
-            config.validate().unwrap();
-            config.linear_layers().len()
-        };
-        // Ten in a block, twelve with image embeddings, and those around the blocks.
-        assert_eq!(count("{}"), 400 + 6);
-        let small = r#"{"num_attention_heads": 12, "num_layers": 30, "ffn_dim": 8960}"#;
-        assert_eq!(count(small), 300 + 6);
-        let image = r#"{"in_channels": 36, "image_dim": 1280, "added_kv_proj_dim": 5120}"#;
-        assert_eq!(count(image), 480 + 8);
-    }
-
-    #[test]
-    fn configurations_of_no_wan_model_are_refused_by_key() {
-        for (config, key) in [
-            (r#"{"num_layers": 0}"#, "num_layers 0"),
-            (r#"{"attention_head_dim": 127}"#, "attention_head_dim 127"),
-            (r#"{"attention_head_dim": 4096}"#, "attention_head_dim 4096"),
-            (r#"{"rope_max_seq_len": 100000}"#, "rope_max_seq_len 100000"),
-            (r#"{"qk_norm": "layer_norm"}"#, "qk_norm `layer_norm`"),
-            (r#"{"image_dim": 1280}"#, "image_dim Some(1280)"),
-            (r#"{"image_dim": 1280, "added_kv_proj_dim": 1280}"#, "added_kv_proj_dim Some(1280)"),
-            (r#"{"pos_embed_seq_len": 514}"#, "pos_embed_seq_len Some(514)"),
-            (r#"{"patch_size": [1, 0, 2]}"#, "patch_size[1] 0"),
-        ] {
-            let message = refusal(config);
-            assert!(message.contains(key), "{message}");
-        }
-    }
-
-    #[test]
-    fn only_the_model_of_48_channels_has_a_timestep_for_each_token() {
-        let has = |input, output| {
-            let config = Config { in_channels: input, out_channels: output, ..Config::default() };
-            config.has_token_timesteps()
-        };
-        assert!(has(48, 48) && !has(48, 16) && !has(16, 16) && !has(36, 16));
-    }
 }

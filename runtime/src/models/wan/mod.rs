@@ -213,8 +213,7 @@ impl Family for Wan {
         embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {
-        let latent = self.latent_shape(asked.1)?;
-        Ok(Box::new(steps::begin(self, components, asked, (embeddings, latent), observer)?))
+        Ok(Box::new(steps::begin(self, components, asked, embeddings, observer)?))
     }
 
     fn decodable(&self, latents: &Array5<f32>) -> Result<Array5<f32>, Error> {

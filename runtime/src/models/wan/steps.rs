@@ -18,6 +18,7 @@ const HIDDEN: &str = "hidden_states";
 const TEXT: &str = "encoder_hidden_states";
 const IMAGES: &str = "encoder_hidden_states_image";
 const TIMESTEP: &str = "timestep";
+const FIRST_TIMESTEP: &str = "first_frame_timestep";
 /// Length of the schedule that the transformers are trained with.
 const TRAIN_TIMESTEPS: f64 = 1000.0;
 
@@ -25,15 +26,14 @@ const TRAIN_TIMESTEPS: f64 = 1000.0;
 /// left out.
 pub(super) fn shapes(transformer: &TransformerConfig, batch: usize, latent: [usize; 5]) -> Shapes {
     let [_, _, frames, height, width] = latent;
-    let timestep = match transformer.expand_timesteps {
-        true => vec![batch, tokens(transformer, latent).iter().product()],
-        false => vec![batch],
-    };
     let mut shapes = Shapes::from([
         (HIDDEN.to_owned(), vec![batch, transformer.in_channels, frames, height, width]),
         (TEXT.to_owned(), vec![batch, transformer.max_text_seq_length]),
-        (TIMESTEP.to_owned(), timestep),
+        (TIMESTEP.to_owned(), vec![batch]),
     ]);
+    if transformer.expand_timesteps {
+        shapes.insert(FIRST_TIMESTEP.to_owned(), vec![batch]);
+    }
     let images = match transformer.image_embeddings {
         ImageEmbeddings::None => 0,
         ImageEmbeddings::First => 1,
@@ -43,12 +43,6 @@ pub(super) fn shapes(transformer: &TransformerConfig, batch: usize, latent: [usi
         shapes.insert(IMAGES.to_owned(), vec![batch * images]);
     }
     shapes
-}
-
-/// Tokens of a latent: in time, and of a frame.
-fn tokens(transformer: &TransformerConfig, [_, _, frames, height, width]: [usize; 5]) -> [usize; 2] {
-    let [time, rows, columns] = transformer.patch_size;
-    [frames / time, height / rows * (width / columns)]
 }
 
 /// What is known of the video beside the text.
@@ -70,16 +64,16 @@ pub(super) struct WanSteps {
     guidance: [f32; 2],
     /// Timesteps from here on are the first transformer's.
     boundary: Option<f64>,
-    /// Tokens of a video in time and of a frame, if each has a timestep of its own.
-    tokens: Option<[usize; 2]>,
+    /// The first frame has a timestep of its own.
+    expands: bool,
 }
 
-/// Encodes the condition. `latent` is the shape of the video's latent.
+/// Encodes the condition.
 pub(super) fn begin(
     model: &Wan,
     components: &mut dyn Components,
     (request, settings): (&Request, &Settings),
-    (embeddings, latent): (Embeddings, [usize; 5]),
+    embeddings: Embeddings,
     observer: &mut dyn Observer,
 ) -> Result<WanSteps, Error> {
     let (transformer, vae) = model.both()?;
@@ -105,7 +99,7 @@ pub(super) fn begin(
         batch,
         guidance: [first as f32, settings.guidance_scale_2.unwrap_or(first) as f32],
         boundary: transformer.boundary_ratio.map(|ratio| ratio * TRAIN_TIMESTEPS),
-        tokens: transformer.expand_timesteps.then(|| tokens(transformer, latent)),
+        expands: transformer.expand_timesteps,
     })
 }
 
@@ -118,13 +112,6 @@ fn again(images: &ArrayD<f32>, times: usize) -> Result<ArrayD<f32>, RequestError
 impl WanSteps {
     fn is_second(&self, timestep: f64) -> bool {
         self.boundary.is_some_and(|boundary| timestep < boundary)
-    }
-
-    /// The timesteps of all tokens: those of a frame that is known have none.
-    fn token_timesteps(&self, [frames, of_frame]: [usize; 2], timestep: f64) -> ArrayD<f32> {
-        let known = if matches!(self.condition, Condition::FirstFrame(_)) { of_frame } else { 0 };
-        let shape = IxDyn(&[self.batch, frames * of_frame]);
-        ArrayD::from_shape_fn(shape, |at| if at[1] < known { 0.0 } else { timestep as f32 })
     }
 }
 
@@ -144,11 +131,16 @@ impl Steps for WanSteps {
     }
 
     fn timesteps(&self, timesteps: &[f64]) -> NamedTensors {
-        if self.tokens.is_some() {
-            return NamedTensors::new();
-        }
         let timesteps = ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]] as f32);
-        NamedTensors::from([(TIMESTEP.to_owned(), Tensor::F32(timesteps))])
+        let mut inputs = NamedTensors::new();
+        if self.expands {
+            // A frame that is known has none.
+            let known = matches!(self.condition, Condition::FirstFrame(_));
+            let first = if known { ArrayD::zeros(timesteps.raw_dim()) } else { timesteps.clone() };
+            inputs.insert(FIRST_TIMESTEP.to_owned(), Tensor::F32(first));
+        }
+        inputs.insert(TIMESTEP.to_owned(), Tensor::F32(timesteps));
+        inputs
     }
 
     fn inputs(&self, latents: &Array5<f32>, timestep: f64) -> Result<NamedTensors, Error> {
@@ -158,12 +150,7 @@ impl Steps for WanSteps {
             Condition::FirstFrame(first) => repeat(&with_first(latents.clone(), first), self.batch)?,
         };
         let mut inputs = NamedTensors::from([(HIDDEN.to_owned(), Tensor::F32(hidden.into_dyn()))]);
-        match self.tokens {
-            Some(tokens) => {
-                inputs.insert(TIMESTEP.to_owned(), Tensor::F32(self.token_timesteps(tokens, timestep)));
-            }
-            None => inputs.extend(self.timesteps(&vec![timestep; self.batch])),
-        }
+        inputs.extend(self.timesteps(&vec![timestep; self.batch]));
         Ok(inputs)
     }
 
