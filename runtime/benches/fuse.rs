@@ -16,7 +16,7 @@ use half::bf16;
 use memmap2::{Advice, MmapMut};
 use ndarray::Array2;
 use serde_json::json;
-use v2l_runtime::lora::fuse::{Packed, Path};
+use v2l_runtime::lora::fuse::{Packed, Simd};
 use v2l_runtime::tensor::Dtype;
 
 const RANKS: [usize; 4] = [1, 4, 16, 128];
@@ -83,7 +83,7 @@ fn factors(rank: usize, size: usize) -> (Array2<f32>, Array2<f32>) {
 }
 
 /// Fuses the whole matrix, laying out the factors first.
-fn fuse(path: Path, (up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: (Dtype, &mut [u8])) {
+fn fuse(path: Simd, (up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: (Dtype, &mut [u8])) {
     let size = up.nrows();
     let packed = Packed::new(path, Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
     black_box(packed.fuse(0, 0, size, (Dtype::Bf16, base), out, true));
@@ -91,7 +91,7 @@ fn fuse(path: Path, (up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: (
 
 fn fuse_on_two_threads((up, down): &(Array2<f32>, Array2<f32>), base: &[u8], out: &mut [u8]) {
     let size = up.nrows();
-    let packed = Packed::new(Path::best(), Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
+    let packed = Packed::new(Simd::best(), Dtype::Bf16, (size, size), &[(up.view(), down.view(), 0.01)]);
     let middle = (size / 2).next_multiple_of(packed.block());
     let (low, high) = out.split_at_mut(middle * size * 2);
     let (base_low, base_high) = base.split_at(middle * size * 2);
@@ -132,8 +132,8 @@ fn main() {
     let mut out = warm_memory(base.len());
     add("copy".into(), false, Box::new(move || timed(|| black_box(&mut out).copy_from_slice(black_box(base)))));
     for rank in RANKS {
-        for path in Path::available() {
-            if path == Path::Portable && rank > 16 {
+        for path in Simd::available() {
+            if path == Simd::Portable && rank > 16 {
                 continue;
             }
             let (factors, mut out) = (factors(rank, size), warm_memory(base.len()));
@@ -149,7 +149,7 @@ fn main() {
         let (wide, mut out) = (factors(rank, size), warm_memory(size * size * 4));
         let run = move || {
             let out = (Dtype::F32, &mut out[..]);
-            timed(|| fuse(Path::best(), &wide, base, out))
+            timed(|| fuse(Simd::best(), &wide, base, out))
         };
         add(format!("rank {rank}, into f32"), false, Box::new(run));
     }
@@ -161,8 +161,8 @@ fn main() {
     for rank in RANKS {
         let factors = factors(rank, size);
         let run =
-            move || timed(|| fuse(Path::best(), &factors, base, (Dtype::Bf16, &mut fresh_memory(base.len(), true))));
-        add(format!("rank {rank}, {:?}", Path::best()), true, Box::new(run));
+            move || timed(|| fuse(Simd::best(), &factors, base, (Dtype::Bf16, &mut fresh_memory(base.len(), true))));
+        add(format!("rank {rank}, {:?}", Simd::best()), true, Box::new(run));
     }
 
     for _ in 0..options.rounds {

@@ -98,7 +98,10 @@ fn text_to_video_has_one_transformer_though_a_second_lies_there() {
     });
     assert_eq!(pipeline["transformer"], expected);
     let vae = &pipeline["vae"];
-    assert_eq!((&vae["z_dim"], &vae["scale_factor_temporal"], &vae["scale_factor_spatial"]), (&json!(16), &json!(4), &json!(8)));
+    assert_eq!(
+        (&vae["z_dim"], &vae["scale_factor_temporal"], &vae["scale_factor_spatial"]),
+        (&json!(16), &json!(4), &json!(8))
+    );
     assert_eq!((&vae["latents_mean"][0], &vae["latents_std"][15]), (&json!(-0.7571), &json!(1.916)));
 }
 
@@ -107,8 +110,14 @@ fn image_to_video_has_the_image_encoder_and_its_processor() {
     let pipeline = image().pipeline();
     assert_eq!(components(&pipeline), ["transformer", "vae_encoder", "vae_decoder", "image_encoder"]);
     assert_eq!(pipeline["version"], 2);
-    assert_eq!((&pipeline["transformer"]["conditioning"], &pipeline["transformer"]["image_embeddings"]), (&json!("image"), &json!("first")));
-    assert_eq!((&pipeline["image_encoder"]["shortest_edge"], &pipeline["image_encoder"]["resample"]), (&json!(20), &json!(3)));
+    assert_eq!(
+        (&pipeline["transformer"]["conditioning"], &pipeline["transformer"]["image_embeddings"]),
+        (&json!("image"), &json!("first"))
+    );
+    assert_eq!(
+        (&pipeline["image_encoder"]["shortest_edge"], &pipeline["image_encoder"]["resample"]),
+        (&json!(20), &json!(3))
+    );
 }
 
 #[test]

@@ -29,7 +29,7 @@ mod report;
 mod survival;
 
 pub use arena::Pool;
-pub use kernel::{Packed, Path, RoundingStats};
+pub use kernel::{Packed, RoundingStats, Simd};
 pub use report::{FuseReport, SlotReport};
 pub use survival::{Survival, survival, weight_norm};
 
@@ -58,7 +58,7 @@ pub struct FuseOptions<'a> {
     /// The type of the results.
     pub target: FuseTarget,
     /// The instructions to use; all give the same bits.
-    pub path: Path,
+    pub simd: Simd,
     /// Where the memory comes from, and is kept for the next time; fresh memory without one.
     pub pool: Option<&'a Pool>,
     /// What may stop it.
@@ -66,9 +66,9 @@ pub struct FuseOptions<'a> {
 }
 
 impl FuseOptions<'_> {
-    /// Into this type, on the fastest path, in fresh memory.
+    /// Into this type, with the fastest instructions, in fresh memory.
     pub fn new(target: FuseTarget) -> Self {
-        Self { target, path: Path::best(), pool: None, cancelled: None }
+        Self { target, simd: Simd::best(), pool: None, cancelled: None }
     }
 }
 
@@ -355,7 +355,7 @@ impl Job {
         ranks.map(|rank| Packed::bytes((rows, columns), rank)).fold(0, usize::saturating_add)
     }
 
-    fn new(slot: &Slot, terms: &[Term<'_>], path: Path, base: Dtype) -> Self {
+    fn new(slot: &Slot, terms: &[Term<'_>], simd: Simd, base: Dtype) -> Self {
         let region = Region::of(slot);
         let pairs: Vec<(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)> = terms
             .iter()
@@ -365,7 +365,7 @@ impl Job {
                 (left, right, term.factor())
             })
             .collect();
-        Self { region, packed: Packed::new(path, base, (region.rows, region.columns), &pairs) }
+        Self { region, packed: Packed::new(simd, base, (region.rows, region.columns), &pairs) }
     }
 }
 
@@ -483,7 +483,7 @@ fn fuse_batch(
             tensor
                 .slots
                 .par_iter()
-                .map(|(slot, terms)| Job::new(slot, terms, options.path, tensor.base.dtype))
+                .map(|(slot, terms)| Job::new(slot, terms, options.simd, tensor.base.dtype))
                 .collect()
         })
         .collect();

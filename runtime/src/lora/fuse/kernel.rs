@@ -1,7 +1,7 @@
 //! The kernel: rows of one matrix, `W' = round(f32(W) + Σᵢ fᵢ · Lᵢ · Rᵢ)`, in one pass over W.
 //!
 //! Blocks of [`BLOCK`] rows and [`Packed::tile`] columns keep their sums in registers while the ranks go by. For every
-//! element the order is the same on every path: ranks ascending, one fused multiply-add each, into the product of one
+//! element the order is the same with all instructions: ranks ascending, one fused multiply-add each, into the product of one
 //! factor pair; the products, each times its factor, by fused multiply-add into ΔW; one addition to W; one rounding.
 #![allow(unsafe_code)]
 
@@ -14,15 +14,15 @@ use crate::tensor::Dtype;
 
 /// Rows whose sums are in registers at once.
 const BLOCK: usize = 6;
-/// The sums of a survey have as many lanes on every path; a lane takes two neighbouring columns of every [`WIDEST`].
+/// The sums of a survey have as many lanes with all instructions; a lane takes two neighbouring columns of every [`WIDEST`].
 const SURVEY_LANES: usize = 16;
-/// The widest tile of any path.
+/// The widest tile of any instructions.
 const WIDEST: usize = 32;
 
 /// The instructions that a fuse uses. All give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Path {
+pub enum Simd {
     /// AVX-512 F, BW, DQ: 16 values at once.
     Avx512,
     /// AVX2, FMA, F16C: 8 values at once.
@@ -31,16 +31,16 @@ pub enum Path {
     Portable,
 }
 
-impl Path {
-    /// The fastest path of this processor.
+impl Simd {
+    /// The fastest instructions of this processor.
     pub fn best() -> Self {
-        static BEST: OnceLock<Path> = OnceLock::new();
+        static BEST: OnceLock<Simd> = OnceLock::new();
         *BEST.get_or_init(|| Self::available()[0])
     }
 
-    /// The paths of this processor, fastest first.
+    /// The instructions of this processor, fastest first.
     pub fn available() -> Vec<Self> {
-        [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|path| path.is_here()).collect()
+        [Self::Avx512, Self::Avx2, Self::Portable].into_iter().filter(|simd| simd.is_here()).collect()
     }
 
     fn is_here(self) -> bool {
@@ -88,9 +88,9 @@ struct Product {
     right: Vec<f32>,
 }
 
-/// Factor pairs of one matrix `[rows, columns]`, laid out for one path.
+/// Factor pairs of one matrix `[rows, columns]`, laid out for some instructions.
 pub struct Packed {
-    path: Path,
+    simd: Simd,
     /// Even columns of a tile come before odd ones.
     zipped: bool,
     rows: usize,
@@ -137,15 +137,15 @@ impl Packed {
     /// Costs one pass over the factors, and as much memory.
     ///
     /// # Panics
-    /// If the shapes of a pair do not go together, or this processor lacks the path: see [`Path::available`].
+    /// If the shapes of a pair do not go together, or this processor lacks the instructions: see [`Simd::available`].
     pub fn new(
-        path: Path,
+        simd: Simd,
         base: Dtype,
         (rows, columns): (usize, usize),
         pairs: &[(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)],
     ) -> Self {
-        assert!(path.is_here(), "this processor has no {path:?}");
-        let tile = path.width() * PAIR;
+        assert!(simd.is_here(), "this processor has no {simd:?}");
+        let tile = simd.width() * PAIR;
         let zipped = base == Dtype::Bf16;
         let products = pairs.iter().map(|(left, right, factor)| {
             let rank = left.ncols();
@@ -163,7 +163,7 @@ impl Packed {
                     let packed = &mut packed_right[(i * rank + k) * tile..][..tile];
                     if zipped {
                         values.iter().step_by(2).zip(&mut *packed).for_each(|(value, at)| *at = *value);
-                        let odd = &mut packed[path.width()..];
+                        let odd = &mut packed[simd.width()..];
                         values.iter().skip(1).step_by(2).zip(odd).for_each(|(value, at)| *at = *value);
                     } else {
                         packed[..values.len()].copy_from_slice(values);
@@ -173,7 +173,7 @@ impl Packed {
             let zero = *factor == 0.0 || all_zero(&packed_left) || all_zero(&packed_right);
             Product { rank, factor: *factor, zero, left: packed_left, right: packed_right }
         });
-        Self { path, zipped, rows, columns, products: products.collect() }
+        Self { simd, zipped, rows, columns, products: products.collect() }
     }
 
     /// Bytes of memory that a pair of this rank takes once it is laid out, at most: paths differ in what they add.
@@ -240,13 +240,13 @@ impl Packed {
     /// # Safety
     /// `window` is as it promises for these types.
     unsafe fn dispatch<S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
-        // SAFETY: factors are only laid out for a path that the processor has.
+        // SAFETY: factors are only laid out for instructions that the processor has.
         unsafe {
-            match self.path {
+            match self.simd {
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx512 => self.avx512::<S, T>(window),
+                Simd::Avx512 => self.avx512::<S, T>(window),
                 #[cfg(target_arch = "x86_64")]
-                Path::Avx2 => self.avx2::<S, T>(window),
+                Simd::Avx2 => self.avx2::<S, T>(window),
                 _ => self.run::<Portable, S, T>(window),
             }
         }
@@ -289,7 +289,7 @@ impl Packed {
             }
         }
         if window.stream {
-            // SAFETY: the path's features are there.
+            // SAFETY: the processor has these instructions.
             unsafe { V::fence() };
         }
         survey
@@ -385,10 +385,10 @@ impl Packed {
 
     /// One element of ΔW, with the bits that [`Self::tile`] gives it.
     fn delta(&self, row: usize, column: usize) -> f32 {
-        let tile = self.path.width() * PAIR;
+        let tile = self.simd.width() * PAIR;
         let full = self.rows - self.rows % BLOCK;
         let within = match (column % tile, self.zipped) {
-            (at, true) => at % PAIR * self.path.width() + at / PAIR,
+            (at, true) => at % PAIR * self.simd.width() + at / PAIR,
             (at, false) => at,
         };
         self.products.iter().fold(0.0, |delta, Product { rank, factor, left, right, .. }| {
@@ -443,7 +443,7 @@ impl Packed {
             }
         }
         let mut unchanged = 0;
-        // A lane takes the same columns on every path.
+        // A lane takes the same columns with all instructions.
         let lanes = if S::ZIPPED { [tile * V::WIDTH % SURVEY_LANES; PAIR] } else { [0, V::WIDTH % SURVEY_LANES] };
         for i in 0..R {
             let at = i * rows.stride;

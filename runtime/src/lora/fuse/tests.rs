@@ -133,9 +133,9 @@ fn fuse_equals_a_sum_in_f64_to_one_rounding() {
     }
 }
 
-fn both_targets_on_every_path() -> Vec<(FuseTarget, Path)> {
-    let paths = Path::available();
-    [FuseTarget::F32, FuseTarget::Storage].into_iter().flat_map(|t| paths.iter().map(move |&path| (t, path))).collect()
+fn both_targets_with_all_instructions() -> Vec<(FuseTarget, Simd)> {
+    let simds = Simd::available();
+    [FuseTarget::F32, FuseTarget::Storage].into_iter().flat_map(|t| simds.iter().map(move |&simd| (t, simd))).collect()
 }
 
 #[test]
@@ -145,9 +145,9 @@ fn fuse_gives_equal_bits_in_both_orientations_and_in_a_row_range() {
     let update = case.update(out, inner, 4);
     let values = case.values(total * inner, 2.0);
     for dtype in DTYPES {
-        for (target, path) in both_targets_on_every_path() {
+        for (target, simd) in both_targets_with_all_instructions() {
             let on = |shape: &[usize], data: &Bytes, slot: &Slot| {
-                let options = FuseOptions { path, ..FuseOptions::new(target) };
+                let options = FuseOptions { simd, ..FuseOptions::new(target) };
                 run_on(dtype, shape, data, slot, vec![term(&update, 1.0)], &options).unwrap()
             };
             let wide = target_dtype(dtype, target);
@@ -188,7 +188,7 @@ fn fuse_does_not_depend_on_threads() {
     assert_eq!(with(1), with(3));
 }
 
-/// Every path of this processor, types, columns and rows that do not fill a vector or a block, ranks 0 to many, an
+/// All instructions of this processor, types, columns and rows that do not fill a vector or a block, ranks 0 to many, an
 /// unaligned base.
 #[test]
 fn fuse_gives_equal_bits_and_reports_on_every_path() {
@@ -206,14 +206,14 @@ fn fuse_gives_equal_bits_and_reports_on_every_path() {
                 shifted.extend_from_slice(&stored(dtype, &values));
                 let data = Bytes::from(shifted).slice(1..);
                 for target in [FuseTarget::F32, FuseTarget::Storage] {
-                    let on = |path: Path| {
+                    let on = |simd: Simd| {
                         let terms = updates.iter().map(|update| term(update, 0.3)).collect();
-                        let options = FuseOptions { path, ..FuseOptions::new(target) };
+                        let options = FuseOptions { simd, ..FuseOptions::new(target) };
                         run_on(dtype, &[out, inner], &data, &slot(out, inner, false, None), terms, &options).unwrap()
                     };
-                    let portable = on(Path::Portable);
-                    for path in Path::available() {
-                        assert_eq!(on(path), portable, "{path:?} {dtype} {target:?} [{out}, {inner}] rank {ranks:?}");
+                    let portable = on(Simd::Portable);
+                    for simd in Simd::available() {
+                        assert_eq!(on(simd), portable, "{simd:?} {dtype} {target:?} [{out}, {inner}] rank {ranks:?}");
                     }
                 }
             }
@@ -230,19 +230,19 @@ fn fuse_that_streams_gives_equal_bits_on_every_path() {
         let data = stored(dtype, &case.values(rows * stride, 2.0));
         for (column, columns) in [(0, stride), (64, stride - 192), (64, 1000)] {
             let (left, right) = (case.matrix(rows, 3, 0.1), case.matrix(3, columns, 1.0));
-            for (target, path) in both_targets_on_every_path() {
+            for (target, simd) in both_targets_with_all_instructions() {
                 let wide = target_dtype(dtype, target);
-                let fuse = |path: Path, stream: bool| {
+                let fuse = |simd: Simd, stream: bool| {
                     let pool = Pool::default();
                     let mut out = pool.take(rows * stride * wide.size()).unwrap();
                     out.bytes_mut().fill(0);
-                    let packed = Packed::new(path, dtype, (rows, columns), &[(left.view(), right.view(), 0.5)]);
+                    let packed = Packed::new(simd, dtype, (rows, columns), &[(left.view(), right.view(), 0.5)]);
                     let (base, to) = ((dtype, &data[..]), (wide, out.bytes_mut()));
                     let survey = packed.fuse(0, column, stride, base, to, stream);
                     (out.bytes_mut().to_vec(), survey)
                 };
-                let (streamed, plain) = (fuse(path, true), fuse(Path::Portable, false));
-                assert!(streamed == plain, "{path:?} {dtype} {target:?} columns {columns} from {column}");
+                let (streamed, plain) = (fuse(simd, true), fuse(Simd::Portable, false));
+                assert!(streamed == plain, "{simd:?} {dtype} {target:?} columns {columns} from {column}");
             }
         }
     }
@@ -250,7 +250,7 @@ fn fuse_that_streams_gives_equal_bits_on_every_path() {
 
 #[test]
 fn packed_factors_refuse_what_lies_outside_the_matrix() {
-    let packed = Packed::new(Path::Portable, Dtype::Bf16, (1, 16), &[]);
+    let packed = Packed::new(Simd::Portable, Dtype::Bf16, (1, 16), &[]);
     for (first, column, stride, bytes) in [
         (0, usize::MAX - 15, 16, 32),
         (0, 0, (1 << 62) + 1, 32),
@@ -269,9 +269,9 @@ fn packed_factors_refuse_what_lies_outside_the_matrix() {
 
 #[test]
 fn available_paths_end_with_the_portable_one() {
-    let paths = Path::available();
-    assert_eq!(paths.last(), Some(&Path::Portable));
-    assert_eq!(paths[0], Path::best());
+    let simds = Simd::available();
+    assert_eq!(simds.last(), Some(&Simd::Portable));
+    assert_eq!(simds[0], Simd::best());
 }
 
 #[test]
@@ -316,12 +316,12 @@ fn survey_of_an_update_too_small_for_squares_in_f32_says_that_it_is_lost() {
     let update = even(out, inner, 1e-38);
     for (dtype, value, survived, unchanged) in [(Dtype::F16, 1.0, 0.0, 1.0), (Dtype::F32, 0.0, 1.0, 0.0)] {
         let data = stored(dtype, &vec![value; out * inner]);
-        for path in Path::available() {
-            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::Storage) };
+        for simd in Simd::available() {
+            let options = FuseOptions { simd, ..FuseOptions::new(FuseTarget::Storage) };
             let layer = slot(out, inner, false, None);
             let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.0)], &options).unwrap();
-            assert_eq!((report.survey.survived(), report.unchanged()), (survived, unchanged), "{path:?} {dtype}");
-            assert_eq!(report.survey.relative_error(), 1.0 - survived, "{path:?} {dtype}");
+            assert_eq!((report.survey.survived(), report.unchanged()), (survived, unchanged), "{simd:?} {dtype}");
+            assert_eq!(report.survey.relative_error(), 1.0 - survived, "{simd:?} {dtype}");
             let norm = report.survey.delta_norm() / (1e-38 * f64::from(8 * 45).sqrt());
             assert!((norm - 1.0).abs() < 1e-5, "{norm}");
         }
@@ -334,12 +334,12 @@ fn survey_of_an_update_too_large_for_squares_in_f32_is_finite() {
     let update = even(out, inner, 1e25);
     for dtype in [Dtype::F32, Dtype::Bf16] {
         let data = stored(dtype, &vec![-1e25; out * inner]);
-        for path in Path::available() {
-            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::Storage) };
+        for simd in Simd::available() {
+            let options = FuseOptions { simd, ..FuseOptions::new(FuseTarget::Storage) };
             let layer = slot(out, inner, false, None);
             let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.5)], &options).unwrap();
-            assert!((report.survey.survived() - 1.0).abs() < 1e-2, "{path:?} {dtype} {}", report.survey.survived());
-            assert!(report.survey.relative_error() < 1e-2, "{path:?} {dtype}");
+            assert!((report.survey.survived() - 1.0).abs() < 1e-2, "{simd:?} {dtype} {}", report.survey.survived());
+            assert!(report.survey.relative_error() < 1e-2, "{simd:?} {dtype}");
         }
     }
 }
@@ -349,15 +349,15 @@ fn survey_in_f64_has_the_bits_of_the_fused_weights() {
     let mut case = Case::new(12);
     let (out, inner) = (13, 131);
     for dtype in DTYPES {
-        for path in Path::available() {
+        for simd in Simd::available() {
             // All of the update is realised in f32 over zeros, column by column, so an element that is taken for another shows.
             let update = case.update(out, inner, 3);
             let data = stored(dtype, &vec![0.0; out * inner]);
-            let options = FuseOptions { path, ..FuseOptions::new(FuseTarget::F32) };
+            let options = FuseOptions { simd, ..FuseOptions::new(FuseTarget::F32) };
             let layer = slot(out, inner, false, None);
             let (_, report) =
                 run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1e-16)], &options).unwrap();
-            assert_eq!((report.survey.survived(), report.survey.relative_error()), (1.0, 0.0), "{path:?} {dtype}");
+            assert_eq!((report.survey.survived(), report.survey.relative_error()), (1.0, 0.0), "{simd:?} {dtype}");
             assert!(report.survey.norm > 0.0);
         }
     }
@@ -495,12 +495,12 @@ fn fuse_beyond_the_range_of_f16_is_an_error() {
     let big = LowRank { down: Array2::from_elem((1, 2), 300.0), up: Array2::from_elem((2, 1), 300.0), alpha: 1.0 };
     let data = stored(Dtype::F16, &[1.0; 4]);
     let layer = slot(2, 2, false, None);
-    for path in Path::available() {
+    for simd in Simd::available() {
         let into = |target| {
-            let options = FuseOptions { path, ..FuseOptions::new(target) };
+            let options = FuseOptions { simd, ..FuseOptions::new(target) };
             run_on(Dtype::F16, &[2, 2], &data, &layer, vec![term(&big, 1.0)], &options)
         };
-        assert!(matches!(into(FuseTarget::Storage), Err(FuseError::Overflow { .. })), "{path:?}");
+        assert!(matches!(into(FuseTarget::Storage), Err(FuseError::Overflow { .. })), "{simd:?}");
         assert!(into(FuseTarget::F32).is_ok());
     }
 }
