@@ -110,18 +110,19 @@ fn write_lora(path: &Path, built: &Built, name: impl Fn(&str) -> String) -> usiz
 }
 
 #[test]
-fn every_linear_layer_takes_adapters_under_both_names() {
-    for (variant, layers) in [("t2v", 26), ("i2v_2_1", 32), ("ti2v", 26)] {
+fn every_linear_layer_takes_adapters_under_all_names() {
+    for (variant, layers) in [("t2v", 26), ("i2v_2_1", 32), ("flf2v", 32), ("i2v_2_2", 26), ("ti2v", 26)] {
         let folder = fixtures().join("wan/transformer").join(variant);
         let model = random_weights::made(&folder);
         let built = Built::plain(model.root());
         let file = |name: &str| built.folder.path().join(name);
         let native = |name: &str| {
             let (diffusers, own) = NATIVE.iter().find(|(diffusers, _)| name.ends_with(diffusers)).unwrap();
-            format!("diffusion_model.{}{own}", name.strip_suffix(diffusers).unwrap())
+            format!("{}{own}", name.strip_suffix(diffusers).unwrap())
         };
         assert_eq!(write_lora(&file("diffusers"), &built, |name| format!("transformer.{name}")), layers);
-        write_lora(&file("native"), &built, native);
+        write_lora(&file("native"), &built, |name| format!("diffusion_model.{}", native(name)));
+        write_lora(&file("kohya"), &built, |name| format!("lora_unet_{}", native(name).replace('.', "_")));
         let mut case = Case::read(&cases(&folder)[0]);
         by_frame(&mut case.inputs);
         v2l_runtime::io::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
@@ -132,9 +133,33 @@ fn every_linear_layer_takes_adapters_under_both_names() {
             v2l_runtime::io::weights::read_tensors(file(name)).unwrap()
         };
         let base = outputs("base", args![]);
-        let [diffusers, native] = ["diffusers", "native"].map(|lora| outputs("steered", args!["--lora", file(lora)]));
-        assert!(diffusers == native && diffusers != base, "{variant}");
+        let steered = |lora: &str| outputs("steered", args!["--lora", file(lora)]);
+        let diffusers = steered("diffusers");
+        assert!(diffusers != base, "{variant}");
+        for other in ["native", "kohya"] {
+            assert!(steered(other) == diffusers, "{variant} {other}");
+        }
     }
+}
+
+#[test]
+fn layer_that_serves_two_timesteps_takes_adapters_beside_it() {
+    let folder = fixtures().join("wan/transformer/ti2v");
+    let model = random_weights::made(&folder);
+    let compile = CompileOptions { lora_rank: Some(2), ..CompileOptions::default() };
+    let built = Built::with(model.root(), &ExportOptions::default(), &compile);
+    let file = |name: &str| built.folder.path().join(name);
+    write_lora(&file("lora"), &built, |name| format!("transformer.{name}"));
+    let mut case = Case::read(&cases(&folder)[0]);
+    by_frame(&mut case.inputs);
+    v2l_runtime::io::weights::write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
+    let engine = built.engines().join("transformer.engine");
+    let [fused, beside] = ["fuse", "branch"].map(|mode| {
+        let run = args!["--engine", &engine, "--inputs", file("inputs"), "--outputs", file(mode), "--fuse-mode", mode];
+        run_ok("run", &[run, args!["--lora", file("lora")]].concat());
+        f32s(&v2l_runtime::io::weights::read_tensors(file(mode)).unwrap()["sample"])
+    });
+    assert_close("beside the layers", &beside, &fused, TOLERANCE);
 }
 
 #[test]
