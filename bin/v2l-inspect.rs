@@ -8,6 +8,8 @@ mod canonical;
 mod checkpoint;
 #[path = "inspect/engine.rs"]
 mod engine;
+#[path = "inspect/machine.rs"]
+mod machine;
 #[path = "inspect/memory.rs"]
 mod memory;
 #[path = "inspect/model.rs"]
@@ -42,8 +44,12 @@ use v2l_runtime::pipeline::config::FILE_NAME;
 struct Args {
     /// What to look at. Two adapters, with --engine: will they disturb each other? Where a question is about strengths
     /// (two adapters, --survival, --canonical), an adapter may have one: ADAPTER=STRENGTH.
-    #[arg(value_name = "FILE_OR_DIR", required = true)]
+    #[arg(value_name = "FILE_OR_DIR", required_unless_present = "machine")]
     paths: Vec<PathBuf>,
+    /// What this machine can run engines on, what `v2l-run --backend auto` would take, and why. It may time a small graph, once for the
+    /// machine.
+    #[arg(long, conflicts_with = "paths")]
+    machine: bool,
     /// Engine, or engine directory, to hold an adapter against: which keys change a slot, and which do not.
     #[arg(long, visible_alias = "loadEngine", value_name = "ENGINE")]
     engine: Option<PathBuf>,
@@ -122,6 +128,10 @@ enum Kind {
 }
 
 fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    if args.machine {
+        machine::show(output);
+        return Ok(());
+    }
     let with_strengths = args.survival || args.canonical || args.paths.len() > 1;
     let split = |path: &'_ PathBuf| match with_strengths {
         true => split_strength(path.as_os_str()).map(|(path, strength)| (path.to_owned(), strength)),

@@ -8,6 +8,7 @@ use serde_json::json;
 use v2l_cli::{Files, Output, flags};
 use v2l_export::check::{CheckOptions, Checks, Comparison, GraphCheck, Tolerance, Unchecked};
 use v2l_runtime::backends::onnxruntime::OrtOptions;
+use v2l_runtime::backends::openvino::OpenVinoOptions;
 use v2l_runtime::options::OpenOptions;
 
 /// Comparing what is compiled with its source.
@@ -51,6 +52,9 @@ pub(crate) struct CheckArgs {
     /// ONNX Runtime's library [default: looked for as v2l-run does].
     #[arg(long, value_name = "PATH")]
     ort_lib: Option<PathBuf>,
+    /// OpenVINO's C library, or the folder of it, to check its form with [default: searched].
+    #[arg(long, value_name = "PATH")]
+    openvino_lib: Option<PathBuf>,
 }
 
 /// A finite number that is not negative.
@@ -79,6 +83,7 @@ impl CheckArgs {
     pub(crate) fn ort(&self) -> OpenOptions {
         OpenOptions {
             ort: OrtOptions { library: self.ort_lib.clone(), ..OrtOptions::default() },
+            openvino: OpenVinoOptions { library: self.openvino_lib.clone(), ..OpenVinoOptions::default() },
             ..OpenOptions::default()
         }
     }

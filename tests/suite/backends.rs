@@ -60,6 +60,10 @@ impl Backend for Forwarding {
         false
     }
 
+    fn on_this_machine(&self, options: &OpenOptions) -> (bool, String) {
+        OnnxRuntime.on_this_machine(options)
+    }
+
     fn held_weights(&self, engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
         OnnxRuntime.held_weights(engine, options)
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use v2l_export::targets::OpenVino;
+use v2l_graphs::{Builder, DataType, encode_model};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
@@ -15,6 +16,7 @@ use v2l_runtime::events::Cancelled;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
+use crate::architecture::root;
 use crate::precision::noise;
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, openvino, run};
 use crate::swaps::adapter;
@@ -267,4 +269,25 @@ fn engines_without_a_form_for_openvino_are_refused_with_a_way_out() {
     let expected = "transformer, graph `step`: the engine holds no form for OpenVINO; compile it with `v2l-compile --backend \
                     openvino`, or run it with `backend \"ort\"`";
     assert_eq!((error.class(), error.to_string()), (ErrorClass::Version, expected.to_owned()));
+}
+
+/// `y = x + Gelu(x · up) · down`: what `--backend auto` times. `UPDATE_PROBE=1` writes it.
+#[test]
+fn probe_is_the_graph_that_it_says_to_be() {
+    let (tokens, width, hidden) = (256, 768, 3072);
+    let mut b = Builder::new("probe");
+    let x = b.input("x", DataType::Float, [tokens, width]);
+    let up = b.input("up", DataType::Float, [width, hidden]);
+    let down = b.input("down", DataType::Float, [hidden, width]);
+    let inner = b.op("MatMul", &[&x, &up]);
+    let active = b.op("Gelu", &[&inner]);
+    let outer = b.op("MatMul", &[&active, &down]);
+    let y = b.op("Add", &[&x, &outer]);
+    b.output("y", &y, DataType::Float, [tokens, width]);
+    let bytes = encode_model(&b.finish().unwrap(), &|_| None).unwrap();
+    let path = root().join("runtime/src/backends/openvino/probe.onnx");
+    if std::env::var_os("UPDATE_PROBE").is_some() {
+        std::fs::write(&path, &bytes).unwrap();
+    }
+    assert!(std::fs::read(path).unwrap() == bytes, "run with UPDATE_PROBE=1");
 }

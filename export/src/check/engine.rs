@@ -10,10 +10,13 @@ use rand_distr::{Distribution, StandardNormal};
 use v2l_calibration::{Limits, Trace, walk};
 use v2l_graphs::passes::{Passes, lower_for_ort};
 use v2l_graphs::{DataType, Model};
+use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine};
+use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{RANK_SUFFIX, SIDE_SUFFIX, Slot};
+use v2l_runtime::engine::manifest::{Graph, RANK_SUFFIX, SIDE_SUFFIX, Slot};
 use v2l_runtime::engine::session::{Dim, Session};
+use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::lora::branch;
 use v2l_runtime::options::{OpenOptions, OrtWeights, RunLimits};
@@ -86,7 +89,7 @@ pub(crate) fn check_engine(
 ) -> Result<Checks, ExportError> {
     let engine = Arc::new(Engine::open(engine).map_err(|e| ExportError::config(engine, e.to_string()))?);
     let mut ort = options.ort.clone();
-    ort.ort.any_backend = true;
+    ort.backend = "ort".parse().unwrap_or_default();
     let options = &CheckOptions { ort, ..options.clone() };
     let given = named_files(&options.inputs)?;
     let mut used = Vec::new();
@@ -171,6 +174,9 @@ impl Checked<'_> {
                 let tolerance = options.tolerance.unwrap_or_else(|| Tolerance::of_plan(false));
                 self.compare(name, &open, runs, tolerance, "; arithmetic as planned", checks)?;
             }
+            if graph.parts().all(|part| part.files.openvino.is_some()) {
+                self.compare_on_openvino(graph, runs, tolerance, checks)?;
+            }
             if let (Some(max), Some((set, _))) = (graph.lora_rank, runs.first()) {
                 let run = self.with_factors(set, max, name)?;
                 let open = OpenOptions { weights: OrtWeights::Lazy, ..self.bounded() };
@@ -186,6 +192,31 @@ impl Checked<'_> {
         Ok(())
     }
 
+    /// Compares the graph's form for OpenVINO, in float32. Where there is no OpenVINO it is said to be unchecked.
+    fn compare_on_openvino(
+        &self,
+        graph: &Graph,
+        runs: &Runs,
+        tolerance: Tolerance,
+        checks: &mut Checks,
+    ) -> Result<(), ExportError> {
+        // A build without it has no such name.
+        let Ok(backend) = "openvino".parse() else { return Ok(()) };
+        let mut open = OpenOptions { backend, ..self.bounded() };
+        open.openvino.precision = OpenVinoPrecision::F32;
+        match OpenEngine::open(Arc::clone(self.engine), &open) {
+            Err(error) if error.class() == ErrorClass::Version => {
+                let unchecked = Unchecked::new(&graph.name, format!("its form for OpenVINO: {error}"));
+                if self.options.thorough {
+                    return Err(ExportError::NotChecked(unchecked));
+                }
+                checks.skipped.push(unchecked);
+                Ok(())
+            }
+            _ => self.compare(&graph.name, &open, runs, tolerance, "; on OpenVINO", checks),
+        }
+    }
+
     /// Compares a graph of the engine, opened in one way, with what is expected. `how` says more of the way.
     fn compare(
         &self,
@@ -196,12 +227,12 @@ impl Checked<'_> {
         how: &str,
         checks: &mut Checks,
     ) -> Result<(), ExportError> {
-        let mut backend = OrtEngine::open(Arc::clone(self.engine), open).map_err(|e| self.failed(&e))?;
+        let mut backend = OpenEngine::open(Arc::clone(self.engine), open).map_err(|e| self.failed(&e))?;
         let weights = backend.report().mode;
         let mut session = backend.session(name).map_err(|e| self.failed(&e))?;
         for (set, expected) in runs {
-            let tensors = with_empty_factors(&session, &set.tensors);
-            let actual = run(&mut session, &tensors).map_err(|e| self.stopped(&e))?;
+            let tensors = with_empty_factors(&*session, &set.tensors);
+            let actual = run(&mut *session, &tensors).map_err(|e| self.stopped(&e))?;
             let mut check = GraphCheck {
                 component: self.component.to_owned(),
                 graph: name.to_owned(),

@@ -31,8 +31,8 @@ pub const V2L_STAGE_ENCODE_VIDEO: v2l_stage = 6;
 pub type v2l_progress_callback =
     Option<unsafe extern "C" fn(user: *mut c_void, stage: v2l_stage, done: u64, total: u64)>;
 
-/// Asked between steps whether to stop: 0 goes on, anything else stops. While adapters are fused, it is asked on several threads at the
-/// same time.
+/// Asked whether to stop: 0 goes on, anything else stops. It is asked on the thread of the call, between steps and every few milliseconds
+/// within one; while adapters are fused, on several threads at the same time.
 pub type v2l_cancelled_callback = Option<unsafe extern "C" fn(user: *mut c_void) -> i32>;
 
 /// A request to stop, to be shared by threads.
@@ -40,7 +40,8 @@ pub struct v2l_cancel(Arc<AtomicBool>);
 
 /// How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
 ///
-/// What is stopped returns V2L_ERROR_CANCELLED, between two steps: one run of a graph is not interrupted.
+/// What is stopped returns V2L_ERROR_CANCELLED. On ONNX Runtime and OpenVINO a run of a graph ends at its next node, on TensorRT when it is
+/// done.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct v2l_control {

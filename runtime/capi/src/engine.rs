@@ -58,7 +58,7 @@ pub const V2L_ADAPTERS_SIDE: v2l_adapter_mode = 2;
 
 /// What runs engines.
 pub type v2l_backend = i32;
-/// What they are compiled for.
+/// What they are compiled for; OpenVINO, if they hold a form for it and this machine computes faster with it.
 pub const V2L_BACKEND_COMPILED: v2l_backend = 0;
 /// ONNX Runtime; engines that are compiled for TensorRT hold a form for it, too.
 pub const V2L_BACKEND_ORT: v2l_backend = 1;

@@ -31,6 +31,10 @@ pub trait Backend: Sync {
     /// it. It is asked each time an engine is opened or estimated, so what is costly to find out must be kept.
     fn suits(&self, engine: &Engine, options: &OpenOptions) -> bool;
 
+    /// Whether it is there and, where the choice is left to v2l, is taken for engines that hold a form for it; and why, in words. It may
+    /// load libraries, and time a small graph once for the machine.
+    fn on_this_machine(&self, options: &OpenOptions) -> (bool, String);
+
     /// How the engine's weights will be held, and why, in words. It depends on the engine, the options and the machine, not on what is
     /// free at the moment.
     ///

@@ -1,6 +1,6 @@
 """One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
 
-Run: python tests/checks/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --cuda]
+Run: python tests/checks/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --openvino | --cuda]
 A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
 side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
 or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
@@ -13,6 +13,10 @@ v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 
 `--passes` compares v2l with itself instead: the time of everything but linear layers, and the weights that a step reads, without
 each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
+
+`--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
+and bf16, in rounds; each with its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
+docs/openvino.md is of `--openvino --layers 4`.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
@@ -78,7 +82,7 @@ class Plain(torch.nn.Module):
         return self.model(pixels, encoder_hidden_states, timestep, image_rotary_emb=(cos, sin), return_dict=False)[0]
 
 
-def make(work: Path, tools: Path, layers):
+def make(work: Path, tools: Path, layers, plain=True):
     torch.manual_seed(0)
     model = CogVideoXTransformer3DModel(
         num_attention_heads=48,
@@ -95,12 +99,21 @@ def make(work: Path, tools: Path, layers):
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(work / "transformer")
     make_inputs(work / "inputs.safetensors")
+    if plain:
+        export_plainly(work, model.float())
+    run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
+    run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
+    if plain:
+        run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", "--explain", "--quiet")
+
+
+def export_plainly(work: Path, model):
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
     order = ["hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"]
     order += ["image_rotary_emb_cos", "image_rotary_emb_sin"]
     with torch.no_grad():
         torch.onnx.export(
-            Plain(model.float()),
+            Plain(model),
             tuple(given[name] for name in order),
             work / "plain.onnx",
             input_names=order,
@@ -110,9 +123,6 @@ def make(work: Path, tools: Path, layers):
             opset_version=20,
             verbose=False,
         )
-    run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
-    run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
-    run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", "--explain", "--quiet")
 
 
 class Worker:
@@ -124,7 +134,9 @@ class Worker:
 
     def __call__(self):
         print(file=self.process.stdin, flush=True)
-        return json.loads(self.process.stdout.readline())["seconds"]
+        answer = json.loads(self.process.stdout.readline())
+        self.private = answer["private"]
+        return answer["seconds"]
 
     def close(self):
         self.process.stdin.close()
@@ -164,6 +176,57 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     one.close()
     two.close()
     say({"event": "batch", "over_two_runs": ratio}, f"two latents in one batch: {ratio:.3f} of two runs of one")
+
+
+def compare_on_openvino(work: Path, tools: Path, rounds, say):
+    engines = work / "engines.openvino"
+    command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet"]
+    subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+    given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
+    rotary = (given["image_rotary_emb_cos"], given["image_rotary_emb_sin"])
+    cases, outputs, workers = {}, {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        model = CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype)
+        pixels = torch.cat([given["hidden_states"], given["inpaint_latents"]], 2).to(dtype)
+        text = given["encoder_hidden_states"].to(dtype)
+
+        def forward(model=model, pixels=pixels, text=text):
+            with torch.no_grad():
+                return model(pixels, text, given["timestep"], image_rotary_emb=rotary, return_dict=False)[0].float()
+
+        name = "torch " + str(dtype).removeprefix("torch.")
+        cases[name], outputs[name] = lambda forward=forward: timed(forward), forward().numpy()
+    for name, flags in {
+        "v2l ort f32": [],
+        "v2l openvino f32": ["--openvino", "f32"],
+        "v2l openvino bf16": ["--openvino", "bf16"],
+    }.items():
+        written = work / f"{name.replace(' ', '_')}.safetensors"
+        worker = Worker(
+            tools / "peers_step", engines / "transformer.engine", work / "inputs.safetensors", "--outputs", written, *flags
+        )
+        worker()
+        cases[name], workers[name], outputs[name] = worker, worker, load_file(written)["sample"]
+    times = {name: [] for name in cases}
+    for number in range(rounds + 1):
+        for name, case in cases.items():
+            seconds = case()
+            if number:  # the first round warms up
+                times[name].append(seconds)
+    expected = outputs["torch float32"]
+    for name, values in times.items():
+        peers = ("torch bfloat16", "v2l ort f32")
+        ratios = {peer: statistics.median(x / y for x, y in zip(values, times[peer])) for peer in peers}
+        error = float(np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected))
+        event = {"event": "step", "case": name, "seconds": statistics.median(values), "over": ratios, "relative_l2": error}
+        beside = ", ".join(f"{ratio:.2f} of {peer}" for peer, ratio in ratios.items())
+        text = f"{name}: {statistics.median(values):.2f} s, {beside}; {error:.1e} from float32 (relative L2)"
+        if name in workers:
+            event["private"] = workers[name].private
+            text += f"; {workers[name].private / 1e6:.0f} MB private"
+        say(event, text)
+    for worker in workers.values():
+        worker.close()
 
 
 def compare_on_gpu(work: Path, tools: Path, rounds, say):
@@ -307,6 +370,7 @@ def main():
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
+    parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
     parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, against PyTorch in bf16")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
@@ -320,14 +384,17 @@ def main():
         metadata = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
         found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
         tools = Path(json.loads(found)["target_directory"]) / "release"
-    if not (work / "engines").exists():
-        make(work, tools, a.layers)
+    if not (work / ("bundle" if a.openvino else "engines")).exists():
+        make(work, tools, a.layers, plain=not a.openvino)
     say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
     machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
     versions = {"torch": torch.__version__, "onnxruntime": ort.__version__}
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.layers} layers")
 
+    if a.openvino:
+        compare_on_openvino(work, tools, a.rounds, say)
+        return
     if a.cuda:
         compare_on_gpu(work, tools, a.rounds, say)
         return

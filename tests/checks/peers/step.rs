@@ -1,7 +1,7 @@
 //! v2l's side of the comparison that `step.py` runs: one step for each line on stdin, its seconds on stdout.
 //!
 //! ```text
-//! step ENGINE INPUTS [--lazy] [--provider cuda] [--plan]
+//! step ENGINE INPUTS [--lazy] [--provider cuda] [--plan] [--openvino f32|bf16]
 //! ```
 
 use std::io::BufRead;
@@ -11,9 +11,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use serde_json::json;
-use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine, OrtOptions, Provider};
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Tensor;
@@ -32,6 +33,9 @@ struct Args {
     /// Compute in the types of the precision plan.
     #[arg(long)]
     plan: bool,
+    /// Run on OpenVINO, in this precision.
+    #[arg(long)]
+    openvino: Option<OpenVinoPrecision>,
     /// Where to write the outputs of the first run.
     #[arg(long)]
     outputs: Option<PathBuf>,
@@ -45,10 +49,12 @@ fn main() -> anyhow::Result<()> {
     let options = OpenOptions {
         weights,
         threads,
+        backend: if args.openvino.is_some() { "openvino" } else { "ort" }.parse().map_err(anyhow::Error::msg)?,
         ort: OrtOptions { arithmetic, provider, ..OrtOptions::default() },
+        openvino: OpenVinoOptions { precision: args.openvino.unwrap_or_default(), ..OpenVinoOptions::default() },
         ..OpenOptions::default()
     };
-    let mut session = OrtEngine::open(Arc::new(Engine::open(&args.engine)?), &options)?.session("step")?;
+    let mut session = OpenEngine::open(Arc::new(Engine::open(&args.engine)?), &options)?.session("step")?;
     let tensors = read_tensors(&args.inputs)?;
     let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
     let outputs = session.run(&inputs)?;
@@ -59,7 +65,16 @@ fn main() -> anyhow::Result<()> {
         line?;
         let start = Instant::now();
         session.run(&inputs)?;
-        println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{}", json!({ "seconds": seconds, "private": private() }));
     }
     Ok(())
+}
+
+/// Bytes of memory that are this process's own; 0 where the system does not say.
+fn private() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    kib.unwrap_or(0) * 1024
 }

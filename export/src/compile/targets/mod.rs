@@ -20,7 +20,7 @@ pub static TARGETS: &[Entry] = &[
     Entry { name: "ort", about: "ONNX Runtime", make: || Arc::new(OnnxRuntime) },
     Entry {
         name: "openvino",
-        about: "ONNX Runtime, and graphs for OpenVINO, which v2l-run does not run yet",
+        about: "ONNX Runtime and, over the same weights, OpenVINO: bfloat16 on CPUs that have it",
         make: || Arc::new(OpenVino),
     },
     Entry {

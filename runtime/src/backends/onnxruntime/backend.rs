@@ -13,6 +13,7 @@ use crate::components::Needs;
 use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
+use crate::io::library;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::Cancelled;
 use crate::options::{OpenOptions, WeightMode};
@@ -37,6 +38,13 @@ impl Backend for OnnxRuntime {
 
     fn suits(&self, _: &Engine, _: &OpenOptions) -> bool {
         true
+    }
+
+    fn on_this_machine(&self, options: &OpenOptions) -> (bool, String) {
+        match library::onnxruntime(options.ort.library.as_deref()) {
+            Ok(_) => (true, library::onnxruntime_path().map_or_else(String::new, |path| path.display().to_string())),
+            Err(error) => (false, error.to_string()),
+        }
     }
 
     fn held_weights(&self, engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {

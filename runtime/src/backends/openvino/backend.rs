@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use super::NAME;
 use super::engine::OpenVinoEngine;
+use super::verdict::verdict;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
+use crate::backends::onnxruntime::{Arithmetic, OrtOptions, Provider, Residence};
 use crate::backends::weights::weight_bytes;
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;
+use crate::engine::manifest::Graph;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::Cancelled;
-use crate::options::{OpenOptions, WeightMode};
+use crate::options::{OpenOptions, OrtWeights, WeightMode};
 
 /// OpenVINO: it runs engines that hold a form for it.
 pub struct OpenVino;
@@ -28,8 +31,19 @@ impl Backend for OpenVino {
         "OpenVINO, on CPUs: engines of `v2l-compile --backend openvino`"
     }
 
-    fn suits(&self, _: &Engine, _: &OpenOptions) -> bool {
-        false
+    /// What is asked of ONNX Runtime alone is a choice of it.
+    fn suits(&self, engine: &Engine, options: &OpenOptions) -> bool {
+        let has_form = |graph: &Graph| graph.files.openvino.is_some();
+        let OrtOptions { provider, arithmetic, resident, profile, .. } = options.ort;
+        engine.manifest().graphs.iter().flat_map(Graph::parts).all(has_form)
+            && (provider, arithmetic, resident, profile) == (Provider::Cpu, Arithmetic::Fp32, Residence::None, false)
+            && options.weights == OrtWeights::Auto
+            && verdict(options).takes
+    }
+
+    fn on_this_machine(&self, options: &OpenOptions) -> (bool, String) {
+        let verdict = verdict(options);
+        (verdict.takes, verdict.why.clone())
     }
 
     fn held_weights(&self, _: &Engine, _: &OpenOptions) -> Result<(WeightMode, String), EngineError> {

@@ -14,6 +14,10 @@ pub(crate) mod options;
 mod part;
 #[cfg(feature = "openvino")]
 mod precision;
+#[cfg(feature = "openvino")]
+mod probe;
+#[cfg(feature = "openvino")]
+mod verdict;
 
 #[cfg(feature = "openvino")]
 pub use backend::OpenVino;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use v2l_trt::Flavour;
 
+use super::device;
 use super::engine::TrtEngine;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
@@ -32,6 +33,16 @@ impl Backend for TensorRt {
 
     fn suits(&self, engine: &Engine, _: &OpenOptions) -> bool {
         engine.manifest().graphs.iter().any(|graph| graph.backend == self.name())
+    }
+
+    fn on_this_machine(&self, options: &OpenOptions) -> (bool, String) {
+        match device::open(self.0, &options.trt) {
+            Ok(gpu) => {
+                let (name, capability) = gpu.describe();
+                (true, format!("{name}, compute capability {capability}"))
+            }
+            Err(error) => (false, error.to_string()),
+        }
     }
 
     fn held_weights(&self, _: &Engine, _: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
