@@ -378,7 +378,8 @@ impl From<FuseMode> for AdapterMode {
 
 /// `--backend`: the backends that the runtime has.
 fn backend() -> impl TypedValueParser<Value = BackendChoice> {
-    let auto = PossibleValue::new(AUTO).help("What they are compiled for and this machine is fastest with; `v2l-inspect --machine` says what that is");
+    let auto = PossibleValue::new(AUTO)
+        .help("What they are compiled for and this machine is fastest with; `v2l-inspect --machine` says what that is");
     let named = BACKENDS.iter().map(|backend| {
         PossibleValue::new(backend.name()).help(backend.about()).aliases(backend.aliases().iter().copied())
     });

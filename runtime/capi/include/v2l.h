@@ -99,8 +99,8 @@ typedef struct v2l_tensors v2l_tensors;
 typedef int32_t v2l_status;
 
 /**
- * Asked between steps whether to stop: 0 goes on, anything else stops. While adapters are fused, it is asked on several threads at the
- * same time.
+ * Asked whether to stop: 0 goes on, anything else stops. It is asked on the thread of the call, between steps and every few milliseconds
+ * within one; while adapters are fused, on several threads at the same time.
  */
 typedef int32_t (*v2l_cancelled_callback)(void *user);
 
@@ -117,7 +117,8 @@ typedef void (*v2l_progress_callback)(void *user, v2l_stage stage, uint64_t done
 /**
  * How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
  *
- * What is stopped returns V2L_ERROR_CANCELLED, between two steps: one run of a graph is not interrupted.
+ * What is stopped returns V2L_ERROR_CANCELLED. On ONNX Runtime and OpenVINO a run of a graph ends at its next node, on TensorRT when it is
+ * done.
  */
 typedef struct v2l_control {
     /**
@@ -968,7 +969,7 @@ typedef struct v2l_generate_options {
 #define V2L_ADAPTERS_SIDE 2
 
 /**
- * What they are compiled for.
+ * What they are compiled for; OpenVINO, if they hold a form for it and this machine computes faster with it.
  */
 #define V2L_BACKEND_COMPILED 0
 
