@@ -150,9 +150,8 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 
 /// The video that the flags ask for.
 fn request(args: &Args) -> anyhow::Result<Request> {
-    let frames = |path: &Option<PathBuf>| {
-        path.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose()
-    };
+    let frames =
+        |path: &Option<PathBuf>| path.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose();
     let initial_noise = args.latents.as_ref().map(|path| read_single(path, "with five axes")).transpose()?;
     let (prompt_embeds, negative_prompt_embeds) = match &args.prompt_embeds {
         Some(path) => read_embeddings(path)?,

@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 
 use ndarray::Array5;
 
-use crate::components::{
-    IMAGE_ENCODER, StepGraph, TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE_DECODER, VAE_ENCODER,
-};
+use crate::components::{IMAGE_ENCODER, StepGraph, TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2, VAE_DECODER, VAE_ENCODER};
 use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
 use crate::error::{Classified, Error, ErrorClass};

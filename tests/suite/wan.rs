@@ -15,14 +15,16 @@ use crate::tools::{RawTensor, args, run_ok, write};
 /// The f32 noise floor of these models against f64 is up to 1e-6 (in the cases' metadata).
 const TOLERANCE: f64 = 1e-5;
 
-/// The timesteps of the first token and of the last in place of those of all.
-fn by_frame(inputs: &mut NamedTensors) {
+/// The timesteps of the first token and of the last in place of those of all; true if they were those of all.
+fn by_frame(inputs: &mut NamedTensors) -> bool {
     let timesteps = f32s(&inputs["timestep"]);
+    let each = timesteps.ndim() == 2;
     if let [_, tokens] = *timesteps.shape() {
         let of = |token: usize| Tensor::from(timesteps.index_axis(Axis(1), token).to_owned());
         inputs.insert("first_frame_timestep".into(), of(0));
         inputs.insert("timestep".into(), of(tokens - 1));
     }
+    each
 }
 
 fn check_variant(variant: &str) {
@@ -33,9 +35,19 @@ fn check_variant(variant: &str) {
         let mut session = built.session("transformer", "step", mode);
         for path in cases(&folder) {
             let mut case = Case::read(&path);
-            by_frame(&mut case.inputs);
-            let outputs = run(&mut *session, &case.inputs);
             let what = format!("{variant} {} {mode:?}", case.name);
+            let given = case.inputs.clone();
+            if by_frame(&mut case.inputs) {
+                let mut each = built.session("transformer", "step_tokens", mode);
+                let outputs = run(&mut *each, &given);
+                assert_close(
+                    &format!("{what} each token"),
+                    &f32s(&outputs["sample"]),
+                    &case.output("sample"),
+                    TOLERANCE,
+                );
+            }
+            let outputs = run(&mut *session, &case.inputs);
             assert_close(&what, &f32s(&outputs["sample"]), &case.output("sample"), TOLERANCE);
         }
     }

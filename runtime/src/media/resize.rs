@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn bytes_equal_pillow_13s_whichever_pass_is_first() {
         let hash = |data: &[u8]| {
-            data.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+            data.iter()
+                .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
         };
         for (from, to, expected) in [
             ((23, 33), (83, 3), [0x34b9_4949_9175_d73e, 0xf820_be89_7918_b45e]),
@@ -253,7 +254,8 @@ mod tests {
             ((40, 30), (20, 30), [0x6092_a3fc_c43a_6f51, 0x1d5c_753e_c70d_c8b0]),
         ] {
             let data: Vec<u8> = (0..from.0 * from.1 * 3).map(|i| ((i * i * 31 + i * 7) >> 3) as u8).collect();
-            let found = [Filter::Lanczos, Filter::Bicubic].map(|filter| hash(&resize_rgb_13(&data, from, to, filter).unwrap()));
+            let found =
+                [Filter::Lanczos, Filter::Bicubic].map(|filter| hash(&resize_rgb_13(&data, from, to, filter).unwrap()));
             assert_eq!(found, expected, "{from:?} {to:?}");
         }
     }

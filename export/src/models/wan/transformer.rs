@@ -1,9 +1,9 @@
 //! `WanTransformer3DModel`: text to video, image to video with and without image embeddings, first and last frame, and
 //! a timestep for the first frame.
 //!
-//! Where diffusers gives each token a timestep (`expand_timesteps`), those of a frame have the same, and there are two: the
-//! first frame's, which is 0 if an image stands there, and that of all others. So the graph takes these two, and embeds no
-//! token's.
+//! Where diffusers gives each token a timestep (`expand_timesteps`), there are two graphs. Its pipelines give all tokens of
+//! a frame the same, and there are two of them: the first frame's, which is 0 if an image stands there, and that of all
+//! others. The graph `step` takes these two, and embeds no token's. The graph `step_tokens` takes one for each token.
 //!
 //! Follows diffusers' `transformer_wan.py`. Positions are computed in the graph from tables of the cosines and sines of
 //! each axis, which are rounded from float64 as the reference does it.
@@ -34,9 +34,22 @@ pub struct Form<'a> {
     pub first_frame_timestep: bool,
 }
 
-/// Exports the transformer as a component with the graph `step`.
+/// Where the timesteps of tokens come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Timesteps {
+    /// `timestep` `[B]` is that of all tokens.
+    One,
+    /// `first_frame_timestep` `[B]` is that of the first frame, `timestep` `[B]` that of all others.
+    FirstFrame,
+    /// `timestep` `[B, tokens]`.
+    EachToken,
+}
+
+/// Exports the transformer as a component with the graph `step`, and `step_tokens` where the first frame may have a timestep
+/// of its own.
 ///
-/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]`, `first_frame_timestep` `[B]` where the form has it,
+/// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]` (of `step_tokens` `[B, tokens]`), `first_frame_timestep` `[B]`
+/// where the form has it (`step` alone),
 /// `encoder_hidden_states` `[B, L, text_dim]`, and `encoder_hidden_states_image` `[B, tokens, image_dim]` where the model
 /// takes image embeddings (those of the first and the last frame one after the other on the batch axis where it takes
 /// both). All are float32. Output: `sample` `[B, out, T, H, W]`.
@@ -49,11 +62,17 @@ pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Resul
     for i in 0..config.num_layers {
         checkpoint.acknowledge(&format!("blocks.{i}.attn2.norm_added_q.weight"));
     }
-    let model = step_graph(config, checkpoint, form.first_frame_timestep)?;
+    let graphs = match form.first_frame_timestep {
+        false => vec![("step".to_owned(), step_graph(config, checkpoint, Timesteps::One)?)],
+        true => vec![
+            ("step".to_owned(), step_graph(config, checkpoint, Timesteps::FirstFrame)?),
+            ("step_tokens".to_owned(), step_graph(config, checkpoint, Timesteps::EachToken)?),
+        ],
+    };
     checkpoint.finish(CLASS)?;
     Component {
         name: form.component.into(),
-        graphs: vec![("step".into(), model)],
+        graphs,
         precision: checkpoint.precision()?,
         slots: config.linear_layers(),
         attributes: json!({ "class": CLASS }),
@@ -61,7 +80,7 @@ pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Resul
     .seal()
 }
 
-fn step_graph(config: &Config, checkpoint: &Checkpoint, first_frame_timestep: bool) -> Result<Model, ExportError> {
+fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) -> Result<Model, ExportError> {
     let mut builder = Builder::new("step");
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
@@ -69,11 +88,15 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, first_frame_timestep: bo
         ["batch".into(), channels.into(), "frames".into(), "height".into(), "width".into()]
     };
     let hidden = b.input("hidden_states", DataType::Float, video(config.in_channels));
-    let timestep = b.input("timestep", DataType::Float, ["batch"]);
-    let first = first_frame_timestep.then(|| b.input("first_frame_timestep", DataType::Float, ["batch"]));
+    let timestep = match timesteps {
+        Timesteps::EachToken => b.input("timestep", DataType::Float, ["batch", "tokens"]),
+        Timesteps::One | Timesteps::FirstFrame => b.input("timestep", DataType::Float, ["batch"]),
+    };
+    let by_frame = timesteps == Timesteps::FirstFrame;
+    let first = by_frame.then(|| b.input("first_frame_timestep", DataType::Float, ["batch"]));
     let text: [Dim; 3] = ["batch".into(), "text_length".into(), config.text_dim.into()];
     let text = b.input("encoder_hidden_states", DataType::Float, text);
-    let grid = Grid::new(b, config, &hidden, first_frame_timestep);
+    let grid = Grid::new(b, config, &hidden, by_frame);
     let tables = b.scope("rope", |b| rotary_tables(b, config, &grid));
     let mut tokens = b.scope("patch_embedding", |b| patch_embedding(b, &vars, config, &hidden, &grid))?;
     let condition = vars.child("condition_embedder");
@@ -82,7 +105,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, first_frame_timestep: bo
         match &first {
             Some(first) => {
                 let first = time_embedding(b, &condition, config, first)?;
-                Ok(by_frame(b, config, &grid, first, rest))
+                Ok(each_frame(b, config, &grid, first, rest))
             }
             None => Ok::<_, ExportError>(rest),
         }
@@ -201,7 +224,8 @@ fn patch_embedding(
     Ok(b.reshape(&tokens, &[Extent::from(&grid.groups), (-1i64).into(), d.into()]))
 }
 
-/// The embedding `[B, 1, width]` and the modulation of blocks `[B, 1, 6, width]`.
+/// The embedding `[B, 1, width]` and the modulation of blocks `[B, 1, 6, width]`; with a timestep for each token, tokens in
+/// place of 1.
 fn time_embedding(
     b: &mut Builder,
     vars: &Vars<'_>,
@@ -225,7 +249,7 @@ fn time_embedding(
 
 /// Embedding and modulation of each frame, `[B·T, 1, width]` and `[B·T, 1, 6, width]`, of those of the first and of all
 /// others.
-fn by_frame(
+fn each_frame(
     b: &mut Builder,
     config: &Config,
     grid: &Grid,
