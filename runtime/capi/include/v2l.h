@@ -679,7 +679,7 @@ typedef struct v2l_generate_options {
      */
     const struct v2l_tensor *image;
     /**
-     * f32 [1, T, 16, h, w] instead of noise drawn from the seed; or NULL.
+     * f32 with five axes, in the order of the model's latents, instead of noise drawn from the seed; or NULL.
      */
     const struct v2l_tensor *initial_noise;
     /**
@@ -739,6 +739,27 @@ typedef struct v2l_generate_options {
      * Since 1.1. The shift of the scheduler's noise levels, for models of flow matching. NaN: the scheduler's own.
      */
     double shift;
+    /**
+     * Since 1.1. Guidance of the second of two transformers; it counts if the first is above 1. NaN: guidance_scale if that is given,
+     * else the default.
+     */
+    double guidance_scale_2;
+    /**
+     * Since 1.1. The last frame, for models that end at an image: a file; or NULL.
+     */
+    const char *last_image_file;
+    /**
+     * Since 1.1. The last frame, as `image`; or NULL.
+     */
+    const struct v2l_tensor *last_image;
+    /**
+     * Since 1.1. f32 [1, tokens, width] in place of the prompt's embeddings; or NULL.
+     */
+    const struct v2l_tensor *prompt_embeds;
+    /**
+     * Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
+     */
+    const struct v2l_tensor *negative_prompt_embeds;
 } v2l_generate_options;
 
 /**
@@ -1433,7 +1454,7 @@ v2l_status v2l_pipeline_set_adapters(const struct v2l_pipeline *pipeline,
 v2l_status v2l_generate_options_init(struct v2l_generate_options *options, size_t size);
 
 /**
- * Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 [1, T, 16, h, w]. `options` and
+ * Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 with five axes in the model's order. `options` and
  * `control` may be NULL. The same request on the same machine gives the same bytes.
  */
 v2l_status v2l_pipeline_generate(const struct v2l_pipeline *pipeline,

@@ -4,6 +4,7 @@ use std::ffi::c_char;
 use std::path::Path;
 use std::sync::Arc;
 
+use ndarray::ArrayD;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::generator::{Generator, Options, Video};
 use v2l_runtime::io::raw::tensor_from_bytes;
@@ -21,7 +22,7 @@ use crate::growing::{self, growing};
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::pointers::{Out, optional, optional_text, path, required, text};
 use crate::serial::Serial;
-use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, v2l_status};
+use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, V2L_ERROR_TENSOR, v2l_status};
 use crate::tensor::{Input, v2l_tensor, v2l_tensors};
 
 /// The engines of a directory, and everything between them.
@@ -140,7 +141,7 @@ pub struct v2l_generate_options {
     pub image_file: *const c_char,
     /// The first frame: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
     pub image: *const v2l_tensor,
-    /// f32 [1, T, 16, h, w] instead of noise drawn from the seed; or NULL.
+    /// f32 with five axes, in the order of the model's latents, instead of noise drawn from the seed; or NULL.
     pub initial_noise: *const v2l_tensor,
     /// The adapters to generate with, `adapter_count` of them: as v2l_pipeline_set_adapters, before the work and in one with it, so that no
     /// other thread's call comes between. Costs nothing if they are the pipeline's already. NULL: those of the pipeline.
@@ -171,6 +172,17 @@ pub struct v2l_generate_options {
     pub scheduler: *const c_char,
     /// Since 1.1. The shift of the scheduler's noise levels, for models of flow matching. NaN: the scheduler's own.
     pub shift: f64,
+    /// Since 1.1. Guidance of the second of two transformers; it counts if the first is above 1. NaN: guidance_scale if that is given,
+    /// else the default.
+    pub guidance_scale_2: f64,
+    /// Since 1.1. The last frame, for models that end at an image: a file; or NULL.
+    pub last_image_file: *const c_char,
+    /// Since 1.1. The last frame, as `image`; or NULL.
+    pub last_image: *const v2l_tensor,
+    /// Since 1.1. f32 [1, tokens, width] in place of the prompt's embeddings; or NULL.
+    pub prompt_embeds: *const v2l_tensor,
+    /// Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
+    pub negative_prompt_embeds: *const v2l_tensor,
 }
 
 growing!(
@@ -196,6 +208,11 @@ growing!(
         reserved: 0,
         scheduler: std::ptr::null(),
         shift: f64::NAN,
+        guidance_scale_2: f64::NAN,
+        last_image_file: std::ptr::null(),
+        last_image: std::ptr::null(),
+        prompt_embeds: std::ptr::null(),
+        negative_prompt_embeds: std::ptr::null(),
     },
     grown at scheduler
 );
@@ -217,27 +234,35 @@ impl Asked {
     /// # Safety
     /// The header's promise.
     unsafe fn new(options: *const v2l_generate_options, ffmpeg: Option<&Path>) -> Result<Self, Failure> {
-        // SAFETY: the caller's promise, for all of these.
-        let (given, prompt, negative_prompt, scheduler, image, noise, applied) = unsafe {
-            let given = growing::read(options)?;
+        // SAFETY: the caller's promise.
+        let given = unsafe { growing::read(options) }?;
+        growing::unused(given.reserved)?;
+        // SAFETY: as above, for all of these.
+        let (prompt, negative_prompt, scheduler, applied) = unsafe {
             (
-                given,
                 optional_text(given.prompt, "prompt")?,
                 optional_text(given.negative_prompt, "negative_prompt")?,
                 optional_text(given.scheduler, "scheduler")?,
-                frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
-                optional(given.initial_noise, "initial_noise")?.map(|noise| Input::new(noise, "initial_noise")),
                 Applied::given(given.adapters, given.adapter_count)?,
             )
         };
-        growing::unused(given.reserved)?;
+        // SAFETY: as above.
+        let (image, last_image, noise, prompt_embeds, negative_prompt_embeds) = unsafe {
+            (
+                frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
+                frames::given("last image", given.last_image_file, given.last_image, 0.0, ffmpeg)?,
+                copied(given.initial_noise, "initial_noise")?,
+                floats(given.prompt_embeds, "prompt_embeds")?,
+                floats(given.negative_prompt_embeds, "negative_prompt_embeds")?,
+            )
+        };
         let count = |count: u32| (count > 0).then_some(count as usize);
         let number = |number: f64| (!number.is_nan()).then_some(number);
-        let noise = noise.transpose()?.map(|noise| five_axes("initial noise", noise.view().to_tensor())).transpose()?;
         let request = Request {
             prompt: prompt.unwrap_or_default().to_owned(),
             negative_prompt: negative_prompt.map(str::to_owned),
             image: image.map(Clip::into_frames).transpose()?,
+            last_image: last_image.map(Clip::into_frames).transpose()?,
             width: count(given.width),
             height: count(given.height),
             num_frames: count(given.num_frames),
@@ -245,10 +270,13 @@ impl Asked {
             scheduler: scheduler.map(str::to_owned),
             shift: number(given.shift),
             guidance_scale: number(given.guidance_scale),
+            guidance_scale_2: number(given.guidance_scale_2),
             fps: (given.fps != 0.0).then_some(given.fps),
             seed: (given.has_seed != 0).then_some(given.seed),
             noise_aug_strength: number(given.noise_aug_strength),
-            initial_noise: noise,
+            initial_noise: noise.map(|noise| five_axes("initial noise", noise)).transpose()?,
+            prompt_embeds,
+            negative_prompt_embeds,
             ..Request::default()
         };
         Ok(Self { request, applied })
@@ -265,7 +293,29 @@ impl Asked {
     }
 }
 
-/// Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 [1, T, 16, h, w]. `options` and
+/// A copy of a caller's tensor, unless it is NULL.
+///
+/// # Safety
+/// The header's promise.
+unsafe fn copied(tensor: *const v2l_tensor, name: &str) -> Result<Option<Tensor>, Failure> {
+    // SAFETY: the caller's promise, for both.
+    let input = unsafe { optional(tensor, name)?.map(|tensor| Input::new(tensor, name)) }.transpose()?;
+    Ok(input.map(|input| input.view().to_tensor()))
+}
+
+/// A copy of a caller's f32 tensor, unless it is NULL.
+///
+/// # Safety
+/// The header's promise.
+unsafe fn floats(tensor: *const v2l_tensor, name: &str) -> Result<Option<ArrayD<f32>>, Failure> {
+    // SAFETY: the caller's promise.
+    let Some(tensor) = (unsafe { copied(tensor, name) })? else { return Ok(None) };
+    let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
+    let wrong = || Failure::new(V2L_ERROR_TENSOR, format!("{name} is {found}; expected f32 [1, tokens, width]"));
+    tensor.into_f32().map(Some).ok_or_else(wrong)
+}
+
+/// Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 with five axes in the model's order. `options` and
 /// `control` may be NULL. The same request on the same machine gives the same bytes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_pipeline_generate(

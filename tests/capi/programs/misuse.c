@@ -1,6 +1,7 @@
 /* Whatever is wrong with a call gets its code and a message, and leaves handles usable.
  *
  *   misuse ENGINES IMAGE */
+#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -281,6 +282,20 @@ static void callbacks(const char *engine_file, const char *directory, const char
     options.width = 17;
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
     options.width = 0;
+    options.last_image_file = image;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.last_image_file = NULL;
+    options.guidance_scale_2 = 2;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.guidance_scale_2 = NAN;
+    const float numbers[6] = {0};
+    const int64_t shape[3] = {1, 2, 3};
+    v2l_tensor embeds = {.data = numbers, .dtype = V2L_F32, .rank = 3, .shape = shape};
+    options.prompt_embeds = &embeds;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    embeds.dtype = V2L_I32;
+    EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.prompt_embeds = NULL;
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate_file(tried.pipeline, &options, NULL, "video.txt"));
     v2l_control control;
     EXPECT(V2L_OK, v2l_control_init(&control, sizeof control));

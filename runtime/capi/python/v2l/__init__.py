@@ -625,6 +625,10 @@ class Pipeline(_Handle):
         seed: Optional[int] = None,
         scheduler: Optional[str] = None,
         shift: Optional[float] = None,
+        guidance_scale_2: Optional[float] = None,
+        last_image: Union[Path, np.ndarray, None] = None,
+        prompt_embeds: Optional[np.ndarray] = None,
+        negative_prompt_embeds: Optional[np.ndarray] = None,
         file: Optional[Path] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
@@ -633,20 +637,29 @@ class Pipeline(_Handle):
         options = _initial(_native.GenerateOptions, _lib.v2l_generate_options_init)
         options.prompt = prompt.encode()
         options.negative_prompt = None if negative_prompt is None else negative_prompt.encode()
-        if isinstance(image, np.ndarray):
-            image_tensor = _tensor(image)
-            options.image = ctypes.pointer(image_tensor)
-        elif image is not None:
-            options.image_file = _path(image)
-        if initial_noise is not None:
-            noise = _tensor(initial_noise)
-            options.initial_noise = ctypes.pointer(noise)
+        held = []
+        for name, frame in (("image", image), ("last_image", last_image)):
+            if isinstance(frame, np.ndarray):
+                held.append(_tensor(frame))
+                setattr(options, name, ctypes.pointer(held[-1]))
+            elif frame is not None:
+                setattr(options, f"{name}_file", _path(frame))
+        for name, array in (
+            ("initial_noise", initial_noise),
+            ("prompt_embeds", prompt_embeds),
+            ("negative_prompt_embeds", negative_prompt_embeds),
+        ):
+            if array is not None:
+                held.append(_tensor(array))
+                setattr(options, name, ctypes.pointer(held[-1]))
         if adapters is not None:
             options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
         options.width, options.height = width, height
         options.num_frames, options.num_inference_steps, options.fps = num_frames, num_inference_steps, fps
         if guidance_scale is not None:
             options.guidance_scale = guidance_scale
+        if guidance_scale_2 is not None:
+            options.guidance_scale_2 = guidance_scale_2
         if noise_aug_strength is not None:
             options.noise_aug_strength = noise_aug_strength
         if seed is not None:

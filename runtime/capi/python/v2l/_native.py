@@ -164,6 +164,11 @@ class GenerateOptions(Structure):
         ("reserved", c_int32),
         ("scheduler", c_char_p),
         ("shift", c_double),
+        ("guidance_scale_2", c_double),
+        ("last_image_file", c_char_p),
+        ("last_image", POINTER(Tensor)),
+        ("prompt_embeds", POINTER(Tensor)),
+        ("negative_prompt_embeds", POINTER(Tensor)),
     ]
 
 
