@@ -69,4 +69,5 @@ mod types;
 mod vae;
 mod wan;
 mod wan_folders;
+mod wan_pipelines;
 mod wan_vae;
