@@ -1,4 +1,4 @@
-//! A random checkpoint with the shapes of CogVideoX-Fun-V1.1-5b-InP's transformer.
+//! A random checkpoint with the shapes of a real model's transformers.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -9,71 +9,40 @@ use safetensors::Dtype;
 use safetensors::tensor::{View, serialize_to_file};
 use serde_json::json;
 
-/// Blocks of the real model.
-pub(crate) const FULL_LAYERS: usize = 42;
-/// Parameters of the real model; the shapes below must add up to it.
-const FULL_PARAMETERS: u64 = 5_570_491_968;
-
-const WIDTH: usize = 3072;
-const HEADS: usize = 48;
-const HEAD_DIM: usize = WIDTH / HEADS;
-const TIME: usize = 512;
-const TEXT: usize = 4096;
-const IN_CHANNELS: usize = 33;
-const OUT_CHANNELS: usize = 16;
-const PATCH: usize = 2;
+use crate::models::{Model, Shapes};
 
 /// Bytes of weights per shard at most; a shard holds whole tensors.
 const SHARD_BYTES: usize = 5_000_000_000;
 
-/// Names and shapes of the checkpoint.
+/// What is written of a model.
 pub(crate) struct Checkpoint {
-    tensors: Vec<(String, Vec<usize>)>,
-    layers: usize,
+    shapes: Shapes,
+    model: Model,
 }
 
 impl Checkpoint {
-    pub(crate) fn new(layers: usize) -> Self {
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[usize]| tensors.push((name, shape.to_vec()));
-        let mut with_bias = |name: String, shape: &[usize]| {
-            add(format!("{name}.bias"), &shape[..1]);
-            add(format!("{name}.weight"), shape);
-        };
-        with_bias("patch_embed.proj".into(), &[WIDTH, IN_CHANNELS, PATCH, PATCH]);
-        with_bias("patch_embed.text_proj".into(), &[WIDTH, TEXT]);
-        with_bias("time_embedding.linear_1".into(), &[TIME, WIDTH]);
-        with_bias("time_embedding.linear_2".into(), &[TIME, TIME]);
-        for i in 0..layers {
-            let mut part = |name: &str, shape: &[usize]| with_bias(format!("transformer_blocks.{i}.{name}"), shape);
-            for norm in ["norm1", "norm2"] {
-                part(&format!("{norm}.linear"), &[6 * WIDTH, TIME]);
-                part(&format!("{norm}.norm"), &[WIDTH]);
-            }
-            for projection in ["to_q", "to_k", "to_v", "to_out.0"] {
-                part(&format!("attn1.{projection}"), &[WIDTH, WIDTH]);
-            }
-            part("attn1.norm_q", &[HEAD_DIM]);
-            part("attn1.norm_k", &[HEAD_DIM]);
-            part("ff.net.0.proj", &[4 * WIDTH, WIDTH]);
-            part("ff.net.2", &[WIDTH, 4 * WIDTH]);
-        }
-        with_bias("norm_final".into(), &[WIDTH]);
-        with_bias("norm_out.linear".into(), &[2 * WIDTH, TIME]);
-        with_bias("norm_out.norm".into(), &[WIDTH]);
-        with_bias("proj_out".into(), &[OUT_CHANNELS * PATCH * PATCH, WIDTH]);
-        let checkpoint = Self { tensors, layers };
-        assert!(layers != FULL_LAYERS || checkpoint.bytes() == 2 * FULL_PARAMETERS, "the shapes are not the model's");
-        checkpoint
+    pub(crate) fn new(model: Model, layers: usize) -> Self {
+        Self { shapes: model.shapes(layers), model }
     }
 
-    /// Bytes of all weights.
+    /// Bytes of all weights of all transformers.
     pub(crate) fn bytes(&self) -> u64 {
-        self.tensors.iter().map(|(_, shape)| byte_len(shape) as u64).sum()
+        self.bytes_each() * self.model.transformers().len() as u64
     }
 
-    /// Writes `config.json`, the shards and their index into `folder`, one tensor at a time.
+    fn bytes_each(&self) -> u64 {
+        self.shapes.tensors.iter().map(|(_, shape)| byte_len(shape) as u64).sum()
+    }
+
+    /// Writes the model's folder, one tensor at a time.
     pub(crate) fn write(&self, folder: &Path) -> anyhow::Result<()> {
+        std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
+        std::fs::write(folder.join("model_index.json"), format!("{:#}\n", self.model.index()))?;
+        self.model.transformers().iter().try_for_each(|part| self.write_transformer(&folder.join(part)))
+    }
+
+    /// Writes `config.json`, the shards and their index.
+    fn write_transformer(&self, folder: &Path) -> anyhow::Result<()> {
         std::fs::create_dir(folder).with_context(|| folder.display().to_string())?;
         let shards = self.shards();
         let name = |i: usize| format!("diffusion_pytorch_model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
@@ -85,56 +54,24 @@ impl Checkpoint {
             let path = folder.join(name(i));
             serialize_to_file(views, None, &path).with_context(|| path.display().to_string())?;
         }
-        let index = json!({ "metadata": { "total_size": self.bytes() }, "weight_map": weight_map });
+        let index = json!({ "metadata": { "total_size": self.bytes_each() }, "weight_map": weight_map });
         std::fs::write(folder.join("diffusion_pytorch_model.safetensors.index.json"), format!("{index:#}\n"))?;
-        std::fs::write(folder.join("config.json"), format!("{:#}\n", self.config()))?;
+        std::fs::write(folder.join("config.json"), format!("{:#}\n", self.shapes.config))?;
         Ok(())
     }
 
     fn shards(&self) -> Vec<&[(String, Vec<usize>)]> {
         let mut shards = Vec::new();
         let (mut start, mut bytes) = (0, 0);
-        for (i, (_, shape)) in self.tensors.iter().enumerate() {
+        for (i, (_, shape)) in self.shapes.tensors.iter().enumerate() {
             if bytes + byte_len(shape) > SHARD_BYTES {
-                shards.push(&self.tensors[start..i]);
+                shards.push(&self.shapes.tensors[start..i]);
                 (start, bytes) = (i, 0);
             }
             bytes += byte_len(shape);
         }
-        shards.push(&self.tensors[start..]);
+        shards.push(&self.shapes.tensors[start..]);
         shards
-    }
-
-    fn config(&self) -> serde_json::Value {
-        json!({
-            "_class_name": "CogVideoXTransformer3DModel",
-            "activation_fn": "gelu-approximate",
-            "add_noise_in_inpaint_model": true,
-            "attention_bias": true,
-            "attention_head_dim": HEAD_DIM,
-            "dropout": 0.0,
-            "flip_sin_to_cos": true,
-            "freq_shift": 0,
-            "in_channels": IN_CHANNELS,
-            "max_text_seq_length": 226,
-            "norm_elementwise_affine": true,
-            "norm_eps": 1e-5,
-            "num_attention_heads": HEADS,
-            "num_layers": self.layers,
-            "out_channels": OUT_CHANNELS,
-            "patch_size": PATCH,
-            "sample_frames": 49,
-            "sample_height": 60,
-            "sample_width": 90,
-            "spatial_interpolation_scale": 1.875,
-            "temporal_compression_ratio": 4,
-            "temporal_interpolation_scale": 1.0,
-            "text_embed_dim": TEXT,
-            "time_embed_dim": TIME,
-            "timestep_activation_fn": "silu",
-            "use_learned_positional_embeddings": false,
-            "use_rotary_positional_embeddings": true,
-        })
     }
 }
 

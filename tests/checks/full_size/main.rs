@@ -1,11 +1,11 @@
 //! The full-size check: time and memory of export, compile and open at the size of a real model.
 //!
 //! ```text
-//! cargo run --release -p v2l-checks --bin full_size -- [--layers N] [--keep DIR] [--json]
+//! cargo run --release -p v2l-checks --bin full_size -- [--model NAME] [--layers N] [--keep DIR] [--json]
 //! ```
 //!
-//! Writes a random checkpoint with the shapes of CogVideoX-Fun-V1.1-5b-InP's transformer (42 layers, 11.14 GB in bf16);
-//! then three times: a synced `cp` of it, `v2l-export`, `v2l-compile --no-verify`, each from a cold page cache; then compiles
+//! Writes a random checkpoint with the shapes of CogVideoX-Fun-V1.1-5b-InP's transformer (42 layers, 11.14 GB in bf16), of
+//! Wan 2.1's of 1.3 billion parameters (30 layers, 2.84 GB) or of Wan 2.2's two of 14 billion (8 of 40 layers); then three times: a synced `cp` of it, `v2l-export`, `v2l-compile --no-verify`, each from a cold page cache; then compiles
 //! once more with the numeric check, and opens the engine in fresh processes, weights lazy. Prints every number, and fails
 //! if a bound is missed. Linux; needs the free disk space that it checks for first. `--layers 2` is a quick try: everything
 //! as wide, but not as deep.
@@ -13,6 +13,7 @@
 mod checkpoint;
 mod machine;
 mod measure;
+mod models;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
@@ -26,9 +27,10 @@ use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 
-use checkpoint::{Checkpoint, FULL_LAYERS};
+use checkpoint::Checkpoint;
 use machine::{median, mega};
 use measure::{Taken, giga};
+use models::Model;
 
 const ROUNDS: usize = 3;
 /// Bounds: private memory of export and compile, in bytes; their time over that of the copy.
@@ -48,9 +50,12 @@ const COPIES: u64 = 3;
 #[derive(Parser)]
 #[command(name = "full_size")]
 struct Args {
-    /// Transformer blocks; fewer are a quick try at the same widths.
-    #[arg(long, value_name = "N", default_value_t = FULL_LAYERS)]
-    layers: usize,
+    /// The model whose shapes are taken.
+    #[arg(long, value_name = "NAME", value_enum, default_value = "cogvideox")]
+    model: Model,
+    /// Transformer blocks [default: the model's]; fewer are a quick try at the same widths.
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
     /// Work in this new folder, and keep checkpoint, bundle and engine there [default: a folder that is removed].
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -87,9 +92,10 @@ fn say(args: &Args, event: &str, fields: &Json, text: &str) {
 }
 
 fn check(args: &Args) -> anyhow::Result<bool> {
-    ensure!((1..=256).contains(&args.layers), "--layers {}: expected 1 to 256", args.layers);
+    let layers = args.layers.unwrap_or_else(|| args.model.usual_layers());
+    ensure!((1..=256).contains(&layers), "--layers {layers}: expected 1 to 256");
     let tools = machine::build_release(&["--bin", "v2l-export", "--bin", "v2l-compile"])?;
-    let checkpoint = Checkpoint::new(args.layers);
+    let checkpoint = Checkpoint::new(args.model, layers);
     let bytes = checkpoint.bytes();
 
     let machine = machine::machine();
@@ -113,10 +119,9 @@ fn check(args: &Args) -> anyhow::Result<bool> {
     };
     let needed = COPIES * bytes + bytes / 10 + COPIES * STRUCTURE_BYTES;
     let free = measure::check_free_disk(&folder, needed)?;
-    let fields = json!({ "layers": args.layers, "bytes": bytes, "folder": folder, "needed": needed, "free": free });
+    let fields = json!({ "layers": layers, "bytes": bytes, "folder": folder, "needed": needed, "free": free });
     let line = format!(
-        "{} layers, {:.2} GB in bf16; working in {}, {:.1} GB needed, {:.1} GB free",
-        args.layers,
+        "{layers} layers, {:.2} GB in bf16; working in {}, {:.1} GB needed, {:.1} GB free",
         giga(bytes),
         folder.display(),
         giga(needed),
@@ -124,7 +129,7 @@ fn check(args: &Args) -> anyhow::Result<bool> {
     );
     say(args, "model", &fields, &line);
 
-    let source = folder.join("transformer");
+    let source = folder.join("model");
     let start = Instant::now();
     checkpoint.write(&source)?;
     let seconds = start.elapsed().as_secs_f64();
