@@ -29,13 +29,24 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     check_files(args, output)?;
     args.check_backend()?;
     vae::check_output(args)?;
-    if !args.engine.exists() {
+    let predicts_only = args.predictor.is_some()
+        && args.save_lora.is_some()
+        && args.output.is_none()
+        && args.outputs.is_none()
+        && args.inputs.is_none()
+        && args.encode.is_none()
+        && args.decode.is_none();
+    if predicts_only && args.engine.is_none() {
+        return predictor::adapter(args, output);
+    }
+    let engine = args.engine()?;
+    if !engine.exists() {
         return Err(Failure::usage(format!(
             "{}: there is no such engine or engine directory; make one with v2l-compile",
-            args.engine.display()
+            engine.display()
         )));
     }
-    let directory = args.engine.is_dir();
+    let directory = engine.is_dir();
     if args.record_inputs.is_some() && !directory {
         return Err(Failure::usage(
             "--record-inputs records what a pipeline's networks are given, and needs an engine directory; a single engine's \
@@ -44,17 +55,10 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
     match (&args.inputs, &args.encode, &args.decode) {
         (Some(inputs), None, None) => raw::run(args, inputs, output),
-        (None, None, None)
-            if args.predictor.is_some()
-                && args.save_lora.is_some()
-                && args.output.is_none()
-                && args.outputs.is_none() =>
-        {
-            predictor::adapter(args, output)
-        }
+        (None, None, None) if predicts_only => predictor::adapter(args, output),
         _ if !directory => Err(Failure::usage(format!(
             "{}: not an engine directory; for a single engine give --inputs and --outputs",
-            args.engine.display()
+            engine.display()
         ))),
         (None, Some(video), None) => vae::encode(args, video, output),
         (None, None, Some(latents)) => vae::decode(args, latents, output),
@@ -72,7 +76,7 @@ fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let adapters: Vec<&Path> =
         args.lora.iter().map(|text| Ok(split_strength(text)?.0)).collect::<anyhow::Result<_>>()?;
     Files::default()
-        .read("--engine", [&args.engine])
+        .read("--engine", &args.engine)
         .read("--lora", &adapters)
         .read("--reference", &args.reference)
         .read("--image", &args.image)

@@ -1,11 +1,11 @@
 //! The command line of `v2l-run`.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
-use v2l_cli::{LoraFormat, OutputOptions, Weights};
+use v2l_cli::{Failure, LoraFormat, OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::backends::tensorrt::TrtOptions;
@@ -27,9 +27,9 @@ use v2l_runtime::schedulers::samplers;
 #[derive(Parser)]
 #[command(name = "v2l-run", version)]
 pub(crate) struct Args {
-    /// Engine directory, or a single .engine file.
-    #[arg(long, visible_alias = "loadEngine", value_name = "PATH")]
-    pub(crate) engine: PathBuf,
+    /// Engine directory, or a single .engine file. --predictor with --save-lora does without.
+    #[arg(long, visible_alias = "loadEngine", value_name = "PATH", required_unless_present = "predictor")]
+    pub(crate) engine: Option<PathBuf>,
 
     /// Video to write: .mp4, .mov, .mkv, .webm, .gif, a folder for PNG frames, or .safetensors for `pixels`.
     #[arg(short, long, value_name = "VIDEO", help_heading = "Generate")]
@@ -106,9 +106,9 @@ pub(crate) struct Args {
     /// JSON file that says which outputs of --predictor are the factors of which slots.
     #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
     pub(crate) predictor_map: Option<PathBuf>,
-    /// Named input tensors of --predictor.
+    /// Named input tensors of --predictor. Repeatable: what several inputs give is joined to the mean of the updates.
     #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
-    pub(crate) predictor_inputs: Option<PathBuf>,
+    pub(crate) predictor_inputs: Vec<PathBuf>,
     /// Strength of the predicted adapter.
     #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Adapters")]
     pub(crate) strength: f32,
@@ -278,6 +278,13 @@ pub(crate) enum OrtArithmetic {
 }
 
 impl Args {
+    /// `--engine`, which all but a prediction alone needs.
+    pub(crate) fn engine(&self) -> anyhow::Result<&Path> {
+        self.engine
+            .as_deref()
+            .ok_or_else(|| Failure::usage("--engine is missing; only --predictor with --save-lora alone does without"))
+    }
+
     /// How engines are opened.
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {

@@ -70,7 +70,7 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Generator> {
         std::fs::create_dir_all(folder).map_err(|source| WeightError::Io { path: folder.clone(), source })?;
     }
     args.reference_options()?;
-    let mut generator = Generator::open(&args.engine, &args.options())?;
+    let mut generator = Generator::open(args.engine()?, &args.options())?;
     if args.verify_hashes {
         generator.verify_hashes(None)?;
     }
@@ -223,7 +223,7 @@ fn adapters_of(
     }
     let engine = generator.directory().engine(TRANSFORMER)?;
     let mut adapters = adapters::load(&args.lora, args.allow_partial, generator, output)?;
-    if let Some(predicted) = predictor::predict(args, &engine.manifest().slots, output)? {
+    if let Some(predicted) = predictor::predict(args, Some(&engine.manifest().slots), output)? {
         adapters.push((predicted, args.strength));
     }
     let Some((predicted, reference)) = predict(args, generator, image, output)? else { return Ok((adapters, None)) };

@@ -17,19 +17,20 @@ use crate::generate::Listener;
 
 /// `--predictor … --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let engine = open_transformer(&args.engine)?;
-    if args.verify_hashes {
+    let engine = args.engine.as_deref().map(open_transformer).transpose()?;
+    if let (true, Some(engine)) = (args.verify_hashes, &engine) {
         engine.verify_hashes()?;
     }
-    predict(args, &engine.manifest().slots, output)?;
+    predict(args, engine.as_ref().map(|engine| &engine.manifest().slots[..]), output)?;
     Ok(())
 }
 
-/// The adapter of `--predictor`, if there is one, for a model with these slots; saved where `--save-lora` says.
-pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyhow::Result<Option<Adapter>> {
+/// The adapter of `--predictor`, if there is one, for a model with these slots (without any, as the map names them); saved where
+/// `--save-lora` says.
+pub(crate) fn predict(args: &Args, slots: Option<&[Slot]>, output: &mut Output) -> anyhow::Result<Option<Adapter>> {
     let Some(path) = &args.predictor else { return Ok(None) };
     let missing = || Failure::usage("--predictor needs --predictor-map FILE and --predictor-inputs FILE");
-    let (map, inputs) = args.predictor_map.as_ref().zip(args.predictor_inputs.as_ref()).ok_or_else(missing)?;
+    let map = args.predictor_map.as_ref().filter(|_| !args.predictor_inputs.is_empty()).ok_or_else(missing)?;
     let format = AdapterFormat::from(args.lora_format);
     if matches!(format, AdapterFormat::Light | AdapterFormat::LightFull) {
         return Err(Failure::usage(format!(
@@ -38,7 +39,9 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
             format.name()
         )));
     }
-    let (inputs, engine) = (read_tensors(inputs)?, Arc::new(Engine::open(path)?));
+    let inputs =
+        args.predictor_inputs.iter().map(|path| Ok(read_tensors(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
+    let engine = Arc::new(Engine::open(path)?);
     if args.verify_hashes {
         engine.verify_hashes()?;
     }
@@ -47,7 +50,8 @@ pub(crate) fn predict(args: &Args, slots: &[Slot], output: &mut Output) -> anyho
         output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
         output.note(&format!("{}: no slot uses the outputs {}", path.display(), predictor.unused().join(", ")));
     }
-    let prediction = predictor.predict(&Source::tensors(&inputs), &mut Listener::new(output))?;
+    let sources: Vec<Source<'_>> = inputs.iter().map(Source::tensors).collect();
+    let prediction = predictor.predict_joined(&sources, &mut Listener::new(output))?;
     cached(&prediction, "these inputs was kept: the predictor does", output);
     if let Some(path) = &args.save_lora {
         prediction.save(path, format)?;

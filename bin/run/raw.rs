@@ -30,12 +30,11 @@ use crate::args::{Args, FuseMode};
 pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
     let outputs = args.outputs.as_ref().ok_or_else(|| Failure::usage("--inputs needs --outputs FILE"))?;
     let tensors = read_tensors(inputs)?;
-    let options = args.open_options();
-    let mut generator =
-        args.engine.is_dir().then(|| Generator::without_text(&args.engine, &args.options())).transpose()?;
+    let (path, options) = (args.engine()?, args.open_options());
+    let mut generator = path.is_dir().then(|| Generator::without_text(path, &args.options())).transpose()?;
     let engine = match &mut generator {
         Some(generator) => choose_engine(args, generator.directory(), &tensors)?,
-        None => Arc::new(Engine::open(&args.engine)?),
+        None => Arc::new(Engine::open(path)?),
     };
     if args.verify_hashes {
         engine.verify_hashes()?;
@@ -44,7 +43,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let slots = &engine.manifest().slots;
     let mut fused =
         adapters::load_for(&args.lora, engine.manifest().into(), args.allow_partial, generator.as_mut(), output)?;
-    fused.extend(crate::predictor::predict(args, slots, output)?.map(|adapter| (adapter, args.strength)));
+    fused.extend(crate::predictor::predict(args, Some(slots), output)?.map(|adapter| (adapter, args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();

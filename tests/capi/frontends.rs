@@ -102,7 +102,7 @@ impl Given {
         let model = Engine::open(engines().join("transformer.engine")).unwrap();
         let engine = std::sync::Arc::new(Engine::open(&self.predictor).unwrap());
         let inputs = read_tensors(&self.inputs).unwrap();
-        let mut mapped = Mapped::open(engine, &self.map, &model.manifest().slots, &Options::default()).unwrap();
+        let mut mapped = Mapped::open(engine, &self.map, Some(&model.manifest().slots), &Options::default()).unwrap();
         let prediction = mapped.predict(&Source::tensors(&inputs), &mut ()).unwrap();
         prediction.save(out.join("mapped.lora.safetensors"), AdapterFormat::Kohya).unwrap();
         let path = out.join("mapped.lora.safetensors");

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use ndarray::{ArrayD, IxDyn};
 use v2l_export::targets::OpenVino;
-use v2l_graphs::{Builder, DataType, encode_model};
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_graphs::{Builder, DataType, encode_model};
 use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::engine::Engine;

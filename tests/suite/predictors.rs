@@ -232,3 +232,45 @@ fn flags_of_a_predictor_that_do_not_go_together_are_refused() {
     let absent = refuse(&lab.scratch, command("run", &absent), 9);
     assert!(absent.contains("none.json"), "{absent}");
 }
+
+#[test]
+fn several_inputs_give_the_mean_of_their_updates() {
+    let lab = Lab::new();
+    let other: Vec<f32> = vec![1.5, 0.5, -0.25, 3.0];
+    let style = ArrayD::from_shape_vec(IxDyn(&[1, FEATURES]), other).unwrap();
+    let second = lab.scratch.path("second.safetensors");
+    write_tensors(&second, &NamedTensors::from([("style".to_owned(), Tensor::F32(style))]), &IndexMap::new()).unwrap();
+    let predict = |more: &[OsString], name: &str| {
+        let path = lab.scratch.path(&format!("{name}.safetensors"));
+        let saved = args!["--save-lora", &path, "--lora-format", "diffusers"];
+        run_ok("run", &[&lab.flags()[..], more, saved].concat());
+        lab.read(&path)
+    };
+    let first = predict(&[], "first");
+    let joined = predict(args!["--predictor-inputs", &second], "joined");
+    // The second alone, by putting it in the first's place.
+    std::fs::copy(&second, lab.scratch.path("in.safetensors")).unwrap();
+    let second = predict(&[], "alone");
+    for slot in SLOTS {
+        let delta =
+            |adapter: &Adapter| adapter.layers[slot].up.dot(&adapter.layers[slot].down) * adapter.layers[slot].scale();
+        let expected = (delta(&first) + delta(&second)) * 0.5;
+        assert_eq!(joined.layers[slot].rank(), 2 * RANK);
+        assert_eq!(joined.layers[slot].scale(), first.layers[slot].scale());
+        assert_close(slot, &delta(&joined).into_dyn(), &expected.into_dyn(), 1e-6);
+    }
+}
+
+#[test]
+fn prediction_alone_needs_no_model() {
+    let lab = Lab::new();
+    let save = |flags: &[OsString], name: &str| {
+        let path = lab.scratch.path(&format!("{name}.safetensors"));
+        run_ok("run", &[flags, args!["--save-lora", &path, "--lora-format", "comfy"]].concat());
+        std::fs::read(path).unwrap()
+    };
+    assert_eq!(save(&lab.predictor(), "without"), save(&lab.flags(), "with"));
+    let refused = output(command("run", &[&lab.predictor()[..], args!["--inputs", "x", "--outputs", "y"]].concat()));
+    assert_eq!(refused.code, 2, "{}", refused.stderr);
+    assert!(refused.stderr.contains("--engine is missing"), "{}", refused.stderr);
+}

@@ -109,7 +109,7 @@ pub unsafe extern "C" fn v2l_predictor_new_mapped(
             engine.verify_hashes()?;
         }
         let slots = &model.0.engine.manifest().slots;
-        let predictor = Box::new(Mapped::open(engine, map, slots, &opening.options)?);
+        let predictor = Box::new(Mapped::open(engine, map, Some(slots), &opening.options)?);
         let state = State::Mapped { predictor, slots_total: slots.len() };
         out.give(v2l_predictor { state: Serial::new(state), ffmpeg: opening.options.ffmpeg });
         Ok(())

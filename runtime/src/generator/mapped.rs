@@ -10,9 +10,11 @@ use crate::engine::Engine;
 use crate::engine::manifest::Slot;
 use crate::error::Error;
 use crate::events::Observer;
+use crate::lora::adapter::Adapter;
+use crate::lora::algebra::join;
 use crate::options::OpenOptions;
 use crate::predict::cache::PredictionCache;
-use crate::predict::{self, Inputs, MappedPredictor, Prediction, Predictor, PredictorMap, Source};
+use crate::predict::{self, Input, Inputs, MappedPredictor, Prediction, Predictor, PredictorMap, Source};
 
 /// A predictor that v2l does not know by name, ready to predict adapters from named tensors.
 pub struct Mapped {
@@ -23,12 +25,12 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// Opens a predictor's engine with the `map` from its outputs to a model's slots. The network is not loaded before it is
-    /// needed.
+    /// Opens a predictor's engine with the `map` from its outputs to a model's slots. Without slots the map's own names are
+    /// taken, and the factors' own sizes. The network is not loaded before it is needed.
     ///
     /// # Errors
     /// [`PredictorError`](predict::PredictorError) if the map cannot be read, or does not fit the engine or the slots.
-    pub fn open(engine: Arc<Engine>, map: &Path, slots: &[Slot], options: &Options) -> Result<Self, Error> {
+    pub fn open(engine: Arc<Engine>, map: &Path, slots: Option<&[Slot]>, options: &Options) -> Result<Self, Error> {
         let parsed = PredictorMap::read(map)?;
         let (mode, reason) = held_weights(&engine, &options.engines)?;
         let held = HeldWeights { component: engine.manifest().component.clone(), weights: mode.to_string(), reason };
@@ -55,5 +57,25 @@ impl Mapped {
         let (kind, engine) = (self.predictor.kind(), Arc::clone(self.predictor.engine()));
         let decisions = self.decisions.clone();
         Ok(Prediction { adapter: predicted.adapter, tokens: predicted.tokens, cached, decisions, kind, engine })
+    }
+
+    /// Predicts from each of several sources, and joins what they give to the mean of the updates: see
+    /// [`join`](crate::lora::algebra::join). It counts as kept if all were.
+    ///
+    /// # Errors
+    /// As [`Self::predict`]; also if there is no source.
+    pub fn predict_joined(&mut self, sources: &[Source<'_>], observer: &mut dyn Observer) -> Result<Prediction, Error> {
+        let mut found =
+            sources.iter().map(|source| self.predict(source, observer)).collect::<Result<Vec<_>, _>>()?.into_iter();
+        let mut first = found.next().ok_or(predict::PredictorError::NotGiven { what: Input::Tensors.name() })?;
+        let rest: Vec<Prediction> = found.collect();
+        if rest.is_empty() {
+            return Ok(first);
+        }
+        let all: Vec<&Adapter> = std::iter::once(&first).chain(&rest).map(|found| &found.adapter).collect();
+        let adapter = join(&first.adapter.name, &all)?;
+        let cached = std::iter::once(&first).chain(&rest).map(|found| found.cached).collect::<Option<Vec<bool>>>();
+        first.cached = cached.map(|cached| cached.into_iter().all(|cached| cached));
+        Ok(Prediction { adapter, tokens: None, ..first })
     }
 }

@@ -122,8 +122,8 @@ impl PredictorMap {
 struct Target {
     /// The slot's own name, whatever the map calls it.
     name: String,
-    in_features: usize,
-    out_features: usize,
+    /// Features in and out; `None` where no model says them.
+    features: Option<[usize; 2]>,
     map: MapSlot,
 }
 
@@ -138,7 +138,8 @@ pub struct MappedPredictor {
 
 impl MappedPredictor {
     /// Opens the graph that `map` names, for a model with these slots; `path` is the map's, for messages. The graph is not
-    /// loaded before it is first run.
+    /// loaded before it is first run. Without slots nothing is known of the model: layers are named as the map names them, and
+    /// factors need only fit each other.
     ///
     /// # Errors
     /// [`PredictorError::Map`] if the map names a graph, an output or a slot that is not there; [`PredictorError::Open`].
@@ -146,7 +147,7 @@ impl MappedPredictor {
         engine: Arc<Engine>,
         path: &Path,
         map: PredictorMap,
-        slots: &[Slot],
+        slots: Option<&[Slot]>,
         options: &OpenOptions,
     ) -> Result<Self, PredictorError> {
         let graph = choose_graph(&engine.manifest().graphs, path, map.graph.as_deref())?;
@@ -221,11 +222,12 @@ impl Predictor for MappedPredictor {
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
         let known = slots_by_name(slots);
-        for Target { name, in_features, out_features, .. } in &self.targets {
-            let found = known.get(&name[..]).map(|slot| (slot.in_features, slot.out_features));
-            if found != Some((*in_features, *out_features)) {
-                let expected = format!("a linear layer {in_features} → {out_features}");
-                let found = found.map_or_else(|| "none".to_owned(), |(inner, out)| format!("{inner} → {out}"));
+        for Target { name, features, .. } in &self.targets {
+            let found = known.get(&name[..]).map(|slot| [slot.in_features, slot.out_features]);
+            if found.is_none() || features.is_some_and(|features| found != Some(features)) {
+                let sizes = |[inner, out]: [usize; 2]| format!(" {inner} → {out}");
+                let expected = format!("a linear layer{}", features.map_or_else(String::new, sizes));
+                let found = found.map_or_else(|| "none".to_owned(), |found| sizes(found).trim_start().to_owned());
                 return Err(PredictorError::Backbone { slot: name.clone(), expected, found }.into());
             }
         }
@@ -281,20 +283,25 @@ fn check(
     path: &Path,
     map: PredictorMap,
     outputs: &[String],
-    slots: &[Slot],
+    slots: Option<&[Slot]>,
 ) -> Result<(Vec<Target>, Vec<String>), PredictorError> {
-    let known = slots_by_name(slots);
+    let known = slots.map(slots_by_name);
     let (mut seen, mut used) = (HashSet::new(), HashSet::new());
     let mut targets = Vec::with_capacity(map.slots.len());
     for map in map.slots {
-        let Some(slot) = known.get(&map.slot[..]) else {
-            return Err(fail(
-                path,
-                format!("the model has no slot `{}`; `v2l-inspect ENGINE` lists those that it has", map.slot),
-            ));
+        let (name, features) = match &known {
+            None => (map.slot.clone(), None),
+            Some(known) => match known.get(&map.slot[..]) {
+                Some(slot) => (slot.name.clone(), Some([slot.in_features, slot.out_features])),
+                None => {
+                    let reason =
+                        format!("the model has no slot `{}`; `v2l-inspect ENGINE` lists those that it has", map.slot);
+                    return Err(fail(path, reason));
+                }
+            },
         };
-        if !seen.insert(&slot.name[..]) {
-            return Err(fail(path, format!("slot `{}` comes twice; remove one of its entries", slot.name)));
+        if !seen.insert(name.clone()) {
+            return Err(fail(path, format!("slot `{name}` comes twice; remove one of its entries")));
         }
         for output in [&map.down, &map.up] {
             if !outputs.contains(output) {
@@ -307,8 +314,7 @@ fn check(
         if map.alpha.is_some_and(|alpha| !alpha.is_finite()) {
             return Err(fail(path, format!("slot `{}`: `alpha` is no finite number of 32 bits", map.slot)));
         }
-        let Slot { name, in_features, out_features, .. } = *slot;
-        targets.push(Target { name: name.clone(), in_features: *in_features, out_features: *out_features, map });
+        targets.push(Target { name, features, map });
     }
     let unused = outputs.iter().filter(|output| !used.contains(*output)).cloned().collect();
     Ok((targets, unused))
@@ -319,8 +325,11 @@ impl Target {
         let map = &self.map;
         let down = self.factor(outputs, &map.down, map.down_index, map.down_transposed)?;
         let up = self.factor(outputs, &map.up, map.up_index, map.up_transposed)?;
-        let (rank, inner, out) = (down.nrows(), self.in_features, self.out_features);
-        if down.ncols() != inner || up.dim() != (out, rank) || !(1..=MAX_RANK).contains(&rank) {
+        let rank = down.nrows();
+        let found = [down.ncols(), up.nrows()];
+        let fits = self.features.is_none_or(|features| features == found) && !found.contains(&0);
+        if !fits || up.ncols() != rank || !(1..=MAX_RANK).contains(&rank) {
+            let [inner, out] = self.features.map_or(["in".to_owned(), "out".to_owned()], |f| f.map(|n| n.to_string()));
             let transposed = |yes| if yes { " (transposed)" } else { "" };
             return Err(PredictorError::Shape {
                 what: format!("the predictor's factors of slot `{}`", map.slot),
@@ -404,7 +413,7 @@ mod tests {
 
     fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
         let names: Vec<String> = outputs.keys().cloned().collect();
-        let (targets, unused) = check(Path::new("map.json"), parse(&map(slots_of_map))?, &names, &slots())?;
+        let (targets, unused) = check(Path::new("map.json"), parse(&map(slots_of_map))?, &names, Some(&slots()))?;
         let adapter = adapter(&targets, &unused, &mut Fixed(outputs), &NamedTensors::new(), &|| false)?;
         Ok((adapter, unused))
     }

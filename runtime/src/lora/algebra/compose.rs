@@ -169,26 +169,59 @@ pub fn merge(name: &str, adapters: &[(&Adapter, f32)]) -> Result<Adapter, Algebr
         for (slot, update) in &adapter.layers {
             let factor = finite(f64::from(*strength) * f64::from(update.scale()), adapter, slot)?;
             let up = update.up.mapv(|x| (f64::from(x) * factor) as f32);
-            if !up.iter().chain(&update.down).all(|x| x.is_finite()) {
-                return Err(AlgebraError::NotFinite { adapter: adapter.name.clone(), slot: slot.clone() });
-            }
-            let joined = match merged.layers.shift_remove(slot) {
-                None => (up, update.down.clone()),
-                Some(before) => {
-                    let shape = |up: &Array2<f32>, down: &Array2<f32>| [up.nrows(), down.ncols()];
-                    let (expected, found) = (shape(&before.up, &before.down), shape(&up, &update.down));
-                    if expected != found {
-                        let (adapter, slot) = (adapter.name.clone(), slot.clone());
-                        return Err(AlgebraError::Shape { adapter, slot, expected, found });
-                    }
-                    (concatenate![Axis(1), before.up, up], concatenate![Axis(0), before.down, update.down])
-                }
-            };
-            let (up, down) = joined;
-            merged.layers.insert(slot.clone(), LowRank { alpha: down.nrows() as f32, down, up });
+            append(&mut merged, adapter, slot, LowRank { up, down: update.down.clone(), alpha: 0.0 })?;
         }
     }
     Ok(merged)
+}
+
+/// The mean of adapters, as one: factors one after the other, each `down` over the number of adapters, so that the ranks add
+/// up and the scale stays. A layer that only some have counts as 0 in the others.
+///
+/// # Errors
+/// [`AlgebraError`] if two differ in a layer's shape, or a number is not finite.
+pub fn join(name: &str, adapters: &[&Adapter]) -> Result<Adapter, AlgebraError> {
+    let count = adapters.len() as f32;
+    let mut joined = Adapter { name: name.to_owned(), ..Adapter::default() };
+    let scales =
+        |slot: &str| adapters.iter().filter_map(|a| a.layers.get(slot)).map(LowRank::scale).collect::<Vec<_>>();
+    for adapter in adapters {
+        for (slot, update) in &adapter.layers {
+            // One scale for all stays outside of the factors.
+            let own = scales(slot);
+            let (inside, outside) =
+                if own.iter().all(|scale| *scale == own[0]) { (1.0, own[0]) } else { (update.scale(), 1.0) };
+            let strength = f64::from(inside);
+            let up =
+                if inside == 1.0 { update.up.clone() } else { update.up.mapv(|x| (f64::from(x) * strength) as f32) };
+            let part = LowRank { down: update.down.mapv(|x| x / count), alpha: 0.0, up };
+            append(&mut joined, adapter, slot, part)?;
+            let whole = &mut joined.layers[slot];
+            whole.alpha = outside * whole.rank() as f32;
+        }
+    }
+    Ok(joined)
+}
+
+/// Adds factors of scale 1 to those that an adapter has of a layer.
+fn append(merged: &mut Adapter, from: &Adapter, slot: &str, part: LowRank) -> Result<(), AlgebraError> {
+    if !part.up.iter().chain(&part.down).all(|x| x.is_finite()) {
+        return Err(AlgebraError::NotFinite { adapter: from.name.clone(), slot: slot.to_owned() });
+    }
+    let (up, down) = match merged.layers.get(slot) {
+        None => (part.up, part.down),
+        Some(before) => {
+            let shape = |update: &LowRank| [update.up.nrows(), update.down.ncols()];
+            let (expected, found) = (shape(before), shape(&part));
+            if expected != found {
+                let (adapter, slot) = (from.name.clone(), slot.to_owned());
+                return Err(AlgebraError::Shape { adapter, slot, expected, found });
+            }
+            (concatenate![Axis(1), before.up, part.up], concatenate![Axis(0), before.down, part.down])
+        }
+    };
+    merged.layers.insert(slot.to_owned(), LowRank { alpha: down.nrows() as f32, down, up });
+    Ok(())
 }
 
 fn finite(value: f64, adapter: &Adapter, slot: &str) -> Result<f64, AlgebraError> {

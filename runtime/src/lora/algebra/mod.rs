@@ -10,7 +10,7 @@ mod overlap;
 mod place;
 
 pub use canonical::{Canonical, MAX_RANK, recompress};
-pub use compose::{Composed, Composition, NormConsistency, compose, merge};
+pub use compose::{Composed, Composition, NormConsistency, compose, join, merge};
 pub use overlap::{Comparison, Means, SlotOverlap, compare};
 pub use place::place;
 
