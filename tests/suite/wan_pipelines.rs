@@ -118,7 +118,7 @@ fn check(name: &str) {
     let mut given = read_tensors(&case).unwrap();
     if given.contains_key("prompt_embeds") {
         given.retain(|name, _| name.ends_with("prompt_embeds"));
-        write_tensors(&engines.path("embeds.safetensors"), &given, &indexmap::IndexMap::new()).unwrap();
+        write_tensors(engines.path("embeds.safetensors"), &given, &indexmap::IndexMap::new()).unwrap();
         arguments.extend(args!["--prompt-embeds", engines.path("embeds.safetensors")].iter().cloned());
     }
     run_ok("run", &arguments);
@@ -172,19 +172,7 @@ macro_rules! checked {
     };
 }
 
-checked!(
-    experts,
-    experts_plain,
-    flf2v,
-    i2v,
-    i2v_2_2,
-    t2v,
-    t2v_euler,
-    t2v_euler_guided,
-    t2v_single,
-    ti2v,
-    ti2v_image,
-);
+checked!(experts, experts_plain, flf2v, i2v, i2v_2_2, t2v, t2v_euler, t2v_euler_guided, t2v_single, ti2v, ti2v_image,);
 
 #[test]
 fn requests_that_a_model_cannot_carry_out_exit_with_2() {

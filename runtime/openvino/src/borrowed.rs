@@ -98,7 +98,7 @@ fn checked(element: Element, shape: &[usize], bytes: &[u8]) -> Result<Vec<i64>, 
         let expected = expected.map_or("more than there can be".to_owned(), |expected| expected.to_string());
         return Err(wrong(format!("{shape:?} of {element} takes {expected} bytes; there are {}", bytes.len())));
     }
-    if !bytes.is_empty() && bytes.as_ptr().addr() % element.size() != 0 {
+    if !bytes.is_empty() && !bytes.as_ptr().addr().is_multiple_of(element.size()) {
         return Err(wrong(format!("{element} lies at an address that is no multiple of {}", element.size())));
     }
     // An extent beyond i64 beside one of 0 is nothing OpenVINO could take either.

@@ -105,7 +105,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) ->
         match &first {
             Some(first) => {
                 let first = time_embedding(b, &condition, config, first)?;
-                Ok(each_frame(b, config, &grid, first, rest))
+                Ok(each_frame(b, config, &grid, &first, &rest))
             }
             None => Ok::<_, ExportError>(rest),
         }
@@ -253,8 +253,8 @@ fn each_frame(
     b: &mut Builder,
     config: &Config,
     grid: &Grid,
-    first: (Value, Value),
-    rest: (Value, Value),
+    first: &(Value, Value),
+    rest: &(Value, Value),
 ) -> (Value, Value) {
     let frames = b.range(&grid.patches[0]);
     let zero = b.int(0);
