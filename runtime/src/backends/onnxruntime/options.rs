@@ -10,7 +10,7 @@ pub struct OrtOptions {
     pub library: Option<PathBuf>,
     /// In which types graphs compute. By plan, the weights are held lazily.
     pub arithmetic: Arithmetic,
-    /// Time operators, for [`OrtSession::operator_times`](super::OrtSession::operator_times).
+    /// Time operators: an [`OrtSession`](super::OrtSession) then has `operator_times`.
     pub profile: bool,
     /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
     pub provider: Provider,
