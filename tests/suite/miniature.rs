@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, Ix5};
 use serde::Deserialize;
+use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::media::video::{Frames, frames_to_pixels};
 use v2l_runtime::options::OrtWeights;
@@ -153,6 +154,7 @@ fn precisions_keep_the_effect() {
     let fp32 = Setup { storage: Some(Dtype::F32), weights: OrtWeights::Widened, ..Setup::default() };
     let fp16 = Setup { storage: Some(Dtype::F16), ..fp32 };
     let int8 = Setup { side: true, int8: true, ..fp32 };
+    let bf16 = Setup { storage: Some(Dtype::Bf16), openvino: Some(OpenVinoPrecision::Auto), ..fp32 };
     let mut bytes = Vec::new();
     for (name, setup, tolerance) in [
         ("fp32", fp32, TOLERANCE),
@@ -160,6 +162,10 @@ fn precisions_keep_the_effect() {
         ("fp16 stored", fp16, TOLERANCE),
         ("fp16 plan", Setup { plan: true, ..fp16 }, 2e-3),
         ("int8", int8, 2e-2),
+        ("openvino", Setup { openvino: Some(OpenVinoPrecision::F32), ..fp32 }, TOLERANCE),
+        ("openvino, branches", Setup { openvino: Some(OpenVinoPrecision::F32), side: true, ..fp32 }, TOLERANCE),
+        // Where the processor has it.
+        ("openvino bf16", bf16, 5e-2),
     ] {
         let mut lab = Lab::new(&model(), setup).unwrap();
         let tokens = lab.tokens(&trial.reference).unwrap();
@@ -171,7 +177,7 @@ fn precisions_keep_the_effect() {
         assert_eq!(classifier.classify(&frames), trial.effect, "{name}");
         bytes.push(lab.transformer_bytes());
     }
-    let [fp32, fp16, _, int8] = bytes[..] else { unreachable!() };
+    let [fp32, fp16, _, int8, ..] = bytes[..] else { unreachable!() };
     assert!(fp16 * 10 < fp32 * 6 && int8 < fp16, "fp32 {fp32}, fp16 {fp16}, int8 {int8} bytes");
 }
 

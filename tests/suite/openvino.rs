@@ -1,9 +1,12 @@
 //! OpenVINO as a backend, on the real library, against golden files and ONNX Runtime. The library must be there
 //! (`bin/setup --tests`).
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
+use serde_json::Value as Json;
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::{Builder, DataType, encode_model};
@@ -13,6 +16,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::events::Cancelled;
+use v2l_runtime::io::weights::write_tensors;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -20,7 +24,7 @@ use crate::architecture::root;
 use crate::precision::noise;
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, openvino, run};
 use crate::swaps::adapter;
-use crate::tools::{Scratch, args, command, output};
+use crate::tools::{Run, Scratch, args, command, output};
 
 /// With low-rank branches, where the model can have any.
 fn built(model: &str) -> Built {
@@ -285,9 +289,87 @@ fn probe_is_the_graph_that_it_says_to_be() {
     let y = b.op("Add", &[&x, &outer]);
     b.output("y", &y, DataType::Float, [tokens, width]);
     let bytes = encode_model(&b.finish().unwrap(), &|_| None).unwrap();
-    let path = root().join("runtime/src/backends/openvino/probe.onnx");
+    let path = root().join("runtime/assets/openvino-probe.onnx");
     if std::env::var_os("UPDATE_PROBE").is_some() {
         std::fs::write(&path, &bytes).unwrap();
     }
     assert!(std::fs::read(path).unwrap() == bytes, "run with UPDATE_PROBE=1");
+}
+
+/// A transformer's engine, and named tensors that it takes.
+struct Named {
+    built: Built,
+    scratch: Scratch,
+}
+
+impl Named {
+    fn new() -> Self {
+        let (built, scratch) = (built("transformer/rotary_t2v"), Scratch::new());
+        let case = Case::read(&cases(&fixtures().join("transformer/rotary_t2v"))[0]);
+        write_tensors(scratch.path("in.safetensors"), &case.inputs, &IndexMap::new()).unwrap();
+        Self { built, scratch }
+    }
+
+    /// `v2l-run` on them, with a folder of its own for what is kept for the machine.
+    fn run(&self, more: &[OsString]) -> Run {
+        let engine = self.built.engines().join("transformer.engine");
+        let tensors = args!["--inputs", self.scratch.path("in.safetensors"), "--outputs", self.scratch.path("out")];
+        let args = [args!["--engine", engine, "--graph", "step", "--json"], tensors, more].concat();
+        let mut command = command("run", &args);
+        command.env("XDG_CACHE_HOME", self.scratch.path("cache"));
+        output(command)
+    }
+}
+
+/// The member of an event.
+fn member(run: &Run, event: &str, name: &str) -> Json {
+    let mut events = run.stdout.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    events.find(|found| found["event"] == event).unwrap_or_else(|| panic!("{} {}", run.stdout, run.stderr))[name]
+        .clone()
+}
+
+#[test]
+fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
+    let named = Named::new();
+    let run = named.run(args!["--backend", "openvino", "--openvino-precision", "f32"]);
+    let reason = member(&run, "opened", "reason");
+    assert!(run.code == 0 && reason.as_str().unwrap().ends_with("computes in float32, as asked for"), "{reason}");
+    let nowhere = named.scratch.path("nowhere");
+    let run = named.run(args!["--backend", "openvino", "--openvino-lib", &nowhere]);
+    assert!(run.code == 6 && run.stderr.contains("bin/setup --openvino"), "{} {}", run.code, run.stderr);
+    let run = named.run(args!["--backend", "ort", "--openvino-lib", &nowhere]);
+    assert!(run.code == 2 && run.stderr.contains("--openvino-lib is for OpenVINO"), "{} {}", run.code, run.stderr);
+    let run = named.run(args!["--backend", "openvino", "--openvino-precision", "f16"]);
+    assert!(run.code == 2 && run.stderr.contains("expected auto, f32 or bf16"), "{} {}", run.code, run.stderr);
+}
+
+#[test]
+fn auto_takes_openvino_by_what_was_measured_on_the_machine() {
+    let named = Named::new();
+    let mut inspect = command("inspect", args!["--machine", "--json"]);
+    inspect.env("XDG_CACHE_HOME", named.scratch.path("cache"));
+    let machine = output(inspect);
+    let backends = member(&machine, "machine", "backends");
+    let openvino = backends.as_array().unwrap().iter().find(|backend| backend["name"] == "openvino").unwrap();
+    let reason = openvino["reason"].as_str().unwrap();
+    let kept = named.scratch.path("cache/v2l/openvino-probe");
+    let on_openvino = |more: &[OsString]| {
+        let run = named.run(more);
+        member(&run, "opened", "reason").as_str().unwrap().starts_with("OpenVINO")
+    };
+    if reason.ends_with("no instructions for bfloat16") {
+        assert!(openvino["taken"] == false && !kept.exists() && !on_openvino(args![]), "{reason}");
+        return;
+    }
+    let text = std::fs::read_to_string(&kept).unwrap();
+    let (key, ratio) = text.trim_end().split_once('\n').unwrap();
+    assert!(reason.contains("of ONNX Runtime's time") && ratio.parse::<f64>().unwrap() > 0.0, "{reason} {text}");
+    for (ratio, expected) in [("0.25", true), ("1.5", false)] {
+        std::fs::write(&kept, format!("{key}\n{ratio}\n")).unwrap();
+        assert_eq!(on_openvino(args![]), expected, "{ratio}");
+        assert!(!on_openvino(args!["--ort-weights", "f32"]), "a choice of ONNX Runtime");
+    }
+    std::fs::write(&kept, "another machine\n0.1\n").unwrap();
+    named.run(args![]);
+    assert!(std::fs::read_to_string(&kept).unwrap().starts_with(key), "it is measured again");
 }

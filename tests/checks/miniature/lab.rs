@@ -1,12 +1,15 @@
 //! The miniature through the product's own path: export, compile, predict, fuse, generate.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use ndarray::Array2;
 use tempfile::TempDir;
 use v2l_export::precision::{PrecisionOptions, Request as Precision};
+use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider, Residence};
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::components::{ComponentError, Components, StepGraph};
 use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
 use v2l_runtime::directory::EngineDirectory;
@@ -50,6 +53,8 @@ pub(crate) struct Setup {
     pub(crate) plan: bool,
     pub(crate) provider: Provider,
     pub(crate) resident: Residence,
+    /// On OpenVINO, in this precision.
+    pub(crate) openvino: Option<OpenVinoPrecision>,
 }
 
 /// The opened miniature.
@@ -76,7 +81,9 @@ impl Lab {
             Some(Dtype::F16) if setup.plan => Some(Precision::Fp16),
             _ => None,
         };
+        let target: Arc<dyn Target> = if setup.openvino.is_some() { Arc::new(OpenVino) } else { Arc::new(OnnxRuntime) };
         let compile = CompileOptions {
+            target,
             storage: setup.storage,
             lora_rank,
             side_only: setup.side,
@@ -86,9 +93,13 @@ impl Lab {
         };
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
         let arithmetic = if setup.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
-        let Setup { weights, provider, resident, .. } = setup;
+        let Setup { weights, provider, resident, openvino, .. } = setup;
+        let backend = if openvino.is_some() { "openvino" } else { "ort" };
+        let precision = openvino.unwrap_or_default();
         let options = OpenOptions {
             weights,
+            backend: backend.parse().map_err(anyhow::Error::msg)?,
+            openvino: OpenVinoOptions { precision, ..OpenVinoOptions::default() },
             ort: OrtOptions { arithmetic, provider, resident, ..OrtOptions::default() },
             ..OpenOptions::default()
         };

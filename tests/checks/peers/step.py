@@ -15,7 +15,7 @@ v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
 
 `--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
-and bf16, in rounds; each with its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
+and bf16, in rounds; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
 docs/openvino.md is of `--openvino --layers 4`.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
@@ -135,7 +135,7 @@ class Worker:
     def __call__(self):
         print(file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
-        self.private = answer["private"]
+        self.private, self.cpu = answer["private"], answer["cpu"]
         return answer["seconds"]
 
     def close(self):
@@ -207,20 +207,25 @@ def compare_on_openvino(work: Path, tools: Path, rounds, say):
         )
         worker()
         cases[name], workers[name], outputs[name] = worker, worker, load_file(written)["sample"]
-    times = {name: [] for name in cases}
+    # Beside the clock, what the processor did: other programs on the machine do not count in it.
+    times, worked = {name: [] for name in cases}, {name: [] for name in cases}
     for number in range(rounds + 1):
         for name, case in cases.items():
+            start = time.process_time()
             seconds = case()
+            cpu = workers[name].cpu if name in workers else time.process_time() - start
             if number:  # the first round warms up
                 times[name].append(seconds)
+                worked[name].append(cpu)
     expected = outputs["torch float32"]
     for name, values in times.items():
         peers = ("torch bfloat16", "v2l ort f32")
-        ratios = {peer: statistics.median(x / y for x, y in zip(values, times[peer])) for peer in peers}
+        ratios = {peer: statistics.median(x / y for x, y in zip(worked[name], worked[peer])) for peer in peers}
         error = float(np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected))
-        event = {"event": "step", "case": name, "seconds": statistics.median(values), "over": ratios, "relative_l2": error}
+        seconds, cpu = statistics.median(values), statistics.median(worked[name])
+        event = {"event": "step", "case": name, "seconds": seconds, "cpu": cpu, "over": ratios, "relative_l2": error}
         beside = ", ".join(f"{ratio:.2f} of {peer}" for peer, ratio in ratios.items())
-        text = f"{name}: {statistics.median(values):.2f} s, {beside}; {error:.1e} from float32 (relative L2)"
+        text = f"{name}: {seconds:.2f} s, {cpu:.2f} s of the processor, {beside}; {error:.1e} from float32 (relative L2)"
         if name in workers:
             event["private"] = workers[name].private
             text += f"; {workers[name].private / 1e6:.0f} MB private"

@@ -16,7 +16,7 @@ use crate::options::OpenOptions;
 use crate::tensor::{Dtype, Tensor};
 
 /// `y = x + Gelu(x · up) · down`, all inputs in float32. The suite's test `probe_is_the_graph_that_it_says_to_be` writes it.
-const BLOCK: &[u8] = include_bytes!("probe.onnx");
+const BLOCK: &[u8] = include_bytes!("../../../assets/openvino-probe.onnx");
 /// Tokens, width, and width of the hidden layer.
 const SHAPE: [usize; 3] = [256, 768, 3072];
 /// Timed runs; the shortest counts.
