@@ -49,6 +49,7 @@ impl Part {
 
 /// A network of a model folder.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "wan"), allow(dead_code, reason = "families use it, and this build may have none that does"))]
 pub(crate) struct Place<'a> {
     /// Holds `config.json` and the checkpoint.
     pub(crate) folder: &'a Path,

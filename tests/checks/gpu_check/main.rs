@@ -18,6 +18,9 @@ mod cases;
 mod checkpoint;
 mod kernel;
 mod miniature;
+#[path = "../full_size/models.rs"]
+#[allow(dead_code, reason = "shared with the full-size check")]
+mod models;
 mod shapes;
 mod tensorrt;
 

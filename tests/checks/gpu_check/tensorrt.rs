@@ -29,6 +29,7 @@ use crate::cases::CASES;
 use crate::checkpoint::Checkpoint;
 use crate::kernel::numbers;
 use crate::median;
+use crate::models::Model;
 
 /// Layers of the transformer of full width.
 const LAYERS: usize = 2;
@@ -59,8 +60,8 @@ pub(crate) fn check(
             }
         }
     }
-    let (source, bundle) = (folder.path().join("transformer"), folder.path().join("wide"));
-    Checkpoint::new(LAYERS).write(&source)?;
+    let (source, bundle) = (folder.path().join("model"), folder.path().join("wide"));
+    Checkpoint::new(Model::Cogvideox, LAYERS).write(&source)?;
     v2l_export::export(&source, &bundle, &ExportOptions::default(), &mut |_| {})?;
     let name = format!("{LAYERS} layers of width 3072");
     card.check(&name, &bundle.join("transformer/step.onnx"), &wide(), Request::Bf16, output)?;

@@ -14,6 +14,9 @@ mod inside;
 #[path = "../full_size/machine.rs"]
 mod machine;
 mod memory;
+#[allow(dead_code, reason = "shared with the full-size check")]
+#[path = "../full_size/models.rs"]
+mod models;
 mod wide;
 
 use std::path::{Path, PathBuf};

@@ -8,6 +8,7 @@ use v2l_export::{ExportOptions, PlanReport};
 use v2l_runtime::engine::manifest::{Profile, ShapeRange};
 
 use crate::checkpoint::Checkpoint;
+use crate::models::Model;
 use crate::{Build, SHARE, control, machine, memory};
 
 /// 49 frames of 480 × 720 pixels are 13 × 60 × 90 latents and 17 550 tokens; 1 frame at least, and two samples at most.
@@ -29,8 +30,8 @@ fn profile(dynamic: bool) -> Profile {
 
 /// The graph of a random model with so many layers.
 fn model(layers: usize, folder: &Path) -> anyhow::Result<PathBuf> {
-    let (source, bundle) = (folder.join("transformer"), folder.join(format!("bundle-{layers}")));
-    Checkpoint::new(layers).write(&source)?;
+    let (source, bundle) = (folder.join("model"), folder.join(format!("bundle-{layers}")));
+    Checkpoint::new(Model::Cogvideox, layers).write(&source)?;
     v2l_export::export(&source, &bundle, &ExportOptions::default(), &mut |_| {})?;
     std::fs::remove_dir_all(&source)?;
     Ok(bundle.join("transformer/step.onnx"))
