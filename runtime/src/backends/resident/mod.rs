@@ -15,7 +15,9 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 
 pub(super) use cuda::Cuda;
-pub(super) use host::{Host, bytes};
+pub(super) use host::Host;
+#[cfg(feature = "openvino")]
+pub(super) use host::bytes;
 
 use crate::engine::Engine;
 use crate::engine::session::Port;
