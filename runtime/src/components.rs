@@ -1,6 +1,8 @@
 //! A pipeline's networks: their names, and where it gets them from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+
+use ndarray::ArrayD;
 
 use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::session::Session;
@@ -56,8 +58,41 @@ pub trait Components {
         0
     }
 
+    /// Says that a component will be needed soon, so that its files can be read meanwhile.
+    fn announce(&mut self, _component: &str) {}
+
+    /// Where the embeddings of texts are kept from one request to the next; `None` if they are not.
+    fn kept_texts(&mut self) -> Option<&mut KeptTexts> {
+        None
+    }
+
     /// Says that a component is not needed for now. Its memory may be given back; a later [`Self::session`] opens it again.
     fn release(&mut self, component: &str);
+}
+
+/// Embeddings of the last few texts, `[texts, tokens, width]` for texts that were encoded together.
+#[derive(Default)]
+pub struct KeptTexts(VecDeque<(Vec<String>, ArrayD<f32>)>);
+
+/// Requests whose texts are kept. One of UMT5-XXL with its negative prompt takes 16 MB.
+const MOST_TEXTS: usize = 4;
+
+impl KeptTexts {
+    /// The embeddings of these texts, if they are kept. They are then those that were last used.
+    pub(crate) fn find(&mut self, texts: &[String]) -> Option<ArrayD<f32>> {
+        let at = self.0.iter().position(|(kept, _)| kept == texts)?;
+        let entry = self.0.remove(at)?;
+        self.0.push_back(entry);
+        self.0.back().map(|(_, embeddings)| embeddings.clone())
+    }
+
+    /// Keeps the embeddings of these texts; those that were not used for longest go.
+    pub(crate) fn keep(&mut self, texts: Vec<String>, embeddings: ArrayD<f32>) {
+        if self.0.len() >= MOST_TEXTS {
+            self.0.pop_front();
+        }
+        self.0.push_back((texts, embeddings));
+    }
 }
 
 /// The transformer graph of a step, with inputs that it takes besides the usual ones (an adapter's factors, say).

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backends::{BackendError, Fused, OpenEngine, OpenReport, held_weights, needs};
-use crate::components::{ComponentError, Components, Needs, StepGraph, TRANSFORMER};
+use crate::components::{ComponentError, Components, KeptTexts, Needs, StepGraph, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
+use crate::io::ahead::ReadAhead;
 use crate::io::map::read_file;
 use crate::lora::adapter::Adapter;
 use crate::lora::branch;
@@ -79,6 +80,9 @@ pub struct EngineDirectory {
     open: HashMap<String, OpenComponent>,
     /// Component and graph → bytes that its runs were last said to compute with.
     expected: HashMap<(String, String), u64>,
+    texts: KeptTexts,
+    /// The component that is needed next, while its file is read.
+    ahead: Option<ReadAhead>,
 }
 
 struct OpenComponent {
@@ -102,6 +106,8 @@ impl EngineDirectory {
             engines: HashMap::new(),
             open: HashMap::new(),
             expected: HashMap::new(),
+            texts: KeptTexts::default(),
+            ahead: None,
         })
     }
 
@@ -306,6 +312,16 @@ impl Components for EngineDirectory {
             open.backend.report().private_bytes.saturating_add(arenas)
         };
         self.open.iter().map(of).fold(0, u64::saturating_add)
+    }
+
+    fn announce(&mut self, component: &str) {
+        // Who opens it says what is wrong with it.
+        self.ahead = self.engine(component).ok().and_then(|engine| ReadAhead::start(engine.path()));
+    }
+
+    fn kept_texts(&mut self) -> Option<&mut KeptTexts> {
+        // Every run is recorded that would take place without the others.
+        self.options.record.is_none().then_some(&mut self.texts)
     }
 
     fn release(&mut self, component: &str) {

@@ -1,5 +1,6 @@
 //! Files: written whole or not at all, mapped, raw tensors, safetensors, libraries.
 
+pub(crate) mod ahead;
 pub mod atomic;
 pub mod library;
 pub mod lookalike;

@@ -43,11 +43,15 @@ impl<'a> Denoiser<'a> {
         let fail = |source| PipelineError::Session { component, graph: graph.clone(), source };
         let session = components.session(component, graph)?;
         let held = !adapters.is_empty() && session.hold(&self.adapters(component, false)).map_err(fail)?;
-        let timesteps = self.steps.timesteps(&timesteps[..own]);
+        let (own, rest) = timesteps.split_at(own);
+        let timesteps = self.steps.timesteps(own);
         let mut inputs: Vec<(&str, &Tensor)> = Vec::new();
         inputs.extend(timesteps.iter().chain(self.steps.fixed()).map(|(name, tensor)| (name.as_str(), tensor)));
         inputs.extend(self.adapters(component, held));
         session.prepare(&inputs).map_err(fail)?;
+        if let Some(&next) = rest.first() {
+            components.announce(self.steps.component(next));
+        }
         self.open = Some((component, held));
         Ok(())
     }

@@ -3,7 +3,6 @@
 //! What differs from one family of models to another comes through [`Family`]. Latents are kept in f32 between steps. Nothing
 //! here draws a random number that [`crate::noise`] does not document.
 
-use std::borrow::Cow;
 use std::path::Path;
 
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
@@ -106,7 +105,7 @@ impl Pipeline {
     }
 
     /// The embeddings `[texts, tokens, width]` of some texts, padded, as the model's transformer
-    /// takes them.
+    /// takes them. Those of the last few requests are kept ([`Components::kept_texts`]).
     ///
     /// # Errors
     /// [`PipelineError`] if there is no tokenizer or text encoder, or one of them fails.
@@ -119,11 +118,12 @@ impl Pipeline {
         let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
         let input = self.config.family.as_ref().and_then(|family| family.text());
         let (masked, cleaned) = input.map_or((false, false), |text| (text.masked, text.cleaned));
+        let clean = |text: &&str| if cleaned { prompt::cleaned(text) } else { (*text).to_owned() };
+        let texts: Vec<String> = texts.iter().map(clean).collect();
         let mut ids = Vec::with_capacity(texts.len() * tokenizer.max_length());
         let mut mask = Vec::with_capacity(ids.capacity());
-        for text in texts {
-            let text = if cleaned { prompt::cleaned(text).into() } else { Cow::Borrowed(*text) };
-            let tokens = tokenizer.encode(&text)?;
+        for text in &texts {
+            let tokens = tokenizer.encode(text)?;
             if let Some(lost) = tokens.truncated {
                 let message = format!("the text is too long: its last {lost} tokens are ignored ({text:?})");
                 observer.event(&Event::Warning { message });
@@ -133,6 +133,11 @@ impl Pipeline {
         }
         let mut progress = Progress::start(observer, Stage::EncodeText, 1);
         progress.check()?;
+        if let Some(kept) = components.kept_texts().and_then(|kept| kept.find(&texts)) {
+            progress.step();
+            progress.finish();
+            return Ok(kept);
+        }
         let shape = [texts.len(), tokenizer.max_length()];
         let tensor = |values: Vec<i64>| {
             let array = ArrayD::from_shape_vec(IxDyn(&shape), values);
@@ -150,6 +155,9 @@ impl Pipeline {
         })?;
         if let (true, Tensor::I64(mask)) = (masked, mask) {
             state.zip_mut_with(&mask.insert_axis(Axis(2)), |x, &seen| *x = if seen == 0 { 0.0 } else { *x });
+        }
+        if let Some(kept) = components.kept_texts() {
+            kept.keep(texts, state.clone());
         }
         progress.step();
         progress.finish();

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::components::{
-    ComponentError, IMAGE_ENCODER, OpenSessions, StepGraph, TEXT_ENCODER, VAE_DECODER, VAE_ENCODER,
+    ComponentError, IMAGE_ENCODER, KeptTexts, OpenSessions, StepGraph, TEXT_ENCODER, VAE_DECODER, VAE_ENCODER,
 };
 use crate::engine::session::{Port, Session, SessionError};
 use crate::error::{Classified, ErrorClass};
@@ -57,11 +57,20 @@ impl Session for StandIn {
 struct Networks {
     open: OpenSessions,
     log: Log,
+    texts: KeptTexts,
 }
 
 impl Components for Networks {
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
         self.open.session(component, graph)
+    }
+
+    fn announce(&mut self, component: &str) {
+        self.log.0.lock().unwrap().push((format!("announce {component}"), NamedTensors::new()));
+    }
+
+    fn kept_texts(&mut self) -> Option<&mut KeptTexts> {
+        Some(&mut self.texts)
     }
 
     fn release(&mut self, component: &str) {
@@ -110,7 +119,7 @@ fn networks(log: &Log) -> Networks {
     for (component, answer) in [(TRANSFORMER, tenth as fn(&NamedTensors) -> NamedTensors), (TRANSFORMER_2, fifth)] {
         add(component, "step", answer);
     }
-    Networks { open, log: log.clone() }
+    Networks { open, log: log.clone(), texts: KeptTexts::default() }
 }
 
 fn decode(inputs: &NamedTensors, frames: usize) -> NamedTensors {
@@ -239,6 +248,23 @@ fn prompt_is_cleaned_before_it_is_encoded() {
 }
 
 #[test]
+fn texts_that_come_again_are_not_encoded_again() {
+    let (log, pipeline) = (Log::default(), pipeline(&[]));
+    let mut networks = networks(&log);
+    let mut latents = |prompt: &str| {
+        let request = Request { prompt: prompt.into(), ..request() };
+        pipeline.generate(&mut networks, (&request, &StepGraph::default()), &mut ()).unwrap().latents
+    };
+    let first = latents("a cat");
+    assert_eq!(latents(" a  cat"), first);
+    assert_eq!(log.inputs(TEXT_ENCODER).len(), 1);
+    for prompt in ["a dog", "a fox", "a cow", "a hen", "a cat"] {
+        latents(prompt);
+    }
+    assert_eq!(log.inputs(TEXT_ENCODER).len(), 6, "four of them are kept");
+}
+
+#[test]
 fn without_guidance_the_prompt_alone_is_run() {
     for second in [None, Some(5.0)] {
         let request = Request { guidance_scale: Some(1.0), guidance_scale_2: second, ..request() };
@@ -269,7 +295,7 @@ fn second_transformer_makes_the_steps_below_the_boundary_with_its_own_guidance()
         assert!(near(latents[[0, 0, 0, 0, 0]], by_hand(3.0, second)), "{latents}");
         let names = log.names();
         let order: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.contains("transformer")).collect();
-        let first = ["transformer"; 3].into_iter().chain(["release transformer"]);
+        let first = ["announce transformer_2"].into_iter().chain(["transformer"; 3]).chain(["release transformer"]);
         assert_eq!(order, first.chain(["transformer_2", "release transformer_2"]).collect::<Vec<_>>());
     }
 }
