@@ -213,7 +213,7 @@ impl Family for Wan {
         embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {
-        Ok(Box::new(steps::begin(self, components, asked, embeddings, observer)?))
+        Ok(Box::new(steps::begin(self.both()?, components, asked, embeddings, observer)?))
     }
 
     fn decodable(&self, latents: &Array5<f32>) -> Result<Array5<f32>, Error> {

@@ -2,9 +2,8 @@
 
 use ndarray::{Array5, ArrayD, Axis, IxDyn, Slice};
 
-use super::Wan;
 use super::condition;
-use super::config::{Conditioning, ImageEmbeddings, TransformerConfig};
+use super::config::{Conditioning, ImageEmbeddings, TransformerConfig, VaeConfig};
 use crate::components::{Components, TRANSFORMER, TRANSFORMER_2};
 use crate::engine::footprint::Shapes;
 use crate::error::Error;
@@ -70,13 +69,12 @@ pub(super) struct WanSteps {
 
 /// Encodes the condition.
 pub(super) fn begin(
-    model: &Wan,
+    (transformer, vae): (&TransformerConfig, &VaeConfig),
     components: &mut dyn Components,
     (request, settings): (&Request, &Settings),
     embeddings: Embeddings,
     observer: &mut dyn Observer,
 ) -> Result<WanSteps, Error> {
-    let (transformer, vae) = model.both()?;
     let condition = match (transformer.conditioning, &request.image) {
         (_, None) => Condition::Nothing,
         (Conditioning::Text, Some(image)) => {
