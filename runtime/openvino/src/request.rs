@@ -25,6 +25,8 @@ pub struct Request {
     compiled: Compiled,
     inputs: BTreeMap<String, Borrowed>,
     has_run: bool,
+    /// Its first run, after which OpenVINO has let go of the room that it had for every input, is over.
+    is_settled: bool,
 }
 
 // SAFETY: `ov::InferRequest` may be used on any thread, by one at a time.
@@ -42,7 +44,7 @@ impl Request {
             )
         };
         let handle = handle.map_err(|failure| failure.during("prepares a run"))?;
-        Ok(Self { handle, compiled, inputs: BTreeMap::new(), has_run: false })
+        Ok(Self { handle, compiled, inputs: BTreeMap::new(), has_run: false, is_settled: false })
     }
 
     /// The graph that this runs.
@@ -92,6 +94,7 @@ impl Request {
         }
         let is_given = |name: &String| self.inputs.contains_key(name) || lent.iter().any(|(lent, _)| lent == name);
         self.run_if(is_given, cancelled)?;
+        self.settle();
         Ok(Ran { request: self })
     }
 
@@ -133,8 +136,16 @@ impl Request {
     pub fn run(&mut self, cancelled: &dyn Fn() -> bool) -> Result<(), OpenVinoError> {
         self.has_run = false;
         self.run_if(|name| self.inputs.contains_key(name), cancelled)?;
+        self.settle();
         self.has_run = true;
         Ok(())
+    }
+
+    /// After the first run: gives the system back what the allocator keeps of the room for inputs, which is as large as all weights.
+    fn settle(&mut self) {
+        if !std::mem::replace(&mut self.is_settled, true) {
+            give_back();
+        }
     }
 
     fn run_if(&self, is_given: impl Fn(&String) -> bool, cancelled: &dyn Fn() -> bool) -> Result<(), OpenVinoError> {
@@ -203,6 +214,22 @@ impl Request {
         }
     }
 }
+
+/// Gives the system back what the allocator has free, where there is a way to say so. Takes milliseconds.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn give_back() {
+    // SAFETY: glibc's function, of this type; it may be called at any time, on any thread.
+    #[allow(unsafe_code)]
+    unsafe {
+        unsafe extern "C" {
+            fn malloc_trim(pad: usize) -> std::ffi::c_int;
+        }
+        malloc_trim(0);
+    }
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn give_back() {}
 
 /// A run that has ended, on inputs that were lent to it: what it gave.
 pub struct Ran<'a> {
