@@ -8,6 +8,7 @@ use ndarray::{ArrayD, Axis};
 use tempfile::TempDir;
 use v2l_calibration::compare;
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::engine::Engine;
@@ -104,6 +105,11 @@ impl Built {
 
     pub(crate) fn engine(&self, component: &str) -> Arc<Engine> {
         Arc::new(Engine::open(self.engines().join(format!("{component}.engine"))).unwrap())
+    }
+
+    /// A session on OpenVINO, in float32.
+    pub(crate) fn on_openvino(&self, component: &str, graph: &str) -> Box<dyn Session> {
+        OpenEngine::open(self.engine(component), &openvino()).and_then(|mut engine| engine.session(graph)).unwrap()
     }
 
     pub(crate) fn session(&self, component: &str, graph: &str, weights: OrtWeights) -> Box<dyn Session> {

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use ndarray::Axis;
+use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::passes::Pass;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -81,6 +83,24 @@ fn timestep_for_the_first_frame_equals_diffusers() {
 #[test]
 fn model_without_cross_norm_and_with_other_patches_equals_diffusers() {
     check_variant("no_cross_norm");
+}
+
+#[test]
+fn every_form_equals_diffusers_on_openvino() {
+    for variant in ["t2v", "i2v_2_1", "flf2v", "i2v_2_2", "ti2v"] {
+        let folder = fixtures().join("wan/transformer").join(variant);
+        let model = random_weights::made(&folder);
+        let options = CompileOptions { target: Arc::new(OpenVino), ..CompileOptions::default() };
+        let built = Built::with(model.root(), &ExportOptions::default(), &options);
+        let mut session = built.on_openvino("transformer", "step");
+        for path in cases(&folder) {
+            let mut case = Case::read(&path);
+            by_frame(&mut case.inputs);
+            let outputs = run(&mut *session, &case.inputs);
+            let what = format!("{variant} {} on OpenVINO", case.name);
+            assert_close(&what, &f32s(&outputs["sample"]), &case.output("sample"), TOLERANCE);
+        }
+    }
 }
 
 /// Wan's own names of diffusers' layers in a block and around the blocks.

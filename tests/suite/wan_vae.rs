@@ -1,7 +1,10 @@
 //! `AutoencoderKLWan` of both versions against diffusers: chunks, caches, causality.
 
+use std::sync::Arc;
+
 use ndarray::{ArrayD, Axis, Slice};
-use v2l_export::{ExportError, ExportOptions};
+use v2l_export::targets::OpenVino;
+use v2l_export::{CompileOptions, ExportError, ExportOptions};
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::options::OrtWeights;
@@ -22,8 +25,12 @@ struct Coder {
 
 impl Coder {
     fn open(built: &Built, component: &str, weights: OrtWeights) -> Self {
+        Self::of(component, |graph| built.session(component, graph, weights))
+    }
+
+    fn of(component: &str, session: impl Fn(&str) -> Box<dyn Session>) -> Self {
         let input = if component == "vae_encoder" { "x" } else { "z" };
-        Self { input, graphs: ["first", "rest"].map(|graph| built.session(component, graph, weights)) }
+        Self { input, graphs: ["first", "rest"].map(session) }
     }
 
     /// The outputs of a whole video: its first frame, then chunks of `frames`.
@@ -83,6 +90,30 @@ fn autoencoder_of_wan_2_1_equals_diffusers() {
 #[test]
 fn autoencoder_of_wan_2_2_equals_diffusers() {
     check_version("2_2");
+}
+
+#[test]
+fn autoencoders_equal_diffusers_on_openvino() {
+    for version in ["2_1", "2_2"] {
+        let folder = fixtures().join("wan/vae").join(version);
+        let model = random_weights::made(&folder);
+        let inputs = read_tensors(model.root().join("inputs.safetensors")).unwrap();
+        std::fs::remove_file(model.root().join("inputs.safetensors")).unwrap();
+        let options = CompileOptions { target: Arc::new(OpenVino), ..CompileOptions::default() };
+        let built = Built::with(model.root(), &ExportOptions::default(), &options);
+        for (component, frames) in [("vae_encoder", 4), ("vae_decoder", 1)] {
+            let mut coder = Coder::of(component, |graph| built.on_openvino(component, graph));
+            for path in cases(&folder) {
+                let case = Case::read(&path);
+                let shape = case.name.strip_prefix("case_").unwrap();
+                let outputs = coder.run(&f32s(&inputs[&format!("{}.{shape}", coder.input)]), frames);
+                for (name, output) in &outputs {
+                    let what = format!("{version} {shape} {name} on OpenVINO");
+                    assert_close(&what, &f32s(output), &case.output(name), 1e-4);
+                }
+            }
+        }
+    }
 }
 
 #[test]

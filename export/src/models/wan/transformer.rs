@@ -93,6 +93,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) ->
         Timesteps::One | Timesteps::FirstFrame => b.input("timestep", DataType::Float, ["batch"]),
     };
     let by_frame = timesteps == Timesteps::FirstFrame;
+    let by_token = timesteps == Timesteps::EachToken;
     let first = by_frame.then(|| b.input("first_frame_timestep", DataType::Float, ["batch"]));
     let text: [Dim; 3] = ["batch".into(), "text_length".into(), config.text_dim.into()];
     let text = b.input("encoder_hidden_states", DataType::Float, text);
@@ -101,10 +102,10 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) ->
     let mut tokens = b.scope("patch_embedding", |b| patch_embedding(b, &vars, config, &hidden, &grid))?;
     let condition = vars.child("condition_embedder");
     let (temb, modulation) = b.scope("condition_embedder", |b| {
-        let rest = time_embedding(b, &condition, config, &timestep)?;
+        let rest = time_embedding(b, &condition, config, (&timestep, by_token))?;
         match &first {
             Some(first) => {
-                let first = time_embedding(b, &condition, config, first)?;
+                let first = time_embedding(b, &condition, config, (first, false))?;
                 Ok(each_frame(b, config, &grid, &first, &rest))
             }
             None => Ok::<_, ExportError>(rest),
@@ -230,11 +231,12 @@ fn time_embedding(
     b: &mut Builder,
     vars: &Vars<'_>,
     config: &Config,
-    timestep: &Value,
+    (timestep, by_token): (&Value, bool),
 ) -> Result<(Value, Value), ExportError> {
     let d = config.width();
     let batch = b.extent(timestep, 0);
-    let flat = b.reshape(timestep, &[(-1i64).into()]);
+    // OpenVINO gives an input the name of what a reshape makes of it that changes nothing.
+    let flat = if by_token { b.reshape(timestep, &[(-1i64).into()]) } else { timestep.clone() };
     let wave = blocks::timestep_sinusoid(b, &flat, config.freq_dim, true, 0.0);
     let embedder = vars.child("time_embedder");
     let hidden = layers::linear(b, &embedder.child("linear_1"), &wave, [d, config.freq_dim], true)?;
