@@ -152,7 +152,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 fn request(args: &Args) -> anyhow::Result<Request> {
     let frames =
         |path: &Option<PathBuf>| path.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose();
-    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "with five axes")).transpose()?;
+    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "latents", "with five axes")).transpose()?;
     let (prompt_embeds, negative_prompt_embeds) = match &args.prompt_embeds {
         Some(path) => read_embeddings(path)?,
         None => (None, None),
@@ -183,7 +183,7 @@ fn request(args: &Args) -> anyhow::Result<Request> {
 /// Embeddings of a prompt, if there are any.
 type Embedded = Option<ArrayD<f32>>;
 
-/// What a file has for the prompt and for the negative prompt.
+/// What a file has for the prompt and for the negative prompt. It may hold more: the latents to begin with, say.
 fn read_embeddings(path: &Path) -> anyhow::Result<(Embedded, Embedded)> {
     let mut tensors = read_checked(path)?;
     let mut take = |name: &str| {
@@ -200,10 +200,6 @@ fn read_embeddings(path: &Path) -> anyhow::Result<(Embedded, Embedded)> {
     let (prompt, negative) = (take("prompt_embeds")?, take("negative_prompt_embeds")?);
     if prompt.is_none() {
         return Err(Failure::usage(format!("{}: there is no tensor `prompt_embeds`", path.display())));
-    }
-    if let Some(name) = tensors.keys().next() {
-        let expected = "`prompt_embeds` and `negative_prompt_embeds` alone";
-        return Err(Failure::usage(format!("{}: tensor `{name}`, expected {expected}", path.display())));
     }
     Ok((prompt, negative))
 }

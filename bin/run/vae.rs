@@ -42,17 +42,22 @@ pub(crate) fn read_checked(path: &Path) -> anyhow::Result<NamedTensors> {
     Ok(read_tensors(path)?)
 }
 
-/// The one tensor of a safetensors file, as f32 with five axes.
-pub(crate) fn read_single(path: &Path, axes: &str) -> anyhow::Result<Array5<f32>> {
+/// The one tensor of a safetensors file, or that of this name, as f32 with five axes.
+pub(crate) fn read_single(path: &Path, wanted: &str, axes: &str) -> anyhow::Result<Array5<f32>> {
     let tensors = read_checked(path)?;
-    let [(name, tensor)] = &tensors.iter().collect::<Vec<_>>()[..] else {
-        let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
-        return Err(Failure::usage(format!(
-            "{}: expected one tensor {axes}, found {}: {}",
-            path.display(),
-            names.len(),
-            names.join(", ")
-        )));
+    let named = tensors.get_key_value(wanted);
+    let (name, tensor) = match (&tensors.iter().collect::<Vec<_>>()[..], named) {
+        ([only], _) => *only,
+        (_, Some(named)) => named,
+        _ => {
+            let names: Vec<&str> = tensors.keys().map(String::as_str).collect();
+            return Err(Failure::usage(format!(
+                "{}: expected one tensor {axes}, or one called `{wanted}`; found {}: {}",
+                path.display(),
+                names.len(),
+                names.join(", ")
+            )));
+        }
     };
     let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
     let array = tensor.to_f32().and_then(|a| a.into_dimensionality::<Ix5>().ok());
@@ -66,7 +71,7 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
     let target = args.outputs.as_ref().ok_or_else(|| Failure::usage("--encode needs --outputs FILE"))?;
     let mut generator = open(args)?;
     let pixels = if is_tensors(source) {
-        read_single(source, "[B, 3, F, H, W] in [-1, 1]")?
+        read_single(source, "pixels", "[B, 3, F, H, W] in [-1, 1]")?
     } else {
         let frames = read_frames(source, args.ffmpeg.as_deref())?;
         room_for("turning these frames into pixels", 4 * frames.data().len() as u64)?;
@@ -95,7 +100,7 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
 pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow::Result<()> {
     let target = args.output.as_ref().ok_or_else(|| Failure::usage("--decode needs -o VIDEO"))?;
     let mut generator = open(args)?;
-    let latents = read_single(source, "[B, C, T, h, w], as the encoder gives them")?;
+    let latents = read_single(source, "latents", "[B, C, T, h, w], as the encoder gives them")?;
     let fps = args.fps.unwrap_or(generator.config().defaults.fps);
     let shape = if is_tensors(target) {
         let pixels = generator.decode_video(&latents, &mut Listener::new(output))?;
