@@ -8,7 +8,7 @@ use crate::components::{IMAGE_ENCODER, StepGraph, TEXT_ENCODER, TRANSFORMER, TRA
 use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
 use crate::error::{Classified, Error, ErrorClass};
-use crate::events::Observer;
+use crate::events::{Event, Observer};
 use crate::lora::adapter::{Adapter, AdapterFormat, Coverage, ReadOptions, detect, read_adapter, read_light};
 use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
 use crate::media::clip::{check_destination, write_frames};
@@ -276,6 +276,11 @@ impl Generator {
         self.predictor = None;
         if self.step.is_none() {
             self.set_adapters(&[])?;
+        }
+        let two = self.config().family.as_ref().is_some_and(|family| family.transformers().len() > 1);
+        if two && self.applied > 0 {
+            let message = "adapters change the first of this model's two transformers alone".to_owned();
+            observer.event(&Event::Warning { message });
         }
         let step = self.step.get_or_insert_default();
         Ok(self.pipeline.generate(&mut self.directory, (request, step), observer)?)
