@@ -60,11 +60,11 @@ impl CompileOptions {
 #[derive(Clone)]
 pub struct Compiled {
     inner: Arc<Inner>,
+    inputs: Arc<[String]>,
 }
 
 struct Inner {
     handle: Handle<ov_compiled_model_t>,
-    inputs: Vec<String>,
     _core: Core,
 }
 
@@ -106,7 +106,7 @@ impl Core {
         };
         let handle = handle.map_err(|failure| failure.of_graph("compiles"))?;
         let inputs = inputs(&handle).map_err(|failure| failure.during("lists the graph's inputs"))?;
-        Ok(Compiled { inner: Arc::new(Inner { handle, inputs, _core: self.clone() }) })
+        Ok(Compiled { inner: Arc::new(Inner { handle, _core: self.clone() }), inputs: inputs.into() })
     }
 }
 
@@ -119,9 +119,24 @@ impl Compiled {
         Request::new(self.clone())
     }
 
-    /// The graph's inputs, in its order.
+    /// The graph's inputs, in its order. Of an input that has several names, as one that a reshape without effect follows, it is
+    /// any of them: see [`Self::with_input_names`].
     pub fn inputs(&self) -> &[String] {
-        &self.inner.inputs
+        &self.inputs
+    }
+
+    /// The same graph, whose inputs are called by these names where they have them.
+    #[must_use]
+    pub fn with_input_names<'a>(mut self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut inputs = self.inputs.to_vec();
+        for name in names {
+            let any = self.input(name).ok().and_then(|port| any_name(&port).ok());
+            if let Some(found) = inputs.iter_mut().find(|input| any.as_ref() == Some(&**input)) {
+                name.clone_into(found);
+            }
+        }
+        self.inputs = inputs.into();
+        self
     }
 
     /// What a property of OpenVINO's has become: `INFERENCE_PRECISION_HINT`, `INFERENCE_NUM_THREADS`.
@@ -194,13 +209,18 @@ fn inputs(compiled: &Handle<ov_compiled_model_t>) -> Result<Vec<String>, Failure
         // SAFETY: as above.
         #[allow(unsafe_code)]
         let port = one(|port| unsafe { openvino_sys::ov_compiled_model_input_by_index(compiled.raw(), index, port) })?;
-        // SAFETY: the port is there for the call; what it gives is to be given to `ov_free`.
-        #[allow(unsafe_code)]
-        unsafe {
-            text(|name| openvino_sys::ov_port_get_any_name(port.raw(), name))
-        }
+        any_name(&port)
     };
     (0..count).map(name).collect()
+}
+
+/// One of the names of a port.
+fn any_name(port: &Port) -> Result<String, Failure> {
+    // SAFETY: the port is there for the call; what it gives is to be given to `ov_free`.
+    #[allow(unsafe_code)]
+    unsafe {
+        text(|name| openvino_sys::ov_port_get_any_name(port.raw(), name))
+    }
 }
 
 #[cfg(test)]

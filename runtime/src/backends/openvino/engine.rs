@@ -133,7 +133,8 @@ impl OpenVinoEngine {
             let model = Model::from_onnx_bytes(&self.core, &engine.blob(&form.file)?).map_err(failed)?;
             let options = CompileOptions { precision, threads: self.threads, ..CompileOptions::default() };
             let compiled = self.core.compile(&model, &options).map_err(failed)?;
-            self.compiled.insert(graph.name.clone(), compiled);
+            let names = inputs.iter().map(|port| &port.name).chain(&form.weights).map(String::as_str);
+            self.compiled.insert(graph.name.clone(), compiled.with_input_names(names));
         }
         let compiled = &self.compiled[&graph.name];
         Part::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.resident), self.limits)
