@@ -80,6 +80,8 @@ fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("--lora", &adapters)
         .read("--reference", &args.reference)
         .read("--image", &args.image)
+        .read("--last-image", &args.last_image)
+        .read("--prompt-embeds", &args.prompt_embeds)
         .read("--latents", &args.latents)
         .read("--predictor", &args.predictor)
         .read("--predictor-map", &args.predictor_map)

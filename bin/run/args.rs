@@ -269,7 +269,7 @@ pub(crate) enum Switch {
     Off,
 }
 
-#[derive(Clone, Copy, Default, ValueEnum)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OrtArithmetic {
     #[default]
     Fp32,
@@ -323,6 +323,8 @@ impl Args {
             ("--device", self.device != 0, tensorrt),
             ("--no-verify", self.no_verify, tensorrt),
             ("--provider", self.provider != Provider::Cpu, ort),
+            ("--ort-weights", self.ort_weights != Weights::Auto && backend == "openvino", ort),
+            ("--ort-arithmetic", self.ort_arithmetic != OrtArithmetic::Fp32 && backend == "openvino", ort),
         ];
         match flags.iter().find(|(_, given, (backends, _))| *given && !backends.contains(&backend)) {
             Some((flag, _, (_, title))) => {

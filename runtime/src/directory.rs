@@ -326,5 +326,6 @@ impl Components for EngineDirectory {
 
     fn release(&mut self, component: &str) {
         self.open.remove(component);
+        self.ahead = None;
     }
 }

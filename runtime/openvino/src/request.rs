@@ -103,6 +103,11 @@ impl Request {
     /// tensor for this input, has ended, or does not run any more.
     #[allow(unsafe_code)]
     unsafe fn set(&self, name: &str, element: Element, shape: &[i64], data: *const u8) -> Result<(), OpenVinoError> {
+        // A port may have further names; that each has one here is what `run_on` rests on.
+        if !self.compiled.inputs().iter().any(|input| input == name) {
+            let reason = format!("the graph's inputs are {}", self.compiled.inputs().join(", "));
+            return Err(OpenVinoError::Port { port: "input", name: name.to_owned(), reason });
+        }
         let port = self.compiled.input(name)?;
         let wrong =
             |failure: Failure| OpenVinoError::Port { port: "input", name: name.to_owned(), reason: failure.reason };

@@ -273,6 +273,22 @@ impl Pipeline {
     pub fn generate(
         &self,
         components: &mut dyn Components,
+        asked: (&Request, &StepGraph),
+        observer: &mut dyn Observer,
+    ) -> Result<Generated, PipelineError> {
+        let generated = self.sample(components, asked, observer);
+        if generated.is_err() {
+            // The first transformer stays for the next run, as it does in the end; no two are open together.
+            for component in self.family()?.transformers().iter().skip(1) {
+                components.release(component);
+            }
+        }
+        generated
+    }
+
+    fn sample(
+        &self,
+        components: &mut dyn Components,
         (request, step): (&Request, &StepGraph),
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {

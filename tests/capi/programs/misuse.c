@@ -282,6 +282,7 @@ static void callbacks(const char *engine_file, const char *directory, const char
     options.width = 17;
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
     options.width = 0;
+#if V2L_ABI_MINOR >= 1
     options.last_image_file = image;
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
     options.last_image_file = NULL;
@@ -296,6 +297,7 @@ static void callbacks(const char *engine_file, const char *directory, const char
     embeds.dtype = V2L_I32;
     EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
     options.prompt_embeds = NULL;
+#endif
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate_file(tried.pipeline, &options, NULL, "video.txt"));
     v2l_control control;
     EXPECT(V2L_OK, v2l_control_init(&control, sizeof control));

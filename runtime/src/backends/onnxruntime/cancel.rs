@@ -32,11 +32,12 @@ pub(super) fn run(
     let (done, ended) = channel();
     thread::scope(|scope| {
         let options = &options;
-        scope.spawn(move || {
+        let run = move || {
             let results = session.run_with_options(values, options).map_err(|e| failed(e.to_string()));
             // Nobody listens only if the other thread panics.
             let _ = done.send(results.and_then(|results| collect(&results)));
-        });
+        };
+        thread::Builder::new().spawn_scoped(scope, run).map_err(|e| failed(format!("no thread for the run: {e}")))?;
         let mut stopped = false;
         loop {
             match ended.recv_timeout(ASK_EVERY) {

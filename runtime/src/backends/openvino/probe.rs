@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use v2l_openvino::{Borrowed, CompileOptions, Core, Element, Model, OpenVinoError, Precision};
 
-use crate::backends::onnxruntime::{Interface, OrtSession};
+use crate::backends::onnxruntime::{Interface, OrtOptions, OrtSession};
 use crate::engine::session::{Dim, Port, Session, SessionError};
 use crate::io::atomic::write_file;
 use crate::options::OpenOptions;
@@ -76,7 +76,10 @@ fn measure(core: &Core, options: &OpenOptions) -> Result<f64, String> {
     let ports = inputs.map(|(name, shape)| port(name, shape));
     let interface =
         Interface { name: "probe".to_owned(), inputs: ports.to_vec(), outputs: vec![port("y", [tokens, width])] };
-    let session = OrtSession::from_graph(interface, BLOCK, Vec::new(), options);
+    // As OpenVINO: with all threads, whatever the request that comes first is given.
+    let ort = OrtOptions { library: options.ort.library.clone(), ..OrtOptions::default() };
+    let options = OpenOptions { ort, ..OpenOptions::default() };
+    let session = OrtSession::from_graph(interface, BLOCK, Vec::new(), &options);
     let mut session = session.map_err(|error| error.to_string())?;
     let given: Vec<(&str, &Tensor)> =
         tensors.iter().filter_map(|(name, tensor)| Some((*name, tensor.as_ref()?))).collect();

@@ -1,6 +1,6 @@
 //! Whether this machine is worth OpenVINO where nobody asks for it.
 
-use std::sync::OnceLock;
+use std::sync::{Mutex, PoisonError};
 
 use v2l_openvino::Core;
 
@@ -12,15 +12,24 @@ use crate::options::OpenOptions;
 const WORTH: f64 = 0.9;
 
 /// What was found, and why, in words.
+#[derive(Clone)]
 pub(super) struct Verdict {
     pub(super) takes: bool,
     pub(super) why: String,
 }
 
-/// Found once for the process, which has one library of each.
-pub(super) fn verdict(options: &OpenOptions) -> &'static Verdict {
-    static FOUND: OnceLock<Verdict> = OnceLock::new();
-    FOUND.get_or_init(|| judge(options).unwrap_or_else(|why| Verdict { takes: false, why }))
+/// Found once for the process, which has one library of each; asked again after a failure, as the next caller may name a
+/// library.
+pub(super) fn verdict(options: &OpenOptions) -> Verdict {
+    static FOUND: Mutex<Option<Verdict>> = Mutex::new(None);
+    let mut found = FOUND.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(verdict) = &*found {
+        return verdict.clone();
+    }
+    match judge(options) {
+        Ok(verdict) => found.insert(verdict).clone(),
+        Err(why) => Verdict { takes: false, why },
+    }
 }
 
 fn judge(options: &OpenOptions) -> Result<Verdict, String> {

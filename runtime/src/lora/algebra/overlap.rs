@@ -82,7 +82,7 @@ pub struct Comparison {
 /// # Errors
 /// [`AlgebraError`].
 pub fn compare(slots: &[Slot], a: (&Adapter, f32), b: (&Adapter, f32)) -> Result<Comparison, AlgebraError> {
-    let blocks = slots.iter().filter_map(|slot| place(&slot.name).1).max().map_or(0, |last| last + 1);
+    let blocks = slots.iter().filter_map(|slot| place(&slot.name).1).max().map_or(0, |last| last.saturating_add(1));
     let shallow = (blocks as f64 * SHALLOW).ceil() as u64;
     let mut found = Comparison::default();
     let mut groups: [Vec<SlotOverlap>; 2] = Default::default();

@@ -11,6 +11,9 @@ pub const CLASS: &str = "WanTransformer3DModel";
 /// Widest head: its tables are made before any weight is read.
 const MAX_HEAD: usize = 1024;
 
+/// Longest side of a patch.
+const MAX_PATCH: usize = 64;
+
 /// Most positions on one axis that are computed.
 const MAX_POSITIONS: usize = 1 << 14;
 
@@ -123,10 +126,12 @@ impl Config {
             ("num_layers", self.num_layers),
             ("image_dim", self.image_dim.unwrap_or(1)),
             ("pos_embed_seq_len", self.pos_embed_seq_len.unwrap_or(2)),
-            ("patch_size[0]", depth),
-            ("patch_size[1]", height),
-            ("patch_size[2]", width),
         ];
+        for (axis, side) in [depth, height, width].into_iter().enumerate() {
+            if !(1..=MAX_PATCH).contains(&side) {
+                return Err(unsupported(&format!("patch_size[{axis}] {side}"), format!("expected 1 to {MAX_PATCH}")));
+            }
+        }
         for (name, value) in positive {
             if value == 0 || value > 1 << 20 {
                 return Err(unsupported(&format!("{name} {value}"), "expected 1 to 1048576"));
