@@ -35,7 +35,9 @@ impl Backend for OpenVino {
     fn suits(&self, engine: &Engine, options: &OpenOptions) -> bool {
         let has_form = |graph: &Graph| graph.files.openvino.is_some();
         let OrtOptions { provider, arithmetic, resident, profile, .. } = options.ort;
-        engine.manifest().graphs.iter().flat_map(Graph::parts).all(has_form)
+        let graphs = &engine.manifest().graphs;
+        !graphs.is_empty()
+            && graphs.iter().flat_map(Graph::parts).all(has_form)
             && (provider, arithmetic, resident, profile) == (Provider::Cpu, Arithmetic::Fp32, Residence::None, false)
             && options.weights == OrtWeights::Auto
             && verdict(options).takes
