@@ -149,6 +149,7 @@ impl<P: Part> Session for StagedSession<P> {
     ) -> Result<NamedTensors, SessionError> {
         self.run_until(&views(&laid_out(inputs)), Some(cancelled))
     }
+
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let Some((resident, _)) = &self.resident else { return Ok(false) };
         if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
