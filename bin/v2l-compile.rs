@@ -19,7 +19,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
 use v2l_export::targets::{Entry, TARGETS};
-use v2l_export::{AmbiguousSlot, CompileOptions, EngineReport, Pass, Passes, SharedSlot, SlotReport};
+use v2l_export::{AmbiguousSlot, CompileOptions, EngineReport, GraphReport, Pass, Passes, SharedSlot, SlotReport};
 use v2l_runtime::tensor::Dtype;
 
 use check::CheckArgs;
@@ -241,6 +241,7 @@ fn explain(engine: &EngineReport, output: &mut Output) {
             "component": engine.component, "graph": report.graph, "fired": fired,
             "nodes_before": report.nodes_before, "nodes_after": report.nodes_after,
             "weight_bytes_before": report.weight_bytes_before, "weight_bytes_after": report.weight_bytes_after,
+            "prologue_flops_per_row": report.prologue_flops,
         });
         output.result("passes", fields, || {
             let fired: Vec<String> =
@@ -254,9 +255,19 @@ fn explain(engine: &EngineReport, output: &mut Output) {
                 report.weight_bytes_after,
                 report.weight_bytes_before,
                 fired.join(", ")
-            )
+            ) + &spared(report)
         });
     }
+}
+
+/// What the prologue spares every step, in words.
+fn spared(report: &GraphReport) -> String {
+    let rows = report
+        .prologue_flops
+        .iter()
+        .map(|(inputs, flops)| format!("{} MFLOP for each row of {inputs}", *flops as f64 / 1e6));
+    let rows: Vec<String> = rows.collect();
+    if rows.is_empty() { String::new() } else { format!("; the prologue spares a step {}", rows.join(", ")) }
 }
 
 /// Says what the runs of an engine's graphs spend their time on.

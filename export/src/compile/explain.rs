@@ -23,6 +23,9 @@ pub struct GraphReport {
     /// How often each pass fired that can be switched off, in the order in which they run; for the hoisting ones, how
     /// many values they give to the step.
     pub fired: Vec<(Pass, usize)>,
+    /// FLOPs of the prologue's products for each row (token) of the inputs that they are made from: what every step after the
+    /// first does without.
+    pub prologue_flops: BTreeMap<String, u64>,
 }
 
 impl GraphReport {
@@ -44,6 +47,7 @@ impl GraphReport {
             weight_bytes_before: 0,
             weight_bytes_after: 0,
             fired: Pass::ALL.map(|pass| (pass, count(pass))).to_vec(),
+            prologue_flops: BTreeMap::new(),
         }
     }
 

@@ -133,7 +133,7 @@ fn explained(
     let (nodes_before, fired) = origin.map_or((0, &nothing), |origin| (origin.nodes_before, &origin.fired));
     let mut report = GraphReport::new(&variant.of, nodes_before, fired, compiled.lowered);
     report.store(compiled.nodes, &compiled.graph, weights);
-    report
+    GraphReport { prologue_flops: compiled.prologue_flops.clone(), ..report }
 }
 
 /// The inputs that change from step to step.

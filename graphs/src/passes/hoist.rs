@@ -11,6 +11,7 @@
 //! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
 //! what it was made from.
 
+mod cost;
 mod kinds;
 mod rows;
 
@@ -19,6 +20,7 @@ use std::collections::{HashMap, HashSet};
 use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
 use crate::operators::{Kind, kind, operator};
 use crate::{Graph, Model, Node, TensorType, ValueInfo};
+pub use cost::flops_per_row;
 use kinds::{FIXED, Kinds};
 
 /// What [`hoist`] took out.

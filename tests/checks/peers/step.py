@@ -16,7 +16,8 @@ each pass in turn; and two latents in one batch, as guidance needs them, against
 
 `--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
 and bf16, in rounds; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
-docs/openvino.md is of `--openvino --layers 4`.
+docs/openvino.md is of `--openvino --layers 4`. With `--model wan-1.3b` the model is Wan 2.1's text-to-video transformer of 1.3 billion
+parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text. All 30 layers take about 20 GB of memory.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
@@ -38,7 +39,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
 from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from safetensors import safe_open
 from safetensors.numpy import load_file
@@ -57,19 +58,74 @@ WEIGHT_READERS = (
 ).split()
 
 
-def make_inputs(path: Path):
-    generator = torch.Generator().manual_seed(1)
-    cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (ROWS, COLUMNS)), (ROWS, COLUMNS), FRAMES)
-    randn = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    tensors = {
-        "hidden_states": randn(1, FRAMES, 16, 2 * ROWS, 2 * COLUMNS),
-        "inpaint_latents": randn(1, FRAMES, 17, 2 * ROWS, 2 * COLUMNS),
-        "encoder_hidden_states": randn(1, 226, 4096),
-        "timestep": torch.tensor([500]),
-        "image_rotary_emb_cos": cos.float(),
-        "image_rotary_emb_sin": sin.float(),
-    }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+def randn(seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+class CogVideoX:
+    """The transformer that Video2LoRA steers: 33 input channels, rotary positions given."""
+
+    layers = 6
+    network = CogVideoXTransformer3DModel
+
+    @staticmethod
+    def config(layers):
+        return {
+            "num_attention_heads": 48,
+            "attention_head_dim": 64,
+            "num_layers": layers,
+            "in_channels": 33,
+            "out_channels": 16,
+            "use_rotary_positional_embeddings": True,
+        }
+
+    @staticmethod
+    def inputs():
+        normal = randn()
+        cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (ROWS, COLUMNS)), (ROWS, COLUMNS), FRAMES)
+        return {
+            "hidden_states": normal(1, FRAMES, 16, 2 * ROWS, 2 * COLUMNS),
+            "inpaint_latents": normal(1, FRAMES, 17, 2 * ROWS, 2 * COLUMNS),
+            "encoder_hidden_states": normal(1, 226, 4096),
+            "timestep": torch.tensor([500]),
+            "image_rotary_emb_cos": cos.float(),
+            "image_rotary_emb_sin": sin.float(),
+        }
+
+    @staticmethod
+    def forward(model, given, device="cpu"):
+        cast = lambda name: given[name].to(device, model.dtype)  # noqa: E731
+        pixels = torch.cat([cast("hidden_states"), cast("inpaint_latents")], 2)
+        rotary = tuple(given[f"image_rotary_emb_{name}"].to(device) for name in ("cos", "sin"))
+        text, timestep = cast("encoder_hidden_states"), given["timestep"].to(device)
+        return model(pixels, text, timestep, image_rotary_emb=rotary, return_dict=False)[0].float()
+
+
+class Wan13B:
+    """Wan 2.1's text-to-video transformer of 1.3 billion parameters."""
+
+    layers = 30
+    network = WanTransformer3DModel
+
+    @staticmethod
+    def config(layers):
+        return {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": layers}
+
+    @staticmethod
+    def inputs():
+        """480 x 832 pixels and 5 frames."""
+        normal = randn()
+        latents, text = normal(1, 16, 2, 60, 104), normal(1, 512, 4096)
+        return {"hidden_states": latents, "encoder_hidden_states": text, "timestep": torch.tensor([500.0])}
+
+    @staticmethod
+    def forward(model, given, device="cpu"):
+        latents, text = (given[name].to(device, model.dtype) for name in ("hidden_states", "encoder_hidden_states"))
+        return model(latents, given["timestep"].to(device), text, return_dict=False)[0].float()
+
+
+MODELS = {"cogvideox": CogVideoX, "wan-1.3b": Wan13B}
 
 
 class Plain(torch.nn.Module):
@@ -82,23 +138,16 @@ class Plain(torch.nn.Module):
         return self.model(pixels, encoder_hidden_states, timestep, image_rotary_emb=(cos, sin), return_dict=False)[0]
 
 
-def make(work: Path, tools: Path, layers, plain=True):
+def make(work: Path, tools: Path, kind, layers, plain=True):
     torch.manual_seed(0)
-    model = CogVideoXTransformer3DModel(
-        num_attention_heads=48,
-        attention_head_dim=64,
-        num_layers=layers,
-        in_channels=33,
-        out_channels=16,
-        use_rotary_positional_embeddings=True,
-    ).eval()
+    model = kind.network(**kind.config(layers)).eval()
     # What modulation, norms and biases start as would hide mistakes.
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(work / "transformer")
-    make_inputs(work / "inputs.safetensors")
+    save_file({name: tensor.contiguous() for name, tensor in kind.inputs().items()}, work / "inputs.safetensors")
     if plain:
         export_plainly(work, model.float())
     run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
@@ -178,21 +227,18 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     say({"event": "batch", "over_two_runs": ratio}, f"two latents in one batch: {ratio:.3f} of two runs of one")
 
 
-def compare_on_openvino(work: Path, tools: Path, rounds, say):
+def compare_on_openvino(work: Path, tools: Path, kind, rounds, say):
     engines = work / "engines.openvino"
     command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet"]
     subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
-    rotary = (given["image_rotary_emb_cos"], given["image_rotary_emb_sin"])
     cases, outputs, workers = {}, {}, {}
     for dtype in (torch.float32, torch.bfloat16):
-        model = CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype)
-        pixels = torch.cat([given["hidden_states"], given["inpaint_latents"]], 2).to(dtype)
-        text = given["encoder_hidden_states"].to(dtype)
+        model = kind.network.from_pretrained(work / "transformer", torch_dtype=dtype)
 
-        def forward(model=model, pixels=pixels, text=text):
+        def forward(model=model):
             with torch.no_grad():
-                return model(pixels, text, given["timestep"], image_rotary_emb=rotary, return_dict=False)[0].float()
+                return kind.forward(model, given)
 
         name = "torch " + str(dtype).removeprefix("torch.")
         cases[name], outputs[name] = lambda forward=forward: timed(forward), forward().numpy()
@@ -239,21 +285,18 @@ def compare_on_gpu(work: Path, tools: Path, rounds, say):
     say({"event": "card", "name": torch.cuda.get_device_name(device)}, torch.cuda.get_device_name(device))
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
-    def forward_of(model, dtype):
+    def forward_of(model):
         def forward():
             with torch.no_grad():
-                pixels = torch.cat([given["hidden_states"], given["inpaint_latents"]], 2).to(device, dtype)
-                text, timestep = given["encoder_hidden_states"].to(device, dtype), given["timestep"].to(device)
-                rotary = tuple(given[f"image_rotary_emb_{name}"].to(device) for name in ("cos", "sin"))
-                return model(pixels, text, timestep, image_rotary_emb=rotary, return_dict=False)[0].float().cpu()
+                return CogVideoX.forward(model, given, device).cpu()
 
         return forward
 
     load = lambda dtype: CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype).to(device)  # noqa: E731
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    expected = forward_of(load(torch.float32), torch.float32)().numpy()
+    expected = forward_of(load(torch.float32))().numpy()
     model = load(torch.bfloat16)
-    eager, compiled = forward_of(model, torch.bfloat16), forward_of(torch.compile(model), torch.bfloat16)
+    eager, compiled = forward_of(model), forward_of(torch.compile(model))
     cases = {"torch eager": lambda: timed(eager), "torch compiled": lambda: timed(compiled)}
     outputs, workers = {"torch eager": eager().numpy(), "torch compiled": compiled().numpy()}, []
     for precision in ("fp16", "bf16"):
@@ -372,7 +415,8 @@ def shares(times, operators):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--model", choices=MODELS, default="cogvideox", help="another one goes with --openvino")
+    parser.add_argument("--layers", type=int, help="transformer blocks; 6 of CogVideoX, all 30 of Wan")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
@@ -380,6 +424,10 @@ def main():
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
+    if a.model != "cogvideox" and not a.openvino:
+        parser.error("--model goes with --openvino; the other comparisons are of CogVideoX")
+    kind = MODELS[a.model]
+    layers = a.layers or kind.layers
     torch.set_num_threads(2)
     work, tools = a.work.resolve(), a.tools
     work.mkdir(parents=True, exist_ok=True)
@@ -390,15 +438,15 @@ def main():
         found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
         tools = Path(json.loads(found)["target_directory"]) / "release"
     if not (work / ("bundle" if a.openvino else "engines")).exists():
-        make(work, tools, a.layers, plain=not a.openvino)
+        make(work, tools, kind, layers, plain=not a.openvino)
     say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
     machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
     versions = {"torch": torch.__version__, "onnxruntime": ort.__version__}
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
-    say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.layers} layers")
+    say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.model}, {layers} layers")
 
     if a.openvino:
-        compare_on_openvino(work, tools, a.rounds, say)
+        compare_on_openvino(work, tools, kind, a.rounds, say)
         return
     if a.cuda:
         compare_on_gpu(work, tools, a.rounds, say)
@@ -419,14 +467,11 @@ def main():
     plain = ort.InferenceSession(str(work / "plain.onnx"), options(), providers=["CPUExecutionProvider"])
     cases = {"v2l": v2l, "onnxruntime": lambda: timed(lambda: plain.run(None, inputs))}
     for dtype in (torch.float32, torch.bfloat16):
-        model = CogVideoXTransformer3DModel.from_pretrained(work / "transformer", torch_dtype=dtype)
-        pixels = torch.cat([tensors["hidden_states"], tensors["inpaint_latents"]], 2).to(dtype)
-        text = tensors["encoder_hidden_states"].to(dtype)
-        rotary = (tensors["image_rotary_emb_cos"], tensors["image_rotary_emb_sin"])
+        model = kind.network.from_pretrained(work / "transformer", torch_dtype=dtype)
 
-        def forward(model=model, pixels=pixels, text=text):
+        def forward(model=model):
             with torch.no_grad():
-                model(pixels, text, tensors["timestep"], image_rotary_emb=rotary)
+                kind.forward(model, tensors)
 
         cases["torch " + str(dtype).removeprefix("torch.")] = lambda forward=forward: timed(forward)
     times = {name: [] for name in cases}

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use v2l_calibration::Request;
-use v2l_graphs::passes::{Hoisted, hoist, infer_shapes, lower_for_openvino, lower_for_ort};
+use v2l_graphs::passes::{Hoisted, flops_per_row, hoist, infer_shapes, lower_for_openvino, lower_for_ort};
 use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
@@ -74,7 +74,9 @@ pub(crate) fn forms(task: &GraphTask<'_>, wanted: Forms) -> Result<(CompiledGrap
     let graph = store.graph(name, (&main, &model), typed.as_ref())?;
     let graph = store.stages(&model, graph, &hoisted)?;
     let nodes = main.graph.nodes.len();
-    Ok((CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered }, typed.map(|typed| typed.model)))
+    let prologue_flops = hoisted.prologue.as_ref().map(|prologue| flops_per_row(&prologue.graph)).unwrap_or_default();
+    let compiled = CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered, prologue_flops };
+    Ok((compiled, typed.map(|typed| typed.model)))
 }
 
 /// A graph in which every node has a type of its own.

@@ -1,10 +1,11 @@
 //! Runs that end early when they are no longer wanted.
 
+use std::sync::OnceLock;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::thread;
 use std::time::Duration;
 
 use ort::session::{RunOptions, Session, SessionInputValue, SessionOutputs};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::failed;
 use crate::engine::session::SessionError;
@@ -14,41 +15,57 @@ use crate::tensor::NamedTensors;
 /// How often a run asks whether it is still wanted.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
-/// Runs a session on a thread of its own, and gives what `collect` makes of its outputs. Once `cancelled` says so, which is asked on this
-/// thread, the run ends at its next operator.
-///
-/// # Errors
-/// [`SessionError::Cancelled`], or ONNX Runtime's words.
-pub(super) fn run(
-    session: &mut Session,
-    values: &[SessionInputValue<'_>],
-    cancelled: &dyn Fn() -> bool,
-    collect: impl FnOnce(&SessionOutputs<'_>) -> Result<NamedTensors, SessionError> + Send,
-) -> Result<NamedTensors, SessionError> {
-    if cancelled() {
-        return Err(Cancelled.into());
-    }
-    let options = RunOptions::new().map_err(|e| failed(e.to_string()))?;
-    let (done, ended) = channel();
-    thread::scope(|scope| {
-        let options = &options;
-        let run = move || {
-            let results = session.run_with_options(values, options).map_err(|e| failed(e.to_string()));
-            // Nobody listens only if the other thread panics.
-            let _ = done.send(results.and_then(|results| collect(&results)));
-        };
-        thread::Builder::new().spawn_scoped(scope, run).map_err(|e| failed(format!("no thread for the run: {e}")))?;
-        let mut stopped = false;
-        loop {
-            match ended.recv_timeout(ASK_EVERY) {
-                Ok(Err(_)) if stopped => return Err(Cancelled.into()),
-                Ok(results) => return results,
-                Err(RecvTimeoutError::Timeout) if !stopped && cancelled() => stopped = options.terminate().is_ok(),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(failed("the run panicked".to_owned())),
-            }
+/// The thread that a session's runs are computed on while the caller's thread asks whether they are still wanted. It begins with the
+/// first such run and ends with the session: a thread for each run would begin with cold memory of its own each time.
+#[derive(Debug, Default)]
+pub(super) struct Runner(OnceLock<ThreadPool>);
+
+impl Runner {
+    /// Runs a session, and gives what `collect` makes of its outputs. Once `cancelled` says so, which is asked on the
+    /// caller's thread, the run ends at its next operator.
+    ///
+    /// # Errors
+    /// [`SessionError::Cancelled`], or ONNX Runtime's words.
+    pub(super) fn run(
+        &self,
+        session: &mut Session,
+        values: &[SessionInputValue<'_>],
+        cancelled: &dyn Fn() -> bool,
+        collect: impl FnOnce(&SessionOutputs<'_>) -> Result<NamedTensors, SessionError> + Send,
+    ) -> Result<NamedTensors, SessionError> {
+        if cancelled() {
+            return Err(Cancelled.into());
         }
-    })
+        let options = RunOptions::new().map_err(|e| failed(e.to_string()))?;
+        let (done, ended) = channel();
+        self.thread()?.in_place_scope(|scope| {
+            let options = &options;
+            scope.spawn(move |_| {
+                let results = session.run_with_options(values, options).map_err(|e| failed(e.to_string()));
+                // Nobody listens only if the other thread panics.
+                let _ = done.send(results.and_then(|results| collect(&results)));
+            });
+            let mut stopped = false;
+            loop {
+                match ended.recv_timeout(ASK_EVERY) {
+                    Ok(Err(_)) if stopped => return Err(Cancelled.into()),
+                    Ok(results) => return results,
+                    Err(RecvTimeoutError::Timeout) if !stopped && cancelled() => stopped = options.terminate().is_ok(),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => return Err(failed("the run panicked".to_owned())),
+                }
+            }
+        })
+    }
+
+    fn thread(&self) -> Result<&ThreadPool, SessionError> {
+        if let Some(thread) = self.0.get() {
+            return Ok(thread);
+        }
+        let made = ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "v2l-run".to_owned()).build();
+        let made = made.map_err(|e| failed(format!("no thread for the run: {e}")))?;
+        Ok(self.0.get_or_init(|| made))
+    }
 }
 
 #[cfg(test)]

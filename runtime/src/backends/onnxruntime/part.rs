@@ -6,7 +6,7 @@ use ort::value::{DynValue, ValueType};
 
 use std::sync::Arc;
 
-use super::cancel;
+use super::cancel::Runner;
 use super::interface::Interface;
 use super::operator_times::OperatorTimes;
 use super::scratch::Scratch;
@@ -32,6 +32,7 @@ pub struct Part {
     /// Where the profiler writes, if it runs.
     profile: Option<Scratch>,
     limits: Option<RunLimits>,
+    runner: Runner,
 }
 
 impl Part {
@@ -44,7 +45,8 @@ impl Part {
         let Interface { name, inputs, outputs } = interface;
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
-        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None, limits: None })
+        let runner = Runner::default();
+        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None, limits: None, runner })
     }
 
     /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `resident`.
@@ -181,7 +183,7 @@ impl stages::Part for Part {
         };
         match (self.limits, in_use.cancelled) {
             (Some(limits), _) => limits.run(&mut self.session, &values, collect),
-            (None, Some(cancelled)) => cancel::run(&mut self.session, &values, cancelled, collect),
+            (None, Some(cancelled)) => self.runner.run(&mut self.session, &values, cancelled, collect),
             (None, None) => collect(&self.session.run(&values[..]).map_err(|e| backend(e.to_string()))?),
         }
     }
