@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::OnceLock;
 
 use crate::error::{Classified, ErrorClass};
 
@@ -37,9 +38,10 @@ pub fn available_memory() -> Option<u64> {
 }
 
 /// Bytes that this process could have at most: the machine's memory, or the least of these limits. Other than
-/// [`available_memory`] it does not depend on what else runs. `None` where the system does not say.
+/// [`available_memory`] it does not depend on what else runs, and is asked for once in a process. `None` where the system does not say.
 pub fn machine_memory() -> Option<u64> {
-    Room::of(Path::new("/")).total
+    static TOTAL: OnceLock<Option<u64>> = OnceLock::new();
+    *TOTAL.get_or_init(|| Room::of(Path::new("/")).total)
 }
 
 /// A number of bytes for people: `61 GB`, `1.5 GB`, `300 MB`.

@@ -52,7 +52,8 @@ impl Room {
         let shapes: Shapes = inputs.iter().map(|(name, view)| ((*name).to_owned(), view.shape().to_vec())).collect();
         let demand = graph.demand(self.lazy, !self.lazy, &shapes, 1);
         let needed = demand.activations.saturating_add(demand.kept).saturating_add(demand.outputs);
-        if let Some(free) = available_memory().filter(|&free| needed.saturating_sub(self.most) > free) {
+        let more = needed.saturating_sub(self.most);
+        if let Some(free) = (more > 0).then(available_memory).flatten().filter(|&free| more > free) {
             let (needed, free) = (readable(needed), readable(free.saturating_add(self.most)));
             let message = format!(
                 "not enough memory: this run of graph `{}` needs about {needed}, {free} are free; give smaller inputs",
