@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
-use v2l_export::ExportOptions;
+use v2l_export::{ExportOptions, PredictorPackage};
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
 ///
@@ -30,6 +30,13 @@ struct Args {
     /// Refinement iterations of the hypernetwork; checkpoints do not store them [default: 4].
     #[arg(long, value_name = "K", requires = "hypernetwork")]
     iterations: Option<usize>,
+    /// Predictor of adapters from prompts: a folder with config.json and safetensors, or a .safetensors file with its .json
+    /// beside it.
+    #[arg(long, value_name = "FILE_OR_FOLDER", conflicts_with = "hypernetwork")]
+    predictor: Option<PathBuf>,
+    /// Folder of the text encoder of --predictor, with its tokenizer [default: what lies beside it, or the model's own].
+    #[arg(long, value_name = "FOLDER", requires = "predictor")]
+    predictor_text_encoder: Option<PathBuf>,
     #[command(flatten)]
     output_options: OutputOptions,
 }
@@ -46,10 +53,16 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("the model folder", [&args.model])
         .read("--hypernetwork", &args.hypernetwork)
         .read("--lilora", &args.lilora)
+        .read("--predictor", &args.predictor)
+        .read("--predictor-text-encoder", &args.predictor_text_encoder)
         .made("-o", [&args.output])
         .check(output)?;
-    let options =
-        ExportOptions { predictor: args.hypernetwork.clone().zip(args.lilora.clone()), iterations: args.iterations };
+    let package = args.predictor.clone();
+    let options = ExportOptions {
+        predictor: args.hypernetwork.clone().zip(args.lilora.clone()),
+        iterations: args.iterations,
+        package: package.map(|path| PredictorPackage { path, text_encoder: args.predictor_text_encoder.clone() }),
+    };
     let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
     for c in &report.components {

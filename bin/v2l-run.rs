@@ -4,6 +4,8 @@
 mod adapters;
 #[path = "run/args.rs"]
 mod args;
+#[path = "run/effect.rs"]
+mod effect;
 #[path = "run/generate.rs"]
 mod generate;
 #[path = "run/predictor.rs"]
@@ -13,7 +15,8 @@ mod raw;
 #[path = "run/vae.rs"]
 mod vae;
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use v2l_cli::{Failure, Files, Output, split_strength};
@@ -63,9 +66,11 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         (None, Some(video), None) => vae::encode(args, video, output),
         (None, None, Some(latents)) => vae::decode(args, latents, output),
         (None, None, None) if args.output.is_some() || args.outputs.is_some() => generate::video(args, output),
-        (None, None, None) if args.reference.is_some() && args.save_lora.is_some() => generate::adapter(args, output),
+        (None, None, None) if (args.reference.is_some() || args.has_effect()) && args.save_lora.is_some() => {
+            generate::adapter(args, output)
+        }
         (None, None, None) => Err(Failure::usage(
-            "nothing to do: give -o VIDEO to generate, --reference or --predictor with --save-lora to predict an adapter, \
+            "nothing to do: give -o VIDEO to generate, --reference, --effect or --predictor with --save-lora to predict an adapter, \
              --encode, --decode, or --inputs with --outputs",
         )),
         _ => Err(Failure::usage("--inputs, --encode and --decode exclude each other")),
@@ -73,12 +78,15 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 }
 
 fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    let adapters: Vec<&Path> =
-        args.lora.iter().map(|text| Ok(split_strength(text)?.0)).collect::<anyhow::Result<_>>()?;
+    let paths = |given: &[OsString]| -> anyhow::Result<Vec<PathBuf>> {
+        given.iter().map(|text| Ok(split_strength(text)?.0.to_owned())).collect()
+    };
+    let (adapters, embeddings) = (paths(&args.lora)?, paths(&args.effect_embeds)?);
     Files::default()
         .read("--engine", &args.engine)
         .read("--lora", &adapters)
         .read("--reference", &args.reference)
+        .read("--effect-embeds", &embeddings)
         .read("--image", &args.image)
         .read("--last-image", &args.last_image)
         .read("--prompt-embeds", &args.prompt_embeds)

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Parser, ValueEnum};
+use clap::{ArgGroup, Parser, ValueEnum, value_parser};
 use v2l_cli::{Failure, LoraFormat, OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
@@ -21,11 +21,11 @@ use v2l_runtime::schedulers::samplers;
 
 /// Run compiled engines.
 ///
-/// With an engine directory: generate a video (-o), predict an adapter from a reference (--reference, --save-lora), or
-/// use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs), or save what
+/// With an engine directory: generate a video (-o), predict an adapter from a reference or a prompt (--reference or --effect,
+/// --save-lora), or use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs), or save what
 /// a predictor of any kind gives for it (--predictor, --save-lora).
 #[derive(Parser)]
-#[command(name = "v2l-run", version)]
+#[command(name = "v2l-run", version, group(ArgGroup::new("prediction").multiple(true)))]
 pub(crate) struct Args {
     /// Engine directory, or a single .engine file. --predictor with --save-lora does without.
     #[arg(long, visible_alias = "loadEngine", value_name = "PATH", required_unless_present = "predictor")]
@@ -92,8 +92,18 @@ pub(crate) struct Args {
     pub(crate) latents: Option<PathBuf>,
 
     /// Reference to predict an adapter from: a video, a folder of images, an image, or safetensors with `pixels`.
-    #[arg(long, value_name = "REF", group = "prediction", help_heading = "Adapters")]
+    #[arg(long, value_name = "REF", group = "prediction", conflicts_with_all = ["predictor", "effect", "effect_embeds"], help_heading = "Adapters")]
     pub(crate) reference: Option<PathBuf>,
+    /// What the predictor shall make an adapter of, with a weight if not 1. Repeatable: the adapters are added.
+    #[arg(long, value_name = "TEXT[=STRENGTH]", group = "prediction", conflicts_with = "predictor", help_heading = "Adapters")]
+    pub(crate) effect: Vec<String>,
+    /// Embeddings in place of the text of --effect: a safetensors file with `text_hidden` [1, tokens, width] and, where there is
+    /// one, `text_attention_mask` [1, tokens]. Repeatable.
+    #[arg(long, value_name = "FILE[=STRENGTH]", group = "prediction", conflicts_with = "predictor", help_heading = "Adapters")]
+    pub(crate) effect_embeds: Vec<OsString>,
+    /// Rank to bring the adapter of --effect to: its largest singular values stay.
+    #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=1024), help_heading = "Adapters")]
+    pub(crate) effect_rank: Option<u32>,
     /// Predictor that v2l does not know by name: an engine of any graph whose outputs are low-rank factors.
     #[arg(
         long,
@@ -278,6 +288,11 @@ pub(crate) enum OrtArithmetic {
 }
 
 impl Args {
+    /// True if an adapter is to be predicted from a prompt.
+    pub(crate) fn has_effect(&self) -> bool {
+        !self.effect.is_empty() || !self.effect_embeds.is_empty()
+    }
+
     /// `--engine`, which all but a prediction alone needs.
     pub(crate) fn engine(&self) -> anyhow::Result<&Path> {
         self.engine

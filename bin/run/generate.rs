@@ -21,6 +21,7 @@ use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::adapters;
 use crate::args::Args;
+use crate::effect;
 use crate::predictor;
 use crate::vae::{read_checked, read_single};
 
@@ -61,6 +62,7 @@ fn stage_name(stage: Stage) -> &'static str {
         Stage::Denoise => "denoise",
         Stage::Decode => "decode",
         Stage::EncodeVideo => "encode video",
+        Stage::Predict => "predict adapter",
     }
 }
 
@@ -83,6 +85,7 @@ pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let image = args.image.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose()?;
     generator.open_predictor()?;
     predict(args, &mut generator, image.as_ref(), output)?;
+    effect::predict(args, &mut generator, output)?;
     Ok(())
 }
 
@@ -92,7 +95,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let request = request(args)?;
     // Nothing is loaded or predicted for a request that cannot be carried out.
     let settings = generator.settings(&request)?;
-    let adapters = !args.lora.is_empty() || args.reference.is_some() || args.predictor.is_some();
+    let adapters = !args.lora.is_empty() || args.reference.is_some() || args.predictor.is_some() || args.has_effect();
     let expected = Expected { adapters, reference_frames: args.reference.as_ref().map(|_| settings.num_frames) };
     say_memory(&generator.estimate(&request, expected)?, output);
     generator.check_memory(&request, expected)?;
@@ -214,12 +217,15 @@ fn adapters_of(
     image: Option<&Frames>,
     output: &mut Output,
 ) -> anyhow::Result<(Adapters, Option<Frames>)> {
-    if args.reference.is_some() || adapters::any_light(&args.lora)? {
+    if args.reference.is_some() || args.has_effect() || adapters::any_light(&args.lora)? {
         generator.open_predictor()?;
     }
     let engine = generator.directory().engine(TRANSFORMER)?;
     let mut adapters = adapters::load(&args.lora, args.allow_partial, generator, output)?;
     if let Some(predicted) = predictor::predict(args, Some(&engine.manifest().slots), output)? {
+        adapters.push((predicted, args.strength));
+    }
+    if let Some(predicted) = effect::predict(args, generator, output)? {
         adapters.push((predicted, args.strength));
     }
     let Some((predicted, reference)) = predict(args, generator, image, output)? else { return Ok((adapters, None)) };

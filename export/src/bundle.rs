@@ -8,21 +8,23 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{ExternalDataWriter, encode_model};
+use v2l_runtime::components::{TEXT_ENCODER, TRANSFORMER};
 use v2l_runtime::io::atomic::AtomicFolder;
-use v2l_runtime::pipeline::config::{self, FILE_NAME};
+use v2l_runtime::pipeline::config::FILE_NAME;
 use v2l_runtime::pipeline::config::{ComponentFiles, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig};
-use v2l_runtime::request::Defaults;
 use v2l_runtime::schedulers;
 
 use crate::files::{new_folder, read_json};
 use crate::models::Part;
-use crate::models::predictors::{self, PredictorFiles};
+use crate::models::predictors::{self, Base, PredictorFiles};
 use crate::source::{SCHEDULER_FILE, Source};
+use crate::tokenizer::ConvertedTokenizer;
 use crate::{Component, ExportError, Progress, tokenizer};
 
 /// Name of a component's weight file in a bundle.
 const WEIGHTS_FILE: &str = "weights.bin";
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const PREDICTOR_TOKENIZER_FILE: &str = "predictor_tokenizer.json";
 
 /// What to export beside the model folder.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +33,17 @@ pub struct ExportOptions {
     pub predictor: Option<(PathBuf, PathBuf)>,
     /// Refinement iterations of the hypernetwork; `None`: the official 4.
     pub iterations: Option<usize>,
+    /// A predictor that comes as a package, in place of `predictor`.
+    pub package: Option<PredictorPackage>,
+}
+
+/// A predictor with the file that describes it.
+#[derive(Clone, Debug)]
+pub struct PredictorPackage {
+    /// A folder with `config.json` and safetensors, or a safetensors file with its JSON file beside it.
+    pub path: PathBuf,
+    /// The folder of its text encoder; `None`: what lies beside it, or the pipeline's.
+    pub text_encoder: Option<PathBuf>,
 }
 
 /// What a bundle holds.
@@ -67,16 +80,7 @@ pub fn export(
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ExportReport, ExportError> {
     let source = Source::find(model)?;
-    let mut pipeline = PipelineConfig {
-        format: config::FORMAT.into(),
-        version: config::OLDEST_VERSION,
-        components: IndexMap::new(),
-        family: None,
-        scheduler: None,
-        tokenizer: None,
-        reference: Default::default(),
-        defaults: Defaults { negative_prompt: String::new(), ..Defaults::default() },
-    };
+    let mut pipeline = PipelineConfig::empty();
     // Refused before gigabytes are written.
     let scheduler: Option<Json> = source.scheduler.as_deref().map(read_json).transpose()?;
     if let Some(value) = &scheduler {
@@ -84,7 +88,11 @@ pub fn export(
         kind.map_err(|e| ExportError::pipeline(model, e.into()))?;
         schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
     }
-    let components = networks(&mut pipeline, model, &source, options)?;
+    let mut components = networks(&mut pipeline, model, &source, options)?;
+    let own = match &options.package {
+        Some(package) => predictor_package(model, package, &mut components)?,
+        None => None,
+    };
     let dir = new_folder(output)?;
     let mut bundle = BundleWriter { folder: &dir, shown: output, progress, reports: Vec::new() };
     for component in &components {
@@ -98,6 +106,11 @@ pub fn export(
             pad_id: Some(tokenizer.pad_id),
         });
     }
+    if let Some((tokenizer, max_length)) = own {
+        bundle.write_file(PREDICTOR_TOKENIZER_FILE, &tokenizer.json)?;
+        let file = PREDICTOR_TOKENIZER_FILE.into();
+        pipeline.predictor_tokenizer = Some(TokenizerConfig { file, max_length, pad_id: Some(tokenizer.pad_id) });
+    }
     if let Some(scheduler) = scheduler {
         bundle.write_file(SCHEDULER_FILE, format!("{scheduler:#}\n").as_bytes())?;
         let sampler = source.family().and_then(|family| family.sampler(&pipeline)).map(str::to_owned);
@@ -109,6 +122,32 @@ pub fn export(
     let report = ExportReport { components: bundle.reports };
     dir.commit().map_err(ExportError::io(output))?;
     Ok(report)
+}
+
+/// Adds a predictor that comes as a package to the networks of the model that it is for; gives the tokenizer of its own text
+/// encoder, if it has one, with the tokens of a prompt.
+fn predictor_package(
+    model: &Path,
+    package: &PredictorPackage,
+    components: &mut Vec<Component>,
+) -> Result<Option<(ConvertedTokenizer, usize)>, ExportError> {
+    let named = |name: &str| components.iter().find(|component| component.name == name);
+    let Some(transformer) = named(TRANSFORMER) else {
+        return Err(ExportError::NotAModel {
+            path: model.to_owned(),
+            reason: "a predictor was given, but there is no transformer that it could be for; export the pipeline folder or \
+                     the transformer folder"
+                .into(),
+        });
+    };
+    let encoder = named(TEXT_ENCODER).and_then(|encoder| {
+        let class = encoder.attributes["class"].as_str().unwrap_or_default();
+        Some((class.to_owned(), encoder.output_width("encode")?))
+    });
+    let base = Base { slots: &transformer.slots, encoder };
+    let exports = predictors::export_package(&package.path, package.text_encoder.as_deref(), &base)?;
+    components.extend(exports.components);
+    Ok(exports.tokenizer)
 }
 
 /// The networks that were found, a predictor behind its transformer. Nothing is written, and no weight is read.

@@ -181,7 +181,7 @@ fn options_of(options: &CompileOptions, component: &str) -> CompileOptions {
 
 /// Writes what an engine directory holds beside engines, and puts it in its place.
 fn finish(dir: AtomicFolder, pipeline: &PipelineConfig, input: &Path, output: &Path) -> Result<(), ExportError> {
-    if let Some(tokenizer) = &pipeline.tokenizer {
+    for tokenizer in pipeline.tokenizer.iter().chain(&pipeline.predictor_tokenizer) {
         let from = input.join(&tokenizer.file);
         let bytes = read_file(&from, MAX_TOKENIZER).map_err(ExportError::io(from))?;
         dir.write(&tokenizer.file, &bytes).map_err(ExportError::io(output.join(&tokenizer.file)))?;

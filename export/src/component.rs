@@ -1,7 +1,7 @@
 //! What an architecture hands over: graphs, slots and facts about one component.
 
 use serde_json::{Value as Json, json};
-use v2l_graphs::{Builder, DataType, Model};
+use v2l_graphs::{Builder, DataType, Dim, Model};
 use v2l_runtime::engine::manifest::Slot;
 
 use crate::ExportError;
@@ -52,6 +52,23 @@ impl Component {
             crate::files::check_graph(&label, model)?;
         }
         Ok(self)
+    }
+
+    /// The last extent of the first output of a graph, if it is a number.
+    pub(crate) fn output_width(&self, graph: &str) -> Option<usize> {
+        let (_, model) = self.graphs.iter().find(|(name, _)| name == graph)?;
+        match model.graph.outputs.first()?.ty.as_ref()?.shape.as_ref()?.last()? {
+            Dim::Fixed(width) => Some(*width),
+            _ => None,
+        }
+    }
+
+    /// Gives a sealed component another name.
+    pub(crate) fn rename(&mut self, name: &str) {
+        name.clone_into(&mut self.name);
+        for (_, model) in &mut self.graphs {
+            model.metadata.insert(metadata::COMPONENT.into(), self.name.clone());
+        }
     }
 }
 

@@ -24,7 +24,7 @@ mod stored;
 mod tokenizer;
 mod types;
 
-pub use bundle::{ComponentReport, ExportOptions, ExportReport, export};
+pub use bundle::{ComponentReport, ExportOptions, ExportReport, PredictorPackage, export};
 pub use checkpoint::{Checkpoint, Vars};
 pub use compile::targets::{self, PlanBuilder, TensorRtOptions};
 pub use compile::{

@@ -23,6 +23,9 @@ pub const VAE_ENCODER: &str = "vae_encoder";
 pub const VAE_DECODER: &str = "vae_decoder";
 /// The component that predicts adapters.
 pub const HYPERNETWORK: &str = "hypernetwork";
+/// The component that turns a prompt into embeddings for the predictor, where that has an encoder of its own; its graphs
+/// are `encode` and `encode_masked`.
+pub const PREDICTOR_TEXT_ENCODER: &str = "predictor_text_encoder";
 
 /// True if adapters change the component `name`, whose graph is `step`.
 pub fn is_transformer(name: &str) -> bool {

@@ -20,6 +20,8 @@ pub enum Stage {
     Decode,
     /// Video to latent, by itself.
     EncodeVideo,
+    /// Prompt and the base's weights to an adapter, a step for each reading of a layer.
+    Predict,
 }
 
 /// Something that happened; serializes as one JSON object with an `event` key.
@@ -98,6 +100,11 @@ impl<'a> Progress<'a> {
     /// To be called before a step.
     pub(crate) fn check(&self) -> Result<(), Cancelled> {
         if self.is_cancelled() { Err(Cancelled) } else { Ok(()) }
+    }
+
+    /// Tells the user something; the work goes on.
+    pub(crate) fn warn(&mut self, message: String) {
+        self.observer.event(&Event::Warning { message });
     }
 
     /// To be asked in the middle of a step.

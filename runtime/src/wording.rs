@@ -60,6 +60,8 @@ pub const OPENVINO_F32: Words =
 pub const BRANCH: Words = Words(&["AdapterMode::Branch", "--fuse-mode branch", "V2L_ADAPTERS_SIDE"]);
 /// The GPU.
 pub const DEVICE: Words = Words(&["trt.device", "--device", "device"]);
+/// Embeddings in place of a predictor's prompt.
+pub const EFFECT_EMBEDS: Words = Words(&["Source::tensors", "--effect-embeds FILE", "tensors"]);
 /// The ffmpeg program.
 pub const FFMPEG: Words = Words(&["ffmpeg", "--ffmpeg", "ffmpeg"]);
 /// Adapters in the weights.

@@ -24,7 +24,7 @@ const TOLERANCE: f64 = 1e-5;
 fn build(folder: &Path, lilora: &str, iterations: Option<usize>, storage: Option<Dtype>) -> Built {
     let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(lilora)));
     let compile = CompileOptions { storage, target: Arc::new(OpenVino), ..CompileOptions::default() };
-    Built::with(&folder.join("transformer"), &ExportOptions { predictor, iterations }, &compile)
+    Built::with(&folder.join("transformer"), &ExportOptions { predictor, iterations, package: None }, &compile)
 }
 
 fn predictor(built: &Built, options: &OpenOptions) -> Video2Lora {

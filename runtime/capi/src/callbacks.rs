@@ -26,6 +26,8 @@ pub const V2L_STAGE_DENOISE: v2l_stage = 4;
 pub const V2L_STAGE_DECODE: v2l_stage = 5;
 /// Video to latent, by itself.
 pub const V2L_STAGE_ENCODE_VIDEO: v2l_stage = 6;
+/// A prompt and the base's weights to an adapter.
+pub const V2L_STAGE_PREDICT: v2l_stage = 7;
 
 /// Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
 pub type v2l_progress_callback =
@@ -175,6 +177,7 @@ const fn stage_number(stage: Stage) -> v2l_stage {
         Stage::Denoise => V2L_STAGE_DENOISE,
         Stage::Decode => V2L_STAGE_DECODE,
         Stage::EncodeVideo => V2L_STAGE_ENCODE_VIDEO,
+        Stage::Predict => V2L_STAGE_PREDICT,
     }
 }
 

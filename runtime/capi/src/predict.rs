@@ -15,7 +15,7 @@ use crate::engine::unknown;
 use crate::failure::{Failure, guard};
 use crate::frames;
 use crate::growing::{self, growing};
-use crate::pointers::{Out, required};
+use crate::pointers::{Out, optional_text, required};
 use crate::predictor::v2l_predictor;
 use crate::status::v2l_status;
 use crate::tensor::{named_inputs, v2l_tensor};
@@ -86,6 +86,9 @@ pub struct v2l_reference {
     pub tensors: *const v2l_tensor,
     /// Number of `tensors`.
     pub tensor_count: usize,
+    /// The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
+    /// where there is one, `text_attention_mask` [1, n].
+    pub prompt: *const c_char,
 }
 
 growing!(
@@ -106,9 +109,11 @@ growing!(
         image: std::ptr::null(),
         tensors: std::ptr::null(),
         tensor_count: 0,
+        prompt: std::ptr::null(),
     },
     grown at image_file,
-    grown at tensors
+    grown at tensors,
+    grown at prompt
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_reference).
@@ -134,15 +139,16 @@ pub unsafe extern "C" fn v2l_predictor_predict(
         let given = unsafe { growing::read(required(reference, "reference")?) }?;
         let ffmpeg = predictor.ffmpeg.as_deref();
         // SAFETY: as above.
-        let (clip, image, tensors) = unsafe {
+        let (clip, image, tensors, prompt) = unsafe {
             (
                 frames::given("reference", given.file, given.frames, given.fps, ffmpeg)?,
                 frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
                 tensors(&given)?,
+                optional_text(given.prompt, "prompt")?,
             )
         };
-        if clip.is_none() && tensors.is_none() {
-            return Err(Failure::argument("`file`, `frames` and `tensors` are NULL; expected a reference"));
+        if clip.is_none() && tensors.is_none() && prompt.is_none() {
+            return Err(Failure::argument("`file`, `frames`, `tensors` and `prompt` are NULL; expected a reference"));
         }
         let image = image.map(Clip::into_frames).transpose()?;
         let count = |count: u32| (count > 0).then_some(count as usize);
@@ -153,7 +159,7 @@ pub unsafe extern "C" fn v2l_predictor_predict(
             seed: Some(given.seed),
             reference: preparation(&given)?,
         };
-        let source = Source { reference: clip.as_ref(), tensors: tensors.as_ref(), ..Source::default() };
+        let source = Source { reference: clip.as_ref(), prompt, tensors: tensors.as_ref(), ..Source::default() };
         let (prediction, slots_total) = predictor.state.lock()?.predict(&source, &asked, &control)?;
         out.give(v2l_adapter(Arc::new(Loaded::predicted(prediction, slots_total))));
         Ok(())

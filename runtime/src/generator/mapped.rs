@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
+
 use super::Options;
 use crate::backends::held_weights;
 use crate::decisions::{Decisions, HeldWeights};
@@ -56,7 +58,8 @@ impl Mapped {
         let (predicted, cached) = predict::predict(&mut self.predictor, &mut given, self.cache.as_ref())?;
         let (kind, engine) = (self.predictor.kind(), Arc::clone(self.predictor.engine()));
         let decisions = self.decisions.clone();
-        Ok(Prediction { adapter: predicted.adapter, tokens: predicted.tokens, cached, decisions, kind, engine })
+        let origin = IndexMap::new();
+        Ok(Prediction { adapter: predicted.adapter, tokens: predicted.tokens, cached, decisions, origin, kind, engine })
     }
 
     /// Predicts from each of several sources, and joins what they give to the mean of the updates: see

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::error::Error;
+use crate::io::user_cache::user_cache;
 use crate::lora::mode::AdapterMode;
 use crate::media::video::Frames;
 use crate::options::OpenOptions;
@@ -38,6 +39,12 @@ impl Options {
     pub(super) fn open_cache(&self) -> Result<Option<PredictionCache>, Error> {
         let cache = self.prediction_cache.as_ref();
         Ok(cache.map(|cache| PredictionCache::open(&cache.folder, cache.bytes)).transpose()?)
+    }
+
+    /// Where predictors keep what does not depend on the prompt: with the predictions, or among the user's caches.
+    pub(super) fn intermediates(&self) -> Option<PathBuf> {
+        let own = self.prediction_cache.as_ref().map(|cache| cache.folder.clone());
+        own.or_else(|| user_cache("predictors"))
     }
 
     /// Puts what changes the pipeline's own settings into `config`.

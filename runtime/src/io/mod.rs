@@ -6,4 +6,5 @@ pub mod library;
 pub mod lookalike;
 pub mod map;
 pub mod raw;
+pub mod user_cache;
 pub mod weights;

@@ -10,7 +10,7 @@ use indexmap::IndexMap;
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::components::{IMAGE_ENCODER, TRANSFORMER, TRANSFORMER_2};
+use crate::components::{IMAGE_ENCODER, PREDICTOR_TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2};
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
 use crate::models;
@@ -21,9 +21,12 @@ use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes. It has the section `image_encoder`, the components `transformer_2`
-/// and `image_encoder`, and the default `guidance_scale_2`.
-pub const VERSION: u32 = 2;
+/// The newest `version` that this build reads and writes. It has the section `predictor_tokenizer` and the component
+/// `predictor_text_encoder`.
+pub const VERSION: u32 = 3;
+/// The `version` that has the section `image_encoder`, the components `transformer_2` and `image_encoder`, and the default
+/// `guidance_scale_2`.
+const TWO_TRANSFORMERS_VERSION: u32 = 2;
 /// The oldest `version` that this build reads. It is written where nothing of a newer one is used.
 pub const OLDEST_VERSION: u32 = 1;
 /// Name of the file in its directory.
@@ -105,6 +108,8 @@ pub struct PipelineConfig {
     pub scheduler: Option<SchedulerSection>,
     /// Prompt to ids.
     pub tokenizer: Option<TokenizerConfig>,
+    /// Prompt to ids of the predictor's own text encoder, if it has one.
+    pub predictor_tokenizer: Option<TokenizerConfig>,
     /// How a reference video becomes a latent.
     pub reference: ReferenceConfig,
     /// What a request takes if it does not say otherwise.
@@ -131,6 +136,8 @@ struct File {
     scheduler: Option<SchedulerSection>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     tokenizer: Option<TokenizerConfig>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    predictor_tokenizer: Option<TokenizerConfig>,
     #[serde(default)]
     reference: ReferenceConfig,
     #[serde(default)]
@@ -154,6 +161,7 @@ impl Serialize for PipelineConfig {
             image_encoder,
             scheduler: config.scheduler,
             tokenizer: config.tokenizer,
+            predictor_tokenizer: config.predictor_tokenizer,
             reference: config.reference,
             defaults: config.defaults,
         };
@@ -163,9 +171,12 @@ impl Serialize for PipelineConfig {
 
 /// The oldest version that has all that a file uses.
 fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
+    if config.predictor_tokenizer.is_some() || config.components.contains_key(PREDICTOR_TEXT_ENCODER) {
+        return VERSION;
+    }
     let newer = [TRANSFORMER_2, IMAGE_ENCODER].iter().any(|name| config.components.contains_key(*name));
     let newer = newer || image_encoder || config.defaults.guidance_scale_2.is_some();
-    if newer { VERSION } else { OLDEST_VERSION }
+    if newer { TWO_TRANSFORMERS_VERSION } else { OLDEST_VERSION }
 }
 
 /// The files of a component, relative to the directory.
@@ -297,6 +308,21 @@ pub enum LatentChoice {
 }
 
 impl PipelineConfig {
+    /// A pipeline without components.
+    pub fn empty() -> Self {
+        Self {
+            format: FORMAT.into(),
+            version: OLDEST_VERSION,
+            components: IndexMap::new(),
+            family: None,
+            scheduler: None,
+            tokenizer: None,
+            predictor_tokenizer: None,
+            reference: ReferenceConfig::default(),
+            defaults: Defaults { negative_prompt: String::new(), ..Defaults::default() },
+        }
+    }
+
     /// Reads and checks `directory/pipeline.json`.
     ///
     /// # Errors
@@ -330,8 +356,9 @@ impl PipelineConfig {
         let name = file.family.as_deref().unwrap_or(DEFAULT);
         // From the text, so that errors have their place in it.
         let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
-        let File { format, version, components, scheduler, tokenizer, reference, defaults, .. } = file;
-        let config = Self { format, version, components, family, scheduler, tokenizer, reference, defaults };
+        let File { format, version, components, scheduler, tokenizer, predictor_tokenizer, reference, defaults, .. } = file;
+        let config =
+            Self { format, version, components, family, scheduler, tokenizer, predictor_tokenizer, reference, defaults };
         config.check()?;
         Ok(config)
     }
@@ -399,9 +426,12 @@ impl PipelineConfig {
             family.check()?;
             self.check_components(&**family)?;
         }
-        if let Some(tokenizer) = &self.tokenizer {
-            check_path("tokenizer.file", &tokenizer.file)?;
-            between("tokenizer.max_length", tokenizer.max_length, 2, 65_536)?;
+        let tokenizers = [("tokenizer", &self.tokenizer), ("predictor_tokenizer", &self.predictor_tokenizer)];
+        for (section, tokenizer) in tokenizers {
+            if let Some(tokenizer) = tokenizer {
+                check_path(&format!("{section}.file"), &tokenizer.file)?;
+                between(&format!("{section}.max_length"), tokenizer.max_length, 2, 65_536)?;
+            }
         }
         self.scheduler()?;
         self.reference.check()?;

@@ -104,6 +104,22 @@ impl Pipeline {
         Ok(vae_of(self.config.family.as_deref().ok_or(MissingSection("vae"))?)?)
     }
 
+    /// How many tokens a text takes, the end marker included, and how many there is room for.
+    ///
+    /// # Errors
+    /// [`PipelineError`] if there is no tokenizer, or it refuses the text.
+    pub fn count_tokens(&self, text: &str) -> Result<(usize, usize), PipelineError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
+        let tokens = tokenizer.encode(&self.cleaned(text))?;
+        Ok((tokens.used + tokens.truncated.unwrap_or_default(), tokenizer.max_length()))
+    }
+
+    /// A text as it is tokenised.
+    fn cleaned(&self, text: &str) -> String {
+        let input = self.config.family.as_ref().and_then(|family| family.text());
+        if input.is_some_and(|text| text.cleaned) { prompt::cleaned(text) } else { text.to_owned() }
+    }
+
     /// The embeddings `[texts, tokens, width]` of some texts, padded, as the model's transformer
     /// takes them. Those of the last few requests are kept ([`Components::kept_texts`]).
     ///
@@ -117,9 +133,8 @@ impl Pipeline {
     ) -> Result<ArrayD<f32>, PipelineError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
         let input = self.config.family.as_ref().and_then(|family| family.text());
-        let (masked, cleaned) = input.map_or((false, false), |text| (text.masked, text.cleaned));
-        let clean = |text: &&str| if cleaned { prompt::cleaned(text) } else { (*text).to_owned() };
-        let texts: Vec<String> = texts.iter().map(clean).collect();
+        let masked = input.is_some_and(|text| text.masked);
+        let texts: Vec<String> = texts.iter().map(|text| self.cleaned(text)).collect();
         let mut ids = Vec::with_capacity(texts.len() * tokenizer.max_length());
         let mut mask = Vec::with_capacity(ids.capacity());
         for text in &texts {

@@ -6,7 +6,7 @@ use crate::backends::BackendError;
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
 use crate::error::{Classified, ErrorClass};
-use crate::wording::{HEIGHT, WIDTH};
+use crate::wording::{EFFECT_EMBEDS, HEIGHT, WIDTH};
 
 /// Why there is no prediction.
 #[derive(Debug, thiserror::Error)]
@@ -105,6 +105,25 @@ pub enum PredictorError {
     /// The predictor reads what an engine directory has, and stands alone.
     #[error("the predictor reads from an engine directory, and was opened without one; open it with its directory")]
     NoDirectory,
+    /// A prompt that the predictor cannot read.
+    #[error("the predictor's prompt {prompt:?}: {reason}")]
+    Prompt {
+        /// The prompt, or its beginning.
+        prompt: String,
+        /// What is wrong, and the way out.
+        reason: String,
+    },
+    /// Nothing turns a prompt into the embeddings that the predictor reads.
+    #[error(
+        "the predictor reads embeddings of width {width} of its text encoder, and {found}; give them with `{EFFECT_EMBEDS}`, or \
+         export the predictor with its text encoder (`v2l-export --predictor-text-encoder FOLDER`)"
+    )]
+    NoEncoder {
+        /// The width.
+        width: usize,
+        /// What there is.
+        found: String,
+    },
     /// Nothing says which size reference frames are brought to.
     #[error("give `{WIDTH}` and `{HEIGHT}`: the pipeline has no VAE to take them from")]
     NoSize,
@@ -125,9 +144,13 @@ impl Classified for PredictorError {
             Self::Config { .. } => ErrorClass::BadModel,
             Self::NotFinite { .. } => ErrorClass::Numeric,
             Self::MapFile { source, .. } => source.class(),
-            Self::NotGiven { .. } | Self::NotRead { .. } | Self::NoDirectory | Self::NoSize | Self::NoTokens { .. } => {
-                ErrorClass::Usage
-            }
+            Self::NotGiven { .. }
+            | Self::NotRead { .. }
+            | Self::NoDirectory
+            | Self::NoSize
+            | Self::NoTokens { .. }
+            | Self::Prompt { .. }
+            | Self::NoEncoder { .. } => ErrorClass::Usage,
             _ => ErrorClass::BadAdapter,
         }
     }

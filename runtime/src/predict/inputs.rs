@@ -1,11 +1,14 @@
 //! What a predictor is given: what the caller named, and the networks of the engine directory that it works in.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use ndarray::{Array5, ArrayD};
 
 use super::error::PredictorError;
-use crate::components::{TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
+use super::key::KeyParts;
+use super::text::{Text, TextWish};
+use crate::components::{PREDICTOR_TEXT_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
 use crate::directory::EngineDirectory;
 use crate::engine::Engine;
 use crate::error::Error;
@@ -69,6 +72,11 @@ impl<'a> Source<'a> {
         Self { reference: Some(clip), ..Self::default() }
     }
 
+    /// A prompt alone.
+    pub fn prompt(prompt: &'a str) -> Self {
+        Self { prompt: Some(prompt), ..Self::default() }
+    }
+
     /// Named tensors alone.
     pub fn tensors(tensors: &'a NamedTensors) -> Self {
         Self { tensors: Some(tensors), ..Self::default() }
@@ -100,6 +108,8 @@ pub(crate) struct Place<'a> {
     pub(crate) size: Option<(usize, usize)>,
     pub(crate) knobs: ReferenceConfig,
     pub(crate) seed: u64,
+    /// Where a predictor keeps what requests to come use again; `None`: nowhere.
+    pub(crate) intermediates: Option<PathBuf>,
 }
 
 /// All that a predictor may read. What is not there is refused when it is asked for.
@@ -206,6 +216,11 @@ impl<'a> Inputs<'a> {
         self.engine(TRANSFORMER)
     }
 
+    /// The folder where a predictor may keep what requests to come use again; `None`: nowhere. It need not be there.
+    pub fn intermediates(&self) -> Option<PathBuf> {
+        self.place.as_ref()?.intermediates.clone()
+    }
+
     /// The reference's latent `[1, C, T, h, w]`, in the transformer's range. Runs the autoencoder.
     ///
     /// # Errors
@@ -214,6 +229,46 @@ impl<'a> Inputs<'a> {
         let (reference, size) = (self.reference()?, self.size()?);
         let Place { pipeline, directory, knobs, seed, .. } = self.place.as_mut().ok_or(PredictorError::NoDirectory)?;
         Ok(pipeline.reference_latents(*directory, reference, size, Some(knobs), *seed, self.observer)?)
+    }
+
+    /// The prompt as embeddings: those that were given in its place, or by the text encoder that came with the predictor, or by
+    /// the pipeline's own.
+    ///
+    /// # Errors
+    /// [`PredictorError::NotGiven`] without either, [`PredictorError::Prompt`], [`PredictorError::NoEncoder`],
+    /// [`PredictorError::Shape`], or if the encoder fails.
+    pub fn text(&mut self, wish: &TextWish) -> Result<Text, Error> {
+        if let Some(tensors) = self.source.tensors {
+            return Ok(Text::given(tensors, wish)?);
+        }
+        let prompt = self.prompt()?;
+        let place = self.place.as_mut().ok_or(PredictorError::NoDirectory)?;
+        place.encode(prompt, wish, self.observer)
+    }
+
+    /// Adds what determines the text to the parts of a key: the embeddings, or the prompt and the encoder.
+    ///
+    /// # Errors
+    /// As [`Self::text`], without running the encoder.
+    pub fn text_key(&mut self, parts: &mut KeyParts) -> Result<(), Error> {
+        if let Some(tensors) = self.source.tensors {
+            for (name, tensor) in tensors {
+                parts.add(name);
+                parts.add(format!("{} {:?}", tensor.dtype(), tensor.shape()));
+                parts.add_elements(tensor);
+            }
+            return Ok(());
+        }
+        parts.add(self.prompt()?);
+        let place = self.place.as_mut().ok_or(PredictorError::NoDirectory)?;
+        let encoder = [PREDICTOR_TEXT_ENCODER, TEXT_ENCODER].into_iter().find(|name| place.directory.has(name));
+        if let Some(encoder) = encoder {
+            let engine = place.directory.engine(encoder)?;
+            parts.add_engines(&[&engine], self.options);
+            let config = place.pipeline.config();
+            parts.add(format!("{:?} {:?}", config.tokenizer, config.predictor_tokenizer));
+        }
+        Ok(())
     }
 
     /// The prompt's embeddings `[1, tokens, width]` by the directory's text encoder, as its transformer takes them.

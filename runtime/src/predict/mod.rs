@@ -6,6 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::decisions::Decisions;
@@ -24,6 +25,9 @@ mod key;
 mod kind;
 mod lazy;
 pub mod mapped;
+mod pristine;
+pub mod prompt2effect;
+mod text;
 #[cfg(test)]
 mod toy;
 pub mod video2lora;
@@ -35,11 +39,14 @@ pub use inputs::{Input, Inputs, Source};
 use kind::Entry;
 pub use kind::{Predicted, Predictor, Tokens, UnknownPredictor};
 pub use mapped::{MapSlot, MappedPredictor, PredictorMap};
+pub use pristine::Pristine;
+pub use text::{TEXT_HIDDEN, TEXT_MASK, Text, TextPadding, TextWish};
 use video2lora::auxiliary_factors;
 
 /// The kinds of predictors that engines name. A line each.
 static KINDS: &[Entry] = &[
     video2lora::ENTRY,
+    prompt2effect::ENTRY,
     #[cfg(test)]
     toy::ENTRY,
 ];
@@ -73,6 +80,8 @@ pub struct Prediction {
     pub cached: Option<bool>,
     /// What was decided where `auto` was asked for.
     pub decisions: Decisions,
+    /// Where it came from, for the metadata of its file: hashes of predictor and base, and the prompt.
+    pub(crate) origin: IndexMap<String, String>,
     /// The predictor's kind.
     pub(crate) kind: &'static str,
     /// The predictor's engine, mapped.
@@ -87,7 +96,9 @@ impl Prediction {
     /// [`AdapterError`](crate::lora::adapter::AdapterError), [`WeightError`](crate::io::weights::WeightError);
     /// [`PredictorError::NoTokens`] for a light form if there are none.
     pub fn save(&self, path: impl AsRef<Path>, format: AdapterFormat) -> Result<(), Error> {
-        let (path, notes) = (path.as_ref(), &self.decisions.metadata());
+        let (path, mut notes) = (path.as_ref(), self.decisions.metadata());
+        notes.extend(self.origin.clone());
+        let notes = &notes;
         let tokens = || self.tokens.as_ref().ok_or(PredictorError::NoTokens { kind: self.kind });
         match format {
             AdapterFormat::Light => write_light(path, tokens()?, notes)?,

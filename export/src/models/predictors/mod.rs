@@ -1,16 +1,34 @@
 //! Networks that predict adapters: a file and a line for each kind.
 
+use std::path::Path;
+
 use v2l_runtime::engine::manifest::Slot;
 
 use crate::{Checkpoint, Component, ExportError};
 
 mod kind;
+mod package;
+pub mod prompt2effect;
 pub mod video2lora;
 
 pub(crate) use kind::{PredictorFiles, PredictorKind};
+pub(crate) use package::{Base, Exports};
+use package::PackageKind;
 
 /// The kinds of predictors.
 static KINDS: &[&dyn PredictorKind] = &[&video2lora::Video2Lora];
+
+/// The kinds of predictors that come as a package.
+static PACKAGES: &[&dyn PackageKind] = &[&prompt2effect::Prompt2Effect];
+
+/// Exports the package at `path` for a base, of the kind that its configuration tells; `encoder` is the folder of its text
+/// encoder, if that is not beside it.
+///
+/// # Errors
+/// [`ExportError::NotAModel`], [`ExportError::Unsupported`], [`ExportError::Predictor`], and those of [`Checkpoint`].
+pub(crate) fn export_package(path: &Path, encoder: Option<&Path>, base: &Base<'_>) -> Result<Exports, ExportError> {
+    package::export(PACKAGES, path, encoder, base)
+}
 
 /// Exports a predictor of the kind that its checkpoint's keys tell.
 ///

@@ -1,6 +1,5 @@
 //! How long a block takes on OpenVINO in bfloat16 and on ONNX Runtime in float32: measured once for a machine.
 
-use std::env;
 use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
@@ -12,6 +11,7 @@ use v2l_openvino::{Borrowed, CompileOptions, Core, Element, Model, OpenVinoError
 use crate::backends::onnxruntime::{Interface, OrtOptions, OrtSession};
 use crate::engine::session::{Dim, Port, Session, SessionError};
 use crate::io::atomic::write_file;
+use crate::io::user_cache::user_cache;
 use crate::options::OpenOptions;
 use crate::tensor::{Dtype, Tensor};
 
@@ -59,11 +59,9 @@ impl Machine {
     }
 }
 
-/// `$XDG_CACHE_HOME/v2l/openvino-probe`, or below `~/.cache`.
+/// Where the verdict is kept.
 fn place() -> Option<PathBuf> {
-    let named = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))?;
-    cache.is_absolute().then(|| cache.join("v2l/openvino-probe"))
+    user_cache("openvino-probe")
 }
 
 fn measure(core: &Core, options: &OpenOptions) -> Result<f64, String> {

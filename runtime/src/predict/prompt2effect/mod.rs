@@ -1,0 +1,456 @@
+//! Prompt2Effect: a network that reads the base's weights and a prompt, and gives factors for every layer.
+//!
+//! Rows and columns of a weight become tokens, which attention compresses to a few latents. These attend to each other and to
+//! the text, and the weight's tokens read their factors from them. The engine's graphs (`v2l-export` makes them):
+//!
+//! | graph | inputs → outputs |
+//! |---|---|
+//! | `condition` | `layer`, `module` `[L]` → `condition` `[L, d]` |
+//! | `text` | `text_hidden` `[t, text_dim]` → per block `key.<b>`, `value.<b>` `[h, t, d/h]` |
+//! | `encode_rows_<g>`, `encode_columns_<g>` | a panel `weight` `[p, k]`, `code` `[p, d]`, `condition` `[1, d]` → `maximum`, `total` `[h, n, 1]`, `mixed` `[h, n, d/h]` |
+//! | `compress` | `mixed` `[b, n, d]`, `condition` `[b, 1, d]` → `compressed` `[b, n, d]`, all that does not depend on the prompt |
+//! | `backbone` | `compressed` `[b, m, d]`, `key.<b>`, `value.<b>`, `penalty` `[t]` → `refined` `[b, m, d]` |
+//! | `decode_rows_<g>`, `decode_columns_<g>` | a panel as above, `refined` `[n, d]` → `factors` `[p, rank]` |
+//!
+//! Weights are read in panels: the softmax over all tokens of a weight is put together from those over its panels. So
+//! nothing of the size of the base is ever in memory of its own. What the graphs before `backbone` give is kept on disk.
+
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, s};
+
+use super::error::PredictorError;
+use super::inputs::{Input, Inputs};
+use super::key::{Key, KeyParts};
+use super::kind::{Entry, Predicted, Predictor};
+use super::pristine::Pristine;
+use crate::backends::OpenEngine;
+use crate::components::HYPERNETWORK;
+use crate::engine::Engine;
+use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::session::Session;
+use crate::error::Error;
+use crate::events::{Progress, Stage};
+use crate::lora::adapter::{Adapter, LowRank};
+use crate::options::OpenOptions;
+use crate::tensor::{NamedTensors, Tensor};
+
+mod config;
+mod latents;
+mod softmax;
+
+pub use config::{AttentionScope, Group, Injection, KIND, NetworkConfig, TargetLayer};
+use latents::LatentCache;
+use softmax::Softmax;
+
+pub(super) const ENTRY: Entry =
+    Entry { kind: KIND, open: |engine, options| Ok(Box::new(Prompt2Effect::open(engine, options)?)) };
+
+/// Elements of the largest tensor that a graph makes of a panel, about: it sets the panels' size.
+const PANEL_ELEMENTS: usize = 1 << 23;
+/// Elements of latents that one run of the backbone takes, about, where layers are apart.
+const BATCH_ELEMENTS: usize = 1 << 22;
+
+/// A network, ready to run.
+pub struct Prompt2Effect {
+    config: NetworkConfig,
+    engine: Arc<Engine>,
+    open: OpenEngine,
+}
+
+impl Prompt2Effect {
+    /// Opens an engine on its backend; no graph before it is needed.
+    ///
+    /// # Errors
+    /// [`PredictorError::Config`], [`PredictorError::Open`].
+    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, PredictorError> {
+        let config = NetworkConfig::read(&engine.path().display().to_string(), engine.manifest())?;
+        for graph in ["condition", "text", "compress", "backbone"] {
+            engine.graph(graph)?;
+        }
+        let open = OpenEngine::open(Arc::clone(&engine), options)?;
+        Ok(Self { config, engine, open })
+    }
+
+    /// What the engine says of itself.
+    pub fn config(&self) -> &NetworkConfig {
+        &self.config
+    }
+
+    /// The weights that it reads, in the order of its layers.
+    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
+        let known = slots_by_name(&base.manifest().slots);
+        let open = |layer: &TargetLayer| match known.get(&layer.slot[..]) {
+            Some(slot) => Pristine::open(base, slot),
+            None => Err(self.misfit(layer, "none".to_owned())),
+        };
+        self.config.layers.iter().map(open).collect()
+    }
+
+    fn misfit(&self, layer: &TargetLayer, found: String) -> PredictorError {
+        let Group { d_out, d_in, .. } = self.config.groups[layer.group];
+        PredictorError::Backbone {
+            slot: layer.slot.clone(),
+            expected: format!("a linear layer {d_in} → {d_out}"),
+            found,
+        }
+    }
+
+    /// The embeddings of every layer with its type, `[L, d]`.
+    fn conditions(&mut self) -> Result<Array2<f32>, PredictorError> {
+        let ids = |of: fn(&TargetLayer) -> usize| {
+            Tensor::I64(self.config.layers.iter().map(|layer| of(layer) as i64).collect::<ndarray::Array1<_>>().into_dyn())
+        };
+        let (layer, module) = (ids(|layer| layer.layer), ids(|layer| layer.module));
+        let mut outputs = self.open.session("condition")?.run(&[("layer", &layer), ("module", &module)])?;
+        matrix(&mut outputs, "condition", [self.config.layers.len(), self.config.hidden_dim])
+    }
+
+    /// What does not depend on the prompt: the latents `[L, n, d]` of every layer's weight.
+    fn latents(
+        &mut self,
+        weights: &[Pristine],
+        conditions: &Array2<f32>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Array3<f32>, Error> {
+        let NetworkConfig { hidden_dim, n_heads, num_latents, .. } = self.config;
+        let mut mixed = Array3::<f32>::zeros((weights.len(), num_latents, hidden_dim));
+        for (group, members) in self.by_group() {
+            let mut rows = self.open.session(&format!("encode_rows_{group}"))?;
+            let mut columns = self.open.session(&format!("encode_columns_{group}"))?;
+            for layer in members {
+                progress.check()?;
+                let mut softmax = Softmax::new(n_heads, num_latents, hidden_dim / n_heads);
+                let condition = conditions.slice(s![layer..=layer, ..]).to_owned();
+                let reader = self.reader(&weights[layer], condition);
+                for (session, stream) in [(&mut rows, Stream::Rows), (&mut columns, Stream::Columns)] {
+                    for panel in reader.panels(stream) {
+                        let mut outputs = panel.run(&mut **session, &[], progress)?;
+                        softmax.add(&mut outputs)?;
+                    }
+                }
+                mixed.index_axis_mut(Axis(0), layer).assign(&softmax.finish());
+                progress.step();
+            }
+        }
+        self.compress(&mixed, conditions)
+    }
+
+    /// The latents of layers from what their tokens were mixed to.
+    fn compress(&mut self, mixed: &Array3<f32>, conditions: &Array2<f32>) -> Result<Array3<f32>, Error> {
+        let mut session = self.open.session("compress")?;
+        let mut latents = Array3::zeros(mixed.raw_dim());
+        let batch = self.batch();
+        for start in (0..mixed.shape()[0]).step_by(batch) {
+            let end = (start + batch).min(mixed.shape()[0]);
+            let part = Tensor::F32(mixed.slice(s![start..end, .., ..]).to_owned().into_dyn());
+            let own = conditions.slice(s![start..end, ..]).to_owned().insert_axis(Axis(1));
+            let own = Tensor::F32(own.into_dyn());
+            let mut inputs = vec![("mixed", &part)];
+            inputs.extend(self.config.cond_inject.latents().then_some(("condition", &own)));
+            let mut outputs = session.run(&inputs)?;
+            let [_, n, d] = *mixed.shape() else { unreachable!("three axes") };
+            latents.slice_mut(s![start..end, .., ..]).assign(&cube(&mut outputs, "compressed", [end - start, n, d])?);
+        }
+        Ok(latents)
+    }
+
+    /// Layers that one run takes where layers are apart.
+    fn batch(&self) -> usize {
+        (BATCH_ELEMENTS / (self.config.num_latents * self.config.hidden_dim)).max(1)
+    }
+
+    /// The latents after the text.
+    fn backbone(
+        &mut self,
+        latents: &mut Array3<f32>,
+        (text, penalty): (&NamedTensors, &Tensor),
+        progress: &mut Progress<'_>,
+    ) -> Result<(), Error> {
+        let mut session = self.open.session("backbone")?;
+        let (n, d) = (self.config.num_latents, self.config.hidden_dim);
+        // Layers apart go together as a batch; layers that attend to each other as one sequence.
+        let mut runs: Vec<(Vec<usize>, bool)> = Vec::new();
+        for scope in self.config.scopes() {
+            let apart = self.config.attn_scope == AttentionScope::Layer;
+            match runs.last_mut().filter(|(layers, _)| apart && layers.len() < self.batch()) {
+                Some((layers, _)) => layers.extend(scope),
+                None => runs.push((scope, apart)),
+            }
+        }
+        for (layers, apart) in runs {
+            let shape = if apart { (layers.len(), n, d) } else { (1, layers.len() * n, d) };
+            let given = latents.select(Axis(0), &layers).into_shape_with_order(shape);
+            let given = Tensor::F32(given.map_err(shape_defect)?.into_dyn());
+            let mut inputs = vec![("compressed", &given), ("penalty", penalty)];
+            inputs.extend(text.iter().map(|(name, tensor)| (&name[..], tensor)));
+            let mut outputs = run(&mut *session, &inputs, progress)?;
+            let found = cube(&mut outputs, "refined", [shape.0, shape.1, shape.2])?;
+            let found = found.into_shape_with_order((layers.len(), n, d)).map_err(shape_defect)?;
+            for (at, layer) in layers.into_iter().enumerate() {
+                latents.index_axis_mut(Axis(0), layer).assign(&found.index_axis(Axis(0), at));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every layer's factors.
+    fn decode(
+        &mut self,
+        weights: &[Pristine],
+        conditions: &Array2<f32>,
+        latents: &Array3<f32>,
+        progress: &mut Progress<'_>,
+    ) -> Result<Adapter, Error> {
+        let rank = self.config.rank;
+        let mut found: Vec<Option<LowRank>> = vec![None; weights.len()];
+        for (group, members) in self.by_group() {
+            let mut rows = self.open.session(&format!("decode_rows_{group}"))?;
+            let mut columns = self.open.session(&format!("decode_columns_{group}"))?;
+            for layer in members {
+                progress.check()?;
+                let own = Tensor::F32(latents.index_axis(Axis(0), layer).to_owned().into_dyn());
+                let condition = conditions.slice(s![layer..=layer, ..]).to_owned();
+                let reader = self.reader(&weights[layer], condition);
+                let factors = |session: &mut dyn Session, stream: Stream| -> Result<Array2<f32>, Error> {
+                    let mut all = Array2::zeros((reader.length(stream), rank));
+                    for panel in reader.panels(stream) {
+                        let mut outputs = panel.run(session, &[("refined", &own)], progress)?;
+                        let part = matrix(&mut outputs, "factors", [panel.count, rank])?;
+                        all.slice_mut(s![panel.start..panel.start + panel.count, ..]).assign(&part);
+                    }
+                    Ok(all)
+                };
+                let up = factors(&mut *rows, Stream::Rows)?;
+                let down = factors(&mut *columns, Stream::Columns)?.reversed_axes();
+                let down = down.as_standard_layout().into_owned();
+                found[layer] = Some(LowRank { down, up, alpha: rank as f32 });
+                progress.step();
+            }
+        }
+        let names = self.config.layers.iter().map(|layer| layer.slot.clone());
+        let layers: IndexMap<_, _> = names.zip(found).filter_map(|(name, layer)| Some((name, layer?))).collect();
+        Ok(Adapter { name: "predicted".to_owned(), layers })
+    }
+
+    /// Layers by the tables that they share, so that each table is touched in one go.
+    fn by_group(&self) -> Vec<(usize, Vec<usize>)> {
+        let of = |group| (0..self.config.layers.len()).filter(|&l| self.config.layers[l].group == group).collect();
+        (0..self.config.groups.len()).map(|group| (group, of(group))).filter(|(_, of): &(_, Vec<_>)| !of.is_empty()).collect()
+    }
+
+    fn reader<'a>(&self, weight: &'a Pristine, condition: Array2<f32>) -> Reader<'a> {
+        let scale = self.config.weight_rms.then(|| 1.0 / root_mean_square(weight));
+        let condition = self.config.cond_inject.tokens().then(|| Tensor::F32(condition.into_dyn()));
+        let width = self.config.hidden_dim;
+        let widest = (4 * width).max(self.config.n_heads * self.config.num_latents);
+        Reader { weight, condition, scale, code: self.config.position_code.then_some(width), widest }
+    }
+
+    /// What determines the latents that are kept: the base's weights, this network, and how it is computed.
+    fn latents_key(&self, weights: &[Pristine], options: &OpenOptions) -> Key {
+        let mut parts = KeyParts::new("prompt2effect latents 1");
+        parts.add_engines(&[&self.engine], options);
+        weights.iter().flat_map(Pristine::hashes).for_each(|hash| parts.add(hash.as_bytes()));
+        parts.key()
+    }
+}
+
+impl Predictor for Prompt2Effect {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn reads(&self) -> &'static [Input] {
+        &[Input::Prompt, Input::Tensors]
+    }
+
+    fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
+        let known = slots_by_name(slots);
+        for layer in &self.config.layers {
+            let Group { d_out, d_in, .. } = self.config.groups[layer.group];
+            let found = match known.get(&layer.slot[..]) {
+                Some(slot) if (slot.out_features, slot.in_features) == (d_out, d_in) => continue,
+                Some(slot) => format!("{} → {}", slot.in_features, slot.out_features),
+                None => "none".to_owned(),
+            };
+            return Err(self.misfit(layer, found).into());
+        }
+        Ok(())
+    }
+
+    fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
+        let mut parts = KeyParts::new("prompt2effect 1");
+        let (own, base) = (inputs.engine(HYPERNETWORK)?, inputs.base()?);
+        parts.add_engines(&[&own], inputs.options());
+        // The base by the weights that are read: how it is compiled besides changes nothing.
+        for weight in self.weights(&base)? {
+            weight.hashes().iter().for_each(|hash| parts.add(hash.as_bytes()));
+        }
+        inputs.text_key(&mut parts)?;
+        Ok(parts.key())
+    }
+
+    fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
+        let base = inputs.base()?;
+        self.check_backbone(&base.manifest().slots)?;
+        let weights = self.weights(&base)?;
+        let text = inputs.text(&self.config.text())?;
+        let conditions = self.conditions()?;
+        let (options, folder) = (inputs.options(), inputs.intermediates());
+        let (key, cache) = (self.latents_key(&weights, options), LatentCache::new(folder));
+        let shape = [weights.len(), self.config.num_latents, self.config.hidden_dim];
+        let kept = cache.get(&key, shape);
+        let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
+        let mut progress = Progress::start(inputs.observer(), Stage::Predict, steps);
+        let mut latents = match kept {
+            Some(kept) => kept,
+            None => {
+                let made = self.latents(&weights, &conditions, &mut progress)?;
+                if let Err(error) = cache.put(&key, &made) {
+                    progress.warn(format!("what the predictor reads of the base is not kept: {error}"));
+                }
+                made
+            }
+        };
+        let rows = text.hidden.nrows();
+        let penalty = text.mask.map_or_else(
+            || ArrayD::zeros(vec![rows]),
+            |mask| mask.iter().map(|&seen| if seen { 0.0 } else { f32::NEG_INFINITY }).collect::<ndarray::Array1<_>>().into_dyn(),
+        );
+        let hidden = Tensor::F32(text.hidden.into_dyn());
+        let context = run(&mut *self.open.session("text")?, &[("text_hidden", &hidden)], &progress)?;
+        self.backbone(&mut latents, (&context, &Tensor::F32(penalty)), &mut progress)?;
+        let adapter = self.decode(&weights, &conditions, &latents, &mut progress)?;
+        progress.finish();
+        Ok(Predicted { adapter, tokens: None })
+    }
+}
+
+/// Which of a weight's vectors are tokens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stream {
+    Rows,
+    Columns,
+}
+
+/// Reads a weight in panels.
+struct Reader<'a> {
+    weight: &'a Pristine,
+    condition: Option<Tensor>,
+    scale: Option<f32>,
+    /// Width of the code of positions.
+    code: Option<usize>,
+    /// Widest tensor that a graph makes of a token.
+    widest: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Tokens of a stream.
+    fn length(&self, stream: Stream) -> usize {
+        if stream == Stream::Rows { self.weight.rows() } else { self.weight.columns() }
+    }
+
+    fn panels(&self, stream: Stream) -> impl Iterator<Item = Panel<'_, 'a>> {
+        let length = self.length(stream);
+        let across = self.weight.rows() + self.weight.columns() - length;
+        let most = (PANEL_ELEMENTS / across.max(self.widest)).max(16);
+        let step = length.div_ceil(length.div_ceil(most));
+        (0..length).step_by(step).map(move |start| Panel { reader: self, stream, start, count: step.min(length - start) })
+    }
+}
+
+/// Some tokens of a weight.
+struct Panel<'r, 'a> {
+    reader: &'r Reader<'a>,
+    stream: Stream,
+    start: usize,
+    count: usize,
+}
+
+impl Panel<'_, '_> {
+    fn run(
+        &self,
+        session: &mut dyn Session,
+        more: &[(&str, &Tensor)],
+        progress: &Progress<'_>,
+    ) -> Result<NamedTensors, Error> {
+        let Reader { weight, condition, scale, code, .. } = self.reader;
+        let mut panel = match self.stream {
+            Stream::Rows => weight.row_panel(self.start, self.count),
+            Stream::Columns => weight.column_panel(self.start, self.count),
+        };
+        if let Some(scale) = scale {
+            panel.mapv_inplace(|x| x * scale);
+        }
+        let panel = Tensor::F32(panel.into_dyn());
+        let code = code.map(|width| Tensor::F32(position_code(self.start, self.count, width).into_dyn()));
+        let mut inputs = vec![("weight", &panel)];
+        inputs.extend(condition.as_ref().map(|condition| ("condition", condition)));
+        inputs.extend(code.as_ref().map(|code| ("code", code)));
+        inputs.extend(more);
+        run(session, &inputs, progress)
+    }
+}
+
+/// The sinusoidal code of positions `start..start + count`, rounded as PyTorch rounds it: sines on even channels, cosines on
+/// odd ones.
+fn position_code(start: usize, count: usize, width: usize) -> Array2<f32> {
+    let step = -(10000f64.ln() / width as f64) as f32;
+    Array2::from_shape_fn((count, width), |(token, channel)| {
+        let frequency = f64::from((channel / 2 * 2) as f32 * step).exp() as f32;
+        let angle = f64::from((start + token) as f32 * frequency);
+        (if channel % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
+    })
+}
+
+/// Of a weight's elements; 1 for one of zeros.
+fn root_mean_square(weight: &Pristine) -> f32 {
+    let step = (PANEL_ELEMENTS / weight.columns()).max(1);
+    let sums = (0..weight.rows()).step_by(step).map(|start| {
+        let panel = weight.row_panel(start, step.min(weight.rows() - start));
+        panel.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+    });
+    let mean = sums.sum::<f64>() / (weight.rows() * weight.columns()) as f64;
+    if mean > 0.0 { mean.sqrt() as f32 } else { 1.0 }
+}
+
+/// Runs a graph, ended early if the observer asks to stop.
+fn run(
+    session: &mut dyn Session,
+    inputs: &[(&str, &Tensor)],
+    progress: &Progress<'_>,
+) -> Result<NamedTensors, Error> {
+    Ok(session.run_unless(inputs, &|| progress.is_cancelled())?)
+}
+
+/// An output of the expected shape, all finite.
+fn take(outputs: &mut NamedTensors, name: &str, expected: &[usize]) -> Result<ArrayD<f32>, PredictorError> {
+    let misfit = |found: String| PredictorError::Shape {
+        what: format!("output `{name}`"),
+        expected: format!("floats {expected:?}"),
+        found,
+    };
+    let tensor = outputs.swap_remove(name).ok_or_else(|| misfit("none".to_owned()))?;
+    let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
+    let values = tensor.into_f32().filter(|values| values.shape() == expected).ok_or_else(|| misfit(found))?;
+    if values.iter().all(|value| value.is_finite()) {
+        Ok(values)
+    } else {
+        Err(PredictorError::NotFinite { what: format!("output `{name}`") })
+    }
+}
+
+fn matrix(outputs: &mut NamedTensors, name: &str, expected: [usize; 2]) -> Result<Array2<f32>, PredictorError> {
+    take(outputs, name, &expected)?.into_dimensionality::<Ix2>().map_err(shape_defect)
+}
+
+fn cube(outputs: &mut NamedTensors, name: &str, expected: [usize; 3]) -> Result<Array3<f32>, PredictorError> {
+    take(outputs, name, &expected)?.into_dimensionality::<Ix3>().map_err(shape_defect)
+}
+
+fn shape_defect(error: ndarray::ShapeError) -> PredictorError {
+    let what = "an array of the predictor".to_owned();
+    PredictorError::Shape { what, expected: "the shape that it was made of".to_owned(), found: error.to_string() }
+}
