@@ -95,11 +95,23 @@ pub(crate) struct Args {
     #[arg(long, value_name = "REF", group = "prediction", conflicts_with_all = ["predictor", "effect", "effect_embeds"], help_heading = "Adapters")]
     pub(crate) reference: Option<PathBuf>,
     /// What the predictor shall make an adapter of, with a weight if not 1. Repeatable: the adapters are added.
-    #[arg(long, value_name = "TEXT[=STRENGTH]", group = "prediction", conflicts_with = "predictor", help_heading = "Adapters")]
+    #[arg(
+        long,
+        value_name = "TEXT[=STRENGTH]",
+        group = "prediction",
+        conflicts_with = "predictor",
+        help_heading = "Adapters"
+    )]
     pub(crate) effect: Vec<String>,
     /// Embeddings in place of the text of --effect: a safetensors file with `text_hidden` [1, tokens, width] and, where there is
     /// one, `text_attention_mask` [1, tokens]. Repeatable.
-    #[arg(long, value_name = "FILE[=STRENGTH]", group = "prediction", conflicts_with = "predictor", help_heading = "Adapters")]
+    #[arg(
+        long,
+        value_name = "FILE[=STRENGTH]",
+        group = "prediction",
+        conflicts_with = "predictor",
+        help_heading = "Adapters"
+    )]
     pub(crate) effect_embeds: Vec<OsString>,
     /// Rank to bring the adapter of --effect to: its largest singular values stay.
     #[arg(long, value_name = "R", value_parser = value_parser!(u32).range(1..=1024), help_heading = "Adapters")]

@@ -24,7 +24,9 @@ pub(crate) fn predict(args: &Args, generator: &mut Generator, output: &mut Outpu
     let given = given(args)?;
     let sources: Vec<(Source<'_>, f32)> = given
         .iter()
-        .map(|(prompt, tensors, weight)| (Source { prompt: *prompt, tensors: tensors.as_ref(), ..Source::default() }, *weight))
+        .map(|(prompt, tensors, weight)| {
+            (Source { prompt: *prompt, tensors: tensors.as_ref(), ..Source::default() }, *weight)
+        })
         .collect();
     let mut prediction = generator.predict_blend(&sources, &PredictOptions::default(), &mut Listener::new(output))?;
     output.finish();
@@ -44,8 +46,11 @@ pub(crate) fn predict(args: &Args, generator: &mut Generator, output: &mut Outpu
     Ok(Some(prediction.adapter))
 }
 
-/// Texts, embeddings and weights, as the flags pair them.
-fn given(args: &Args) -> anyhow::Result<Vec<(Option<&str>, Option<NamedTensors>, f32)>> {
+/// A text, embeddings in its place, and a weight.
+type Effect<'a> = (Option<&'a str>, Option<NamedTensors>, f32);
+
+/// Every effect, as the flags pair texts and files.
+fn given(args: &Args) -> anyhow::Result<Vec<Effect<'_>>> {
     let texts = args.effect.iter().map(|text| split_effect(text)).collect::<anyhow::Result<Vec<_>>>()?;
     if args.effect_embeds.is_empty() {
         return Ok(texts.into_iter().map(|(text, weight)| (Some(text), None, weight)).collect());

@@ -46,6 +46,7 @@ mod pipeline;
 mod plans;
 mod precision;
 mod predictors;
+mod prompt2effect;
 mod random_weights;
 mod readers;
 mod resident;

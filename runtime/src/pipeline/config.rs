@@ -356,9 +356,20 @@ impl PipelineConfig {
         let name = file.family.as_deref().unwrap_or(DEFAULT);
         // From the text, so that errors have their place in it.
         let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
-        let File { format, version, components, scheduler, tokenizer, predictor_tokenizer, reference, defaults, .. } = file;
-        let config =
-            Self { format, version, components, family, scheduler, tokenizer, predictor_tokenizer, reference, defaults };
+        let File {
+            format, version, components, scheduler, tokenizer, predictor_tokenizer, reference, defaults, ..
+        } = file;
+        let config = Self {
+            format,
+            version,
+            components,
+            family,
+            scheduler,
+            tokenizer,
+            predictor_tokenizer,
+            reference,
+            defaults,
+        };
         config.check()?;
         Ok(config)
     }

@@ -7,7 +7,7 @@ use ndarray::{Array5, ArrayD};
 
 use super::error::PredictorError;
 use super::key::KeyParts;
-use super::text::{Text, TextWish};
+use super::text::{Encoders, Text, TextWish};
 use crate::components::{PREDICTOR_TEXT_ENCODER, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
 use crate::directory::EngineDirectory;
 use crate::engine::Engine;
@@ -242,8 +242,8 @@ impl<'a> Inputs<'a> {
             return Ok(Text::given(tensors, wish)?);
         }
         let prompt = self.prompt()?;
-        let place = self.place.as_mut().ok_or(PredictorError::NoDirectory)?;
-        place.encode(prompt, wish, self.observer)
+        let Place { pipeline, directory, .. } = self.place.as_mut().ok_or(PredictorError::NoDirectory)?;
+        Encoders { pipeline, directory }.encode(prompt, wish, self.observer)
     }
 
     /// Adds what determines the text to the parts of a key: the embeddings, or the prompt and the encoder.

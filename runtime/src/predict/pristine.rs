@@ -33,7 +33,10 @@ pub struct Pristine {
 enum Stored {
     Floats(Dtype),
     /// Values + 128, and the scale of each block of inputs of each output.
-    Blocks { block: usize, scales: Vec<f32> },
+    Blocks {
+        block: usize,
+        scales: Vec<f32>,
+    },
 }
 
 impl Pristine {

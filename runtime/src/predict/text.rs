@@ -3,11 +3,12 @@
 use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, s};
 
 use super::error::PredictorError;
-use super::inputs::Place;
 use crate::components::{Components, PREDICTOR_TEXT_ENCODER, TEXT_ENCODER};
+use crate::directory::EngineDirectory;
 use crate::error::Error;
 use crate::events::Observer;
 use crate::io::map::read_file;
+use crate::pipeline::Pipeline;
 use crate::pipeline::config::{ConfigError, resolve};
 use crate::pipeline::tokenizer::{MAX_FILE, TextTokenizer};
 use crate::tensor::{NamedTensors, Tensor};
@@ -76,9 +77,7 @@ impl Text {
             expected: expected.clone(),
             found: shape(TEXT_HIDDEN),
         };
-        let fits = |hidden: &ArrayD<f32>| {
-            matches!(*hidden.shape(), [1, n, width] if (1..=most).contains(&n) && width == wish.width)
-        };
+        let fits = |hidden: &ArrayD<f32>| matches!(*hidden.shape(), [1, n, width] if (1..=most).contains(&n) && width == wish.width);
         let hidden = tensors.get(TEXT_HIDDEN).and_then(Tensor::to_f32).filter(fits).ok_or_else(misfit)?;
         let hidden = hidden.index_axis_move(Axis(0), 0).into_dimensionality::<Ix2>().map_err(|_| misfit())?;
         if !hidden.iter().all(|x| x.is_finite()) {
@@ -107,18 +106,19 @@ fn numbers(mask: &Tensor) -> Option<Vec<bool>> {
     }
 }
 
-impl Place<'_> {
+/// What encodes a prompt.
+pub(super) struct Encoders<'a> {
+    pub(super) pipeline: &'a Pipeline,
+    pub(super) directory: &'a mut EngineDirectory,
+}
+
+impl Encoders<'_> {
     /// A prompt, encoded.
     ///
     /// # Errors
     /// [`PredictorError::Prompt`] if it is empty or too long, [`PredictorError::NoEncoder`] if nothing here encodes it, or if
     /// the encoder fails.
-    pub(super) fn encode(
-        &mut self,
-        prompt: &str,
-        wish: &TextWish,
-        observer: &mut dyn Observer,
-    ) -> Result<Text, Error> {
+    pub(super) fn encode(&mut self, prompt: &str, wish: &TextWish, observer: &mut dyn Observer) -> Result<Text, Error> {
         if prompt.trim().is_empty() {
             let reason = "it is empty; say which effect it shall be".to_owned();
             return Err(PredictorError::Prompt { prompt: prompt.to_owned(), reason }.into());

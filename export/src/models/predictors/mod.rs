@@ -12,8 +12,8 @@ pub mod prompt2effect;
 pub mod video2lora;
 
 pub(crate) use kind::{PredictorFiles, PredictorKind};
-pub(crate) use package::{Base, Exports};
 use package::PackageKind;
+pub(crate) use package::{Base, Exports};
 
 /// The kinds of predictors.
 static KINDS: &[&dyn PredictorKind] = &[&video2lora::Video2Lora];

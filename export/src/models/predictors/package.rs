@@ -29,6 +29,13 @@ pub(crate) struct Package {
     pub(crate) config_path: PathBuf,
 }
 
+impl Package {
+    /// What does not fit, of the file that says so.
+    pub(crate) fn misfit(&self, reason: impl Into<String>) -> ExportError {
+        ExportError::Predictor(format!("{}: {}", self.config_path.display(), reason.into()))
+    }
+}
+
 /// What a package predicts for.
 pub(crate) struct Base<'a> {
     /// The transformer's slots.
@@ -45,7 +52,9 @@ impl Base<'_> {
         let name = name.to_lowercase();
         match class.as_str() {
             "UMT5EncoderModel" => name.contains("umt5"),
-            "T5EncoderModel" => !name.contains("umt5") && ["t5-v1_1-xxl", "t5_v1_1_xxl", "t5xxl"].iter().any(|t5| name.contains(t5)),
+            "T5EncoderModel" => {
+                !name.contains("umt5") && ["t5-v1_1-xxl", "t5_v1_1_xxl", "t5xxl"].iter().any(|t5| name.contains(t5))
+            }
             _ => false,
         }
     }
@@ -167,7 +176,9 @@ fn described(folder: &Path) -> Result<PathBuf, ExportError> {
     let entries = std::fs::read_dir(folder).map_err(ExportError::io(folder))?;
     let files = entries.filter_map(|entry| Some(entry.ok()?.path()));
     let mut found: Vec<PathBuf> = files
-        .filter(|file| file.extension().is_some_and(|end| end == "safetensors") && file.with_extension("json").is_file())
+        .filter(|file| {
+            file.extension().is_some_and(|end| end == "safetensors") && file.with_extension("json").is_file()
+        })
         .collect();
     match (found.pop(), found.is_empty()) {
         (Some(only), true) => Ok(only),
@@ -205,7 +216,9 @@ fn refuse_pickle(path: &Path) -> Result<(), ExportError> {
     match file.read_exact(&mut start) {
         Ok(()) if &start == b"PK" || start == [0x80, 2] => Err(ExportError::Unsupported {
             what: format!("{}: a checkpoint of PyTorch, as a pickle or zip archive,", path.display()),
-            reason: format!("such files may run code; turn it into safetensors with `python {CONVERTER} FILE -o FOLDER`"),
+            reason: format!(
+                "such files may run code; turn it into safetensors with `python {CONVERTER} FILE -o FOLDER`"
+            ),
         }),
         _ => Ok(()),
     }

@@ -18,7 +18,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use ndarray::{Array2, Array3, ArrayD, Axis, Ix2, Ix3, s};
+use ndarray::{Array2, Array3, ArrayD, Axis, s};
 
 use super::error::PredictorError;
 use super::inputs::{Input, Inputs};
@@ -38,10 +38,12 @@ use crate::tensor::{NamedTensors, Tensor};
 
 mod config;
 mod latents;
+mod outputs;
 mod softmax;
 
 pub use config::{AttentionScope, Group, Injection, KIND, NetworkConfig, TargetLayer};
 use latents::LatentCache;
+use outputs::{cube, matrix, shape_defect};
 use softmax::Softmax;
 
 pub(super) const ENTRY: Entry =
@@ -100,7 +102,9 @@ impl Prompt2Effect {
     /// The embeddings of every layer with its type, `[L, d]`.
     fn conditions(&mut self) -> Result<Array2<f32>, PredictorError> {
         let ids = |of: fn(&TargetLayer) -> usize| {
-            Tensor::I64(self.config.layers.iter().map(|layer| of(layer) as i64).collect::<ndarray::Array1<_>>().into_dyn())
+            Tensor::I64(
+                self.config.layers.iter().map(|layer| of(layer) as i64).collect::<ndarray::Array1<_>>().into_dyn(),
+            )
         };
         let (layer, module) = (ids(|layer| layer.layer), ids(|layer| layer.module));
         let mut outputs = self.open.session("condition")?.run(&[("layer", &layer), ("module", &module)])?;
@@ -182,12 +186,12 @@ impl Prompt2Effect {
         for (layers, apart) in runs {
             let shape = if apart { (layers.len(), n, d) } else { (1, layers.len() * n, d) };
             let given = latents.select(Axis(0), &layers).into_shape_with_order(shape);
-            let given = Tensor::F32(given.map_err(shape_defect)?.into_dyn());
+            let given = Tensor::F32(given.map_err(|error| shape_defect(&error))?.into_dyn());
             let mut inputs = vec![("compressed", &given), ("penalty", penalty)];
             inputs.extend(text.iter().map(|(name, tensor)| (&name[..], tensor)));
             let mut outputs = run(&mut *session, &inputs, progress)?;
             let found = cube(&mut outputs, "refined", [shape.0, shape.1, shape.2])?;
-            let found = found.into_shape_with_order((layers.len(), n, d)).map_err(shape_defect)?;
+            let found = found.into_shape_with_order((layers.len(), n, d)).map_err(|error| shape_defect(&error))?;
             for (at, layer) in layers.into_iter().enumerate() {
                 latents.index_axis_mut(Axis(0), layer).assign(&found.index_axis(Axis(0), at));
             }
@@ -237,7 +241,10 @@ impl Prompt2Effect {
     /// Layers by the tables that they share, so that each table is touched in one go.
     fn by_group(&self) -> Vec<(usize, Vec<usize>)> {
         let of = |group| (0..self.config.layers.len()).filter(|&l| self.config.layers[l].group == group).collect();
-        (0..self.config.groups.len()).map(|group| (group, of(group))).filter(|(_, of): &(_, Vec<_>)| !of.is_empty()).collect()
+        (0..self.config.groups.len())
+            .map(|group| (group, of(group)))
+            .filter(|(_, of): &(_, Vec<_>)| !of.is_empty())
+            .collect()
     }
 
     fn reader<'a>(&self, weight: &'a Pristine, condition: Array2<f32>) -> Reader<'a> {
@@ -317,7 +324,12 @@ impl Predictor for Prompt2Effect {
         let rows = text.hidden.nrows();
         let penalty = text.mask.map_or_else(
             || ArrayD::zeros(vec![rows]),
-            |mask| mask.iter().map(|&seen| if seen { 0.0 } else { f32::NEG_INFINITY }).collect::<ndarray::Array1<_>>().into_dyn(),
+            |mask| {
+                mask.iter()
+                    .map(|&seen| if seen { 0.0 } else { f32::NEG_INFINITY })
+                    .collect::<ndarray::Array1<_>>()
+                    .into_dyn()
+            },
         );
         let hidden = Tensor::F32(text.hidden.into_dyn());
         let context = run(&mut *self.open.session("text")?, &[("text_hidden", &hidden)], &progress)?;
@@ -357,7 +369,12 @@ impl<'a> Reader<'a> {
         let across = self.weight.rows() + self.weight.columns() - length;
         let most = (PANEL_ELEMENTS / across.max(self.widest)).max(16);
         let step = length.div_ceil(length.div_ceil(most));
-        (0..length).step_by(step).map(move |start| Panel { reader: self, stream, start, count: step.min(length - start) })
+        (0..length).step_by(step).map(move |start| Panel {
+            reader: self,
+            stream,
+            start,
+            count: step.min(length - start),
+        })
     }
 }
 
@@ -417,40 +434,6 @@ fn root_mean_square(weight: &Pristine) -> f32 {
 }
 
 /// Runs a graph, ended early if the observer asks to stop.
-fn run(
-    session: &mut dyn Session,
-    inputs: &[(&str, &Tensor)],
-    progress: &Progress<'_>,
-) -> Result<NamedTensors, Error> {
+fn run(session: &mut dyn Session, inputs: &[(&str, &Tensor)], progress: &Progress<'_>) -> Result<NamedTensors, Error> {
     Ok(session.run_unless(inputs, &|| progress.is_cancelled())?)
-}
-
-/// An output of the expected shape, all finite.
-fn take(outputs: &mut NamedTensors, name: &str, expected: &[usize]) -> Result<ArrayD<f32>, PredictorError> {
-    let misfit = |found: String| PredictorError::Shape {
-        what: format!("output `{name}`"),
-        expected: format!("floats {expected:?}"),
-        found,
-    };
-    let tensor = outputs.swap_remove(name).ok_or_else(|| misfit("none".to_owned()))?;
-    let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
-    let values = tensor.into_f32().filter(|values| values.shape() == expected).ok_or_else(|| misfit(found))?;
-    if values.iter().all(|value| value.is_finite()) {
-        Ok(values)
-    } else {
-        Err(PredictorError::NotFinite { what: format!("output `{name}`") })
-    }
-}
-
-fn matrix(outputs: &mut NamedTensors, name: &str, expected: [usize; 2]) -> Result<Array2<f32>, PredictorError> {
-    take(outputs, name, &expected)?.into_dimensionality::<Ix2>().map_err(shape_defect)
-}
-
-fn cube(outputs: &mut NamedTensors, name: &str, expected: [usize; 3]) -> Result<Array3<f32>, PredictorError> {
-    take(outputs, name, &expected)?.into_dimensionality::<Ix3>().map_err(shape_defect)
-}
-
-fn shape_defect(error: ndarray::ShapeError) -> PredictorError {
-    let what = "an array of the predictor".to_owned();
-    PredictorError::Shape { what, expected: "the shape that it was made of".to_owned(), found: error.to_string() }
 }

@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, Zip};
 
 use super::super::error::PredictorError;
-use super::cube;
+use super::outputs::cube;
 use crate::tensor::NamedTensors;
 
 /// The softmax-weighted sum over all panels so far: of each, the largest logit, the sum of what is left of the others when
@@ -18,11 +18,7 @@ impl Softmax {
     /// Of no panel; `[heads, queries, width]`.
     pub(super) fn new(heads: usize, queries: usize, width: usize) -> Self {
         let column = |value| Array3::from_elem((heads, queries, 1), value);
-        Self {
-            maximum: column(f32::NEG_INFINITY),
-            total: column(0.0),
-            mixed: Array3::zeros((heads, queries, width)),
-        }
+        Self { maximum: column(f32::NEG_INFINITY), total: column(0.0), mixed: Array3::zeros((heads, queries, width)) }
     }
 
     /// Adds what a graph made of a panel: `maximum`, `total` `[heads, queries, 1]`, `mixed` `[heads, queries, width]`.
@@ -44,7 +40,9 @@ impl Softmax {
     pub(super) fn finish(self) -> Array2<f32> {
         let mean = &self.mixed / &self.total;
         let (heads, queries, width) = mean.dim();
-        Array2::from_shape_fn((queries, heads * width), |(query, channel)| mean[[channel / width, query, channel % width]])
+        Array2::from_shape_fn((queries, heads * width), |(query, channel)| {
+            mean[[channel / width, query, channel % width]]
+        })
     }
 }
 

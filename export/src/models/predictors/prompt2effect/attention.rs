@@ -92,10 +92,8 @@ impl Attention {
     pub(super) fn to_itself(&self, b: &mut Builder, rows: &Value, batch: &Value, apart: bool) -> Value {
         let Sizes { width, heads } = self.sizes;
         let all = blocks::linear(b, rows, &self.weight, Some(&self.bias));
-        let all = b.reshape(
-            &all,
-            &[Extent::from(batch), (-1i64).into(), 3usize.into(), heads.into(), (width / heads).into()],
-        );
+        let all = b
+            .reshape(&all, &[Extent::from(batch), (-1i64).into(), 3usize.into(), heads.into(), (width / heads).into()]);
         let all = b.transpose(&all, &[2, 0, 3, 1, 4]);
         let parts: Vec<Value> = b.split(&all, 0, 3).iter().map(|part| b.squeeze(part, &[0])).collect();
         let [q, k, v] = [&parts[0], &parts[1], &parts[2]];

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
-use v2l_runtime::predict::prompt2effect::{AttentionScope, Group, Injection, KIND, NetworkConfig};
+use v2l_runtime::predict::prompt2effect::{AttentionScope, Injection, KIND, NetworkConfig};
 
 use super::super::package::{Base, Package};
-use super::layers::{self, Types};
+use super::layers::{self, GroupOfType, ListedLayer, Types};
 use super::names::Names;
-use super::{misfit, simpletuner};
+use super::simpletuner;
 use crate::ExportError;
 
 /// A network: what the runtime must know of it, and what its graphs take besides.
@@ -98,25 +98,6 @@ struct Config {
     component_subfolder: Option<String>,
 }
 
-/// The table that a type of layers has.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct GroupOfType {
-    pub(super) group: String,
-    pub(super) d_in: usize,
-    pub(super) d_out: usize,
-}
-
-/// A layer of a checkpoint's own list.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct ListedLayer {
-    pub(super) index: usize,
-    pub(super) module_name: String,
-    pub(super) module_type: String,
-    pub(super) base_key: String,
-    pub(super) in_dim: usize,
-    pub(super) out_dim: usize,
-}
-
 /// Options of a profile that its file need not repeat.
 fn defaults(profile: &str) -> Json {
     let paper = json!({
@@ -155,17 +136,28 @@ fn of_square(file: &Json) -> Json {
     let own = &file["config"];
     let mut found = Map::new();
     found.insert("profile".into(), "square".into());
-    let renamed = [("text_dim", "text_dim"), ("rank", "rank"), ("hidden_dim", "hidden_dim"), ("n_heads", "n_heads"),
-        ("n_layer", "n_layer"), ("include_emb", "include_emb"), ("num_latents", "num_latents")];
+    let renamed = [
+        ("text_dim", "text_dim"),
+        ("rank", "rank"),
+        ("hidden_dim", "hidden_dim"),
+        ("n_heads", "n_heads"),
+        ("n_layer", "n_layer"),
+        ("include_emb", "include_emb"),
+        ("num_latents", "num_latents"),
+    ];
     for (theirs, ours) in renamed {
         if !own[theirs].is_null() {
             found.insert(ours.into(), own[theirs].clone());
         }
     }
-    let types: Vec<String> = own["module_specs"].as_object().map(|specs| specs.keys().cloned().collect()).unwrap_or_default();
+    let types: Vec<String> =
+        own["module_specs"].as_object().map(|specs| specs.keys().cloned().collect()).unwrap_or_default();
     let width = &own["weight_dim"];
     let group = json!({ "group": "default", "d_in": width, "d_out": width });
-    found.insert("enc_groups".into(), types.iter().map(|name| (name.clone(), group.clone())).collect::<Map<_, _>>().into());
+    found.insert(
+        "enc_groups".into(),
+        types.iter().map(|name| (name.clone(), group.clone())).collect::<Map<_, _>>().into(),
+    );
     found.insert("module_vocab".into(), types.into());
     Json::Object(found)
 }
@@ -195,10 +187,8 @@ impl Config {
         let shape = |name: &str| package.checkpoint.shape(name).map(<[usize]>::to_vec);
         let matrix = |name: &str| match shape(name).as_deref() {
             Some(&[rows, columns]) => Ok([rows, columns]),
-            found => Err(misfit(
-                package,
-                format!("expected a matrix `{name}` in {}, found {found:?}", package.checkpoint.label()),
-            )),
+            found => Err(package
+                .misfit(format!("expected a matrix `{name}` in {}, found {found:?}", package.checkpoint.label()))),
         };
         let [num_latents, hidden_dim] = matrix(names.latents())?;
         let [_, text_dim] = matrix(&format!("{}.weight", names.text_proj()))?;
@@ -209,9 +199,11 @@ impl Config {
             ("text_dim", self.text_dim, text_dim),
             ("rank", self.rank, rank),
         ];
-        if let Some((name, stated, found)) = stated.into_iter().find(|(_, stated, found)| stated.is_some_and(|s| s != *found)) {
+        if let Some((name, stated, found)) =
+            stated.into_iter().find(|(_, stated, found)| stated.is_some_and(|s| s != *found))
+        {
             let stated = stated.unwrap_or_default();
-            return Err(misfit(package, format!("`{name}` is {stated}, and the checkpoint's tensors say {found}")));
+            return Err(package.misfit(format!("`{name}` is {stated}, and the checkpoint's tensors say {found}")));
         }
         let condition = if self.include_emb {
             let [layers, layer_width] = matrix(&format!("{}.weight", names.layer_emb()))?;
@@ -233,7 +225,8 @@ impl Config {
             listed => layers::listed(package, base.slots, listed, &types)?,
         };
         self.check_types(package, condition.as_ref())?;
-        let plain = self.pos_code == "none" && !self.cond_inject.tokens() && !self.codec_residual && !self.decompressor_ffn;
+        let plain =
+            self.pos_code == "none" && !self.cond_inject.tokens() && !self.codec_residual && !self.decompressor_ffn;
         let network = NetworkConfig {
             kind: KIND.into(),
             profile: self.profile.clone(),
@@ -254,7 +247,7 @@ impl Config {
             groups,
             layers,
         };
-        network.check().map_err(|reason| misfit(package, reason))?;
+        network.check().map_err(|reason| package.misfit(reason))?;
         warn_of_cost(package, &network)?;
         let after = |name: &str| self.ffn_after.iter().any(|after| after == name);
         Ok(Description {
@@ -279,8 +272,10 @@ impl Config {
             ("weight_norm", &self.weight_norm, &["none", "rms"]),
         ];
         let after = self.ffn_after.iter().map(|after| ("ffn_after", after, &["self", "cross"][..]));
-        if let Some((name, found, known)) = words.into_iter().chain(after).find(|(_, found, known)| !known.contains(&&***found)) {
-            return Err(misfit(package, format!("`{name}` is `{found}`, expected one of {}", known.join(", "))));
+        if let Some((name, found, known)) =
+            words.into_iter().chain(after).find(|(_, found, known)| !known.contains(&&***found))
+        {
+            return Err(package.misfit(format!("`{name}` is `{found}`, expected one of {}", known.join(", "))));
         }
         if self.target_stats.as_ref().is_some_and(|stats| !stats.is_null()) {
             return Err(ExportError::Unsupported {
@@ -304,10 +299,10 @@ impl Config {
         if tables.modules == expected {
             return Ok(());
         }
-        Err(misfit(
-            package,
-            format!("expected {expected} rows in the table of module types, found {}; a type is missing", tables.modules),
-        ))
+        Err(package.misfit(format!(
+            "expected {expected} rows in the table of module types, found {}; a type is missing",
+            tables.modules
+        )))
     }
 }
 
@@ -320,14 +315,5 @@ fn warn_of_cost(package: &Package, network: &NetworkConfig) -> Result<(), Export
     Err(ExportError::Unsupported {
         what: format!("{}: attention among {longest} latents", package.config_path.display()),
         reason: "65536 are at most; train with `attn_scope` layer or with fewer latents".into(),
-    })
-}
-
-/// The groups of these layers, each once, by name and size.
-pub(super) fn group_index(groups: &mut Vec<Group>, name: &str, d_out: usize, d_in: usize) -> usize {
-    let group = Group { name: name.to_owned(), d_out, d_in };
-    groups.iter().position(|known| *known == group).unwrap_or_else(|| {
-        groups.push(group);
-        groups.len() - 1
     })
 }

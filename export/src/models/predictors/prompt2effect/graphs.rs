@@ -170,7 +170,11 @@ impl<'a> Maker<'a> {
     }
 
     fn latents(&self, b: &mut Builder) -> Result<Value, ExportError> {
-        Vars::root(self.checkpoint).get(b, self.names.latents(), &[self.description.network.num_latents, self.sizes.width])
+        Vars::root(self.checkpoint).get(
+            b,
+            self.names.latents(),
+            &[self.description.network.num_latents, self.sizes.width],
+        )
     }
 
     /// A panel → the softmax over its tokens, for each head and latent.
@@ -365,7 +369,8 @@ impl<'a> Maker<'a> {
         let key = attention.heads(b, Projection::Key, latents);
         if !net.absorbed {
             let rows = tokens.rows(b);
-            let normal = if self.description.codec_residual { self.norm(b, "decompressor.ln1", &rows)? } else { rows.clone() };
+            let normal =
+                if self.description.codec_residual { self.norm(b, "decompressor.ln1", &rows)? } else { rows.clone() };
             let query = attention.heads(b, Projection::Query, &normal);
             let query = attention.scaled(b, &query);
             let key = b.transpose(&key, &[0, 2, 1]);

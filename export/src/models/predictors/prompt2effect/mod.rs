@@ -46,11 +46,6 @@ impl PackageKind for Prompt2Effect {
     }
 }
 
-/// What does not fit, of the file that says so.
-fn misfit(package: &Package, reason: impl Into<String>) -> ExportError {
-    ExportError::Predictor(format!("{}: {}", package.config_path.display(), reason.into()))
-}
-
 /// The component `hypernetwork`.
 fn component(checkpoint: &Checkpoint, description: &Description) -> Result<Component, ExportError> {
     let names = Names::of(checkpoint);

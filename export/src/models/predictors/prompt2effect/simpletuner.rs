@@ -3,7 +3,6 @@
 use serde_json::{Value as Json, json};
 
 use super::super::package::Package;
-use super::misfit;
 use crate::ExportError;
 
 /// The `format` of its files.
@@ -13,14 +12,12 @@ pub(super) const FORMAT: &str = "simpletuner-prompt2effect-hypernetwork";
 pub(super) fn config(package: &Package) -> Result<Json, ExportError> {
     let file = &package.config;
     let (model, schema) = (&file["model_config"], &file["schema"]);
-    let missing = |name: &str| misfit(package, format!("`{name}` is missing; expected SimpleTuner's own file"));
+    let missing = |name: &str| package.misfit(format!("`{name}` is missing; expected SimpleTuner's own file"));
     let layers = schema["layers"].as_array().ok_or_else(|| missing("schema.layers"))?;
     let shapes: Vec<Json> = layers.iter().map(|layer| json!([layer["out_dim"], layer["in_dim"]])).collect();
     if model["layer_shapes"].as_array() != Some(&shapes) || model["layer_count"] != layers.len() {
-        return Err(misfit(
-            package,
-            "`model_config.layer_count` and `layer_shapes` differ from `schema.layers`; the file is damaged",
-        ));
+        return Err(package
+            .misfit("`model_config.layer_count` and `layer_shapes` differ from `schema.layers`; the file is damaged"));
     }
     let length = &file["train_args"]["max_prompt_length"];
     Ok(json!({

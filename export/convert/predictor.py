@@ -1,0 +1,377 @@
+#!/usr/bin/env python3
+"""Turns the checkpoint of a predictor, a file of PyTorch, into a package for `v2l-export --predictor`.
+
+    python export/convert/predictor.py FILE.pt -o FOLDER
+
+writes FOLDER/model.safetensors and FOLDER/config.json. It takes
+  - SimpleTuner's `prompt2effect_hypernetwork.pt` and `checkpoint-N.pt`,
+  - the checkpoint of Prompt2Effect's reproduction for square weights (`config` and `state_dict`).
+
+PyTorch is not needed, and no code of the file is run: pickle's instructions are read one by one, and of all names that they may
+call only those that make a tensor are answered. Paths of the trainer's machine are left out.
+"""
+
+import argparse
+import io
+import json
+import os
+import pickle
+import struct
+import sys
+import tempfile
+import zipfile
+from collections import OrderedDict
+from math import prod
+from pathlib import Path
+
+# torch's storages: bytes of an element and safetensors' name.
+STORAGES = {
+    "DoubleStorage": (8, "F64"), "FloatStorage": (4, "F32"), "HalfStorage": (2, "F16"), "BFloat16Storage": (2, "BF16"),
+    "LongStorage": (8, "I64"), "IntStorage": (4, "I32"), "ShortStorage": (2, "I16"), "CharStorage": (1, "I8"),
+    "ByteStorage": (1, "U8"), "BoolStorage": (1, "BOOL"),
+}
+LARGEST_PICKLE = 64 << 20
+
+
+class Refused(Exception):
+    """The file is not what it should be."""
+
+
+class Storage:
+    """The type of a storage."""
+
+    def __init__(self, name):
+        self.size, self.dtype = STORAGES[name]
+
+
+class Tensor:
+    """A tensor: its type, its extents and its bytes in row-major order."""
+
+    def __init__(self, dtype, shape, data):
+        self.dtype, self.shape, self.data = dtype, shape, data
+
+
+class State(OrderedDict):
+    """A state dict; what PyTorch notes of its version is dropped."""
+
+    def __setstate__(self, state):
+        if not isinstance(state, dict) or set(state) - {"_metadata"}:
+            raise Refused(f"a state dict carries {sorted(state) if isinstance(state, dict) else type(state).__name__}; "
+                          "expected `_metadata` alone")
+
+
+def rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None):
+    """torch._utils._rebuild_tensor_v2, with every number checked."""
+    if not isinstance(storage, tuple) or len(storage) != 3:
+        raise Refused("a tensor without a storage")
+    kind, data, count = storage
+    numbers = [offset, *size, *stride]
+    if any(type(n) is not int or n < 0 for n in numbers) or len(size) != len(stride):
+        raise Refused(f"a tensor of size {size} and strides {stride}")
+    total = prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride)) if total else offset
+    if last >= count + (0 if total else 1) or total > count:
+        raise Refused(f"a tensor of size {size} and strides {stride} from {offset} leaves its storage of {count} elements")
+    plain, step = [], 1
+    for n in reversed(size):
+        plain.insert(0, step)
+        step *= n
+    wide = kind.size
+    if all(n == 1 or a == b for n, a, b in zip(size, stride, plain)):
+        return Tensor(kind.dtype, list(size), data[offset * wide : (offset + total) * wide])
+    parts = bytearray()
+    index = [0] * len(size)
+    for _ in range(total):
+        at = (offset + sum(i * s for i, s in zip(index, stride))) * wide
+        parts += data[at : at + wide]
+        for axis in reversed(range(len(size))):
+            index[axis] += 1
+            if index[axis] < size[axis]:
+                break
+            index[axis] = 0
+    return Tensor(kind.dtype, list(size), bytes(parts))
+
+
+class Reader(pickle.Unpickler):
+    """Answers the names that tensors are made of, and no others."""
+
+    def __init__(self, data, load):
+        super().__init__(io.BytesIO(data))
+        self.load_storage = load
+
+    def find_class(self, module, name):
+        if (module, name) == ("collections", "OrderedDict"):
+            return State
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return rebuild_tensor
+        if module == "torch" and name in STORAGES:
+            return Storage(name)
+        raise Refused(f"the pickle names `{module}.{name}`; expected tensors, numbers and texts alone")
+
+    def persistent_load(self, identity):
+        if not (isinstance(identity, tuple) and len(identity) == 5 and identity[0] == "storage"):
+            raise Refused("a reference to something else than a storage")
+        _, kind, key, _, count = identity
+        if not isinstance(kind, Storage) or not isinstance(key, str) or type(count) is not int or count < 0:
+            raise Refused("a storage that contradicts itself")
+        return kind, self.load_storage(key, count * kind.size), count
+
+
+def read_archive(path):
+    """What a file of PyTorch holds."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    if start != b"PK":
+        raise Refused("not a zip archive, as PyTorch 1.6 and newer write it; save the checkpoint again with a newer PyTorch")
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        if len(set(names)) != len(names):
+            raise Refused("two entries of the archive have the same name")
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise Refused("an entry of the archive is compressed; PyTorch stores them as they are")
+        pickles = [name for name in names if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1:
+            raise Refused(f"expected one entry `<name>/data.pkl`, found {len(pickles)}")
+        stem = pickles[0].split("/")[0]
+        if f"{stem}/byteorder" in names and archive.read(f"{stem}/byteorder") != b"little":
+            raise Refused("the tensors are big-endian; save the checkpoint on a little-endian machine")
+        if archive.getinfo(pickles[0]).file_size > LARGEST_PICKLE:
+            raise Refused(f"the pickle has more than {LARGEST_PICKLE} bytes")
+        kept = {}
+
+        def load(key, size):
+            if key not in kept:
+                name = f"{stem}/data/{key}"
+                if name not in names:
+                    raise Refused(f"there is no storage `{name}`")
+                kept[key] = archive.read(name)
+            if len(kept[key]) < size:
+                raise Refused(f"storage `{key}` has {len(kept[key])} bytes, and a tensor takes {size}")
+            return kept[key]
+
+        try:
+            return Reader(archive.read(pickles[0]), load).load()
+        except Refused:
+            raise
+        except Exception as error:
+            raise Refused(f"the pickle cannot be read: {type(error).__name__}: {error}") from None
+
+
+def tensors_of(state):
+    if not isinstance(state, dict) or not state or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
+        raise Refused("expected a state dict: names, and tensors alone")
+    return dict(state)
+
+
+def need(value, kind, name):
+    if not isinstance(value, kind) or isinstance(value, bool) and kind is int:
+        raise Refused(f"`{name}` is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def shapes_match(tensors, expected):
+    """Refuses a state dict that is not exactly what its configuration says."""
+    missing, surplus = sorted(set(expected) - set(tensors)), sorted(set(tensors) - set(expected))
+    if missing or surplus:
+        raise Refused(f"the state dict lacks {missing[:3]} and has {surplus[:3]} besides what its configuration says")
+    for name, shape in expected.items():
+        if tensors[name].shape != list(shape):
+            raise Refused(f"`{name}` has shape {tensors[name].shape}, expected {list(shape)}")
+
+
+def linear(shapes, name, out, inputs):
+    shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [out, inputs], [out]
+
+
+def attention(shapes, name, d):
+    shapes[f"{name}.in_proj_weight"], shapes[f"{name}.in_proj_bias"] = [3 * d, d], [3 * d]
+    linear(shapes, f"{name}.out_proj", d, d)
+
+
+def norm(shapes, name, d):
+    shapes[f"{name}.weight"], shapes[f"{name}.bias"] = [d], [d]
+
+
+SIMPLETUNER = "simpletuner-prompt2effect-hypernetwork"
+# SimpleTuner's names, and those of the documented layout.
+RENAMED = {
+    "compress_queries": "latents", "compress_attn": "compressor.attn", "decode_attn": "decompressor.attn", "head_a": "head_A",
+    "head_b": "head_B", "layer_embedding": "layer_emb", "module_type_embedding": "module_emb",
+    "text_projection": "text_proj.proj",
+}
+IN_BLOCK = {
+    "self_attn": "proc_self.{}.attn", "norm_1": "proc_self.{}.ln1", "cross_attn": "proc_cross.{}.attn",
+    "norm_2": "proc_cross.{}.ln1", "norm_3": "proc_cross.{}.ln2", "ff.0": "proc_cross.{}.ff.fc1", "ff.3": "proc_cross.{}.ff.fc2",
+}
+
+
+def simpletuner_shapes(model, layers):
+    d, n, heads = (need(model[k], int, k) for k in ("hidden_dim", "compressed_tokens", "num_heads"))
+    if heads < 1 or d % heads:
+        raise Refused(f"hidden_dim {d} is no multiple of num_heads {heads}")
+    shapes = {"compress_queries": [n, d]}
+    linear(shapes, "text_projection", d, need(model["text_hidden_dim"], int, "text_hidden_dim"))
+    shapes["layer_embedding.weight"] = [len(layers), d]
+    shapes["module_type_embedding.weight"] = [len(model["module_types"]), d]
+    attention(shapes, "compress_attn", d)
+    attention(shapes, "decode_attn", d)
+    for i in range(need(model["num_layers"], int, "num_layers")):
+        attention(shapes, f"blocks.{i}.self_attn", d)
+        attention(shapes, f"blocks.{i}.cross_attn", d)
+        for k in (1, 2, 3):
+            norm(shapes, f"blocks.{i}.norm_{k}", d)
+        linear(shapes, f"blocks.{i}.ff.0", 4 * d, d)
+        linear(shapes, f"blocks.{i}.ff.3", d, 4 * d)
+    for out, inputs in {(layer["out_dim"], layer["in_dim"]) for layer in layers}:
+        linear(shapes, f"projections.out{out}_in{inputs}.row", d, inputs)
+        linear(shapes, f"projections.out{out}_in{inputs}.col", d, out)
+    rank = need(model["rank"], int, "rank")
+    linear(shapes, "head_a", rank, d)
+    linear(shapes, "head_b", rank, d)
+    return shapes
+
+
+def simpletuner_name(name):
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        for own, ours in IN_BLOCK.items():
+            rest = ".".join(parts[2:])
+            if rest.startswith(own + "."):
+                return ours.format(parts[1]) + rest[len(own) :]
+    if parts[0] == "projections":
+        return f"{parts[2]}_enc.{parts[1]}.{parts[3]}"
+    for own, ours in RENAMED.items():
+        if name == own or name.startswith(own + "."):
+            return ours + name[len(own) :]
+    raise Refused(f"`{name}` has no place in the documented layout")
+
+
+def simpletuner(file):
+    model, schema = need(file.get("model_config"), dict, "model_config"), need(file.get("schema"), dict, "schema")
+    layers = need(schema.get("layers"), list, "schema.layers")
+    for at, layer in enumerate(layers):
+        if layer["index"] != at or layer["base_key"] != layer["module_name"] + ".weight":
+            raise Refused(f"schema.layers[{at}] is `{layer['module_name']}` with index {layer['index']}")
+    names = [layer["module_name"] for layer in layers]
+    if names != sorted(names):
+        raise Refused("schema.layers are not in the order of their names as strings, in which the checkpoint numbers them")
+    if model["layer_count"] != len(layers) or [list(s) for s in model["layer_shapes"]] != [
+        [layer["out_dim"], layer["in_dim"]] for layer in layers
+    ]:
+        raise Refused("model_config and schema list different layers")
+    unknown = {layer["module_type"] for layer in layers} - set(model["module_types"])
+    if unknown:
+        raise Refused(f"layers are of the types {sorted(unknown)}, which model_config does not list")
+    tensors = tensors_of(file.get("model_state_dict"))
+    shapes_match(tensors, simpletuner_shapes(model, layers))
+    kept = ("index", "module_name", "module_type", "base_key", "in_dim", "out_dim")
+    config = {
+        "model_type": "prompt2effect", "profile": "simpletuner", "hidden_dim": model["hidden_dim"],
+        "n_heads": model["num_heads"], "n_layer": model["num_layers"], "num_latents": model["compressed_tokens"],
+        "rank": model["rank"], "text_dim": model["text_hidden_dim"],
+        "text_len": (file.get("train_args") or {}).get("max_prompt_length", 128),
+        "text_encoder": os.path.basename(str(file.get("text_encoder_model") or "").rstrip("/")) or None,
+        "module_vocab": list(model["module_types"]), "layers": [{k: layer[k] for k in kept} for layer in layers],
+    }
+    for name in ("model_family", "model_flavour", "base_model", "base_revision", "component_prefix", "component_subfolder",
+                 "target_modules"):
+        value = schema.get(name)
+        if value is not None and not (isinstance(value, str) and value.startswith("/")):
+            config[name] = value
+    return {simpletuner_name(name): tensor for name, tensor in tensors.items()}, config
+
+
+def square(file):
+    own = need(file.get("config"), dict, "config")
+    tensors = tensors_of(file.get("state_dict"))
+    d, width, rank, text = (need(own[k], int, k) for k in ("hidden_dim", "weight_dim", "rank", "text_dim"))
+    types = list(need(own["module_specs"], dict, "module_specs"))
+    if "latents" not in tensors:
+        raise Refused("there is no tensor `latents`")
+    n = tensors["latents"].shape[0]
+    shapes = {"latents": [n, d]}
+    linear(shapes, "text_proj.proj", d, text)
+    norm(shapes, "text_proj.ln", d)
+    linear(shapes, "row_enc", d, width)
+    linear(shapes, "col_enc", d, width)
+    if own.get("include_emb", True):
+        e = [tensors[f"{k}.weight"].shape[1] if f"{k}.weight" in tensors else 32 for k in ("layer_emb", "module_emb")]
+        shapes["layer_emb.weight"] = [own["max_layers"], e[0]]
+        shapes["module_emb.weight"] = [len(types) + 1, e[1]]
+        linear(shapes, "cond_proj", d, sum(e))
+    parts = ["compressor", "decompressor"]
+    parts += [f"{part}.{b}" for b in range(need(own["n_layer"], int, "n_layer")) for part in ("proc_self", "proc_cross")]
+    for part in parts:
+        attention(shapes, f"{part}.attn", d)
+        norm(shapes, f"{part}.ln1", d)
+        norm(shapes, f"{part}.ln2", d)
+        linear(shapes, f"{part}.ff.fc1", 4 * d, d)
+        linear(shapes, f"{part}.ff.fc2", d, 4 * d)
+    linear(shapes, "head_A", rank, d)
+    linear(shapes, "head_B", rank, d)
+    shapes_match(tensors, shapes)
+    group = {"group": "default", "d_in": width, "d_out": width}
+    config = {
+        "model_type": "prompt2effect", "profile": "square", "hidden_dim": d, "n_heads": own["n_heads"],
+        "n_layer": own["n_layer"], "num_latents": n, "rank": rank, "text_dim": text,
+        "include_emb": own.get("include_emb", True), "module_vocab": types, "enc_groups": {t: group for t in types},
+    }
+    return tensors, config
+
+
+def write_safetensors(path, tensors):
+    header, at = {}, 0
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + len(tensor.data)]}
+        at += len(tensor.data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(tensors):
+            file.write(tensors[name].data)
+
+
+def convert(source, folder):
+    file = need(read_archive(source), dict, "the file")
+    if file.get("format") == SIMPLETUNER:
+        tensors, config = simpletuner(file)
+    elif isinstance(file.get("config"), dict) and "module_specs" in file["config"]:
+        tensors, config = square(file)
+    else:
+        raise Refused("no predictor that this script knows: expected SimpleTuner's `format`, or `config` with `module_specs`")
+    if folder.exists() and any(folder.iterdir()):
+        raise Refused(f"{folder} is not empty; name another folder with -o")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        made = Path(temporary) / "made"
+        made.mkdir()
+        write_safetensors(made / "model.safetensors", tensors)
+        (made / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        if folder.exists():
+            folder.rmdir()
+        made.rename(folder)
+    return len(tensors), config["profile"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path, metavar="FILE.pt")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
+    args = parser.parse_args()
+    try:
+        count, profile = convert(args.checkpoint, args.output)
+    except (Refused, OSError, zipfile.BadZipFile, KeyError, TypeError) as error:
+        missing = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
+        print(f"error: {args.checkpoint}: {missing}", file=sys.stderr)
+        return 3
+    print(f"{args.output}: {count} tensors, profile {profile}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
