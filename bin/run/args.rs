@@ -12,6 +12,7 @@ use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::backends::{AUTO, BACKENDS};
 use v2l_runtime::engine::recording::Recorder;
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
+use v2l_runtime::lora::adapter::AdapterFormat;
 use v2l_runtime::lora::algebra::{Composition, NormConsistency};
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
@@ -149,9 +150,9 @@ pub(crate) struct Args {
     /// Where to save the predicted adapter.
     #[arg(long, value_name = "FILE", requires = "prediction", help_heading = "Adapters")]
     pub(crate) save_lora: Option<PathBuf>,
-    /// Format of --save-lora.
-    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
-    pub(crate) lora_format: LoraFormat,
+    /// Format of --save-lora [default: diffusers for --effect, else peft].
+    #[arg(long, value_enum, help_heading = "Adapters")]
+    pub(crate) lora_format: Option<LoraFormat>,
     /// Folder to keep predictions in: for a reference, or --predictor-inputs, that come again, the predictor does not run.
     #[arg(long, value_name = "DIR", requires = "prediction", help_heading = "Adapters")]
     pub(crate) prediction_cache: Option<PathBuf>,
@@ -303,6 +304,12 @@ impl Args {
     /// True if an adapter is to be predicted from a prompt.
     pub(crate) fn has_effect(&self) -> bool {
         !self.effect.is_empty() || !self.effect_embeds.is_empty()
+    }
+
+    /// The format that --save-lora writes.
+    pub(crate) fn adapter_format(&self) -> AdapterFormat {
+        let usual = if self.has_effect() { LoraFormat::Diffusers } else { LoraFormat::default() };
+        self.lora_format.unwrap_or(usual).into()
     }
 
     /// `--engine`, which all but a prediction alone needs.

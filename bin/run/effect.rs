@@ -3,7 +3,7 @@
 use serde_json::json;
 use v2l_cli::{Failure, Output, split_strength};
 use v2l_runtime::generator::{Generator, PredictOptions};
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
+use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::lora::algebra::recompress;
 use v2l_runtime::predict::{Source, TEXT_HIDDEN, TEXT_MASK};
 use v2l_runtime::tensor::NamedTensors;
@@ -38,7 +38,7 @@ pub(crate) fn predict(args: &Args, generator: &mut Generator, output: &mut Outpu
         output.note(&format!("rank {rank} keeps {:.2} % of the square of the update's norm", 100.0 * kept));
     }
     if let Some(path) = &args.save_lora {
-        let format = AdapterFormat::from(args.lora_format);
+        let format = args.adapter_format();
         say_decisions(&prediction.decisions, output);
         prediction.save(path, format)?;
         adapters::saved(path, format, &prediction.adapter, output);

@@ -10,7 +10,7 @@ use v2l_runtime::decisions::Decisions;
 use v2l_runtime::events::{Event, Observer, Stage};
 use v2l_runtime::generator::{Generator, PredictOptions};
 use v2l_runtime::io::weights::{WeightError, write_tensors};
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
+use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::media::clip::{Clip, read_frames, write_frames};
 use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::memory::available_memory;
@@ -268,7 +268,7 @@ fn predict(
     output.finish();
     adapters::cached(&prediction, "this reference was kept: autoencoder and hypernetwork do", output);
     if let Some(path) = &args.save_lora {
-        let format = AdapterFormat::from(args.lora_format);
+        let format = args.adapter_format();
         say_decisions(&prediction.decisions, output);
         prediction.save(path, format)?;
         adapters::saved(path, format, &prediction.adapter, output);

@@ -31,7 +31,7 @@ pub(crate) fn predict(args: &Args, slots: Option<&[Slot]>, output: &mut Output) 
     let Some(path) = &args.predictor else { return Ok(None) };
     let missing = || Failure::usage("--predictor needs --predictor-map FILE and --predictor-inputs FILE");
     let map = args.predictor_map.as_ref().filter(|_| !args.predictor_inputs.is_empty()).ok_or_else(missing)?;
-    let format = AdapterFormat::from(args.lora_format);
+    let format = args.adapter_format();
     if matches!(format, AdapterFormat::Light | AdapterFormat::LightFull) {
         return Err(Failure::usage(format!(
             "--lora-format {} is for Video2LoRA's tokens, and --predictor gives factors; use peft, diffusers, kohya, \

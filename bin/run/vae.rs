@@ -22,7 +22,7 @@ pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
         video::check_png(path)?;
     }
     if let Some(path) = &args.save_lora {
-        check_destination(path, args.lora_format.into())?;
+        check_destination(path, args.adapter_format())?;
     }
     match &args.output {
         Some(path) => Ok(clip::check_destination(path, args.ffmpeg.as_deref())?),

@@ -169,7 +169,9 @@ fn wrong_orders_change_the_factors_beyond_the_tolerance() {
     far("layers numbered differently", "simpletuner", &factors(&built, &given("simpletuner")));
     let built = build("square", |package, _| {
         let file = package.join("model.safetensors");
-        ["weight", "bias"].map(|part| exchange(&file, [&format!("row_enc.{part}"), &format!("col_enc.{part}")]));
+        for part in ["weight", "bias"] {
+            exchange(&file, [&format!("row_enc.{part}"), &format!("col_enc.{part}")]);
+        }
     });
     far("rows and columns swapped", "square", &factors(&built, &given("square")));
     for name in ["paper_wan", "simpletuner"] {

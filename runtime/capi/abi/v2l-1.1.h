@@ -652,6 +652,11 @@ typedef struct v2l_reference {
      * Number of `tensors`.
      */
     size_t tensor_count;
+    /**
+     * Since 1.1. The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
+     * where there is one, `text_attention_mask` [1, n].
+     */
+    const char *prompt;
 } v2l_reference;
 
 /**
@@ -881,6 +886,11 @@ typedef struct v2l_generate_options {
  * Video to latent, by itself.
  */
 #define V2L_STAGE_ENCODE_VIDEO 6
+
+/**
+ * A prompt and the base's weights to an adapter.
+ */
+#define V2L_STAGE_PREDICT 7
 
 /**
  * IEEE 754 binary32.

@@ -370,6 +370,18 @@ public:
         return predict(reference, control);
     }
 
+    /// Predicts from a prompt.
+    Adapter predict_prompt(const std::string &prompt, Control &control) const {
+        v2l_reference given = reference();
+        given.prompt = prompt.c_str();
+        return predict(given, control);
+    }
+
+    Adapter predict_prompt(const std::string &prompt) const {
+        Control control;
+        return predict_prompt(prompt, control);
+    }
+
     /// Predicts from named tensors.
     Adapter predict(const std::vector<Input> &inputs, Control &control) const {
         std::vector<v2l_tensor> views;

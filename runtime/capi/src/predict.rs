@@ -86,7 +86,7 @@ pub struct v2l_reference {
     pub tensors: *const v2l_tensor,
     /// Number of `tensors`.
     pub tensor_count: usize,
-    /// The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
+    /// Since 1.1. The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
     /// where there is one, `text_attention_mask` [1, n].
     pub prompt: *const c_char,
 }

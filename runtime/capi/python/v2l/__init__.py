@@ -535,6 +535,7 @@ class Predictor(_Handle):
         self,
         reference: Union[Path, np.ndarray, None] = None,
         *,
+        prompt: Optional[str] = None,
         tensors: Optional[Mapping[str, np.ndarray]] = None,
         fps: float = 0.0,
         width: int = 0,
@@ -550,7 +551,8 @@ class Predictor(_Handle):
     ) -> Adapter:
         """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
 
-        A predictor made by :meth:`mapped` predicts from ``tensors`` alone, its graph's inputs by name.
+        A predictor made by :meth:`mapped` predicts from ``tensors`` alone, its graph's inputs by name. One that reads a prompt takes
+        ``prompt`` or, in its place, the ``tensors`` ``text_hidden`` and ``text_attention_mask``.
         ``image`` is the first frame of the video to generate, which may say its size.
         """
         given = _initial(_native.Reference, _lib.v2l_reference_init)
@@ -559,6 +561,8 @@ class Predictor(_Handle):
             given.frames = ctypes.pointer(tensor)
         elif reference is not None:
             given.file = _path(reference)
+        if prompt is not None:
+            given.prompt = prompt.encode()
         if tensors is not None:
             named = [_tensor(np.asarray(array), name) for name, array in tensors.items()]
             given.tensors, given.tensor_count = (_native.Tensor * len(named))(*named), len(named)

@@ -139,6 +139,7 @@ class Reference(Structure):
         ("image", POINTER(Tensor)),
         ("tensors", POINTER(Tensor)),
         ("tensor_count", c_size_t),
+        ("prompt", c_char_p),
     ]
 
 
