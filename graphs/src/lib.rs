@@ -27,7 +27,7 @@ mod write;
 pub use builder::{Builder, Extent, ISLAND, NodeBuilder, Value};
 pub use data::{DataType, TensorData};
 pub use model::{Attribute, Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
-pub use operators::{Kind, kind};
+pub use operators::{Argument, Kind, argument, kind, passes_on};
 pub use precision::{
     Freedom, apply_precision, computes_in_16_bits, count_casts, emulate_precision, freedom, is_movement,
     lower_precision, matrix_types, node_labels, raise_precision, save_casts, tables, uses_narrow_floats, value_types,

@@ -1,7 +1,7 @@
 //! What a graph does with the values of its inputs, as far as made ones must know it: a result grows with an extent, a
 //! table has so many rows.
 
-use v2l_graphs::{Attribute, Graph, Node};
+use v2l_graphs::{Argument, Attribute, Graph, Node, argument, passes_on};
 
 /// What the values of an input are for. Of several uses the first in this order tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,46 +25,6 @@ pub(super) enum Use {
 /// Least rows that a table is taken to have if the graph does not say: the smallest extent of made inputs.
 const LEAST_ROWS: usize = 2;
 
-/// Operators whose outputs hold values of their first input, and of the others that are named.
-const MOVES: [&str; 13] = [
-    "Cast",
-    "Concat",
-    "Expand",
-    "Flatten",
-    "Gather",
-    "GatherElements",
-    "Identity",
-    "Reshape",
-    "Slice",
-    "Split",
-    "Squeeze",
-    "Transpose",
-    "Unsqueeze",
-];
-
-/// Operators that make integers of integers, of a similar size.
-const ARITHMETIC: [&str; 19] = [
-    "Abs",
-    "Add",
-    "Ceil",
-    "Clip",
-    "CumSum",
-    "Div",
-    "Floor",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Neg",
-    "Pad",
-    "ReduceMax",
-    "ReduceProd",
-    "ReduceSum",
-    "Sub",
-    "Where",
-];
-
 /// The use of the graph's input `input`, whose values are integers if `integer` says so; `None` if any value will do.
 pub(super) fn use_of(graph: &Graph, input: &str, integer: bool) -> Option<Use> {
     let mut found = Vec::new();
@@ -85,9 +45,7 @@ fn search(graph: &Graph, mut same: Vec<String>, integer: bool, scopes: &[&Graph]
             let inner = same.iter().cloned().chain(carried.filter(|_| node.op_type != "If")).collect();
             search(body, inner, integer, &[scopes, &[body]].concat(), found);
         }
-        let name = node.op_type.as_str();
-        let moved = MOVES.contains(&name) && (reads(0) || (name == "Concat" && !read.is_empty()));
-        if moved || (integer && ARITHMETIC.contains(&name) && !read.is_empty()) {
+        if read.iter().any(|&at| passes_on(node, at, integer)) {
             same.extend(node.outputs.iter().filter(|output| !output.is_empty()).cloned());
         }
     }
@@ -95,33 +53,23 @@ fn search(graph: &Graph, mut same: Vec<String>, integer: bool, scopes: &[&Graph]
 
 /// What a node's input number `at` is for.
 fn role(node: &Node, at: usize, integer: bool, scopes: &[&Graph]) -> Option<Use> {
-    use Use::{Axis, Divisor, Extent, Factor, Row, Start, Step};
-    Some(match (node.op_type.as_str(), at) {
-        ("Squeeze" | "Unsqueeze", 1) | ("CumProd" | "CumSum", 1) | ("DFT", 2) | ("Pad" | "Slice", 3) => Axis,
-        (name, 1) if name.starts_with("Reduce") => Axis,
-        ("Range", 0) | ("Slice" | "Trilu", 1) => Start,
-        ("Range", 2) | ("Slice", 4) | ("BitShift" | "Pad" | "STFT", 1) => Step,
-        ("BlackmanWindow" | "ConstantOfShape" | "HammingWindow" | "HannWindow" | "Loop" | "MelWeightMatrix", 0) => {
-            Extent
-        }
-        ("AffineGrid" | "CenterCropPad" | "Col2Im" | "DFT" | "Expand" | "MelWeightMatrix" | "OneHot" | "Range", 1) => {
-            Extent
-        }
-        ("Reshape" | "ReverseSequence" | "Split" | "SplitToSequence" | "Tile" | "TopK", 1) => Extent,
-        ("Col2Im" | "MaxUnpool" | "MelWeightMatrix" | "NonMaxSuppression" | "Slice", 2) | ("Resize" | "STFT", 3) => {
-            Extent
-        }
-        ("Resize", 2) | ("Upsample", 1) => Factor,
-        ("Div" | "Mod", 1) if integer => Divisor,
-        ("Gather", 1) => Row(rows(node, scopes).unwrap_or(LEAST_ROWS)),
-        ("GatherElements" | "GatherND" | "NegativeLogLikelihoodLoss" | "SoftmaxCrossEntropyLoss", 1)
-        | ("RoiAlign", 2) => Row(LEAST_ROWS),
-        _ => return None,
+    Some(match argument(node, at)? {
+        Argument::Axis => Use::Axis,
+        Argument::Start => Use::Start,
+        Argument::Step => Use::Step,
+        Argument::Extent => Use::Extent,
+        Argument::Factor => Use::Factor,
+        Argument::Divisor if !integer => return None,
+        Argument::Divisor => Use::Divisor,
+        Argument::Row => Use::Row(rows(node, scopes).unwrap_or(LEAST_ROWS)),
     })
 }
 
 /// Rows of the table that a Gather reads, if it is a constant, converted or not.
 fn rows(node: &Node, scopes: &[&Graph]) -> Option<usize> {
+    if node.op_type != "Gather" {
+        return None;
+    }
     let mut name = node.inputs.first()?;
     let table = loop {
         if let Some(table) = scopes.iter().rev().find_map(|graph| graph.initializers.get(name)) {

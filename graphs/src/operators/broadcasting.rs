@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::arguments::{Args, pair, spread, zip};
-use super::entry::{BOOL, Buffer, IntegerRule, Kind, MANY, Operator, Out, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, BOOL, Buffer, IntegerRule, Kind, MANY, Operator, Out, RowRule, ShapeRule, known, op};
 use crate::symbolic::{Expr, Symbols};
 use crate::tensor::{Numbers, Tensor, broadcast};
 use crate::{DataType, Node};
@@ -26,16 +26,19 @@ const fn truth(name: &'static str, since: i64) -> Operator {
 
 pub(super) static OPERATORS: &[Operator] = &[
     arithmetic("Add")
+        .integral()
         .buffer(Buffer::InPlace)
         .natural()
         .integers(IntegerRule::Folded(|_, _, a, b| a.add(b)))
         .evaluate(|args| computed(args, i64::checked_add, |a, b| Some(a + b))),
     truth("And", 1).evaluate(|args| logic(args, |a, b| a && b)),
-    known("BitShift", 11),
+    known("BitShift", 11).arguments(&[(1, Argument::Step)]),
     known("BitwiseAnd", 18),
     known("BitwiseOr", 18),
     known("BitwiseXor", 18),
     arithmetic("Div")
+        .arguments(&[(1, Argument::Divisor)])
+        .integral()
         .buffer(Buffer::InPlace)
         .natural()
         .integers(IntegerRule::Folded(quotient))
@@ -46,17 +49,24 @@ pub(super) static OPERATORS: &[Operator] = &[
     truth("Less", 1).evaluate(|args| compare(args, Ordering::is_lt)),
     truth("LessOrEqual", 12).evaluate(|args| compare(args, Ordering::is_le)),
     broadcasting("Max", 1, 1, MANY)
+        .integral()
         .narrow()
         .natural()
         .integers(IntegerRule::Folded(|symbols, _, a, b| symbols.larger(a, b)))
         .evaluate(|args| extremum(args, true)),
-    broadcasting("Mean", 1, 1, MANY).narrow(),
+    broadcasting("Mean", 1, 1, MANY).integral().narrow(),
     broadcasting("Min", 1, 1, MANY)
+        .integral()
         .narrow()
         .integers(IntegerRule::Folded(|symbols, _, a, b| symbols.smaller(a, b)))
         .evaluate(|args| extremum(args, false)),
-    broadcasting("Mod", 10, 2, 2).integers(IntegerRule::Folded(remainder)).evaluate(modulo),
+    broadcasting("Mod", 10, 2, 2)
+        .arguments(&[(1, Argument::Divisor)])
+        .integral()
+        .integers(IntegerRule::Folded(remainder))
+        .evaluate(modulo),
     arithmetic("Mul")
+        .integral()
         .buffer(Buffer::InPlace)
         .natural()
         .integers(IntegerRule::Folded(|_, _, a, b| a.mul(b)))
@@ -66,11 +76,12 @@ pub(super) static OPERATORS: &[Operator] = &[
     // The exponent may be of another type.
     arithmetic("Pow").same(0, 0),
     arithmetic("Sub")
+        .integral()
         .buffer(Buffer::InPlace)
         .integers(IntegerRule::Folded(|_, _, a, b| a.sub(b)))
         .evaluate(|args| computed(args, i64::checked_sub, |a, b| Some(a - b))),
     broadcasting("Sum", 1, 1, MANY).narrow(),
-    broadcasting("Where", 9, 3, 3).kind(Kind::Move).same(1, 3).result(Out::Like(1)).evaluate(select),
+    broadcasting("Where", 9, 3, 3).integral().kind(Kind::Move).same(1, 3).result(Out::Like(1)).evaluate(select),
     truth("Xor", 1),
 ];
 

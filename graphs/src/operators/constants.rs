@@ -1,7 +1,7 @@
 //! Operators that make values of nothing but attributes and extents: constants, ranges, noise.
 
 use super::arguments::{Args, floats};
-use super::entry::{INT64, IntegerRule, Kind, MANY, Operator, Out, Random, ShapeRule, known, op};
+use super::entry::{Argument, INT64, IntegerRule, Kind, MANY, Operator, Out, Random, ShapeRule, known, op};
 use super::extents::{extents, number};
 use crate::symbolic::{Expr, Facts, Ints, Partial};
 use crate::tensor::{Numbers, Tensor, result_count};
@@ -9,7 +9,7 @@ use crate::{Attribute, DataType, Initializer, Node};
 
 pub(super) static OPERATORS: &[Operator] = &[
     known("Bernoulli", 15).random(Random::Always),
-    known("BlackmanWindow", 17),
+    known("BlackmanWindow", 17).arguments(&[(0, Argument::Extent)]),
     op("Constant", 1, 0, 0)
         .kind(Kind::Constant)
         .result(Out::Constant(None))
@@ -17,6 +17,7 @@ pub(super) static OPERATORS: &[Operator] = &[
         .integers(IntegerRule::Evaluated)
         .evaluate(constant),
     op("ConstantOfShape", 9, 1, 1)
+        .arguments(&[(0, Argument::Extent)])
         .kind(Kind::Constant)
         .result(Out::Constant(Some(DataType::Float)))
         .shape(ShapeRule::First(|facts, node| extents(facts, node, 0)))
@@ -25,15 +26,16 @@ pub(super) static OPERATORS: &[Operator] = &[
         .narrow()
         .idle(),
     known("EyeLike", 9),
-    known("HammingWindow", 17),
-    known("HannWindow", 17),
-    known("MelWeightMatrix", 17),
+    known("HammingWindow", 17).arguments(&[(0, Argument::Extent)]),
+    known("HannWindow", 17).arguments(&[(0, Argument::Extent)]),
+    known("MelWeightMatrix", 17).arguments(&[(0, Argument::Extent), (1, Argument::Extent), (2, Argument::Extent)]),
     known("Multinomial", 7).random(Random::Always),
     known("RandomNormal", 1).random(Random::Always),
     op("RandomNormalLike", 1, 1, 1).result(Out::Open).random(Random::Always),
     known("RandomUniform", 1).random(Random::Always),
     known("RandomUniformLike", 1).random(Random::Always),
     op("Range", 11, 3, 3)
+        .arguments(&[(0, Argument::Start), (1, Argument::Extent), (2, Argument::Step)])
         .same(0, MANY)
         .shape(ShapeRule::First(range_shape))
         .integers(IntegerRule::Evaluated)

@@ -1,6 +1,6 @@
 //! Operators that run graphs in their attributes, and those on sequences and options.
 
-use super::entry::{Kind, MANY, Operator, Out, ShapeRule, known, op};
+use super::entry::{Argument, Kind, MANY, Operator, Out, ShapeRule, known, op};
 
 pub(super) static OPERATORS: &[Operator] = &[
     known("ConcatFromSequence", 11),
@@ -11,7 +11,13 @@ pub(super) static OPERATORS: &[Operator] = &[
         .result(Out::Open)
         .shape(ShapeRule::Branches),
     // Without a trip count it runs while its condition holds, without a condition it counts.
-    op("Loop", 1, 2, MANY).outputs(1, MANY).required(&["body"]).optional(2).kind(Kind::Control).result(Out::Open),
+    op("Loop", 1, 2, MANY)
+        .arguments(&[(0, Argument::Extent)])
+        .outputs(1, MANY)
+        .required(&["body"])
+        .optional(2)
+        .kind(Kind::Control)
+        .result(Out::Open),
     known("Optional", 15),
     known("OptionalGetElement", 15),
     known("OptionalHasElement", 15),
@@ -23,5 +29,5 @@ pub(super) static OPERATORS: &[Operator] = &[
     known("SequenceInsert", 11),
     known("SequenceLength", 11),
     known("SequenceMap", 17),
-    known("SplitToSequence", 11),
+    known("SplitToSequence", 11).arguments(&[(1, Argument::Extent)]),
 ];

@@ -24,6 +24,10 @@ pub(crate) struct Operator {
     pub(crate) others: Out,
     pub(crate) shape: ShapeRule,
     pub(crate) integers: IntegerRule,
+    /// What inputs are for whose values are more than numbers to compute with, in the order of the inputs.
+    pub(crate) arguments: &'static [(usize, Argument)],
+    /// Of integers it makes integers of a similar size.
+    pub(crate) integral: bool,
     /// Of integers that are not below zero, it makes only such.
     pub(crate) natural: bool,
     /// Its value over constants; `None` if in doubt.
@@ -70,6 +74,25 @@ pub enum Kind {
     Control,
     /// Anything else.
     Other,
+}
+
+/// What the values of an input are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// Numbers of axes.
+    Axis,
+    /// Where something begins.
+    Start,
+    /// A stride, a distance, or a number of places.
+    Step,
+    /// An extent or a count, with which a result grows.
+    Extent,
+    /// Factors of extents, the last two of which count.
+    Factor,
+    /// What is divided by.
+    Divisor,
+    /// Places in the first input.
+    Row,
 }
 
 /// How an operator may be called.
@@ -184,6 +207,8 @@ pub(super) const fn known(name: &'static str, since: i64) -> Operator {
         others: Out::Open,
         shape: ShapeRule::Open,
         integers: IntegerRule::Unknown,
+        arguments: &[],
+        integral: false,
         natural: false,
         evaluate: None,
         rows: RowRule::Mixed,
@@ -251,6 +276,14 @@ impl Operator {
 
     pub(super) const fn integers(self, integers: IntegerRule) -> Self {
         Self { integers, ..self }
+    }
+
+    pub(super) const fn arguments(self, arguments: &'static [(usize, Argument)]) -> Self {
+        Self { arguments, ..self }
+    }
+
+    pub(super) const fn integral(self) -> Self {
+        Self { integral: true, ..self }
     }
 
     pub(super) const fn natural(self) -> Self {

@@ -1,7 +1,7 @@
 //! Operators that read or write elements at places that other elements name.
 
 use super::arguments::Args;
-use super::entry::{INT64, IntegerRule, Kind, Operator, Out, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, INT64, IntegerRule, Kind, Operator, Out, RowRule, ShapeRule, known, op};
 use super::rows::Reads;
 use crate::Node;
 use crate::symbolic::{Facts, Partial};
@@ -20,19 +20,23 @@ const fn scatter(name: &'static str, since: i64) -> Operator {
 pub(super) static OPERATORS: &[Operator] = &[
     known("Compress", 9),
     lookup("Gather", 1)
+        .arguments(&[(1, Argument::Row)])
         .shape(ShapeRule::First(gather_shape))
         .integers(IntegerRule::Moved)
         .evaluate(gather)
         .rows(RowRule::By(gather_keeps_rows)),
-    lookup("GatherElements", 11).shape(ShapeRule::Like(1)).rows(RowRule::By(gather_elements_keeps_rows)),
-    lookup("GatherND", 11),
+    lookup("GatherElements", 11)
+        .arguments(&[(1, Argument::Row)])
+        .shape(ShapeRule::Like(1))
+        .rows(RowRule::By(gather_elements_keeps_rows)),
+    lookup("GatherND", 11).arguments(&[(1, Argument::Row)]),
     op("NonZero", 9, 1, 1).result(INT64),
-    op("OneHot", 9, 3, 3).result(Out::Like(2)),
+    op("OneHot", 9, 3, 3).arguments(&[(1, Argument::Extent)]).result(Out::Like(2)),
     known("Scatter", 9),
     scatter("ScatterElements", 11),
     scatter("ScatterND", 11),
     known("TensorScatter", 24),
-    op("TopK", 1, 2, 2).outputs(2, 2).others(INT64),
+    op("TopK", 1, 2, 2).arguments(&[(1, Argument::Extent)]).outputs(2, 2).others(INT64),
     known("Unique", 11),
 ];
 

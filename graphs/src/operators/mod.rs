@@ -38,10 +38,10 @@ mod tests;
 mod windows;
 
 pub(crate) use domains::{CONTRIB, has_operators, is_onnx};
-pub use entry::Kind;
+pub use entry::{Argument, Kind};
 pub(crate) use entry::{Buffer, IntegerRule, Operator, Out, RowRule, ShapeRule, Signature};
 pub(crate) use extents::broadcast;
 pub(crate) use reshaping::permutation;
 pub(crate) use rows::{Known, Reads};
-pub use table::kind;
+pub use table::{argument, kind, passes_on};
 pub(crate) use table::{evaluate, is_random, onnx_names, operator, result_type};

@@ -1,7 +1,7 @@
 //! Operators that join, part, repeat and pad tensors.
 
 use super::arguments::{Args, spread};
-use super::entry::{IntegerRule, Kind, MANY, Operator, Out, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, IntegerRule, Kind, MANY, Operator, Out, RowRule, ShapeRule, known, op};
 use super::extents::{broadcast, extents, number, same};
 use super::rows::Reads;
 use crate::Node;
@@ -17,7 +17,7 @@ const fn moves(name: &'static str, since: i64, min: usize, max: usize) -> Operat
 }
 
 pub(super) static OPERATORS: &[Operator] = &[
-    known("CenterCropPad", 18),
+    known("CenterCropPad", 18).arguments(&[(1, Argument::Extent)]),
     moves("Concat", 1, 1, MANY)
         .same(0, MANY)
         .required(&["axis"])
@@ -26,29 +26,35 @@ pub(super) static OPERATORS: &[Operator] = &[
         .evaluate(concat)
         .rows(RowRule::By(concat_keeps_rows)),
     moves("Expand", 8, 2, 2)
+        .arguments(&[(1, Argument::Extent)])
         .shape(ShapeRule::First(expand_shape))
         .integers(IntegerRule::Moved)
         .evaluate(expand)
         .rows(RowRule::By(expand_keeps_rows))
         .idle(),
     moves("Pad", 1, 2, 4)
+        .arguments(&[(1, Argument::Step), (3, Argument::Axis)])
+        .integral()
         .shape(ShapeRule::First(pad_shape))
         .rows(RowRule::By(|reads, rank| Some(reads.only_first_apart() && pads_no_rows(reads, rank)?))),
     moves("Slice", 1, 3, 5)
+        .arguments(&[(1, Argument::Start), (2, Argument::Extent), (3, Argument::Axis), (4, Argument::Step)])
         .shape(ShapeRule::First(slice_shape))
         .integers(IntegerRule::Moved)
         .evaluate(slice)
         .rows(RowRule::By(slice_keeps_rows)),
     moves("Split", 1, 1, 2)
+        .arguments(&[(1, Argument::Extent)])
         .outputs(1, MANY)
         .others(Out::Like(0))
         .shape(ShapeRule::Each(|facts, node| split_shapes(facts, node).unwrap_or_default()))
         .rows(RowRule::By(|reads, _| Some(reads.is_behind_rows("axis", 0)))),
     moves("Tile", 1, 2, 2)
+        .arguments(&[(1, Argument::Extent)])
         .shape(ShapeRule::First(tile_shape))
         .rows(RowRule::By(|reads, _| Some(reads.only_first_apart() && reads.numbers(1)?.first() == Some(&1))))
         .idle(),
-    moves("Trilu", 14, 1, 2).shape(ShapeRule::Like(0)),
+    moves("Trilu", 14, 1, 2).arguments(&[(1, Argument::Start)]).shape(ShapeRule::Like(0)),
 ];
 
 fn concat_shape(facts: &mut Facts<'_>, node: &Node) -> Option<Partial> {

@@ -1,7 +1,7 @@
 //! Operators that take elements along axes together.
 
 use super::arguments::Args;
-use super::entry::{INT64, IntegerRule, Kind, Operator, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, INT64, IntegerRule, Kind, Operator, RowRule, ShapeRule, known, op};
 use super::extents::{axes, number};
 use super::rows::Reads;
 use crate::Node;
@@ -10,7 +10,7 @@ use crate::tensor::{Numbers, Tensor, axis, broadcast_sources, result_count};
 
 /// A reduction over the axes that its second input or an attribute names.
 const fn reduction(name: &'static str) -> Operator {
-    let reduced = op(name, 1, 1, 2).shape(ShapeRule::First(reduce_shape)).narrow();
+    let reduced = op(name, 1, 1, 2).arguments(&[(1, Argument::Axis)]).shape(ShapeRule::First(reduce_shape)).narrow();
     reduced.rows(RowRule::By(|reads, _| Some(reads.only_first_apart() && reduce_keeps_rows(reads)?)))
 }
 
@@ -25,24 +25,31 @@ const fn place(name: &'static str) -> Operator {
     place.rows(RowRule::By(|reads, _| Some(reads.is_behind_rows("axis", 0))))
 }
 
-pub(super) static OPERATORS: &[Operator] = &[
-    place("ArgMax"),
-    place("ArgMin"),
-    known("CumProd", 26),
-    op("CumSum", 11, 2, 2)
-        .shape(ShapeRule::Like(0))
-        .rows(RowRule::By(|reads, _| Some(reads.only_first_apart() && reads.are_behind_rows(&reads.numbers(1)?, 0)))),
-    accumulation("ReduceL1"),
-    accumulation("ReduceL2"),
-    accumulation("ReduceLogSum"),
-    accumulation("ReduceLogSumExp"),
-    reduction("ReduceMax"),
-    accumulation("ReduceMean"),
-    reduction("ReduceMin"),
-    accumulation("ReduceProd").integers(IntegerRule::Evaluated).evaluate(|args| reduce(args, 1, i64::checked_mul)),
-    accumulation("ReduceSum").integers(IntegerRule::Evaluated).evaluate(|args| reduce(args, 0, i64::checked_add)),
-    accumulation("ReduceSumSquare"),
-];
+pub(super) static OPERATORS: &[Operator] =
+    &[
+        place("ArgMax"),
+        place("ArgMin"),
+        known("CumProd", 26).arguments(&[(1, Argument::Axis)]),
+        op("CumSum", 11, 2, 2).arguments(&[(1, Argument::Axis)]).integral().shape(ShapeRule::Like(0)).rows(
+            RowRule::By(|reads, _| Some(reads.only_first_apart() && reads.are_behind_rows(&reads.numbers(1)?, 0))),
+        ),
+        accumulation("ReduceL1"),
+        accumulation("ReduceL2"),
+        accumulation("ReduceLogSum"),
+        accumulation("ReduceLogSumExp"),
+        reduction("ReduceMax").integral(),
+        accumulation("ReduceMean"),
+        reduction("ReduceMin").integral(),
+        accumulation("ReduceProd")
+            .integral()
+            .integers(IntegerRule::Evaluated)
+            .evaluate(|args| reduce(args, 1, i64::checked_mul)),
+        accumulation("ReduceSum")
+            .integral()
+            .integers(IntegerRule::Evaluated)
+            .evaluate(|args| reduce(args, 0, i64::checked_add)),
+        accumulation("ReduceSumSquare"),
+    ];
 
 fn place_shape(facts: &mut Facts<'_>, node: &Node) -> Option<Partial> {
     let shape = facts.partial(node, 0)?;

@@ -1,7 +1,7 @@
 //! Operators that arrange the elements of one input anew: shapes, axes, orders.
 
 use super::arguments::Args;
-use super::entry::{Buffer, IntegerRule, Kind, Operator, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, Buffer, IntegerRule, Kind, Operator, RowRule, ShapeRule, known, op};
 use super::extents::{axes, extents, number};
 use super::rows::Reads;
 use crate::symbolic::{Expr, Facts, Partial};
@@ -27,15 +27,17 @@ pub(super) static OPERATORS: &[Operator] = &[
         .buffer(Buffer::View)
         .idle(),
     moves("Reshape", 1, 2, 2)
+        .arguments(&[(1, Argument::Extent)])
         .shape(ShapeRule::First(reshape_shape))
         .integers(IntegerRule::Moved)
         .evaluate(reshape)
         .rows(RowRule::By(|reads, _| Some(reads.only_first_apart() && reshape_keeps_rows(reads)?)))
         .buffer(Buffer::View)
         .idle(),
-    known("ReverseSequence", 10),
+    known("ReverseSequence", 10).arguments(&[(1, Argument::Extent)]),
     moves("SpaceToDepth", 1, 1, 1).required(&["blocksize"]),
     moves("Squeeze", 1, 1, 2)
+        .arguments(&[(1, Argument::Axis)])
         .shape(ShapeRule::First(squeeze_shape))
         .integers(IntegerRule::Moved)
         .evaluate(squeeze)
@@ -48,6 +50,7 @@ pub(super) static OPERATORS: &[Operator] = &[
         .evaluate(transpose)
         .rows(RowRule::By(transpose_keeps_rows)),
     moves("Unsqueeze", 1, 2, 2)
+        .arguments(&[(1, Argument::Axis)])
         .shape(ShapeRule::First(unsqueeze_shape))
         .integers(IntegerRule::Moved)
         .evaluate(unsqueeze)

@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use super::arguments::Args;
 use super::domains::{has_operators, is_onnx_domain};
-use super::entry::{Kind, Operator, Out, Random};
+use super::entry::{Argument, IntegerRule, Kind, Operator, Out, Random};
 use super::{
     broadcasting, constants, contrib, control, conversions, elementwise, lookups, norms, others, pieces, products,
     reductions, reshaping, windows,
@@ -52,6 +52,18 @@ pub(crate) fn operator(node: &Node) -> Option<&'static Operator> {
 /// What a node's operator does, as far as it is known.
 pub fn kind(node: &Node) -> Kind {
     operator(node).map_or(Kind::Other, |known| known.kind)
+}
+
+/// What a node's input `at` is for, if its values are more than numbers to compute with.
+pub fn argument(node: &Node, at: usize) -> Option<Argument> {
+    operator(node)?.arguments.iter().find(|(index, _)| *index == at).map(|&(_, argument)| argument)
+}
+
+/// True if a node's outputs hold values of its input `at`, moved or converted, or, if these are `integers`, integers of a similar size.
+pub fn passes_on(node: &Node, at: usize, integers: bool) -> bool {
+    let Some(known) = operator(node) else { return false };
+    let moves = (known.is_move() || known.kind == Kind::Convert) && at == 0;
+    moves || matches!(known.integers, IntegerRule::Joined) || (integers && known.integral)
 }
 
 /// The names of ONNX's own operators, sorted.

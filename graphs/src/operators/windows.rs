@@ -1,6 +1,6 @@
 //! Operators over images and volumes `[batch, channels, …]`: convolution, pooling, resizing, sampling.
 
-use super::entry::{INT64, Kind, MANY, Operator, RowRule, ShapeRule, known, op};
+use super::entry::{Argument, INT64, Kind, MANY, Operator, RowRule, ShapeRule, known, op};
 use super::extents::{extents, number};
 use crate::symbolic::{Expr, Facts, Partial, Symbols};
 use crate::{Attribute, Node};
@@ -20,10 +20,10 @@ const fn pool(name: &'static str) -> Operator {
 }
 
 pub(super) static OPERATORS: &[Operator] = &[
-    known("AffineGrid", 20),
+    known("AffineGrid", 20).arguments(&[(1, Argument::Extent)]),
     pool("AveragePool").narrow(),
     known("CausalConvWithState", 27),
-    known("Col2Im", 18),
+    known("Col2Im", 18).arguments(&[(1, Argument::Extent), (2, Argument::Extent)]),
     convolution("Conv")
         .kind(Kind::Layer)
         .shape(ShapeRule::First(conv_shape))
@@ -37,11 +37,15 @@ pub(super) static OPERATORS: &[Operator] = &[
     known("LpPool", 1),
     pool("MaxPool").kind(Kind::Move).outputs(1, 2).others(INT64),
     known("MaxRoiPool", 1),
-    known("MaxUnpool", 9),
+    known("MaxUnpool", 9).arguments(&[(2, Argument::Extent)]),
     // Regions, scales and sizes are float32 or integers.
-    op("Resize", 10, 1, 4).shape(ShapeRule::First(resize_shape)).narrow().float32_from(1),
-    known("RoiAlign", 10),
-    known("Upsample", 1),
+    op("Resize", 10, 1, 4)
+        .arguments(&[(2, Argument::Factor), (3, Argument::Extent)])
+        .shape(ShapeRule::First(resize_shape))
+        .narrow()
+        .float32_from(1),
+    known("RoiAlign", 10).arguments(&[(2, Argument::Row)]),
+    known("Upsample", 1).arguments(&[(1, Argument::Factor)]),
 ];
 
 fn conv_shape(facts: &mut Facts<'_>, node: &Node) -> Option<Partial> {

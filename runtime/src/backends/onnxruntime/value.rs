@@ -149,10 +149,12 @@ pub(super) fn copy_out(value: &DynValue) -> Result<Tensor, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::library;
 
     #[test]
     #[allow(unsafe_code)]
     fn borrow_makes_a_value_over_the_callers_memory() {
+        library::onnxruntime(None).unwrap();
         let data = [1f32, -2.0, 3.0, 0.5];
         let bytes: &[u8] = bytemuck::cast_slice(&data);
         // SAFETY: `data` outlives the value.
@@ -164,6 +166,7 @@ mod tests {
     #[test]
     #[allow(unsafe_code)]
     fn borrow_refuses_other_lengths_and_misaligned_data() {
+        library::onnxruntime(None).unwrap();
         let data = [0u64; 3];
         let bytes: &[u8] = bytemuck::cast_slice(&data);
         // SAFETY: `data` outlives what could be made.
