@@ -1,23 +1,30 @@
 //! `v2l-export`: trained checkpoints to ONNX, without PyTorch.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
 use serde_json::json;
 use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
-use v2l_export::{ExportOptions, PredictorPackage};
+use v2l_export::{DataType, ExportOptions, Parts, PredictorPackage};
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
 ///
-/// MODEL_DIR is a diffusers-layout pipeline (model_index.json, transformer/, vae/, text_encoder/, tokenizer/,
-/// scheduler/) or a single component folder (config.json and safetensors, sharded or not).
+/// MODEL is a diffusers-layout pipeline (model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/), a single
+/// component folder (config.json and safetensors, sharded or not), the folder of Wan's authors (high_noise_model/,
+/// low_noise_model/), or one safetensors or GGUF file that says by its tensors what it is, such as ComfyUI's. Parts can be given one
+/// by one, beside it or without it.
 #[derive(Parser)]
 #[command(name = "v2l-export", version)]
 struct Args {
-    /// Model folder.
-    #[arg(value_name = "MODEL_DIR")]
-    model: PathBuf,
+    /// Model folder or file.
+    #[arg(value_name = "MODEL", required_unless_present = "part")]
+    model: Option<PathBuf>,
+    #[command(flatten)]
+    parts: PartArgs,
+    /// Type in which matrices are stored [default: the one in which they lose nothing, fp32 for those of 8 bits].
+    #[arg(long, value_name = "TYPE", value_enum)]
+    precision: Option<Precision>,
     /// Bundle folder to write.
     #[arg(short, long, value_name = "BUNDLE")]
     output: PathBuf,
@@ -41,6 +48,55 @@ struct Args {
     output_options: OutputOptions,
 }
 
+/// Parts of a model: each a folder with config.json and safetensors, or a single safetensors or GGUF file.
+#[derive(clap::Args)]
+#[group(id = "part", multiple = true)]
+struct PartArgs {
+    /// Transformer; of two, that of the noisier steps.
+    #[arg(long, value_name = "PATH")]
+    transformer: Option<PathBuf>,
+    /// Transformer of the last steps, of models with two.
+    #[arg(long, value_name = "PATH")]
+    transformer_2: Option<PathBuf>,
+    /// Autoencoder.
+    #[arg(long, value_name = "PATH")]
+    vae: Option<PathBuf>,
+    /// Text encoder; ComfyUI's files hold the tokenizer, too.
+    #[arg(long, value_name = "PATH")]
+    text_encoder: Option<PathBuf>,
+    /// Image encoder.
+    #[arg(long, value_name = "PATH")]
+    image_encoder: Option<PathBuf>,
+    /// Tokenizer folder.
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// scheduler_config.json, or its folder.
+    #[arg(long, value_name = "PATH")]
+    scheduler: Option<PathBuf>,
+}
+
+impl PartArgs {
+    fn parts(&self) -> Parts {
+        Parts {
+            transformer: self.transformer.clone(),
+            transformer_2: self.transformer_2.clone(),
+            vae: self.vae.clone(),
+            text_encoder: self.text_encoder.clone(),
+            image_encoder: self.image_encoder.clone(),
+            tokenizer: self.tokenizer.clone(),
+            scheduler: self.scheduler.clone(),
+        }
+    }
+}
+
+/// What matrices are stored in.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Precision {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
 fn main() -> ExitCode {
     v2l_cli::run(|args: &Args| args.output_options, export)
 }
@@ -50,21 +106,39 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         return Err(Failure::usage("--iterations 0: expected 1 or more"));
     }
     Files::default()
-        .read("the model folder", [&args.model])
+        .read("the model", &args.model)
+        .read("--transformer", &args.parts.transformer)
+        .read("--transformer-2", &args.parts.transformer_2)
+        .read("--vae", &args.parts.vae)
+        .read("--text-encoder", &args.parts.text_encoder)
+        .read("--image-encoder", &args.parts.image_encoder)
+        .read("--tokenizer", &args.parts.tokenizer)
+        .read("--scheduler", &args.parts.scheduler)
         .read("--hypernetwork", &args.hypernetwork)
         .read("--lilora", &args.lilora)
         .read("--predictor", &args.predictor)
         .read("--predictor-text-encoder", &args.predictor_text_encoder)
         .made("-o", [&args.output])
         .check(output)?;
+    let parts = args.parts.parts();
+    let Some(model) = args.model.as_deref().or(parts.first()).map(Path::to_owned) else {
+        return Err(Failure::usage("nothing to export: expected MODEL, or a network such as --transformer PATH"));
+    };
     let package = args.predictor.clone();
     let options = ExportOptions {
         predictor: args.hypernetwork.clone().zip(args.lilora.clone()),
+        parts,
+        precision: args.precision.map(|precision| match precision {
+            Precision::Fp32 => DataType::Float,
+            Precision::Fp16 => DataType::Float16,
+            Precision::Bf16 => DataType::Bfloat16,
+        }),
         iterations: args.iterations,
         package: package.map(|path| PredictorPackage { path, text_encoder: args.predictor_text_encoder.clone() }),
     };
-    let report = v2l_export::export(&args.model, &args.output, &options, &mut |progress| output.follow(&progress))?;
+    let report = v2l_export::export(&model, &args.output, &options, &mut |progress| output.follow(&progress))?;
     output.finish();
+    report.notes.iter().for_each(|note| output.warning(note));
     for c in &report.components {
         let fields = json!({ "component": c.name, "graphs": c.graphs, "slots": c.slots, "weight_bytes": c.bytes });
         output.result("component", fields, || {

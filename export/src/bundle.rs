@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufWriter;
+use std::io::{BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::{ExternalDataWriter, encode_model};
+use v2l_graphs::{DataType, ExternalDataWriter, encode_model};
 use v2l_runtime::components::{TEXT_ENCODER, TRANSFORMER};
 use v2l_runtime::io::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::FILE_NAME;
@@ -17,7 +17,7 @@ use v2l_runtime::schedulers;
 use crate::files::{new_folder, read_json};
 use crate::models::Part;
 use crate::models::predictors::{self, Base, PredictorFiles};
-use crate::source::{SCHEDULER_FILE, Source};
+use crate::source::{Parts, SCHEDULER_FILE, SchedulerSource, Source, TokenizerSource};
 use crate::tokenizer::ConvertedTokenizer;
 use crate::{Component, ExportError, Progress, tokenizer};
 
@@ -31,6 +31,10 @@ const PREDICTOR_TOKENIZER_FILE: &str = "predictor_tokenizer.json";
 pub struct ExportOptions {
     /// The hypernetwork's checkpoint (`hypernetwork.safetensors`) and the LiLoRA file with its auxiliary matrices.
     pub predictor: Option<(PathBuf, PathBuf)>,
+    /// Parts of the model that are given one by one.
+    pub parts: Parts,
+    /// The type to store matrices in; `None`: the one in which the checkpoint's lose nothing, which is float32 for matrices of 8 bits.
+    pub precision: Option<DataType>,
     /// Refinement iterations of the hypernetwork; `None`: the official 4.
     pub iterations: Option<usize>,
     /// A predictor that comes as a package, in place of `predictor`.
@@ -51,6 +55,8 @@ pub struct PredictorPackage {
 pub struct ExportReport {
     /// Per component: name, graph names, number of slots, bytes of weights.
     pub components: Vec<ComponentReport>,
+    /// What a user should know: what was taken for granted, and what the files had lost before.
+    pub notes: Vec<String>,
 }
 
 /// One component of an [`ExportReport`].
@@ -79,10 +85,14 @@ pub fn export(
     options: &ExportOptions,
     progress: &mut dyn FnMut(Progress<'_>),
 ) -> Result<ExportReport, ExportError> {
-    let source = Source::find(model)?;
+    let source = Source::find(model, &options.parts)?;
     let mut pipeline = PipelineConfig::empty();
     // Refused before gigabytes are written.
-    let scheduler: Option<Json> = source.scheduler.as_deref().map(read_json).transpose()?;
+    let scheduler: Option<Json> = match &source.scheduler {
+        Some(SchedulerSource::File(path)) => Some(read_json(path)?),
+        Some(SchedulerSource::Assumed(config)) => Some(config.clone()),
+        None => None,
+    };
     if let Some(value) = &scheduler {
         let kind = source.family().map_or(Ok(()), |family| schedulers::check_kind(value, family.sampling()));
         kind.map_err(|e| ExportError::pipeline(model, e.into()))?;
@@ -98,7 +108,12 @@ pub fn export(
     for component in &components {
         bundle.write(&mut pipeline, component)?;
     }
-    if let Some(tokenizer) = source.tokenizer.as_deref().map(tokenizer::convert).transpose()?.flatten() {
+    let tokenizer = match &source.tokenizer {
+        Some(TokenizerSource::Folder(folder)) => tokenizer::convert(folder)?,
+        Some(TokenizerSource::Embedded(path, model)) => Some(tokenizer::convert_embedded(path, model)?),
+        None => None,
+    };
+    if let Some(tokenizer) = tokenizer {
         bundle.write_file(TOKENIZER_FILE, &tokenizer.json)?;
         pipeline.tokenizer = Some(TokenizerConfig {
             file: TOKENIZER_FILE.into(),
@@ -119,7 +134,7 @@ pub fn export(
     pipeline.check().map_err(|e| ExportError::pipeline(model, e))?;
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
     bundle.write_file(FILE_NAME, format!("{text}\n").as_bytes())?;
-    let report = ExportReport { components: bundle.reports };
+    let report = ExportReport { components: bundle.reports, notes: source.notes };
     dir.commit().map_err(ExportError::io(output))?;
     Ok(report)
 }
@@ -172,7 +187,7 @@ fn networks(
     }
     let mut components = Vec::new();
     for network in &source.networks {
-        let mut exported = network.architecture.export(&source.place(network), pipeline)?;
+        let mut exported = network.architecture.export(&source.place(network, options.precision), pipeline)?;
         if let (Part::Transformer, [transformer]) = (network.part, &exported[..])
             && let Some(files) = predictor.take()
         {
@@ -217,7 +232,11 @@ impl BundleWriter<'_> {
             .map(|file| ExternalDataWriter::new(BufWriter::with_capacity(1 << 20, file), WEIGHTS_FILE))
             .map_err(ExportError::io(&shown))?;
         for (name, weight) in weights {
-            data.append(name, &weight.data).map_err(ExportError::io(&shown))?;
+            data.append(name, &weight.data).map_err(|e| match e.kind() {
+                // What the numbers are decoded from says itself where it lies.
+                ErrorKind::InvalidData => ExportError::Damaged(e.to_string()),
+                _ => ExportError::io(&shown)(e),
+            })?;
             (self.progress)(Progress::Written { bytes: data.len() });
         }
         let mut graphs = BTreeMap::new();

@@ -1,14 +1,25 @@
-//! Checkpoints: one safetensors file or several with an index, read in place, every tensor accounted for.
+//! Checkpoints: one safetensors file or several with an index, or a GGUF file, read in place, every tensor accounted for.
+//!
+//! ```text
+//! entry   one tensor, as its file holds it
+//! scaled  8-bit floats and their scales
+//! gguf    GGUF files and their blocks
+//! ```
+
+mod entry;
+mod gguf;
+mod scaled;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Component, Path};
 
 use serde::Deserialize;
-use v2l_graphs::{Builder, DataType, Initializer, TensorData, Value};
+use v2l_graphs::{Builder, DataType, Initializer, Value};
 use v2l_runtime::io::weights::WeightFile;
 
+use self::entry::{Entry, Form};
 use crate::ExportError;
 
 /// Tensor names under this prefix belong to the engine file itself.
@@ -20,10 +31,12 @@ const RESERVED: &str = "v2l/";
 #[derive(Debug)]
 pub struct Checkpoint {
     label: String,
-    files: Vec<WeightFile>,
-    /// Tensor name to index in `files`.
-    tensors: BTreeMap<String, usize>,
+    /// Strings of the headers' metadata.
+    metadata: BTreeMap<String, String>,
+    tensors: BTreeMap<String, Entry>,
     used: RefCell<BTreeSet<String>>,
+    /// The type to store matrices in, whatever they have.
+    precision: Option<DataType>,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +76,7 @@ impl Checkpoint {
         match (&ending(INDEX)[..], &ending(".safetensors")[..]) {
             ([index], _) => Self::open_sharded(&folder.join(index)),
             ([], [single]) => Self::open_file(&folder.join(single)),
+            ([], []) if ending(".gguf").len() == 1 => Self::open_file(&folder.join(ending(".gguf")[0])),
             ([], []) => Err(ExportError::NotAModel {
                 path: folder.to_owned(),
                 reason: "no .safetensors file; PyTorch .bin and .ckpt files are not read: save the model with \
@@ -81,14 +95,22 @@ impl Checkpoint {
         }
     }
 
-    /// Opens a single safetensors file.
+    /// Opens a single safetensors file, or a GGUF file.
     ///
     /// # Errors
     /// As [`WeightFile::open`], and [`ExportError::Unsupported`] for names under `v2l/`.
     pub fn open_file(path: &Path) -> Result<Self, ExportError> {
+        if gguf::is(path) {
+            let file = gguf::open(path)?;
+            return Self::new(path.display().to_string(), file.metadata, file.tensors);
+        }
         let file = WeightFile::open(path)?;
-        let tensors = file.names().into_iter().map(|name| (name, 0)).collect();
-        Self::new(path.display().to_string(), vec![file], tensors)
+        let mut tensors = BTreeMap::new();
+        for name in file.names() {
+            let entry = Entry::of(&file.raw(&name)?);
+            tensors.insert(name, entry);
+        }
+        Self::of_files(path.display().to_string(), &[file], tensors)
     }
 
     fn open_sharded(index_path: &Path) -> Result<Self, ExportError> {
@@ -108,10 +130,13 @@ impl Checkpoint {
             files.push(WeightFile::open(folder.join(shard))?);
         }
         let mut tensors = BTreeMap::new();
-        for (position, (file, shard)) in files.iter().zip(&shards).enumerate() {
+        for (file, shard) in files.iter().zip(&shards) {
             for name in file.names() {
                 match index.weight_map.get(&name) {
-                    Some(expected) if expected == shard => tensors.insert(name, position),
+                    Some(expected) if expected == shard => {
+                        let entry = Entry::of(&file.raw(&name)?);
+                        tensors.insert(name, entry)
+                    }
                     found => {
                         return Err(ExportError::config(
                             index_path,
@@ -130,17 +155,83 @@ impl Checkpoint {
                 format!("the index lists `{name}` in {shard}, where it is not; was the shard downloaded completely?"),
             ));
         }
-        Self::new(folder.display().to_string(), files, tensors)
+        Self::of_files(folder.display().to_string(), &files, tensors)
     }
 
-    fn new(label: String, files: Vec<WeightFile>, tensors: BTreeMap<String, usize>) -> Result<Self, ExportError> {
+    fn of_files(label: String, files: &[WeightFile], tensors: BTreeMap<String, Entry>) -> Result<Self, ExportError> {
+        let metadata = files.iter().flat_map(WeightFile::all_metadata);
+        let metadata = metadata.map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
+        Self::new(label, metadata, tensors)
+    }
+
+    fn new(
+        label: String,
+        metadata: BTreeMap<String, String>,
+        mut tensors: BTreeMap<String, Entry>,
+    ) -> Result<Self, ExportError> {
         if let Some(name) = tensors.keys().find(|n| n.starts_with(RESERVED)) {
             return Err(ExportError::Unsupported {
                 what: format!("{label}: tensor `{name}`"),
                 reason: "names under `v2l/` are the engine file's own; rename the tensor".into(),
             });
         }
-        Ok(Self { label, files, tensors, used: RefCell::default() })
+        if let Err(reason) = scaled::resolve(&label, &mut tensors, metadata.get(scaled::METADATA).map(String::as_str)) {
+            return Err(ExportError::NotAModel { path: label.into(), reason });
+        }
+        Ok(Self { label, metadata, tensors, used: RefCell::default(), precision: None })
+    }
+
+    /// Opens a file, or the checkpoint of a folder.
+    ///
+    /// # Errors
+    /// As [`Self::open_file`] and [`Self::open_folder`].
+    pub fn open(path: &Path) -> Result<Self, ExportError> {
+        if path.is_dir() { Self::open_folder(path) } else { Self::open_file(path) }
+    }
+
+    /// The same, its matrices to be stored in this type; `None`: in the one in which they lose nothing.
+    pub(crate) fn stored_as(self, precision: Option<DataType>) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// The same tensors under the names that `rename` gives them; those without keep their own.
+    ///
+    /// # Errors
+    /// [`ExportError::NotAModel`] if two tensors get one name.
+    pub(crate) fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
+        let mut tensors = BTreeMap::new();
+        for (name, entry) in std::mem::take(&mut self.tensors) {
+            let new = rename(&name).unwrap_or_else(|| name.clone());
+            if tensors.contains_key(&new) {
+                let reason = format!("`{name}` and another tensor are both `{new}` in diffusers' names");
+                return Err(ExportError::NotAModel { path: self.label.into(), reason });
+            }
+            tensors.insert(new, entry);
+        }
+        Ok(Self { tensors, ..self })
+    }
+
+    /// A string of the header's metadata.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    /// The bytes of a tensor, whatever they are. Counts as used.
+    pub(crate) fn bytes(&self, name: &str) -> Option<bytes::Bytes> {
+        let data = self.tensors.get(name)?.data.clone();
+        self.acknowledge(name);
+        Some(data)
+    }
+
+    /// How many tensors have each form that is decoded as it is read: 8-bit floats, blocks of GGUF.
+    pub(crate) fn quantised(&self) -> BTreeMap<&'static str, usize> {
+        let mut forms = BTreeMap::new();
+        for entry in self.tensors.values() {
+            if let Form::Coded(name, _) = entry.form {
+                *forms.entry(name).or_default() += 1;
+            }
+        }
+        forms
     }
 
     /// What the checkpoint is called in messages.
@@ -160,12 +251,7 @@ impl Checkpoint {
 
     /// The shape of `name`, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
-        self.files[*self.tensors.get(name)?].shape(name)
-    }
-
-    /// Files that the checkpoint consists of.
-    pub fn paths(&self) -> impl Iterator<Item = PathBuf> {
-        self.files.iter().map(|f| f.path().to_owned())
+        Some(&self.tensors.get(name)?.shape)
     }
 
     /// The tensor `name` as f32, converted only when it is written. Counts as used.
@@ -173,7 +259,7 @@ impl Checkpoint {
     /// # Errors
     /// If it is missing, of another shape, or no floating-point tensor.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Initializer, ExportError> {
-        let Some(&file) = self.tensors.get(name) else {
+        let Some(entry) = self.tensors.get(name) else {
             return Err(ExportError::MissingTensor {
                 checkpoint: self.label.clone(),
                 name: name.to_owned(),
@@ -181,51 +267,39 @@ impl Checkpoint {
                 hint: self.closest(name).map(|n| format!(" (the closest name there is `{n}`)")).unwrap_or_default(),
             });
         };
-        let view = self.files[file].raw(name)?;
-        if view.shape != shape {
+        if entry.shape != shape {
             return Err(ExportError::WrongShape {
                 checkpoint: self.label.clone(),
                 name: name.to_owned(),
                 expected: shape.to_vec(),
-                found: view.shape.to_vec(),
+                found: entry.shape.clone(),
             });
         }
-        let source = self.float_type(name, view.dtype)?;
+        let data = entry.floats().map_err(|found| self.wrong_type(name, found))?;
         self.used.borrow_mut().insert(name.to_owned());
-        let data = TensorData::raw(view.data).converted(source, DataType::Float);
         Ok(Initializer::weight(DataType::Float, shape, data))
     }
 
-    fn float_type(&self, name: &str, dtype: safetensors::Dtype) -> Result<DataType, ExportError> {
-        match dtype {
-            safetensors::Dtype::F32 => Ok(DataType::Float),
-            safetensors::Dtype::F16 => Ok(DataType::Float16),
-            safetensors::Dtype::BF16 => Ok(DataType::Bfloat16),
-            safetensors::Dtype::F64 => Ok(DataType::Double),
-            other => Err(ExportError::WrongType {
-                checkpoint: self.label.clone(),
-                name: name.to_owned(),
-                found: other.to_string(),
-            }),
-        }
+    fn wrong_type(&self, name: &str, found: &str) -> ExportError {
+        ExportError::WrongType { checkpoint: self.label.clone(), name: name.to_owned(), found: found.to_owned() }
     }
 
-    /// The type in which no matrix of the checkpoint loses anything: f16 or bf16 if all have that type, else f32.
+    /// The type to store matrices in: the one that was asked for, or the one in which none loses anything, which is f16 or bf16 if
+    /// all have that type, else f32.
     ///
     /// # Errors
     /// [`ExportError::WrongType`] for a tensor that holds no floating-point numbers and was not acknowledged.
     pub fn precision(&self) -> Result<DataType, ExportError> {
-        let mut found = None;
-        for (name, &file) in &self.tensors {
-            let view = self.files[file].raw(name)?;
-            let dtype = match self.float_type(name, view.dtype) {
-                Ok(DataType::Double) => DataType::Float,
-                Ok(other) => other,
+        let mut found = self.precision;
+        for (name, entry) in &self.tensors {
+            let dtype = match (entry.exact_type(), &entry.form) {
+                (Some(dtype), _) => dtype,
                 // Read by nothing, then.
-                Err(_) if self.used.borrow().contains(name) => continue,
-                Err(error) => return Err(error),
+                (None, _) if self.used.borrow().contains(name) => continue,
+                (None, Form::Other(found)) => return Err(self.wrong_type(name, found)),
+                (None, _) => return Err(self.wrong_type(name, "F8")),
             };
-            if view.shape.len() >= 2 && *found.get_or_insert(dtype) != dtype {
+            if self.precision.is_none() && entry.shape.len() >= 2 && *found.get_or_insert(dtype) != dtype {
                 return Ok(DataType::Float);
             }
         }

@@ -118,6 +118,9 @@ pub enum ExportError {
     /// The hypernetwork does not fit the transformer, or its parts do not fit each other.
     #[error("hypernetwork: {0}")]
     Predictor(String),
+    /// Numbers of a checkpoint are damaged.
+    #[error("{0}")]
+    Damaged(String),
     /// An engine cannot be written.
     #[error(transparent)]
     Engine(#[from] crate::engine_writer::EngineWriteError),

@@ -38,5 +38,7 @@ pub use execute::{ExecuteError, OrtExecutor};
 pub use inspect::{OnnxSummary, summarize_onnx};
 pub use progress::Progress;
 pub use remedy::Remedy;
+pub use source::Parts;
+pub use v2l_graphs::DataType;
 pub use v2l_graphs::passes::{Pass, Passes};
 pub use v2l_trt as trt;

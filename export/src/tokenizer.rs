@@ -60,6 +60,14 @@ pub(crate) fn convert(folder: &Path) -> Result<Option<ConvertedTokenizer>, Expor
     Err(ExportError::Tokenizer { path: folder.to_owned(), reason })
 }
 
+/// Converts a SentencePiece model that lies in a checkpoint at `path`.
+///
+/// # Errors
+/// As [`convert`].
+pub(crate) fn convert_embedded(path: &Path, model: &[u8]) -> Result<ConvertedTokenizer, ExportError> {
+    from_sentencepiece(model).map_err(|reason| ExportError::Tokenizer { path: path.to_owned(), reason })
+}
+
 /// The bytes of a file, `None` if there is no such file.
 fn read(path: &Path) -> Result<Option<Vec<u8>>, ExportError> {
     match read_file(path, MAX_FILE) {

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
@@ -77,6 +78,18 @@ impl fmt::Display for DataType {
     }
 }
 
+/// A stored form of numbers that ONNX has no type for: 8-bit floats with a scale, blocks of few bits.
+pub trait Decode: fmt::Debug + Send + Sync {
+    /// Bytes of a block, and the values that it holds; neither is 0.
+    fn block(&self) -> (usize, usize);
+
+    /// Decodes whole blocks into as many values as they hold.
+    ///
+    /// # Errors
+    /// What is wrong with them, in words.
+    fn decode(&self, blocks: &[u8], values: &mut [f32]) -> Result<(), String>;
+}
+
 /// Little-endian row-major tensor bytes, with transforms that are applied while the tensor is written.
 #[derive(Clone, Debug)]
 pub struct TensorData(Repr);
@@ -84,6 +97,11 @@ pub struct TensorData(Repr);
 #[derive(Clone, Debug)]
 enum Repr {
     Raw(Bytes),
+    /// Blocks that hold f32 values.
+    Decoded {
+        blocks: Bytes,
+        decoder: Arc<dyn Decode>,
+    },
     /// A `[rows, cols]` matrix to be written as `[cols, rows]`.
     Transposed {
         data: Box<TensorData>,
@@ -113,6 +131,11 @@ impl TensorData {
     /// Bytes as they are, shared and not copied.
     pub fn raw(bytes: impl Into<Bytes>) -> Self {
         Self(Repr::Raw(bytes.into()))
+    }
+
+    /// The f32 values that `blocks` hold, decoded while they are written.
+    pub fn decoded(blocks: impl Into<Bytes>, decoder: Arc<dyn Decode>) -> Self {
+        Self(Repr::Decoded { blocks: blocks.into(), decoder })
     }
 
     /// The transpose of a `[rows, cols]` matrix whose elements take `size` bytes.
@@ -151,6 +174,16 @@ impl TensorData {
             Repr::Raw(bytes) => {
                 (range.start <= range.end && range.end <= bytes.len()).then(|| Self(Repr::Raw(bytes.slice(range))))
             }
+            Repr::Decoded { blocks, decoder } => {
+                let (bytes, values) = decoder.block();
+                let at = |byte: usize| {
+                    let whole = byte.is_multiple_of(4 * values);
+                    whole.then(|| (byte / (4 * values)).checked_mul(bytes)).flatten()
+                };
+                let (start, end) = (at(range.start)?, at(range.end)?);
+                let inside = start <= end && end <= blocks.len();
+                inside.then(|| Self(Repr::Decoded { blocks: blocks.slice(start..end), decoder: Arc::clone(decoder) }))
+            }
             Repr::Transposed { .. } | Repr::Quantized { .. } => None,
             Repr::Converted { data, from, to } => {
                 let source = |byte: usize| (byte / to.size()).checked_mul(from.size());
@@ -164,6 +197,10 @@ impl TensorData {
     pub fn len(&self) -> usize {
         match &self.0 {
             Repr::Raw(bytes) => bytes.len(),
+            Repr::Decoded { blocks, decoder } => {
+                let (bytes, values) = decoder.block();
+                (blocks.len() / bytes).saturating_mul(values).saturating_mul(4)
+            }
             Repr::Transposed { data, .. } => data.len(),
             Repr::Converted { data, from, to } => data.len() / from.size() * to.size(),
             Repr::Quantized { layout, part, .. } => layout.len(*part),
@@ -206,6 +243,7 @@ impl TensorData {
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.0 {
             Repr::Raw(bytes) => out.write_all(bytes),
+            Repr::Decoded { blocks, decoder } => write_decoded(blocks, &**decoder, out),
             Repr::Transposed { data, rows, cols, size } => {
                 write_transposed(&data.to_bytes()?, *rows, *cols, *size, out)
             }
@@ -213,6 +251,24 @@ impl TensorData {
             Repr::Quantized { data, layout, part } => layout.write(&data.to_bytes()?, *part, out),
         }
     }
+}
+
+fn write_decoded(blocks: &[u8], decoder: &dyn Decode, out: &mut dyn Write) -> io::Result<()> {
+    let (bytes, values) = decoder.block();
+    if !blocks.len().is_multiple_of(bytes) {
+        let reason = format!("{} bytes are no whole number of blocks of {bytes}", blocks.len());
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    let each = (CHUNK / values).max(1);
+    let mut wide = vec![0.0; each * values];
+    let mut narrow = vec![0; 4 * wide.len()];
+    for chunk in blocks.chunks(each * bytes) {
+        let n = chunk.len() / bytes * values;
+        decoder.decode(chunk, &mut wide[..n]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        narrow_to(&wide[..n], DataType::Float, &mut narrow[..4 * n]);
+        out.write_all(&narrow[..4 * n])?;
+    }
+    Ok(())
 }
 
 fn write_transposed(data: &[u8], rows: usize, cols: usize, size: usize, out: &mut dyn Write) -> io::Result<()> {
@@ -319,6 +375,42 @@ fn narrow_to(values: &[f32], to: DataType, out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Two values a byte.
+    #[derive(Debug)]
+    struct Nibbles;
+
+    impl Decode for Nibbles {
+        fn block(&self) -> (usize, usize) {
+            (1, 2)
+        }
+
+        fn decode(&self, blocks: &[u8], values: &mut [f32]) -> Result<(), String> {
+            for (byte, pair) in blocks.iter().zip(values.chunks_exact_mut(2)) {
+                if *byte == u8::MAX {
+                    return Err("no numbers".to_owned());
+                }
+                pair.copy_from_slice(&[f32::from(byte & 15), f32::from(byte >> 4)]);
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn decoded_blocks_are_written_sliced_and_converted_as_their_values() {
+        let data = TensorData::decoded(vec![0x21, 0x43, 0x65], Arc::new(Nibbles));
+        let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        assert_eq!((data.len(), data.widened_from()), (24, None));
+        assert_eq!(data.to_bytes().unwrap(), bytes(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]));
+        assert_eq!(data.slice(8..24).unwrap().to_bytes().unwrap(), bytes(&[3.0, 4.0, 5.0, 6.0]));
+        assert!(data.slice(4..24).is_none() && data.slice(8..32).is_none());
+        let turned = data.clone().transposed(3, 2, 4).to_bytes().unwrap();
+        assert_eq!(turned, bytes(&[1.0, 3.0, 5.0, 2.0, 4.0, 6.0]));
+        let narrow = data.converted(DataType::Float, DataType::Bfloat16);
+        assert_eq!((narrow.len(), narrow.to_bytes().unwrap().len()), (12, 12));
+        let damaged = TensorData::decoded(vec![0x21, 0xff], Arc::new(Nibbles));
+        assert_eq!(damaged.to_bytes().unwrap_err().to_string(), "no numbers");
+    }
 
     #[test]
     fn transpose_of_odd_shapes_equals_naive() {

@@ -25,7 +25,7 @@ mod walk;
 mod write;
 
 pub use builder::{Builder, Extent, ISLAND, NodeBuilder, Value};
-pub use data::{DataType, TensorData};
+pub use data::{DataType, Decode, TensorData};
 pub use model::{Attribute, Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 pub use operators::{Argument, Kind, argument, kind, passes_on};
 pub use precision::{

@@ -24,13 +24,8 @@ pub(crate) fn engines() -> &'static Path {
         let (bundle, engines) = (scratch().join("bundle"), scratch().join("engines"));
         let predictor =
             Some((sample().join("hypernetwork.safetensors"), sample().join("checkpoint-checkpoint-100.safetensors")));
-        v2l_export::export(
-            &sample(),
-            &bundle,
-            &ExportOptions { predictor, iterations: None, package: None },
-            &mut |_| {},
-        )
-        .unwrap();
+        v2l_export::export(&sample(), &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})
+            .unwrap();
         let options = CompileOptions { lora_rank: Some(16), ..CompileOptions::default() };
         v2l_export::compile(&bundle, &engines, &options, &mut |_| {}).unwrap();
         engines

@@ -24,7 +24,11 @@ const TOLERANCE: f64 = 1e-5;
 fn build(folder: &Path, lilora: &str, iterations: Option<usize>, storage: Option<Dtype>) -> Built {
     let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(lilora)));
     let compile = CompileOptions { storage, target: Arc::new(OpenVino), ..CompileOptions::default() };
-    Built::with(&folder.join("transformer"), &ExportOptions { predictor, iterations, package: None }, &compile)
+    Built::with(
+        &folder.join("transformer"),
+        &ExportOptions { predictor, iterations, ..ExportOptions::default() },
+        &compile,
+    )
 }
 
 fn predictor(built: &Built, options: &OpenOptions) -> Video2Lora {

@@ -67,7 +67,11 @@ fn graphs_of_a_hypernetwork_are_as_recorded() {
     let made = random_weights::made(&fixtures().join("hypernetwork/subset"));
     let folder = made.root();
     let files = (folder.join("hypernetwork.safetensors"), folder.join("checkpoint-checkpoint-100.safetensors"));
-    let options = v2l_export::ExportOptions { predictor: Some(files), iterations: Some(2), package: None };
+    let options = v2l_export::ExportOptions {
+        predictor: Some(files),
+        iterations: Some(2),
+        ..v2l_export::ExportOptions::default()
+    };
     let built = Built::new(&folder.join("transformer"), &options, None);
     let (predict, expand) = (summary(&built, "hypernetwork/predict"), summary(&built, "hypernetwork/expand"));
     insta::assert_snapshot!(format!("{predict}\n{expand}"));

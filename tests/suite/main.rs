@@ -23,6 +23,7 @@ mod algebra;
 mod architecture;
 mod backends;
 mod bad_input;
+mod checkpoints;
 mod checks;
 mod circles;
 mod cli;

@@ -136,7 +136,7 @@ fn sample() -> Built {
     let folder = fixtures().join("sample");
     let predictor =
         Some((folder.join("hypernetwork.safetensors"), folder.join("checkpoint-checkpoint-100.safetensors")));
-    Built::new(&folder, &ExportOptions { predictor, iterations: None, package: None }, None)
+    Built::new(&folder, &ExportOptions { predictor, ..ExportOptions::default() }, None)
 }
 
 #[test]

@@ -209,7 +209,7 @@ fn shapes_of_text_encoder_and_hypernetwork_are_those_at_run_time() {
     let made = random_weights::made(&fixtures().join("official/open_d100u50_r1"));
     let folder = made.root();
     let files = (folder.join("hypernetwork.safetensors"), folder.join("lora_diffusion_pytorch_model.safetensors"));
-    let options = ExportOptions { predictor: Some(files), iterations: None, package: None };
+    let options = ExportOptions { predictor: Some(files), ..ExportOptions::default() };
     let hyper = Built::new(&folder.join("transformer"), &options, None);
     let video = [("batch", 2), ("latent_frames", 3), ("latent_height", 4), ("latent_width", 5)];
     check(&hyper, "hypernetwork", "predict", &[&video]);

@@ -1,7 +1,5 @@
 //! The second stage: what adapters may change is found, and graphs with low-rank branches are made.
 
-use std::path::Path;
-
 use v2l_graphs::Model;
 use v2l_graphs::passes::{SideSlot, add_side_branches, infer_shapes};
 use v2l_runtime::engine::manifest::{Absent, Slot};
@@ -30,7 +28,7 @@ pub(crate) struct Slotted {
 impl Slotted {
     /// Finds the slots, by the names in the checkpoint if there is one.
     pub(crate) fn of(mut prepared: Prepared, options: &CompileOptions) -> Result<Self, ExportError> {
-        let checkpoint = options.weights.as_deref().map(open_checkpoint).transpose()?;
+        let checkpoint = options.weights.as_deref().map(Checkpoint::open).transpose()?;
         let Discovered { slots, absent, report } = slots(&mut prepared.models, checkpoint.as_ref())?;
         let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&prepared.models, &slots))?;
         if options.lora_rank.is_some() && side.is_empty() {
@@ -46,10 +44,6 @@ impl Slotted {
     pub(crate) fn layers(&self) -> Layers<'_> {
         Layers { slots: &self.slots, absent: &self.absent }
     }
-}
-
-fn open_checkpoint(path: &Path) -> Result<Checkpoint, ExportError> {
-    if path.is_dir() { Checkpoint::open_folder(path) } else { Checkpoint::open_file(path) }
 }
 
 /// For each graph that reads a slot's weight, the variant with low-rank branches.

@@ -5,7 +5,9 @@
 
 use std::path::Path;
 
-use crate::ExportError;
+use serde_json::Value as Json;
+
+use crate::{Checkpoint, ExportError};
 
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
@@ -13,10 +15,12 @@ pub mod encoders;
 mod family;
 mod layers;
 pub mod predictors;
+mod recognised;
 #[cfg(feature = "wan")]
 pub mod wan;
 
-pub(crate) use family::{Architecture, Family, INDEX_FILE, Part, Place};
+pub(crate) use family::{Architecture, CONFIG_FILE, Family, INDEX_FILE, Origin, Part, Place};
+pub(crate) use recognised::Recognised;
 
 /// The families of models. A line each.
 static FAMILIES: &[&dyn Family] = &[
@@ -47,6 +51,31 @@ pub(crate) fn find(
             what: format!("{}: class `{class}`{pipeline}", place.display()),
             reason: supported(&architectures().map(|architecture| architecture.class()).collect::<Vec<_>>()),
         }
+    })
+}
+
+/// What a checkpoint without a configuration of its own is, `beside` a `config.json` of whatever kind.
+///
+/// # Errors
+/// [`ExportError::NotAModel`] if nobody knows it, and what those say who do.
+pub(crate) fn recognise(
+    checkpoint: &Checkpoint,
+    beside: &Json,
+) -> Result<(&'static dyn Architecture, Recognised), ExportError> {
+    for architecture in architectures() {
+        if let Some(found) = architecture.recognise(checkpoint, beside)? {
+            return Ok((architecture, found));
+        }
+    }
+    let known: Vec<&str> = architectures().map(|architecture| architecture.class()).collect();
+    let first = checkpoint.names().next().unwrap_or("none");
+    Err(ExportError::NotAModel {
+        path: checkpoint.label().into(),
+        reason: format!(
+            "its tensors (the first is `{first}`) are of no model that v2l knows by its file alone; give a folder with config.json \
+             and safetensors, of one of these classes: {}",
+            known.join(", ")
+        ),
     })
 }
 

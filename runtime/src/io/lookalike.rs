@@ -16,9 +16,10 @@ pub struct Lookalike {
 pub const START: usize = 512;
 
 const PICKLE: &str = "a PyTorch checkpoint (a pickle), which can run any code when it is read";
-const TO_SAFETENSORS: &str = "save the model with `save_pretrained(…, safe_serialization=True)`, or its tensors with `safetensors.torch.save_file`";
+const TO_SAFETENSORS: &str = "save the model with `save_pretrained(…, safe_serialization=True)`, or turn the file into safetensors with `python export/convert/weights.py FILE -o FILE.safetensors`";
 const UNPACK: &str = "unpack it, and give the file inside";
 const LOG_IN: &str = "the download went wrong, perhaps for want of a login; download the file again";
+const EXPORT: &str = "`v2l-export` reads such a checkpoint; here, give a safetensors or ONNX file";
 const OTHER_FORMAT: &str = "give the model's safetensors or ONNX file";
 
 /// Offset, the bytes there, what begins so, and the way out.
@@ -28,7 +29,7 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"\x80\x03", PICKLE, TO_SAFETENSORS),
     (0, b"\x80\x04", PICKLE, TO_SAFETENSORS),
     (0, b"\x80\x05", PICKLE, TO_SAFETENSORS),
-    (0, b"GGUF", "a GGUF file (llama.cpp, ComfyUI-GGUF)", OTHER_FORMAT),
+    (0, b"GGUF", "a GGUF file (llama.cpp, ComfyUI-GGUF)", EXPORT),
     (0, b"lmgg", "a GGML file (llama.cpp)", OTHER_FORMAT),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras)", OTHER_FORMAT),
     (4, b"TFL3", "a TensorFlow Lite model", OTHER_FORMAT),

@@ -210,6 +210,11 @@ impl WeightFile {
     pub fn metadata(&self, key: &str) -> Option<&str> {
         self.header.metadata().as_ref()?.get(key).map(String::as_str)
     }
+
+    /// Every string of the header's `__metadata__`, by its key.
+    pub fn all_metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.header.metadata().iter().flatten().map(|(key, text)| (key.as_str(), text.as_str()))
+    }
 }
 
 /// Reads every tensor of a file into memory, in the order of their data.

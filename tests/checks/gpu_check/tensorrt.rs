@@ -47,7 +47,7 @@ pub(crate) fn check(
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let bundle = folder.path().join("bundle");
     let predictor = Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
-    v2l_export::export(&model, &bundle, &ExportOptions { predictor, iterations: None, package: None }, &mut |_| {})?;
+    v2l_export::export(&model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
     let (major, minor) = info.capability;
     let card =
         Card { capability: Capability { major, minor }, driver, rounds, engine: &folder.path().join("trt.engine") };

@@ -75,7 +75,7 @@ impl Lab {
         let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
         let predictor =
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
-        v2l_export::export(model, &bundle, &ExportOptions { predictor, iterations: None, package: None }, &mut |_| {})?;
+        v2l_export::export(model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
         let lora_rank = setup.side.then_some(1);
         let request = match setup.storage {
             Some(Dtype::F16) if setup.plan => Some(Precision::Fp16),

@@ -101,7 +101,7 @@ fn miniature(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> anyhow::Result<()>
     let bundle = folder.join("bundle");
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let predictor = Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
-    v2l_export::export(&model, &bundle, &ExportOptions { predictor, iterations: None, package: None }, &mut |_| {})?;
+    v2l_export::export(&model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
     println!(
         "{:<22} {:<5} {:<8} {:<12} {:>10} {:>10} {:>10} {:>6} {:>11}",
         "graph", "type", "shapes", "weights", "plan", "stripped", "of bytes", "s", "private MB"

@@ -14,8 +14,7 @@ use v2l_runtime::request::NEGATIVE_PROMPT;
 use v2l_runtime::schedulers::Kind;
 
 use super::family::{Architecture, Family, Part, Place};
-use crate::files::read_json;
-use crate::{Checkpoint, Component, ExportError};
+use crate::{Component, ExportError};
 
 /// The family.
 pub(super) struct CogVideoX;
@@ -57,8 +56,8 @@ impl Architecture for Transformer {
     }
 
     fn export(&self, place: &Place<'_>, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: transformer::Config = read_json(&place.folder.join("config.json"))?;
-        let component = transformer::export(&config, &Checkpoint::open_folder(place.folder)?)?;
+        let config: transformer::Config = place.origin.config()?;
+        let component = transformer::export(&config, &place.checkpoint()?)?;
         describe_transformer(pipeline, &config)?;
         Ok(vec![component])
     }
@@ -76,8 +75,8 @@ impl Architecture for Vae {
     }
 
     fn export(&self, place: &Place<'_>, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: vae::Config = read_json(&place.folder.join("config.json"))?;
-        let components = vae::export(&config, &Checkpoint::open_folder(place.folder)?)?;
+        let config: vae::Config = place.origin.config()?;
+        let components = vae::export(&config, &place.checkpoint()?)?;
         let vae = Some(describe_vae(&config, is_fun(pipeline)));
         pipeline.family = Some(Arc::new(Model { vae, ..described(pipeline) }));
         Ok(components.into())

@@ -3,17 +3,19 @@
 //! Transformers take the hidden states before the last layer (`hidden_states[-2]`). So the last layer, the norm behind it
 //! and the projection are not exported; their parameters may be there.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
-use crate::files::read_json;
 use crate::models::family::{Architecture, Part, Place};
 use crate::models::layers;
+use crate::models::recognised::{Recognised, Shapes};
 use crate::{Checkpoint, ExportError, Vars};
 
 /// Where the parameters stand in a checkpoint of either class.
@@ -44,9 +46,52 @@ impl Architecture for Clip {
     }
 
     fn export(&self, place: &Place<'_>, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let config: Config = read_json(&place.folder.join("config.json"))?;
-        Ok(vec![export(*self, &config, &Checkpoint::open_folder(place.folder)?)?])
+        let config: Config = place.origin.config()?;
+        Ok(vec![export(*self, &config, &place.checkpoint()?)?])
     }
+
+    fn recognise(&self, checkpoint: &Checkpoint, beside: &Json) -> Result<Option<Recognised>, ExportError> {
+        let has = |name: &str| checkpoint.contains(name);
+        if !has(EMBEDDING) || has(PROJECTION) != (*self == Self::Projected) {
+            return Ok(None);
+        }
+        let names = BTreeMap::new();
+        let config = match beside["architectures"][0] == self.class() {
+            true => beside.clone(),
+            false => config_of(&Shapes::new(checkpoint, &names), checkpoint.label())?,
+        };
+        Ok(Some(Recognised { config, names }))
+    }
+}
+
+/// A tensor that every encoder has, and one that those with a projection have.
+const EMBEDDING: &str = "vision_model.embeddings.patch_embedding.weight";
+const PROJECTION: &str = "visual_projection.weight";
+
+/// What `config.json` would say of the model that Wan uses, by the shapes: ViT-H/14 of OpenCLIP. Others have other heads and activations,
+/// which no tensor says.
+fn config_of(shapes: &Shapes<'_>, label: &str) -> Result<Json, ExportError> {
+    const WIDTH: usize = 1280;
+    let (width, patch) = (shapes.extent(EMBEDDING, 0)?, shapes.extent(EMBEDDING, 2)?);
+    if width != WIDTH {
+        return Err(ExportError::NotAModel {
+            path: label.into(),
+            reason: format!(
+                "an image encoder of width {width}; the one of Wan has {WIDTH}, and others do not say their heads: put the model's \
+                 config.json beside the file"
+            ),
+        });
+    }
+    let places = shapes.extent("vision_model.embeddings.position_embedding.weight", 0)?;
+    Ok(json!({
+        "hidden_size": width,
+        "intermediate_size": shapes.extent("vision_model.encoder.layers.0.mlp.fc1.weight", 0)?,
+        "num_hidden_layers": shapes.count("vision_model.encoder.layers."),
+        "num_attention_heads": 16,
+        "image_size": places.saturating_sub(1).isqrt() * patch,
+        "patch_size": patch,
+        "hidden_act": "gelu",
+    }))
 }
 
 /// `config.json` of the encoder; absent keys take transformers' defaults.
@@ -188,7 +233,7 @@ fn acknowledge(class: Clip, config: &Config, checkpoint: &Checkpoint) {
     // The numbers 0, 1, 2, …, which older files have.
     checkpoint.acknowledge(&format!("{PREFIX}.embeddings.position_ids"));
     if class == Clip::Projected {
-        checkpoint.acknowledge("visual_projection.weight");
+        checkpoint.acknowledge(PROJECTION);
     }
 }
 

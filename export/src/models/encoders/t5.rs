@@ -1,6 +1,8 @@
 //! `T5EncoderModel`: the text encoder of CogVideoX (T5 v1.1, gated GELU) and the original T5 (ReLU). `UMT5EncoderModel`:
 //! that of Wan, in which every block has position biases of its own.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use v2l_graphs::blocks;
@@ -9,9 +11,9 @@ use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
-use crate::files::read_json;
 use crate::models::family::{Architecture, Part, Place};
 use crate::models::layers;
+use crate::models::recognised::{Recognised, Shapes};
 use crate::{Checkpoint, ExportError, Vars};
 
 /// A class of encoders.
@@ -60,10 +62,122 @@ impl Architecture for T5 {
     }
 
     fn export(&self, place: &Place<'_>, _: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
-        let path = place.folder.join("config.json");
-        let config = self.config(read_json(&path)?).map_err(|e| ExportError::config(&path, e.to_string()))?;
-        Ok(vec![export(*self, &config, &Checkpoint::open_folder(place.folder)?)?])
+        let path = place.origin.config_path();
+        let config = self.config(place.origin.config()?).map_err(|e| ExportError::config(&path, e.to_string()))?;
+        Ok(vec![export(*self, &config, &place.checkpoint()?)?])
     }
+
+    fn recognise(&self, checkpoint: &Checkpoint, _: &Json) -> Result<Option<Recognised>, ExportError> {
+        let bias = |block: usize| format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight");
+        let scheme = SCHEMES.iter().find(|scheme| checkpoint.contains(&scheme.name(0, scheme.bias)));
+        let names = match scheme {
+            Some(scheme) => Recognised::names_by(checkpoint, "", |name| scheme.to_transformers(name)),
+            None => BTreeMap::new(),
+        };
+        let has = |name: String| checkpoint.contains(&name) || names.values().any(|new| *new == name);
+        if !has(bias(0)) || has(bias(1)) != (*self == Self::Own) {
+            return Ok(None);
+        }
+        let config = config_of(&Shapes::new(checkpoint, &names))?;
+        Ok(Some(Recognised { config, names }))
+    }
+}
+
+/// Names of an encoder's tensors that are not transformers'.
+struct Scheme {
+    /// What stands before a block's number.
+    blocks: &'static str,
+    /// The position bias of a block.
+    bias: &'static str,
+    /// Tensors outside the blocks.
+    roots: [(&'static str, &'static str); 2],
+    /// Tensors of a block, in the order of `LAYERS`.
+    layers: [&'static str; 10],
+}
+
+/// transformers' names of the tensors of a block.
+const LAYERS: [&str; 10] = [
+    "layer.0.layer_norm.weight",
+    "layer.0.SelfAttention.q.weight",
+    "layer.0.SelfAttention.k.weight",
+    "layer.0.SelfAttention.v.weight",
+    "layer.0.SelfAttention.o.weight",
+    "layer.0.SelfAttention.relative_attention_bias.weight",
+    "layer.1.layer_norm.weight",
+    "layer.1.DenseReluDense.wi_0.weight",
+    "layer.1.DenseReluDense.wi_1.weight",
+    "layer.1.DenseReluDense.wo.weight",
+];
+
+/// The names in the code of Wan's authors, and llama.cpp's.
+const SCHEMES: [Scheme; 2] = [
+    Scheme {
+        blocks: "blocks.",
+        bias: "pos_embedding.embedding.weight",
+        roots: [("token_embedding.weight", "shared.weight"), ("norm.weight", "encoder.final_layer_norm.weight")],
+        layers: [
+            "norm1.weight",
+            "attn.q.weight",
+            "attn.k.weight",
+            "attn.v.weight",
+            "attn.o.weight",
+            "pos_embedding.embedding.weight",
+            "norm2.weight",
+            "ffn.gate.0.weight",
+            "ffn.fc1.weight",
+            "ffn.fc2.weight",
+        ],
+    },
+    Scheme {
+        blocks: "enc.blk.",
+        bias: "attn_rel_b.weight",
+        roots: [("token_embd.weight", "shared.weight"), ("enc.output_norm.weight", "encoder.final_layer_norm.weight")],
+        layers: [
+            "attn_norm.weight",
+            "attn_q.weight",
+            "attn_k.weight",
+            "attn_v.weight",
+            "attn_o.weight",
+            "attn_rel_b.weight",
+            "ffn_norm.weight",
+            "ffn_gate.weight",
+            "ffn_up.weight",
+            "ffn_down.weight",
+        ],
+    },
+];
+
+impl Scheme {
+    fn name(&self, block: usize, layer: &str) -> String {
+        format!("{}{block}.{layer}", self.blocks)
+    }
+
+    fn to_transformers(&self, name: &str) -> Option<String> {
+        if let Some((block, layer)) = name.strip_prefix(self.blocks).and_then(|rest| rest.split_once('.')) {
+            let place = self.layers.iter().position(|own| *own == layer)?;
+            return Some(format!("encoder.block.{block}.{}", LAYERS[place]));
+        }
+        self.roots.iter().find(|(own, _)| *own == name).map(|(_, new)| (*new).to_owned())
+    }
+}
+
+/// What `config.json` would say, by the shapes.
+fn config_of(shapes: &Shapes<'_>) -> Result<Json, ExportError> {
+    let attention = "encoder.block.0.layer.0.SelfAttention";
+    let bias = format!("{attention}.relative_attention_bias.weight");
+    let heads = shapes.extent(&bias, 1)?;
+    let gated = shapes.has("encoder.block.0.layer.1.DenseReluDense.wi_1.weight");
+    let wide = if gated { "wi_0" } else { "wi" };
+    Ok(json!({
+        "vocab_size": shapes.extent("shared.weight", 0)?,
+        "d_model": shapes.extent("shared.weight", 1)?,
+        "d_kv": shapes.extent(&format!("{attention}.q.weight"), 0)? / heads.max(1),
+        "d_ff": shapes.extent(&format!("encoder.block.0.layer.1.DenseReluDense.{wide}.weight"), 0)?,
+        "num_layers": shapes.count("encoder.block."),
+        "num_heads": heads,
+        "relative_attention_num_buckets": shapes.extent(&bias, 0)?,
+        "feed_forward_proj": if gated { "gated-gelu" } else { "relu" },
+    }))
 }
 
 /// `config.json` of a T5 encoder; absent keys take transformers' defaults.
@@ -186,6 +300,7 @@ fn unsupported(class: T5, what: &str, reason: &str) -> ExportError {
 /// Names what does not fit; see [`ExportError`].
 pub fn export(class: T5, config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
     config.validate(class)?;
+    checkpoint.acknowledge(TOKENIZER);
     let component = Component {
         name: "text_encoder".into(),
         graphs: vec![
@@ -200,6 +315,9 @@ pub fn export(class: T5, config: &Config, checkpoint: &Checkpoint) -> Result<Com
     checkpoint.finish(class.class_name())?;
     component.seal()
 }
+
+/// The tensor of ComfyUI's single files that holds the tokenizer: the bytes of a SentencePiece model.
+pub(crate) const TOKENIZER: &str = "spiece_model";
 
 const EMBEDDINGS: [&str; 2] = ["shared.weight", "encoder.embed_tokens.weight"];
 

@@ -11,7 +11,7 @@ use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::files::read_json;
-use crate::models::family::{Part, Place};
+use crate::models::family::{Origin, Part, Place};
 use crate::models::{self, supported};
 use crate::tokenizer::{self, ConvertedTokenizer};
 use crate::{Checkpoint, Component, ExportError};
@@ -258,7 +258,8 @@ fn text_encoder(folder: &Path, text: &Text) -> Result<(Component, ConvertedToken
         )));
     }
     // It describes itself to nobody: the pipeline has an encoder of its own.
-    let place = Place { folder, part: Part::TextEncoder, index: &Json::Null };
+    let origin = Origin::Folder(folder.to_owned());
+    let place = Place { origin: &origin, part: Part::TextEncoder, index: &Json::Null, precision: None };
     let components = architecture.export(&place, &mut PipelineConfig::empty())?;
     let Some(mut component) = components.into_iter().find(|component| component.name == TEXT_ENCODER) else {
         return Err(ExportError::config(path, format!("class `{class}` gives no text encoder")));

@@ -93,6 +93,12 @@ pub(super) fn read(path: &Path, side: usize) -> Result<ImageEncoderConfig, Expor
     })
 }
 
+/// How images are prepared for the published image encoder, made `side` pixels wide and high.
+pub(super) fn published(side: usize) -> ImageEncoderConfig {
+    let Config { resample, rescale_factor, image_mean, image_std, .. } = Config::default();
+    ImageEncoderConfig { shortest_edge: side, crop_size: [side; 2], rescale_factor, image_mean, image_std, resample }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

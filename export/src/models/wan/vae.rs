@@ -7,6 +7,7 @@
 
 mod cells;
 mod layers;
+pub(super) mod native;
 
 use serde::Deserialize;
 use serde_json::json;
