@@ -29,10 +29,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use v2l_cli::{Failure, Files, LoraFormat, Output, OutputOptions, Weights, split_strength};
+use v2l_cli::{AdapterArg, Failure, Files, LoraFormat, Output, OutputOptions, Weights};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::io::weights::WeightFile;
-use v2l_runtime::lora::adapter::{AdapterError, detect};
+use v2l_runtime::lora::adapter::{AdapterError, Experts, detect};
 use v2l_runtime::pipeline::config::FILE_NAME;
 
 /// Show what a file or folder holds: an ONNX model, an engine, a bundle or engine directory, an adapter, or any other
@@ -117,6 +117,13 @@ fn main() -> ExitCode {
     v2l_cli::run(|args: &Args| args.output_options, inspect)
 }
 
+/// A file to look at, and for an adapter, the transformers that it is for and how strongly it acts.
+struct Given {
+    path: PathBuf,
+    experts: Option<Experts>,
+    strength: f32,
+}
+
 /// What a path holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -133,25 +140,28 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         return Ok(());
     }
     let with_strengths = args.survival || args.canonical || args.paths.len() > 1;
-    let split = |path: &'_ PathBuf| match with_strengths {
-        true => split_strength(path.as_os_str()).map(|(path, strength)| (path.to_owned(), strength)),
-        false => Ok((path.clone(), 1.0)),
+    let split = |path: &'_ PathBuf| {
+        if !with_strengths && args.engine.is_none() {
+            return Ok(Given { path: path.clone(), experts: None, strength: 1.0 });
+        }
+        let AdapterArg { path, experts, strength } = AdapterArg::new(path.as_os_str())?;
+        anyhow::Ok(Given { path: path.to_owned(), experts, strength })
     };
-    let paths: Vec<(PathBuf, f32)> = args.paths.iter().map(split).collect::<anyhow::Result<_>>()?;
+    let paths: Vec<Given> = args.paths.iter().map(split).collect::<anyhow::Result<_>>()?;
     Files::default()
-        .read("the adapter", paths.iter().map(|(path, _)| path))
+        .read("the adapter", paths.iter().map(|given| &given.path))
         .read("--engine", &args.engine)
         .written("--heat-map", &args.heat_map)
         .placed("--save-lora", &args.save_lora)
         .check(output)?;
-    let kinds = paths.iter().map(|(path, _)| checked_kind(path, args)).collect::<anyhow::Result<Vec<_>>>()?;
+    let kinds = paths.iter().map(|given| checked_kind(&given.path, args)).collect::<anyhow::Result<Vec<_>>>()?;
     match (&paths[..], &args.engine) {
         (_, Some(engine)) if args.canonical => canonical::show(&paths, engine, args, output),
         ([_], Some(engine)) if args.survival => survival::show(&paths[0], engine, args, output),
         ([_], _) if args.heat_map.is_some() => {
             Err(Failure::usage("--heat-map is the picture of --survival, or of two adapters; give one of them"))
         }
-        ([(path, _)], engine) => show(path, kinds[0], engine.as_deref(), args, output),
+        ([given], engine) => show(given, kinds[0], engine.as_deref(), args, output),
         ([a, b], Some(engine)) if !args.survival => overlap::show([a, b], engine, args, output),
         (_, Some(_)) if args.survival => Err(Failure::usage("--survival is of one adapter; look at each by itself")),
         (_, Some(_)) => {
@@ -186,12 +196,13 @@ fn checked_kind(path: &Path, args: &Args) -> anyhow::Result<Kind> {
     Ok(kind)
 }
 
-fn show(path: &Path, kind: Kind, engine: Option<&Path>, args: &Args, output: &mut Output) -> anyhow::Result<()> {
+fn show(given: &Given, kind: Kind, engine: Option<&Path>, args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let Given { path, experts, .. } = given;
     match kind {
         Kind::Pipeline if args.memory => memory::show(path, args, output),
         Kind::Pipeline => pipeline::show(path, args.verify_hashes, args.nodes, output),
         Kind::Engine => engine::show(path, args.verify_hashes, output),
-        Kind::Adapter => adapter::show(path, engine, args.allow_partial, output),
+        Kind::Adapter => adapter::show(path, (engine, *experts), args.allow_partial, output),
         Kind::Checkpoint => checkpoint::show(path, output),
         Kind::Onnx => model::show(path, args.nodes, output),
     }

@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use v2l_cli::{Failure, Files, Output, split_strength};
+use v2l_cli::{AdapterArg, Failure, Files, Output, split_strength};
 
 use args::Args;
 
@@ -81,7 +81,9 @@ fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let paths = |given: &[OsString]| -> anyhow::Result<Vec<PathBuf>> {
         given.iter().map(|text| Ok(split_strength(text)?.0.to_owned())).collect()
     };
-    let (adapters, embeddings) = (paths(&args.lora)?, paths(&args.effect_embeds)?);
+    let adapter = |text: &OsString| anyhow::Ok(AdapterArg::new(text)?.path.to_owned());
+    let adapters = args.lora.iter().map(adapter).collect::<anyhow::Result<Vec<PathBuf>>>()?;
+    let embeddings = paths(&args.effect_embeds)?;
     Files::default()
         .read("--engine", &args.engine)
         .read("--lora", &adapters)

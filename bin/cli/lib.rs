@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use v2l_runtime::wording::{self, Speaker};
 
-pub use adapters::{open_transformer, split_strength};
+pub use adapters::{AdapterArg, open_transformer, open_transformers, split_strength};
 pub use exit::{Exit, Failure, flags};
 pub use files::Files;
 pub use lora_format::LoraFormat;

@@ -5,37 +5,54 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use v2l_cli::{Failure, Output, open_transformer, shown};
-use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
+use v2l_cli::{Failure, Output, open_transformers, shown};
+use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::lora::adapter::{
-    Adapter, AdapterError, AdapterFormat, Coverage, Description, Outcome, ReadOptions, describe, detect, read_adapter,
-    read_light,
+    Adapter, AdapterError, AdapterFormat, Coverage, Description, Experts, Loaded, Outcome, Placed, ReadOptions,
+    describe, detect, parts_for, read_adapter, read_adapter_for_two, read_light,
 };
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::predict::{self, video2lora};
 
-use super::count;
+use super::{Args, Given, count};
 
 /// Format, layers, ranks and alphas; with an engine, what becomes of every key.
-pub(crate) fn show(path: &Path, engine: Option<&Path>, allow_partial: bool, output: &mut Output) -> anyhow::Result<()> {
+pub(crate) fn show(
+    path: &Path,
+    (engine, experts): (Option<&Path>, Option<Experts>),
+    allow_partial: bool,
+    output: &mut Output,
+) -> anyhow::Result<()> {
     let description = describe(path)?;
     layers(&description, output);
     let Some(engine) = engine else { return Ok(()) };
     if description.format == AdapterFormat::Light {
         return light(path, engine, output);
     }
-    read(path, &*open_transformer(engine)?, allow_partial, output)?;
+    read(path, &open_transformers(engine)?, &ReadOptions { allow_partial, experts }, output)?;
     Ok(())
 }
 
-/// Reads an adapter for an engine, and says what becomes of every key, also if that is refused.
-pub(crate) fn read(path: &Path, engine: &Engine, allow_partial: bool, output: &mut Output) -> anyhow::Result<Adapter> {
-    match read_adapter(path, engine.manifest(), &ReadOptions { allow_partial }) {
+/// A transformer, and the second of a model with two.
+type Transformers = (Arc<Engine>, Option<Arc<Engine>>);
+
+/// Reads an adapter for a model's transformers, and says what becomes of every key, also if that is refused.
+fn read(
+    path: &Path,
+    (engine, second): &Transformers,
+    options: &ReadOptions,
+    output: &mut Output,
+) -> anyhow::Result<Loaded> {
+    let loaded = match second {
+        Some(second) => read_adapter_for_two(path, [engine.manifest().into(), second.manifest().into()], options),
+        None => read_adapter(path, engine.manifest(), options),
+    };
+    match loaded {
         Ok(loaded) => {
             coverage(&loaded.coverage, output);
-            Ok(loaded.adapter)
+            Ok(loaded)
         }
         Err(error) => {
             if let AdapterError::Unmatched { coverage: found } = &error {
@@ -46,19 +63,58 @@ pub(crate) fn read(path: &Path, engine: &Engine, allow_partial: bool, output: &m
     }
 }
 
-/// The transformer, and an adapter for it; predicted tokens are expanded by the predictor in the same folder.
+/// An adapter for a model, in all of its transformers; predicted tokens are expanded by the predictor in the same folder.
+pub(crate) fn load_whole(given: &Given, engine: &Path, args: &Args, output: &mut Output) -> anyhow::Result<Adapter> {
+    if detect(&given.path)? == AdapterFormat::Light {
+        return Ok(expand(&given.path, engine)?.1);
+    }
+    Ok(read_given(given, &open_transformers(engine)?, args, output)?.adapter)
+}
+
+/// The transformer, and an adapter for it; predicted tokens are expanded by the predictor in the same folder. Of a model with two, it
+/// is the first that the adapter changes.
 pub(crate) fn load(
-    path: &Path,
+    given: &Given,
     engine: &Path,
-    allow_partial: bool,
+    args: &Args,
     output: &mut Output,
 ) -> anyhow::Result<(Arc<Engine>, Adapter)> {
-    if detect(path)? == AdapterFormat::Light {
-        return expand(path, engine);
+    if detect(&given.path)? == AdapterFormat::Light {
+        return expand(&given.path, engine);
     }
-    let engine = open_transformer(engine)?;
-    let adapter = read(path, &engine, allow_partial, output)?;
-    Ok((engine, adapter))
+    let transformers = open_transformers(engine)?;
+    let Loaded { adapter, coverage } = read_given(given, &transformers, args, output)?;
+    let (engine, second) = transformers;
+    let (Some(second), Some(placed)) = (second, coverage.placed) else { return Ok((engine, adapter)) };
+    let (component, engine) =
+        if placed.experts == Experts::Low { (TRANSFORMER_2, second) } else { (TRANSFORMER, engine) };
+    output.note(&format!("what follows is of {component}"));
+    let part = parts_for(&[(&adapter, 1.0)], component).pop();
+    Ok((engine, part.map_or_else(Adapter::default, |(part, _)| part)))
+}
+
+fn read_given(given: &Given, transformers: &Transformers, args: &Args, output: &mut Output) -> anyhow::Result<Loaded> {
+    let options = ReadOptions { allow_partial: args.allow_partial, experts: given.experts };
+    read(&given.path, transformers, &options, output)
+}
+
+/// The transformer that two adapters change, and what they are.
+pub(crate) fn load_two(
+    [first, second]: [&Given; 2],
+    engine: &Path,
+    args: &Args,
+    output: &mut Output,
+) -> anyhow::Result<(Arc<Engine>, [Adapter; 2])> {
+    let (changed, first_adapter) = load(first, engine, args, output)?;
+    let (also, second_adapter) = load(second, engine, args, output)?;
+    if changed.path() != also.path() {
+        return Err(Failure::usage(format!(
+            "{} and {} change different transformers of the model: there is nothing to compare",
+            first.path.display(),
+            second.path.display()
+        )));
+    }
+    Ok((changed, [first_adapter, second_adapter]))
 }
 
 /// The transformer, and the adapter that LightLoRA tokens stand for.
@@ -143,6 +199,11 @@ fn coverage(found: &Coverage, output: &mut Output) {
             count(errors, "error"),
         )
     });
+    if let Some(Placed { experts, reason }) = &found.placed {
+        output.result("experts", json!({ "experts": experts, "reason": reason }), || {
+            format!("  for {}: {reason}", experts.describe())
+        });
+    }
     for key in &found.keys {
         let (what, reason) = match &key.outcome {
             Outcome::Applied { .. } => {

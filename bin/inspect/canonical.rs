@@ -1,25 +1,25 @@
 //! The sum of adapters in singular values.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::json;
 use v2l_cli::{Output, shown};
 use v2l_runtime::lora::adapter::{AdapterFormat, write_adapter};
 use v2l_runtime::lora::algebra::{Canonical, merge, recompress};
 
-use super::{Args, adapter, count};
+use super::{Args, Given, adapter, count};
 
 /// Values that are printed of a layer; `--json` has all.
 const SHOWN: usize = 6;
 
 /// A line of singular values for each layer; `--save-lora` keeps the sum, brought to `--rank`.
-pub(crate) fn show(paths: &[(PathBuf, f32)], engine: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
+pub(crate) fn show(paths: &[Given], engine: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let mut adapters = Vec::with_capacity(paths.len());
-    for (path, strength) in paths {
-        adapters.push((adapter::load(path, engine, args.allow_partial, output)?.1, *strength));
+    for given in paths {
+        adapters.push((adapter::load_whole(given, engine, args, output)?, given.strength));
     }
     let borrowed: Vec<_> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let name = paths.iter().map(|(path, _)| path.display().to_string()).collect::<Vec<_>>().join(" + ");
+    let name = paths.iter().map(|given| given.path.display().to_string()).collect::<Vec<_>>().join(" + ");
     let sum = merge(&name, &borrowed)?;
     let rank = args.rank.map(usize::from);
     output.result("canonical", json!({ "slots": sum.layers.len(), "rank": rank }), || {

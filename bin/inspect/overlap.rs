@@ -1,6 +1,6 @@
 //! Two adapters: will they disturb each other?
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use v2l_cli::heat_map::HeatMap;
@@ -11,19 +11,13 @@ use v2l_runtime::lora::fuse::weight_norm;
 use v2l_runtime::media::video::check_png;
 
 use super::picture::legend;
-use super::{Args, adapter, count};
+use super::{Args, Given, adapter, count};
 
 /// A table of the layers that both change, means, and the answer; with `--heat-map`, a picture of how alike they are.
-pub(crate) fn show(
-    adapters: [&(PathBuf, f32); 2],
-    engine: &Path,
-    args: &Args,
-    output: &mut Output,
-) -> anyhow::Result<()> {
+pub(crate) fn show(adapters: [&Given; 2], engine: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
     args.heat_map.as_deref().map_or(Ok(()), check_png)?;
-    let [(first, a), (second, b)] = adapters;
-    let (engine_file, first_adapter) = adapter::load(first, engine, args.allow_partial, output)?;
-    let (_, second_adapter) = adapter::load(second, engine, args.allow_partial, output)?;
+    let [Given { path: first, strength: a, .. }, Given { path: second, strength: b, .. }] = adapters;
+    let (engine_file, [first_adapter, second_adapter]) = adapter::load_two(adapters, engine, args, output)?;
     let slots = &engine_file.manifest().slots;
     let found = compare(slots, (&first_adapter, *a), (&second_adapter, *b))?;
     if found.slots.is_empty() {

@@ -1,6 +1,6 @@
 //! What survives of an adapter in an engine's storage type.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value as Json, json};
 use v2l_cli::Output;
@@ -9,17 +9,13 @@ use v2l_runtime::lora::fuse::{SlotReport, survival};
 use v2l_runtime::media::video::check_png;
 
 use super::picture::legend;
-use super::{Args, adapter, count};
+use super::{Args, Given, adapter, count};
 
 /// A table of the changed slots, all together last; with `--heat-map`, the picture.
-pub(crate) fn show(
-    (path, strength): &(PathBuf, f32),
-    engine: &Path,
-    args: &Args,
-    output: &mut Output,
-) -> anyhow::Result<()> {
+pub(crate) fn show(given: &Given, engine: &Path, args: &Args, output: &mut Output) -> anyhow::Result<()> {
     args.heat_map.as_deref().map_or(Ok(()), check_png)?;
-    let (engine, adapter) = adapter::load(path, engine, args.allow_partial, output)?;
+    let (engine, adapter) = adapter::load(given, engine, args, output)?;
+    let strength = &given.strength;
     let found = survival(&engine, &[(&adapter, *strength)])?;
     let (overall, storage) = (found.report.overall(), engine.manifest().storage);
     let slots = || found.report.slots.iter().zip(&found.weight_norms);

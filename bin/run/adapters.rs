@@ -1,12 +1,15 @@
-//! `--lora PATH[=STRENGTH]`: what is said of adapters.
+//! `--lora PATH[@EXPERT][=STRENGTH]`: what is said of adapters.
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use v2l_cli::{Output, shown, split_strength};
+use v2l_cli::{AdapterArg, Failure, Output, shown};
+use v2l_runtime::components::{TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::generator::{Applied, Generator};
-use v2l_runtime::lora::adapter::{self, Adapter, AdapterError, AdapterFormat, Coverage, Layers, Outcome, ReadOptions};
+use v2l_runtime::lora::adapter::{
+    self, Adapter, AdapterError, AdapterFormat, Coverage, Experts, Layers, Outcome, Placed, ReadOptions, parts_for,
+};
 use v2l_runtime::lora::algebra;
 use v2l_runtime::lora::fuse::FuseReport;
 use v2l_runtime::predict::Prediction;
@@ -16,7 +19,7 @@ use crate::args::Compose;
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {
     for text in loras {
-        if adapter::detect(split_strength(text)?.0)? == AdapterFormat::Light {
+        if adapter::detect(AdapterArg::new(text)?.path)? == AdapterFormat::Light {
             return Ok(true);
         }
     }
@@ -30,8 +33,8 @@ pub(crate) fn load(
     generator: &mut Generator,
     output: &mut Output,
 ) -> anyhow::Result<Vec<(Adapter, f32)>> {
-    load_with(loras, output, |path| {
-        let loaded = generator.load_adapter(path, &ReadOptions { allow_partial })?;
+    load_with(loras, output, |given| {
+        let loaded = generator.load_adapter(given.path, &ReadOptions { allow_partial, experts: given.experts })?;
         Ok((loaded.adapter, loaded.coverage))
     })
 }
@@ -44,7 +47,8 @@ pub(crate) fn load_for(
     mut expand: Option<&mut Generator>,
     output: &mut Output,
 ) -> anyhow::Result<Vec<(Adapter, f32)>> {
-    load_with(loras, output, |path| {
+    load_with(loras, output, |given| {
+        let path = given.path;
         if adapter::detect(path)? == AdapterFormat::Light {
             return match expand.as_deref_mut() {
                 Some(generator) if generator.has_predictor() => {
@@ -53,24 +57,58 @@ pub(crate) fn load_for(
                 _ => Err(AdapterError::NeedsPredictor { path: path.to_owned() }.into()),
             };
         }
-        let loaded = adapter::read_adapter(path, layers, &ReadOptions { allow_partial })?;
+        let loaded = adapter::read_adapter(path, layers, &ReadOptions { allow_partial, experts: given.experts })?;
         Ok((loaded.adapter, Some(loaded.coverage)))
     })
+}
+
+/// Loads every `--lora` for a generator's transformers, and gives what is for one of them.
+pub(crate) fn load_part(
+    loras: &[OsString],
+    component: &str,
+    allow_partial: bool,
+    generator: &mut Generator,
+    output: &mut Output,
+) -> anyhow::Result<Vec<(Adapter, f32)>> {
+    let adapters = load(loras, allow_partial, generator, output)?;
+    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    let parts = parts_for(&borrowed, component);
+    if parts.is_empty() && !adapters.is_empty() {
+        return Err(Failure::usage(format!(
+            "no --lora is for `{component}`; write FILE@high for transformer, FILE@low for transformer_2, or FILE@both"
+        )));
+    }
+    Ok(parts)
 }
 
 fn load_with(
     loras: &[OsString],
     output: &mut Output,
-    mut load: impl FnMut(&Path) -> anyhow::Result<(Adapter, Option<Coverage>)>,
+    mut load: impl FnMut(&AdapterArg<'_>) -> anyhow::Result<(Adapter, Option<Coverage>)>,
 ) -> anyhow::Result<Vec<(Adapter, f32)>> {
     let mut adapters = Vec::new();
+    let mut placed: Vec<(PathBuf, Experts)> = Vec::new();
     for text in loras {
-        let (path, strength) = split_strength(text)?;
-        let (adapter, coverage) = load(path)?;
+        let given = AdapterArg::new(text)?;
+        let (adapter, coverage) = load(&given)?;
         if let Some(coverage) = coverage {
-            say_coverage(path, &coverage, output);
+            say_coverage(given.path, &coverage, output);
+            if let Some(Placed { experts, .. }) = coverage.placed {
+                let file = std::fs::canonicalize(given.path).unwrap_or_else(|_| given.path.to_owned());
+                let both = |before: &Experts| {
+                    [TRANSFORMER, TRANSFORMER_2].iter().any(|name| before.include(name) && experts.include(name))
+                };
+                if placed.iter().any(|(other, before)| *other == file && both(before)) {
+                    return Err(Failure::usage(format!(
+                        "--lora {} is given twice for {}; give it once, with the sum of the strengths",
+                        given.path.display(),
+                        experts.describe()
+                    )));
+                }
+                placed.push((file, experts));
+            }
         }
-        adapters.push((adapter, strength));
+        adapters.push((adapter, given.strength));
     }
     Ok(adapters)
 }
@@ -108,6 +146,10 @@ fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
         output.warning(&format!("{}: {ignored} keys change nothing, for example {example}", path.display()));
     }
     output.note(&format!("{}: {applied} keys applied, {ignored} ignored", path.display()));
+    if let Some(Placed { experts, reason }) = &coverage.placed {
+        output.event("experts", json!({ "path": shown(path), "experts": experts, "reason": reason }));
+        output.note(&format!("{}: for {}: {reason}", path.display(), experts.describe()));
+    }
 }
 
 /// Sets a generator's adapters, and says how they are applied.

@@ -135,8 +135,9 @@ pub(crate) struct Args {
     /// Strength of the predicted adapter.
     #[arg(long, value_name = "S", default_value_t = 1.0, allow_negative_numbers = true, help_heading = "Adapters")]
     pub(crate) strength: f32,
-    /// Adapter to fuse, with a strength if not 1. Repeatable.
-    #[arg(long, value_name = "PATH[=STRENGTH]", help_heading = "Adapters")]
+    /// Adapter to fuse, with a strength if not 1. Repeatable. For a model with two transformers, `@high`, `@low` or `@both` after the
+    /// path says which it is for; else its keys or its name do.
+    #[arg(long, value_name = "PATH[@EXPERT][=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<OsString>,
     /// What is done to several adapters before they are added.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]

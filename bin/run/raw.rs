@@ -7,6 +7,7 @@ use indexmap::IndexMap;
 use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::backends::{Fused, OpenEngine, needs};
+use v2l_runtime::components::{TRANSFORMER_2, is_transformer};
 use v2l_runtime::decisions::{Decisions, HeldWeights};
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
@@ -41,8 +42,16 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     }
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
     let slots = &engine.manifest().slots;
-    let mut fused =
-        adapters::load_for(&args.lora, engine.manifest().into(), args.allow_partial, generator.as_mut(), output)?;
+    let component = engine.manifest().component.clone();
+    let two = is_transformer(&component)
+        && generator.as_mut().is_some_and(|generator| generator.directory().has(TRANSFORMER_2));
+    let mut fused = match &mut generator {
+        Some(generator) if two => adapters::load_part(&args.lora, &component, args.allow_partial, generator, output)?,
+        other => {
+            let layers = engine.manifest().into();
+            adapters::load_for(&args.lora, layers, args.allow_partial, other.as_mut(), output)?
+        }
+    };
     fused.extend(crate::predictor::predict(args, Some(slots), output)?.map(|adapter| (adapter, args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);

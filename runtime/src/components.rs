@@ -9,7 +9,7 @@ use crate::engine::session::Session;
 use crate::error::{Classified, Error, ErrorClass};
 use crate::tensor::NamedTensors;
 
-/// The component that adapters change; its graph is `step`.
+/// The component that adapters change, or that makes a model's first steps where it has two; its graph is `step`.
 pub const TRANSFORMER: &str = "transformer";
 /// The transformer that makes a model's last steps, where it has two.
 pub const TRANSFORMER_2: &str = "transformer_2";
@@ -105,11 +105,20 @@ pub struct StepGraph {
     pub graph: String,
     /// Its further inputs.
     pub inputs: NamedTensors,
+    /// Further inputs of the same graph of the model's second transformer.
+    pub second: NamedTensors,
 }
 
 impl Default for StepGraph {
     fn default() -> Self {
-        Self { graph: "step".to_owned(), inputs: NamedTensors::new() }
+        Self { graph: "step".to_owned(), inputs: NamedTensors::new(), second: NamedTensors::new() }
+    }
+}
+
+impl StepGraph {
+    /// The further inputs of a transformer.
+    pub fn inputs_of(&self, component: &str) -> &NamedTensors {
+        if component == TRANSFORMER_2 { &self.second } else { &self.inputs }
     }
 }
 

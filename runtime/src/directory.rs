@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backends::{BackendError, Fused, OpenEngine, OpenReport, held_weights, needs};
-use crate::components::{ComponentError, Components, KeptTexts, Needs, StepGraph, TRANSFORMER};
+use crate::components::{
+    ComponentError, Components, KeptTexts, Needs, StepGraph, TRANSFORMER, TRANSFORMER_2, is_transformer,
+};
 use crate::engine::footprint::Shapes;
 use crate::engine::manifest::SIDE_SUFFIX;
 use crate::engine::session::Session;
@@ -13,12 +15,13 @@ use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::io::ahead::ReadAhead;
 use crate::io::map::read_file;
-use crate::lora::adapter::Adapter;
+use crate::lora::adapter::{Adapter, by_expert, of_second, parts_for};
 use crate::lora::branch;
-use crate::lora::fuse::{Cancelled, FuseError};
+use crate::lora::fuse::{Cancelled, FuseError, FuseReport};
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
+use crate::tensor::NamedTensors;
 
 /// Why an engine directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,9 @@ impl Classified for DirectoryError {
     }
 }
 
+/// Adapters that are fused into a transformer, each with its strength.
+pub type FusedAdapters = Arc<Vec<(Adapter, f32)>>;
+
 /// The engines of a pipeline.
 ///
 /// Opening reads `pipeline.json` only; an engine is mapped, and its sessions made, when first used.
@@ -75,7 +81,9 @@ pub struct EngineDirectory {
     folder: PathBuf,
     config: PipelineConfig,
     options: OpenOptions,
-    adapters: Arc<Vec<(Adapter, f32)>>,
+    adapters: [FusedAdapters; 2],
+    /// What fusing them did.
+    fused: FuseReport,
     engines: HashMap<String, Arc<Engine>>,
     open: HashMap<String, OpenComponent>,
     /// Component and graph → bytes that its runs were last said to compute with.
@@ -102,7 +110,8 @@ impl EngineDirectory {
             folder,
             config,
             options,
-            adapters: Arc::default(),
+            adapters: Default::default(),
+            fused: FuseReport::default(),
             engines: HashMap::new(),
             open: HashMap::new(),
             expected: HashMap::new(),
@@ -167,8 +176,8 @@ impl EngineDirectory {
         Ok(engine)
     }
 
-    /// What is fused into the transformer, each with its strength.
-    pub fn adapters(&self) -> &Arc<Vec<(Adapter, f32)>> {
+    /// What is fused into the transformer and, of a model with two, into the second, each with its strength.
+    pub fn adapters(&self) -> &[FusedAdapters; 2] {
         &self.adapters
     }
 
@@ -176,6 +185,9 @@ impl EngineDirectory {
     ///
     /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident or in
     /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
+    ///
+    /// In a model with two transformers, layers called `transformer_2.<slot>` are fused into the second. It is fused once to find out
+    /// whether it can be, let go, and fused again when it is next opened, so that fused weights of the two are not in memory together.
     ///
     /// # Errors
     /// [`DirectoryError::Backend`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and then on any
@@ -185,18 +197,71 @@ impl EngineDirectory {
         adapters: Vec<(Adapter, f32)>,
         cancelled: Cancelled<'_>,
     ) -> Result<&OpenReport, DirectoryError> {
+        let [first, second] = if self.has(TRANSFORMER_2) { by_expert(adapters) } else { [adapters, Vec::new()] };
+        self.set_parts([Arc::new(first), Arc::new(second)], cancelled)
+    }
+
+    /// [`Self::set_adapters`] with those for the first and those for the second transformer, each under its own slots' names.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_parts(
+        &mut self,
+        adapters: [FusedAdapters; 2],
+        cancelled: Cancelled<'_>,
+    ) -> Result<&OpenReport, DirectoryError> {
+        let tried = self.try_second(&adapters[1], cancelled)?;
+        let own = &adapters[0];
         if let Some(component) = self.open.get_mut(TRANSFORMER) {
-            component.backend.set_adapters(&adapters, component.sessions.iter_mut(), cancelled)?;
+            component.backend.set_adapters(own, component.sessions.iter_mut(), cancelled)?;
         } else {
             // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
             let mut backend = self.backend(TRANSFORMER, &[])?;
-            backend.set_adapters(&adapters, std::iter::empty(), cancelled)?;
+            backend.set_adapters(own, std::iter::empty(), cancelled)?;
             self.open.insert(TRANSFORMER.to_owned(), OpenComponent { backend, sessions: HashMap::new() });
         }
-        self.adapters = Arc::new(adapters);
+        self.open.remove(TRANSFORMER_2);
+        self.adapters = adapters;
         match self.open.get(TRANSFORMER) {
-            Some(component) => Ok(component.backend.report()),
+            Some(component) => {
+                let report = component.backend.report();
+                self.fused = report.fused.clone();
+                self.fused.slots.extend(tried.slots);
+                Ok(report)
+            }
             None => unreachable!("opened above"),
+        }
+    }
+
+    /// What the last [`Self::set_adapters`] did, in both transformers of a model with two.
+    pub fn fused(&self) -> &FuseReport {
+        &self.fused
+    }
+
+    /// Fuses what is for the second transformer, and keeps nothing of it.
+    fn try_second(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Cancelled<'_>,
+    ) -> Result<FuseReport, DirectoryError> {
+        if adapters.is_empty() {
+            return Ok(FuseReport::default());
+        }
+        let mut backend = self.backend(TRANSFORMER_2, &[])?;
+        backend.set_adapters(adapters, std::iter::empty(), cancelled)?;
+        let mut report = backend.report().fused.clone();
+        for slot in &mut report.slots {
+            slot.slot = of_second(&slot.slot);
+        }
+        Ok(report)
+    }
+
+    /// What is fused into a component.
+    fn adapters_of(&self, component: &str) -> FusedAdapters {
+        match component {
+            TRANSFORMER => Arc::clone(&self.adapters[0]),
+            TRANSFORMER_2 => Arc::clone(&self.adapters[1]),
+            _ => Arc::default(),
         }
     }
 
@@ -206,11 +271,19 @@ impl EngineDirectory {
     /// # Errors
     /// [`DirectoryError::Branch`] if the step was compiled without branches, or an adapter does not fit.
     pub fn side_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
-        let engine = self.engine(TRANSFORMER)?;
-        let step = StepGraph::default();
-        let graph = format!("{}{SIDE_SUFFIX}", step.graph);
-        let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
-        Ok(StepGraph { graph, inputs })
+        let graph = format!("{}{SIDE_SUFFIX}", StepGraph::default().graph);
+        if !self.has(TRANSFORMER_2) {
+            let engine = self.engine(TRANSFORMER)?;
+            let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
+            return Ok(StepGraph { graph, inputs, second: NamedTensors::new() });
+        }
+        let mut inputs_of = |component| {
+            let (engine, parts) = (self.engine(component)?, parts_for(adapters, component));
+            let parts: Vec<(&Adapter, f32)> = parts.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+            Ok::<_, DirectoryError>(branch::inputs(&engine, engine.graph(&graph)?, &parts)?)
+        };
+        let (inputs, second) = (inputs_of(TRANSFORMER)?, inputs_of(TRANSFORMER_2)?);
+        Ok(StepGraph { graph, inputs, second })
     }
 
     /// How a component's weights are or will be held, and why, in words.
@@ -229,8 +302,7 @@ impl EngineDirectory {
 
     fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OpenEngine, DirectoryError> {
         let engine = self.engine(component)?;
-        let adapters = if component == TRANSFORMER { adapters.to_vec() } else { Vec::new() };
-        Ok(OpenEngine::open(engine, &OpenOptions { adapters, ..self.options.clone() })?)
+        Ok(OpenEngine::open(engine, &OpenOptions { adapters: adapters.to_vec(), ..self.options.clone() })?)
     }
 
     fn graph_needs(
@@ -241,10 +313,11 @@ impl EngineDirectory {
         (runs, adapters, lazy): (usize, bool, bool),
     ) -> Result<Option<Needs>, DirectoryError> {
         let engine = self.engine(component)?;
-        let fused = match component {
-            TRANSFORMER if adapters && !graph.ends_with(SIDE_SUFFIX) => Fused::All,
-            TRANSFORMER => Fused::These(&self.adapters),
-            _ => Fused::These(&[]),
+        let parts = self.adapters_of(component);
+        let fused = if adapters && is_transformer(component) && !graph.ends_with(SIDE_SUFFIX) {
+            Fused::All
+        } else {
+            Fused::These(&parts)
         };
         let options = OpenOptions {
             weights: if lazy { OrtWeights::Lazy } else { self.options.weights },
@@ -255,7 +328,7 @@ impl EngineDirectory {
 
     fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
         if !self.open.contains_key(component) {
-            let adapters = Arc::clone(&self.adapters);
+            let adapters = self.adapters_of(component);
             let backend = self.backend(component, &adapters);
             self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
         }

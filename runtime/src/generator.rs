@@ -9,7 +9,9 @@ use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
 use crate::error::{Classified, Error, ErrorClass};
 use crate::events::{Event, Observer};
-use crate::lora::adapter::{Adapter, AdapterFormat, Coverage, ReadOptions, detect, read_adapter, read_light};
+use crate::lora::adapter::{
+    Adapter, AdapterFormat, Coverage, ReadOptions, detect, read_adapter, read_adapter_for_two, read_light,
+};
 use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
 use crate::media::clip::{check_destination, write_frames};
 use crate::media::video::Frames;
@@ -108,6 +110,8 @@ pub struct Generator {
     step: Option<StepGraph>,
     /// How many adapters are applied.
     applied: usize,
+    /// Which of two transformers they change, if it is one alone.
+    changed: Option<&'static str>,
 }
 
 impl Generator {
@@ -134,7 +138,7 @@ impl Generator {
         options.adjust(&mut config)?;
         let pipeline = Pipeline::new(config, tokenizer)?;
         let (cache, options) = (options.open_cache()?, options.clone());
-        Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, applied: 0 })
+        Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, applied: 0, changed: None })
     }
 
     /// The pipeline's configuration, with what the options change of it.
@@ -205,7 +209,7 @@ impl Generator {
     }
 
     /// Loads an adapter for the transformer: a safetensors file in any form, or PEFT's folder. Every key is applied, ignored for a
-    /// reason, or refused.
+    /// reason, or refused. For a model with two transformers, [`read_adapter_for_two`] says which of them it changes.
     ///
     /// # Errors
     /// [`AdapterError`](crate::lora::adapter::AdapterError); for tokens as [`Self::expand`].
@@ -216,7 +220,12 @@ impl Generator {
             let adapter = self.expand(&read_light(path)?, &engine.manifest().slots)?.adapter;
             return Ok(LoadedAdapter { adapter, coverage: None });
         }
-        let loaded = read_adapter(path, engine.manifest(), options)?;
+        let loaded = if self.directory.has(TRANSFORMER_2) {
+            let second = self.directory.engine(TRANSFORMER_2)?;
+            read_adapter_for_two(path, [engine.manifest().into(), second.manifest().into()], options)?
+        } else {
+            read_adapter(path, engine.manifest(), options)?
+        };
         Ok(LoadedAdapter { adapter: loaded.adapter, coverage: Some(loaded.coverage) })
     }
 
@@ -278,8 +287,8 @@ impl Generator {
             self.set_adapters(&[])?;
         }
         let two = self.config().family.as_ref().is_some_and(|family| family.transformers().len() > 1);
-        if two && self.applied > 0 {
-            let message = "adapters change the first of this model's two transformers alone".to_owned();
+        if let (true, Some(one)) = (two, self.changed) {
+            let message = format!("adapters change the {one} of this model's two transformers alone");
             observer.event(&Event::Warning { message });
         }
         let step = self.step.get_or_insert_default();

@@ -28,6 +28,7 @@ mod checks;
 mod circles;
 mod cli;
 mod corpus;
+mod experts;
 mod gpu;
 mod hypernetwork;
 mod image_encoder;

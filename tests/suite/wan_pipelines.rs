@@ -16,16 +16,16 @@ use crate::tools::{Run, Scratch, args, command, copy, output, run_ok};
 /// Largest difference of final latents, and of pixels in [-1, 1].
 const TOLERANCE: f32 = 1e-4;
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     fixtures().join("wan/pipeline")
 }
 
-fn runs() -> BTreeMap<String, Json> {
+pub(crate) fn runs() -> BTreeMap<String, Json> {
     serde_json::from_slice(&std::fs::read(folder().join("runs.json")).unwrap()).unwrap()
 }
 
 /// A diffusers folder of a run's networks, exported and compiled.
-fn engines(run: &Json) -> Scratch {
+pub(crate) fn engines(run: &Json) -> Scratch {
     let scratch = Scratch::new();
     for (place, fixture) in run["networks"].as_object().unwrap() {
         let made = random_weights::made(&fixtures().join("wan").join(fixture.as_str().unwrap()));
@@ -65,7 +65,7 @@ fn engines(run: &Json) -> Scratch {
 }
 
 /// The arguments of `v2l-run` for a run, the latents' file and the video left out.
-fn arguments(run: &Json, engines: &Scratch) -> Vec<OsString> {
+pub(crate) fn arguments(run: &Json, engines: &Scratch) -> Vec<OsString> {
     let mut arguments = args!["--engine", engines.path("engines")].to_vec();
     let settings = &run["settings"];
     for (flag, key) in [
@@ -92,16 +92,16 @@ fn arguments(run: &Json, engines: &Scratch) -> Vec<OsString> {
     arguments
 }
 
-fn tensor(file: &Path, name: &str) -> Array5<f32> {
+pub(crate) fn tensor(file: &Path, name: &str) -> Array5<f32> {
     let array = read_tensors(file).unwrap()[name].to_f32().unwrap();
     array.into_dimensionality::<Ix5>().unwrap()
 }
 
-fn write_one(path: &Path, name: &str, tensor: Tensor) {
+pub(crate) fn write_one(path: &Path, name: &str, tensor: Tensor) {
     write_tensors(path, &NamedTensors::from([(name.to_owned(), tensor)]), &indexmap::IndexMap::new()).unwrap();
 }
 
-fn difference(a: &Array5<f32>, b: &Array5<f32>) -> f32 {
+pub(crate) fn difference(a: &Array5<f32>, b: &Array5<f32>) -> f32 {
     assert_eq!(a.shape(), b.shape());
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }

@@ -210,7 +210,7 @@ pub unsafe extern "C" fn v2l_adapter_new(
                 Loaded::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
             }
             _ => {
-                let options = ReadOptions { allow_partial: options.allow_partial != 0 };
+                let options = ReadOptions { allow_partial: options.allow_partial != 0, experts: None };
                 let loaded = files::read_adapter(file, engine.0.engine.manifest(), &options)?;
                 tell(&loaded.coverage);
                 Loaded::read(loaded.adapter, &loaded.coverage)

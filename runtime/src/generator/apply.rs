@@ -1,13 +1,12 @@
 //! Adapters, applied: fused or in branches, whole or not at all.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
-use crate::components::{StepGraph, TRANSFORMER};
+use crate::components::{StepGraph, TRANSFORMER, TRANSFORMER_2};
 use crate::directory::DirectoryError;
 use crate::error::{Classified, Error, ErrorClass};
-use crate::lora::adapter::Adapter;
+use crate::lora::adapter::{Adapter, changes};
 use crate::lora::fuse::{Cancelled, FuseReport};
 
 /// What became of a set of adapters.
@@ -48,20 +47,35 @@ impl Generator {
     ) -> Result<Applied, Error> {
         let engine = self.directory.engine(TRANSFORMER)?;
         let (mode, step) = (self.options.adapter_mode, StepGraph::default());
-        let (way, reason) = choose(mode, engine.manifest(), &step.graph)?;
+        let (mut way, mut reason) = choose(mode, engine.manifest(), &step.graph)?;
+        let mut branches = has_branches(engine.manifest(), &step.graph);
+        if self.directory.has(TRANSFORMER_2) {
+            // One way for both.
+            let second = self.directory.engine(TRANSFORMER_2)?;
+            branches &= has_branches(second.manifest(), &step.graph);
+            let (other, why) = choose(mode, second.manifest(), &step.graph)?;
+            if other == Way::Branch {
+                (way, reason) = (other, why);
+            }
+        }
         let applied = match way {
             Way::Branch => self.beside(adapters, reason.to_owned(), cancelled)?,
-            Way::Fuse if adapters.is_empty() && self.directory.adapters().is_empty() => {
+            Way::Fuse if adapters.is_empty() && self.none_fused() => {
                 self.step = Some(step);
                 Applied::fused(reason.to_owned(), FuseReport::default())
             }
             Way::Fuse => {
-                let or_beside = mode == AdapterMode::Auto && has_branches(engine.manifest(), &step.graph);
+                let or_beside = mode == AdapterMode::Auto && branches;
                 self.fuse(adapters, reason, or_beside, cancelled)?
             }
         };
         self.applied = adapters.len();
+        self.changed = changed(adapters);
         Ok(applied)
+    }
+
+    fn none_fused(&self) -> bool {
+        self.directory.adapters().iter().all(|adapters| adapters.is_empty())
     }
 
     /// Applies adapters in branches.
@@ -72,7 +86,7 @@ impl Generator {
         cancelled: Cancelled<'_>,
     ) -> Result<Applied, DirectoryError> {
         let step = self.directory.side_step(adapters)?;
-        if !self.directory.adapters().is_empty() {
+        if !self.none_fused() {
             self.directory.set_adapters(Vec::new(), cancelled)?;
         }
         self.step = Some(step);
@@ -89,9 +103,10 @@ impl Generator {
         or_beside: bool,
         cancelled: Cancelled<'_>,
     ) -> Result<Applied, Error> {
-        let before = Arc::clone(self.directory.adapters());
+        let before = self.directory.adapters().clone();
         let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();
-        let fused = self.directory.set_adapters(copies, cancelled).map(|opened| opened.fused.clone());
+        let fused = self.directory.set_adapters(copies, cancelled).map(drop);
+        let fused = fused.map(|()| self.directory.fused().clone());
         let instead = match &fused {
             Ok(fused) if fused.warning().is_none() || !or_beside => {
                 self.step = Some(StepGraph::default());
@@ -108,7 +123,7 @@ impl Generator {
             (Ok(applied), _) => Ok(Applied { fell_back: true, ..applied }),
             (Err(why), fused) if why.class() == ErrorClass::Cancelled => {
                 if fused.is_ok() {
-                    self.directory.set_adapters(before.to_vec(), None)?;
+                    self.directory.set_parts(before, None)?;
                 }
                 Err(why.into())
             }
@@ -131,6 +146,16 @@ impl Applied {
     fn fused(reason: String, fused: FuseReport) -> Self {
         let slots = fused.slots.len();
         Self { way: Way::Fuse, reason, fused: Some(fused), slots, fell_back: false, warning: None }
+    }
+}
+
+/// Which of two transformers some adapters change, if it is one alone.
+fn changed(adapters: &[(&Adapter, f32)]) -> Option<&'static str> {
+    let changes = |component| adapters.iter().any(|(adapter, _)| changes(adapter, component));
+    match [TRANSFORMER, TRANSFORMER_2].map(changes) {
+        [true, false] => Some("first"),
+        [false, true] => Some("second"),
+        _ => None,
     }
 }
 

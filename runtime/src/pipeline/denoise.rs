@@ -4,7 +4,7 @@ use ndarray::{Array5, ArrayD, Axis};
 
 use super::call::{run, take};
 use super::error::PipelineError;
-use crate::components::{Components, StepGraph, TRANSFORMER};
+use crate::components::{Components, StepGraph};
 use crate::events::Progress;
 use crate::models::family::Steps;
 use crate::request::Settings;
@@ -14,8 +14,6 @@ use crate::tensor::Tensor;
 pub(super) struct Denoiser<'a> {
     steps: &'a dyn Steps,
     graph: &'a StepGraph,
-    /// The graph of further transformers, which adapters do not change.
-    plain: StepGraph,
     batch: usize,
     /// The transformer that is open, and whether it keeps the inputs that stand for adapters.
     open: Option<(&'static str, bool)>,
@@ -23,11 +21,7 @@ pub(super) struct Denoiser<'a> {
 
 impl<'a> Denoiser<'a> {
     pub(super) fn new(steps: &'a dyn Steps, graph: &'a StepGraph, settings: &Settings) -> Self {
-        Self { steps, graph, plain: StepGraph::default(), batch: settings.batch(), open: None }
-    }
-
-    fn graph_of(&self, component: &str) -> &StepGraph {
-        if component == TRANSFORMER { self.graph } else { &self.plain }
+        Self { steps, graph, batch: settings.batch(), open: None }
     }
 
     /// Opens the transformer that makes the first of the steps to come, unless it is open, and announces those that it makes.
@@ -39,7 +33,7 @@ impl<'a> Denoiser<'a> {
         }
         self.close(components);
         let own = timesteps.iter().take_while(|&&timestep| self.steps.component(timestep) == component).count();
-        let StepGraph { graph, inputs: adapters } = self.graph_of(component);
+        let (graph, adapters) = (&self.graph.graph, self.graph.inputs_of(component));
         let fail = |source| PipelineError::Session { component, graph: graph.clone(), source };
         let session = components.session(component, graph)?;
         let held = !adapters.is_empty() && session.hold(&self.adapters(component, false)).map_err(fail)?;
@@ -65,7 +59,7 @@ impl<'a> Denoiser<'a> {
 
     /// The inputs that stand for adapters and must be given.
     fn adapters(&self, component: &str, held: bool) -> Vec<(&str, &Tensor)> {
-        let inputs = self.graph_of(component).inputs.iter().filter(|_| !held);
+        let inputs = self.graph.inputs_of(component).iter().filter(|_| !held);
         inputs.map(|(name, tensor)| (name.as_str(), tensor)).collect()
     }
 
@@ -83,7 +77,7 @@ impl<'a> Denoiser<'a> {
         let mut inputs: Vec<(&str, &Tensor)> = Vec::new();
         inputs.extend(own.iter().chain(self.steps.fixed()).map(|(name, tensor)| (name.as_str(), tensor)));
         inputs.extend(self.adapters(component, held));
-        let graph = &self.graph_of(component).graph;
+        let graph = &self.graph.graph;
         let mut outputs = run(components.session(component, graph)?, component, graph, &inputs, progress)?;
         let mut expected = latents.shape().to_vec();
         expected[0] = self.batch;

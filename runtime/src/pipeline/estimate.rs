@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::embeddings::{ENCODE, PIXELS};
 use super::{Components, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER};
-use crate::components::{ComponentError, IMAGE_ENCODER, Needs, StepGraph, VAE_DECODER, VAE_ENCODER};
+use crate::components::{ComponentError, IMAGE_ENCODER, Needs, StepGraph, VAE_DECODER, VAE_ENCODER, is_transformer};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::check_room;
 use crate::models::family::{Family, TextInput};
@@ -79,7 +79,7 @@ struct Sums<'a> {
 
 impl Sums<'_> {
     fn ask(&mut self, component: &str, graph: &str, shapes: &Shapes, runs: usize) -> Result<Needs, ComponentError> {
-        let adapters = self.expected.adapters && component == TRANSFORMER;
+        let adapters = self.expected.adapters && is_transformer(component);
         match self.components.needs(component, graph, shapes, (runs, adapters, self.lazy))? {
             Some(needs) => {
                 self.estimate.complete &= needs.run.complete;
@@ -211,7 +211,7 @@ impl Pipeline {
         sums.phase("denoise", step.weights, step.run.activations, data);
         for &component in family.transformers().iter().skip(1) {
             let shapes = family.step_shapes(request, settings)?;
-            let step = sums.ask(component, &StepGraph::default().graph, &shapes, settings.num_inference_steps)?;
+            let step = sums.ask(component, &graph.graph, &shapes, settings.num_inference_steps)?;
             sums.phase("denoise on", step.weights, step.run.activations, data);
         }
         // Pixels become frames of bytes.

@@ -40,7 +40,7 @@ fn main() -> anyhow::Result<()> {
     let start = Instant::now();
     let args = Args::parse();
     let engine = Arc::new(Engine::open(&args.engine)?);
-    let adapter = read_adapter(&args.adapter, &engine.manifest().slots, &ReadOptions { allow_partial: false })?.adapter;
+    let adapter = read_adapter(&args.adapter, &engine.manifest().slots, &ReadOptions::default())?.adapter;
     if let Some(inputs) = &args.inputs {
         let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
         let options =

@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::{AdapterError, AdapterFormat};
+use super::{AdapterError, AdapterFormat, Experts, Placed};
 
 /// How to read an adapter.
 #[derive(Clone, Debug, Default)]
 pub struct ReadOptions {
     /// Applies the rest of a file some keys of which match no slot.
     pub allow_partial: bool,
+    /// The transformers that the file is for, of a model with two; what the file says, for `None`.
+    pub experts: Option<Experts>,
 }
 
 /// What became of every key of a file.
@@ -28,6 +30,9 @@ pub struct Coverage {
     pub slots_covered: usize,
     /// Slots of the component.
     pub slots_total: usize,
+    /// Which transformers it is for, of a model with two.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placed: Option<Placed>,
     /// What may be the matter with keys in error, and the way out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hint: Option<String>,
@@ -77,6 +82,25 @@ impl Coverage {
     /// Keys in error.
     pub fn unmatched(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().filter(|key| matches!(key.outcome, Outcome::Error { .. })).map(|key| &key.key[..])
+    }
+
+    /// What became of the same keys in two transformers.
+    pub(super) fn and(mut self, other: Self) -> Self {
+        for (key, also) in self.keys.iter_mut().zip(other.keys) {
+            key.outcome =
+                match (std::mem::replace(&mut key.outcome, Outcome::Applied { slot: String::new() }), also.outcome) {
+                    (error @ Outcome::Error { .. }, _) | (_, error @ Outcome::Error { .. }) => error,
+                    (Outcome::Applied { slot }, Outcome::Applied { slot: also }) => {
+                        Outcome::Applied { slot: format!("{slot}, {also}") }
+                    }
+                    (applied @ Outcome::Applied { .. }, _) | (_, applied @ Outcome::Applied { .. }) => applied,
+                    (ignored, _) => ignored,
+                };
+        }
+        self.slots_covered += other.slots_covered;
+        self.slots_total += other.slots_total;
+        self.hint = self.hint.or(other.hint);
+        self
     }
 
     /// Keys in error become ignored if `options` allow that and some slot is covered; an error otherwise.

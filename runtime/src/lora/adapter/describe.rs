@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde::Serialize;
 
+use super::experts::Route;
 use super::keys::{self, Key, Part};
 use super::light;
 use super::parts::{LayerDescription, alpha, locate, scale_config};
@@ -50,7 +51,7 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
         described.layers = light::layers(&file)?;
         return Ok(described);
     }
-    let (config, scale) = scale_config(file.path(), &file)?;
+    let (config, scale) = scale_config(file.path(), &file, Route::ONLY.metadata())?;
     described.scale = scale;
     let mut layers: IndexMap<String, LayerDescription> = IndexMap::new();
     for key in &keys {

@@ -279,6 +279,7 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
         keys: outcomes.into_iter().map(|(key, outcome)| KeyOutcome { key, outcome }).collect(),
         slots_covered: layers.len(),
         slots_total: slots.len(),
+        placed: None,
         hint: None,
     };
     let coverage = coverage.accept(options)?;

@@ -4,6 +4,7 @@
 
 mod coverage;
 mod describe;
+mod experts;
 mod keys;
 mod light;
 mod names;
@@ -25,11 +26,13 @@ use crate::wording::ALLOW_PARTIAL;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome, ReadOptions};
 pub use describe::{Description, describe};
+pub use experts::{Experts, Placed, experts_by_name, parts_for};
+pub(crate) use experts::{by_expert, changes, of_second};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use names::Layers;
 pub use parts::{LayerDescription, Loaded};
-pub use read::{detect, read_adapter};
+pub use read::{detect, read_adapter, read_adapter_for_two};
 pub use write::{check_destination, write_adapter, write_adapter_with};
 
 /// Low-rank updates for some slots of a component.
@@ -174,6 +177,12 @@ pub enum AdapterError {
         "{path} holds LightLoRA tokens; only the predictor that made them expands them: give the engine directory with its hypernetwork"
     )]
     NeedsPredictor {
+        /// The file.
+        path: PathBuf,
+    },
+    /// An adapter is asked for one of two transformers, and the model has one.
+    #[error("{path} is asked for one of two transformers, and the model has one; leave out what follows the `@`")]
+    OneTransformer {
         /// The file.
         path: PathBuf,
     },

@@ -97,7 +97,11 @@ pub(super) fn locate(path: &Path) -> Result<PathBuf, AdapterError> {
 }
 
 /// What the file's header, or the file beside it, says of ranks and alphas; and where they come from, in words.
-pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<ScaleConfig>, String), AdapterError> {
+pub(super) fn scale_config(
+    path: &Path,
+    file: &WeightFile,
+    prefixes: &[&str],
+) -> Result<(Option<ScaleConfig>, String), AdapterError> {
     let configured = |path: &Path, config: &Map<String, Value>, from: &str| {
         let config = ScaleConfig::new(path, config)?;
         let how = if config.rslora { ", rank-stabilised (alpha / √rank)" } else { "" };
@@ -111,7 +115,7 @@ pub(super) fn scale_config(path: &Path, file: &WeightFile) -> Result<(Option<Sca
         let mut config = parse(path, text)?;
         // diffusers puts the component before each key.
         for (key, value) in config.clone() {
-            if let Some(key) = ["transformer.", "unet."].iter().find_map(|start| key.strip_prefix(start)) {
+            if let Some(key) = prefixes.iter().find_map(|start| key.strip_prefix(start)) {
                 config.insert(key.to_owned(), value);
             }
         }

@@ -8,12 +8,13 @@ use indexmap::IndexMap;
 use ndarray::{Array2, Axis, concatenate, s};
 
 use super::coverage::ReadOptions;
+use super::experts::{Route, place};
 use super::keys::{self, Key, Part};
 use super::light;
 use super::names::{Layers, Piece, SlotNames, Target};
 use super::parts::{Loaded, alpha, locate, matrix, mismatch, name_of, scale_config};
 use super::scale::ScaleConfig;
-use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
+use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed};
 use crate::io::weights::WeightFile;
 
 /// The header's entry, in files that v2l writes, for keys that do not spell a slot's own name: a JSON object from what stands before
@@ -32,18 +33,70 @@ pub fn read_adapter<'a>(
     layers: impl Into<Layers<'a>>,
     options: &ReadOptions,
 ) -> Result<Loaded, AdapterError> {
-    let (path, layers) = (locate(path)?, layers.into());
-    let file = WeightFile::open(&path)?;
-    match light::kind(&file) {
-        Some(AdapterFormat::Light) => return Err(AdapterError::NeedsPredictor { path }),
-        Some(_) => return light::read_full(&file, layers, options),
-        None => {}
+    if options.experts.is_some() {
+        return Err(AdapterError::OneTransformer { path: path.to_owned() });
     }
-    let (config, scale) = scale_config(&path, &file)?;
+    let file = WeightFile::open(locate(path)?)?;
+    read_for(&file, &[(Route::ONLY, layers.into())], options, None)
+}
+
+/// Reads an adapter for a model with two transformers, whose layers these are, that of high noise first.
+///
+/// It is for the transformers that `options` say; else for those that its keys name, where some begin with `transformer_2.`; else for
+/// that which its name says; else for `transformer` where its keys begin with that, as diffusers has it; else for both.
+///
+/// # Errors
+/// As [`read_adapter`].
+pub fn read_adapter_for_two(
+    path: &Path,
+    layers: [Layers<'_>; 2],
+    options: &ReadOptions,
+) -> Result<Loaded, AdapterError> {
+    let file = WeightFile::open(locate(path)?)?;
+    let (placed, routes) = place(path, &file.names(), options.experts);
+    let parts: Vec<_> = routes.into_iter().map(|route| (route, layers[route.index()])).collect();
+    read_for(&file, &parts, options, Some(placed))
+}
+
+/// Reads a file for these transformers, each with the way its keys are read for it; at least one.
+fn read_for(
+    file: &WeightFile,
+    parts: &[(Route, Layers<'_>)],
+    options: &ReadOptions,
+    placed: Option<Placed>,
+) -> Result<Loaded, AdapterError> {
+    match (light::kind(file), parts) {
+        (None, _) => {}
+        (Some(AdapterFormat::LightFull), &[(Route::ONLY, layers)]) => return light::read_full(file, layers, options),
+        (Some(_), _) => return Err(AdapterError::NeedsPredictor { path: file.path().to_owned() }),
+    }
+    let mut readers = Vec::with_capacity(parts.len());
+    let mut coverage: Option<Coverage> = None;
+    for &(route, layers) in parts {
+        let (reader, found) = survey(file, route, layers)?;
+        readers.push((route, reader));
+        coverage = Some(match coverage {
+            Some(before) => before.and(found),
+            None => found,
+        });
+    }
+    let Some(coverage) = coverage else { unreachable!("there is at least one transformer") };
+    let coverage = Coverage { placed, ..coverage }.accept(options)?;
+    let mut layers = IndexMap::new();
+    for (route, reader) in readers {
+        layers.extend(reader.finish()?.into_iter().map(|(slot, update)| (route.name(slot), update)));
+    }
+    Ok(Loaded { adapter: Adapter { name: name_of(file.path()), layers }, coverage })
+}
+
+/// What a file's keys stand for in one transformer, and what becomes of them.
+fn survey<'a>(file: &'a WeightFile, route: Route, layers: Layers<'a>) -> Result<(Reader<'a>, Coverage), AdapterError> {
+    let (config, scale) = scale_config(file.path(), file, route.metadata())?;
     let mut reader = Reader {
-        file: &file,
+        file,
         names: SlotNames::new(layers),
-        written: written_slots(&file),
+        written: written_slots(file, route),
+        route,
         config,
         modules: IndexMap::new(),
         keys: Vec::new(),
@@ -57,21 +110,24 @@ pub fn read_adapter<'a>(
     let live = pieces.filter(|piece| reader.names.absent(piece.slot).is_none());
     let covered: HashSet<&str> = live.map(|piece| &piece.slot.name[..]).collect();
     let coverage = Coverage {
-        file: path.clone(),
+        file: file.path().to_owned(),
         format: reader.format.unwrap_or(AdapterFormat::Bare),
         scale,
         keys: std::mem::take(&mut reader.keys),
         slots_covered: covered.len(),
         slots_total: layers.slots.len(),
+        placed: None,
         hint: reader.names.hint(&reader.unknown),
     };
-    let coverage = coverage.accept(options)?;
-    Ok(Loaded { adapter: Adapter { name: name_of(&path), layers: reader.finish()? }, coverage })
+    Ok((reader, coverage))
 }
 
 /// What a file that v2l wrote says of its keys: what stands before their parts, and the slot. Nothing of another file.
-fn written_slots(file: &WeightFile) -> HashMap<String, String> {
-    file.metadata(WRITTEN_SLOTS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+fn written_slots(file: &WeightFile, route: Route) -> HashMap<String, String> {
+    let written: Option<HashMap<String, String>> =
+        file.metadata(WRITTEN_SLOTS).and_then(|text| serde_json::from_str(text).ok());
+    let own = |(stem, slot): (String, String)| Some((route.spelled(&stem).ok()?.into_owned(), route.own(slot)));
+    written.into_iter().flatten().filter_map(own).collect()
 }
 
 /// How a file spells its keys, by the first key that says.
@@ -123,6 +179,7 @@ struct Reader<'a> {
     file: &'a WeightFile,
     names: SlotNames<'a>,
     written: HashMap<String, String>,
+    route: Route,
     config: Option<ScaleConfig>,
     /// By what the module stands for, in words.
     modules: IndexMap<String, (Target<'a>, Parts)>,
@@ -135,7 +192,15 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn key(&mut self, key: String) -> Result<(), AdapterError> {
         let path = || self.file.path().to_owned();
-        let (format, module, stem, part) = match keys::parse(&key) {
+        let spelled = match self.route.spelled(&key) {
+            Ok(spelled) => spelled.into_owned(),
+            Err(reason) => {
+                let outcome = Outcome::Ignored { reason: reason.to_owned() };
+                self.keys.push(KeyOutcome { key, outcome });
+                return Ok(());
+            }
+        };
+        let (format, module, stem, part) = match keys::parse(&spelled) {
             Key::LoRa { format, module, stem, part } => (format, module, stem, part),
             Key::Other(kind) => return Err(AdapterError::Unsupported { path: path(), key, kind }),
             Key::Unknown => {
@@ -166,6 +231,10 @@ impl<'a> Reader<'a> {
             self.keys.push(KeyOutcome { key, outcome });
             return Ok(());
         }
+        let outcome = match outcome {
+            Outcome::Applied { slot } => Outcome::Applied { slot: self.route.name(slot) },
+            other => other,
+        };
         let slot = target.describe();
         let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
         let taken = match part {

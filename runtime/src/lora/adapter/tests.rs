@@ -178,12 +178,14 @@ fn read_adapter_with_keys_that_match_no_slot_is_an_error_unless_partial_is_allow
     let slots = [Slot::linear("a", 2, 1)];
     let error = read_adapter(&path, &slots, &ReadOptions::default()).unwrap_err();
     assert!(error.to_string().contains("2 of 4 keys match no slot"), "{error}");
-    let loaded = read_adapter(&path, &slots, &ReadOptions { allow_partial: true }).unwrap();
+    let loaded = read_adapter(&path, &slots, &ReadOptions { allow_partial: true, experts: None }).unwrap();
     assert_eq!(loaded.coverage.counts(), (2, 2, 0));
     let json = serde_json::to_value(&loaded.coverage).unwrap();
     assert_eq!(json["keys"][0]["outcome"], "applied");
     // Nothing to apply is an error even then.
-    assert!(read_adapter(&path, &[Slot::linear("b", 2, 1)], &ReadOptions { allow_partial: true }).is_err());
+    assert!(
+        read_adapter(&path, &[Slot::linear("b", 2, 1)], &ReadOptions { allow_partial: true, experts: None }).is_err()
+    );
 }
 
 #[test]

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::parts::{CONFIG_FILE, WEIGHTS_FILE};
 use super::read::WRITTEN_SLOTS;
 use super::scale::pattern_of;
-use super::{Adapter, AdapterError, AdapterFormat, LowRank, keys, wan};
+use super::{Adapter, AdapterError, AdapterFormat, LowRank, experts, keys, wan};
 use crate::io::atomic::{AtomicFolder, is_special, probe_file};
 use crate::io::weights::{WeightError, write_tensors};
 use crate::tensor::{NamedTensors, Tensor};
@@ -40,6 +40,9 @@ pub fn write_adapter_with(
 ) -> Result<(), AdapterError> {
     check_destination(path, format)?;
     let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
+    if format != AdapterFormat::Diffusers && adapter.layers.keys().any(|slot| experts::is_second(slot)) {
+        return Err(unwritable("it changes `transformer_2`, which only the form diffusers names".to_owned()));
+    }
     let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
     let mut tensors = NamedTensors::new();
     let mut spelled: Map<String, Value> = Map::new();
@@ -47,6 +50,7 @@ pub fn write_adapter_with(
         let native = || wan.then(|| wan::native(slot)).flatten().unwrap_or_else(|| slot.clone());
         let (module, down, up, alpha) = match format {
             AdapterFormat::Peft => (format!("base_model.model.{slot}"), "lora_A", "lora_B", false),
+            AdapterFormat::Diffusers if experts::is_second(slot) => (slot.clone(), "lora_A", "lora_B", false),
             AdapterFormat::Diffusers => (format!("transformer.{slot}"), "lora_A", "lora_B", false),
             AdapterFormat::Bare => (slot.clone(), "lora_A", "lora_B", true),
             AdapterFormat::Comfy => (format!("diffusion_model.{}", native()), "lora_A", "lora_B", true),
@@ -63,7 +67,9 @@ pub fn write_adapter_with(
             return Err(unwritable(format!("{key} of `{slot}` holds NaN or infinity")));
         }
         // Another layer may have dots where this one has underscores.
-        if format.underscores() || keys::processorless(keys::unprefixed(&module).0, false) != **slot {
+        if format.underscores()
+            || !experts::is_second(slot) && keys::processorless(keys::unprefixed(&module).0, false) != **slot
+        {
             spelled.insert(module.clone(), json!(slot));
         }
         let mut put = |part: &str, values: ArrayD<f32>| {
@@ -88,16 +94,22 @@ pub fn write_adapter_with(
         metadata.insert(WRITTEN_SLOTS.to_owned(), Value::Object(spelled).to_string());
     }
     if is_folder(path, format) {
-        return write_folder(path, &tensors, &metadata, &peft_config(adapter));
+        return write_folder(path, &tensors, &metadata, &peft_config(&adapter.layers.iter().collect::<Vec<_>>()));
     }
-    let prefix = match format {
-        AdapterFormat::Peft => Some(""),
-        AdapterFormat::Diffusers => Some("transformer."),
-        _ => None,
+    let prefixes: &[&str] = match format {
+        AdapterFormat::Peft => &[""],
+        AdapterFormat::Diffusers => &["transformer.", "transformer_2."],
+        _ => &[],
     };
-    if let Some(prefix) = prefix {
-        let config: Map<String, Value> =
-            peft_config(adapter).into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)).collect();
+    if !prefixes.is_empty() {
+        let mut config: Map<String, Value> = Map::new();
+        for prefix in prefixes {
+            let own = |slot: &str| prefix.is_empty() || experts::is_second(slot) == experts::is_second(prefix);
+            let layers: Vec<_> = adapter.layers.iter().filter(|(slot, _)| own(slot)).collect();
+            if !layers.is_empty() {
+                config.extend(peft_config(&layers).into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
+            }
+        }
         metadata.insert("lora_adapter_metadata".to_owned(), Value::Object(config).to_string());
     }
     Ok(write_tensors(path, &tensors, &metadata)?)
@@ -156,11 +168,14 @@ fn write_folder(
 }
 
 /// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ, each for one layer only.
-fn peft_config(adapter: &Adapter) -> Map<String, Value> {
-    let rank = most_frequent(adapter.layers.values().map(LowRank::rank)).unwrap_or(0);
-    let alpha = most_frequent(adapter.layers.values().map(|l| l.alpha.to_bits())).map_or(0.0, f32::from_bits);
+fn peft_config(layers: &[(&String, &LowRank)]) -> Map<String, Value> {
+    let rank = most_frequent(layers.iter().map(|(_, update)| update.rank())).unwrap_or(0);
+    let alpha = most_frequent(layers.iter().map(|(_, update)| update.alpha.to_bits())).map_or(0.0, f32::from_bits);
     let others = |differs: &dyn Fn(&LowRank) -> Option<Value>| -> Map<String, Value> {
-        adapter.layers.iter().filter_map(|(slot, update)| Some((pattern_of(slot), differs(update)?))).collect()
+        layers
+            .iter()
+            .filter_map(|(slot, update)| Some((pattern_of(experts::slot_of(slot)), differs(update)?)))
+            .collect()
     };
     let ranks = others(&|update| (update.rank() != rank).then(|| json!(update.rank())));
     let alphas = others(&|update| (update.alpha.to_bits() != alpha.to_bits()).then(|| json!(update.alpha)));
@@ -170,7 +185,7 @@ fn peft_config(adapter: &Adapter) -> Map<String, Value> {
         ("lora_alpha", json!(alpha)),
         ("rank_pattern", Value::Object(ranks)),
         ("alpha_pattern", Value::Object(alphas)),
-        ("target_modules", json!(adapter.layers.keys().collect::<Vec<_>>())),
+        ("target_modules", json!(layers.iter().map(|(slot, _)| experts::slot_of(slot)).collect::<Vec<_>>())),
         ("bias", json!("none")),
         ("use_dora", json!(false)),
         ("use_rslora", json!(false)),

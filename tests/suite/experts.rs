@@ -1,0 +1,301 @@
+//! Adapters of Wan 2.2's two transformers: which of them a file is for, and swaps of both as one transaction.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use ndarray::{Array5, ArrayD};
+use v2l_runtime::engine::Engine;
+use v2l_runtime::error::ErrorClass;
+use v2l_runtime::generator::{Generator, Options};
+use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, Experts, ReadOptions, write_adapter};
+use v2l_runtime::request::Request;
+use v2l_runtime::tensor::Tensor;
+
+use crate::swaps::adapter;
+use crate::tools::{Run, Scratch, args, command, output, run_ok, tamper};
+use crate::wan_pipelines::{arguments, difference, engines, folder, runs, tensor, write_one};
+
+/// A model with two transformers, an adapter file for each, and the noise to begin with.
+struct Pair {
+    model: Scratch,
+    high: PathBuf,
+    low: PathBuf,
+    noise: PathBuf,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let model = engines(&runs()["experts"]);
+        let made = |component: &str, name: &str, seed| {
+            let engine = Engine::open(model.path(&format!("engines/{component}.engine"))).unwrap();
+            let blocks = engine.manifest().slots.iter().filter(|slot| slot.name.starts_with("blocks."));
+            let file = model.path(name);
+            write_adapter(&file, &adapter(name, blocks, 3, seed), AdapterFormat::Comfy).unwrap();
+            file
+        };
+        let high = made("transformer", "effect_HighNoise.safetensors", 1);
+        let low = made("transformer_2", "effect_LowNoise.safetensors", 2);
+        let noise = model.path("noise.safetensors");
+        write_one(&noise, "latents", tensor(&folder().join("experts.safetensors"), "latents").into_dyn().into());
+        Self { model, high, low, noise }
+    }
+
+    fn command(&self, loras: &[OsString], found: &Path) -> Run {
+        let mut arguments = arguments(&runs()["experts"], &self.model);
+        arguments.extend(args!["--latents", &self.noise, "--outputs", found].iter().cloned());
+        arguments.extend(loras.iter().flat_map(|lora| [OsString::from("--lora"), lora.clone()]));
+        output(command("run", &arguments))
+    }
+
+    /// The final latents with these `--lora`, and what was said.
+    fn latents(&self, loras: &[OsString]) -> (Array5<f32>, String) {
+        let found = self.model.path("out.safetensors");
+        let Run { code, stderr, .. } = self.command(loras, &found);
+        assert_eq!(code, 0, "{stderr}");
+        (tensor(&found, "latents"), stderr)
+    }
+}
+
+fn with(path: &Path, rest: &str) -> OsString {
+    let mut text = path.as_os_str().to_owned();
+    text.push(rest);
+    text
+}
+
+/// Adds `strength · up · down` to a transformer's checkpoint.
+fn merge(checkpoint: &Path, file: &Path, strength: f32) {
+    let adapter = read_tensors(file).unwrap();
+    tamper(checkpoint, |tensors| {
+        for (key, up) in adapter.iter().filter(|(key, _)| key.ends_with(".lora_B.weight")) {
+            let stem = key.strip_suffix(".lora_B.weight").unwrap();
+            let matrix = |tensor: &Tensor| tensor.to_f32().unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
+            let (up, down) = (matrix(up), matrix(&adapter[&format!("{stem}.lora_A.weight")]));
+            let alpha = adapter[&format!("{stem}.alpha")].to_f32().unwrap().sum();
+            let scale = if down.nrows() == 0 { 0.0 } else { strength * alpha / down.nrows() as f32 };
+            let native = [
+                ("self_attn.q", "attn1.to_q"),
+                ("self_attn.k", "attn1.to_k"),
+                ("self_attn.v", "attn1.to_v"),
+                ("self_attn.o", "attn1.to_out.0"),
+                ("cross_attn.q", "attn2.to_q"),
+                ("cross_attn.k", "attn2.to_k"),
+                ("cross_attn.v", "attn2.to_v"),
+                ("cross_attn.o", "attn2.to_out.0"),
+                ("ffn.0", "ffn.net.0.proj"),
+                ("ffn.2", "ffn.net.2"),
+            ];
+            let mut name = stem.strip_prefix("diffusion_model.").unwrap().to_owned();
+            for (own, diffusers) in native {
+                if let Some(block) = name.strip_suffix(own) {
+                    name = format!("{block}{diffusers}");
+                    break;
+                }
+            }
+            let weight = tensors.get_mut(&format!("{name}.weight")).unwrap();
+            let delta = up.dot(&down) * scale;
+            for (bytes, delta) in weight.data.chunks_exact_mut(4).zip(&delta) {
+                let value = f32::from_le_bytes(bytes.try_into().unwrap()) + delta;
+                bytes.copy_from_slice(&value.to_le_bytes());
+            }
+        }
+    });
+}
+
+#[test]
+fn pair_is_what_merging_each_file_into_its_checkpoint_is() {
+    let pair = Pair::new();
+    let (base, _) = pair.latents(&[]);
+    let (found, said) = pair.latents(&[with(&pair.high, "=3"), with(&pair.low, "=1.5")]);
+    assert!(difference(&base, &found) > 0.01);
+    assert!(said.contains("for transformer (high noise): its name says so"), "{said}");
+    assert!(said.contains("for transformer_2 (low noise): its name says so"), "{said}");
+    let (explicit, _) = pair.latents(&[with(&pair.low, "@low=1.5"), with(&pair.high, "@high=3")]);
+    assert_eq!(found, explicit);
+
+    // The same adapters in one file, as diffusers spells the two.
+    let mut generator = Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
+    let mut both = Adapter { name: "both".to_owned(), ..Adapter::default() };
+    for (file, strength) in [(&pair.high, 3.0), (&pair.low, 1.5)] {
+        let mut read = generator.load_adapter(file, &ReadOptions::default()).unwrap().adapter;
+        read.layers.values_mut().for_each(|update| update.alpha *= strength);
+        both.layers.extend(read.layers);
+    }
+    let file = pair.model.path("both.safetensors");
+    write_adapter(&file, &both, AdapterFormat::Diffusers).unwrap();
+    let (together, said) = pair.latents(&[file.clone().into()]);
+    assert_eq!(together, found);
+    assert!(said.contains("for transformer and transformer_2: its keys say so"), "{said}");
+    let refused = write_adapter(&file, &both, AdapterFormat::Comfy).unwrap_err().to_string();
+    assert!(refused.contains("transformer_2"), "{refused}");
+
+    for (component, file, strength) in [("transformer", &pair.high, 3.0), ("transformer_2", &pair.low, 1.5)] {
+        let checkpoint = format!("model/{component}/diffusion_pytorch_model.safetensors");
+        merge(&pair.model.path(&checkpoint), file, strength);
+    }
+    std::fs::remove_dir_all(pair.model.path("bundle")).unwrap();
+    std::fs::remove_dir_all(pair.model.path("engines")).unwrap();
+    run_ok("export", args![pair.model.path("model"), "-o", pair.model.path("bundle")]);
+    run_ok("compile", args![pair.model.path("bundle"), "-o", pair.model.path("engines")]);
+    let (merged, _) = pair.latents(&[]);
+    let away = difference(&merged, &found);
+    assert!(away <= 1e-4, "{away}");
+}
+
+#[test]
+fn branches_carry_the_adapters_of_both() {
+    let pair = Pair::new();
+    let loras = [with(&pair.high, "@both=0.5"), with(&pair.low, "@low=0.7")];
+    let (fused, _) = pair.latents(&loras);
+    std::fs::remove_dir_all(pair.model.path("engines")).unwrap();
+    let (bundle, engines) = (pair.model.path("bundle"), pair.model.path("engines"));
+    run_ok("compile", args![bundle, "-o", engines, "--lora-rank", "8", "--fuse-modes", "branch"]);
+    let (beside, _) = pair.latents(&loras);
+    let away = difference(&fused, &beside);
+    assert!(away <= 1e-4, "{away}");
+}
+
+#[test]
+fn files_that_reach_no_transformer_or_the_wrong_one_are_refused() {
+    let pair = Pair::new();
+    let found = pair.model.path("refused.safetensors");
+    let refuse = |loras: &[OsString], code: i32, words: &str| {
+        let run = pair.command(loras, &found);
+        assert!(run.code == code && run.stderr.contains(words), "{}: {}", run.code, run.stderr);
+        assert!(!found.exists());
+    };
+    refuse(&[with(&pair.high, "@middle")], 2, "expected high, low or both, found `middle`");
+    refuse(&[with(&pair.high, "@high"), with(&pair.high, "=0.5")], 2, "is given twice for transformer");
+    refuse(&[with(&pair.high, "@both"), with(&pair.high, "@low")], 2, "is given twice for transformer_2");
+    // Of another width.
+    let wide = pair.model.path("wide_low_noise.safetensors");
+    std::fs::copy(&pair.low, &wide).unwrap();
+    tamper(&wide, |tensors| {
+        let key = "diffusion_model.blocks.0.self_attn.k.lora_A.weight";
+        let wider = tensors[key].resized(&[1, 32]);
+        tensors.insert(key.to_owned(), wider);
+    });
+    refuse(
+        &[with(&pair.high, ""), wide.clone().into()],
+        5,
+        "wide_low_noise.safetensors: key `diffusion_model.blocks.0.self_attn.k",
+    );
+    // Half a pair.
+    std::fs::copy(&pair.low, &wide).unwrap();
+    tamper(&wide, |tensors| {
+        tensors.remove("diffusion_model.blocks.0.self_attn.k.lora_A.weight");
+    });
+    refuse(&[wide.clone().into()], 5, "its down factor too");
+    // A third transformer.
+    std::fs::copy(&pair.low, &wide).unwrap();
+    tamper(&wide, |tensors| {
+        let renamed = std::mem::take(tensors).into_iter();
+        *tensors = renamed.map(|(key, t)| (key.replace("diffusion_model.", "transformer_3."), t)).collect();
+    });
+    refuse(&[wide.into()], 5, "match no slot");
+
+    let sample = crate::tools::sample();
+    let video = pair.model.path("v.safetensors");
+    let arguments =
+        args!["--engine", sample.engines(), "--lora", with(&pair.high, "@high"), "-o", &video, "--prompt", "a"];
+    let run = output(command("run", arguments));
+    assert!(run.code == 5 && run.stderr.contains("the model has one"), "{}: {}", run.code, run.stderr);
+}
+
+#[test]
+fn one_forward_takes_what_is_for_its_component() {
+    let pair = Pair::new();
+    let step = |component: &str, loras: &[OsString]| {
+        let case = folder().parent().unwrap().join("transformer/t2v/case_b1_t1_8x4_s5.safetensors");
+        let inputs = pair.model.path("inputs.safetensors");
+        let given = read_tensors(case).unwrap();
+        let given =
+            given.into_iter().filter_map(|(name, t)| Some((name.strip_prefix("input.")?.to_owned(), t))).collect();
+        v2l_runtime::io::weights::write_tensors(&inputs, &given, &indexmap::IndexMap::new()).unwrap();
+        let found = pair.model.path("forward.safetensors");
+        let mut arguments = args![
+            "--engine",
+            pair.model.path("engines"),
+            "--component",
+            component,
+            "--inputs",
+            inputs,
+            "--outputs",
+            &found
+        ]
+        .to_vec();
+        arguments.extend(loras.iter().flat_map(|lora| [OsString::from("--lora"), lora.clone()]));
+        let run = output(command("run", &arguments));
+        (
+            run.code,
+            run.stderr,
+            if run.code == 0 {
+                read_tensors(found).unwrap()["sample"].to_f32().unwrap()
+            } else {
+                ArrayD::zeros(vec![0])
+            },
+        )
+    };
+    let loras = [with(&pair.high, ""), with(&pair.low, "")];
+    for (component, own, other) in [("transformer", &loras[0], &loras[1]), ("transformer_2", &loras[1], &loras[0])] {
+        let ((code, said, all), (_, _, alone)) = (step(component, &loras), step(component, std::slice::from_ref(own)));
+        assert_eq!(code, 0, "{said}");
+        assert_eq!(all, alone);
+        assert_ne!(all, step(component, &[]).2);
+        let (code, said, _) = step(component, std::slice::from_ref(other));
+        assert!(code == 2 && said.contains("no --lora is for"), "{code}: {said}");
+    }
+}
+
+#[test]
+fn swaps_of_both_are_transactions() {
+    let pair = Pair::new();
+    let mut generator = Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
+    let settings = &runs()["experts"]["settings"];
+    let number = |key: &str| settings[key].as_u64().unwrap() as usize;
+    let request = Request {
+        prompt: "a cat".to_owned(),
+        width: Some(number("width")),
+        height: Some(number("height")),
+        num_frames: Some(number("num_frames")),
+        num_inference_steps: Some(4),
+        ..Request::default()
+    };
+    let mut load = |path: &Path, experts| {
+        let options = ReadOptions { experts, ..ReadOptions::default() };
+        generator.load_adapter(path, &options).unwrap().adapter
+    };
+    let (high, low) = (load(&pair.high, None), load(&pair.low, None));
+    let both = load(&pair.low, Some(Experts::Both));
+    let mut damaged = low.clone();
+    damaged.name = "damaged".to_owned();
+    damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
+    let mut latents = |set: &[(&Adapter, f32)]| {
+        let applied = generator.set_adapters(set).unwrap();
+        assert_eq!(
+            applied.slots,
+            set.iter().flat_map(|(a, _)| a.layers.keys()).collect::<std::collections::HashSet<_>>().len()
+        );
+        let kept = generator.sample(&request, &mut ()).unwrap().latents;
+
+        let error = generator.set_adapters(&[(&high, 1.0), (&damaged, 1.0)]).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::BadAdapter);
+        let asked = AtomicUsize::new(0);
+        let stop = || asked.fetch_add(1, Ordering::Relaxed) > 2;
+        let error = generator.set_adapters_unless(&[(&high, 2.0), (&low, 2.0)], Some(&stop)).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Cancelled);
+        assert_eq!(generator.sample(&request, &mut ()).unwrap().latents, kept);
+        kept
+    };
+    let base = latents(&[]);
+    let states: [&[(&Adapter, f32)]; 4] =
+        [&[(&high, 1.0)], &[(&low, 0.5)], &[(&high, 1.0), (&low, 0.5)], &[(&both, 1.0)]];
+    let first = states.map(&mut latents);
+    assert!(first.iter().all(|found| *found != base));
+    assert!((1..first.len()).all(|i| first[i] != first[i - 1]));
+    for i in [2, 0, 3, 1] {
+        assert_eq!(latents(states[i]), first[i]);
+    }
+    assert_eq!(latents(&[]), base);
+}
