@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Turns the checkpoint of a predictor, a file of PyTorch, into a package for `v2l-export --predictor`.
 
-    python export/convert/predictor.py FILE.pt -o FOLDER
+    python export/convert/predictor.py FILE_OR_FOLDER -o FOLDER
 
 writes FOLDER/model.safetensors and FOLDER/config.json. It takes
+  - the folder of LoFA's preview: `stage1_preview.pth`, `stage2_preview.pth`, and `config.yaml`, where there is one,
   - SimpleTuner's `prompt2effect_hypernetwork.pt` and `checkpoint-N.pt`,
   - the checkpoint of Prompt2Effect's reproduction for square weights (`config` and `state_dict`).
 
@@ -176,14 +177,69 @@ def square(file):
     return tensors, config
 
 
-def convert(source, folder):
+LOFA_STAGES = ("stage1", "stage2")
+LOFA_TYPES = [f"{module}.{layer}" for module in ("self_attn", "cross_attn") for layer in "qkvo"]
+# What the official code takes where config.yaml does not say.
+LOFA_DEFAULTS = {"tau": 0.02, "temperature": 0.1}
+
+
+def lofa_settings(path):
+    """`tau`, `temperature` and the list of types of a config.yaml of LoFA; of YAML, what it is written in."""
+    found, types, inside = dict(LOFA_DEFAULTS), [], False
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        key, _, value = line.strip().partition(":")
+        if inside and line.strip().startswith("- "):
+            types.append(line.strip()[2:].strip().strip("'\""))
+            continue
+        inside = key == "target_modules" and not line.startswith(" ")
+        if key in LOFA_DEFAULTS:
+            found[key] = float(value)
+    return found, [name.replace("attn_", "attn.") for name in types] or LOFA_TYPES
+
+
+def lofa(folder):
+    stages = {}
+    for stage in LOFA_STAGES:
+        files = sorted(folder.glob(f"{stage}*.pth"))
+        if len(files) != 1:
+            raise Refused(f"expected one file {stage}*.pth, as `{stage}_preview.pth`; found {len(files)}")
+        stages[stage] = tensors_of(read_archive(files[0]))
+    one, two = (stages[stage] for stage in LOFA_STAGES)
+
+    def shape(tensors, name, axes):
+        found = tensors.get(name)
+        if found is None or len(found.shape) != axes:
+            raise Refused(f"`{name}` is {found.shape if found else 'not there'}; expected {axes} axes")
+        return found.shape
+
+    d, _, p, _ = shape(one, "patch_embed.proj.weight", 4)
+    width = p * shape(one, "pos.row", 4)[1]
+    numbers = lambda tensors, before: sorted({int(k[len(before) :].split(".")[0]) for k in tensors if k.startswith(before)})
+    settings, types = lofa_settings(folder / "config.yaml")
+    config = {
+        "model_type": "lofa", "p": p, "d": d, "heads": d // shape(one, "blocks.0.self_attn.q_norm.weight", 1)[0],
+        "blocks": len(numbers(one, "blocks.")), "rank": shape(two, "head_A.bias", 1)[0] // width,
+        "inject": numbers(two, "cross_attn_blocks."), "types": types, "depths": shape(one, "depth_embed.weight", 2)[0], **settings,
+    }
+    return {f"{stage}.{name}": tensor for stage in LOFA_STAGES for name, tensor in stages[stage].items()}, config
+
+
+def predictor(source):
+    """The tensors and the configuration of a checkpoint."""
+    if source.is_dir():
+        return lofa(source)
     file = need(read_archive(source), dict, "the file")
     if file.get("format") == SIMPLETUNER:
-        tensors, config = simpletuner(file)
-    elif isinstance(file.get("config"), dict) and "module_specs" in file["config"]:
-        tensors, config = square(file)
-    else:
-        raise Refused("no predictor that this script knows: expected SimpleTuner's `format`, or `config` with `module_specs`")
+        return simpletuner(file)
+    if isinstance(file.get("config"), dict) and "module_specs" in file["config"]:
+        return square(file)
+    raise Refused(
+        "no predictor that this script knows: expected SimpleTuner's `format`, or `config` with `module_specs`; LoFA is a folder of two files"
+    )
+
+
+def convert(source, folder):
+    tensors, config = predictor(source)
     if folder.exists() and any(folder.iterdir()):
         raise Refused(f"{folder} is not empty; name another folder with -o")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -195,12 +251,12 @@ def convert(source, folder):
         if folder.exists():
             folder.rmdir()
         made.rename(folder)
-    return len(tensors), config["profile"]
+    return len(tensors), config.get("profile", config["model_type"])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, metavar="FILE.pt")
+    parser.add_argument("checkpoint", type=Path, metavar="FILE_OR_FOLDER")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FOLDER")
     args = parser.parse_args()
     try:
@@ -209,7 +265,7 @@ def main():
         missing = f"`{error.args[0]}` is missing" if isinstance(error, KeyError) else str(error)
         print(f"error: {args.checkpoint}: {missing}", file=sys.stderr)
         return 3
-    print(f"{args.output}: {count} tensors, profile {profile}")
+    print(f"{args.output}: {count} tensors, {profile}")
     return 0
 
 

@@ -34,6 +34,7 @@ mod hypernetwork;
 mod image_encoder;
 mod inspect;
 mod int8;
+mod lofa;
 mod memory;
 mod miniature;
 mod modes;
@@ -41,6 +42,7 @@ mod openvino;
 #[cfg(unix)]
 mod outputs;
 mod overrides;
+mod packages;
 mod passes;
 #[cfg(unix)]
 mod paths;

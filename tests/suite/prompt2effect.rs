@@ -2,17 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::Array2;
 use serde_json::{Value as Json, json};
-use v2l_export::{CompileOptions, ExportOptions, PredictorPackage};
-use v2l_runtime::generator::{Generator, Options, PredictOptions, PredictionCacheOptions};
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
-use v2l_runtime::predict::{Pristine, Source};
+use v2l_runtime::predict::Pristine;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::bad_input::{edit_json, refuse};
-use crate::random_weights;
+use crate::packages::{self, factors, kept, norm, open, predict};
 use crate::support::{Built, assert_close, f32s, fixtures};
 use crate::tools::{Scratch, args, command, run_ok, sample_model, tamper};
 
@@ -37,82 +34,22 @@ fn base_of(name: &str) -> PathBuf {
 
 /// The base of a case with its predictor, both free to be changed before they are compiled.
 fn build(name: &str, change: impl FnOnce(&Path, &Path)) -> Built {
-    let (package, base) = (random_weights::made(&case(name)), random_weights::made(&base_of(name)));
-    change(package.root(), base.root());
-    let package = Some(PredictorPackage { path: package.root().to_owned(), text_encoder: None });
-    let options = ExportOptions { package, ..ExportOptions::default() };
-    Built::with(base.root(), &options, &CompileOptions::default())
+    packages::build(&case(name), &base_of(name), change)
 }
 
 fn given(name: &str) -> NamedTensors {
-    read_tensors(case(name).join("effect.safetensors")).unwrap()
+    packages::given(&case(name))
 }
 
-/// A generator that keeps what it can in `cache`.
-fn open(built: &Built, cache: &Path) -> Generator {
-    let cache = PredictionCacheOptions { folder: cache.to_owned(), bytes: 0 };
-    Generator::open(built.engines(), &Options { prediction_cache: Some(cache), ..Options::default() }).unwrap()
-}
-
-fn predict(generator: &mut Generator, tensors: &NamedTensors) -> Adapter {
-    generator.predict_from(&Source::tensors(tensors), &PredictOptions::default(), &mut ()).unwrap().adapter
-}
-
-/// The factors of a case, of a fresh directory and cache.
-fn factors(built: &Built, tensors: &NamedTensors) -> Adapter {
-    let cache = Scratch::new();
-    predict(&mut open(built, cache.root()), tensors)
-}
-
-/// How far the worst of a case's factors is from the reference, relative.
 fn distance(name: &str, adapter: &Adapter) -> f64 {
-    let outputs = read_tensors(case(name).join("outputs.safetensors")).unwrap();
-    let mut worst = 0f64;
-    for (key, expected) in &outputs {
-        let (slot, side) = key.rsplit_once('.').unwrap();
-        let layer = &adapter.layers[slot];
-        let found = if side == "lora_A" { &layer.down } else { &layer.up };
-        let expected = f32s(expected).into_dimensionality::<ndarray::Ix2>().unwrap();
-        assert_eq!(found.dim(), expected.dim(), "{key}");
-        worst = worst.max(norm(&(found - &expected)) / norm(&expected));
-    }
-    assert!(outputs.len() >= 10, "{name} has too little to compare");
-    worst
-}
-
-fn norm(matrix: &Array2<f32>) -> f64 {
-    matrix.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt()
-}
-
-fn latents(folder: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.extension().is_some_and(|end| end == "latents")).collect()
+    packages::distance(&case(name), adapter)
 }
 
 #[test]
 fn factors_of_every_profile_are_those_of_its_definition_with_the_cache_cold_and_warm() {
     for (name, _) in CASES {
-        let (built, cache) = (build(name, |_, _| {}), Scratch::new());
-        let tensors = given(name);
-        let cold = predict(&mut open(&built, cache.root()), &tensors);
-        let found = distance(name, &cold);
+        let found = distance(name, &packages::check_kept(name, &build(name, |_, _| {}), &given(name)));
         assert!(found <= TOLERANCE, "{name}: {found:e}");
-        let kept = latents(cache.root());
-        assert_eq!(kept.len(), 1, "{name}: one file for a base and a predictor");
-        let bytes = std::fs::read(&kept[0]).unwrap();
-        let warm = predict(&mut open(&built, cache.root()), &tensors);
-        assert_eq!(warm, cold, "{name}: equal bits");
-        // Another prompt takes the same file and leaves it as it is.
-        let mut other = tensors.clone();
-        other.insert("text_hidden".to_owned(), Tensor::F32(f32s(&tensors["text_hidden"]) * 0.5));
-        assert_ne!(predict(&mut open(&built, cache.root()), &other), cold, "{name}: another prompt");
-        assert_eq!(latents(cache.root()), kept);
-        assert_eq!(std::fs::read(&kept[0]).unwrap(), bytes);
-        for damaged in [&bytes[..bytes.len() / 2], &[&bytes[..40], &[7], &bytes[41..]].concat()] {
-            std::fs::write(&kept[0], damaged).unwrap();
-            assert_eq!(predict(&mut open(&built, cache.root()), &tensors), cold, "{name}: a damaged file");
-            assert_eq!(std::fs::read(&kept[0]).unwrap(), bytes, "{name}: made again");
-        }
     }
 }
 
@@ -130,10 +67,10 @@ fn what_is_kept_belongs_to_one_base_and_one_predictor() {
     let weights = "diffusion_pytorch_model.safetensors";
     let other_base = build("square", |_, base| nudge(&base.join(weights), "blocks.0.attn1.to_q.weight"));
     assert_ne!(predict(&mut open(&other_base, cache.root()), &tensors), before);
-    assert_eq!(latents(cache.root()).len(), 2, "one element of a weight");
+    assert_eq!(kept(cache.root()).len(), 2, "one element of a weight");
     let other = build("square", |package, _| nudge(&package.join("model.safetensors"), "latents"));
     assert_ne!(predict(&mut open(&other, cache.root()), &tensors), before);
-    assert_eq!(latents(cache.root()).len(), 3, "one element of the predictor");
+    assert_eq!(kept(cache.root()).len(), 3, "one element of the predictor");
 }
 
 /// Exchanges two tensors of a checkpoint.
@@ -197,7 +134,7 @@ fn weights_are_read_pristine_whatever_is_fused() {
     let mut generator = open(&built, cache.root());
     let first = predict(&mut generator, &tensors);
     generator.set_adapters(&[(&first, 4.0)]).unwrap();
-    std::fs::remove_file(&latents(cache.root())[0]).unwrap();
+    std::fs::remove_file(&kept(cache.root())[0]).unwrap();
     assert_eq!(predict(&mut generator, &tensors), first);
     // The control: a base into which the adapter was written gives something else.
     let engine = built.engine("transformer");

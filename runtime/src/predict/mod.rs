@@ -21,10 +21,13 @@ pub mod cache;
 mod entry;
 mod error;
 mod inputs;
+mod intermediates;
 mod key;
 mod kind;
 mod lazy;
+pub mod lofa;
 pub mod mapped;
+mod outputs;
 mod pristine;
 pub mod prompt2effect;
 mod text;
@@ -47,6 +50,7 @@ use video2lora::auxiliary_factors;
 static KINDS: &[Entry] = &[
     video2lora::ENTRY,
     prompt2effect::ENTRY,
+    lofa::ENTRY,
     #[cfg(test)]
     toy::ENTRY,
 ];

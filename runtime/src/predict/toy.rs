@@ -186,7 +186,7 @@ mod tests {
         let (class, message) = error(json!({ "kind": "prompt3effect" }));
         assert_eq!(class, ErrorClass::Unsupported);
         assert!(message.contains("h.engine") && message.contains("\"prompt3effect\""), "{message}");
-        assert!(message.contains("video2lora, prompt2effect, toy"), "{message}");
+        assert!(message.contains("video2lora, prompt2effect, lofa, toy"), "{message}");
         let (class, message) = error(Value::Null);
         assert_eq!(class, ErrorClass::BadModel);
         assert!(message.contains("no `kind`"), "{message}");

@@ -7,6 +7,7 @@ use v2l_runtime::engine::manifest::Slot;
 use crate::{Checkpoint, Component, ExportError};
 
 mod kind;
+pub mod lofa;
 mod package;
 pub mod prompt2effect;
 pub mod video2lora;
@@ -19,7 +20,7 @@ pub(crate) use package::{Base, Exports};
 static KINDS: &[&dyn PredictorKind] = &[&video2lora::Video2Lora];
 
 /// The kinds of predictors that come as a package.
-static PACKAGES: &[&dyn PackageKind] = &[&prompt2effect::Prompt2Effect];
+static PACKAGES: &[&dyn PackageKind] = &[&prompt2effect::Prompt2Effect, &lofa::Lofa];
 
 /// Exports the package at `path` for a base, of the kind that its configuration tells; `encoder` is the folder of its text
 /// encoder, if that is not beside it.

@@ -22,8 +22,10 @@ use ndarray::{Array2, Array3, ArrayD, Axis, s};
 
 use super::error::PredictorError;
 use super::inputs::{Input, Inputs};
+use super::intermediates::Intermediates;
 use super::key::{Key, KeyParts};
 use super::kind::{Entry, Predicted, Predictor};
+use super::outputs::{cube, matrix, shape_defect};
 use super::pristine::Pristine;
 use crate::backends::OpenEngine;
 use crate::components::HYPERNETWORK;
@@ -32,18 +34,15 @@ use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
 use crate::events::{Progress, Stage};
+use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
-use crate::tensor::{NamedTensors, Tensor};
+use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 mod config;
-mod latents;
-mod outputs;
 mod softmax;
 
 pub use config::{AttentionScope, Group, Injection, KIND, NetworkConfig, TargetLayer};
-use latents::LatentCache;
-use outputs::{cube, matrix, shape_defect};
 use softmax::Softmax;
 
 pub(super) const ENTRY: Entry =
@@ -306,16 +305,18 @@ impl Predictor for Prompt2Effect {
         let text = inputs.text(&self.config.text())?;
         let conditions = self.conditions()?;
         let (options, folder) = (inputs.options(), inputs.intermediates());
-        let (key, cache) = (self.latents_key(&weights, options), LatentCache::new(folder));
+        let (key, cache) = (self.latents_key(&weights, options), Intermediates::new(folder));
         let shape = [weights.len(), self.config.num_latents, self.config.hidden_dim];
-        let kept = cache.get(&key, shape);
+        let kept = cache.get(&key, shape.iter().product()).and_then(|bytes| {
+            raw::tensor_from_bytes(Dtype::F32, &shape, &bytes)?.into_f32()?.into_dimensionality().ok()
+        });
         let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
         let mut progress = Progress::start(inputs.observer(), Stage::Predict, steps);
         let mut latents = match kept {
             Some(kept) => kept,
             None => {
                 let made = self.latents(&weights, &conditions, &mut progress)?;
-                if let Err(error) = cache.put(&key, &made) {
+                if let Err(error) = keep(&cache, &key, &made) {
                     progress.warn(format!("what the predictor reads of the base is not kept: {error}"));
                 }
                 made
@@ -338,6 +339,13 @@ impl Predictor for Prompt2Effect {
         progress.finish();
         Ok(Predicted { adapter, tokens: None })
     }
+}
+
+/// Keeps latents for the next prompt.
+fn keep(cache: &Intermediates, key: &Key, latents: &Array3<f32>) -> std::io::Result<()> {
+    let (Some(mut file), Some(numbers)) = (cache.put(key)?, latents.as_slice()) else { return Ok(()) };
+    file.add(numbers)?;
+    file.finish()
 }
 
 /// Which of a weight's vectors are tokens.

@@ -3,7 +3,7 @@
 use ndarray::{Array2, Array3, Zip};
 
 use super::super::error::PredictorError;
-use super::outputs::cube;
+use super::super::outputs::cube;
 use crate::tensor::NamedTensors;
 
 /// The softmax-weighted sum over all panels so far: of each, the largest logit, the sum of what is left of the others when

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, Array3, ArrayD, Ix2, Ix3};
 
-use super::super::error::PredictorError;
+use super::error::PredictorError;
 use crate::tensor::NamedTensors;
 
 /// An output of the expected shape, all finite.

@@ -1,0 +1,127 @@
+//! What of a prediction does not depend on the prompt, kept on disk.
+//!
+//! A file `<key>.latents` in a folder: numbers, f32, little-endian, and behind them a BLAKE3 hash over the key and the numbers (32
+//! bytes). The key is the hash of the base's weights, of the network and of how it is computed. Files appear whole by renaming, so
+//! that several processes may share a folder; one that is damaged or truncated is made again. They are mapped, so that they take no
+//! private memory.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use super::key::Key;
+use crate::io::atomic::AtomicFile;
+use crate::io::map::map_file;
+
+const HASH: usize = 32;
+
+/// A folder of what is kept; without one nothing is.
+pub(super) struct Intermediates(Option<PathBuf>);
+
+impl Intermediates {
+    pub(super) fn new(folder: Option<PathBuf>) -> Self {
+        Self(folder)
+    }
+
+    fn path(&self, key: &Key) -> Option<PathBuf> {
+        Some(self.0.as_ref()?.join(format!("{}.latents", key.0.to_hex())))
+    }
+
+    /// The bytes of this many numbers, if they are kept under this key and whole.
+    pub(super) fn get(&self, key: &Key, numbers: usize) -> Option<Bytes> {
+        let file = map_file(self.path(key)?).ok()?;
+        let (rest, hash) = file.split_at_checked(numbers.checked_mul(4)?)?;
+        let mut hasher = begin(key);
+        hasher.update(rest);
+        (hasher.finalize().as_bytes() == hash).then(|| file.slice(..file.len() - HASH))
+    }
+
+    /// Begins to keep numbers under this key, in place of what may be there; `None` without a folder.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn put(&self, key: &Key) -> io::Result<Option<Keeping>> {
+        let (Some(path), Some(folder)) = (self.path(key), &self.0) else { return Ok(None) };
+        std::fs::create_dir_all(folder)?;
+        Ok(Some(Keeping { file: AtomicFile::create(path)?, hasher: begin(key) }))
+    }
+}
+
+/// A file under another key's name is damaged.
+fn begin(key: &Key) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(key.0.as_bytes());
+    hasher
+}
+
+/// A file that is being written. It appears when it is finished.
+pub(super) struct Keeping {
+    file: AtomicFile,
+    hasher: blake3::Hasher,
+}
+
+impl Keeping {
+    /// Adds numbers.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn add(&mut self, numbers: &[f32]) -> io::Result<()> {
+        // A bounded copy, as numbers are little-endian in the file whatever they are in memory.
+        for part in numbers.chunks(1 << 16) {
+            let bytes: Vec<u8> = part.iter().flat_map(|number| number.to_le_bytes()).collect();
+            self.hasher.update(&bytes);
+            self.file.write_all(&bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.file.write_all(self.hasher.finalize().as_bytes())?;
+        self.file.commit()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_come_back_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = Intermediates::new(Some(folder.path().join("made/for/it")));
+        let (key, other) = (Key(blake3::hash(b"a")), Key(blake3::hash(b"b")));
+        let numbers: Vec<f32> = (0..24).map(|i| i as f32 - 0.5).collect();
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
+        let put = || {
+            let mut file = kept.put(&key).unwrap().unwrap();
+            file.add(&numbers[..5]).unwrap();
+            file.add(&numbers[5..]).unwrap();
+            file.finish().unwrap();
+        };
+        assert_eq!(kept.get(&key, 24), None);
+        drop(kept.put(&key).unwrap());
+        assert_eq!(kept.get(&key, 0), None, "a file that was not finished");
+        put();
+        assert_eq!(kept.get(&key, 24).as_deref(), Some(&bytes[..]));
+        assert_eq!(kept.get(&key, 23), None, "another count");
+        let path = kept.path(&key).unwrap();
+        std::fs::copy(&path, kept.path(&other).unwrap()).unwrap();
+        assert_eq!(kept.get(&other, 24), None, "another key's name");
+        let good = std::fs::read(&path).unwrap();
+        let mut flipped = good.clone();
+        flipped[60] ^= 1;
+        for damaged in [&flipped[..], &good[..70], &good[..10], &[]] {
+            std::fs::write(&path, damaged).unwrap();
+            assert_eq!(kept.get(&key, 24), None);
+            put();
+            assert_eq!(kept.get(&key, 24).as_deref(), Some(&bytes[..]), "made again");
+        }
+        let none = Intermediates::new(None);
+        assert!(none.put(&key).unwrap().is_none() && none.get(&key, 24).is_none());
+    }
+}
