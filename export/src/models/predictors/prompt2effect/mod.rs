@@ -1,6 +1,6 @@
 //! `prompt2effect`: a network that reads a base's weights and a prompt, and predicts factors for its layers.
 //!
-//! One description serves the paper, the two public reproductions, and what lies between: [`Description`]. Its graphs are
+//! One description serves the paper, the two public reproductions, and what lies between. Its graphs are
 //! those of [`v2l_runtime::predict::prompt2effect`].
 
 use serde_json::{Value as Json, json};
