@@ -46,8 +46,8 @@ fn read(
     output: &mut Output,
 ) -> anyhow::Result<Loaded> {
     let loaded = match second {
-        Some(second) => read_adapter_for_two(path, [engine.manifest().into(), second.manifest().into()], options),
-        None => read_adapter(path, engine.manifest(), options),
+        Some(second) => read_adapter_for_two(path, [(&**engine).into(), (&**second).into()], options),
+        None => read_adapter(path, &**engine, options),
     };
     match loaded {
         Ok(loaded) => {
@@ -136,14 +136,18 @@ fn expand(path: &Path, engine: &Path) -> anyhow::Result<(Arc<Engine>, Adapter)> 
 
 fn layers(description: &Description, output: &mut Output) {
     let layers = &description.layers;
-    let mut ranks: BTreeMap<String, usize> = BTreeMap::new();
+    let (mut ranks, mut differences): (BTreeMap<String, usize>, usize) = (BTreeMap::new(), 0);
     for layer in layers {
+        if layer.difference.is_some() {
+            differences += 1;
+            continue;
+        }
         let rank = layer.rank.map_or("?".to_owned(), |r| r.to_string());
         *ranks.entry(rank).or_default() += 1;
     }
     let fields = json!({
         "path": shown(&description.file), "format": description.format, "keys": description.keys, "layers": layers.len(),
-        "ranks": ranks, "scale": description.scale,
+        "ranks": ranks, "differences": differences, "scale": description.scale,
     });
     output.result("adapter", fields, || {
         let mut lines = vec![
@@ -155,15 +159,21 @@ fn layers(description: &Description, output: &mut Output) {
         } else {
             lines.push(format!("  alpha from {}", description.scale));
         }
-        if !layers.is_empty() {
+        if !ranks.is_empty() {
             let ranks: Vec<String> = ranks.iter().map(|(r, n)| format!("{r} ({})", count(*n, "layer"))).collect();
             lines.push(format!("  rank {}", ranks.join(", ")));
+        }
+        if differences > 0 {
+            lines.push(format!("  {} of weights, biases and tables", count(differences, "full difference")));
         }
         lines.join("\n")
     });
     let width = layers.iter().map(|l| l.module.len()).max().unwrap_or(0);
     for layer in layers {
         output.result("layer", json!(layer), || {
+            if let Some(shape) = &layer.difference {
+                return format!("    {:<width$}  full difference {shape:?}", layer.module);
+            }
             let extent = |n: Option<usize>| n.map_or("?".to_owned(), |n| n.to_string());
             let alpha = layer.alpha.map_or("= rank".to_owned(), |a| a.to_string());
             let scale = layer.scale.map_or("?".to_owned(), |s| s.to_string());
@@ -188,17 +198,24 @@ fn coverage(found: &Coverage, output: &mut Output) {
     let (applied, ignored, errors) = found.counts();
     let fields = json!({
         "applied": applied, "ignored": ignored, "errors": errors, "slots_covered": found.slots_covered,
-        "slots": found.slots_total,
+        "slots": found.slots_total, "parameters_covered": found.parameters_covered,
     });
     output.result("coverage", fields, || {
+        let parameters = match found.parameters_covered {
+            0 => String::new(),
+            parameters => format!(" and to {}", count(parameters, "other parameter")),
+        };
         format!(
-            "  coverage: {} applied to {} of {}, {ignored} ignored, {}",
+            "  coverage: {} applied to {} of {}{parameters}, {ignored} ignored, {}",
             count(applied, "key"),
             found.slots_covered,
             count(found.slots_total, "slot"),
             count(errors, "error"),
         )
     });
+    for note in &found.notes {
+        output.note(note);
+    }
     if let Some(Placed { experts, reason }) = &found.placed {
         output.result("experts", json!({ "experts": experts, "reason": reason }), || {
             format!("  for {}: {reason}", experts.describe())

@@ -146,6 +146,9 @@ fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
         output.warning(&format!("{}: {ignored} keys change nothing, for example {example}", path.display()));
     }
     output.note(&format!("{}: {applied} keys applied, {ignored} ignored", path.display()));
+    for note in &coverage.notes {
+        output.warning(&format!("{}: {note}", path.display()));
+    }
     if let Some(Placed { experts, reason }) = &coverage.placed {
         output.event("experts", json!({ "path": shown(path), "experts": experts, "reason": reason }));
         output.note(&format!("{}: for {}: {reason}", path.display(), experts.describe()));

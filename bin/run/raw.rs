@@ -48,7 +48,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let mut fused = match &mut generator {
         Some(generator) if two => adapters::load_part(&args.lora, &component, args.allow_partial, generator, output)?,
         other => {
-            let layers = engine.manifest().into();
+            let layers = (&*engine).into();
             adapters::load_for(&args.lora, layers, args.allow_partial, other.as_mut(), output)?
         }
     };
@@ -177,8 +177,10 @@ fn is_factor(graph: &Graph, input: &str) -> bool {
 fn choose_graph<'a>(manifest: &'a Manifest, name: Option<&str>, tensors: &NamedTensors) -> anyhow::Result<&'a str> {
     let list = || {
         let graphs = manifest.graphs.iter().map(|g| {
-            let inputs: Vec<&str> = g.inputs.iter().map(|p| p.name.as_str()).collect();
-            format!("{} takes {}", g.name, inputs.join(", "))
+            let is_factor = |name: &str| name.ends_with(".lora_down") || name.ends_with(".lora_up");
+            let own = g.inputs.iter().map(|p| p.name.as_str()).filter(|name| !is_factor(name));
+            let factors = if g.lora_rank.is_some() { " and factors of every slot" } else { "" };
+            format!("{} takes {}{factors}", g.name, own.collect::<Vec<_>>().join(", "))
         });
         graphs.collect::<Vec<_>>().join("; ")
     };

@@ -222,9 +222,9 @@ impl Generator {
         }
         let loaded = if self.directory.has(TRANSFORMER_2) {
             let second = self.directory.engine(TRANSFORMER_2)?;
-            read_adapter_for_two(path, [engine.manifest().into(), second.manifest().into()], options)?
+            read_adapter_for_two(path, [(&*engine).into(), (&*second).into()], options)?
         } else {
-            read_adapter(path, engine.manifest(), options)?
+            read_adapter(path, &*engine, options)?
         };
         Ok(LoadedAdapter { adapter: loaded.adapter, coverage: Some(loaded.coverage) })
     }

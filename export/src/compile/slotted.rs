@@ -42,7 +42,7 @@ impl Slotted {
 
     /// Slots, and layers that are none.
     pub(crate) fn layers(&self) -> Layers<'_> {
-        Layers { slots: &self.slots, absent: &self.absent }
+        Layers { slots: &self.slots, absent: &self.absent, parameters: &[] }
     }
 }
 

@@ -140,6 +140,7 @@ impl Loaded {
             slots_total: coverage.slots_total as u64,
             format,
             reserved: 0,
+            parameters_covered: coverage.parameters_covered as u64,
         };
         Self::new(Source::Read(adapter), summary, coverage.keys.iter().map(key).collect())
     }
@@ -211,7 +212,7 @@ pub unsafe extern "C" fn v2l_adapter_new(
             }
             _ => {
                 let options = ReadOptions { allow_partial: options.allow_partial != 0, experts: None };
-                let loaded = files::read_adapter(file, engine.0.engine.manifest(), &options)?;
+                let loaded = files::read_adapter(file, &*engine.0.engine, &options)?;
                 tell(&loaded.coverage);
                 Loaded::read(loaded.adapter, &loaded.coverage)
             }
@@ -261,6 +262,8 @@ pub struct v2l_coverage {
     pub format: v2l_adapter_format,
     /// 0.
     pub reserved: i32,
+    /// Since 1.1. Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+    pub parameters_covered: u64,
 }
 
 growing!(
@@ -274,6 +277,7 @@ growing!(
         slots_total: 0,
         format: 0,
         reserved: 0,
+        parameters_covered: 0,
     }
 );
 

@@ -11,6 +11,7 @@ use super::manifest::{
     FORMAT, FORMAT_VERSION, Graph, Hash, MANIFEST_TENSOR, Manifest, PAD_PREFIX, RESERVED_PREFIX, SEAL_TENSOR, Slot,
     WEIGHTS_PLACEHOLDER, seal,
 };
+use super::parameters::parameters;
 use crate::engine::session::Port;
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{WeightError, WeightFile, WeightView};
@@ -114,6 +115,8 @@ impl Classified for EngineError {
 pub struct Engine {
     file: WeightFile,
     manifest: Manifest,
+    /// Slots, then parameters.
+    changeable: Vec<Slot>,
     fingerprint: Hash,
 }
 
@@ -142,7 +145,8 @@ impl Engine {
         let manifest = parse_manifest(&file)?;
         Check { file: &file, manifest: &manifest }.run()?;
         let fingerprint = Hash::of(&file.get(MANIFEST_TENSOR)?.data);
-        Ok(Self { file, manifest, fingerprint })
+        let changeable = manifest.slots.iter().cloned().chain(parameters(&manifest)).collect();
+        Ok(Self { file, manifest, changeable, fingerprint })
     }
 
     /// Where the engine was opened.
@@ -153,6 +157,16 @@ impl Engine {
     /// What the engine holds.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// All that adapters may change: the slots, in the manifest's order, then the [`Self::parameters`].
+    pub fn changeable(&self) -> &[Slot] {
+        &self.changeable
+    }
+
+    /// What adapters may change besides linear layers: the other floating-point weights of the graphs, each called like its tensor.
+    pub fn parameters(&self) -> &[Slot] {
+        &self.changeable[self.manifest.slots.len()..]
     }
 
     /// The hash of the manifest, which holds the hash of every tensor: engines that differ in anything differ in it.

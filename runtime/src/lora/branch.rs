@@ -28,6 +28,9 @@ pub fn inputs(engine: &Engine, graph: &Graph, adapters: &[(&Adapter, f32)]) -> R
         return Ok(NamedTensors::new());
     };
     let terms = resolve(engine, adapters)?;
+    if let Some(parameter) = engine.parameters().iter().find(|parameter| terms.contains_key(&parameter.name[..])) {
+        return Err(FuseError::NoBranch { slot: parameter.name.clone() });
+    }
     let declared: HashSet<&str> = graph.inputs.iter().map(|port| &port.name[..]).collect();
     let slots: Vec<&Slot> = engine.manifest().slots.iter().collect();
     let built: Result<Vec<Vec<(String, Tensor)>>, FuseError> = slots

@@ -14,13 +14,14 @@ use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
 use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::parameters::matrix;
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::io::raw::widen_bytes;
 use crate::io::weights::WeightView;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::Dtype;
-use crate::wording::{BRANCH, FUSE, WEIGHTS_F32};
+use crate::wording::{BACKEND_ORT, BRANCH, FUSE, WEIGHTS_F32};
 
 mod arena;
 mod kernel;
@@ -125,6 +126,24 @@ pub enum FuseError {
         /// The slot.
         slot: String,
     },
+    /// The backend holds the tensor inside its graphs.
+    #[error(
+        "`{slot}` is a constant of the graphs that this backend runs, and adapters cannot be fused into it; use `{BACKEND_ORT}`, and \
+         do not hold weights resident"
+    )]
+    InGraph {
+        /// The parameter.
+        slot: String,
+    },
+    /// Low-rank branches stand beside linear layers only.
+    #[error(
+        "`{slot}` is no linear layer, and low-rank branches cannot change it; use `{FUSE}` for this adapter, \
+         with an engine that is not in 8 bits"
+    )]
+    NoBranch {
+        /// The parameter.
+        slot: String,
+    },
     /// The sum leaves the range of the target type.
     #[error("slot `{slot}`: fused weights are not finite in {dtype}; lower the strength, or use `{WEIGHTS_F32}`")]
     Overflow {
@@ -203,7 +222,8 @@ impl Term<'_> {
 
 /// Weights and slots that adapters are fused into: an engine's, or a model's that is being compiled.
 pub trait FuseBase {
-    /// What adapters may change. Each slot lies within its tensor, a matrix of floats, and no two overlap.
+    /// What adapters may change. Each slot lies within its tensor, a matrix of floats or a tensor that is taken as one, and no two
+    /// overlap.
     fn slots(&self) -> &[Slot];
 
     /// A pristine weight.
@@ -215,7 +235,7 @@ pub trait FuseBase {
 
 impl FuseBase for Engine {
     fn slots(&self) -> &[Slot] {
-        &self.manifest().slots
+        self.changeable()
     }
 
     fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
@@ -316,9 +336,13 @@ impl Changed<'_> {
         self.base.data.len() / self.base.dtype.size() * self.target(target).size()
     }
 
-    /// Elements of a row in memory; the engine's reader has checked that the tensor is a matrix of floats.
+    /// Rows, and elements of a row in memory.
+    fn extents(&self) -> (usize, usize) {
+        matrix(self.base.shape).unwrap_or((0, 0))
+    }
+
     fn stride(&self) -> usize {
-        self.base.shape.last().copied().unwrap_or(0)
+        self.extents().1
     }
 }
 
@@ -538,7 +562,7 @@ fn cut<'a>(
 
 /// All rows of a tensor in order, cut where slots begin and end, each part with the slots that cover it.
 fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let rows = tensor.base.shape.first().copied().unwrap_or(0);
+    let (rows, _) = tensor.extents();
     if tensor.slots.iter().any(|(slot, _)| slot.transposed) {
         // Each slot has all rows, and columns of its own.
         return vec![(0..rows, 0..jobs.len())];
@@ -586,7 +610,7 @@ impl Piece<'_> {
 /// Names of the tensors that adapters change; layers that the engine lacks are passed over.
 pub fn touched_tensors<'a>(engine: &Engine, adapters: impl IntoIterator<Item = &'a Adapter>) -> HashSet<String> {
     let layers = adapters.into_iter().flat_map(|adapter| adapter.layers.keys());
-    let slots = slots_by_name(&engine.manifest().slots);
+    let slots = slots_by_name(engine.slots());
     layers.filter_map(|name| Some(slots.get(&name[..])?.tensor.clone())).collect()
 }
 

@@ -171,6 +171,7 @@ class Coverage:
     ignored: int
     slots_covered: int
     slots_total: int
+    parameters_covered: int
 
 
 @dataclass(frozen=True)
@@ -469,7 +470,8 @@ class Adapter(_Handle):
         """What became of the file; a predicted adapter has no keys."""
         found = _sized(_native.Coverage)
         _check(_lib.v2l_adapter_coverage(self._handle, ctypes.byref(found)))
-        return Coverage(found.keys, found.applied, found.ignored, found.slots_covered, found.slots_total)
+        counts = found.keys, found.applied, found.ignored, found.slots_covered, found.slots_total
+        return Coverage(*counts, found.parameters_covered)
 
     def save(self, file: Path, format: Format = Format.PEFT) -> None:
         """Writes the adapter, whole or not at all."""

@@ -110,6 +110,7 @@ class Coverage(Structure):
         ("slots_total", c_uint64),
         ("format", c_int32),
         ("reserved", c_int32),
+        ("parameters_covered", c_uint64),
     ]
 
 

@@ -8,6 +8,7 @@ use ndarray::ArrayView2;
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
 
 use super::{Block, Device, ToFuse};
+use crate::engine::parameters::matrix;
 use crate::lora::fuse::{Cancelled, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term};
 use crate::tensor::Dtype;
 
@@ -179,7 +180,7 @@ fn launch(
         let Some(element) = element(dtype) else { continue };
         let (mut regions, mut places) = (Vec::new(), Vec::new());
         for (t, tensor) in tensors.iter().enumerate().filter(|(_, tensor)| tensor.dtype == dtype) {
-            let stride = tensor.shape.last().copied().unwrap_or(0);
+            let (_, stride) = matrix(tensor.shape).unwrap_or((0, 0));
             for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
                 let Region { first_row, rows, first_column, columns } = Region::of(slot);
                 let begin = first_row * stride + first_column;

@@ -192,8 +192,12 @@ impl Resident {
         let by_tensor = by_tensor(engine, adapters)?;
         let mut tensors = Vec::with_capacity(by_tensor.len());
         for (name, slots) in &by_tensor {
-            // The slots of 8 bits, which alone are not here, are refused above.
-            let Some(Held { dtype, shape, base }) = self.held.get(*name) else { continue };
+            // Slots of 8 bits are refused above.
+            let Some(Held { dtype, shape, base }) = self.held.get(*name) else {
+                return Err(FuseError::InGraph {
+                    slot: slots.first().map_or(*name, |(slot, _)| &slot.name).to_owned(),
+                });
+            };
             tensors.push(ToFuse { name, dtype: *dtype, shape, base, slots });
         }
         let (blocks, report) = if tensors.is_empty() {

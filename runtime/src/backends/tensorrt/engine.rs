@@ -103,7 +103,7 @@ impl TrtEngine {
 
     /// Refuses adapters for slots whose weights are constants of a plan.
     fn check_slots(&self, fusing: &Fusing) -> Result<(), TrtError> {
-        let slots = slots_by_name(&self.engine.manifest().slots);
+        let slots = slots_by_name(self.engine.changeable());
         for graph in &self.engine.manifest().graphs {
             let (reads, plan) = (reads(graph), choose(graph, self.gpu.as_ref())?);
             let mut tensors = fusing.changed().filter_map(|slot| Some((slot, &slots.get(slot)?.tensor)));

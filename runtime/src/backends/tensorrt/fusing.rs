@@ -67,7 +67,7 @@ impl Fusing {
 
     /// Fuses what no plan has asked for yet, and lets go of it: to know what becomes of each slot, and that it fits its type.
     pub(super) fn survey(&self, cancelled: Cancelled<'_>) -> Result<(), FuseError> {
-        for slot in &self.engine.manifest().slots {
+        for slot in self.engine.changeable() {
             let known = self.reports.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&slot.name);
             if !known && self.digests.contains_key(&slot.name) {
                 self.fused(&slot.tensor, cancelled)?;
@@ -94,7 +94,7 @@ impl Fusing {
     /// What was done to each slot, in the engine's order.
     pub(super) fn report(&self) -> FuseReport {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
-        let slots = self.engine.manifest().slots.iter().filter_map(|slot| reports.get(&slot.name).cloned());
+        let slots = self.engine.changeable().iter().filter_map(|slot| reports.get(&slot.name).cloned());
         FuseReport { slots: slots.collect() }
     }
 
@@ -122,7 +122,7 @@ impl Fusing {
 
 /// The adapters, cut into those for each tensor.
 fn split(engine: &Engine, adapters: &[(Adapter, f32)]) -> HashMap<String, Vec<(Adapter, f32)>> {
-    let slots = crate::engine::manifest::slots_by_name(&engine.manifest().slots);
+    let slots = crate::engine::manifest::slots_by_name(engine.changeable());
     let mut by_tensor: HashMap<String, Vec<(Adapter, f32)>> = HashMap::new();
     for (adapter, strength) in adapters {
         let mut parts: HashMap<&str, Adapter> = HashMap::new();

@@ -30,6 +30,11 @@ pub struct Coverage {
     pub slots_covered: usize,
     /// Slots of the component.
     pub slots_total: usize,
+    /// Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+    pub parameters_covered: usize,
+    /// What the user should know of what is applied.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Which transformers it is for, of a model with two.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placed: Option<Placed>,
@@ -79,6 +84,11 @@ impl Coverage {
         })
     }
 
+    /// Slots and parameters that the adapter changes.
+    pub fn covered(&self) -> usize {
+        self.slots_covered + self.parameters_covered
+    }
+
     /// Keys in error.
     pub fn unmatched(&self) -> impl Iterator<Item = &str> {
         self.keys.iter().filter(|key| matches!(key.outcome, Outcome::Error { .. })).map(|key| &key.key[..])
@@ -99,13 +109,15 @@ impl Coverage {
         }
         self.slots_covered += other.slots_covered;
         self.slots_total += other.slots_total;
+        self.parameters_covered += other.parameters_covered;
+        self.notes.extend(other.notes);
         self.hint = self.hint.or(other.hint);
         self
     }
 
     /// Keys in error become ignored if `options` allow that and some slot is covered; an error otherwise.
     pub(super) fn accept(mut self, options: &ReadOptions) -> Result<Self, AdapterError> {
-        if (self.counts().2 > 0 && !options.allow_partial) || self.slots_covered == 0 {
+        if (self.counts().2 > 0 && !options.allow_partial) || self.covered() == 0 {
             return Err(AdapterError::Unmatched { coverage: Box::new(self) });
         }
         for key in &mut self.keys {

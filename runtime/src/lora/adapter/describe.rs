@@ -67,17 +67,28 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
             }
         };
         // Two layers may differ in what looks like a prefix.
+        let shape = file.shape(key).unwrap_or_default();
+        if part.is_difference() {
+            let end = key.strip_prefix(stem).unwrap_or_default();
+            let difference = LayerDescription {
+                module: format!("{module}{end}"),
+                difference: Some(shape.to_vec()),
+                ..LayerDescription::default()
+            };
+            layers.insert(key.clone(), difference);
+            continue;
+        }
         let layer = layers.entry(stem.to_owned()).or_default();
         layer.module = module.into_owned();
-        let shape = file.shape(key).unwrap_or_default();
         let extent = |axis: usize| shape.get(axis).copied();
         match part {
             Part::Down => (layer.rank, layer.in_features) = (extent(0), extent(1)),
             Part::Up => layer.out_features = extent(0),
             Part::Alpha => layer.alpha = Some(alpha(&file, key)?),
+            Part::Difference | Part::BiasDifference | Part::ModulationDifference => {}
         }
     }
-    for (stem, layer) in &mut layers {
+    for (stem, layer) in layers.iter_mut().filter(|(_, layer)| layer.difference.is_none()) {
         let configured = || Some(config.as_ref()?.alpha(keys::unprefixed(stem).0, layer.rank?));
         layer.alpha = layer.alpha.or_else(configured);
         layer.scale = layer.rank.map(|rank| layer.alpha.map_or(1.0, |alpha| alpha / rank.max(1) as f32));

@@ -13,6 +13,19 @@ pub(super) enum Part {
     Up,
     /// A scalar.
     Alpha,
+    /// What is added to the whole weight: a layer's `[out, in]`, or a parameter of any shape.
+    Difference,
+    /// The same of the bias.
+    BiasDifference,
+    /// The same of the modulation table.
+    ModulationDifference,
+}
+
+impl Part {
+    /// True for what is added to a whole tensor.
+    pub(super) const fn is_difference(self) -> bool {
+        matches!(self, Self::Difference | Self::BiasDifference | Self::ModulationDifference)
+    }
 }
 
 /// A key, taken apart.
@@ -36,7 +49,7 @@ pub(super) enum Key<'a> {
 }
 
 /// What follows the module. `.lora_A.<adapter>.weight` is taken apart by [`named`].
-const PARTS: [(&str, Part); 13] = [
+const PARTS: [(&str, Part); 18] = [
     (".lora_A.weight", Part::Down),
     (".lora_B.weight", Part::Up),
     (".lora_down.weight", Part::Down),
@@ -50,21 +63,21 @@ const PARTS: [(&str, Part); 13] = [
     ("_lora.down.weight", Part::Down),
     ("_lora.up.weight", Part::Up),
     (".alpha", Part::Alpha),
+    (".diff", Part::Difference),
+    (".diff_b", Part::BiasDifference),
+    (".lora_B.bias", Part::BiasDifference),
+    (".lora_up.bias", Part::BiasDifference),
+    (".diff_m", Part::ModulationDifference),
 ];
 
 /// Ends of keys that hold something other than a low-rank update.
-const OTHER_ENDS: [(&str, &str); 18] = [
-    (".diff_b", "a full difference of a bias"),
-    (".diff_m", "a full difference"),
-    (".diff", "a full difference"),
+const OTHER_ENDS: [(&str, &str); 13] = [
     (".w_norm", "a full weight of a norm"),
     (".b_norm", "a full bias of a norm"),
     (".set_weight", "a full weight"),
     (".reshape_weight", "a change of a weight's shape"),
     (".lora_A.bias", "an update of a bias"),
-    (".lora_B.bias", "an update of a bias"),
     (".lora_down.bias", "an update of a bias"),
-    (".lora_up.bias", "an update of a bias"),
     (".on_input", "an IA3 vector"),
     (".a1.weight", "a GLoRA factor"),
     (".a2.weight", "a GLoRA factor"),
@@ -204,6 +217,10 @@ mod tests {
             ("lycoris_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
             ("lora_unet__b_0_to_q.alpha", AdapterFormat::VideoxFun, "b_0_to_q", Part::Alpha),
             ("transformer_blocks.0.to_q.lora_A.weight", AdapterFormat::Bare, "transformer_blocks.0.to_q", Part::Down),
+            ("diffusion_model.blocks.0.norm3.diff", AdapterFormat::Comfy, "blocks.0.norm3", Part::Difference),
+            ("lora_unet_blocks_0_norm3.diff_b", AdapterFormat::Kohya, "blocks_0_norm3", Part::BiasDifference),
+            ("transformer.b.0.to_q.lora_B.bias", AdapterFormat::Diffusers, "b.0.to_q", Part::BiasDifference),
+            ("diffusion_model.head.diff_m", AdapterFormat::Comfy, "head", Part::ModulationDifference),
             ("a.magnitude_proj.lora_A.weight", AdapterFormat::Bare, "a.magnitude_proj", Part::Down),
         ];
         for (key, format, module, part) in cases {
@@ -260,9 +277,7 @@ mod tests {
             ("m.vera_lambda_b", "VeRA"),
             ("m.a1.weight", "GLoRA"),
             ("m.ia3_l", "IA3"),
-            ("diffusion_model.m.diff", "difference"),
-            ("diffusion_model.m.diff_b", "bias"),
-            ("m.lora_B.bias", "bias"),
+            ("m.lora_A.bias", "bias"),
             ("m.set_weight", "full weight"),
             ("lora_unet__m.down_aux", "LiLoRA"),
         ];

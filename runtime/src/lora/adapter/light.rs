@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, s};
 
 use super::coverage::ReadOptions;
+use super::keys::Part;
 use super::names::{Layers, SlotNames, Target};
 use super::parts::{LayerDescription, Loaded, matrix, name_of};
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
@@ -83,7 +84,14 @@ pub(super) fn layers(file: &WeightFile) -> Result<Vec<LayerDescription>, Adapter
         let [down, up] = auxiliary_keys(&module);
         let extent = |key: &str, axis: usize| file.shape(key).and_then(|shape| shape.get(axis).copied());
         let (in_features, out_features) = (extent(&down, 1), extent(&up, 0));
-        LayerDescription { module, rank, in_features, out_features, alpha: None, scale: rank.and(Some(1.0)) }
+        LayerDescription {
+            module,
+            rank,
+            in_features,
+            out_features,
+            scale: rank.and(Some(1.0)),
+            ..LayerDescription::default()
+        }
     };
     Ok(listed(file)?.into_iter().map(layer).collect())
 }
@@ -226,7 +234,7 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
         for key in &keys {
             hashes.push(Hash::of(&file.raw(key)?.data));
         }
-        let target = names.find(AdapterFormat::Bare, module).and_then(|target| match target {
+        let target = names.find(AdapterFormat::Bare, module, Part::Up).and_then(|target| match target {
             Target::Whole(slot) => Ok(slot),
             other => Err(format!("`{module}` is no slot of its own here, but {}", other.describe())),
         });
@@ -279,6 +287,8 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
         keys: outcomes.into_iter().map(|(key, outcome)| KeyOutcome { key, outcome }).collect(),
         slots_covered: layers.len(),
         slots_total: slots.len(),
+        parameters_covered: 0,
+        notes: Vec::new(),
         placed: None,
         hint: None,
     };

@@ -8,6 +8,7 @@ mod experts;
 mod keys;
 mod light;
 mod names;
+mod parameters;
 mod parts;
 mod read;
 mod scale;
@@ -17,7 +18,7 @@ mod write;
 use std::path::PathBuf;
 
 use indexmap::IndexMap;
-use ndarray::Array2;
+use ndarray::{Array2, Axis, concatenate};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
@@ -56,6 +57,24 @@ pub struct LowRank {
 }
 
 impl LowRank {
+    /// A full difference `[out, in]` of a layer, which takes the strength and nothing else: one factor is the identity, so that the product
+    /// is the difference bit for bit. The rank is the smaller extent.
+    pub fn difference(values: Array2<f32>) -> Self {
+        let (rows, columns) = values.dim();
+        let rank = rows.min(columns);
+        let (down, up) = if rows <= columns { (values, Array2::eye(rank)) } else { (Array2::eye(rank), values) };
+        Self { down, up, alpha: rank as f32 }
+    }
+
+    /// The sum of two updates of one layer, as one of scale 1: ranks side by side. `None` if they are of different shapes.
+    pub(crate) fn beside(&self, other: &Self) -> Option<Self> {
+        let down = concatenate(Axis(0), &[self.down.view(), other.down.view()]).ok()?;
+        let scaled = |update: &Self| &update.up * update.scale();
+        let up = concatenate(Axis(1), &[scaled(self).view(), scaled(other).view()]).ok()?;
+        let alpha = down.nrows() as f32;
+        Some(Self { down, up, alpha })
+    }
+
     /// Rows of `down`.
     pub fn rank(&self) -> usize {
         self.down.nrows()
@@ -216,11 +235,8 @@ fn unmatched(coverage: &Coverage) -> String {
         return format!("{file}: none of its keys changes the component{}", reason.unwrap_or_default());
     }
     let listed = keys.iter().take(3).map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-    let rest = if coverage.slots_covered > 0 {
-        format!(", or pass `{ALLOW_PARTIAL}` to apply the rest")
-    } else {
-        String::new()
-    };
+    let rest =
+        if coverage.covered() > 0 { format!(", or pass `{ALLOW_PARTIAL}` to apply the rest") } else { String::new() };
     let (unmatched, total) = (keys.len(), coverage.keys.len());
     let cause = coverage.hint.as_deref().unwrap_or("the adapter is for another model");
     format!("{file}: {unmatched} of {total} keys match no slot of the component, such as {listed}; {cause}{rest}")

@@ -5,8 +5,11 @@ use std::collections::HashMap;
 
 use indexmap::IndexMap;
 
+use super::keys::Part;
 use super::keys::{processorless, readings};
+use super::parameters::ParameterNames;
 use super::{AdapterFormat, Outcome, wan};
+use crate::engine::Engine;
 use crate::engine::manifest::{Absent, How, Manifest, RowRange, Slot, Why};
 
 /// The layers that an adapter may name.
@@ -16,17 +19,26 @@ pub struct Layers<'a> {
     pub slots: &'a [Slot],
     /// What it may name and not change.
     pub absent: &'a [Absent],
+    /// What it may change besides linear layers, by full differences.
+    pub parameters: &'a [Slot],
+}
+
+impl<'a> From<&'a Engine> for Layers<'a> {
+    fn from(engine: &'a Engine) -> Self {
+        let Manifest { slots, absent, .. } = engine.manifest();
+        Self { slots, absent, parameters: engine.parameters() }
+    }
 }
 
 impl<'a> From<&'a Manifest> for Layers<'a> {
     fn from(manifest: &'a Manifest) -> Self {
-        Self { slots: &manifest.slots, absent: &manifest.absent }
+        Self { slots: &manifest.slots, absent: &manifest.absent, parameters: &[] }
     }
 }
 
 impl<'a> From<&'a [Slot]> for Layers<'a> {
     fn from(slots: &'a [Slot]) -> Self {
-        Self { slots, absent: &[] }
+        Self { slots, absent: &[], parameters: &[] }
     }
 }
 
@@ -117,11 +129,12 @@ pub(super) struct SlotNames<'a> {
     /// Layers that are no slots, by their own names.
     absent: HashMap<&'a str, &'a Absent>,
     slots: &'a [Slot],
+    parameters: ParameterNames<'a>,
 }
 
 impl<'a> SlotNames<'a> {
     pub(super) fn new(layers: Layers<'a>) -> Self {
-        let Layers { slots, absent } = layers;
+        let Layers { slots, absent, parameters } = layers;
         let all = || slots.iter().chain(absent.iter().map(|a| &a.layer));
         let own = all().flat_map(|s| std::iter::once(&s.name).chain(&s.aliases).map(move |name| (name.clone(), s)));
         let mut layers: IndexMap<String, &Slot> = IndexMap::new();
@@ -129,13 +142,15 @@ impl<'a> SlotNames<'a> {
             layers.entry(name).or_insert(slot);
         }
         // A model that was exported inside a wrapper has the wrapper's path before every name.
-        for start in wrappers(layers.keys()) {
+        let wrappers = wrappers(layers.keys());
+        for start in &wrappers {
             let inner = |(name, slot): (&String, &&'a Slot)| Some((name.strip_prefix(&start[..])?.to_owned(), *slot));
             for (name, slot) in layers.iter().filter_map(inner).collect::<Vec<_>>() {
                 layers.entry(name).or_insert(slot);
             }
         }
-        if wan::is_wan(layers.keys().map(String::as_str)) {
+        let is_wan = wan::is_wan(layers.keys().map(String::as_str));
+        if is_wan {
             let native = |(name, slot): (&String, &&'a Slot)| Some((wan::native(name)?, *slot));
             for (name, slot) in layers.iter().filter_map(native).collect::<Vec<_>>() {
                 layers.entry(name).or_insert(slot);
@@ -143,7 +158,8 @@ impl<'a> SlotNames<'a> {
         }
         let known = |a: &&Absent| slots.iter().all(|slot| slot.name != a.layer.name);
         let absent = absent.iter().filter(known).map(|a| (&a.layer.name[..], a)).collect();
-        let mut names = Self { dotted: IndexMap::new(), underscored: IndexMap::new(), absent, slots };
+        let parameters = ParameterNames::new(parameters, &wrappers, is_wan);
+        let mut names = Self { dotted: IndexMap::new(), underscored: IndexMap::new(), absent, slots, parameters };
         for (name, slot) in &layers {
             share(&mut names.underscored, name, Target::Whole(slot));
             names.dotted.insert(name.clone(), Target::Whole(slot));
@@ -160,17 +176,27 @@ impl<'a> SlotNames<'a> {
         names
     }
 
-    /// What a file's module stands for, or why there is nothing.
-    pub(super) fn find(&self, format: AdapterFormat, module: &str) -> Result<Target<'a>, String> {
-        let found = if format.underscores() {
-            self.underscored.get(module).cloned()
-        } else {
-            self.dotted.get(module).cloned().map(Some)
+    /// What a part of a file's module stands for, or why there is nothing.
+    pub(super) fn find(&self, format: AdapterFormat, module: &str, part: Part) -> Result<Target<'a>, String> {
+        let what = match part {
+            Part::BiasDifference => "bias",
+            Part::ModulationDifference => "modulation table",
+            Part::Down | Part::Up | Part::Alpha | Part::Difference => "slot",
         };
-        match found {
-            Some(Some(target)) => Ok(target),
-            Some(None) => Err(format!("`{module}` may be one of several slots")),
-            None => Err(format!("no slot `{module}`")),
+        let layer = match (what, format.underscores()) {
+            ("slot", true) => self.underscored.get(module).cloned(),
+            ("slot", false) => self.dotted.get(module).cloned().map(Some),
+            _ => None,
+        };
+        match layer {
+            Some(Some(target)) => return Ok(target),
+            Some(None) => return Err(format!("`{module}` may be one of several slots")),
+            None => {}
+        }
+        match self.parameters.find(format.underscores(), module, part) {
+            Some(parameter) => Ok(Target::Whole(parameter)),
+            None if what == "slot" => Err(format!("no slot `{module}`")),
+            None => Err(format!("the model has no {what} of `{module}` that adapters may change")),
         }
     }
 
@@ -180,8 +206,9 @@ impl<'a> SlotNames<'a> {
         &self,
         (format, module): (AdapterFormat, &Cow<'s, str>),
         stem: &'s str,
+        part: Part,
     ) -> Result<(AdapterFormat, Cow<'s, str>, Target<'a>), String> {
-        let first = self.find(format, module);
+        let first = self.find(format, module, part);
         let reason = match first {
             Ok(target) => return Ok((format, module.clone(), target)),
             Err(reason) => reason,
@@ -189,7 +216,7 @@ impl<'a> SlotNames<'a> {
         let readings = readings(stem);
         for &(format, path) in &readings {
             for path in [Cow::Borrowed(path), processorless(path, false)] {
-                if let Ok(target) = self.find(format, &path) {
+                if let Ok(target) = self.find(format, &path, part) {
                     return Ok((format, path, target));
                 }
             }
@@ -201,9 +228,10 @@ impl<'a> SlotNames<'a> {
         }
     }
 
-    /// The slot or layer called exactly so.
+    /// The slot, layer or parameter called exactly so.
     pub(super) fn exact(&self, name: &str) -> Option<Target<'a>> {
-        self.dotted.get(name).filter(|target| matches!(target, Target::Whole(slot) if slot.name == name)).cloned()
+        let layer = self.dotted.get(name).filter(|target| matches!(target, Target::Whole(slot) if slot.name == name));
+        layer.cloned().or_else(|| self.parameters.exact(name).map(Target::Whole))
     }
 
     /// Why a layer is no slot, if it is none.

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use super::coverage::Coverage;
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError};
+use crate::engine::parameters;
 use crate::io::weights::{WeightError, WeightFile};
 
 /// PEFT's configuration file, beside the weights.
@@ -46,6 +47,9 @@ pub struct LayerDescription {
     pub alpha: Option<f32>,
     /// What `up · down` is multiplied by at strength 1: `alpha / rank`. Absent without a rank.
     pub scale: Option<f32>,
+    /// Extents of a full difference of a weight, a bias or a table, which has no factors and no alpha.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difference: Option<Vec<usize>>,
 }
 
 /// A matrix, also if extents of 1 follow (a 1×1 convolution's factor).
@@ -59,6 +63,24 @@ pub(super) fn matrix(file: &WeightFile, key: &str) -> Result<Array2<f32>, Adapte
         }
         _ => Err(no_matrix()),
     }
+}
+
+/// A matrix whose rows are what lies behind the first extent.
+pub(super) fn flattened(file: &WeightFile, key: &str) -> Result<Array2<f32>, AdapterError> {
+    let values = values(file, key)?;
+    let (shape, rows) = (values.shape().to_vec(), values.shape().first().copied().unwrap_or(1));
+    let columns = values.len().checked_div(rows).unwrap_or(0);
+    values.into_shape_with_order((rows, columns)).map_err(|_| mismatch(file, key, "a matrix", format!("{shape:?}")))
+}
+
+/// A full difference as the matrix that its parameter is taken as: a vector is one row.
+pub(super) fn as_matrix(file: &WeightFile, key: &str) -> Result<Array2<f32>, AdapterError> {
+    let values = values(file, key)?;
+    let shape = values.shape().to_vec();
+    let extents = parameters::matrix(&shape);
+    extents
+        .and_then(|extents| values.into_shape_with_order(extents).ok())
+        .ok_or_else(|| mismatch(file, key, "at least one value", format!("{shape:?}")))
 }
 
 /// A file's own name, or its folder's if the file is called as every other.

@@ -12,7 +12,7 @@ use super::experts::{Route, place};
 use super::keys::{self, Key, Part};
 use super::light;
 use super::names::{Layers, Piece, SlotNames, Target};
-use super::parts::{Loaded, alpha, locate, matrix, mismatch, name_of, scale_config};
+use super::parts::{Loaded, alpha, as_matrix, flattened, locate, matrix, mismatch, name_of, scale_config};
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed};
 use crate::io::weights::WeightFile;
@@ -109,13 +109,20 @@ fn survey<'a>(file: &'a WeightFile, route: Route, layers: Layers<'a>) -> Result<
     let pieces = reader.modules.values().flat_map(|(target, _)| target.pieces());
     let live = pieces.filter(|piece| reader.names.absent(piece.slot).is_none());
     let covered: HashSet<&str> = live.map(|piece| &piece.slot.name[..]).collect();
+    let parameters = layers.parameters.iter().filter(|parameter| covered.contains(&parameter.name[..])).count();
+    let both = reader.modules.iter().filter(|(_, (_, parts))| parts.difference.is_some() && parts.down.is_some());
+    let both = both.map(|(slot, _)| {
+        format!("`{slot}` has factors and a full difference: both are added, as LightX2V does; ComfyUI applies the difference alone")
+    });
     let coverage = Coverage {
         file: file.path().to_owned(),
         format: reader.format.unwrap_or(AdapterFormat::Bare),
         scale,
         keys: std::mem::take(&mut reader.keys),
-        slots_covered: covered.len(),
+        slots_covered: covered.len() - parameters,
         slots_total: layers.slots.len(),
+        parameters_covered: parameters,
+        notes: both.collect(),
         placed: None,
         hint: reader.names.hint(&reader.unknown),
     };
@@ -165,6 +172,8 @@ struct Parts {
     down: Option<(String, Array2<f32>)>,
     up: Option<(String, Array2<f32>)>,
     alpha: Option<f32>,
+    /// What is added to the whole of it, without alpha.
+    difference: Option<(String, Array2<f32>)>,
 }
 
 /// An update of some of a slot's output features.
@@ -211,7 +220,7 @@ impl<'a> Reader<'a> {
         let written = self.written.get(stem).and_then(|slot| self.names.exact(slot));
         let resolved = match written {
             Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
-            None => self.names.resolve((format, &module), stem),
+            None => self.names.resolve((format, &module), stem, part),
         };
         let (format, module, target) = match resolved {
             Ok(resolved) => resolved,
@@ -236,11 +245,13 @@ impl<'a> Reader<'a> {
             other => other,
         };
         let slot = target.describe();
+        let is_parameter = matches!(&target, Target::Whole(slot) if slot.name == slot.tensor);
         let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
         let taken = match part {
             Part::Down => parts.down.is_some(),
             Part::Up => parts.up.is_some(),
             Part::Alpha => parts.alpha.is_some(),
+            Part::Difference | Part::BiasDifference | Part::ModulationDifference => parts.difference.is_some(),
         };
         if taken {
             let found = format!("a second one for `{slot}`");
@@ -248,8 +259,13 @@ impl<'a> Reader<'a> {
         }
         match part {
             Part::Alpha => parts.alpha = Some(alpha(self.file, &key)?),
+            // A convolution's factor is flattened as its weight is.
+            Part::Down if is_parameter => parts.down = Some((key.clone(), flattened(self.file, &key)?)),
             Part::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
             Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
+            Part::Difference | Part::BiasDifference | Part::ModulationDifference => {
+                parts.difference = Some((key.clone(), as_matrix(self.file, &key)?));
+            }
         }
         if parts.module.is_empty() {
             parts.module = module;
@@ -263,7 +279,7 @@ impl<'a> Reader<'a> {
         let mut slots: IndexMap<&'a str, (usize, Vec<RowUpdate>)> = IndexMap::new();
         for (target, parts) in self.modules.into_values() {
             let pieces = target.pieces();
-            let (key, update) = pair(self.file, self.config.as_ref(), &pieces, parts)?;
+            let (key, update) = update(self.file, self.config.as_ref(), &pieces, parts)?;
             let mut push = |piece: &Piece<'a>, update| {
                 if self.names.absent(piece.slot).is_some() {
                     return;
@@ -286,7 +302,35 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// The update that a module's parts make, checked against what it stands for; and the key of its up factor.
+/// What is added to a module: the product of its factors, a full difference, or both; and a key of it.
+fn update(
+    file: &WeightFile,
+    config: Option<&ScaleConfig>,
+    pieces: &[Piece<'_>],
+    mut parts: Parts,
+) -> Result<(String, LowRank), AdapterError> {
+    let Some((key, values)) = parts.difference.take() else { return pair(file, config, pieces, parts) };
+    let rows = pieces.iter().map(|piece| piece.rows).sum::<usize>();
+    let columns = pieces.first().map_or(0, |piece| piece.slot.in_features);
+    if values.dim() != (rows, columns) {
+        return Err(mismatch(
+            file,
+            &key,
+            &format!("[{rows}, {columns}], or as many values in that order"),
+            format!("{:?}", values.shape()),
+        ));
+    }
+    let whole = LowRank::difference(values);
+    if parts.down.is_none() && parts.up.is_none() {
+        return Ok((key, whole));
+    }
+    let (_, low_rank) = pair(file, config, pieces, parts)?;
+    let both = low_rank.beside(&whole);
+    both.map(|both| (key.clone(), both))
+        .ok_or_else(|| mismatch(file, &key, "the shape of the factors' product", format!("[{rows}, {columns}]")))
+}
+
+/// The update that a module's factors make, checked against what it stands for; and the key of its up factor.
 fn pair(
     file: &WeightFile,
     config: Option<&ScaleConfig>,

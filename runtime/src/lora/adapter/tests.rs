@@ -466,8 +466,9 @@ fn read_adapter_ignores_keys_of_layers_that_the_exporter_left_out_and_refuses_th
     let path = written(&dir, &comfy(&[("b.to_q", &q), ("b.to_add_out", &gone)]));
     let slots = [Slot::linear("b.to_q", 5, 4)];
     let absent = |why| [Absent { layer: Slot::linear("b.to_add_out", 3, 5), why, reason: "is somewhere".into() }];
-    let read =
-        |path: &Path, absent: &[Absent]| read_adapter(path, Layers { slots: &slots, absent }, &ReadOptions::default());
+    let read = |path: &Path, absent: &[Absent]| {
+        read_adapter(path, Layers { slots: &slots, absent, parameters: &[] }, &ReadOptions::default())
+    };
     assert!(read(&path, &[]).is_err());
     let loaded = read(&path, &absent(Why::Pruned)).unwrap();
     assert_eq!((loaded.coverage.counts(), loaded.adapter.layers.len()), ((3, 3, 0), 1));

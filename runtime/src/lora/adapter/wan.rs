@@ -41,6 +41,45 @@ pub(super) fn native(name: &str) -> Option<String> {
     AROUND.iter().find(|(_, diffusers)| *diffusers == name).map(|&(own, _)| own.to_owned())
 }
 
+/// Norms of a block: Wan's own name, diffusers' name.
+const BLOCK_NORMS: [(&str, &str); 6] = [
+    ("self_attn.norm_q", "attn1.norm_q"),
+    ("self_attn.norm_k", "attn1.norm_k"),
+    ("cross_attn.norm_q", "attn2.norm_q"),
+    ("cross_attn.norm_k", "attn2.norm_k"),
+    ("cross_attn.norm_k_img", "attn2.norm_added_k"),
+    ("norm3", "norm2"),
+];
+
+/// What is no linear layer around the blocks.
+const AROUND_OTHERS: [(&str, &str); 2] = [
+    ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
+    ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
+];
+
+/// Parameters without a module of their own.
+const BARE: [(&str, &str); 2] =
+    [("head.modulation", "scale_shift_table"), ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed")];
+
+/// Wan's own name of a parameter of a Wan transformer that is no linear layer's matrix, given diffusers' name.
+pub(super) fn native_parameter(name: &str) -> Option<String> {
+    if let Some((own, _)) = BARE.iter().find(|(_, diffusers)| *diffusers == name) {
+        return Some((*own).to_owned());
+    }
+    if let Some(block) = name.strip_suffix(".scale_shift_table") {
+        return Some(format!("{block}.modulation"));
+    }
+    let (module, end) = name.rsplit_once('.')?;
+    let norm = || {
+        let (block, norm) = module.strip_prefix("blocks.")?.split_once('.')?;
+        let (own, _) = BLOCK_NORMS.iter().find(|(_, diffusers)| *diffusers == norm)?;
+        Some(format!("blocks.{block}.{own}"))
+    };
+    let other = || Some(AROUND_OTHERS.iter().find(|(_, diffusers)| *diffusers == module)?.0.to_owned());
+    let own = native(module).or_else(norm).or_else(other)?;
+    Some(format!("{own}.{end}"))
+}
+
 /// Number of a block, as written, and Wan's own name of the layer in it.
 fn block_layer(name: &str) -> Option<(&str, &'static str)> {
     let (block, layer) = name.strip_prefix("blocks.")?.split_once('.')?;
@@ -63,6 +102,18 @@ mod tests {
         {
             assert_eq!(native(name), None, "{name}");
         }
+        for (name, own) in [
+            ("blocks.3.attn1.to_out.0.bias", "blocks.3.self_attn.o.bias"),
+            ("blocks.3.attn2.norm_added_k.weight", "blocks.3.cross_attn.norm_k_img.weight"),
+            ("blocks.3.norm2.bias", "blocks.3.norm3.bias"),
+            ("blocks.3.scale_shift_table", "blocks.3.modulation"),
+            ("scale_shift_table", "head.modulation"),
+            ("condition_embedder.image_embedder.norm2.weight", "img_emb.proj.4.weight"),
+            ("proj_out.bias", "head.head.bias"),
+        ] {
+            assert_eq!(native_parameter(name).as_deref(), Some(own));
+        }
+        assert_eq!(native_parameter("patch_embedding.weight"), None);
         assert!(is_wan(["proj_out", "blocks.3.ffn.net.2"].into_iter()));
         assert!(!is_wan(["proj_out", "transformer_blocks.0.ff.net.2"].into_iter()));
     }
