@@ -35,6 +35,7 @@ mod image_encoder;
 mod inspect;
 mod int8;
 mod lofa;
+mod lora_files;
 mod memory;
 mod miniature;
 mod modes;

@@ -5,6 +5,8 @@
 
 mod external;
 mod fields;
+mod put;
 
 pub use external::{External, external_data, is_address};
 pub use fields::{Field, LENGTH, Malformed, fields};
+pub use put::{put_message, put_varint};

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use v2l_wire::{LENGTH, Malformed, fields};
+use v2l_wire::{LENGTH, Malformed, fields, put_message, put_varint};
 
 use super::value::element_type;
 use crate::tensor::Dtype;
@@ -68,11 +68,11 @@ pub(super) fn promote(model: &[u8], wanted: &[Promoted<'_>]) -> Result<Vec<u8>, 
         return Err(format!("the stored graph has no initializer `{}`", missing.name));
     }
     for promoted in wanted {
-        message(&mut out, field::GRAPH_INPUT, &value_info(promoted));
+        put_message(&mut out, field::GRAPH_INPUT, &value_info(promoted));
     }
     let mut edited = Vec::with_capacity(model.len());
     edited.extend_from_slice(&model[..whole.start]);
-    message(&mut edited, field::MODEL_GRAPH, &out);
+    put_message(&mut edited, field::MODEL_GRAPH, &out);
     edited.extend_from_slice(&model[whole.end..]);
     Ok(edited)
 }
@@ -101,34 +101,15 @@ fn value_info(promoted: &Promoted<'_>) -> Vec<u8> {
     let (mut shape, mut tensor, mut of_type, mut info) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for &extent in promoted.shape {
         let mut dim = Vec::new();
-        tagged(&mut dim, field::DIM_VALUE, extent as u64);
-        message(&mut shape, field::SHAPE_DIM, &dim);
+        put_varint(&mut dim, field::DIM_VALUE, extent as u64);
+        put_message(&mut shape, field::SHAPE_DIM, &dim);
     }
-    tagged(&mut tensor, field::TENSOR_ELEMENT, number(promoted.dtype));
-    message(&mut tensor, field::TENSOR_SHAPE, &shape);
-    message(&mut of_type, field::TYPE_TENSOR, &tensor);
-    message(&mut info, field::VALUE_NAME, promoted.name.as_bytes());
-    message(&mut info, field::VALUE_TYPE, &of_type);
+    put_varint(&mut tensor, field::TENSOR_ELEMENT, number(promoted.dtype));
+    put_message(&mut tensor, field::TENSOR_SHAPE, &shape);
+    put_message(&mut of_type, field::TYPE_TENSOR, &tensor);
+    put_message(&mut info, field::VALUE_NAME, promoted.name.as_bytes());
+    put_message(&mut info, field::VALUE_TYPE, &of_type);
     info
-}
-
-fn varint(out: &mut Vec<u8>, mut value: u64) {
-    while value >= 0x80 {
-        out.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.push(value as u8);
-}
-
-fn tagged(out: &mut Vec<u8>, number: u64, value: u64) {
-    varint(out, number << 3);
-    varint(out, value);
-}
-
-fn message(out: &mut Vec<u8>, number: u64, payload: &[u8]) {
-    varint(out, number << 3 | LENGTH);
-    varint(out, payload.len() as u64);
-    out.extend_from_slice(payload);
 }
 
 /// What the bytes of a stored model lack.
@@ -143,17 +124,17 @@ mod tests {
     /// A model of a graph named `g` over initializers of type f32, with a producer behind it.
     fn model(initializers: &[&str]) -> Vec<u8> {
         let mut graph = Vec::new();
-        message(&mut graph, 2, b"g");
+        put_message(&mut graph, 2, b"g");
         for name in initializers {
             let mut tensor = Vec::new();
-            tagged(&mut tensor, field::TENSOR_DATA_TYPE, 1);
-            message(&mut tensor, field::TENSOR_NAME, name.as_bytes());
-            message(&mut graph, field::GRAPH_INITIALIZER, &tensor);
+            put_varint(&mut tensor, field::TENSOR_DATA_TYPE, 1);
+            put_message(&mut tensor, field::TENSOR_NAME, name.as_bytes());
+            put_message(&mut graph, field::GRAPH_INITIALIZER, &tensor);
         }
         let mut model = Vec::new();
-        tagged(&mut model, 1, 10);
-        message(&mut model, field::MODEL_GRAPH, &graph);
-        message(&mut model, 2, b"producer");
+        put_varint(&mut model, 1, 10);
+        put_message(&mut model, field::MODEL_GRAPH, &graph);
+        put_message(&mut model, 2, b"producer");
         model
     }
 
@@ -165,15 +146,15 @@ mod tests {
     fn promote_moves_initializers_to_the_inputs_and_leaves_the_rest() {
         let edited = promote(&model(&["a", "b"]), &[input("b")]).unwrap();
         let mut expected = Vec::new();
-        tagged(&mut expected, 1, 10);
+        put_varint(&mut expected, 1, 10);
         let kept = model(&["a"]);
         let graph = fields(&kept).map(Result::unwrap).find(|part| part.number == field::MODEL_GRAPH).unwrap();
         let mut graph = kept[graph.payload].to_vec();
         // ValueInfo: name, then type, then its shape of 3 and 300.
         let info = b"\x0a\x01b\x12\x0f\x0a\x0d\x08\x01\x12\x09\x0a\x02\x08\x03\x0a\x03\x08\xac\x02";
-        message(&mut graph, field::GRAPH_INPUT, info);
-        message(&mut expected, field::MODEL_GRAPH, &graph);
-        message(&mut expected, 2, b"producer");
+        put_message(&mut graph, field::GRAPH_INPUT, info);
+        put_message(&mut expected, field::MODEL_GRAPH, &graph);
+        put_message(&mut expected, 2, b"producer");
         assert_eq!(edited, expected);
         assert_eq!(promote(&kept, &[]).unwrap(), kept);
     }

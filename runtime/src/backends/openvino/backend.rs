@@ -99,9 +99,17 @@ impl BackendEngine for OpenVinoEngine {
     fn set_adapters(
         &mut self,
         adapters: &[(Adapter, f32)],
-        _: Reopen<'_>,
+        reopen: Reopen<'_>,
         cancelled: Cancelled<'_>,
     ) -> Result<(), BackendError> {
-        Ok(self.set_adapters(adapters, cancelled)?)
+        let before = self.set_adapters(adapters, cancelled)?;
+        if !before.graphs_change() {
+            return Ok(());
+        }
+        let reopened = reopen(self);
+        if reopened.is_err() {
+            self.restore(before);
+        }
+        reopened
     }
 }

@@ -1,29 +1,48 @@
 //! From an engine to sessions.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZero;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use indexmap::IndexMap;
 use v2l_openvino::{CompileOptions, Compiled, Core, Model, Precision};
 
+use super::embed::embed;
 use super::error::OvError;
 use super::part::Part;
 use super::precision::decide;
 use crate::backends::backend::OpenReport;
-use crate::backends::resident::{Host, Resident};
+use crate::backends::resident::{Host, Resident, State};
 use crate::backends::staged::StagedSession;
 use crate::backends::stages::Stages;
 use crate::backends::weights::private_bytes;
 use crate::engine::Engine;
-use crate::engine::manifest::{Graph, OpenVinoGraph};
+use crate::engine::manifest::{Graph, OpenVinoGraph, Slot};
 use crate::engine::session::Port;
 use crate::io::raw::aligned;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::lora::fuse::{self, Cancelled, FuseReport, FuseTarget};
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 
 /// A graph of an engine on OpenVINO.
 pub type OpenVinoSession = StagedSession<Part>;
+
+/// What [`OpenVinoEngine::set_adapters`] replaced.
+pub struct Before {
+    state: Arc<State>,
+    graphs: Option<(IndexMap<String, Bytes>, HashMap<String, Compiled>)>,
+    report: FuseReport,
+    private_bytes: u64,
+}
+
+impl Before {
+    /// True if vectors in the graphs are others now: sessions that are open still have the former ones.
+    pub fn graphs_change(&self) -> bool {
+        self.graphs.is_some()
+    }
+}
 
 /// An engine whose graphs run on OpenVINO, over weights that all sessions share.
 pub struct OpenVinoEngine {
@@ -33,6 +52,8 @@ pub struct OpenVinoEngine {
     threads: Option<NonZero<usize>>,
     limits: Option<RunLimits>,
     resident: Arc<Resident>,
+    /// Vectors that adapters change, which lie in the graphs.
+    vectors: IndexMap<String, Bytes>,
     /// Graphs that were opened, by name: sessions share them.
     compiled: HashMap<String, Compiled>,
     report: OpenReport,
@@ -66,7 +87,8 @@ impl OpenVinoEngine {
             precision,
             threads: options.threads.and_then(NonZero::new),
             limits: options.limits,
-            resident: Arc::new(resident),
+            resident: Arc::new(resident.beside_graphs()),
+            vectors: IndexMap::new(),
             compiled: HashMap::new(),
             report,
             engine,
@@ -87,19 +109,54 @@ impl OpenVinoEngine {
         &self.engine
     }
 
-    /// Replaces the adapters that are fused, none being the base. Open sessions take the new weights with their next run.
+    /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`]. Open sessions take the new
+    /// weights with their next run; where [`Before::graphs_change`], they must be opened again.
     ///
     /// Private memory: the fused weights, in the type that they are stored in, and once more until sessions have let the former ones go.
     ///
     /// # Errors
     /// [`OvError`]: too little memory, an adapter that does not fit, or cancelled; the former adapters then stay.
-    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<(), OvError> {
+    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<Before, OvError> {
         let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let private_bytes = private_bytes(&self.engine, WeightMode::Lazy, adapters)?;
-        let (_, report) = self.resident.set_adapters(&self.engine, &borrowed, cancelled)?;
-        self.report.fused = report;
-        self.report.private_bytes = private_bytes;
-        Ok(())
+        let in_graphs = self.in_graphs(adapters);
+        let of_graphs: Vec<(&Adapter, f32)> =
+            in_graphs.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+        let vectors = fuse::fuse(&self.engine, &of_graphs, FuseTarget::Storage)?;
+        let (state, mut report) = self.resident.set_adapters(&self.engine, &borrowed, cancelled)?;
+        report.slots.extend(vectors.report.slots);
+        let changed = vectors.weights != self.vectors;
+        let before = Before {
+            state,
+            graphs: changed
+                .then(|| (std::mem::replace(&mut self.vectors, vectors.weights), std::mem::take(&mut self.compiled))),
+            report: std::mem::replace(&mut self.report.fused, report),
+            private_bytes: std::mem::replace(&mut self.report.private_bytes, private_bytes),
+        };
+        Ok(before)
+    }
+
+    /// Brings the adapters back that [`Self::set_adapters`] replaced.
+    pub fn restore(&mut self, before: Before) {
+        self.resident.restore(&before.state);
+        if let Some((vectors, compiled)) = before.graphs {
+            (self.vectors, self.compiled) = (vectors, compiled);
+        }
+        self.report.fused = before.report;
+        self.report.private_bytes = before.private_bytes;
+    }
+
+    /// The parts of adapters that change what lies in the graphs.
+    fn in_graphs(&self, adapters: &[(Adapter, f32)]) -> Vec<(Adapter, f32)> {
+        let lies_there = |slot: &&Slot| self.resident.held(&slot.tensor).is_none();
+        let names: HashSet<&str> =
+            self.engine.parameters().iter().filter(lies_there).map(|slot| &slot.name[..]).collect();
+        let part = |(adapter, strength): &(Adapter, f32)| {
+            let layers = adapter.layers.iter().filter(|(name, _)| names.contains(&name[..]));
+            let layers = layers.map(|(name, update)| (name.clone(), update.clone())).collect();
+            (Adapter { name: adapter.name.clone(), layers }, *strength)
+        };
+        adapters.iter().map(part).filter(|(part, _)| !part.layers.is_empty()).collect()
     }
 
     /// Opens a graph, and the stages that come before it. Nothing is computed yet.
@@ -130,7 +187,15 @@ impl OpenVinoEngine {
         let form = form(&engine, graph)?;
         if !self.compiled.contains_key(&graph.name) {
             let failed = |source| OvError::Graph { graph: graph.name.clone(), source };
-            let model = Model::from_onnx_bytes(&self.core, &engine.blob(&form.file)?).map_err(failed)?;
+            let bytes = engine.blob(&form.file)?;
+            let bytes = match self.vectors.is_empty() {
+                true => Cow::Borrowed(&bytes[..]),
+                false => Cow::Owned(embed(&bytes, &self.vectors).map_err(|what| {
+                    let graph = graph.name.clone();
+                    OvError::Interface { graph, what }
+                })?),
+            };
+            let model = Model::from_onnx_bytes(&self.core, &bytes).map_err(failed)?;
             let options = CompileOptions { precision, threads: self.threads, ..CompileOptions::default() };
             let compiled = self.core.compile(&model, &options).map_err(failed)?;
             let names = inputs.iter().map(|port| &port.name).chain(&form.weights).map(String::as_str);

@@ -6,6 +6,8 @@
 #[cfg(feature = "openvino")]
 mod backend;
 #[cfg(feature = "openvino")]
+mod embed;
+#[cfg(feature = "openvino")]
 mod engine;
 #[cfg(feature = "openvino")]
 mod error;

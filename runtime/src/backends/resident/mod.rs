@@ -129,6 +129,8 @@ impl State {
 pub(super) struct Resident {
     device: Arc<dyn Device>,
     held: IndexMap<String, Held>,
+    /// Weights that are not held lie in the graphs, and their keeper fuses into them.
+    beside_graphs: bool,
     state: RwLock<Arc<State>>,
 }
 
@@ -156,7 +158,12 @@ impl Resident {
             }
         }
         device.settle()?;
-        Ok(Self { device, held, state: RwLock::default() })
+        Ok(Self { device, held, beside_graphs: false, state: RwLock::default() })
+    }
+
+    /// Leaves what is not held to whoever keeps the graphs that it lies in, in place of refusing adapters for it.
+    pub(super) fn beside_graphs(self) -> Self {
+        Self { beside_graphs: true, ..self }
     }
 
     /// The device.
@@ -194,6 +201,9 @@ impl Resident {
         for (name, slots) in &by_tensor {
             // Slots of 8 bits are refused above.
             let Some(Held { dtype, shape, base }) = self.held.get(*name) else {
+                if self.beside_graphs {
+                    continue;
+                }
                 return Err(FuseError::InGraph {
                     slot: slots.first().map_or(*name, |(slot, _)| &slot.name).to_owned(),
                 });

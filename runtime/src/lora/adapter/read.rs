@@ -217,7 +217,9 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
         };
-        let written = self.written.get(stem).and_then(|slot| self.names.exact(slot));
+        // What is written there is whose weight it is.
+        let of_weight = !matches!(part, Part::BiasDifference | Part::ModulationDifference);
+        let written = self.written.get(stem).filter(|_| of_weight).and_then(|slot| self.names.exact(slot));
         let resolved = match written {
             Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
             None => self.names.resolve((format, &module), stem, part),

@@ -52,7 +52,8 @@ const BLOCK_NORMS: [(&str, &str); 6] = [
 ];
 
 /// What is no linear layer around the blocks.
-const AROUND_OTHERS: [(&str, &str); 2] = [
+const AROUND_OTHERS: [(&str, &str); 3] = [
+    ("patch_embedding", "patch_embedding"),
     ("img_emb.proj.0", "condition_embedder.image_embedder.norm1"),
     ("img_emb.proj.4", "condition_embedder.image_embedder.norm2"),
 ];
@@ -113,7 +114,8 @@ mod tests {
         ] {
             assert_eq!(native_parameter(name).as_deref(), Some(own));
         }
-        assert_eq!(native_parameter("patch_embedding.weight"), None);
+        assert_eq!(native_parameter("patch_embedding.weight").as_deref(), Some("patch_embedding.weight"));
+        assert_eq!(native_parameter("transformer_blocks.0.norm1.weight"), None);
         assert!(is_wan(["proj_out", "blocks.3.ffn.net.2"].into_iter()));
         assert!(!is_wan(["proj_out", "transformer_blocks.0.ff.net.2"].into_iter()));
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use indexmap::IndexMap;
-use ndarray::{Array2, ArrayD, IxDyn};
+use ndarray::{Array2, ArrayD, Axis, IxDyn};
 use serde_json::{Map, Value, json};
 
 use super::parts::{CONFIG_FILE, WEIGHTS_FILE};
@@ -47,6 +47,29 @@ pub fn write_adapter_with(
     let mut tensors = NamedTensors::new();
     let mut spelled: Map<String, Value> = Map::new();
     for (slot, update) in &adapter.layers {
+        if let Some(parameter) = Parameter::of(experts::slot_of(slot), wan) {
+            let reason = || {
+                format!(
+                    "`{slot}` is no linear layer, and {} has no form for what changes it; use comfy or kohya",
+                    format.name()
+                )
+            };
+            let prefix = match format {
+                AdapterFormat::Comfy => "diffusion_model.",
+                AdapterFormat::Kohya => "lora_unet_",
+                AdapterFormat::VideoxFun => "lora_unet__",
+                _ => return Err(unwritable(reason())),
+            };
+            let module = if format.underscores() { underscored(&parameter.module) } else { parameter.module.clone() };
+            for (part, values) in parameter.parts(update) {
+                let key = format!("{prefix}{module}.{part}");
+                if !values.iter().all(|value| value.is_finite()) {
+                    return Err(unwritable(format!("{part} of `{slot}` holds NaN or infinity")));
+                }
+                tensors.insert(key, Tensor::F32(values));
+            }
+            continue;
+        }
         let native = || wan.then(|| wan::native(slot)).flatten().unwrap_or_else(|| slot.clone());
         let (module, down, up, alpha) = match format {
             AdapterFormat::Peft => (format!("base_model.model.{slot}"), "lora_A", "lora_B", false),
@@ -113,6 +136,54 @@ pub fn write_adapter_with(
         metadata.insert("lora_adapter_metadata".to_owned(), Value::Object(config).to_string());
     }
     Ok(write_tensors(path, &tensors, &metadata)?)
+}
+
+/// A parameter that is no linear layer, as files name it.
+struct Parameter {
+    /// What stands before the part.
+    module: String,
+    /// `diff`, `diff_b`, or none where factors are written, since the extents of a convolution are not known.
+    part: Option<&'static str>,
+    /// Extents of 1 before those of the matrix, or a vector's one extent.
+    table: bool,
+}
+
+impl Parameter {
+    /// What adapters call so: a bias, a norm's weight, or a parameter of Wan's transformers. `None` of a linear layer.
+    fn of(name: &str, wan: bool) -> Option<Self> {
+        let native = wan.then(|| wan::native_parameter(name)).flatten();
+        let own = native.clone().unwrap_or_else(|| name.to_owned());
+        if let Some(module) = own.strip_suffix(".bias") {
+            return Some(Self { module: module.to_owned(), part: Some("diff_b"), table: false });
+        }
+        match own.strip_suffix(".weight") {
+            Some(module) if module == "patch_embedding" => {
+                native.map(|_| Self { module: module.to_owned(), part: None, table: false })
+            }
+            Some(module) => {
+                let is_norm = native.is_some() || module.rsplit('.').next().is_some_and(|last| last.contains("norm"));
+                is_norm.then(|| Self { module: module.to_owned(), part: Some("diff"), table: false })
+            }
+            None => native.map(|module| Self { module, part: Some("diff"), table: true }),
+        }
+    }
+
+    /// The keys' parts and their values.
+    fn parts(&self, update: &LowRank) -> Vec<(&'static str, ArrayD<f32>)> {
+        let Some(part) = self.part else {
+            let alpha = ArrayD::from_elem(IxDyn(&[]), update.alpha);
+            let factors = [("lora_down.weight", &update.down), ("lora_up.weight", &update.up)];
+            let factors = factors.map(|(part, factor)| (part, factor.clone().into_dyn()));
+            return factors.into_iter().chain([("alpha", alpha)]).collect();
+        };
+        let product = (&update.up * update.scale()).dot(&update.down);
+        let values = match (self.table, product.nrows()) {
+            (true, _) => product.insert_axis(Axis(0)).into_dyn(),
+            (false, 1) => product.index_axis_move(Axis(0), 0).into_dyn(),
+            (false, _) => product.into_dyn(),
+        };
+        vec![(part, values)]
+    }
 }
 
 /// What of an update no reader takes.
