@@ -12,6 +12,8 @@ mod generate;
 mod predictor;
 #[path = "run/raw.rs"]
 mod raw;
+#[path = "run/recipe.rs"]
+mod recipe;
 #[path = "run/vae.rs"]
 mod vae;
 

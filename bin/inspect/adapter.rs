@@ -10,8 +10,8 @@ use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::lora::adapter::{
-    Adapter, AdapterError, AdapterFormat, Coverage, Description, Experts, Loaded, Outcome, Placed, ReadOptions,
-    describe, detect, parts_for, read_adapter, read_adapter_for_two, read_light,
+    Adapter, AdapterError, AdapterFormat, Coverage, Description, Experts, FoundRecipe, Loaded, Outcome, Placed,
+    ReadOptions, describe, detect, parts_for, read_adapter, read_adapter_for_two, read_light, recipe_of,
 };
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::predict::{self, video2lora};
@@ -27,11 +27,21 @@ pub(crate) fn show(
 ) -> anyhow::Result<()> {
     let description = describe(path)?;
     layers(&description, output);
+    recipe(path, output)?;
     let Some(engine) = engine else { return Ok(()) };
     if description.format == AdapterFormat::Light {
         return light(path, engine, output);
     }
     read(path, &open_transformers(engine)?, &ReadOptions { allow_partial, experts }, output)?;
+    Ok(())
+}
+
+/// What it was made to be sampled with, if that is known.
+fn recipe(path: &Path, output: &mut Output) -> anyhow::Result<()> {
+    if let Some(FoundRecipe { recipe, source }) = recipe_of(path)? {
+        let fields = json!({ "recipe": recipe, "source": source.to_string() });
+        output.result("recipe", fields, || format!("  made for {recipe}: {source}"));
+    }
     Ok(())
 }
 

@@ -79,6 +79,9 @@ pub(crate) struct Args {
     /// --guidance is above 1.
     #[arg(long, visible_alias = "guidance-scale-2", value_name = "G", help_heading = "Generate")]
     pub(crate) guidance_2: Option<f64>,
+    /// Where the second of two transformers takes over, as a part of the noise levels, 0 to 1 [default: the model's].
+    #[arg(long, value_name = "R", help_heading = "Generate")]
+    pub(crate) boundary_ratio: Option<f64>,
     /// Frames per second of the written video.
     #[arg(long, value_name = "FPS", help_heading = "Generate")]
     pub(crate) fps: Option<f64>,
@@ -139,6 +142,9 @@ pub(crate) struct Args {
     /// path says which it is for; else its keys or its name do.
     #[arg(long, value_name = "PATH[@EXPERT][=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<OsString>,
+    /// Steps, scheduler, shift, guidance and boundary that the adapters of --lora were made for: taken for what no flag says, or left out.
+    #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
+    pub(crate) recipe: RecipeChoice,
     /// What is done to several adapters before they are added.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) compose: Compose,
@@ -264,6 +270,13 @@ pub(crate) enum FuseMode {
     /// Costs a little in every step, loses nothing, and swaps at once. The engine must have been compiled with --lora-rank.
     #[value(alias = "side")]
     Branch,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
+pub(crate) enum RecipeChoice {
+    #[default]
+    Auto,
+    Off,
 }
 
 #[derive(Clone, Copy, ValueEnum)]

@@ -23,6 +23,7 @@ use crate::adapters;
 use crate::args::Args;
 use crate::effect;
 use crate::predictor;
+use crate::recipe;
 use crate::vae::{read_checked, read_single};
 
 /// Passes what the pipeline tells on to the user.
@@ -92,7 +93,8 @@ pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 /// `-o VIDEO`: the whole pipeline.
 pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let mut generator = open(args)?;
-    let request = request(args)?;
+    let mut request = request(args)?;
+    recipe::follow(args, &mut request, &generator, output)?;
     // Nothing is loaded or predicted for a request that cannot be carried out.
     let settings = generator.settings(&request)?;
     let adapters = !args.lora.is_empty() || args.reference.is_some() || args.predictor.is_some() || args.has_effect();
@@ -173,6 +175,7 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         shift: args.shift,
         guidance_scale: args.guidance,
         guidance_scale_2: args.guidance_2,
+        boundary_ratio: args.boundary_ratio,
         fps: args.fps,
         seed: args.seed,
         noise_aug_strength: args.noise_aug_strength,

@@ -24,10 +24,12 @@ mod apply;
 mod mapped;
 mod options;
 mod predicting;
+mod recipe;
 
 pub use apply::Applied;
 pub use mapped::Mapped;
 pub use options::{Options, PredictOptions, PredictionCacheOptions, ReferenceOptions};
+pub use recipe::Followed;
 
 /// An adapter from a file.
 #[derive(Clone, Debug)]

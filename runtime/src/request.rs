@@ -39,6 +39,8 @@ pub struct Request {
     /// Guidance of the second of two transformers; that of the first if nothing says it. Whether there is guidance at all says
     /// the first alone.
     pub guidance_scale_2: Option<f64>,
+    /// Where the second of two transformers takes over, as a part of the noise levels, 0 to 1; the model's own if not given.
+    pub boundary_ratio: Option<f64>,
     /// Frames per second of the result.
     pub fps: Option<f64>,
     /// Seed of every draw.
@@ -152,6 +154,9 @@ pub struct Settings {
     /// Guidance of the second of two transformers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guidance_scale_2: Option<f64>,
+    /// Where the second of two transformers takes over, if that was asked for in place of the model's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundary_ratio: Option<f64>,
     /// The negative prompt, if it counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,

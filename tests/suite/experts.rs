@@ -1,10 +1,12 @@
 //! Adapters of Wan 2.2's two transformers: which of them a file is for, and swaps of both as one transaction.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array5, ArrayD};
+use v2l_runtime::components::{Components, TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::error::ErrorClass;
 use v2l_runtime::generator::{Generator, Options};
@@ -13,7 +15,8 @@ use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, Experts, ReadOptions, w
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::Tensor;
 
-use crate::swaps::adapter;
+use crate::support::{Case, run};
+use crate::swaps::{adapter, numbers};
 use crate::tools::{Run, Scratch, args, command, output, run_ok, tamper};
 use crate::wan_pipelines::{arguments, difference, engines, folder, runs, tensor, write_one};
 
@@ -298,4 +301,106 @@ fn swaps_of_both_are_transactions() {
         assert_eq!(latents(states[i]), first[i]);
     }
     assert_eq!(latents(&[]), base);
+}
+
+/// Fifty stacks, one after the other, of what a distillation changes (every weight of both transformers) and two effects.
+#[test]
+fn fifty_swaps_of_stacks_are_each_what_a_fresh_start_gives() {
+    let pair = Pair::new();
+    let open = || Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
+    let case = folder().parent().unwrap().join("transformer/t2v/case_b1_t1_8x4_s5.safetensors");
+    let inputs = Case::read(&case).inputs;
+    let samples = |generator: &mut Generator| {
+        [TRANSFORMER, TRANSFORMER_2].map(|component| {
+            let session = generator.directory().session(component, "step").unwrap();
+            run(session, &inputs)["sample"].to_f32().unwrap()
+        })
+    };
+    let mut generator = open();
+    let made = |generator: &mut Generator, name: &str, component: &str, whole: bool, seed| {
+        let engine = generator.directory().engine(component).unwrap();
+        let slots = if whole { engine.changeable() } else { &engine.manifest().slots[..] };
+        adapter(name, slots.iter(), 2, seed)
+    };
+    let mut distill = made(&mut generator, "distill", TRANSFORMER, true, 1);
+    let second = made(&mut generator, "distill", TRANSFORMER_2, true, 2);
+    distill.layers.extend(second.layers.into_iter().map(|(slot, update)| (format!("transformer_2.{slot}"), update)));
+    let high = made(&mut generator, "high", TRANSFORMER, false, 3);
+    let low = generator.load_adapter(&pair.low, &ReadOptions::default()).unwrap().adapter;
+    let base = samples(&mut generator);
+    let strengths = [0.0, 0.5, 1.0];
+    let (mut next, mut fresh) = (numbers(19), BTreeMap::new());
+    let mut pick = || strengths[(((next() + 0.5) * 3.0) as usize).min(2)];
+    for round in 0..50 {
+        let chosen = [pick(), pick(), pick()];
+        let stack = [(&distill, chosen[0]), (&high, chosen[1]), (&low, chosen[2])];
+        let stack: Vec<(&Adapter, f32)> = stack.into_iter().filter(|(_, strength)| *strength != 0.0).collect();
+        generator.set_adapters(&stack).unwrap();
+        let found = samples(&mut generator);
+        let expected = fresh.entry(chosen.map(f32::to_bits)).or_insert_with(|| {
+            let mut generator = open();
+            generator.set_adapters(&stack).unwrap();
+            samples(&mut generator)
+        });
+        assert!(found == *expected, "round {round}: {chosen:?}");
+        assert_eq!(found == base, stack.is_empty(), "round {round}: {chosen:?}");
+    }
+    assert!(fresh.len() > 15, "{}", fresh.len());
+    generator.set_adapters(&[]).unwrap();
+    assert!(samples(&mut generator) == base);
+}
+
+#[test]
+fn recipe_is_taken_for_what_no_flag_says_and_contradictions_are_said() {
+    let pair = Pair::new();
+    let found = pair.model.path("out.safetensors");
+    let settings = &runs()["experts"]["settings"];
+    let latents = |more: &[OsString]| {
+        let mut arguments = args!["--engine", pair.model.path("engines"), "--prompt", "a cat"].to_vec();
+        for key in ["width", "height", "num_frames"] {
+            arguments.extend([format!("--{}", key.replace('_', "-")).into(), settings[key].to_string().into()]);
+        }
+        arguments.extend(args!["--latents", &pair.noise, "--outputs", &found, "--lora", &pair.high].iter().cloned());
+        arguments.extend_from_slice(more);
+        let Run { code, stderr, .. } = output(command("run", &arguments));
+        assert_eq!(code, 0, "{stderr}");
+        (tensor(&found, "latents"), stderr)
+    };
+    let beside = pair.high.with_extension("recipe.json");
+    let recipe = r#"{"num_inference_steps": 3, "scheduler": "euler_simple", "shift": 4, "guidance_scale": 1, "boundary_ratio": 0.7}"#;
+    std::fs::write(&beside, recipe).unwrap();
+    let (taken, said) = latents(&[]);
+    assert!(said.contains("sampled with 3 steps, scheduler euler_simple, shift 4, guidance 1, boundary 0.7"), "{said}");
+    assert!(!said.contains("was made for"), "{said}");
+    let flags = args![
+        "--steps",
+        "3",
+        "--scheduler",
+        "euler_simple",
+        "--shift",
+        "4",
+        "--guidance",
+        "1",
+        "--boundary-ratio",
+        "0.7"
+    ];
+    let off = args!["--recipe", "off"];
+    let (asked, said) = latents(&[flags, off].concat());
+    assert!(taken == asked && !said.contains("sampled with"), "{said}");
+    let (other, said) = latents(args!["--steps", "5", "--guidance", "3", "--boundary-ratio", "0.5"]);
+    assert!(other != taken);
+    for words in ["5 is asked for, the adapter was made for 3", "guidance 3 is asked for", "boundary 0.5 is asked for"]
+    {
+        assert!(said.contains(words), "{said}");
+    }
+    std::fs::write(&beside, "{\"steps\": 3}").unwrap();
+    let arguments =
+        args!["--engine", pair.model.path("engines"), "--lora", &pair.high, "--prompt", "a", "--outputs", &found];
+    let refused = output(command("run", arguments));
+    assert!(refused.code == 5 && refused.stderr.contains("effect_HighNoise.recipe.json"), "{}", refused.stderr);
+    let Run { stdout, .. } = {
+        std::fs::write(&beside, recipe).unwrap();
+        run_ok("inspect", args![&pair.high])
+    };
+    assert!(stdout.contains("made for 3 steps"), "{stdout}");
 }

@@ -174,10 +174,10 @@ fn inspect_refuses_updates_of_other_kinds_by_name() {
     for (with_low_rank, part, shape, kind) in [
         (true, "dora_scale", vec![32, 1], "a DoRA magnitude"),
         (true, "lora_magnitude_vector", vec![32], "a DoRA magnitude"),
-        (true, "diff_b", vec![32], "a full difference of a bias"),
-        (true, "lora_B.bias", vec![32], "an update of a bias"),
+        (true, "set_weight", vec![32, 32], "a full weight"),
+        (true, "lora_A.bias", vec![2], "an update of a bias"),
         (true, "lora_mid.weight", vec![2, 2, 1, 1], "a Tucker (LoCon) factor"),
-        (false, "diff", vec![32, 32], "a full difference"),
+        (false, "w_norm", vec![32], "a full weight of a norm"),
         (false, "hada_w1_a", vec![32, 2], "a LoHa factor"),
         (false, "lokr_w1", vec![4, 4], "a LoKr factor"),
         (false, "oft_blocks", vec![4, 8, 8], "an OFT factor"),

@@ -152,7 +152,7 @@ fn swaps_of_differences_are_whole_and_bring_the_base_back() {
         let mut options = Options::default();
         options.engines.backend = backend.parse().unwrap();
         let mut generator = Generator::open(built.engines(), &options).unwrap();
-        let mut sample = |generator: &mut Generator| {
+        let sample = |generator: &mut Generator| {
             let session = generator.directory().session("transformer", "step").unwrap();
             f32s(&run(session, &inputs)["sample"])
         };

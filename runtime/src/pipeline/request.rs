@@ -104,6 +104,7 @@ impl Pipeline {
             shift: scheduler.and_then(|scheduler| scheduler.shift()),
             guidance_scale,
             guidance_scale_2,
+            boundary_ratio: self.boundary(request)?,
             negative_prompt: negative,
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
@@ -133,6 +134,17 @@ impl Pipeline {
             observer.event(&Event::Warning { message });
         }
         Ok((first, second))
+    }
+
+    /// Where the second of two transformers takes over, if a request says it.
+    fn boundary(&self, request: &Request) -> Result<Option<f64>, PipelineError> {
+        let Some(ratio) = request.boundary_ratio else { return Ok(None) };
+        let two = self.family()?.transformers().len() > 1;
+        let expected = if two { "0 to 1" } else { "none, because this model has one transformer" };
+        match two && (0.0..=1.0).contains(&ratio) {
+            true => Ok(Some(ratio)),
+            false => Err(RequestError::part("the boundary", ratio.to_string(), expected).into()),
+        }
     }
 
     /// The scheduler that a request is for.

@@ -11,6 +11,7 @@ mod names;
 mod parameters;
 mod parts;
 mod read;
+mod recipe;
 mod scale;
 mod wan;
 mod write;
@@ -34,6 +35,7 @@ pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_ligh
 pub use names::Layers;
 pub use parts::{LayerDescription, Loaded};
 pub use read::{detect, read_adapter, read_adapter_for_two};
+pub use recipe::{FoundRecipe, Recipe, RecipeSource, recipe_of};
 pub use write::{check_destination, write_adapter, write_adapter_with};
 
 /// Low-rank updates for some slots of a component.

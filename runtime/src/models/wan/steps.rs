@@ -96,7 +96,7 @@ pub(super) fn begin(
         condition,
         batch,
         guidance: [first as f32, settings.guidance_scale_2.unwrap_or(first) as f32],
-        boundary: transformer.boundary_ratio.map(|ratio| ratio * TRAIN_TIMESTEPS),
+        boundary: transformer.boundary_ratio.map(|own| settings.boundary_ratio.unwrap_or(own) * TRAIN_TIMESTEPS),
         expands: transformer.expand_timesteps,
     })
 }
