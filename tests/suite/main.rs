@@ -34,6 +34,7 @@ mod hypernetwork;
 mod image_encoder;
 mod inspect;
 mod int8;
+mod key_sets;
 mod lofa;
 mod lora_files;
 mod memory;

@@ -1,8 +1,8 @@
 //! v2l's side of the comparison that `peers.py` runs: fuses when told to, and says how long it took.
 //!
 //! ```text
-//! peers ENGINE ADAPTER                      one fuse for each line on stdin, one JSON line each on stdout
-//! peers ENGINE ADAPTER --inputs FILE        opens, fuses, runs the step once; one JSON line
+//! peers ENGINE ADAPTER…                     one fuse for each line on stdin, one JSON line each on stdout
+//! peers ENGINE ADAPTER… --inputs FILE       opens, fuses, runs the step once; one JSON line
 //! ```
 
 use std::io::BufRead;
@@ -17,7 +17,7 @@ use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
-use v2l_runtime::lora::adapter::{ReadOptions, read_adapter};
+use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
 use v2l_runtime::lora::branch;
 use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, Pool, fuse_with};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
@@ -27,7 +27,8 @@ use v2l_runtime::tensor::Tensor;
 #[derive(Parser)]
 struct Args {
     engine: PathBuf,
-    adapter: PathBuf,
+    #[arg(required = true)]
+    adapters: Vec<PathBuf>,
     /// Run the step once on these tensors.
     #[arg(long)]
     inputs: Option<PathBuf>,
@@ -40,11 +41,11 @@ fn main() -> anyhow::Result<()> {
     let start = Instant::now();
     let args = Args::parse();
     let engine = Arc::new(Engine::open(&args.engine)?);
-    let adapter = read_adapter(&args.adapter, &engine.manifest().slots, &ReadOptions::default())?.adapter;
+    let read = |path: &PathBuf| Ok((read_adapter(path, &*engine, &ReadOptions::default())?.adapter, 1.0));
+    let adapters = args.adapters.iter().map(read).collect::<anyhow::Result<Vec<(Adapter, f32)>>>()?;
     if let Some(inputs) = &args.inputs {
         let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
-        let options =
-            OpenOptions { weights, threads: Some(2), adapters: vec![(adapter, 1.0)], ..OpenOptions::default() };
+        let options = OpenOptions { weights, threads: Some(2), adapters, ..OpenOptions::default() };
         let mut opened = OrtEngine::open(engine, &options)?;
         let fused = start.elapsed().as_secs_f64();
         let mut session = opened.session("step")?;
@@ -59,8 +60,8 @@ fn main() -> anyhow::Result<()> {
     // The weights are in the page cache, as the peers' are in memory.
     engine.verify_hashes()?;
     let pool = Pool::default();
+    let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
     for line in std::io::stdin().lock().lines() {
-        let adapters = [(&adapter, 1.0)];
         let start = Instant::now();
         match &line?[..] {
             "fuse" => drop(fuse_with(

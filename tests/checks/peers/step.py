@@ -17,7 +17,8 @@ each pass in turn; and two latents in one batch, as guidance needs them, against
 `--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
 and bf16, in rounds; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
 docs/openvino.md is of `--openvino --layers 4`. With `--model wan-1.3b` the model is Wan 2.1's text-to-video transformer of 1.3 billion
-parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text. All 30 layers take about 20 GB of memory.
+parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text. With `--one-by-one` each is opened, timed and closed before the
+next, which takes the memory of one alone: about 8 GB for all 30 layers, in place of 20.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
@@ -227,57 +228,89 @@ def compare_passes(work: Path, tools: Path, rounds, say):
     say({"event": "batch", "over_two_runs": ratio}, f"two latents in one batch: {ratio:.3f} of two runs of one")
 
 
-def compare_on_openvino(work: Path, tools: Path, kind, rounds, say):
+class Peer:
+    """One way to run the step: opened by its first run, and closed to give its memory back."""
+
+    def __init__(self, start):
+        self.start, self.step = start, None
+        self.seconds, self.cpu = [], []
+
+    def open(self):
+        if self.step is None:
+            self.step, self.output, self.close_step = self.start()
+
+    def measure(self):
+        start = time.process_time()
+        self.seconds.append(self.step())
+        own = time.process_time() - start
+        self.cpu.append(self.step.cpu if isinstance(self.step, Worker) else own)
+
+    def close(self):
+        self.private = getattr(self.step, "private", None)
+        self.close_step()
+        self.step = None
+
+
+def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     engines = work / "engines.openvino"
     command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet"]
     subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
-    cases, outputs, workers = {}, {}, {}
-    for dtype in (torch.float32, torch.bfloat16):
+
+    def torch_in(dtype):
         model = kind.network.from_pretrained(work / "transformer", torch_dtype=dtype)
 
-        def forward(model=model):
+        def forward():
             with torch.no_grad():
                 return kind.forward(model, given)
 
-        name = "torch " + str(dtype).removeprefix("torch.")
-        cases[name], outputs[name] = lambda forward=forward: timed(forward), forward().numpy()
-    for name, flags in {
-        "v2l ort f32": [],
-        "v2l openvino f32": ["--openvino", "f32"],
-        "v2l openvino bf16": ["--openvino", "bf16"],
-    }.items():
+        # The first run warms up.
+        return lambda: timed(forward), forward().numpy(), lambda: None
+
+    def v2l(name, *flags):
         written = work / f"{name.replace(' ', '_')}.safetensors"
-        worker = Worker(
-            tools / "peers_step", engines / "transformer.engine", work / "inputs.safetensors", "--outputs", written, *flags
-        )
+        arguments = [engines / "transformer.engine", work / "inputs.safetensors", "--outputs", written, *flags]
+        worker = Worker(tools / "peers_step", *arguments)
         worker()
-        cases[name], workers[name], outputs[name] = worker, worker, load_file(written)["sample"]
+        return worker, load_file(written)["sample"], worker.close
+
+    peers = {
+        "torch float32": Peer(lambda: torch_in(torch.float32)),
+        "torch bfloat16": Peer(lambda: torch_in(torch.bfloat16)),
+        "v2l ort f32": Peer(lambda: v2l("v2l ort f32")),
+        "v2l openvino f32": Peer(lambda: v2l("v2l openvino f32", "--openvino", "f32")),
+        "v2l openvino bf16": Peer(lambda: v2l("v2l openvino bf16", "--openvino", "bf16")),
+    }
     # Beside the clock, what the processor did: other programs on the machine do not count in it.
-    times, worked = {name: [] for name in cases}, {name: [] for name in cases}
-    for number in range(rounds + 1):
-        for name, case in cases.items():
-            start = time.process_time()
-            seconds = case()
-            cpu = workers[name].cpu if name in workers else time.process_time() - start
-            if number:  # the first round warms up
-                times[name].append(seconds)
-                worked[name].append(cpu)
-    expected = outputs["torch float32"]
-    for name, values in times.items():
-        peers = ("torch bfloat16", "v2l ort f32")
-        ratios = {peer: statistics.median(x / y for x, y in zip(worked[name], worked[peer])) for peer in peers}
-        error = float(np.linalg.norm(outputs[name] - expected) / np.linalg.norm(expected))
-        seconds, cpu = statistics.median(values), statistics.median(worked[name])
+    if one_by_one:
+        for peer in peers.values():
+            peer.open()
+            for _ in range(rounds):
+                peer.measure()
+            peer.close()
+    else:
+        for peer in peers.values():
+            peer.open()
+        for _ in range(rounds):
+            for peer in peers.values():
+                peer.measure()
+        for peer in peers.values():
+            peer.close()
+    expected = peers["torch float32"].output
+    for name, peer in peers.items():
+        ratios = {
+            other: statistics.median(x / y for x, y in zip(peer.cpu, peers[other].cpu))
+            for other in ("torch float32", "torch bfloat16", "v2l ort f32")
+        }
+        error = float(np.linalg.norm(peer.output - expected) / np.linalg.norm(expected))
+        seconds, cpu = statistics.median(peer.seconds), statistics.median(peer.cpu)
         event = {"event": "step", "case": name, "seconds": seconds, "cpu": cpu, "over": ratios, "relative_l2": error}
-        beside = ", ".join(f"{ratio:.2f} of {peer}" for peer, ratio in ratios.items())
+        beside = ", ".join(f"{ratio:.2f} of {other}" for other, ratio in ratios.items())
         text = f"{name}: {seconds:.2f} s, {cpu:.2f} s of the processor, {beside}; {error:.1e} from float32 (relative L2)"
-        if name in workers:
-            event["private"] = workers[name].private
-            text += f"; {workers[name].private / 1e6:.0f} MB private"
+        if peer.private is not None:
+            event["private"] = peer.private
+            text += f"; {peer.private / 1e6:.0f} MB private"
         say(event, text)
-    for worker in workers.values():
-        worker.close()
 
 
 def compare_on_gpu(work: Path, tools: Path, rounds, say):
@@ -420,6 +453,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
+    parser.add_argument("--one-by-one", action="store_true", help="with --openvino: one after the other, in the memory of one")
     parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, against PyTorch in bf16")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
@@ -446,7 +480,7 @@ def main():
     say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.model}, {layers} layers")
 
     if a.openvino:
-        compare_on_openvino(work, tools, kind, a.rounds, say)
+        compare_on_openvino(work, tools, kind, a.rounds, a.one_by_one, say)
         return
     if a.cuda:
         compare_on_gpu(work, tools, a.rounds, say)
