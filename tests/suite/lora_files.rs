@@ -346,3 +346,29 @@ fn inspect_lists_differences_and_what_they_change() {
     let Run { stdout, .. } = run_ok("inspect", args![file("diffs_only"), "--engine", built.engines()]);
     assert!(stdout.contains("full difference [1, 6, 48]") && stdout.contains("and to 12 other parameters"), "{stdout}");
 }
+
+/// PEFT's `lora_bias` trains the bias of the up factor, which it multiplies by `alpha / rank` as it does the product.
+#[test]
+fn bias_of_pefts_up_factor_takes_alpha_over_rank() {
+    let built = built(&CompileOptions::default());
+    let engine = built.engine("transformer");
+    let scratch = Scratch::new();
+    let key = |end: &str| format!("base_model.model.blocks.0.attn1.to_q.{end}");
+    let tensor = |shape: &[usize], value: f32| Tensor::F32(ArrayD::from_elem(shape, value));
+    let tensors = NamedTensors::from([
+        (key("lora_A.weight"), tensor(&[2, 48], 0.5)),
+        (key("lora_B.weight"), tensor(&[48, 2], 0.25)),
+        (key("lora_B.bias"), tensor(&[48], 0.125)),
+    ]);
+    std::fs::create_dir(scratch.path("peft")).unwrap();
+    write_tensors(scratch.path("peft/adapter_model.safetensors"), &tensors, &Default::default()).unwrap();
+    scratch.write(
+        "peft/adapter_config.json",
+        r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 6, "lora_bias": true, "target_modules": ["to_q"]}"#,
+    );
+    let loaded = read_adapter(&scratch.path("peft"), &*engine, &ReadOptions::default()).unwrap();
+    assert_eq!((loaded.coverage.slots_covered, loaded.coverage.parameters_covered), (1, 1));
+    let bias = &loaded.adapter.layers["blocks.0.attn1.to_q.bias"];
+    assert!(bias.scale() == 1.0 && bias.down.iter().all(|&value| value == 3.0 * 0.125), "{bias:?}");
+    assert_eq!(loaded.adapter.layers["blocks.0.attn1.to_q"].scale(), 3.0);
+}

@@ -266,7 +266,8 @@ impl<'a> Reader<'a> {
             Part::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
             Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
             Part::Difference | Part::BiasDifference | Part::ModulationDifference => {
-                parts.difference = Some((key.clone(), as_matrix(self.file, &key)?));
+                let scale = bias_scale(self.file, self.config.as_ref(), &module, &key);
+                parts.difference = Some((key.clone(), as_matrix(self.file, &key)? * scale));
             }
         }
         if parts.module.is_empty() {
@@ -301,6 +302,16 @@ impl<'a> Reader<'a> {
         }
         let merge = |(name, (rows, updates))| Ok((String::from(name), merge(self.file, name, rows, updates)?));
         slots.into_iter().map(merge).collect()
+    }
+}
+
+/// What PEFT multiplies the bias of its up factor by: `alpha / rank` of the layer, where its configuration is there; 1 of any other key.
+fn bias_scale(file: &WeightFile, config: Option<&ScaleConfig>, module: &str, key: &str) -> f32 {
+    let up = key.strip_suffix(".bias").map(|stem| format!("{stem}.weight"));
+    let rank = up.and_then(|up| file.shape(&up).and_then(|shape| shape.get(1).copied()));
+    match (config, rank) {
+        (Some(config), Some(rank)) if rank > 0 => config.alpha(module, rank) / rank as f32,
+        _ => 1.0,
     }
 }
 

@@ -25,10 +25,9 @@ const DEFAULT_ALPHA: f32 = 8.0;
 const MAX_PATTERNS: usize = 4096;
 
 /// Entries that change what an adapter computes if they are true, or there at all.
-const UNSUPPORTED: [(&str, &str); 10] = [
+const UNSUPPORTED: [(&str, &str); 9] = [
     ("use_dora", "DoRA"),
     ("fan_in_fan_out", "transposed factors"),
-    ("lora_bias", "bias updates"),
     ("use_qalora", "QALoRA"),
     ("use_bdlora", "block-diagonal LoRA"),
     ("kasa_config", "KaSA"),
