@@ -5,6 +5,7 @@ wan_image_encoder.py. New here are text encoders and a second transformer, as re
 `runs.json` says what each run is: the networks, `model_index.json`'s values, the scheduler, the settings of the request
 and its images. `<run>.safetensors` holds `latents`, the noise that goes in, `prompt_embeds` and `negative_prompt_embeds`
 of runs without prompts, `output.latents`, which the last step leaves, and for some runs `output.pixels` in [-1, 1].
+Runs with `loras` have these fused by diffusers, each into the transformer that it says: recipes `<name>.safetensors`, in Wan's own names.
 Everything is computed in f32.
 
 Run: python tests/reference/wan_pipelines.py [--out DIR]
@@ -83,6 +84,17 @@ RUNS = {
         networks=TI2V, scheduler=UNIPC, index=dict(expand_timesteps=True), images=["wide"],
         settings=SMALL | PROMPT | dict(height=32, width=64, guidance_scale=5.0),
     ),
+    # As distillations are used: four steps, no guidance, and an effect on top.
+    "experts_stack": dict(
+        networks=T2V | dict(transformer_2="pipeline/transformer_2"), scheduler=UNIPC | dict(flow_shift=5.0),
+        index=dict(boundary_ratio=0.875), settings=SMALL | PROMPT | dict(guidance_scale=1.0, guidance_scale_2=1.0),
+        loras=[
+            dict(name="distill_high_noise", transformer="transformer", rank=4, alpha=2, strength=1.0),
+            dict(name="distill_low_noise", transformer="transformer_2", rank=4, alpha=2, strength=1.0),
+            dict(name="effect_high_noise", transformer="transformer", rank=2, alpha=2, strength=1.5),
+            dict(name="effect_low_noise", transformer="transformer_2", rank=2, alpha=2, strength=0.6),
+        ],
+    ),
 }
 IMAGES = {"tall": (22, 41), "wide": (50, 27)}
 
@@ -113,6 +125,37 @@ def second_transformer(directory: Path) -> None:
     recipe = json.loads((source / "diffusion_pytorch_model.safetensors.recipe.json").read_text())
     recipe["key"] = "wan/pipeline/transformer_2"
     random_weights.save_recipe(directory / "diffusion_pytorch_model.safetensors", recipe)
+
+
+def lora(root: Path, name: str, rank: int, alpha: int) -> dict:
+    """An adapter of the t2v transformer's blocks, written as a recipe."""
+    config = json.loads((WAN / "transformer" / "t2v" / "config.json").read_text())
+    width, hidden = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
+    layers = {f"{kind}_attn.{part}": (width, width) for kind in ("self", "cross") for part in "qkvo"}
+    layers |= {"ffn.0": (hidden, width), "ffn.2": (width, hidden)}
+    tensors = {}
+    for block in range(config["num_layers"]):
+        for layer, (rows, columns) in layers.items():
+            stem = f"diffusion_model.blocks.{block}.{layer}"
+            for part, shape, scale in (("lora_down", [rank, columns], 0.3), ("lora_up", [rows, rank], 0.3)):
+                tensors[f"{stem}.{part}.weight"] = dict(dtype="F32", shape=shape, scale=scale, offset=0.0)
+            tensors[f"{stem}.alpha"] = dict(dtype="F32", shape=[], scale=0.0, offset=float(alpha))
+    recipe = dict(key=f"wan/pipeline/{name}", tensors=tensors)
+    random_weights.save_recipe(root / f"{name}.safetensors", recipe)
+    return random_weights.make(recipe)
+
+
+def apply_loras(pipe, root: Path, loras: list) -> None:
+    """Fuses adapters, each into its transformer."""
+    for entry in loras:
+        tensors = lora(root, entry["name"], entry["rank"], entry["alpha"])
+        second = entry["transformer"] == "transformer_2"
+        pipe.load_lora_weights(tensors, adapter_name=entry["name"], load_into_transformer_2=second)
+    for component in ("transformer", "transformer_2") if loras else ():
+        own = [entry for entry in loras if entry["transformer"] == component]
+        names = [entry["name"] for entry in own]
+        getattr(pipe, component).set_adapters(names, [entry["strength"] for entry in own])
+        getattr(pipe, component).fuse_lora(adapter_names=names)
 
 
 def load(root: Path, place: str, name: str):
@@ -196,7 +239,9 @@ def main() -> None:
         pixels = random_weights.values("wan/pipeline", name, [height, width, 3], 127.5, 127.5)
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(root / f"{name}.png")
     for number, (name, run) in enumerate(RUNS.items()):
-        tensors = carry_out(pipeline(root, run, tokenizer), run, 100 * number, root)
+        pipe = pipeline(root, run, tokenizer)
+        apply_loras(pipe, root, run.get("loras", []))
+        tensors = carry_out(pipe, run, 100 * number, root)
         save_file(tensors, root / f"{name}.safetensors")
         print(name, {key: list(value.shape) for key, value in tensors.items()}, tensors["output.latents"].std().item())
     save_json(root / "runs.json", RUNS)

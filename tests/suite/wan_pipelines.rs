@@ -89,6 +89,15 @@ pub(crate) fn arguments(run: &Json, engines: &Scratch) -> Vec<OsString> {
         let file = folder().join(format!("{}.png", image.as_str().unwrap()));
         arguments.extend([(*flag).into(), file.into()]);
     }
+    // Their names say which transformer each is for.
+    for lora in run["loras"].as_array().into_iter().flatten() {
+        let name = format!("{}.safetensors", lora["name"].as_str().unwrap());
+        let file = engines.path(&name);
+        random_weights::make(&folder().join(format!("{name}.recipe.json")), &file);
+        let mut given = file.into_os_string();
+        given.push(format!("={}", lora["strength"]));
+        arguments.extend(["--lora".into(), given]);
+    }
     arguments
 }
 
@@ -172,7 +181,20 @@ macro_rules! checked {
     };
 }
 
-checked!(experts, experts_plain, flf2v, i2v, i2v_2_2, t2v, t2v_euler, t2v_euler_guided, t2v_single, ti2v, ti2v_image,);
+checked!(
+    experts,
+    experts_plain,
+    experts_stack,
+    flf2v,
+    i2v,
+    i2v_2_2,
+    t2v,
+    t2v_euler,
+    t2v_euler_guided,
+    t2v_single,
+    ti2v,
+    ti2v_image,
+);
 
 #[test]
 fn requests_that_a_model_cannot_carry_out_exit_with_2() {
