@@ -225,7 +225,7 @@ fn adapters_of(
     }
     let engine = generator.directory().engine(TRANSFORMER)?;
     let mut adapters = adapters::load(&args.lora, args.allow_partial, generator, output)?;
-    if let Some(predicted) = predictor::predict(args, Some(&engine.manifest().slots), output)? {
+    if let Some(predicted) = predictor::predict(args, Some(&engine), output)? {
         adapters.push((predicted, args.strength));
     }
     if let Some(predicted) = effect::predict(args, generator, output)? {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use serde_json::json;
 use v2l_cli::{Failure, Output, open_transformer, shown};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::generator::Mapped;
 use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
@@ -21,13 +20,13 @@ pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     if let (true, Some(engine)) = (args.verify_hashes, &engine) {
         engine.verify_hashes()?;
     }
-    predict(args, engine.as_ref().map(|engine| &engine.manifest().slots[..]), output)?;
+    predict(args, engine.as_ref(), output)?;
     Ok(())
 }
 
-/// The adapter of `--predictor`, if there is one, for a model with these slots (without any, as the map names them); saved where
-/// `--save-lora` says.
-pub(crate) fn predict(args: &Args, slots: Option<&[Slot]>, output: &mut Output) -> anyhow::Result<Option<Adapter>> {
+/// The adapter of `--predictor`, if there is one, for a model (without any, as the map names its layers); saved where `--save-lora`
+/// says.
+pub(crate) fn predict(args: &Args, base: Option<&Arc<Engine>>, output: &mut Output) -> anyhow::Result<Option<Adapter>> {
     let Some(path) = &args.predictor else { return Ok(None) };
     let missing = || Failure::usage("--predictor needs --predictor-map FILE and --predictor-inputs FILE");
     let map = args.predictor_map.as_ref().filter(|_| !args.predictor_inputs.is_empty()).ok_or_else(missing)?;
@@ -41,11 +40,10 @@ pub(crate) fn predict(args: &Args, slots: Option<&[Slot]>, output: &mut Output) 
     }
     let inputs =
         args.predictor_inputs.iter().map(|path| Ok(read_tensors(path)?)).collect::<anyhow::Result<Vec<_>>>()?;
-    let engine = Arc::new(Engine::open(path)?);
+    let mut predictor = Mapped::open(Arc::new(Engine::open(path)?), map, base, &args.options())?;
     if args.verify_hashes {
-        engine.verify_hashes()?;
+        predictor.verify_hashes()?;
     }
-    let mut predictor = Mapped::open(engine, map, slots, &args.options())?;
     if !predictor.unused().is_empty() {
         output.event("unused_outputs", json!({ "path": shown(path), "outputs": predictor.unused() }));
         output.note(&format!("{}: no slot uses the outputs {}", path.display(), predictor.unused().join(", ")));

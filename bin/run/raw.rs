@@ -41,7 +41,6 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
         engine.verify_hashes()?;
     }
     let graph = choose_graph(engine.manifest(), args.graph.as_deref(), &tensors)?.to_owned();
-    let slots = &engine.manifest().slots;
     let component = engine.manifest().component.clone();
     let two = is_transformer(&component)
         && generator.as_mut().is_some_and(|generator| generator.directory().has(TRANSFORMER_2));
@@ -52,7 +51,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
             adapters::load_for(&args.lora, layers, args.allow_partial, other.as_mut(), output)?
         }
     };
-    fused.extend(crate::predictor::predict(args, Some(slots), output)?.map(|adapter| (adapter, args.strength)));
+    fused.extend(crate::predictor::predict(args, Some(&engine), output)?.map(|adapter| (adapter, args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();

@@ -47,6 +47,8 @@ pub const ALLOW_PARTIAL: Words = Words(&["allow_partial: true", "--allow-partial
 /// Arithmetic in float32.
 pub const ARITHMETIC_FP32: Words =
     Words(&["ort.arithmetic: Arithmetic::Fp32", "--ort-arithmetic fp32", "V2L_ARITHMETIC_FP32"]);
+/// The model whose weights a predictor reads.
+pub const BASE_ENGINE: Words = Words(&["base", "--engine ENGINE", "model"]);
 /// What runs an engine.
 pub const BACKEND: Words = Words(&["backend", "--backend", "backend"]);
 /// ONNX Runtime runs an engine.

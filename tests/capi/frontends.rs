@@ -114,10 +114,10 @@ impl Given {
             let video = generator.generate(&request).unwrap();
             video.save(out.join(format!("{}.video.safetensors", ask.name))).unwrap();
         }
-        let model = Engine::open(engines().join("transformer.engine")).unwrap();
-        let engine = std::sync::Arc::new(Engine::open(&self.predictor).unwrap());
+        let [model, engine] = [&engines().join("transformer.engine"), &self.predictor]
+            .map(|path| std::sync::Arc::new(Engine::open(path).unwrap()));
         let inputs = read_tensors(&self.inputs).unwrap();
-        let mut mapped = Mapped::open(engine, &self.map, Some(&model.manifest().slots), &Options::default()).unwrap();
+        let mut mapped = Mapped::open(engine, &self.map, Some(&model), &Options::default()).unwrap();
         let prediction = mapped.predict(&Source::tensors(&inputs), &mut ()).unwrap();
         prediction.save(out.join("mapped.lora.safetensors"), AdapterFormat::Kohya).unwrap();
         let path = out.join("mapped.lora.safetensors");

@@ -104,13 +104,12 @@ pub unsafe extern "C" fn v2l_predictor_new_mapped(
                 Opening::new(options)?,
             )
         };
-        let engine = Arc::new(Engine::open(file)?);
+        let (engine, base) = (Arc::new(Engine::open(file)?), &model.0.engine);
+        let predictor = Box::new(Mapped::open(engine, map, Some(base), &opening.options)?);
         if opening.verify_hashes {
-            engine.verify_hashes()?;
+            predictor.verify_hashes()?;
         }
-        let slots = &model.0.engine.manifest().slots;
-        let predictor = Box::new(Mapped::open(engine, map, Some(slots), &opening.options)?);
-        let state = State::Mapped { predictor, slots_total: slots.len() };
+        let state = State::Mapped { predictor, slots_total: base.manifest().slots.len() };
         out.give(v2l_predictor { state: Serial::new(state), ffmpeg: opening.options.ffmpeg });
         Ok(())
     })

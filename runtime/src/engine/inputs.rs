@@ -127,7 +127,8 @@ fn is_whole(value: &f32) -> bool {
     value.fract() == 0.0 && value.abs() < 9.0e18
 }
 
-fn describe(port: &Port) -> String {
+/// Name, type and extents of an input or output, for messages.
+pub(crate) fn describe(port: &Port) -> String {
     let extents: Vec<String> = port.shape.iter().map(Dim::to_string).collect();
     format!("{} {} [{}]", port.name, port.dtype, extents.join(", "))
 }

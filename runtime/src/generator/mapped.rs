@@ -1,4 +1,4 @@
-//! A predictor that v2l does not know by name: any graph, and a file that says which outputs are which layer's factors.
+//! A predictor that v2l does not know by name: graphs, and a file that says where which layer's factors come from.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,6 @@ use super::Options;
 use crate::backends::held_weights;
 use crate::decisions::{Decisions, HeldWeights};
 use crate::engine::Engine;
-use crate::engine::manifest::Slot;
 use crate::error::Error;
 use crate::events::Observer;
 use crate::lora::adapter::Adapter;
@@ -27,26 +26,39 @@ pub struct Mapped {
 }
 
 impl Mapped {
-    /// Opens a predictor's engine with the `map` from its outputs to a model's slots. Without slots the map's own names are
-    /// taken, and the factors' own sizes. The network is not loaded before it is needed.
+    /// Opens a predictor's engine with the `map` from its outputs to the slots of a model, the `base`, whose pristine weights the map's
+    /// graphs may read. Without a base the map's own names are taken, and the factors' own sizes. No network is loaded before it is
+    /// needed.
     ///
     /// # Errors
-    /// [`PredictorError`](predict::PredictorError) if the map cannot be read, or does not fit the engine or the slots.
-    pub fn open(engine: Arc<Engine>, map: &Path, slots: Option<&[Slot]>, options: &Options) -> Result<Self, Error> {
+    /// [`PredictorError`](predict::PredictorError) if the map cannot be read, or does not fit the engine or the base.
+    pub fn open(engine: Arc<Engine>, map: &Path, base: Option<&Arc<Engine>>, options: &Options) -> Result<Self, Error> {
         let parsed = PredictorMap::read(map)?;
-        let (mode, reason) = held_weights(&engine, &options.engines)?;
-        let held = HeldWeights { component: engine.manifest().component.clone(), weights: mode.to_string(), reason };
-        let predictor = MappedPredictor::open(engine, map, parsed, slots, &options.engines)?;
-        let decisions = Decisions { weights: vec![held], way: None };
+        let predictor = MappedPredictor::open(engine, map, parsed, base, &options.engines)?;
+        let mut weights = Vec::with_capacity(predictor.engines().len());
+        for engine in predictor.engines() {
+            let (mode, reason) = held_weights(engine, &options.engines)?;
+            let component = engine.manifest().component.clone();
+            weights.push(HeldWeights { component, weights: mode.to_string(), reason });
+        }
+        let decisions = Decisions { weights, way: None };
         Ok(Self { predictor, options: options.engines.clone(), cache: options.open_cache()?, decisions })
     }
 
-    /// Outputs of the graph that no slot uses.
+    /// Outputs that no slot and no later graph uses.
     pub fn unused(&self) -> &[String] {
         self.predictor.unused()
     }
 
-    /// Predicts an adapter from named tensors, which must be exactly the graph's inputs. With a prediction cache, inputs that
+    /// Reads the engines of all graphs, and compares every hash.
+    ///
+    /// # Errors
+    /// As [`Engine::verify_hashes`].
+    pub fn verify_hashes(&self) -> Result<(), Error> {
+        self.predictor.engines().iter().try_for_each(|engine| Ok(engine.verify_hashes()?))
+    }
+
+    /// Predicts an adapter from named tensors, which must be exactly those that the map's graphs read. With a prediction cache, inputs that
     /// come again do not run it.
     ///
     /// # Errors

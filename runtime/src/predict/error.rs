@@ -1,8 +1,9 @@
 //! Why there is no prediction.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::backends::BackendError;
+use crate::directory::DirectoryError;
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
 use crate::error::{Classified, ErrorClass};
@@ -76,6 +77,23 @@ pub enum PredictorError {
         /// What is wrong, what was expected, and the way out.
         reason: String,
     },
+    /// A graph of a map did not run.
+    #[error("graph `{graph}`: {source}")]
+    Graph {
+        /// What the map calls it.
+        graph: String,
+        /// Why.
+        source: SessionError,
+    },
+    /// The tensors of a request are not those that a map's graphs read.
+    #[error("the predictor's inputs: {reason}")]
+    Inputs {
+        /// What is wrong, and what was expected.
+        reason: String,
+    },
+    /// An engine directory that a map names cannot be opened.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
     /// Tokens were made by another predictor.
     #[error(
         "the tokens belong to auxiliary factors {expected}, this predictor has {found}; use the predictor that made them"
@@ -135,12 +153,20 @@ pub enum PredictorError {
     },
 }
 
+impl PredictorError {
+    /// [`Self::Map`].
+    pub(super) fn map(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Map { path: path.to_owned(), reason: reason.into() }
+    }
+}
+
 impl Classified for PredictorError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Open(error) => error.class(),
             Self::Engine(error) => error.class(),
-            Self::Session(error) => error.class(),
+            Self::Session(error) | Self::Graph { source: error, .. } => error.class(),
+            Self::Directory(error) => error.class(),
             Self::Config { .. } => ErrorClass::BadModel,
             Self::NotFinite { .. } => ErrorClass::Numeric,
             Self::MapFile { source, .. } => source.class(),
@@ -149,6 +175,7 @@ impl Classified for PredictorError {
             | Self::NoDirectory
             | Self::NoSize
             | Self::NoTokens { .. }
+            | Self::Inputs { .. }
             | Self::Prompt { .. }
             | Self::NoEncoder { .. } => ErrorClass::Usage,
             _ => ErrorClass::BadAdapter,

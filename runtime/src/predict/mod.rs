@@ -41,7 +41,7 @@ pub(crate) use inputs::Place;
 pub use inputs::{Input, Inputs, Source};
 use kind::Entry;
 pub use kind::{Predicted, Predictor, Tokens, UnknownPredictor};
-pub use mapped::{MapSlot, MappedPredictor, PredictorMap};
+pub use mapped::{MappedPredictor, PredictorMap};
 pub use pristine::Pristine;
 pub use text::{TEXT_HIDDEN, TEXT_MASK, Text, TextPadding, TextWish};
 use video2lora::auxiliary_factors;

@@ -1,0 +1,139 @@
+//! Running the graphs of a map.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::super::error::PredictorError;
+use super::super::pristine::Pristine;
+use super::factors::{Floats, floats};
+use super::plan::Plan;
+use super::stages::At;
+use super::wires::{Run, Wire};
+use crate::backends::OpenEngine;
+use crate::engine::Engine;
+use crate::engine::manifest::Slot;
+use crate::engine::session::Session;
+use crate::tensor::{NamedTensors, Tensor};
+
+/// Outputs that are needed still: those of a slot make way for those of the next.
+#[derive(Default)]
+pub(super) struct Made {
+    pub(super) factors: Floats,
+    passed: HashMap<At, Tensor>,
+}
+
+/// The sessions of a map's stages. A graph is loaded when it is first run: a kept prediction does not need it.
+pub(super) struct Chain {
+    engines: Vec<OpenEngine>,
+    /// By the numbers of their stages.
+    sessions: HashMap<usize, Box<dyn Session>>,
+    /// Whose weights graphs read.
+    base: Option<Arc<Engine>>,
+}
+
+impl Chain {
+    pub(super) fn new(engines: Vec<OpenEngine>, base: Option<Arc<Engine>>) -> Self {
+        Self { engines, sessions: HashMap::new(), base }
+    }
+
+    /// Does a run, and keeps of its outputs what is used.
+    ///
+    /// # Errors
+    /// [`PredictorError::Session`] of a map of version 1, else [`PredictorError::Graph`]; [`PredictorError::Open`],
+    /// [`PredictorError::Shape`], and as [`Pristine::open`].
+    pub(super) fn run(
+        &mut self,
+        plan: &Plan,
+        run: &Run,
+        request: &NamedTensors,
+        made: &mut Made,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), PredictorError> {
+        let stage = &plan.stages[run.stage];
+        let outputs = match &run.wires {
+            None => {
+                let inputs: Vec<(&str, &Tensor)> = request.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+                self.session(plan, run.stage)?.run_unless(&inputs, cancelled)?
+            }
+            Some(wires) => {
+                let fresh: Vec<Option<Tensor>> =
+                    wires.iter().map(|(_, wire)| self.fresh(wire)).collect::<Result<_, _>>()?;
+                let mut inputs = Vec::with_capacity(wires.len());
+                for ((name, wire), fresh) in wires.iter().zip(&fresh) {
+                    let held = match wire {
+                        Wire::Request(name) => request.get(name),
+                        Wire::Output(at) => made.passed.get(at),
+                        Wire::Literal(tensor) => Some(tensor),
+                        Wire::Constant(..) | Wire::Base(..) => fresh.as_ref(),
+                    };
+                    let tensor = held.ok_or_else(|| lost(name))?;
+                    inputs.push((&name[..], tensor));
+                }
+                let ran = self.session(plan, run.stage)?.run_unless(&inputs, cancelled);
+                ran.map_err(|source| PredictorError::Graph { graph: stage.name.clone(), source })?
+            }
+        };
+        for (name, tensor) in outputs {
+            let at = (run.stage, name);
+            match (plan.factors.contains(&at), plan.passed.contains(&at)) {
+                (true, passed) => {
+                    if passed {
+                        made.passed.insert(at.clone(), tensor.clone());
+                    }
+                    let values = floats(tensor, &at.1)?;
+                    made.factors.insert(at, values);
+                }
+                (false, true) => {
+                    made.passed.insert(at, tensor);
+                }
+                (false, false) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A tensor that is made for one run: a copy of a constant, or of a weight.
+    fn fresh(&self, wire: &Wire) -> Result<Option<Tensor>, PredictorError> {
+        match wire {
+            Wire::Constant(constant, extents) => Ok(constant.tensor(extents)),
+            Wire::Base(slot, extents) => self.weight(slot, extents).map(Some),
+            Wire::Request(_) | Wire::Output(_) | Wire::Literal(_) => Ok(None),
+        }
+    }
+
+    /// The pristine weight of a slot in f32, `[out, in]` in these extents.
+    fn weight(&self, slot: &Slot, extents: &[usize]) -> Result<Tensor, PredictorError> {
+        let base = self.base.as_ref().ok_or_else(|| lost(&slot.name))?;
+        let weight = Pristine::open(base, slot)?;
+        let (values, _) = weight.row_panel(0, weight.rows()).into_raw_vec_and_offset();
+        Tensor::from_f32(extents, values).ok_or_else(|| lost(&slot.name))
+    }
+
+    /// The session of a stage, opened now if it was not.
+    fn session(&mut self, plan: &Plan, stage: usize) -> Result<&mut Box<dyn Session>, PredictorError> {
+        if !self.sessions.contains_key(&stage) {
+            let at = &plan.stages[stage];
+            let engine = self.engines.get_mut(at.engine).ok_or_else(|| lost(&at.name))?;
+            self.sessions.insert(stage, engine.session(&at.graph)?);
+        }
+        self.sessions.get_mut(&stage).ok_or_else(|| lost(&plan.stages[stage].name))
+    }
+}
+
+/// Something that the plan promised is not there.
+fn lost(name: &str) -> PredictorError {
+    let what = format!("`{name}` of the predictor's graphs");
+    PredictorError::Shape {
+        what,
+        expected: "a tensor or graph that the map was checked for".to_owned(),
+        found: "none".to_owned(),
+    }
+}
+
+#[cfg(test)]
+impl Chain {
+    /// A chain whose stages have these sessions.
+    pub(super) fn of(sessions: Vec<Box<dyn Session>>) -> Self {
+        Self { engines: Vec::new(), sessions: sessions.into_iter().enumerate().collect(), base: None }
+    }
+}

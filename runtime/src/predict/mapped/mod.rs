@@ -1,0 +1,189 @@
+//! Predictors that v2l does not know by name: graphs, and a file that says where which layer's factors come from.
+//!
+//! A map has two versions. In version 1 the outputs of one graph are the factors. In version 2 graphs form a chain, which may read the
+//! base's pristine weights and run for each slot, and factors may also be tensors of files. [`first`] brings version 1 into the words of
+//! version 2, and all that follows is common to both: [`stages`] finds the graphs, [`wires`] decides where each input comes from,
+//! [`plan`] has what all of it comes to, [`chain`] runs it, and [`targets`] makes updates of factors.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use indexmap::IndexMap;
+
+use super::error::PredictorError;
+use super::inputs::{Input, Inputs};
+use super::key::{Key, KeyParts};
+use super::kind::{Predicted, Predictor};
+use crate::backends::OpenEngine;
+use crate::engine::Engine;
+use crate::engine::manifest::{Slot, slots_by_name};
+use crate::error::Error;
+use crate::events::{Observer, Progress, Stage};
+use crate::lora::adapter::Adapter;
+use crate::options::OpenOptions;
+use crate::tensor::{NamedTensors, Tensor};
+
+mod chain;
+mod constants;
+mod factors;
+mod first;
+mod format;
+mod plan;
+mod ports;
+mod read;
+mod source;
+mod stages;
+mod targets;
+#[cfg(test)]
+mod tests;
+mod wires;
+
+use chain::{Chain, Made};
+use constants::Folder;
+pub use format::PredictorMap;
+use plan::Plan;
+use targets::Target;
+
+/// What the kind is called in messages; engines do not name it.
+pub const KIND: &str = "mapped";
+
+/// Graphs whose outputs are low-rank factors, ready to run.
+pub struct MappedPredictor {
+    plan: Plan,
+    unused: Vec<String>,
+    engines: Vec<Arc<Engine>>,
+    base: Option<Arc<Engine>>,
+    chain: Chain,
+}
+
+impl MappedPredictor {
+    /// Opens the graphs that `map` names, for the model `base`; `path` is the map's, for messages and for what lies beside it. No graph
+    /// is loaded before it is first run. Without a base nothing is known of the model: layers are named as the map names them, and
+    /// factors need only fit each other.
+    ///
+    /// # Errors
+    /// [`PredictorError::Map`] if the map names a graph, an output or a slot that is not there, or in the wrong order, or needs a base;
+    /// [`PredictorError::Shape`] if a constant does not fit its slot; [`PredictorError::MapFile`], [`PredictorError::Engine`],
+    /// [`PredictorError::Directory`] for what lies beside the map; [`PredictorError::Open`].
+    pub fn open(
+        engine: Arc<Engine>,
+        path: &Path,
+        map: PredictorMap,
+        base: Option<&Arc<Engine>>,
+        options: &OpenOptions,
+    ) -> Result<Self, PredictorError> {
+        let PredictorMap { version, graphs, slots, strength } = map;
+        let (stages, engines) = stages::open(path, version, graphs, engine, &Folder::of(path))?;
+        let known = base.map(|base| &base.manifest().slots[..]);
+        let plan = Plan::new(path, version, &slots, strength, stages, known)?;
+        let options = OpenOptions { record: None, adapters: Vec::new(), ..options.clone() };
+        let open = engines.iter().map(|engine| OpenEngine::open(Arc::clone(engine), &options));
+        let chain = Chain::new(open.collect::<Result<_, _>>()?, base.cloned());
+        Ok(Self { unused: plan.unused(), plan, engines, base: base.cloned(), chain })
+    }
+
+    /// Outputs that no slot and no later graph uses.
+    pub fn unused(&self) -> &[String] {
+        &self.unused
+    }
+
+    /// Its engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engines[0]
+    }
+
+    /// The engines of all graphs, its own first.
+    pub fn engines(&self) -> &[Arc<Engine>] {
+        &self.engines
+    }
+
+    /// Runs the graphs; gives the adapter that their outputs and the constants are.
+    ///
+    /// Private memory: the outputs that are used, of those for each slot one slot's, and the factors.
+    fn run(&mut self, request: &NamedTensors, observer: &mut dyn Observer) -> Result<Adapter, PredictorError> {
+        adapter(&self.plan, &mut self.chain, request, observer)
+    }
+}
+
+/// The adapter that a plan gives.
+///
+/// # Errors
+/// [`PredictorError::Inputs`] or [`PredictorError::Session`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit
+/// its slot, [`PredictorError::NotFinite`]; as [`Chain::run`].
+fn adapter(
+    plan: &Plan,
+    chain: &mut Chain,
+    request: &NamedTensors,
+    observer: &mut dyn Observer,
+) -> Result<Adapter, PredictorError> {
+    plan.check_request(request)?;
+    let mut made = Made::default();
+    for run in &plan.shared {
+        chain.run(plan, run, request, &mut made, &|| observer.cancelled())?;
+    }
+    let slots = plan.targets.len();
+    let each = plan.targets.iter().any(|target| !target.runs.is_empty());
+    let mut progress = each.then(|| Progress::start(observer, Stage::Predict, slots));
+    let mut layers = IndexMap::with_capacity(slots);
+    for target in &plan.targets {
+        for run in &target.runs {
+            let cancelled = || progress.as_ref().is_some_and(Progress::is_cancelled);
+            chain.run(plan, run, request, &mut made, &cancelled)?;
+        }
+        layers.insert(target.name.clone(), target.update(&made.factors)?);
+        if let Some(progress) = &mut progress {
+            progress.step();
+        }
+    }
+    if let Some(progress) = progress {
+        progress.finish();
+    }
+    Ok(Adapter { name: "predicted".to_owned(), layers })
+}
+
+impl Predictor for MappedPredictor {
+    fn kind(&self) -> &'static str {
+        KIND
+    }
+
+    fn reads(&self) -> &'static [Input] {
+        &[Input::Tensors]
+    }
+
+    fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
+        let known = slots_by_name(slots);
+        for Target { name, features, .. } in &self.plan.targets {
+            let found = known.get(&name[..]).map(|slot| [slot.in_features, slot.out_features]);
+            if found.is_none() || features.is_some_and(|features| found != Some(features)) {
+                let sizes = |[inner, out]: [usize; 2]| format!(" {inner} → {out}");
+                let expected = format!("a linear layer{}", features.map_or_else(String::new, sizes));
+                let found = found.map_or_else(|| "none".to_owned(), |found| sizes(found).trim_start().to_owned());
+                return Err(PredictorError::Backbone { slot: name.clone(), expected, found }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
+        let mut parts = KeyParts::new("v2l mapped prediction 2");
+        let mut tensors: Vec<(&String, &Tensor)> = inputs.tensors()?.iter().collect();
+        tensors.sort_by_key(|(name, _)| *name);
+        for (name, tensor) in tensors {
+            parts.add(name);
+            parts.add(format!("{} {:?}", tensor.dtype(), tensor.shape()));
+            parts.add_elements(tensor);
+        }
+        self.plan.add_to(&mut parts);
+        if let Some(base) = self.base.as_ref().filter(|_| self.plan.reads_base()) {
+            parts.add(base.fingerprint().as_bytes());
+        }
+        let engines: Vec<&Engine> = self.engines.iter().map(|engine| &**engine).collect();
+        parts.add_engines(&engines, inputs.options());
+        Ok(parts.key())
+    }
+
+    fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
+        let tensors = inputs.tensors()?;
+        Ok(Predicted { adapter: self.run(tensors, inputs.observer())?, tokens: None })
+    }
+}
