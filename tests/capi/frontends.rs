@@ -60,7 +60,8 @@ struct Given {
 }
 
 impl Given {
-    /// A predictor of one slot that repeats its inputs, with its map and inputs.
+    /// A predictor of one slot that negates its inputs, and scales what they give by the mean of the model's weight, with its map and
+    /// inputs.
     fn new() -> Self {
         let folder = scratch().join("front-ends");
         std::fs::create_dir_all(&folder).unwrap();
@@ -80,8 +81,17 @@ impl Given {
             ["predictor.onnx", "predictor.engine", "map.json", "in.safetensors"].map(|name| folder.join(name));
         std::fs::write(&onnx, model).unwrap();
         v2l_export::compile(&onnx, &predictor, &CompileOptions::default(), &mut |_| {}).unwrap();
-        let map_text = serde_json::json!({ "format": "v2l-predictor-map", "version": 1,
-            "slots": [{ "slot": slot.name, "down": "down", "up": "up" }] });
+        let mut b = Builder::new("mean");
+        let weight = b.input("weight", DataType::Float, [slot.out_features, slot.in_features]);
+        let mean = b.op("ReduceMean", &[&weight]);
+        b.output("mean", &mean, DataType::Float, [1usize, 1]);
+        let model = v2l_graphs::encode_model(&b.finish().unwrap(), &|_| None).unwrap();
+        let [mean_onnx, mean] = ["mean.onnx", "mean.engine"].map(|name| folder.join(name));
+        std::fs::write(&mean_onnx, model).unwrap();
+        v2l_export::compile(&mean_onnx, &mean, &CompileOptions::default(), &mut |_| {}).unwrap();
+        let map_text = serde_json::json!({ "format": "v2l-predictor-map", "version": 2,
+            "graphs": [{ "graph": "predictor" }, { "engine": "mean.engine", "each_slot": true, "inputs": { "weight": { "base": true } } }],
+            "slots": [{ "slot": slot.name, "down": "down", "up": "up", "scale": "mean" }] });
         std::fs::write(&map, map_text.to_string()).unwrap();
         write_tensors(&tensors, &inputs, &IndexMap::new()).unwrap();
         let image = folder.join("image.png");

@@ -51,6 +51,7 @@ mod paths;
 mod pipeline;
 mod plans;
 mod precision;
+mod predictor_maps;
 mod predictors;
 mod prompt2effect;
 mod random_weights;

@@ -136,6 +136,19 @@ fn unknown_predictor_gives_the_product_that_its_map_describes_and_its_file_round
 }
 
 #[test]
+fn map_of_version_2_says_the_same_as_one_of_version_1() {
+    let lab = Lab::new();
+    let path = |name: &str| lab.scratch.path(&format!("{name}.safetensors"));
+    run_ok("run", &[&lab.flags()[..], args!["--save-lora", path("first")]].concat());
+    lab.write_map(&json!({ "format": "v2l-predictor-map", "version": 2, "slots": [
+        { "slot": SLOTS[0], "down": { "output": "downs", "index": 0 }, "up": { "output": "first", "transposed": true } },
+        { "slot": SLOTS[1], "down": { "output": "downs", "index": 1 }, "up": "second", "alpha": 0.5 },
+    ]}));
+    run_ok("run", &[&lab.flags()[..], args!["--save-lora", path("second")]].concat());
+    assert_eq!(std::fs::read(path("first")).unwrap(), std::fs::read(path("second")).unwrap());
+}
+
+#[test]
 fn unknown_predictor_joins_the_other_adapters_at_its_strength() {
     let lab = Lab::new();
     let case = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]);

@@ -81,7 +81,7 @@ pub struct v2l_reference {
     pub image_file: *const c_char,
     /// As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
     pub image: *const v2l_tensor,
-    /// Named tensors, `tensor_count` of them, for predictors that read such: exactly the inputs of the graph of v2l_predictor_new_mapped; or
+    /// Named tensors, `tensor_count` of them, for predictors that read such: exactly those that the map of v2l_predictor_new_mapped reads; or
     /// NULL.
     pub tensors: *const v2l_tensor,
     /// Number of `tensors`.

@@ -553,7 +553,7 @@ class Predictor(_Handle):
     ) -> Adapter:
         """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
 
-        A predictor made by :meth:`mapped` predicts from ``tensors`` alone, its graph's inputs by name. One that reads a prompt takes
+        A predictor made by :meth:`mapped` predicts from ``tensors`` alone, those that its graphs read. One that reads a prompt takes
         ``prompt`` or, in its place, the ``tensors`` ``text_hidden`` and ``text_attention_mask``.
         ``image`` is the first frame of the video to generate, which may say its size.
         """

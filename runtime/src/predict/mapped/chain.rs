@@ -56,18 +56,16 @@ impl Chain {
                 self.session(plan, run.stage)?.run_unless(&inputs, cancelled)?
             }
             Some(wires) => {
-                let fresh: Vec<Option<Tensor>> =
-                    wires.iter().map(|(_, wire)| self.fresh(wire)).collect::<Result<_, _>>()?;
+                let fresh: Vec<Option<Tensor>> = wires.iter().map(|wire| self.fresh(wire)).collect::<Result<_, _>>()?;
                 let mut inputs = Vec::with_capacity(wires.len());
-                for ((name, wire), fresh) in wires.iter().zip(&fresh) {
-                    let held = match wire {
+                for ((port, wire), fresh) in stage.inputs.iter().zip(wires).zip(&fresh) {
+                    let held = match &**wire {
                         Wire::Request(name) => request.get(name),
                         Wire::Output(at) => made.passed.get(at),
-                        Wire::Literal(tensor) => Some(tensor),
+                        Wire::Literal(literal) => Some(&literal.tensor),
                         Wire::Constant(..) | Wire::Base(..) => fresh.as_ref(),
                     };
-                    let tensor = held.ok_or_else(|| lost(name))?;
-                    inputs.push((&name[..], tensor));
+                    inputs.push((&port.name[..], held.ok_or_else(|| lost(&port.name))?));
                 }
                 let ran = self.session(plan, run.stage)?.run_unless(&inputs, cancelled);
                 ran.map_err(|source| PredictorError::Graph { graph: stage.name.clone(), source })?

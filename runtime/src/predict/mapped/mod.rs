@@ -1,9 +1,9 @@
 //! Predictors that v2l does not know by name: graphs, and a file that says where which layer's factors come from.
 //!
 //! A map has two versions. In version 1 the outputs of one graph are the factors. In version 2 graphs form a chain, which may read the
-//! base's pristine weights and run for each slot, and factors may also be tensors of files. [`first`] brings version 1 into the words of
-//! version 2, and all that follows is common to both: [`stages`] finds the graphs, [`wires`] decides where each input comes from,
-//! [`plan`] has what all of it comes to, [`chain`] runs it, and [`targets`] makes updates of factors.
+//! base's pristine weights and run for each slot, and factors may also be tensors of files. `first` brings version 1 into the words of
+//! version 2, and all that follows is common to both: `stages` finds the graphs, `wires` decides where each input comes from,
+//! `plan` has what all of it comes to, `chain` runs it, and `targets` makes updates of factors.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -7,14 +7,14 @@ use indexmap::IndexMap;
 
 use super::super::error::PredictorError;
 use super::super::key::KeyParts;
-use super::constants::{Constant, Folder};
+use super::constants::Constant;
 use super::factors::{Factor, Form, From};
 use super::format::{MapSlot, Version};
 use super::source::{FactorSource, Origin, ScaleSource};
 use super::stages::{At, Stage, find_output};
 use super::targets::{Factors, Target};
 use super::wires::{Run, Wire, Wiring, no_slot};
-use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::manifest::Slot;
 use crate::tensor::NamedTensors;
 
 /// Every run and every slot of a map.
@@ -34,7 +34,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`PredictorError::Map`] if the map names what is not there, or in the wrong order; [`PredictorError::Shape`] if a constant does
-    /// not fit its slot; as [`Folder::tensor`].
+    /// not fit its slot; as [`Wiring::run`].
     pub(super) fn new(
         path: &Path,
         version: Version,
@@ -43,7 +43,7 @@ impl Plan {
         stages: Vec<Stage>,
         slots: Option<&[Slot]>,
     ) -> Result<Self, PredictorError> {
-        let mut wiring = Wiring { path, stages: &stages, slots: slots.map(slots_by_name), folder: Folder::of(path) };
+        let mut wiring = Wiring::new(path, &stages, slots);
         let shared = match version {
             Version::One => vec![Run { stage: 0, wires: None }],
             Version::Two => {
@@ -73,7 +73,7 @@ impl Plan {
         }
         check_values(path, slots_of_map, &stages)?;
         let runs = || shared.iter().chain(targets.iter().flat_map(|target| &target.runs));
-        let passed = runs().flat_map(Run::wires).filter_map(|(_, wire)| match wire {
+        let passed = runs().flat_map(Run::wires).filter_map(|wire| match wire {
             Wire::Output(at) => Some(at.clone()),
             _ => None,
         });
@@ -110,7 +110,7 @@ impl Plan {
             From::Constant(constant) => Some(constant),
             From::Output(_) => None,
         });
-        let inputs = self.runs().flat_map(Run::wires).filter_map(|(_, wire)| match wire {
+        let inputs = self.runs().flat_map(Run::wires).filter_map(|wire| match wire {
             Wire::Constant(constant, _) => Some(constant),
             _ => None,
         });
@@ -119,7 +119,7 @@ impl Plan {
 
     /// True if a graph reads weights of the base.
     pub(super) fn reads_base(&self) -> bool {
-        self.runs().flat_map(Run::wires).any(|(_, wire)| matches!(wire, Wire::Base(..)))
+        self.runs().flat_map(Run::wires).any(|wire| matches!(wire, Wire::Base(..)))
     }
 
     /// Checks that the tensors of a request are exactly those that the graphs read. A map of version 1 leaves that to its graph.
@@ -132,7 +132,7 @@ impl Plan {
         }
         let mut read: IndexMap<&str, usize> = IndexMap::new();
         for run in self.runs() {
-            for (_, wire) in run.wires() {
+            for wire in run.wires() {
                 if let Wire::Request(name) = wire {
                     read.entry(name).or_insert(run.stage);
                 }
@@ -236,7 +236,7 @@ fn runs_of(wiring: &mut Wiring<'_>, map: &MapSlot, factors: &Factors) -> Result<
             continue;
         }
         let run = wiring.run(stage, Some(map))?;
-        needed.extend(run.wires().filter_map(|(_, wire)| match wire {
+        needed.extend(run.wires().filter_map(|wire| match wire {
             Wire::Output((before, _)) => Some(*before),
             _ => None,
         }));

@@ -2,6 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
 
 use super::super::error::PredictorError;
 use super::super::key::KeyParts;
@@ -11,8 +14,9 @@ use super::ports::{carries, fit, joins, literal};
 use super::source::Origin;
 use super::stages::{At, Stage, find_output};
 use crate::engine::inputs::describe;
-use crate::engine::manifest::Slot;
+use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Port;
+use crate::io::raw;
 use crate::tensor::{Dtype, Tensor};
 use crate::wording::BASE_ENGINE;
 
@@ -25,36 +29,40 @@ pub(super) enum Wire {
     /// A tensor of a file, and the extents that the graph takes it with.
     Constant(Constant, Vec<usize>),
     /// Numbers of the map.
-    Literal(Tensor),
+    Literal(Literal),
     /// The base's pristine weight of a slot, and its extents.
-    Base(Box<Slot>, Vec<usize>),
+    Base(Slot, Vec<usize>),
+}
+
+/// Numbers of a map, with their hash.
+pub(super) struct Literal {
+    pub(super) tensor: Tensor,
+    hash: blake3::Hash,
 }
 
 /// A run of a stage.
 pub(super) struct Run {
     pub(super) stage: usize,
-    /// Every input with what it is given; `None`: exactly the tensors of the request.
-    pub(super) wires: Option<Vec<(String, Wire)>>,
+    /// What each input of the stage is given, in the order of its graph; `None`: exactly the tensors of the request.
+    pub(super) wires: Option<Vec<Arc<Wire>>>,
 }
 
 impl Run {
     /// The wires that are known.
-    pub(super) fn wires(&self) -> impl Iterator<Item = &(String, Wire)> {
-        self.wires.iter().flatten()
+    pub(super) fn wires(&self) -> impl Iterator<Item = &Wire> {
+        self.wires.iter().flatten().map(|wire| &**wire)
     }
 
     /// Adds what the run is to the parts of a key: of a constant its name, of the base which weight it is.
     pub(super) fn add_to(&self, parts: &mut KeyParts) {
         parts.add(format!("run {}", self.stage));
-        for (input, wire) in self.wires() {
-            parts.add(input);
+        for wire in self.wires() {
             match wire {
                 Wire::Request(name) => parts.add(format!("request {name}")),
                 Wire::Output((stage, name)) => parts.add(format!("output {stage} {name}")),
                 Wire::Constant(constant, extents) => parts.add(format!("constant {constant:?} {extents:?}")),
-                Wire::Literal(tensor) => {
-                    parts.add(format!("literal {} {:?}", tensor.dtype(), tensor.shape()));
-                    parts.add_elements(tensor);
+                Wire::Literal(Literal { tensor, hash }) => {
+                    parts.add(format!("literal {} {:?} {hash}", tensor.dtype(), tensor.shape()));
                 }
                 Wire::Base(slot, extents) => parts.add(format!("base {} {extents:?}", slot.name)),
             }
@@ -69,52 +77,63 @@ pub(super) struct Wiring<'a> {
     /// The base's slots by their names; `None` without a base.
     pub(super) slots: Option<HashMap<&'a str, &'a Slot>>,
     pub(super) folder: Folder<'a>,
+    /// Wires that are the same for every slot, by the numbers of stage and input: slots share them.
+    common: HashMap<(usize, usize), Arc<Wire>>,
 }
 
 impl<'a> Wiring<'a> {
+    /// For the map at `path`, and the slots of the base, if there is one.
+    pub(super) fn new(path: &'a Path, stages: &'a [Stage], slots: Option<&'a [Slot]>) -> Self {
+        let (slots, folder) = (slots.map(slots_by_name), Folder::of(path));
+        Self { path, stages, slots, folder, common: HashMap::new() }
+    }
+
     /// The run of a stage, for a slot of the map if it is a run for each.
     ///
     /// # Errors
     /// [`PredictorError::Map`] that names the graph and the input; as [`Folder::tensor`].
     pub(super) fn run(&mut self, stage: usize, slot: Option<&MapSlot>) -> Result<Run, PredictorError> {
-        let stages = self.stages;
-        let inputs = &stages[stage].inputs;
-        let wires = inputs.iter().map(|port| Ok((port.name.clone(), self.wire(stage, port, slot)?)));
-        let wires = wires.collect::<Result<Vec<_>, PredictorError>>()?;
+        let inputs = 0..self.stages[stage].inputs.len();
+        let wires = inputs.map(|number| self.wire(stage, number, slot)).collect::<Result<_, _>>()?;
         Ok(Run { stage, wires: Some(wires) })
     }
 
-    fn wire(&mut self, at: usize, port: &Port, slot: Option<&MapSlot>) -> Result<Wire, PredictorError> {
-        let (path, stage) = (self.path, &self.stages[at]);
-        let fail = |reason: String| {
-            let slot = slot.map_or_else(String::new, |slot| format!(", slot `{}`", slot.slot));
-            PredictorError::map(path, format!("graph `{}`: input `{}`{slot}: {reason}", stage.name, port.name))
-        };
-        let Some(given) = stage.given.get(&port.name) else { return self.by_name(at, port).map_err(fail) };
-        match given.0.origin().map_err(fail)? {
-            Origin::Input(name) => Ok(Wire::Request(name.to_owned())),
-            Origin::Output(name, graph) => self.output(at, port, name, graph).map_err(fail),
-            Origin::Value(value) => literal(value, port).map(Wire::Literal).map_err(fail),
-            Origin::PerSlot(name) => {
-                let slot = slot.ok_or_else(|| fail(not_for_each("per_slot")))?;
-                let value = slot.values.get(name);
-                let value = value.ok_or_else(|| fail(format!("the slot's `values` have no `{name}`")))?;
-                literal(value, port).map(Wire::Literal).map_err(fail)
-            }
-            Origin::Base(named) => {
-                let own = slot.map(|slot| &slot.slot[..]);
-                let name = named.or(own).ok_or_else(|| fail(not_for_each("base")))?;
-                self.base(port, name).map_err(fail)
-            }
-            Origin::Tensor(label) => {
-                let constant = self.folder.tensor(label)?;
-                if !carries(constant.dtype, port.dtype) {
-                    return Err(fail(format!("expected {}, found {constant:?}", describe(port))));
-                }
-                let extents = fit(&constant.shape, port).map_err(fail)?;
-                Ok(Wire::Constant(constant, extents))
-            }
+    fn wire(&mut self, at: usize, number: usize, slot: Option<&MapSlot>) -> Result<Arc<Wire>, PredictorError> {
+        if let Some(wire) = self.common.get(&(at, number)) {
+            return Ok(Arc::clone(wire));
         }
+        let (path, stage) = (self.path, &self.stages[at]);
+        let port = &stage.inputs[number];
+        let fail_of = |of: String| {
+            move |reason: String| {
+                let (graph, input) = (&stage.name, &port.name);
+                PredictorError::map(path, format!("graph `{graph}`: input `{input}`{of}: {reason}"))
+            }
+        };
+        let fail = fail_of(String::new());
+        let origin = stage.given.get(&port.name).map(|given| given.0.origin()).transpose().map_err(&fail)?;
+        let own = |make: &dyn Fn(&MapSlot) -> Result<Wire, String>| {
+            let slot = slot.ok_or_else(|| fail(NOT_FOR_EACH.to_owned()))?;
+            make(slot).map(Arc::new).map_err(fail_of(format!(", slot `{}`", slot.slot)))
+        };
+        let wire = match origin {
+            Some(Origin::PerSlot(name)) => {
+                return own(&|slot| {
+                    let value = slot.values.get(name);
+                    numbers(value.ok_or_else(|| format!("the slot's `values` have no `{name}`"))?, port)
+                });
+            }
+            Some(Origin::Base(None)) => return own(&|slot| self.base(port, &slot.slot)),
+            None => self.by_name(at, port).map_err(fail)?,
+            Some(Origin::Input(name)) => Wire::Request(name.to_owned()),
+            Some(Origin::Output(name, graph)) => self.output(at, port, name, graph).map_err(fail)?,
+            Some(Origin::Value(value)) => numbers(value, port).map_err(fail)?,
+            Some(Origin::Base(Some(slot))) => self.base(port, slot).map_err(fail)?,
+            Some(Origin::Tensor(label)) => constant(self.folder.tensor(label)?, port).map_err(fail)?,
+        };
+        let wire = Arc::new(wire);
+        self.common.insert((at, number), Arc::clone(&wire));
+        Ok(wire)
     }
 
     /// An input of which the map says nothing: an output of the name, or else a tensor of the request.
@@ -157,7 +176,7 @@ impl<'a> Wiring<'a> {
             return Err(format!("expected an input of f32 for the base's weights, found {}", describe(port)));
         }
         let extents = fit(&[slot.out_features, slot.in_features], port)?;
-        Ok(Wire::Base(Box::new(slot.clone()), extents))
+        Ok(Wire::Base(slot.clone(), extents))
     }
 }
 
@@ -166,6 +185,18 @@ pub(super) fn no_slot(name: &str) -> String {
     format!("the model has no slot `{name}`; `v2l-inspect ENGINE` lists those that it has")
 }
 
-fn not_for_each(key: &str) -> String {
-    format!("`{key}` is of the slot that a graph runs for, and this one runs once; give it \"each_slot\": true")
+const NOT_FOR_EACH: &str = "`per_slot` and `base: true` are of the slot that a graph runs for, and this one runs once; give it \"each_slot\": true";
+
+fn numbers(value: &Json, port: &Port) -> Result<Wire, String> {
+    let tensor = literal(value, port)?;
+    let hash = blake3::hash(&raw::tensor_bytes(&tensor));
+    Ok(Wire::Literal(Literal { tensor, hash }))
+}
+
+fn constant(constant: Constant, port: &Port) -> Result<Wire, String> {
+    if !carries(constant.dtype, port.dtype) {
+        return Err(format!("expected {}, found {constant:?}", describe(port)));
+    }
+    let extents = fit(&constant.shape, port)?;
+    Ok(Wire::Constant(constant, extents))
 }
