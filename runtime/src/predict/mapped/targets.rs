@@ -158,8 +158,8 @@ fn folded(down: Array2<f32>, mid: &ArrayD<f32>, up: Array2<f32>) -> (Array2<f32>
     let into_up = up.nrows() <= down.ncols();
     let mid = mid.view();
     match (mid.clone().into_dimensionality::<Ix1>(), mid.into_dimensionality::<Ix2>()) {
-        (Ok(diagonal), _) if into_up => (down, up * &diagonal),
-        (Ok(diagonal), _) => (down * &diagonal.insert_axis(Axis(1)), up),
+        (Ok(diagonal), _) if into_up => (down, up * diagonal),
+        (Ok(diagonal), _) => (down * diagonal.insert_axis(Axis(1)), up),
         (_, Ok(matrix)) if into_up => (down, up.dot(&matrix)),
         (_, Ok(matrix)) => (matrix.dot(&down), up),
         _ => (down, up),

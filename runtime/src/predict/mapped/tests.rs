@@ -3,7 +3,9 @@ use serde_json::{Value as Json, json};
 
 use super::read::{FORMAT, MAX_FILE};
 use super::*;
-use crate::engine::session::{Dim, Port};
+use crate::engine::session::{Dim, Port, Session};
+use crate::error::{Classified, ErrorClass};
+use crate::events::Event;
 use crate::lora::adapter::LowRank;
 use crate::predict::video2lora::tests::Fixed;
 
@@ -25,24 +27,36 @@ fn slots() -> [Slot; 2] {
     [Slot { aliases: vec!["alias".into()], ..Slot::linear("a", 3, 2) }, Slot::linear("b", 3, 2)]
 }
 
-fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
-    let PredictorMap { version, slots: of_map, strength, .. } = parse(&map(slots_of_map))?;
-    let port = |(name, tensor): (&String, &Tensor)| Port {
-        name: name.clone(),
-        dtype: tensor.dtype(),
-        shape: tensor.shape().iter().map(|&extent| Dim::Fixed(extent)).collect(),
-    };
-    let stage = stages::Stage {
-        name: "predictor".to_owned(),
+fn ports(tensors: &NamedTensors) -> Vec<Port> {
+    let extents = |tensor: &Tensor| tensor.shape().iter().map(|&extent| Dim::Fixed(extent)).collect();
+    let port =
+        |(name, tensor): (&String, &Tensor)| Port { name: name.clone(), dtype: tensor.dtype(), shape: extents(tensor) };
+    tensors.iter().map(port).collect()
+}
+
+/// A plan of a map whose graphs, by their names, take and give tensors like these, and sessions that give just these.
+fn planned(
+    map: &Json,
+    graphs: Vec<(&str, NamedTensors, NamedTensors)>,
+    slots: &[Slot],
+) -> Result<(Plan, Chain), PredictorError> {
+    let PredictorMap { version, graphs: of_map, slots: slots_of_map, strength } = parse(map)?;
+    let stages = of_map.into_iter().zip(&graphs).map(|(map, (name, inputs, outputs))| stages::Stage {
+        name: (*name).to_owned(),
         engine: 0,
-        graph: "predictor".to_owned(),
-        each_slot: false,
-        inputs: Vec::new(),
-        outputs: outputs.iter().map(port).collect(),
-        given: IndexMap::new(),
-    };
-    let plan = Plan::new(Path::new("map.json"), version, &of_map, strength, vec![stage], Some(&slots()))?;
-    let mut chain = Chain::of(vec![Box::new(Fixed(outputs))]);
+        graph: (*name).to_owned(),
+        each_slot: map.each_slot,
+        inputs: ports(inputs),
+        outputs: ports(outputs),
+        given: map.inputs,
+    });
+    let plan = Plan::new(Path::new("map.json"), version, &slots_of_map, strength, stages.collect(), Some(slots))?;
+    let session = |(_, _, outputs)| -> Box<dyn Session> { Box::new(Fixed(outputs)) };
+    Ok((plan, Chain::of(graphs.into_iter().map(session).collect())))
+}
+
+fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
+    let (plan, mut chain) = planned(&map(slots_of_map), vec![("predictor", NamedTensors::new(), outputs)], &slots())?;
     let adapter = adapter(&plan, &mut chain, &NamedTensors::new(), &mut ())?;
     Ok((adapter, plan.unused()))
 }
@@ -141,4 +155,80 @@ fn predictor_map_is_read_up_to_its_largest_size() {
     std::fs::File::create(&path).unwrap().set_len(MAX_FILE + 1).unwrap();
     let error = PredictorMap::read(&path).unwrap_err().to_string();
     assert!(error.contains("expected a predictor map of at most 16777216 bytes"), "{error}");
+}
+
+/// Stops once so many events have come.
+struct StopAfter(usize);
+
+impl Observer for StopAfter {
+    fn event(&mut self, _: &Event) {
+        self.0 = self.0.saturating_sub(1);
+    }
+    fn cancelled(&self) -> bool {
+        self.0 == 0
+    }
+}
+
+fn second(graphs: &Json, slots: &Json) -> Json {
+    json!({ "format": FORMAT, "version": 2, "graphs": graphs, "slots": slots })
+}
+
+#[test]
+fn graphs_that_run_for_each_slot_say_how_far_they_are_and_stop_between_slots() {
+    let graphs = || vec![("each", NamedTensors::from([("x".to_owned(), counting(&[1]))]), two())];
+    let slot = |name: &str| json!({ "slot": name, "down": "d", "up": "u", "values": { "x": 1 } });
+    let map =
+        second(&json!([{ "each_slot": true, "inputs": { "x": { "per_slot": "x" } } }]), &json!([slot("a"), slot("b")]));
+    let run = |observer: &mut dyn Observer| {
+        let (plan, mut chain) = planned(&map, graphs(), &slots()).unwrap();
+        adapter(&plan, &mut chain, &NamedTensors::new(), observer)
+    };
+    // A start, two steps, an end.
+    let mut all = StopAfter(5);
+    assert_eq!(run(&mut all).unwrap().layers.len(), 2);
+    assert_eq!(all.0, 1);
+    for events in [1, 2] {
+        let error = run(&mut StopAfter(events)).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Cancelled, "{error}");
+    }
+}
+
+#[test]
+fn middle_factor_that_is_not_square_keeps_the_scale_of_alpha_over_k() {
+    for (slot_in, slot_out) in [(3, 2), (2, 3)] {
+        let [down, mid, up] = [counting(&[1, slot_in]), counting(&[2, 1]), counting(&[slot_out, 2])];
+        let outputs = [("d", &down), ("m", &mid), ("u", &up)].map(|(name, tensor)| (name.to_owned(), tensor.clone()));
+        let entry = json!({ "slot": "a", "down": "d", "mid": "m", "up": "u", "alpha": 3.0 });
+        let map = second(&json!([{}]), &json!([entry]));
+        let slots = [Slot::linear("a", slot_out, slot_in)];
+        let graph = ("predictor", NamedTensors::new(), outputs.into());
+        let (plan, mut chain) = planned(&map, vec![graph], &slots).unwrap();
+        let adapter = adapter(&plan, &mut chain, &NamedTensors::new(), &mut ()).unwrap();
+        let layer = &adapter.layers["a"];
+        let floats = |tensor: &Tensor| tensor.to_f32().unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
+        let expected = floats(&up).dot(&floats(&mid)).dot(&floats(&down)) * (3.0 / 2.0);
+        assert_eq!(layer.up.dot(&layer.down) * layer.scale(), expected);
+        assert_eq!(layer.rank(), if slot_out < slot_in { 1 } else { 2 });
+    }
+}
+
+#[test]
+fn what_no_graph_could_take_is_refused_before_anything_runs() {
+    let sources = [
+        (json!({ "base": false }), "`base` is false"),
+        (json!({ "base": true, "graph": "each" }), "`graph` says whose output is meant"),
+        (json!(3), "invalid type"),
+        (json!({ "constant": 3 }), "unknown field `constant`"),
+        (json!({ "value": null }), "there is no source"),
+    ];
+    let entry = json!({ "slot": "a", "down": "d", "up": "u" });
+    for (source, expected) in sources {
+        let map = second(&json!([{ "each_slot": true, "inputs": { "x": source } }]), &json!([entry]));
+        let graph = ("each", NamedTensors::from([("x".to_owned(), counting(&[1]))]), two());
+        let error = planned(&map, vec![graph], &slots()).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let many: Vec<Json> = (0..65).map(|n| json!({ "name": n.to_string() })).collect();
+    let error = parse(&second(&json!(many), &json!([entry]))).unwrap_err().to_string();
+    assert!(error.contains("expected 1 to 64 graphs, found 65"), "{error}");
 }
