@@ -17,13 +17,13 @@ pub(super) type Floats = HashMap<At, ArrayD<f32>>;
 /// Where a factor lies.
 #[derive(Debug)]
 pub(super) struct Factor {
-    pub(super) from: From,
+    pub(super) held: Held,
     pub(super) index: Option<usize>,
     pub(super) transposed: bool,
 }
 
 #[derive(Debug)]
-pub(super) enum From {
+pub(super) enum Held {
     Output(At),
     Constant(Constant),
 }
@@ -88,17 +88,17 @@ impl Form {
 impl Factor {
     /// The output that it is, if it is one.
     pub(super) fn output(&self) -> Option<&At> {
-        match &self.from {
-            From::Output(at) => Some(at),
-            From::Constant(_) => None,
+        match &self.held {
+            Held::Output(at) => Some(at),
+            Held::Constant(_) => None,
         }
     }
 
     /// What messages call it.
     fn label(&self) -> String {
-        match &self.from {
-            From::Output((_, output)) => format!("output `{output}`"),
-            From::Constant(constant) => format!("tensor `{}`", constant.label),
+        match &self.held {
+            Held::Output((_, output)) => format!("output `{output}`"),
+            Held::Constant(constant) => format!("tensor `{}`", constant.label),
         }
     }
 
@@ -108,8 +108,8 @@ impl Factor {
     /// [`PredictorError::Shape`] if a tensor has another type or shape.
     pub(super) fn read(&self, floats: &Floats, form: Form, slot: &str) -> Result<ArrayD<f32>, PredictorError> {
         let wrong = |found: String| self.misfit(form, slot, found);
-        let values = match &self.from {
-            From::Output(at) => {
+        let values = match &self.held {
+            Held::Output(at) => {
                 let values = floats.get(at).ok_or_else(|| wrong("none".to_owned()))?;
                 let misfit = || wrong(form.found(values.shape(), self.index));
                 let (start, extents) = form.place(values.shape(), self.index).ok_or_else(misfit)?;
@@ -118,7 +118,7 @@ impl Factor {
                 let view = slice.and_then(|part| ArrayViewD::from_shape(IxDyn(&extents), part).ok());
                 view.ok_or_else(misfit)?.to_owned()
             }
-            From::Constant(constant) => {
+            Held::Constant(constant) => {
                 let (start, extents) = self.place_in(constant, form, slot)?;
                 let misfit = || wrong(form.found(&constant.shape, self.index));
                 constant.floats(start, &extents).ok_or_else(misfit)?
@@ -132,7 +132,7 @@ impl Factor {
     /// # Errors
     /// [`PredictorError::Shape`] if the constant has another type or shape.
     pub(super) fn known(&self, form: Form, slot: &str) -> Result<Option<Vec<usize>>, PredictorError> {
-        let From::Constant(constant) = &self.from else { return Ok(None) };
+        let Held::Constant(constant) = &self.held else { return Ok(None) };
         let (_, mut extents) = self.place_in(constant, form, slot)?;
         if self.transposed {
             extents.reverse();
@@ -165,7 +165,7 @@ impl Factor {
     }
 
     fn misfit(&self, form: Form, slot: &str, found: String) -> PredictorError {
-        let owner = if matches!(self.from, From::Output(_)) { "the predictor" } else { "the map" };
+        let owner = if matches!(self.held, Held::Output(_)) { "the predictor" } else { "the map" };
         let what = format!("{} of {owner}, slot `{slot}`", self.label());
         PredictorError::Shape { what, expected: form.expected(self.index), found }
     }
@@ -183,9 +183,9 @@ impl Factor {
             return Ok(());
         }
         let what = format!("{}, slot `{slot}`,", self.label());
-        Err(match self.from {
-            From::Output(_) => PredictorError::NotFinite { what },
-            From::Constant(_) => PredictorError::Shape {
+        Err(match self.held {
+            Held::Output(_) => PredictorError::NotFinite { what },
+            Held::Constant(_) => PredictorError::Shape {
                 what: what.trim_end_matches(',').to_owned(),
                 expected: "finite numbers".to_owned(),
                 found: "NaN or infinity".to_owned(),

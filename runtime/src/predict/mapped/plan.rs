@@ -8,7 +8,7 @@ use indexmap::IndexMap;
 use super::super::error::PredictorError;
 use super::super::key::KeyParts;
 use super::constants::Constant;
-use super::factors::{Factor, Form, From};
+use super::factors::{Factor, Form, Held};
 use super::format::{MapSlot, Version};
 use super::source::{FactorSource, Origin, ScaleSource};
 use super::stages::{At, Stage, find_output};
@@ -106,9 +106,9 @@ impl Plan {
     /// Every constant, once.
     pub(super) fn constants(&self) -> IndexMap<&str, &Constant> {
         let factors = self.targets.iter().flat_map(|target| target.factors.all());
-        let factors = factors.filter_map(|(factor, _)| match &factor.from {
-            From::Constant(constant) => Some(constant),
-            From::Output(_) => None,
+        let factors = factors.filter_map(|(factor, _)| match &factor.held {
+            Held::Constant(constant) => Some(constant),
+            Held::Output(_) => None,
         });
         let inputs = self.runs().flat_map(Run::wires).filter_map(|wire| match wire {
             Wire::Constant(constant, _) => Some(constant),
@@ -209,15 +209,15 @@ fn factor(
     if source.transposed && form == Form::Number {
         return Err(fail("`transposed` is for matrices; leave it out".to_owned()));
     }
-    let from = match source.origin().map_err(fail)? {
-        Origin::Tensor(label) => From::Constant(wiring.folder.tensor(label)?),
+    let held = match source.origin().map_err(fail)? {
+        Origin::Tensor(label) => Held::Constant(wiring.folder.tensor(label)?),
         Origin::Output(name, graph) => {
             let found = find_output(wiring.stages, wiring.stages.len(), name, graph);
-            From::Output(found.map_err(|reason| PredictorError::map(path, format!("slot `{slot}`: {reason}")))?)
+            Held::Output(found.map_err(|reason| PredictorError::map(path, format!("slot `{slot}`: {reason}")))?)
         }
         _ => return Err(fail("expected an output or a tensor".to_owned())),
     };
-    let factor = Factor { from, index: source.index, transposed: source.transposed };
+    let factor = Factor { held, index: source.index, transposed: source.transposed };
     if let Some((at, name)) = factor.output()
         && let Some(port) = wiring.stages[*at].outputs.iter().find(|port| port.name == *name)
     {

@@ -128,7 +128,8 @@ fn one<'a, const N: usize>(
     };
     let given: Vec<Origin<'a>> = found.iter().flatten().copied().collect();
     match given[..] {
-        [Origin::Output(..)] | [_] if graph.is_none() || matches!(given[0], Origin::Output(..)) => Ok(given[0]),
+        [output @ Origin::Output(..)] => Ok(output),
+        [other] if graph.is_none() => Ok(other),
         [_] => Err("`graph` says whose output is meant, and there is no `output`; leave it out".to_owned()),
         [] => Err(format!("there is no source; expected one of {}", keys_of(&|_| true))),
         _ => Err(format!("two sources: {}; leave one of them out", keys_of(&|at| found[at].is_some()))),
