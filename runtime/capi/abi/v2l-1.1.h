@@ -444,6 +444,10 @@ typedef struct v2l_coverage {
      * 0.
      */
     int32_t reserved;
+    /**
+     * Since 1.1. Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+     */
+    uint64_t parameters_covered;
 } v2l_coverage;
 
 /**
@@ -644,7 +648,7 @@ typedef struct v2l_reference {
      */
     const struct v2l_tensor *image;
     /**
-     * Named tensors, `tensor_count` of them, for predictors that read such: exactly the inputs of the graph of v2l_predictor_new_mapped; or
+     * Named tensors, `tensor_count` of them, for predictors that read such: exactly those that the map of v2l_predictor_new_mapped reads; or
      * NULL.
      */
     const struct v2l_tensor *tensors;
@@ -1401,8 +1405,8 @@ v2l_status v2l_predictor_new(const char *directory,
 
 /**
  * Opens a predictor that v2l does not know by name: `engine` is a file with any graph whose outputs are low-rank factors, `map` a JSON
- * file that says which outputs are the factors of which slots of `model` (docs/adapters.md). It predicts from `tensors` of a v2l_reference.
- * `options` may be NULL. Since 1.1.
+ * file that says which outputs are the factors of which slots of `model` (docs/adapters.md). Graphs may read the weights of `model`, as they
+ * are in its file. It predicts from `tensors` of a v2l_reference. `options` may be NULL. Since 1.1.
  */
 v2l_status v2l_predictor_new_mapped(const char *engine,
                                     const char *map,

@@ -444,6 +444,10 @@ typedef struct v2l_coverage {
      * 0.
      */
     int32_t reserved;
+    /**
+     * Since 1.1. Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+     */
+    uint64_t parameters_covered;
 } v2l_coverage;
 
 /**

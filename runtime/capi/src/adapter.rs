@@ -278,7 +278,8 @@ growing!(
         format: 0,
         reserved: 0,
         parameters_covered: 0,
-    }
+    },
+    grown at parameters_covered,
 );
 
 /// What became of the adapter's file; `coverage->size` must be set.

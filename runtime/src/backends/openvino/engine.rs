@@ -30,14 +30,14 @@ use crate::options::{OpenOptions, RunLimits, WeightMode};
 pub type OpenVinoSession = StagedSession<Part>;
 
 /// What [`OpenVinoEngine::set_adapters`] replaced.
-pub struct Before {
+pub struct FusedState {
     state: Arc<State>,
     graphs: Option<(IndexMap<String, Bytes>, HashMap<String, Compiled>)>,
     report: FuseReport,
     private_bytes: u64,
 }
 
-impl Before {
+impl FusedState {
     /// True if vectors in the graphs are others now: sessions that are open still have the former ones.
     pub fn graphs_change(&self) -> bool {
         self.graphs.is_some()
@@ -110,13 +110,17 @@ impl OpenVinoEngine {
     }
 
     /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`]. Open sessions take the new
-    /// weights with their next run; where [`Before::graphs_change`], they must be opened again.
+    /// weights with their next run; where [`FusedState::graphs_change`] says so, they must be opened again.
     ///
     /// Private memory: the fused weights, in the type that they are stored in, and once more until sessions have let the former ones go.
     ///
     /// # Errors
     /// [`OvError`]: too little memory, an adapter that does not fit, or cancelled; the former adapters then stay.
-    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<Before, OvError> {
+    pub fn set_adapters(
+        &mut self,
+        adapters: &[(Adapter, f32)],
+        cancelled: Cancelled<'_>,
+    ) -> Result<FusedState, OvError> {
         let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let private_bytes = private_bytes(&self.engine, WeightMode::Lazy, adapters)?;
         let in_graphs = self.in_graphs(adapters);
@@ -126,7 +130,7 @@ impl OpenVinoEngine {
         let (state, mut report) = self.resident.set_adapters(&self.engine, &borrowed, cancelled)?;
         report.slots.extend(vectors.report.slots);
         let changed = vectors.weights != self.vectors;
-        let before = Before {
+        let before = FusedState {
             state,
             graphs: changed
                 .then(|| (std::mem::replace(&mut self.vectors, vectors.weights), std::mem::take(&mut self.compiled))),
@@ -137,7 +141,7 @@ impl OpenVinoEngine {
     }
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced.
-    pub fn restore(&mut self, before: Before) {
+    pub fn restore(&mut self, before: FusedState) {
         self.resident.restore(&before.state);
         if let Some((vectors, compiled)) = before.graphs {
             (self.vectors, self.compiled) = (vectors, compiled);

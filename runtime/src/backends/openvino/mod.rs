@@ -24,7 +24,7 @@ mod verdict;
 #[cfg(feature = "openvino")]
 pub use backend::OpenVino;
 #[cfg(feature = "openvino")]
-pub use engine::{OpenVinoEngine, OpenVinoSession};
+pub use engine::{FusedState, OpenVinoEngine, OpenVinoSession};
 #[cfg(feature = "openvino")]
 pub use error::OvError;
 pub use options::{OpenVinoOptions, OpenVinoPrecision};
