@@ -7,7 +7,7 @@ use std::sync::Arc;
 use v2l_export::precision::{PrecisionOptions, Request};
 use v2l_export::{CompileOptions, Pass, Passes};
 use v2l_graphs::{DataType, Dim, Model, ValueInfo, encode_model};
-use v2l_runtime::backends::onnxruntime::{Interface, OrtEngine, OrtSession, Residence};
+use v2l_runtime::backends::onnxruntime::{DeviceWeightChoice, Interface, OrtEngine, OrtSession};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::{self, Port, Session};
 use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
@@ -25,7 +25,7 @@ pub(crate) struct Trial {
     pub(crate) off: Vec<Pass>,
     pub(crate) step: Option<Vec<String>>,
     pub(crate) weights: OrtWeights,
-    pub(crate) resident: Residence,
+    pub(crate) device_weights: DeviceWeightChoice,
     /// Announce every run's timesteps.
     pub(crate) prepare: bool,
     /// Run the graph with low-rank branches, which add nothing.
@@ -43,7 +43,7 @@ impl Trial {
             off: Vec::new(),
             step: Some(["x", "time"].map(str::to_owned).into()),
             weights: OrtWeights::Widened,
-            resident: Residence::None,
+            device_weights: DeviceWeightChoice::None,
             prepare: false,
             branches: false,
             fresh: (0..runs().len()).collect(),
@@ -65,7 +65,9 @@ impl Trial {
             _ => Some(["x", "time"].map(str::to_owned).into()),
         };
         let weights = if draws.below(2) == 0 { OrtWeights::Widened } else { OrtWeights::Lazy };
-        let resident = [Residence::None, Residence::None, Residence::Slots, Residence::All][draws.below(4)];
+        let device_weights =
+            [DeviceWeightChoice::None, DeviceWeightChoice::None, DeviceWeightChoice::Slots, DeviceWeightChoice::All]
+                [draws.below(4)];
         let settings_as_long_as_rows = drawn.settings_as_long_as_rows && draws.below(2) == 0;
         let (prepare, fresh) = (draws.below(2) == 0, vec![draws.below(runs().len())]);
         let branches = draws.below(4) == 0;
@@ -76,7 +78,7 @@ impl Trial {
             4 => Stored::Planned([Request::Fp16, Request::Bf16, Request::Mixed][draws.below(3)]),
             _ => Stored::InBlocks([32, 64, 128][draws.below(3)]),
         };
-        Self { off, step, weights, resident, prepare, branches, fresh, settings_as_long_as_rows, stored }
+        Self { off, step, weights, device_weights, prepare, branches, fresh, settings_as_long_as_rows, stored }
     }
 }
 
@@ -173,7 +175,7 @@ pub(crate) fn compare(
     write(&file, &over_stored(model, &engine, trial.stored)?)?;
     let mut reference = OrtSession::from_file(interface, &file, &open).map_err(|e| format!("no graph: {e}"))?;
     let mut open = OpenOptions { weights: trial.weights, ..open };
-    open.ort.resident = trial.resident;
+    open.ort.device_weights = trial.device_weights;
     let mut opened = OrtEngine::open(Arc::clone(&engine), &open).map_err(|e| format!("not opened: {e}"))?;
     let graph = engine.manifest().graphs.iter().find(|graph| graph.lora_rank.is_some() == trial.branches);
     let graph = graph.ok_or("no such graph")?;

@@ -183,7 +183,7 @@ impl EngineDirectory {
 
     /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
     ///
-    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where weights are resident or in
+    /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where there are device weights or in
     /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
     ///
     /// In a model with two transformers, layers called `transformer_2.<slot>` are fused into the second. It is fused once to find out

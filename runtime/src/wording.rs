@@ -70,6 +70,9 @@ pub const FFMPEG: Words = Words(&["ffmpeg", "--ffmpeg", "ffmpeg"]);
 pub const FUSE: Words = Words(&["AdapterMode::Fuse", "--fuse-mode fuse", "V2L_ADAPTERS_FUSE"]);
 /// Height of the video.
 pub const HEIGHT: Words = Words(&["height", "--height", "height"]);
+/// Weights are given to sessions as initializers, not as inputs on a device.
+pub const NO_DEVICE_WEIGHTS: Words =
+    Words(&["ort.device_weights: DeviceWeightChoice::None", "--provider cpu", "provider \"cpu\""]);
 /// Engines are not compared with what was recorded when they were compiled.
 pub const NO_VERIFY: Words = Words(&["trt.verify: false", "--no-verify", "no_verify"]);
 /// Frames of the video.

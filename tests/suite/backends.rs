@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::backends::onnxruntime::{OnnxRuntime, OrtOptions, Residence};
+use v2l_runtime::backends::onnxruntime::{DeviceWeightChoice, OnnxRuntime, OrtOptions};
 use v2l_runtime::backends::{
     Backend, BackendEngine, BackendError, BackendFailure, Fused, OpenEngine, OpenReport, Reopen,
 };
@@ -151,16 +151,16 @@ fn backend_of_another_crate_gives_the_bits_of_the_one_that_it_forwards_to() {
     let slots = &engine.manifest().slots;
     let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
     let states = [vec![(a.clone(), 1.0)], vec![(b, -0.5), (a, 0.3)], vec![]];
-    // Residence: sessions take other weights without being opened again.
-    for (weights, resident) in [
-        (OrtWeights::Widened, Residence::None),
-        (OrtWeights::Lazy, Residence::None),
-        (OrtWeights::Lazy, Residence::Slots),
+    // Over device weights, sessions take other weights without being opened again.
+    for (weights, device_weights) in [
+        (OrtWeights::Widened, DeviceWeightChoice::None),
+        (OrtWeights::Lazy, DeviceWeightChoice::None),
+        (OrtWeights::Lazy, DeviceWeightChoice::Slots),
     ] {
         let options = OpenOptions {
             weights,
             adapters: states[1].clone(),
-            ort: OrtOptions { resident, ..OrtOptions::default() },
+            ort: OrtOptions { device_weights, ..OrtOptions::default() },
             ..OpenOptions::default()
         };
         let trial = Forwarding::default();

@@ -1,11 +1,11 @@
 //! What runs engines. Each backend is a folder here and a line of [`BACKENDS`], and implements [`Backend`].
 
 pub mod backend;
+mod device_weights;
 mod error;
 pub mod onnxruntime;
 mod open;
 pub mod openvino;
-mod resident;
 mod staged;
 mod stages;
 pub mod tensorrt;

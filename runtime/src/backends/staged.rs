@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::resident::{HeldInput, InUse, Resident, State};
+use super::device_weights::{DeviceWeights, HeldInput, InUse, State};
 use super::stages::{Part, Stages};
 use crate::engine::Engine;
 use crate::engine::footprint::Shapes;
@@ -25,7 +25,7 @@ pub struct StagedSession<P> {
     pub(super) main: P,
     stages: Option<Stages<P>>,
     /// Weights that may change between runs, and which of them the stages were last computed with.
-    resident: Option<(Arc<Resident>, u64)>,
+    device_weights: Option<(Arc<DeviceWeights>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
     held: HashMap<String, HeldInput>,
     room: Option<Room>,
@@ -70,12 +70,12 @@ impl Room {
 impl<P: Part> StagedSession<P> {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, stages: Option<Stages<P>>) -> Self {
-        Self { inputs, profiles, main, stages, resident: None, held: HashMap::new(), room: None }
+        Self { inputs, profiles, main, stages, device_weights: None, held: HashMap::new(), room: None }
     }
 
     /// Over these weights, which may change between runs.
-    pub(super) fn with_resident(self, resident: Option<Arc<Resident>>) -> Self {
-        Self { resident: resident.map(|resident| (resident, 0)), ..self }
+    pub(super) fn with_device_weights(self, device_weights: Option<Arc<DeviceWeights>>) -> Self {
+        Self { device_weights: device_weights.map(|device_weights| (device_weights, 0)), ..self }
     }
 
     /// With what a run takes known: refused if there is too little memory.
@@ -85,13 +85,13 @@ impl<P: Part> StagedSession<P> {
     }
 
     fn ordinal(&self) -> Option<i32> {
-        self.resident.as_ref().and_then(|(resident, _)| resident.device().ordinal())
+        self.device_weights.as_ref().and_then(|(device_weights, _)| device_weights.device().ordinal())
     }
 
     /// The weights in use; stages forget what they computed with others.
     fn weights(&mut self) -> Option<Arc<State>> {
-        let (resident, generation) = self.resident.as_mut()?;
-        let state = resident.state();
+        let (device_weights, generation) = self.device_weights.as_mut()?;
+        let state = device_weights.state();
         if *generation != state.generation {
             *generation = state.generation;
             if let Some(stages) = &mut self.stages {
@@ -152,7 +152,7 @@ impl<P: Part> Session for StagedSession<P> {
     }
 
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
-        let Some((resident, _)) = &self.resident else { return Ok(false) };
+        let Some((device_weights, _)) = &self.device_weights else { return Ok(false) };
         if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
             return Ok(false);
         }
@@ -164,10 +164,11 @@ impl<P: Part> Session for StagedSession<P> {
         let mut held = HashMap::new();
         for (port, input) in ports.iter().zip(bind(&ports, &given)?) {
             let view = input.view();
-            let block = resident.device().hold(view.dtype(), Bytes::copy_from_slice(view.data())).map_err(failed)?;
+            let block =
+                device_weights.device().hold(view.dtype(), Bytes::copy_from_slice(view.data())).map_err(failed)?;
             held.insert(port.name.clone(), HeldInput { shape: view.shape().to_vec(), block });
         }
-        resident.device().settle().map_err(failed)?;
+        device_weights.device().settle().map_err(failed)?;
         self.held = held;
         if let Some(stages) = &mut self.stages {
             stages.forget();

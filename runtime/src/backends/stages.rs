@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::resident::InUse;
+use super::device_weights::InUse;
 use crate::engine::inputs::{Bound, bind, row_major};
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::io::raw::{tensor_bytes, tensor_from_bytes};

@@ -21,7 +21,7 @@ use crate::io::raw::widen_bytes;
 use crate::io::weights::WeightView;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::tensor::Dtype;
-use crate::wording::{BACKEND_ORT, BRANCH, FUSE, WEIGHTS_F32};
+use crate::wording::{BACKEND_ORT, BRANCH, FUSE, NO_DEVICE_WEIGHTS, WEIGHTS_F32};
 
 mod arena;
 mod kernel;
@@ -128,8 +128,8 @@ pub enum FuseError {
     },
     /// The backend holds the tensor inside its graphs.
     #[error(
-        "`{slot}` is a constant of the graphs that this backend runs, and adapters cannot be fused into it; use `{BACKEND_ORT}`, and \
-         do not hold weights resident"
+        "`{slot}` is a constant of the graphs that this backend runs, and adapters cannot be fused into it; use `{BACKEND_ORT}` \
+         with `{NO_DEVICE_WEIGHTS}`"
     )]
     InGraph {
         /// The parameter.

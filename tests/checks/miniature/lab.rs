@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use v2l_export::precision::{PrecisionOptions, Request as Precision};
 use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider, Residence};
+use v2l_runtime::backends::onnxruntime::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::components::{ComponentError, Components, StepGraph};
 use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER};
@@ -52,7 +52,7 @@ pub(crate) struct Setup {
     /// Arithmetic of a precision plan for the storage type, instead of f32.
     pub(crate) plan: bool,
     pub(crate) provider: Provider,
-    pub(crate) resident: Residence,
+    pub(crate) device_weights: DeviceWeightChoice,
     /// On OpenVINO, in this precision.
     pub(crate) openvino: Option<OpenVinoPrecision>,
 }
@@ -93,14 +93,14 @@ impl Lab {
         };
         v2l_export::compile(&bundle, &engines, &compile, &mut |_| {})?;
         let arithmetic = if setup.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
-        let Setup { weights, provider, resident, openvino, .. } = setup;
+        let Setup { weights, provider, device_weights, openvino, .. } = setup;
         let backend = if openvino.is_some() { "openvino" } else { "ort" };
         let precision = openvino.unwrap_or_default();
         let options = OpenOptions {
             weights,
             backend: backend.parse().map_err(anyhow::Error::msg)?,
             openvino: OpenVinoOptions { precision, ..OpenVinoOptions::default() },
-            ort: OrtOptions { arithmetic, provider, resident, ..OrtOptions::default() },
+            ort: OrtOptions { arithmetic, provider, device_weights, ..OrtOptions::default() },
             ..OpenOptions::default()
         };
         let mut directory = EngineDirectory::open(&engines, options.clone())?;

@@ -72,8 +72,8 @@ impl Backend for OnnxRuntime {
     }
 
     fn cache_key(&self, options: &OpenOptions) -> String {
-        let OrtOptions { arithmetic, provider, resident, .. } = &options.ort;
-        format!("{arithmetic:?} {provider:?} {resident:?}")
+        let OrtOptions { arithmetic, provider, device_weights, .. } = &options.ort;
+        format!("{arithmetic:?} {provider:?} {device_weights:?}")
     }
 
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {
@@ -108,7 +108,7 @@ impl BackendEngine for OrtEngine {
         cancelled: Cancelled<'_>,
     ) -> Result<(), BackendError> {
         let before = self.set_adapters(adapters, cancelled)?;
-        if self.is_resident() {
+        if self.has_device_weights() {
             return Ok(());
         }
         let reopened = reopen(self);

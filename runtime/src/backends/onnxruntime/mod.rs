@@ -25,7 +25,7 @@ pub use backend::OnnxRuntime;
 pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
-pub use options::{Arithmetic, OrtOptions, Provider, Residence};
+pub use options::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
 pub use session::OrtSession;
 
 use crate::options::WeightMode;

@@ -11,7 +11,7 @@ use ort::session::builder::SessionBuilder;
 use super::bounded::within;
 use super::builder::configured;
 use super::interface::Interface;
-use super::options::{Arithmetic, Provider, Residence};
+use super::options::{Arithmetic, DeviceWeightChoice, Provider};
 use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider;
@@ -21,7 +21,7 @@ use super::weight_plan::{WeightPlan, check_memory, weight_mode};
 use super::weighted::WeightedBuilder;
 use super::{NAME, OrtError};
 use crate::backends::backend::OpenReport;
-use crate::backends::resident::{Cuda, Device, Host, Resident, State};
+use crate::backends::device_weights::{Cuda, Device, DeviceWeights, Host, State};
 use crate::backends::stages::Stages;
 use crate::backends::weights::graph_weights;
 use crate::engine::Engine;
@@ -47,7 +47,7 @@ pub struct FusedState {
 #[derive(Clone, Debug)]
 enum Replaced {
     Buffers(IndexMap<String, Bytes>),
-    Resident(Arc<State>),
+    DeviceWeights(Arc<State>),
 }
 
 /// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
@@ -70,7 +70,7 @@ pub struct OrtEngine {
     /// Pristine weights in private f32 buffers.
     widened: HashMap<String, Bytes>,
     provider: Provider,
-    resident: Option<Arc<Resident>>,
+    device_weights: Option<Arc<DeviceWeights>>,
 }
 
 impl OrtEngine {
@@ -82,9 +82,9 @@ impl OrtEngine {
         let environment = library::onnxruntime(options.ort.library.as_deref())?;
         let device: Option<Arc<dyn Device>> = match options.ort.provider {
             Provider::Cuda { device } => Some(Arc::new(Cuda::new(provider::open_gpu(device)?))),
-            Provider::Cpu => match options.ort.resident {
-                Residence::None => None,
-                chosen => Some(Arc::new(Host::new(options.memory, chosen == Residence::All))),
+            Provider::Cpu => match options.ort.device_weights {
+                DeviceWeightChoice::None => None,
+                chosen => Some(Arc::new(Host::new(options.memory, chosen == DeviceWeightChoice::All))),
             },
         };
         Self::open_in(environment, engine, options, device)
@@ -132,17 +132,17 @@ impl OrtEngine {
             any_backend: options.ort.any_backend || options.backend.name() == Some(NAME),
             widened: HashMap::new(),
             provider: options.ort.provider,
-            resident: None,
+            device_weights: None,
         };
         if let Some(device) = device {
-            this.resident = Some(this.bring(device)?);
+            this.device_weights = Some(this.bring(device)?);
         }
         this.fuse(&options.adapters, None)?;
         Ok(this)
     }
 
     /// Brings the slots' weights to a device, all if it needs them.
-    fn bring(&mut self, device: Arc<dyn Device>) -> Result<Arc<Resident>, OrtError> {
+    fn bring(&mut self, device: Arc<dyn Device>) -> Result<Arc<DeviceWeights>, OrtError> {
         let engine = Arc::clone(&self.engine);
         let weight = |name: &str| {
             let view = engine.weight(name)?;
@@ -155,17 +155,17 @@ impl OrtEngine {
             Arithmetic::Fp32 => graphs.flat_map(Graph::parts).map(|part| &part.weights).collect(),
         };
         let all: Vec<&str> = lists.into_iter().flatten().map(String::as_str).collect();
-        Ok(Arc::new(Resident::new(&engine, device, &all, weight)?))
+        Ok(Arc::new(DeviceWeights::new(&engine, device, &all, weight)?))
     }
 
     /// True if open sessions take other adapters without being opened again.
-    pub fn is_resident(&self) -> bool {
-        self.resident.is_some()
+    pub fn has_device_weights(&self) -> bool {
+        self.device_weights.is_some()
     }
 
     /// Replaces the adapters that are fused, none being the base, and gives what to pass to [`Self::restore`].
     ///
-    /// The weights are held as before. Sessions that are open keep what they have or, where weights are resident, take the new ones
+    /// The weights are held as before. Sessions that are open keep what they have or, where there are device weights, take the new ones
     /// with their next run. `cancelled` is asked now and then, on any
     /// thread. Private memory: the fused weights and, once sessions are opened again, ONNX Runtime's packed copies, once
     /// more until the earlier sessions are gone.
@@ -180,7 +180,7 @@ impl OrtEngine {
     ) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
         let plan = WeightPlan::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
-        if self.resident.is_none() {
+        if self.device_weights.is_none() {
             let (needed, held) = self.growth(adapters)?;
             let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
             let needed = needed.saturating_add(laid_out);
@@ -215,10 +215,10 @@ impl OrtEngine {
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
     pub fn restore(&mut self, before: FusedState) {
-        match (before.weights, &self.resident) {
-            (Replaced::Resident(state), Some(resident)) => resident.restore(&state),
+        match (before.weights, &self.device_weights) {
+            (Replaced::DeviceWeights(state), Some(device_weights)) => device_weights.restore(&state),
             (Replaced::Buffers(weights), _) => self.fused = weights,
-            (Replaced::Resident(_), None) => {}
+            (Replaced::DeviceWeights(_), None) => {}
         }
         self.report.fused = before.report;
         self.report.private_bytes = before.private_bytes;
@@ -230,10 +230,10 @@ impl OrtEngine {
             WeightMode::Lazy | WeightMode::Plan => FuseTarget::Storage,
         };
         let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
-        if let Some(resident) = &self.resident {
-            let (before, report) = resident.set_adapters(&self.engine, &adapters, cancelled)?;
+        if let Some(device_weights) = &self.device_weights {
+            let (before, report) = device_weights.set_adapters(&self.engine, &adapters, cancelled)?;
             return Ok(FusedState {
-                weights: Replaced::Resident(before),
+                weights: Replaced::DeviceWeights(before),
                 report: std::mem::replace(&mut self.report.fused, report),
                 private_bytes: self.report.private_bytes,
             });
@@ -296,11 +296,11 @@ impl OrtEngine {
         if self.arithmetic == Arithmetic::Plan {
             let typed = typed(graph, self.provider)?;
             let main = self.opened(&engine, graph, &typed.file, &typed.weights, inputs.clone())?;
-            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         }
         let main = self.part(&engine, graph)?;
         let Some(stages) = &graph.stages else {
-            return Ok(OrtSession::new(inputs, profiles, main, None).with_resident(self.resident.clone()));
+            return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         };
         let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
         let times = match &stages.times {
@@ -308,7 +308,7 @@ impl OrtEngine {
             None => None,
         };
         let stages = Stages::new(prologue, times);
-        Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_resident(self.resident.clone()))
+        Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_device_weights(self.device_weights.clone()))
     }
 
     /// Opens a stored graph, without its stages.
@@ -348,7 +348,7 @@ impl OrtEngine {
         for name in weights {
             let view = engine.weight(name)?;
             let dtype = self.graph_dtype(view.dtype);
-            if self.resident.as_ref().is_some_and(|resident| resident.held(name).is_some()) {
+            if self.device_weights.as_ref().is_some_and(|device_weights| device_weights.held(name).is_some()) {
                 promoted.push(Promoted { name, dtype, shape: view.shape });
                 names.push(name.clone());
                 continue;
@@ -358,10 +358,10 @@ impl OrtEngine {
         }
         let bytes = engine.blob(file)?;
         let interface = Interface { name: graph.name.clone(), inputs, outputs: graph.outputs.clone() };
-        if let Some(resident) = self.resident.as_ref().filter(|_| !names.is_empty()) {
+        if let Some(device_weights) = self.device_weights.as_ref().filter(|_| !names.is_empty()) {
             let bytes = promote(&bytes, &promoted).map_err(backend)?;
             let (session, held) = builder.commit(&bytes)?;
-            let part = Part::over(interface, session, held, Arc::clone(resident), names)?;
+            let part = Part::over(interface, session, held, Arc::clone(device_weights), names)?;
             return Ok(part.with_profile(profile).with_limits(self.limits));
         }
         let (session, held) = builder.commit(&bytes)?;

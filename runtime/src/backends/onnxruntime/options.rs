@@ -12,10 +12,10 @@ pub struct OrtOptions {
     pub arithmetic: Arithmetic,
     /// Time operators: an [`OrtSession`](super::OrtSession) then has `operator_times`.
     pub profile: bool,
-    /// What to compute on. On a GPU all weights are resident, whatever [`Self::resident`] says.
+    /// What to compute on. On a GPU all weights are device weights, whatever [`Self::device_weights`] says.
     pub provider: Provider,
-    /// Which weights stay on the device and are given to sessions as inputs.
-    pub resident: Residence,
+    /// Which weights are device weights.
+    pub device_weights: DeviceWeightChoice,
     /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
     pub any_backend: bool,
 }
@@ -30,10 +30,12 @@ pub enum Arithmetic {
     Plan,
 }
 
-/// Which weights stay on the device and are given to sessions as inputs: open sessions then take other adapters without being
-/// opened again. On the CPU that costs some of what ONNX Runtime gains by repacking these weights.
+/// Which weights are device weights: they stay on the device, and sessions take them as inputs.
+///
+/// Open sessions then take other adapters without being opened again. On the CPU that costs some of what ONNX Runtime gains by
+/// repacking these weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Residence {
+pub enum DeviceWeightChoice {
     /// None: all are initializers of each session.
     #[default]
     None,

@@ -12,7 +12,7 @@ use super::operator_times::OperatorTimes;
 use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use super::{NAME, OrtError, failed};
-use crate::backends::resident::{HeldInput, InUse, Resident, State};
+use crate::backends::device_weights::{DeviceWeights, HeldInput, InUse, State};
 use crate::backends::stages;
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
@@ -26,7 +26,7 @@ pub struct Part {
     session: ort::session::Session,
     _weights: Vec<Bytes>,
     /// Weights that are inputs behind [`Self::inputs`], in this order, and where they are.
-    resident: Option<(Arc<Resident>, Vec<String>)>,
+    device_weights: Option<(Arc<DeviceWeights>, Vec<String>)>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     /// Where the profiler writes, if it runs.
@@ -46,26 +46,35 @@ impl Part {
         check_interface(&name, "input", &inputs, session.inputs())?;
         check_interface(&name, "output", &outputs, session.outputs())?;
         let runner = Runner::default();
-        Ok(Self { session, _weights: weights, resident: None, inputs, outputs, profile: None, limits: None, runner })
+        Ok(Self {
+            session,
+            _weights: weights,
+            device_weights: None,
+            inputs,
+            outputs,
+            profile: None,
+            limits: None,
+            runner,
+        })
     }
 
-    /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `resident`.
+    /// As [`Self::new`], of a graph whose last inputs are the weights `names` of `device_weights`.
     pub(super) fn over(
         mut interface: Interface,
         session: ort::session::Session,
         weights: Vec<Bytes>,
-        resident: Arc<Resident>,
+        device_weights: Arc<DeviceWeights>,
         names: Vec<String>,
     ) -> Result<Self, OrtError> {
         let given = interface.inputs.len();
         for name in &names {
-            let Some(held) = resident.held(name) else { continue };
+            let Some(held) = device_weights.held(name) else { continue };
             let shape = held.shape.iter().map(|&extent| Dim::Fixed(extent)).collect();
             interface.inputs.push(Port { name: name.clone(), dtype: held.dtype, shape });
         }
         let mut part = Self::new(interface, session, weights)?;
         part.inputs.truncate(given);
-        Ok(Self { resident: Some((resident, names)), ..part })
+        Ok(Self { device_weights: Some((device_weights, names)), ..part })
     }
 }
 
@@ -91,10 +100,11 @@ fn kept(in_use: InUse<'_>, port: &Port) -> Result<DynValue, String> {
 }
 
 /// A weight, where it is.
-fn weight(resident: &Resident, state: &State, name: &str) -> Result<DynValue, String> {
-    let (held, block) = resident.held(name).zip(resident.block(state, name)).ok_or("it is not on the device")?;
-    let ordinal = resident.device().ordinal();
-    // SAFETY: the block is of that device; `state` and `resident` keep it until the run, and with it the value, has ended, and
+fn weight(device_weights: &DeviceWeights, state: &State, name: &str) -> Result<DynValue, String> {
+    let (held, block) =
+        device_weights.held(name).zip(device_weights.block(state, name)).ok_or("it is not on the device")?;
+    let ordinal = device_weights.device().ordinal();
+    // SAFETY: the block is of that device; `state` and `device_weights` keep it until the run, and with it the value, has ended, and
     // nobody writes to memory that others have, too.
     #[allow(unsafe_code)]
     unsafe {
@@ -164,10 +174,11 @@ impl stages::Part for Part {
             };
             values.push(value.map_err(|e| backend(format!("input `{}`: {e}", port.name)))?.into());
         }
-        if let (Some((resident, names)), Some(state)) = (&self.resident, in_use.weights) {
+        if let (Some((device_weights, names)), Some(state)) = (&self.device_weights, in_use.weights) {
             for name in names {
-                values
-                    .push(weight(resident, state, name).map_err(|e| backend(format!("weight `{name}`: {e}")))?.into());
+                values.push(
+                    weight(device_weights, state, name).map_err(|e| backend(format!("weight `{name}`: {e}")))?.into(),
+                );
             }
         }
         let ports = &self.outputs;

@@ -8,7 +8,7 @@ use super::engine::OpenVinoEngine;
 use super::verdict::verdict;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
-use crate::backends::onnxruntime::{Arithmetic, OrtOptions, Provider, Residence};
+use crate::backends::onnxruntime::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
 use crate::backends::weights::weight_bytes;
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;
@@ -34,11 +34,12 @@ impl Backend for OpenVino {
     /// What is asked of ONNX Runtime alone is a choice of it.
     fn suits(&self, engine: &Engine, options: &OpenOptions) -> bool {
         let has_form = |graph: &Graph| graph.files.openvino.is_some();
-        let OrtOptions { provider, arithmetic, resident, profile, .. } = options.ort;
+        let OrtOptions { provider, arithmetic, device_weights, profile, .. } = options.ort;
         let graphs = &engine.manifest().graphs;
         !graphs.is_empty()
             && graphs.iter().flat_map(Graph::parts).all(has_form)
-            && (provider, arithmetic, resident, profile) == (Provider::Cpu, Arithmetic::Fp32, Residence::None, false)
+            && (provider, arithmetic, device_weights, profile)
+                == (Provider::Cpu, Arithmetic::Fp32, DeviceWeightChoice::None, false)
             && options.weights == OrtWeights::Auto
             && verdict(options).takes
     }

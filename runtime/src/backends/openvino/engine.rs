@@ -14,7 +14,7 @@ use super::error::OvError;
 use super::part::Part;
 use super::precision::decide;
 use crate::backends::backend::OpenReport;
-use crate::backends::resident::{Host, Resident, State};
+use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::staged::StagedSession;
 use crate::backends::stages::Stages;
 use crate::backends::weights::private_bytes;
@@ -51,7 +51,7 @@ pub struct OpenVinoEngine {
     precision: Precision,
     threads: Option<NonZero<usize>>,
     limits: Option<RunLimits>,
-    resident: Arc<Resident>,
+    device_weights: Arc<DeviceWeights>,
     /// Vectors that adapters change, which lie in the graphs.
     vectors: IndexMap<String, Bytes>,
     /// Graphs that were opened, by name: sessions share them.
@@ -75,7 +75,7 @@ impl OpenVinoEngine {
             let view = engine.weight(name)?;
             Ok((view.dtype, aligned(view.dtype, view.data)))
         };
-        let resident = Resident::new(&engine, Arc::new(Host::new(options.memory, true)), &weights, weight)?;
+        let device_weights = DeviceWeights::new(&engine, Arc::new(Host::new(options.memory, true)), &weights, weight)?;
         let report = OpenReport {
             mode: WeightMode::Lazy,
             reason: format!("OpenVINO {} takes them as they are stored, and computes in {why}", core.version()),
@@ -87,7 +87,7 @@ impl OpenVinoEngine {
             precision,
             threads: options.threads.and_then(NonZero::new),
             limits: options.limits,
-            resident: Arc::new(resident.beside_graphs()),
+            device_weights: Arc::new(device_weights.beside_graphs()),
             vectors: IndexMap::new(),
             compiled: HashMap::new(),
             report,
@@ -127,7 +127,7 @@ impl OpenVinoEngine {
         let of_graphs: Vec<(&Adapter, f32)> =
             in_graphs.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let vectors = fuse::fuse(&self.engine, &of_graphs, FuseTarget::Storage)?;
-        let (state, mut report) = self.resident.set_adapters(&self.engine, &borrowed, cancelled)?;
+        let (state, mut report) = self.device_weights.set_adapters(&self.engine, &borrowed, cancelled)?;
         report.slots.extend(vectors.report.slots);
         let changed = vectors.weights != self.vectors;
         let before = FusedState {
@@ -142,7 +142,7 @@ impl OpenVinoEngine {
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced.
     pub fn restore(&mut self, before: FusedState) {
-        self.resident.restore(&before.state);
+        self.device_weights.restore(&before.state);
         if let Some((vectors, compiled)) = before.graphs {
             (self.vectors, self.compiled) = (vectors, compiled);
         }
@@ -152,7 +152,7 @@ impl OpenVinoEngine {
 
     /// The parts of adapters that change what lies in the graphs.
     fn in_graphs(&self, adapters: &[(Adapter, f32)]) -> Vec<(Adapter, f32)> {
-        let lies_there = |slot: &&Slot| self.resident.held(&slot.tensor).is_none();
+        let lies_there = |slot: &&Slot| self.device_weights.held(&slot.tensor).is_none();
         let names: HashSet<&str> =
             self.engine.parameters().iter().filter(lies_there).map(|slot| &slot.name[..]).collect();
         let part = |(adapter, strength): &(Adapter, f32)| {
@@ -182,7 +182,7 @@ impl OpenVinoEngine {
         };
         let stages = stages.map(|_| Stages::new(prologue, times));
         let session = StagedSession::new(graph.inputs.clone(), graph.profiles.clone(), main, stages);
-        Ok(session.with_resident(Some(Arc::clone(&self.resident))).with_room(&engine, &graph.name, true))
+        Ok(session.with_device_weights(Some(Arc::clone(&self.device_weights))).with_room(&engine, &graph.name, true))
     }
 
     /// Opens a stored graph, without its stages.
@@ -206,7 +206,7 @@ impl OpenVinoEngine {
             self.compiled.insert(graph.name.clone(), compiled.with_input_names(names));
         }
         let compiled = &self.compiled[&graph.name];
-        Part::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.resident), self.limits)
+        Part::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.device_weights), self.limits)
     }
 }
 

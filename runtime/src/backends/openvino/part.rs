@@ -8,7 +8,7 @@ use v2l_openvino::{Borrowed, Compiled, Element, Lent, OpenVinoError, Request};
 
 use super::NAME;
 use super::error::{OvError, failed};
-use crate::backends::resident::{InUse, Resident, State, bytes};
+use crate::backends::device_weights::{DeviceWeights, InUse, State, bytes};
 use crate::backends::stages;
 use crate::engine::inputs::bind;
 use crate::engine::manifest::Graph;
@@ -22,7 +22,7 @@ pub struct Part {
     request: Request,
     /// Inputs that are weights: all that the graph does not hold itself.
     weights: Vec<String>,
-    resident: Arc<Resident>,
+    device_weights: Arc<DeviceWeights>,
     inputs: Vec<Port>,
     outputs: Vec<Port>,
     limits: Option<RunLimits>,
@@ -34,7 +34,7 @@ impl Part {
         graph: &Graph,
         inputs: Vec<Port>,
         weights: &[String],
-        (compiled, resident): (&Compiled, &Arc<Resident>),
+        (compiled, device_weights): (&Compiled, &Arc<DeviceWeights>),
         limits: Option<RunLimits>,
     ) -> Result<Self, OvError> {
         let interface = |what: String| OvError::Interface { graph: graph.name.clone(), what };
@@ -50,7 +50,7 @@ impl Part {
         }
         let request = compiled.request().map_err(|source| OvError::Graph { graph: graph.name.clone(), source })?;
         let (weights, outputs) = (weights.to_vec(), graph.outputs.clone());
-        Ok(Self { request, weights, resident: Arc::clone(resident), inputs, outputs, limits })
+        Ok(Self { request, weights, device_weights: Arc::clone(device_weights), inputs, outputs, limits })
     }
 
     /// Sees to it that every weight in use without adapters is set, and gives those with adapters: they may be others in the next run.
@@ -59,7 +59,7 @@ impl Part {
         for (at, name) in self.weights.iter().enumerate() {
             if let Some(block) = state.fused(name) {
                 fused.push((at, bytes(block)));
-            } else if let Some(held) = self.resident.held(name).filter(|_| !self.request.is_set(name)) {
+            } else if let Some(held) = self.device_weights.held(name).filter(|_| !self.request.is_set(name)) {
                 let tensor = Borrowed::new(known(held.dtype)?, &held.shape, Arc::new(bytes(&held.base)))?;
                 self.request.set_input(name, tensor)?;
             }
@@ -123,7 +123,7 @@ impl stages::Part for Part {
         }
         for (at, data) in &fused {
             let name = &self.weights[*at][..];
-            let Some(held) = self.resident.held(name) else { continue };
+            let Some(held) = self.device_weights.held(name) else { continue };
             lend(name, held.dtype, &held.shape, data).map_err(failed)?;
         }
         let started = Instant::now();

@@ -245,7 +245,7 @@ fn cuda_fuse_refuses_what_lies_outside_its_memory() {
 mod sessions {
     use super::*;
     use crate::backends::onnxruntime::tests::{CASES, assert_close, engine, options, run};
-    use crate::backends::onnxruntime::{OrtEngine, Residence};
+    use crate::backends::onnxruntime::{DeviceWeightChoice, OrtEngine};
     use crate::io::weights::read_tensors;
     use crate::options::OpenOptions;
     use crate::tensor::NamedTensors;
@@ -272,13 +272,13 @@ mod sessions {
     }
 
     #[test]
-    fn resident_session_follows_swaps_and_equals_sessions_over_fused_initializers() {
+    fn session_over_device_weights_follows_swaps_and_equals_sessions_over_fused_initializers() {
         for_each_case(|engine, open, inputs, what| {
-            let mut resident = open.clone();
-            resident.ort.resident = Residence::Slots;
-            let mut host = OrtEngine::open(Arc::clone(&engine), &resident).unwrap();
+            let mut over_device = open.clone();
+            over_device.ort.device_weights = DeviceWeightChoice::Slots;
+            let mut host = OrtEngine::open(Arc::clone(&engine), &over_device).unwrap();
             let (mut device, _) = on_stand_in(Arc::clone(&engine), open);
-            assert!(host.is_resident() && device.is_resident());
+            assert!(host.has_device_weights() && device.has_device_weights());
             let mut sessions = [host.session("step").unwrap(), device.session("step").unwrap()];
             let bases = [0, 1].map(|device| run(&mut sessions[device], inputs));
             let (a, b) = (adapter("a", 5), adapter("b", 6));
@@ -302,7 +302,7 @@ mod sessions {
     }
 
     #[test]
-    fn resident_session_is_as_it_was_after_a_failure_anywhere_in_a_swap_and_after_restore() {
+    fn session_over_device_weights_is_as_it_was_after_a_failure_anywhere_in_a_swap_and_after_restore() {
         for_each_case(|engine, open, inputs, what| {
             let (mut device, driver) = on_stand_in(engine, open);
             let mut session = device.session("step").unwrap();

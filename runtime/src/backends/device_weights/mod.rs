@@ -1,4 +1,4 @@
-//! Weights that stay on a device while adapters come and go, and are given to sessions as inputs: those of slots, or all.
+//! Device weights stay on a device while adapters come and go. Sessions take them as inputs. They are those of slots, or all.
 //!
 //! The pristine weights are never written to. Adapters are fused from them into memory of their own, which takes their place all at
 //! once: a fuse that fails has changed nothing, and without adapters the pristine weights themselves are in use, bit for bit.
@@ -124,9 +124,9 @@ impl State {
     }
 }
 
-/// Weights of an engine, on a device.
+/// The device weights of an engine.
 #[derive(Debug)]
-pub(super) struct Resident {
+pub(super) struct DeviceWeights {
     device: Arc<dyn Device>,
     held: IndexMap<String, Held>,
     /// Weights that are not held lie in the graphs, and their keeper fuses into them.
@@ -134,7 +134,7 @@ pub(super) struct Resident {
     state: RwLock<Arc<State>>,
 }
 
-impl Resident {
+impl DeviceWeights {
     /// Brings the weights of all slots to the device, but for those that are stored in 8 bits, and those of `others` if the device
     /// takes all. `weight` gives a weight's type and bytes, as graphs take it.
     ///

@@ -1,9 +1,9 @@
-//! Weights that stay on the device: one session for all adapters, on staged, side and typed graphs; and what `--provider` says where
-//! there is no GPU.
+//! Device weights: one session for all adapters, on graphs with hoisted graphs, with branches and typed ones. What `--provider` says
+//! where there is no GPU.
 
 use ndarray::Array2;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine, OrtOptions, Residence};
+use v2l_runtime::backends::onnxruntime::{Arithmetic, DeviceWeightChoice, OrtEngine, OrtOptions};
 use v2l_runtime::components::Components;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::directory::EngineDirectory;
@@ -40,7 +40,7 @@ fn refs(tensors: &NamedTensors) -> Vec<(&str, &Tensor)> {
 }
 
 #[test]
-fn resident_directory_swaps_under_an_open_session_whose_stages_follow() {
+fn directory_of_device_weights_swaps_under_an_open_session_whose_stages_follow() {
     let inputs = case().inputs;
     for storage in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         let built = built(storage);
@@ -50,23 +50,23 @@ fn resident_directory_swaps_under_an_open_session_whose_stages_follow() {
         // Slots of the timestep table, of the prologue and of the blocks.
         let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
         for weights in WEIGHT_MODES {
-            let open = |resident| {
-                let resident = if resident { Residence::Slots } else { Residence::None };
+            let open = |on_device| {
+                let device_weights = if on_device { DeviceWeightChoice::Slots } else { DeviceWeightChoice::None };
                 let options = OpenOptions {
                     weights,
-                    ort: OrtOptions { resident, ..OrtOptions::default() },
+                    ort: OrtOptions { device_weights, ..OrtOptions::default() },
                     ..OpenOptions::default()
                 };
                 EngineDirectory::open(built.engines(), options).unwrap()
             };
-            let (mut resident, mut today) = (open(true), open(false));
+            let (mut over_device, mut today) = (open(true), open(false));
             let step = |directory: &mut EngineDirectory| run(directory.session(TRANSFORMER, "step").unwrap(), &inputs);
-            let base = step(&mut resident);
+            let base = step(&mut over_device);
             let states = [vec![(a.clone(), 1.0)], vec![(b.clone(), -0.5), (a.clone(), 0.3)], vec![]];
             for adapters in states {
-                resident.set_adapters(adapters.clone(), None).unwrap();
+                over_device.set_adapters(adapters.clone(), None).unwrap();
                 today.set_adapters(adapters.clone(), None).unwrap();
-                let (found, expected) = (step(&mut resident), step(&mut today));
+                let (found, expected) = (step(&mut over_device), step(&mut today));
                 let what = format!("{storage} {weights:?} {} adapters", adapters.len());
                 assert_close(&what, &f32s(&found["sample"]), &f32s(&expected["sample"]), TOLERANCE);
                 assert_eq!(found == base, adapters.is_empty(), "{what}: the base comes back bit for bit");
@@ -76,14 +76,16 @@ fn resident_directory_swaps_under_an_open_session_whose_stages_follow() {
 }
 
 #[test]
-fn resident_session_keeps_factors_and_runs_without_them() {
+fn session_over_device_weights_keeps_factors_and_runs_without_them() {
     let (built, inputs) = (built(Dtype::F32), case().inputs);
     let engine = built.engine(TRANSFORMER);
     let graph = engine.graph("step.side").unwrap();
     let a = adapter("a", engine.manifest().slots.iter(), 3, 1);
     let factors = |strength| branch::inputs(&engine, graph, &[(&a, strength)]).unwrap();
-    let options =
-        OpenOptions { ort: OrtOptions { resident: Residence::All, ..OrtOptions::default() }, ..OpenOptions::default() };
+    let options = OpenOptions {
+        ort: OrtOptions { device_weights: DeviceWeightChoice::All, ..OrtOptions::default() },
+        ..OpenOptions::default()
+    };
     let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.side").unwrap();
     assert!(session.run(&refs(&inputs)).is_err(), "nothing is kept yet");
     for strength in [1.0, -0.5, 0.0] {
@@ -113,7 +115,7 @@ fn resident_session_keeps_factors_and_runs_without_them() {
 }
 
 #[test]
-fn resident_typed_graph_equals_one_over_fused_initializers() {
+fn typed_graph_over_device_weights_equals_one_over_fused_initializers() {
     let planted = Planted::new();
     planted.compiled("model.engine", &["--precision", "fp16", "--calibration", "@inputs.safetensors"]);
     let inputs = read_tensors(planted.path("inputs.safetensors")).unwrap();
@@ -124,21 +126,21 @@ fn resident_typed_graph_equals_one_over_fused_initializers() {
     let update = LowRank { down: factors(4, width), up: factors(width, 4), alpha: 4.0 };
     let layers = [("blocks.0.up".to_owned(), update.clone()), ("blocks.0.down".to_owned(), update)];
     let adapter = Adapter { name: "a".into(), layers: layers.into_iter().collect() };
-    let open = |resident| {
-        let resident = if resident { Residence::All } else { Residence::None };
+    let open = |on_device| {
+        let device_weights = if on_device { DeviceWeightChoice::All } else { DeviceWeightChoice::None };
         let engine = std::sync::Arc::new(Engine::open(planted.path("model.engine")).unwrap());
         let options = OpenOptions {
-            ort: OrtOptions { arithmetic: Arithmetic::Plan, resident, ..OrtOptions::default() },
+            ort: OrtOptions { arithmetic: Arithmetic::Plan, device_weights, ..OrtOptions::default() },
             ..OpenOptions::default()
         };
         OrtEngine::open(engine, &options).unwrap()
     };
-    let (mut resident, mut today) = (open(true), open(false));
+    let (mut over_device, mut today) = (open(true), open(false));
     let graph = today.engine().manifest().graphs[0].name.clone();
-    let mut session = resident.session(&graph).unwrap();
+    let mut session = over_device.session(&graph).unwrap();
     let base = run(&mut session, &inputs);
     for adapters in [vec![(adapter, 1.0)], vec![]] {
-        resident.set_adapters(&adapters, None).unwrap();
+        over_device.set_adapters(&adapters, None).unwrap();
         today.set_adapters(&adapters, None).unwrap();
         let found = run(&mut session, &inputs);
         let expected = run(&mut today.session(&graph).unwrap(), &inputs);
@@ -149,7 +151,7 @@ fn resident_typed_graph_equals_one_over_fused_initializers() {
 
 /// What a GPU is given, on the CPU: every weight of every network an input.
 #[test]
-fn resident_pipeline_with_all_weights_as_inputs_gives_the_same_video() {
+fn pipeline_over_device_weights_of_all_kinds_gives_the_same_video() {
     let model = fixtures().join("miniature");
     let index = Index::read(&model).unwrap();
     let effect = index.effects().next().unwrap().clone();
@@ -157,18 +159,18 @@ fn resident_pipeline_with_all_weights_as_inputs_gives_the_same_video() {
     for weights in WEIGHT_MODES {
         for side in [false, true] {
             let plain = Setup { weights, side, ..Setup::default() };
-            let [mut today, mut resident] = [Residence::None, Residence::All]
-                .map(|resident| Lab::new(&model, Setup { resident, ..plain }).unwrap());
-            let tokens = resident.tokens(&trial.reference).unwrap();
+            let [mut today, mut over_device] = [DeviceWeightChoice::None, DeviceWeightChoice::All]
+                .map(|device_weights| Lab::new(&model, Setup { device_weights, ..plain }).unwrap());
+            let tokens = over_device.tokens(&trial.reference).unwrap();
             let adapter = today.adapter(&tokens).unwrap();
             let few_steps = Request { num_inference_steps: Some(3), ..request(&trial) };
             let latents = |lab: &mut Lab| lab.finish(&few_steps).unwrap().0.latents.into_dyn();
-            let base = latents(&mut resident);
+            let base = latents(&mut over_device);
             for strength in [Some(1.0), None] {
                 let adapters: Vec<(Adapter, f32)> = strength.map(|s| (adapter.clone(), s)).into_iter().collect();
                 today.steer(adapters.clone()).unwrap();
-                resident.steer(adapters).unwrap();
-                let found = latents(&mut resident);
+                over_device.steer(adapters).unwrap();
+                let found = latents(&mut over_device);
                 let what = format!("{weights:?}, side {side}, strength {strength:?}");
                 // Steps of the sampler carry on what sums in another order differ by.
                 assert_close(&what, &found, &latents(&mut today), 1e-4);
