@@ -42,7 +42,7 @@ impl Trial {
         Self {
             off: Vec::new(),
             step: Some(["x", "time"].map(str::to_owned).into()),
-            weights: OrtWeights::Widened,
+            weights: OrtWeights::F32,
             device_weights: DeviceWeightChoice::None,
             prepare: false,
             branches: false,
@@ -64,7 +64,7 @@ impl Trial {
             3 => Some(["x", "time", "guide"].map(str::to_owned).into()),
             _ => Some(["x", "time"].map(str::to_owned).into()),
         };
-        let weights = if draws.below(2) == 0 { OrtWeights::Widened } else { OrtWeights::Lazy };
+        let weights = if draws.below(2) == 0 { OrtWeights::F32 } else { OrtWeights::Stored };
         let device_weights =
             [DeviceWeightChoice::None, DeviceWeightChoice::None, DeviceWeightChoice::Slots, DeviceWeightChoice::All]
                 [draws.below(4)];

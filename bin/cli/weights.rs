@@ -19,8 +19,8 @@ impl From<Weights> for OrtWeights {
     fn from(weights: Weights) -> Self {
         match weights {
             Weights::Auto => Self::Auto,
-            Weights::F32 => Self::Widened,
-            Weights::Stored => Self::Lazy,
+            Weights::F32 => Self::F32,
+            Weights::Stored => Self::Stored,
         }
     }
 }

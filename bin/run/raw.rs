@@ -118,9 +118,9 @@ fn check_memory(
     let (bytes, complete) = (phase.total(), needs.run.complete);
     let fields = json!({ "bytes": bytes, "free": available_memory(), "phases": [phase], "complete": complete });
     output.event("memory", fields);
-    let lazy = OpenOptions { weights: OrtWeights::Lazy, ..options.clone() };
+    let stored = OpenOptions { weights: OrtWeights::Stored, ..options.clone() };
     check_room("this run", bytes, 0, |available| {
-        let found = lazily(engine, graph, &lazy, &shapes);
+        let found = with_stored(engine, graph, &stored, &shapes);
         let helps = found.is_some_and(|bytes| bytes <= available);
         let ways = helps.then(|| "--ort-weights stored".to_owned()).into_iter();
         ways.chain(["smaller inputs".to_owned()]).collect()
@@ -129,7 +129,7 @@ fn check_memory(
 }
 
 /// Bytes that a run takes with weights as they are stored.
-fn lazily(engine: &Engine, graph: &str, options: &OpenOptions, shapes: &Shapes) -> Option<u64> {
+fn with_stored(engine: &Engine, graph: &str, options: &OpenOptions, shapes: &Shapes) -> Option<u64> {
     let needs = needs(engine, graph, options, Fused::These(&options.adapters), (shapes, 1)).ok()??;
     Some(needs.weights.saturating_add(needs.run.activations).saturating_add(needs.run.data()))
 }

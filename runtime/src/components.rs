@@ -41,7 +41,7 @@ pub trait Components {
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError>;
 
     /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what stages keep,
-    /// whether adapters will be fused into every layer that has a slot, and whether weights are then held lazily instead of as
+    /// whether adapters will be fused into every layer that has a slot, and whether weights are then held as stored instead of as
     /// they would be. `None` if nobody knows.
     ///
     /// # Errors
@@ -125,7 +125,7 @@ impl StepGraph {
 /// What a graph takes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Needs {
-    /// Bytes of private copies of its component's weights: widened, fused and packed.
+    /// Bytes of private copies of its component's weights: f32, fused and packed.
     pub weights: u64,
     /// Those of them that are fused, which are there before the graph is opened.
     pub fused: u64,

@@ -310,7 +310,7 @@ impl EngineDirectory {
         component: &str,
         graph: &str,
         shapes: &Shapes,
-        (runs, adapters, lazy): (usize, bool, bool),
+        (runs, adapters, stored_weights): (usize, bool, bool),
     ) -> Result<Option<Needs>, DirectoryError> {
         let engine = self.engine(component)?;
         let parts = self.adapters_of(component);
@@ -320,7 +320,7 @@ impl EngineDirectory {
             Fused::These(&parts)
         };
         let options = OpenOptions {
-            weights: if lazy { OrtWeights::Lazy } else { self.options.weights },
+            weights: if stored_weights { OrtWeights::Stored } else { self.options.weights },
             ..OpenOptions { adapters: Vec::new(), ..self.options.clone() }
         };
         Ok(needs(&engine, graph, &options, fused, (shapes, runs))?)

@@ -30,10 +30,10 @@ impl BackendChoice {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OrtWeights {
     /// In f32, in private memory unless they are stored so: fastest, and a fuse loses nothing.
-    Widened,
+    F32,
     /// In the storage type, in place: least memory; each use widens them again.
-    Lazy,
-    /// [`OrtWeights::Widened`] if twice the f32 weights fit in half of the memory that this process may have: the machine's, or
+    Stored,
+    /// [`OrtWeights::F32`] if twice the f32 weights fit in half of the memory that this process may have: the machine's, or
     /// what limits it. What is free at the moment does not count.
     #[default]
     Auto,
@@ -44,10 +44,10 @@ impl FromStr for OrtWeights {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "widened" => Ok(Self::Widened),
-            "lazy" => Ok(Self::Lazy),
+            "f32" | "widened" => Ok(Self::F32),
+            "stored" | "lazy" => Ok(Self::Stored),
             "auto" => Ok(Self::Auto),
-            _ => Err(format!("expected widened, lazy or auto, found `{text}`")),
+            _ => Err(format!("expected f32, stored or auto, found `{text}`")),
         }
     }
 }
@@ -55,19 +55,20 @@ impl FromStr for OrtWeights {
 /// How the weights are held, as decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WeightMode {
-    /// See [`OrtWeights::Widened`].
-    Widened,
-    /// See [`OrtWeights::Lazy`].
-    Lazy,
+    /// See [`OrtWeights::F32`].
+    F32,
+    /// See [`OrtWeights::Stored`].
+    Stored,
     /// In a TensorRT plan on the GPU, in the storage type.
     Plan,
 }
 
+/// The words of results, metadata and keys of predictions, which programs read.
 impl fmt::Display for WeightMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Widened => "widened",
-            Self::Lazy => "lazy",
+            Self::F32 => "widened",
+            Self::Stored => "lazy",
             Self::Plan => "plan",
         })
     }

@@ -86,8 +86,8 @@ pub const SHIFT: Words = Words(&["shift", "--shift", "shift"]);
 /// The autoencoder's tiles.
 pub const TILING: Words = Words(&["vae_tiling: Some(true)", "--vae-tiling on", "V2L_TILING_ON"]);
 /// Weights are held in float32.
-pub const WEIGHTS_F32: Words = Words(&["OrtWeights::Widened", "--ort-weights f32", "V2L_WEIGHTS_WIDENED"]);
+pub const WEIGHTS_F32: Words = Words(&["OrtWeights::F32", "--ort-weights f32", "V2L_WEIGHTS_WIDENED"]);
 /// Weights are held as they are stored.
-pub const WEIGHTS_STORED: Words = Words(&["OrtWeights::Lazy", "--ort-weights stored", "V2L_WEIGHTS_LAZY"]);
+pub const WEIGHTS_STORED: Words = Words(&["OrtWeights::Stored", "--ort-weights stored", "V2L_WEIGHTS_LAZY"]);
 /// Width of the video.
 pub const WIDTH: Words = Words(&["width", "--width", "width"]);

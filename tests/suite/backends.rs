@@ -153,9 +153,9 @@ fn backend_of_another_crate_gives_the_bits_of_the_one_that_it_forwards_to() {
     let states = [vec![(a.clone(), 1.0)], vec![(b, -0.5), (a, 0.3)], vec![]];
     // Over device weights, sessions take other weights without being opened again.
     for (weights, device_weights) in [
-        (OrtWeights::Widened, DeviceWeightChoice::None),
-        (OrtWeights::Lazy, DeviceWeightChoice::None),
-        (OrtWeights::Lazy, DeviceWeightChoice::Slots),
+        (OrtWeights::F32, DeviceWeightChoice::None),
+        (OrtWeights::Stored, DeviceWeightChoice::None),
+        (OrtWeights::Stored, DeviceWeightChoice::Slots),
     ] {
         let options = OpenOptions {
             weights,

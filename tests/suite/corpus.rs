@@ -287,7 +287,7 @@ fn every_export_with_a_fused_adapter_equals_the_merged_model() {
             backend.set_adapters(&[(loaded.adapter.clone(), 1.0)], None).unwrap();
             let outputs = run(&mut backend.session("model").unwrap(), &inputs);
             // What is stored in 16 bits, and fused there, is rounded there.
-            let narrow = mode == OrtWeights::Lazy && compiled.engine.manifest().storage != Dtype::F32;
+            let narrow = mode == OrtWeights::Stored && compiled.engine.manifest().storage != Dtype::F32;
             let tolerance = if narrow { NARROW_TOLERANCE } else { TOLERANCE };
             assert_within(&what, only(&outputs), only(&expected), tolerance);
             assert_ne!(outputs, base, "{what}: the adapter changes the output");

@@ -94,7 +94,7 @@ fn transformer_on_tensorrt_rtx_equals_diffusers() {
                 }
                 Err(error) => panic!("{error}"),
             }
-            let open = OpenOptions { weights: OrtWeights::Lazy, ..OpenOptions::default() };
+            let open = OpenOptions { weights: OrtWeights::Stored, ..OpenOptions::default() };
             let mut engine = OpenEngine::open(Arc::new(Engine::open(&file).unwrap()), &open).unwrap();
             let outputs = run(&mut *engine.session("step").unwrap(), &case.inputs);
             check(variant, &case, &outputs);

@@ -41,7 +41,7 @@ fn phase(event: &Json, name: &str) -> u64 {
 }
 
 #[test]
-fn estimate_grows_with_the_video_and_shrinks_with_tiles_and_lazy_weights() {
+fn estimate_grows_with_the_video_and_shrinks_with_tiles_and_stored_weights() {
     let of = |width: &str, frames: &str, flags: &[&str]| {
         bytes(&[&["--width", width, "--height", "256", "--num-frames", frames], flags].concat())
     };

@@ -133,8 +133,8 @@ fn shift_by_one_block(layers: &IndexMap<String, LowRank>) -> IndexMap<String, Lo
 fn steered_requests_equal_pytorch_from_the_same_noise() {
     let index = Index::read(&model()).unwrap();
     let trials = one_per_family(&index);
-    // Widened, a fuse is exact to f32, as PyTorch's is.
-    let mut lab = Lab::new(&model(), Setup { weights: OrtWeights::Widened, ..Setup::default() }).unwrap();
+    // In f32, a fuse is exact to f32, as PyTorch's is.
+    let mut lab = Lab::new(&model(), Setup { weights: OrtWeights::F32, ..Setup::default() }).unwrap();
     let golden = cases(&model().join("golden"));
     assert_eq!(golden.len(), trials.len());
     for trial in &trials {
@@ -151,7 +151,7 @@ fn precisions_keep_the_effect() {
     let noise = case.input("latents").into_dimensionality::<Ix5>().unwrap();
     let expected = case.output("latents_final");
     let classifier = Classifier::read(&model().join("classifier.json")).unwrap();
-    let fp32 = Setup { storage: Some(Dtype::F32), weights: OrtWeights::Widened, ..Setup::default() };
+    let fp32 = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, ..Setup::default() };
     let fp16 = Setup { storage: Some(Dtype::F16), ..fp32 };
     let int8 = Setup { side: true, int8: true, ..fp32 };
     let bf16 = Setup { storage: Some(Dtype::Bf16), openvino: Some(OpenVinoPrecision::Auto), ..fp32 };

@@ -84,7 +84,7 @@ fn steps_over_bfloat16_weights_compute_in_it_unless_float32_is_asked_for() {
         CompileOptions { storage: Some(Dtype::Bf16), target: Arc::new(OpenVino), ..CompileOptions::default() };
     let built = Built::with(&folder, &ExportOptions::default(), &compile);
     let engine = built.engine("transformer");
-    let expected = f32s(&run(&mut *built.session("transformer", "step", OrtWeights::Widened), &case.inputs)["sample"]);
+    let expected = f32s(&run(&mut *built.session("transformer", "step", OrtWeights::F32), &case.inputs)["sample"]);
     let exact = on_openvino(&engine, "step", &case.inputs);
     assert_close("f32", &f32s(&exact["sample"]), &expected, 1e-5);
     let mut auto = opened(&engine, OpenVinoPrecision::Auto);
@@ -114,7 +114,7 @@ fn branches_with_factors_of_any_rank_equal_onnx_runtime() {
         }
         let mut inputs = case.inputs.clone();
         inputs.extend(factors.clone());
-        let expected = run(&mut *built.session("transformer", "step.side", OrtWeights::Widened), &inputs);
+        let expected = run(&mut *built.session("transformer", "step.side", OrtWeights::F32), &inputs);
         let found = run(&mut *session, &inputs);
         assert_close(&format!("rank {rank}"), &f32s(&found["sample"]), &f32s(&expected["sample"]), 1e-5);
         let held: Vec<(&str, &Tensor)> = factors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
@@ -130,7 +130,7 @@ fn check_chunks(built: &Built, component: &str, input: &str, [first, rest]: [[us
     for (graph, shape) in [("first", first), ("rest", rest)] {
         let values = noise(shape[2] as u64, shape.iter().product());
         inputs.insert(input.to_owned(), Tensor::F32(ArrayD::from_shape_vec(IxDyn(&shape), values).unwrap()));
-        let expected = run(&mut *built.session(component, graph, OrtWeights::Widened), &inputs);
+        let expected = run(&mut *built.session(component, graph, OrtWeights::F32), &inputs);
         let found = on_openvino(&engine, graph, &inputs);
         assert!(expected.len() > 1 && found.len() == expected.len(), "{component} {graph}");
         for (name, tensor) in &expected {

@@ -111,9 +111,9 @@ fn check(folder: &Path, component: &str, graph: &str, inputs: &NamedTensors) {
         for weights in WEIGHT_MODES {
             let mut backend = OrtEngine::open(engine.clone(), &OpenOptions { weights, ..Default::default() }).unwrap();
             let pristine = run(&mut backend.session(graph).unwrap(), inputs);
-            let widened = backend.report().mode == WeightMode::Widened;
+            let in_f32 = backend.report().mode == WeightMode::F32;
             let overrides = noise.iter().map(|(name, (dtype, values))| {
-                (name.clone(), bytes_of(values, if widened { Dtype::F32 } else { *dtype }))
+                (name.clone(), bytes_of(values, if in_f32 { Dtype::F32 } else { *dtype }))
             });
             backend.set_overrides(overrides.collect()).unwrap();
             let overridden = run(&mut backend.session(graph).unwrap(), inputs);

@@ -116,7 +116,7 @@ fn open(model: &Model, folder: &Path) -> OrtEngine {
     let (onnx, engine) = (folder.join("graph.onnx"), folder.join("graph.engine"));
     std::fs::write(&onnx, bytes).unwrap();
     v2l_export::compile(&onnx, &engine, &CompileOptions::default(), &mut |_| {}).unwrap();
-    let options = OpenOptions { weights: OrtWeights::Widened, ..Default::default() };
+    let options = OpenOptions { weights: OrtWeights::F32, ..Default::default() };
     OrtEngine::open(Arc::new(Engine::open(&engine).unwrap()), &options).unwrap()
 }
 

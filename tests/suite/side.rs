@@ -33,7 +33,7 @@ fn side_branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
         let mut sessions = WEIGHT_MODES.map(|mode| (mode, built.session(TRANSFORMER, "step.side", mode)));
         for mix in mixes {
             let adapters = mix.iter().map(|&(a, strength)| (a.clone(), strength)).collect();
-            let options = OpenOptions { weights: OrtWeights::Widened, adapters, ..OpenOptions::default() };
+            let options = OpenOptions { weights: OrtWeights::F32, adapters, ..OpenOptions::default() };
             let mut fused = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step").unwrap();
             let expected = f32s(&run(&mut fused, &case.inputs)["sample"]);
             for (mode, session) in &mut sessions {
@@ -78,7 +78,7 @@ fn swapping_adapters_in_side_branches_needs_no_other_session() {
     let built = built(false);
     let engine = built.engine(TRANSFORMER);
     let case = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]);
-    let mut session: Box<dyn Session> = built.session(TRANSFORMER, "step.side", OrtWeights::Lazy);
+    let mut session: Box<dyn Session> = built.session(TRANSFORMER, "step.side", OrtWeights::Stored);
     let (a, b) =
         (adapter("a", engine.manifest().slots.iter(), 3, 1), adapter("b", engine.manifest().slots.iter(), 3, 2));
     let mut with = |adapters: &[(&Adapter, f32)]| {

@@ -176,8 +176,8 @@ fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
     let (staged, whole) = (built("fun_inp", true), built("fun_inp", false));
     let engine = staged.engine(TRANSFORMER);
     let (a, b) = (norms(&staged, 1), norms(&staged, 2));
-    let mut session = staged.session(TRANSFORMER, "step.side", OrtWeights::Widened);
-    let mut plain = whole.session(TRANSFORMER, "step.side", OrtWeights::Widened);
+    let mut session = staged.session(TRANSFORMER, "step.side", OrtWeights::F32);
+    let mut plain = whole.session(TRANSFORMER, "step.side", OrtWeights::F32);
     let mut base = None;
     for adapters in [&[][..], &[(&a, 1.0)], &[(&b, 0.5)], &[(&a, -1.0)], &[]] {
         let mut inputs = case("fun_inp").inputs;

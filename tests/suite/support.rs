@@ -120,7 +120,7 @@ impl Built {
 }
 
 /// Both ways to give weights to ONNX Runtime.
-pub(crate) const WEIGHT_MODES: [OrtWeights; 2] = [OrtWeights::Widened, OrtWeights::Lazy];
+pub(crate) const WEIGHT_MODES: [OrtWeights; 2] = [OrtWeights::F32, OrtWeights::Stored];
 
 /// OpenVINO, in float32.
 pub(crate) fn openvino() -> OpenOptions {

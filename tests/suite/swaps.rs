@@ -110,13 +110,13 @@ fn check_swaps(storage: Dtype, options: &OpenOptions, seed: u64) {
 }
 
 #[test]
-fn a_hundred_random_swaps_with_failures_of_widened_weights_end_where_they_should() {
-    check_swaps(Dtype::F32, &OpenOptions { weights: OrtWeights::Widened, ..OpenOptions::default() }, 5);
+fn a_hundred_random_swaps_with_failures_of_weights_in_f32_end_where_they_should() {
+    check_swaps(Dtype::F32, &OpenOptions { weights: OrtWeights::F32, ..OpenOptions::default() }, 5);
 }
 
 #[test]
-fn a_hundred_random_swaps_with_failures_of_lazy_weights_end_where_they_should() {
-    check_swaps(Dtype::Bf16, &OpenOptions { weights: OrtWeights::Lazy, ..OpenOptions::default() }, 6);
+fn a_hundred_random_swaps_with_failures_of_stored_weights_end_where_they_should() {
+    check_swaps(Dtype::Bf16, &OpenOptions { weights: OrtWeights::Stored, ..OpenOptions::default() }, 6);
 }
 
 #[test]

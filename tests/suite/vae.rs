@@ -91,7 +91,7 @@ fn decoder_chunks_hand_on_the_same_caches_as_diffusers() {
     let case = Case::read(&folder.join("case_fun_chunks.safetensors"));
     let z = case.input("z");
     let part = |range: std::ops::Range<usize>| z.slice_axis(ndarray::Axis(2), range.into()).to_owned().into();
-    let mut first = built.session("vae_decoder", "first", OrtWeights::Widened);
+    let mut first = built.session("vae_decoder", "first", OrtWeights::F32);
     let start = run(&mut *first, &[("z".to_owned(), part(0..1))].into_iter().collect());
     let mut inputs: NamedTensors = [("z".to_owned(), part(1..3))].into_iter().collect();
     let mut compared = 0;
@@ -103,7 +103,7 @@ fn decoder_chunks_hand_on_the_same_caches_as_diffusers() {
             compared += 1;
         }
     }
-    let mut rest = built.session("vae_decoder", "rest", OrtWeights::Widened);
+    let mut rest = built.session("vae_decoder", "rest", OrtWeights::F32);
     assert_eq!(compared + 1, rest.inputs().len(), "every cache was compared");
     let end = run(&mut *rest, &inputs);
     for (name, expected) in &case.outputs {
@@ -125,7 +125,7 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
     let built = Built::new(&folder.join("vae"), &ExportOptions::default(), None);
     let inputs = v2l_runtime::io::weights::read_tensors(folder.join("inputs.safetensors")).unwrap();
     let outputs = v2l_runtime::io::weights::read_tensors(folder.join("outputs.safetensors")).unwrap();
-    let (mut directory, mut config) = open(&built, OrtWeights::Widened);
+    let (mut directory, mut config) = open(&built, OrtWeights::F32);
     config.chunking.decode = DecodeChunks::Fun;
     for (form, tiled) in [("untiled", false), ("tiled", true)] {
         config.tiling = Tiling::for_sample(config.sample_height, config.sample_width, tiled);

@@ -34,8 +34,8 @@ use crate::ExportError;
 use crate::execute::ExecuteError;
 use crate::execute::adapted::AdaptedExecutor;
 
-/// Without [`CheckOptions::thorough`], weights are not widened beyond this many bytes.
-const WIDENED_LIMIT: u64 = 1 << 30;
+/// Without [`CheckOptions::thorough`], weights are not held in f32 beyond this many bytes.
+const F32_LIMIT: u64 = 1 << 30;
 
 /// Runs before the one that is timed.
 const WARM_RUNS: usize = 2;
@@ -79,7 +79,7 @@ impl Source<'_> {
 /// Compares an engine with its sources, every output of every graph.
 ///
 /// The reference is the source itself, unoptimised, in f32, on ONNX Runtime. Memory is bounded by activations: neither
-/// side copies its weights unless they are widened.
+/// side copies its weights unless they are held in f32.
 pub(crate) fn check_engine(
     engine: &Path,
     component: &str,
@@ -179,7 +179,7 @@ impl Checked<'_> {
             }
             if let (Some(max), Some((set, _))) = (graph.lora_rank, runs.first()) {
                 let run = self.with_factors(set, max, name)?;
-                let open = OpenOptions { weights: OrtWeights::Lazy, ..self.bounded() };
+                let open = OpenOptions { weights: OrtWeights::Stored, ..self.bounded() };
                 self.compare(name, &open, &vec![run], tolerance, "", checks)?;
             }
             if let Some((set, _)) = runs.first().filter(|_| options.times) {
@@ -340,12 +340,12 @@ fn ways(engine: &Engine, thorough: bool) -> Vec<OrtWeights> {
     let elements = |record: &v2l_runtime::engine::manifest::TensorRecord| {
         record.shape.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64))
     };
-    let widened: u64 =
+    let in_f32: u64 =
         manifest.tensors.values().filter(|r| r.dtype.is_float()).map(|r| elements(r).saturating_mul(4)).sum();
     match narrow {
-        true if thorough || widened <= WIDENED_LIMIT => vec![OrtWeights::Lazy, OrtWeights::Widened],
-        // Without a variant of its own, lazy is the same graph without private copies.
-        _ => vec![OrtWeights::Lazy],
+        true if thorough || in_f32 <= F32_LIMIT => vec![OrtWeights::Stored, OrtWeights::F32],
+        // Without a variant of its own, stored weights take the same graph without private copies.
+        _ => vec![OrtWeights::Stored],
     }
 }
 

@@ -235,7 +235,7 @@ impl<'a> Bench<'a> {
             let failed = GraphCheck {
                 component: component.to_owned(),
                 graph: graph.to_owned(),
-                weights: WeightMode::Lazy,
+                weights: WeightMode::Stored,
                 inputs: format!("{}; arithmetic as planned, {}, emulated", run.label, arithmetic(types)),
                 tolerance,
                 outputs,

@@ -962,7 +962,7 @@ typedef struct v2l_generate_options {
 #define V2L_U64 13
 
 /**
- * Widened if they fit comfortably, else lazy.
+ * In f32 if they fit comfortably, else as stored.
  */
 #define V2L_WEIGHTS_AUTO 0
 
@@ -1354,7 +1354,7 @@ v2l_status v2l_adapter_save(const struct v2l_adapter *adapter,
 
 /**
  * Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
- * that are widened, which the engine's sessions share.
+ * that are held in f32, which the engine's sessions share.
  *
  * A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
  * them, and a run adds them unless it is given some.

@@ -30,7 +30,7 @@ use crate::tensor::{c_name, dtype_number, out_of_range, v2l_dtype};
 
 /// How weights that are stored in 16 bits are held.
 pub type v2l_weights = i32;
-/// Widened if they fit comfortably, else lazy.
+/// In f32 if they fit comfortably, else as stored.
 pub const V2L_WEIGHTS_AUTO: v2l_weights = 0;
 /// In f32: fastest, and a fuse loses nothing.
 pub const V2L_WEIGHTS_WIDENED: v2l_weights = 1;
@@ -215,8 +215,8 @@ impl Opening {
         growing::unused(options.reserved2)?;
         let weights = match options.weights {
             V2L_WEIGHTS_AUTO => OrtWeights::Auto,
-            V2L_WEIGHTS_WIDENED => OrtWeights::Widened,
-            V2L_WEIGHTS_LAZY => OrtWeights::Lazy,
+            V2L_WEIGHTS_WIDENED => OrtWeights::F32,
+            V2L_WEIGHTS_LAZY => OrtWeights::Stored,
             other => return Err(unknown("weights", other, "V2L_WEIGHTS_…")),
         };
         let arithmetic = match options.arithmetic {

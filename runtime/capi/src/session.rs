@@ -73,7 +73,7 @@ impl v2l_session {
 }
 
 /// Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
-/// that are widened, which the engine's sessions share.
+/// that are held in f32, which the engine's sessions share.
 ///
 /// A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
 /// them, and a run adds them unless it is given some.

@@ -23,7 +23,7 @@ pub(crate) struct StandIn {
 impl StandIn {
     pub(crate) fn open(engine: Arc<Engine>, _: &OpenOptions) -> Result<Self, OrtError> {
         let report = OpenReport {
-            mode: WeightMode::Widened,
+            mode: WeightMode::F32,
             reason: "the stand-in has no other".to_owned(),
             private_bytes: 0,
             fused: Default::default(),

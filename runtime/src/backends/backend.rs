@@ -107,7 +107,7 @@ pub struct OpenReport {
     pub mode: WeightMode,
     /// Why, in words.
     pub reason: String,
-    /// Upper bound on the private memory of weights: widened, fused and prepacked copies.
+    /// Upper bound on the private memory of weights: f32, fused and prepacked copies.
     pub private_bytes: u64,
     /// What fusing did.
     pub fused: FuseReport,

@@ -36,7 +36,7 @@ pub struct StagedSession<P> {
 struct Room {
     engine: Arc<Engine>,
     graph: String,
-    lazy: bool,
+    stored_weights: bool,
     /// Of the last run.
     shapes: Shapes,
     /// Bytes that the largest run so far took.
@@ -50,7 +50,7 @@ impl Room {
             && inputs.iter().all(|(name, view)| self.shapes.get(*name).is_some_and(|shape| shape[..] == *view.shape()));
         let Some(graph) = self.engine.manifest().graph(&self.graph).filter(|_| !same) else { return Ok(()) };
         let shapes: Shapes = inputs.iter().map(|(name, view)| ((*name).to_owned(), view.shape().to_vec())).collect();
-        let demand = graph.demand(self.lazy, !self.lazy, &shapes, 1);
+        let demand = graph.demand(self.stored_weights, !self.stored_weights, &shapes, 1);
         let needed = demand.activations.saturating_add(demand.kept).saturating_add(demand.outputs);
         let more = needed.saturating_sub(self.most);
         if let Some(free) = (more > 0).then(available_memory).flatten().filter(|&free| more > free) {
@@ -79,9 +79,9 @@ impl<P: Part> StagedSession<P> {
     }
 
     /// With what a run takes known: refused if there is too little memory.
-    pub(super) fn with_room(self, engine: &Arc<Engine>, graph: &str, lazy: bool) -> Self {
+    pub(super) fn with_room(self, engine: &Arc<Engine>, graph: &str, stored_weights: bool) -> Self {
         let (engine, graph) = (Arc::clone(engine), graph.to_owned());
-        Self { room: Some(Room { engine, graph, lazy, shapes: Shapes::new(), most: 0 }), ..self }
+        Self { room: Some(Room { engine, graph, stored_weights, shapes: Shapes::new(), most: 0 }), ..self }
     }
 
     fn ordinal(&self) -> Option<i32> {

@@ -15,11 +15,11 @@ fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: Weig
     let (mut all, mut together) = (0u64, 0u64);
     for (weight, fused) in weights {
         let buffer = match mode {
-            WeightMode::Widened => weight.widened,
-            WeightMode::Lazy | WeightMode::Plan => weight.stored,
+            WeightMode::F32 => weight.widened,
+            WeightMode::Stored | WeightMode::Plan => weight.stored,
         };
         // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
-        let widened = mode == WeightMode::Widened;
+        let widened = mode == WeightMode::F32;
         all += if fused || (widened && !weight.stored_wide) { buffer } else { 0 };
         all += if widened && weight.matrix { weight.widened } else { 0 };
         together += if fused { buffer } else { 0 };

@@ -9,13 +9,13 @@ impl Graph {
     /// keep, a row for each. With `arena` the memory of one stage is not given back before the next runs.
     ///
     /// An engine of an earlier version has no formulas: outputs whose shape is given by the inputs are all that is then counted.
-    pub fn demand(&self, lazy: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
+    pub fn demand(&self, stored_weights: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
         let mut demand = Demand { complete: true, ..Demand::default() };
         let mut shapes = shapes.clone();
         let stages = self.stages.as_ref();
         if let Some(prologue) = stages.and_then(|stages| stages.prologue.as_ref()) {
             let inputs: u64 = prologue.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
-            let outputs = demand.stage(prologue, lazy, arena, [&self.inputs, &prologue.inputs], &shapes);
+            let outputs = demand.stage(prologue, stored_weights, arena, [&self.inputs, &prologue.inputs], &shapes);
             demand.kept = demand.kept.saturating_add(inputs).saturating_add(outputs);
             shapes.extend(demand.shapes.drain());
         }
@@ -24,7 +24,7 @@ impl Graph {
             for name in &times.rows {
                 rows.insert(name.clone(), vec![runs.clamp(1, 64)]);
             }
-            let outputs = demand.stage(&times.graph, lazy, arena, [&times.graph.inputs, &self.inputs], &rows);
+            let outputs = demand.stage(&times.graph, stored_weights, arena, [&times.graph.inputs, &self.inputs], &rows);
             let all = outputs / runs.clamp(1, 64) as u64 * runs as u64;
             demand.kept = demand.kept.saturating_add(all);
             // A run takes as many rows as its own inputs have.
@@ -37,7 +37,7 @@ impl Graph {
             }
         }
         let inputs = stages.map_or(&self.inputs, |stages| &stages.inputs);
-        demand.outputs = demand.stage(self, lazy, arena, [&self.inputs, inputs], &shapes);
+        demand.outputs = demand.stage(self, stored_weights, arena, [&self.inputs, inputs], &shapes);
         demand
     }
 }
@@ -48,13 +48,20 @@ fn port_bytes(port: &Port, shapes: &Shapes) -> u64 {
 
 impl Demand {
     /// Adds a stored graph; gives the bytes of its outputs, and leaves their shapes in `self.shapes`.
-    fn stage(&mut self, graph: &Graph, lazy: bool, arena: bool, inputs: [&[Port]; 2], shapes: &Shapes) -> u64 {
+    fn stage(
+        &mut self,
+        graph: &Graph,
+        stored_weights: bool,
+        arena: bool,
+        inputs: [&[Port]; 2],
+        shapes: &Shapes,
+    ) -> u64 {
         self.shapes.clear();
         let Some(footprints) = &graph.footprint else {
             self.complete = false;
             return 0;
         };
-        let footprint = footprints.lazy.as_ref().filter(|_| lazy).unwrap_or(&footprints.widened);
+        let footprint = footprints.lazy.as_ref().filter(|_| stored_weights).unwrap_or(&footprints.widened);
         self.complete &= footprint.unknown == 0;
         let (peak, outputs) = footprint.at(&bound(inputs.into_iter().flatten(), shapes));
         self.activations = if arena { self.activations.saturating_add(peak) } else { self.activations.max(peak) };

@@ -205,7 +205,7 @@ pub struct TypedGraph {
     pub weights: Vec<String>,
 }
 
-/// The lazy variant, or the widened one where there is none, as OpenVINO takes it: matrices are inputs, after the graph's own, and vectors lie in
+/// The variant over stored weights, or that in f32 where there is none, as OpenVINO takes it: matrices are inputs, after the graph's own, and vectors lie in
 /// the graph.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenVinoGraph {

@@ -17,7 +17,7 @@ use crate::wording::{HEIGHT, NUM_FRAMES, TILING, WEIGHTS_STORED, WIDTH, together
 pub struct Phase {
     /// `encode text`, `encode image`, `denoise`, …
     pub name: &'static str,
-    /// Private copies of weights: widened, fused and packed.
+    /// Private copies of weights: f32, fused and packed.
     pub weights: u64,
     /// What ONNX Runtime computes with.
     pub activations: u64,
@@ -64,7 +64,7 @@ type Asked<'a> = (&'a Request, &'a StepGraph);
 #[derive(Clone, Copy, Default)]
 struct Change {
     tiling: bool,
-    lazy: bool,
+    stored_weights: bool,
     size: Option<(usize, usize)>,
     frames: Option<usize>,
 }
@@ -73,14 +73,14 @@ struct Change {
 struct Sums<'a> {
     components: &'a mut dyn Components,
     expected: Expected,
-    lazy: bool,
+    stored_weights: bool,
     estimate: Estimate,
 }
 
 impl Sums<'_> {
     fn ask(&mut self, component: &str, graph: &str, shapes: &Shapes, runs: usize) -> Result<Needs, ComponentError> {
         let adapters = self.expected.adapters && is_transformer(component);
-        match self.components.needs(component, graph, shapes, (runs, adapters, self.lazy))? {
+        match self.components.needs(component, graph, shapes, (runs, adapters, self.stored_weights))? {
             Some(needs) => {
                 self.estimate.complete &= needs.run.complete;
                 Ok(needs)
@@ -103,9 +103,9 @@ impl Sums<'_> {
         shape: [usize; 5],
         (weights, data): (u64, u64),
     ) -> Result<(), ComponentError> {
-        let lazy = self.lazy;
+        let stored_weights = self.stored_weights;
         let found = vae.needs(component, shape, &mut |graph, shapes| {
-            self.components.needs(component, graph, shapes, (1, false, lazy))
+            self.components.needs(component, graph, shapes, (1, false, stored_weights))
         })?;
         self.estimate.complete &= found.complete;
         self.phase(name, weights.saturating_add(found.weights), found.activations, data.saturating_add(found.data));
@@ -163,7 +163,7 @@ impl Pipeline {
         (settings.width, settings.height) = change.size.unwrap_or((settings.width, settings.height));
         settings.num_frames = change.frames.unwrap_or(settings.num_frames);
         let estimate = Estimate { phases: Vec::new(), complete: true };
-        let mut sums = Sums { components, expected, lazy: change.lazy, estimate };
+        let mut sums = Sums { components, expected, stored_weights: change.stored_weights, estimate };
         self.sum(&mut sums, asked, &settings, family)?;
         Ok(sums.estimate)
     }
@@ -268,7 +268,7 @@ impl Pipeline {
         {
             ways.push(format!("{NUM_FRAMES} {frames}"));
         }
-        if fits(Change { lazy: true, ..Change::default() }) {
+        if fits(Change { stored_weights: true, ..Change::default() }) {
             ways.push(WEIGHTS_STORED.to_string());
         }
         ways

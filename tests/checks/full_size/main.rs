@@ -6,7 +6,7 @@
 //!
 //! Writes a random checkpoint with the shapes of CogVideoX-Fun-V1.1-5b-InP's transformer (42 layers, 11.14 GB in bf16), of
 //! Wan 2.1's of 1.3 billion parameters (30 layers, 2.84 GB) or of Wan 2.2's two of 14 billion (8 of 40 layers); then three times: a synced `cp` of it, `v2l-export`, `v2l-compile --no-verify`, each from a cold page cache; then compiles
-//! once more with the numeric check, and opens the engine in fresh processes, weights lazy. Prints every number, and fails
+//! once more with the numeric check, and opens the engine in fresh processes, weights as stored. Prints every number, and fails
 //! if a bound is missed. Linux; needs the free disk space that it checks for first. `--layers 2` is a quick try: everything
 //! as wide, but not as deep.
 
@@ -38,7 +38,7 @@ const STAGE_PRIVATE: u64 = 1_500_000_000;
 const STAGE_RATIO: f64 = 3.0;
 /// Bound: private memory of compiling with the numeric check, in bytes.
 const CHECKED_PRIVATE: u64 = 2_000_000_000;
-/// Bounds: seconds from the start of the process until a lazy session is ready, and its private memory in bytes.
+/// Bounds: seconds from the start of the process until a session over stored weights is ready, and its private memory in bytes.
 const OPEN_SECONDS: f64 = 0.5;
 const OPEN_PRIVATE: u64 = 300_000_000;
 /// Bytes of graphs and manifest that a bundle or engine may have beside the weights.
@@ -228,10 +228,10 @@ fn open_rounds(args: &Args, engine: &Path) -> anyhow::Result<Vec<Taken>> {
     Ok(opened)
 }
 
-/// In a fresh process: opens the engine lazily and makes its session.
+/// In a fresh process: opens the engine with its weights as stored and makes its session.
 fn open(path: &Path, start: Instant) -> anyhow::Result<()> {
     let engine = Arc::new(Engine::open(path)?);
-    let options = OpenOptions { weights: OrtWeights::Lazy, ..OpenOptions::default() };
+    let options = OpenOptions { weights: OrtWeights::Stored, ..OpenOptions::default() };
     let session = OrtEngine::open(engine, &options)?.session("step")?;
     let seconds = start.elapsed().as_secs_f64();
     let private =

@@ -27,7 +27,7 @@ pub(crate) fn check(rounds: usize, output: &mut Output) -> anyhow::Result<()> {
     let trial = trials.first().context("the effect has no trials")?;
     let asked = request(trial);
     for side in [false, true] {
-        let on_cpu = Setup { storage: Some(Dtype::F32), weights: OrtWeights::Widened, side, ..Setup::default() };
+        let on_cpu = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, side, ..Setup::default() };
         let on_gpu = Setup { provider: Provider::Cuda { device: 0 }, ..on_cpu };
         let (mut cpu, mut gpu) = (Lab::new(&model, on_cpu)?, Lab::new(&model, on_gpu)?);
         let tokens = cpu.tokens(&trial.reference)?;

@@ -242,7 +242,7 @@ fn run(session: &mut dyn Session, inputs: &NamedTensors) -> anyhow::Result<Named
 /// ONNX Runtime on the CPU, in float32, with the same weights.
 fn reference(engine: &Arc<Engine>, graph: &Graph, inputs: &NamedTensors) -> anyhow::Result<NamedTensors> {
     let open = OpenOptions {
-        weights: OrtWeights::Lazy,
+        weights: OrtWeights::Stored,
         ort: OrtOptions { any_backend: true, ..OrtOptions::default() },
         ..OpenOptions::default()
     };

@@ -24,18 +24,18 @@ use v2l_runtime::request::Request;
 type Case = (&'static str, usize, usize, usize, bool, OrtWeights);
 
 const CASES: [Case; 12] = [
-    ("denoise", 256, 256, 17, false, OrtWeights::Widened),
-    ("denoise", 512, 512, 17, false, OrtWeights::Widened),
-    ("denoise", 512, 512, 17, false, OrtWeights::Lazy),
-    ("denoise", 512, 384, 33, false, OrtWeights::Widened),
-    ("decode", 256, 256, 9, false, OrtWeights::Widened),
-    ("decode", 384, 256, 17, false, OrtWeights::Widened),
-    ("decode", 384, 256, 17, false, OrtWeights::Lazy),
-    ("decode", 512, 256, 17, true, OrtWeights::Widened),
-    ("encode image", 256, 256, 9, false, OrtWeights::Widened),
-    ("encode image", 384, 256, 17, false, OrtWeights::Widened),
-    ("encode image", 384, 256, 17, false, OrtWeights::Lazy),
-    ("encode image", 512, 256, 17, true, OrtWeights::Widened),
+    ("denoise", 256, 256, 17, false, OrtWeights::F32),
+    ("denoise", 512, 512, 17, false, OrtWeights::F32),
+    ("denoise", 512, 512, 17, false, OrtWeights::Stored),
+    ("denoise", 512, 384, 33, false, OrtWeights::F32),
+    ("decode", 256, 256, 9, false, OrtWeights::F32),
+    ("decode", 384, 256, 17, false, OrtWeights::F32),
+    ("decode", 384, 256, 17, false, OrtWeights::Stored),
+    ("decode", 512, 256, 17, true, OrtWeights::F32),
+    ("encode image", 256, 256, 9, false, OrtWeights::F32),
+    ("encode image", 384, 256, 17, false, OrtWeights::F32),
+    ("encode image", 384, 256, 17, false, OrtWeights::Stored),
+    ("encode image", 512, 256, 17, true, OrtWeights::F32),
 ];
 
 fn main() -> ExitCode {

@@ -117,15 +117,15 @@ fn main() -> anyhow::Result<()> {
     let classifier = Classifier::read(&args.model.join("classifier.json"))?;
     let mut this = Evaluation { args: &args, index, classifier, effects, trials };
 
-    let widened = Setup { weights: OrtWeights::Widened, ..Setup::default() };
-    let lazy = Setup { weights: OrtWeights::Lazy, ..widened };
-    let fp16 = Setup { storage: Some(Dtype::F16), ..widened };
-    let fp32 = Setup { storage: Some(Dtype::F32), ..widened };
+    let in_f32 = Setup { weights: OrtWeights::F32, ..Setup::default() };
+    let stored = Setup { weights: OrtWeights::Stored, ..in_f32 };
+    let fp16 = Setup { storage: Some(Dtype::F16), ..in_f32 };
+    let fp32 = Setup { storage: Some(Dtype::F32), ..in_f32 };
     if args.precisions {
         let mut exact = None;
         for (name, setup) in [
             ("fp32", fp32),
-            ("bf16 stored", widened),
+            ("bf16 stored", in_f32),
             ("fp16 stored", fp16),
             ("fp16 plan", Setup { plan: true, ..fp16 }),
             ("fp32, side branch", Setup { side: true, ..fp32 }),
@@ -136,7 +136,7 @@ fn main() -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let mut lab = Lab::new(&args.model, widened)?;
+    let mut lab = Lab::new(&args.model, in_f32)?;
     this.mode(&mut lab, "reconstructed", Mode::Reconstructed, None)?;
     let base = this.mode(&mut lab, "base", Mode::Base, None)?;
     let steered = this.mode(&mut lab, "steered", Mode::Steered, None)?;
@@ -148,11 +148,11 @@ fn main() -> anyhow::Result<()> {
     }
     if !args.quick {
         for (name, setup) in [
-            ("steered, bf16 lazy", lazy),
-            ("steered, fp16 widened", fp16),
-            ("steered, fp16 lazy", Setup { storage: Some(Dtype::F16), ..lazy }),
+            ("steered, bf16 stored", stored),
+            ("steered, fp16 in f32", fp16),
+            ("steered, fp16 stored", Setup { storage: Some(Dtype::F16), ..stored }),
             ("steered, fp32", fp32),
-            ("steered, bf16 lazy, side branch", Setup { side: true, ..lazy }),
+            ("steered, bf16 stored, branches", Setup { side: true, ..stored }),
         ] {
             this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, None)?;
         }

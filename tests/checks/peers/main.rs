@@ -33,8 +33,8 @@ struct Args {
     #[arg(long)]
     inputs: Option<PathBuf>,
     /// Hold weights as stored.
-    #[arg(long)]
-    lazy: bool,
+    #[arg(long, alias = "lazy")]
+    stored: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -44,7 +44,7 @@ fn main() -> anyhow::Result<()> {
     let read = |path: &PathBuf| Ok((read_adapter(path, &*engine, &ReadOptions::default())?.adapter, 1.0));
     let adapters = args.adapters.iter().map(read).collect::<anyhow::Result<Vec<(Adapter, f32)>>>()?;
     if let Some(inputs) = &args.inputs {
-        let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
+        let weights = if args.stored { OrtWeights::Stored } else { OrtWeights::F32 };
         let options = OpenOptions { weights, threads: Some(2), adapters, ..OpenOptions::default() };
         let mut opened = OrtEngine::open(engine, &options)?;
         let fused = start.elapsed().as_secs_f64();

@@ -254,8 +254,8 @@ def main():
     engine = work / "engines/transformer.engine"
     for name, command in (
         ("diffusers bf16", [sys.executable, "-c", FORWARD, work / "transformer", adapter, inputs]),
-        ("v2l widened", [peers, engine, adapter, "--inputs", inputs]),
-        ("v2l lazy", [peers, engine, adapter, "--inputs", inputs, "--lazy"]),
+        ("v2l f32", [peers, engine, adapter, "--inputs", inputs]),
+        ("v2l stored", [peers, engine, adapter, "--inputs", inputs, "--stored"]),
     ):
         taken = last_line(command)
         text = f"{name}: fused after {taken['fused']:.2f} s, first forward done after {taken['done']:.2f} s"

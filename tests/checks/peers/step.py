@@ -5,7 +5,7 @@ A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 o
 side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
 or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
 
-Every round times, one after the other: v2l's step in f32 (weights widened; timestep table and prologue are there, as
+Every round times, one after the other: v2l's step in f32 (weights in f32; timestep table and prologue are there, as
 in all steps but a generation's first), ONNX Runtime on the graph that torch.onnx exports from diffusers' model, PyTorch in f32
 and PyTorch in bf16. Then both graphs run under ONNX Runtime's profiler, in turn. *Products* are MatMul, Gemm, Conv and v2l's attention operator, which holds softmax and transpositions
 too; so the time outside of products is also given with what that operator takes beyond ONNX Runtime's two products charged to
@@ -338,7 +338,7 @@ def compare_on_gpu(work: Path, tools: Path, rounds, say):
         command += ["--no-calibration", "--no-verify", "--quiet"]
         subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
         written = work / f"{precision}.safetensors"
-        arguments = ["--plan", "--lazy", "--provider", "cuda", "--outputs", written]
+        arguments = ["--plan", "--stored", "--provider", "cuda", "--outputs", written]
         worker = Worker(tools / "peers_step", engines / "transformer.engine", work / "inputs.safetensors", *arguments)
         try:
             worker()
@@ -396,7 +396,7 @@ def options(profile=None):
 
 
 class Stored:
-    """A graph of an engine, as v2l's runtime opens it with widened weights."""
+    """A graph of an engine, as v2l's runtime opens it with weights in f32."""
 
     def __init__(self, engine: Path, graph, profile=None):
         settings, self.held = options(profile), []

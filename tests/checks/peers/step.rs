@@ -1,7 +1,7 @@
 //! v2l's side of the comparison that `step.py` runs: one step for each line on stdin, its seconds on stdout.
 //!
 //! ```text
-//! step ENGINE INPUTS [--lazy] [--provider cuda] [--plan] [--openvino f32|bf16]
+//! step ENGINE INPUTS [--stored] [--provider cuda] [--plan] [--openvino f32|bf16]
 //! ```
 
 use std::io::BufRead;
@@ -25,8 +25,8 @@ struct Args {
     engine: PathBuf,
     inputs: PathBuf,
     /// Hold weights as stored.
-    #[arg(long)]
-    lazy: bool,
+    #[arg(long, alias = "lazy")]
+    stored: bool,
     /// What to compute on: cpu or cuda.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
@@ -43,7 +43,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let weights = if args.lazy { OrtWeights::Lazy } else { OrtWeights::Widened };
+    let weights = if args.stored { OrtWeights::Stored } else { OrtWeights::F32 };
     let arithmetic = if args.plan { Arithmetic::Plan } else { Arithmetic::Fp32 };
     let (provider, threads) = (args.provider, Some(2));
     let options = OpenOptions {

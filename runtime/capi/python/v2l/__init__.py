@@ -49,8 +49,10 @@ class Weights(enum.IntEnum):
     """How weights that are stored in 16 bits are held."""
 
     AUTO = 0
-    WIDENED = 1
-    LAZY = 2
+    F32 = 1
+    STORED = 2
+    WIDENED = 1  # The earlier name of F32.
+    LAZY = 2  # The earlier name of STORED.
 
 
 class Arithmetic(enum.IntEnum):

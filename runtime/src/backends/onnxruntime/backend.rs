@@ -66,8 +66,8 @@ impl Backend for OnnxRuntime {
         }
         let graph = engine.graph(graph)?;
         let (weights, fused) = weight_bytes(engine, graph, mode, fused)?;
-        let lazy = mode == WeightMode::Lazy;
-        let run = with_overhead(graph.demand(lazy, !lazy, shapes, runs), lazy);
+        let stored_weights = mode == WeightMode::Stored;
+        let run = with_overhead(graph.demand(stored_weights, !stored_weights, shapes, runs), stored_weights);
         Ok(Some(Needs { weights, fused, run }))
     }
 
@@ -81,9 +81,13 @@ impl Backend for OnnxRuntime {
     }
 }
 
-/// ONNX Runtime's arena has gaps; lazy weights go without it, and the system's allocator keeps some of what was freed.
-fn with_overhead(run: Demand, lazy: bool) -> Demand {
-    let over = if lazy { run.activations.saturating_mul(2).min(ALLOCATOR_KEEPS) } else { run.activations / ARENA_GAPS };
+/// ONNX Runtime's arena has gaps; stored weights go without it, and the system's allocator keeps some of what was freed.
+fn with_overhead(run: Demand, stored_weights: bool) -> Demand {
+    let over = if stored_weights {
+        run.activations.saturating_mul(2).min(ALLOCATOR_KEEPS)
+    } else {
+        run.activations / ARENA_GAPS
+    };
     let activations = run.activations.saturating_add(over);
     Demand { activations, ..run }
 }

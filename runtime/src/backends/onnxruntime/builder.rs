@@ -24,7 +24,7 @@ pub(super) fn configured(
         if let Some(threads) = threads {
             builder = builder.with_intra_threads(threads)?;
         }
-        if mode == WeightMode::Lazy {
+        if mode == WeightMode::Stored {
             // The graphs are optimised when they are compiled; looking for more takes most of the time that opening takes,
             // and opening fast is what this mode is for.
             builder = builder.with_optimization_level(GraphOptimizationLevel::Disable)?;

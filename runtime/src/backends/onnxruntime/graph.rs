@@ -57,6 +57,6 @@ fn plain(options: &OpenOptions, graph: &str) -> Result<SessionBuilder, OrtError>
     let backend = |message: String| OrtError::Backend { graph: graph.to_owned(), message };
     let environment = library::onnxruntime(options.ort.library.as_deref())?;
     let builder = SessionBuilder::new(&environment).map_err(|e| backend(e.to_string()))?;
-    let builder = configured(builder, WeightMode::Lazy, options.threads).map_err(backend)?;
+    let builder = configured(builder, WeightMode::Stored, options.threads).map_err(backend)?;
     within(options.limits, builder, &environment).map_err(backend)
 }

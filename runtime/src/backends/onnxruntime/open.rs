@@ -50,7 +50,7 @@ enum Replaced {
     DeviceWeights(Arc<State>),
 }
 
-/// An engine whose graphs can be opened on ONNX Runtime. Graphs share widened and fused weights.
+/// An engine whose graphs can be opened on ONNX Runtime. Graphs share f32 and fused weights.
 pub struct OrtEngine {
     engine: Arc<Engine>,
     environment: Environment,
@@ -74,7 +74,7 @@ pub struct OrtEngine {
 }
 
 impl OrtEngine {
-    /// Decides how to hold the weights and fuses the adapters. Costs the fuse; weights are widened when a graph wants them.
+    /// Decides how to hold the weights and fuses the adapters. Costs the fuse; f32 copies are made when a graph wants them.
     ///
     /// # Errors
     /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
@@ -200,7 +200,7 @@ impl OrtEngine {
         let touched = fuse::touched_tensors(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
         let (mut needed, mut packed) = (0u64, 0u64);
         for (name, weight) in graph_weights(&self.engine)? {
-            if self.report.mode == WeightMode::Lazy {
+            if self.report.mode == WeightMode::Stored {
                 needed += if touched.contains(name) { weight.stored } else { 0 };
                 continue;
             }
@@ -226,8 +226,8 @@ impl OrtEngine {
 
     fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<FusedState, OrtError> {
         let target = match self.report.mode {
-            WeightMode::Widened => FuseTarget::F32,
-            WeightMode::Lazy | WeightMode::Plan => FuseTarget::Storage,
+            WeightMode::F32 => FuseTarget::F32,
+            WeightMode::Stored | WeightMode::Plan => FuseTarget::Storage,
         };
         let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
         if let Some(device_weights) = &self.device_weights {
@@ -257,7 +257,7 @@ impl OrtEngine {
         &self.engine
     }
 
-    /// Replaces weights by buffers in the type that the graphs take: f32 when widened, the storage type when lazy.
+    /// Replaces weights by buffers in the type that the graphs take: f32 or the storage type.
     /// Sessions that are open keep what they have.
     ///
     /// # Errors
@@ -285,7 +285,7 @@ impl OrtEngine {
         if self.provider != Provider::Cpu {
             return Ok(session);
         }
-        Ok(session.with_room(&self.engine, graph, self.report.mode == WeightMode::Lazy))
+        Ok(session.with_room(&self.engine, graph, self.report.mode == WeightMode::Stored))
     }
 
     /// As [`Self::session`], of which runs are not held against the memory that there is.
@@ -314,7 +314,7 @@ impl OrtEngine {
     /// Opens a stored graph, without its stages.
     fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<Part, OrtError> {
         let file = match (self.report.mode, &graph.files.lazy) {
-            (WeightMode::Lazy, Some(lazy)) => lazy,
+            (WeightMode::Stored, Some(lazy)) => lazy,
             _ => &graph.files.widened,
         };
         let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
@@ -371,7 +371,7 @@ impl OrtEngine {
     /// The type in which graphs take a weight that is stored as `stored`.
     fn graph_dtype(&self, stored: Dtype) -> Dtype {
         match self.report.mode {
-            WeightMode::Widened if stored.is_float() => Dtype::F32,
+            WeightMode::F32 if stored.is_float() => Dtype::F32,
             _ => stored,
         }
     }

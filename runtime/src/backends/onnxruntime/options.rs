@@ -8,7 +8,7 @@ use std::str::FromStr;
 pub struct OrtOptions {
     /// The library; found as [`find_onnxruntime`](crate::io::library::find_onnxruntime) says if not given.
     pub library: Option<PathBuf>,
-    /// In which types graphs compute. By plan, the weights are held lazily.
+    /// In which types graphs compute. By plan, the weights are held as stored.
     pub arithmetic: Arithmetic,
     /// Time operators: an [`OrtSession`](super::OrtSession) then has `operator_times`.
     pub profile: bool,

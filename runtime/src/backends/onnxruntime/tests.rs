@@ -48,12 +48,12 @@ pub(in crate::backends) fn assert_close(got: &NamedTensors, expected: &NamedTens
 }
 
 pub(in crate::backends) const CASES: [(Dtype, OrtWeights); 6] = [
-    (Dtype::F32, OrtWeights::Widened),
-    (Dtype::F32, OrtWeights::Lazy),
-    (Dtype::F16, OrtWeights::Widened),
-    (Dtype::F16, OrtWeights::Lazy),
-    (Dtype::Bf16, OrtWeights::Widened),
-    (Dtype::Bf16, OrtWeights::Lazy),
+    (Dtype::F32, OrtWeights::F32),
+    (Dtype::F32, OrtWeights::Stored),
+    (Dtype::F16, OrtWeights::F32),
+    (Dtype::F16, OrtWeights::Stored),
+    (Dtype::Bf16, OrtWeights::F32),
+    (Dtype::Bf16, OrtWeights::Stored),
 ];
 
 #[test]
@@ -64,7 +64,7 @@ fn ort_engine_with_every_weight_overridden_equals_a_graph_that_embeds_them() {
         let (engine, _dir) = engine(&zeros(&noise), storage);
         let mut ort = OrtEngine::open(engine, &options(mode)).unwrap();
         let bytes = |t: &Tensor| match (mode, t.to_f32()) {
-            (OrtWeights::Widened, Some(a)) => raw::vec_into_bytes(a.into_raw_vec_and_offset().0),
+            (OrtWeights::F32, Some(a)) => raw::vec_into_bytes(a.into_raw_vec_and_offset().0),
             _ => bytes::Bytes::copy_from_slice(&raw::tensor_bytes(t)),
         };
         let overrides: IndexMap<_, _> = noise.iter().map(|(name, t)| (name.clone(), bytes(t))).collect();
@@ -102,7 +102,7 @@ fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
 
         // The reference: the weights fused beforehand, in what the mode computes with.
         let (pristine, _dir) = engine(&weights, storage);
-        let target = if mode == OrtWeights::Widened {
+        let target = if mode == OrtWeights::F32 {
             crate::lora::fuse::FuseTarget::F32
         } else {
             crate::lora::fuse::FuseTarget::Storage
@@ -148,7 +148,7 @@ fn ort_session_stays_usable_after_a_wrong_input() {
 fn ort_engine_refuses_an_override_of_the_wrong_length() {
     let case = read_tensors(fixture("bf16.safetensors")).unwrap();
     let (engine, _dir) = engine(&part(&case, "weight."), Dtype::Bf16);
-    let mut ort = OrtEngine::open(engine, &options(OrtWeights::Widened)).unwrap();
+    let mut ort = OrtEngine::open(engine, &options(OrtWeights::F32)).unwrap();
     let short = IndexMap::from([("scale".to_owned(), bytes::Bytes::from_static(&[0; 32]))]);
     let error = ort.set_overrides(short).unwrap_err().to_string();
     assert_eq!(error, "override of `scale`: expected 64 bytes, found 32");

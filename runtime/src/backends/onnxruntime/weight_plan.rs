@@ -26,15 +26,15 @@ pub(super) fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(Wei
 
 fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Result<(WeightMode, String), EngineError> {
     if options.ort.arithmetic == Arithmetic::Plan {
-        return Ok((WeightMode::Lazy, "arithmetic by plan takes weights as they are stored".to_owned()));
+        return Ok((WeightMode::Stored, "arithmetic by plan takes weights as they are stored".to_owned()));
     }
     match options.weights {
-        OrtWeights::Widened => return Ok((WeightMode::Widened, "asked for".to_owned())),
-        OrtWeights::Lazy => return Ok((WeightMode::Lazy, "asked for".to_owned())),
+        OrtWeights::F32 => return Ok((WeightMode::F32, "asked for".to_owned())),
+        OrtWeights::Stored => return Ok((WeightMode::Stored, "asked for".to_owned())),
         OrtWeights::Auto => {}
     }
     let Some(memory) = machine.into_iter().chain(options.memory).min() else {
-        return Ok((WeightMode::Widened, "the system does not say how much memory there is".to_owned()));
+        return Ok((WeightMode::F32, "the system does not say how much memory there is".to_owned()));
     };
     let widened: u64 = graph_weights(engine)?.values().map(|w| w.widened).sum();
     let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
@@ -46,7 +46,7 @@ fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Resu
         if fits { "fit in" } else { "exceed" },
         mib(budget)
     );
-    Ok((if fits { WeightMode::Widened } else { WeightMode::Lazy }, reason))
+    Ok((if fits { WeightMode::F32 } else { WeightMode::Stored }, reason))
 }
 
 impl WeightPlan {
@@ -65,8 +65,8 @@ pub(super) fn check_memory(mode: WeightMode, needed: u64, available: Option<u64>
     match available {
         Some(available) if needed > available => {
             let way_out = match mode {
-                WeightMode::Widened => format!("use `{WEIGHTS_STORED}`, or free memory"),
-                WeightMode::Lazy | WeightMode::Plan => "free memory, or use an adapter for fewer layers".to_owned(),
+                WeightMode::F32 => format!("use `{WEIGHTS_STORED}`, or free memory"),
+                WeightMode::Stored | WeightMode::Plan => "free memory, or use an adapter for fewer layers".to_owned(),
             };
             Err(OrtError::Memory { mode, needed, available, way_out })
         }
@@ -89,14 +89,14 @@ mod tests {
         let total: u64 = graph_weights(&engine).unwrap().values().map(|w| w.widened).sum();
         let auto = options(OrtWeights::Auto);
         let mode = |options: &OpenOptions, machine| decided(&engine, options, machine).unwrap().0;
-        assert_eq!(mode(&auto, Some(4 * total)), WeightMode::Widened);
-        assert_eq!(mode(&auto, Some(4 * total - 1)), WeightMode::Lazy);
-        assert_eq!(mode(&auto, None), WeightMode::Widened);
+        assert_eq!(mode(&auto, Some(4 * total)), WeightMode::F32);
+        assert_eq!(mode(&auto, Some(4 * total - 1)), WeightMode::Stored);
+        assert_eq!(mode(&auto, None), WeightMode::F32);
         assert_eq!(
             mode(&OpenOptions { memory: Some(4 * total - 1), ..auto.clone() }, Some(u64::MAX)),
-            WeightMode::Lazy
+            WeightMode::Stored
         );
         assert_eq!(weight_mode(&engine, &auto).unwrap(), decided(&engine, &auto, machine_memory()).unwrap());
-        assert_eq!(mode(&options(OrtWeights::Widened), Some(0)), WeightMode::Widened);
+        assert_eq!(mode(&options(OrtWeights::F32), Some(0)), WeightMode::F32);
     }
 }

@@ -50,7 +50,7 @@ impl Backend for OpenVino {
     }
 
     fn held_weights(&self, _: &Engine, _: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
-        Ok((WeightMode::Lazy, "OpenVINO takes them as they are stored".to_owned()))
+        Ok((WeightMode::Stored, "OpenVINO takes them as they are stored".to_owned()))
     }
 
     fn needs(
@@ -63,7 +63,7 @@ impl Backend for OpenVino {
         runs: usize,
     ) -> Result<Option<Needs>, EngineError> {
         let graph = engine.graph(graph)?;
-        let (_, fused) = weight_bytes(engine, graph, WeightMode::Lazy, fused)?;
+        let (_, fused) = weight_bytes(engine, graph, WeightMode::Stored, fused)?;
         let run = graph.demand(true, false, shapes, runs);
         // From compilation to the first run OpenVINO has room of its own for every weight that it will be given.
         let inputs = graph.parts().filter_map(|part| part.files.openvino.as_ref()).flat_map(|form| &form.weights);

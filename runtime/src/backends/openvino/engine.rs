@@ -77,7 +77,7 @@ impl OpenVinoEngine {
         };
         let device_weights = DeviceWeights::new(&engine, Arc::new(Host::new(options.memory, true)), &weights, weight)?;
         let report = OpenReport {
-            mode: WeightMode::Lazy,
+            mode: WeightMode::Stored,
             reason: format!("OpenVINO {} takes them as they are stored, and computes in {why}", core.version()),
             private_bytes: 0,
             fused: FuseReport::default(),
@@ -122,7 +122,7 @@ impl OpenVinoEngine {
         cancelled: Cancelled<'_>,
     ) -> Result<FusedState, OvError> {
         let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-        let private_bytes = private_bytes(&self.engine, WeightMode::Lazy, adapters)?;
+        let private_bytes = private_bytes(&self.engine, WeightMode::Stored, adapters)?;
         let in_graphs = self.in_graphs(adapters);
         let of_graphs: Vec<(&Adapter, f32)> =
             in_graphs.iter().map(|(adapter, strength)| (adapter, *strength)).collect();

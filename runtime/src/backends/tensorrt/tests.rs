@@ -35,7 +35,7 @@ fn bytes(bytes: Vec<u8>) -> Tensor {
 
 fn options() -> OpenOptions {
     OpenOptions {
-        weights: OrtWeights::Lazy,
+        weights: OrtWeights::Stored,
         threads: Some(1),
         ort: OrtOptions { any_backend: true, ..OrtOptions::default() },
         ..OpenOptions::default()

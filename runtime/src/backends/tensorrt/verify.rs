@@ -120,7 +120,7 @@ pub(super) fn reference_options(options: &OpenOptions) -> OpenOptions {
         threads: options.threads,
         memory: options.memory,
         // Held so, weights are rounded to the storage type when they are fused, as those of the plan are.
-        weights: OrtWeights::Lazy,
+        weights: OrtWeights::Stored,
         ort: OrtOptions { library: options.ort.library.clone(), any_backend: true, ..OrtOptions::default() },
         ..OpenOptions::default()
     }
