@@ -17,7 +17,7 @@ use crate::io::ahead::ReadAhead;
 use crate::io::map::read_file;
 use crate::lora::adapter::{Adapter, by_expert, of_second, parts_for};
 use crate::lora::branch;
-use crate::lora::fuse::{Cancelled, FuseError, FuseReport};
+use crate::lora::fuse::{CancelCheck, FuseError, FuseReport};
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
@@ -195,7 +195,7 @@ impl EngineDirectory {
     pub fn set_adapters(
         &mut self,
         adapters: Vec<(Adapter, f32)>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<&OpenReport, DirectoryError> {
         let [first, second] = if self.has(TRANSFORMER_2) { by_expert(adapters) } else { [adapters, Vec::new()] };
         self.set_parts([Arc::new(first), Arc::new(second)], cancelled)
@@ -208,7 +208,7 @@ impl EngineDirectory {
     pub fn set_parts(
         &mut self,
         adapters: [FusedAdapters; 2],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<&OpenReport, DirectoryError> {
         let tried = self.try_second(&adapters[1], cancelled)?;
         let own = &adapters[0];
@@ -242,7 +242,7 @@ impl EngineDirectory {
     fn try_second(
         &mut self,
         adapters: &[(Adapter, f32)],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<FuseReport, DirectoryError> {
         if adapters.is_empty() {
             return Ok(FuseReport::default());

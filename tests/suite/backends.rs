@@ -18,7 +18,7 @@ use v2l_runtime::engine::session::Session;
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::lora::adapter::Adapter;
-use v2l_runtime::lora::fuse::Cancelled;
+use v2l_runtime::lora::fuse::CancelCheck;
 use v2l_runtime::options::{OpenOptions, OrtWeights, WeightMode};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
@@ -111,7 +111,7 @@ impl BackendEngine for Forwarded {
         &mut self,
         adapters: &[(Adapter, f32)],
         reopen: Reopen<'_>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
         let mut reopen = |ort: &mut dyn BackendEngine| match self.stuck.load(Ordering::Relaxed) {
             true => Err(Stuck.into()),

@@ -8,7 +8,7 @@ use crate::engine::footprint::Shapes;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::lora::fuse::{CancelCheck, FuseReport};
 use crate::options::{OpenOptions, WeightMode};
 
 /// Something that runs engines. It holds no state: what it opens does.
@@ -96,7 +96,7 @@ pub trait BackendEngine: Send {
         &mut self,
         adapters: &[(Adapter, f32)],
         reopen: Reopen<'_>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError>;
 }
 

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::recording::Recorder;
 use crate::engine::session::Session;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::CancelCheck;
 use crate::options::OpenOptions;
 
 /// An engine that is open on some backend.
@@ -63,7 +63,7 @@ impl OpenEngine {
         &mut self,
         adapters: &[(Adapter, f32)],
         sessions: impl Iterator<Item = (&'s String, &'s mut Box<dyn Session>)>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
         let (graphs, sessions): (Vec<&String>, Vec<&mut Box<dyn Session>>) = sessions.unzip();
         let mut opened = Vec::new();

@@ -7,7 +7,7 @@ use crate::components::{StepGraph, TRANSFORMER, TRANSFORMER_2};
 use crate::directory::DirectoryError;
 use crate::error::{Classified, Error, ErrorClass};
 use crate::lora::adapter::{Adapter, changes};
-use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::lora::fuse::{CancelCheck, FuseReport};
 
 /// What became of a set of adapters.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ impl Generator {
     pub fn set_adapters_unless(
         &mut self,
         adapters: &[(&Adapter, f32)],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<Applied, Error> {
         let engine = self.directory.engine(TRANSFORMER)?;
         let (mode, step) = (self.options.adapter_mode, StepGraph::default());
@@ -83,7 +83,7 @@ impl Generator {
         &mut self,
         adapters: &[(&Adapter, f32)],
         reason: String,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<Applied, DirectoryError> {
         let step = self.directory.side_step(adapters)?;
         if !self.none_fused() {
@@ -101,7 +101,7 @@ impl Generator {
         adapters: &[(&Adapter, f32)],
         reason: &str,
         or_beside: bool,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<Applied, Error> {
         let before = self.directory.adapters().clone();
         let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();

@@ -51,7 +51,7 @@ pub enum FuseTarget {
 }
 
 /// Asked now and then, on any thread: true stops a fuse.
-pub type Cancelled<'a> = Option<&'a (dyn Fn() -> bool + Sync)>;
+pub type CancelCheck<'a> = Option<&'a (dyn Fn() -> bool + Sync)>;
 
 /// How to fuse.
 #[derive(Clone, Copy)]
@@ -63,7 +63,7 @@ pub struct FuseOptions<'a> {
     /// Where the memory comes from, and is kept for the next time; fresh memory without one.
     pub pool: Option<&'a Pool>,
     /// What may stop it.
-    pub cancelled: Cancelled<'a>,
+    pub cancelled: CancelCheck<'a>,
 }
 
 impl FuseOptions<'_> {

@@ -9,7 +9,7 @@ use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
 
 use super::{Block, Device, ToFuse};
 use crate::engine::parameters::matrix;
-use crate::lora::fuse::{Cancelled, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term};
+use crate::lora::fuse::{CancelCheck, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term};
 use crate::tensor::Dtype;
 
 /// Where each tensor begins in the memory of fused weights.
@@ -131,7 +131,7 @@ impl Device for Cuda {
         Ok(Block { address: memory.address(), length: data.len(), owner: Arc::new(memory) })
     }
 
-    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
+    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: CancelCheck<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
         let stop = || if cancelled.is_some_and(|cancelled| cancelled()) { Err(FuseError::Cancelled) } else { Ok(()) };
         stop()?;
         let (mut offsets, mut end) = (Vec::with_capacity(tensors.len()), 0usize);

@@ -9,7 +9,7 @@ use super::{Block, Device, ToFuse};
 use crate::io::raw::aligned;
 use crate::io::weights::WeightView;
 use crate::lora::fuse::{
-    Cancelled, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
+    CancelCheck, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
 };
 use crate::memory::available_memory;
 use crate::tensor::Dtype;
@@ -52,7 +52,7 @@ impl Device for Host {
         Ok(block(aligned(dtype, data)))
     }
 
-    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
+    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: CancelCheck<'_>) -> Result<(Vec<Block>, FuseReport), FuseError> {
         let needed: usize = tensors.iter().map(|tensor| tensor.base.length).sum();
         let mut changed = Vec::with_capacity(tensors.len());
         for &ToFuse { name, dtype, shape, base, slots } in tensors {

@@ -22,7 +22,7 @@ pub(super) use host::bytes;
 use crate::engine::Engine;
 use crate::engine::session::Port;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{Cancelled, FuseError, FuseReport, SlotTerms, by_tensor};
+use crate::lora::fuse::{CancelCheck, FuseError, FuseReport, SlotTerms, by_tensor};
 use crate::tensor::{Dtype, TensorView};
 
 /// Memory of a device, and fusion there.
@@ -44,7 +44,7 @@ pub(super) trait Device: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`FuseError`]; nothing has then changed.
-    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: Cancelled<'_>) -> Result<(Vec<Block>, FuseReport), FuseError>;
+    fn fuse(&self, tensors: &[ToFuse<'_>], cancelled: CancelCheck<'_>) -> Result<(Vec<Block>, FuseReport), FuseError>;
 
     /// What was given to [`Self::hold`] can be let go, too: wait until the device has it.
     ///
@@ -194,7 +194,7 @@ impl DeviceWeights {
         &self,
         engine: &Engine,
         adapters: &[(&Adapter, f32)],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(Arc<State>, FuseReport), FuseError> {
         let by_tensor = by_tensor(engine, adapters)?;
         let mut tensors = Vec::with_capacity(by_tensor.len());

@@ -15,7 +15,7 @@ use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::io::library;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, WeightMode};
 
 /// One part in so many of what a graph computes with is lost in the arena's gaps, about (`docs/memory.md` has measurements).
@@ -109,7 +109,7 @@ impl BackendEngine for OrtEngine {
         &mut self,
         adapters: &[(Adapter, f32)],
         reopen: Reopen<'_>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
         let before = self.set_adapters(adapters, cancelled)?;
         if self.has_device_weights() {

@@ -30,7 +30,7 @@ use crate::engine::session::Port;
 use crate::io::library;
 use crate::io::raw;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{self, Cancelled, FuseOptions, FuseReport, FuseTarget, Pool};
+use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, Pool};
 use crate::memory::available_memory;
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
@@ -176,7 +176,7 @@ impl OrtEngine {
     pub fn set_adapters(
         &mut self,
         adapters: &[(Adapter, f32)],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
         let plan = WeightPlan::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
@@ -224,7 +224,7 @@ impl OrtEngine {
         self.report.private_bytes = before.private_bytes;
     }
 
-    fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<FusedState, OrtError> {
+    fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: CancelCheck<'_>) -> Result<FusedState, OrtError> {
         let target = match self.report.mode {
             WeightMode::F32 => FuseTarget::F32,
             WeightMode::Stored | WeightMode::Plan => FuseTarget::Storage,

@@ -16,7 +16,7 @@ use crate::engine::manifest::Graph;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 
 /// OpenVINO: it runs engines that hold a form for it.
@@ -101,7 +101,7 @@ impl BackendEngine for OpenVinoEngine {
         &mut self,
         adapters: &[(Adapter, f32)],
         reopen: Reopen<'_>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
         let before = self.set_adapters(adapters, cancelled)?;
         if !before.graphs_change() {

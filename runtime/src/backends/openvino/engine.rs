@@ -23,7 +23,7 @@ use crate::engine::manifest::{Graph, OpenVinoGraph, Slot};
 use crate::engine::session::Port;
 use crate::io::raw::aligned;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{self, Cancelled, FuseReport, FuseTarget};
+use crate::lora::fuse::{self, CancelCheck, FuseReport, FuseTarget};
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 
 /// A graph of an engine on OpenVINO.
@@ -119,7 +119,7 @@ impl OpenVinoEngine {
     pub fn set_adapters(
         &mut self,
         adapters: &[(Adapter, f32)],
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<FusedState, OvError> {
         let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let private_bytes = private_bytes(&self.engine, WeightMode::Stored, adapters)?;

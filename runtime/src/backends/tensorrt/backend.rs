@@ -13,7 +13,7 @@ use crate::engine::footprint::Shapes;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, WeightMode};
 
 /// TensorRT of one flavour: it runs engines that are compiled for it.
@@ -87,7 +87,7 @@ impl BackendEngine for TrtEngine {
         &mut self,
         adapters: &[(Adapter, f32)],
         _: Reopen<'_>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
         Ok(self.set_adapters(adapters, cancelled)?)
     }

@@ -16,7 +16,7 @@ use crate::backends::backend::OpenReport;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, slots_by_name};
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{Cancelled, FuseReport};
+use crate::lora::fuse::{CancelCheck, FuseReport};
 use crate::options::{OpenOptions, WeightMode};
 
 /// A plan that sessions share, one run or change of weights at a time.
@@ -87,7 +87,7 @@ impl TrtEngine {
     ///
     /// # Errors
     /// [`TrtError`]; every graph then has its former weights, but for those that [`TrtError::Gone`] names.
-    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: Cancelled<'_>) -> Result<(), TrtError> {
+    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: CancelCheck<'_>) -> Result<(), TrtError> {
         let fusing = Arc::new(Fusing::new(&self.engine, adapters)?);
         self.check_slots(&fusing)?;
         fusing.inherit(&self.fusing);
@@ -120,7 +120,7 @@ impl TrtEngine {
     fn change<'e>(
         &'e self,
         fusing: &Arc<Fusing>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
         changed: &mut Vec<(&'e Graph, Shared)>,
     ) -> Result<(), TrtError> {
         for graph in &self.engine.manifest().graphs {
@@ -165,7 +165,7 @@ impl TrtEngine {
         graph: &Graph,
         plan: &mut Plan,
         fusing: &Fusing,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), TrtError> {
         if !self.verify {
             return Ok(());

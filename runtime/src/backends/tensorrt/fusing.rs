@@ -9,7 +9,7 @@ use v2l_trt::refit::{Change, Content, Staging};
 use crate::engine::Engine;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{
-    self, Cancelled, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, RoundingStats, SlotReport,
+    self, CancelCheck, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, RoundingStats, SlotReport,
 };
 
 /// Adapters for an engine, checked, and the weights with them.
@@ -66,7 +66,7 @@ impl Fusing {
     }
 
     /// Fuses what no plan has asked for yet, and lets go of it: to know what becomes of each slot, and that it fits its type.
-    pub(super) fn survey(&self, cancelled: Cancelled<'_>) -> Result<(), FuseError> {
+    pub(super) fn survey(&self, cancelled: CancelCheck<'_>) -> Result<(), FuseError> {
         for slot in self.engine.changeable() {
             let known = self.reports.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&slot.name);
             if !known && self.digests.contains_key(&slot.name) {
@@ -98,7 +98,7 @@ impl Fusing {
         FuseReport { slots: slots.collect() }
     }
 
-    fn weight(&self, change: &Change, cancelled: Cancelled<'_>) -> Result<Bytes, FuseError> {
+    fn weight(&self, change: &Change, cancelled: CancelCheck<'_>) -> Result<Bytes, FuseError> {
         match change.content {
             Content::Fused(_) => self.fused(&change.weight, cancelled),
             Content::Pristine => Ok(self.engine.weight(&change.weight)?.data),
@@ -106,7 +106,7 @@ impl Fusing {
     }
 
     /// A weight with what is added to it.
-    fn fused(&self, tensor: &str, cancelled: Cancelled<'_>) -> Result<Bytes, FuseError> {
+    fn fused(&self, tensor: &str, cancelled: CancelCheck<'_>) -> Result<Bytes, FuseError> {
         let adapters = self.by_tensor.get(tensor).into_iter().flatten();
         let adapters: Vec<(&Adapter, f32)> = adapters.map(|(adapter, strength)| (adapter, *strength)).collect();
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
@@ -141,7 +141,7 @@ fn split(engine: &Engine, adapters: &[(Adapter, f32)]) -> HashMap<String, Vec<(A
 /// [`Fusing`], which somebody may stop.
 pub(super) struct Stoppable<'a> {
     pub(super) fusing: &'a Fusing,
-    pub(super) cancelled: Cancelled<'a>,
+    pub(super) cancelled: CancelCheck<'a>,
 }
 
 impl Staging for Stoppable<'_> {

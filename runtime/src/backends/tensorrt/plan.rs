@@ -20,7 +20,7 @@ use crate::engine::inputs::row_major;
 use crate::engine::manifest::{Graph, RANK_SUFFIX, TrtPlan};
 use crate::engine::session::{Dim, Port};
 use crate::io::raw::{byte_len, tensor_from_bytes};
-use crate::lora::fuse::{Cancelled, FuseError};
+use crate::lora::fuse::{CancelCheck, FuseError};
 use crate::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 use crate::wording::BACKEND_ORT;
 
@@ -73,7 +73,7 @@ impl Plan {
         graph: &Graph,
         gpu: &Arc<dyn Gpu>,
         fusing: &Arc<Fusing>,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<Self, TrtError> {
         let plan = choose(graph, gpu.as_ref())?;
         let plans = Plans { gpu: Arc::clone(gpu), graph: graph.name.clone(), bytes: engine.blob(&plan.file)? };
@@ -104,7 +104,7 @@ impl Plan {
 
     /// Sets the weights that differ, or all if an earlier failure left none; on an error all are as they were, unless it says that they
     /// are gone.
-    pub(super) fn set(&mut self, fusing: &Arc<Fusing>, cancelled: Cancelled<'_>) -> Result<Applied, TrtError> {
+    pub(super) fn set(&mut self, fusing: &Arc<Fusing>, cancelled: CancelCheck<'_>) -> Result<Applied, TrtError> {
         let through = Stoppable { fusing, cancelled };
         let set = self.weighted.set(fusing.digests_of(&self.slots), Kept(Arc::clone(fusing)), &through);
         set.map_err(|error| refused(&self.graph, error))

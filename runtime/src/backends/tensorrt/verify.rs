@@ -13,7 +13,7 @@ use crate::engine::session::{Session, SessionError};
 use crate::engine::{Engine, EngineError};
 use crate::io::weights::WeightFile;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::Cancelled;
+use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{NamedTensors, Tensor};
 
@@ -68,7 +68,7 @@ impl Probe {
         plan: &mut Plan,
         fusing: &Fusing,
         options: &OpenOptions,
-        cancelled: Cancelled<'_>,
+        cancelled: CancelCheck<'_>,
     ) -> Result<(), TrtError> {
         let inputs: Vec<(&str, &Tensor)> = self.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
         let laid_out = laid_out(&inputs);
@@ -133,7 +133,7 @@ fn reference(
     inputs: &[(&str, &Tensor)],
     adapters: &[(Adapter, f32)],
     options: &OpenOptions,
-    cancelled: Cancelled<'_>,
+    cancelled: CancelCheck<'_>,
 ) -> Result<NamedTensors, TrtError> {
     let run = || -> Result<NamedTensors, OrtError> {
         let mut ort = OrtEngine::open(Arc::clone(engine), options)?;
