@@ -1,8 +1,11 @@
 //! The second stage: what adapters may change is found, and graphs with low-rank branches are made.
 
+use std::collections::HashSet;
+
 use v2l_graphs::Model;
 use v2l_graphs::passes::{SideSlot, add_side_branches, infer_shapes};
 use v2l_runtime::engine::manifest::{Absent, Slot};
+use v2l_runtime::engine::parameters::parameter;
 use v2l_runtime::lora::adapter::Layers;
 
 use super::options::CompileOptions;
@@ -17,6 +20,8 @@ pub(crate) struct Slotted {
     /// Its graphs; layers that share an initializer but are parameters of their own have copies of it.
     pub(crate) prepared: Prepared,
     pub(crate) slots: Vec<Slot>,
+    /// Weights that are no linear layer's matrix.
+    parameters: Vec<Slot>,
     /// Layers that are no slots.
     pub(crate) absent: Vec<Absent>,
     /// What is to be said of both, if anything is.
@@ -37,13 +42,22 @@ impl Slotted {
             return Err(error.advised(&[Remedy::WithoutLoraRank]));
         }
         let named = (checkpoint.is_some() || report != SlotReport::default()).then_some(report);
-        Ok(Self { prepared, slots, absent, named, side })
+        let parameters = parameters(&prepared.models, &slots);
+        Ok(Self { prepared, slots, parameters, absent, named, side })
     }
 
     /// Slots, and layers that are none.
     pub(crate) fn layers(&self) -> Layers<'_> {
-        Layers { slots: &self.slots, absent: &self.absent, parameters: &[] }
+        Layers { slots: &self.slots, absent: &self.absent, parameters: &self.parameters }
     }
+}
+
+/// The floating-point weights of all graphs that are no slot's, each once.
+fn parameters(models: &[(String, Model)], slots: &[Slot]) -> Vec<Slot> {
+    let mut known: HashSet<&str> = slots.iter().map(|slot| &slot.tensor[..]).collect();
+    let weights = models.iter().flat_map(|(_, model)| &model.graph.initializers);
+    let floats = weights.filter(|(_, weight)| weight.external && weight.dtype.is_float());
+    floats.filter(|(name, _)| known.insert(name)).filter_map(|(name, weight)| parameter(name, &weight.shape)).collect()
 }
 
 /// For each graph that reads a slot's weight, the variant with low-rank branches.

@@ -7,6 +7,7 @@ use v2l_calibration::Executor;
 use v2l_graphs::{DataType, Model};
 use v2l_runtime::engine::EngineError;
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::engine::parameters::matrix;
 use v2l_runtime::io::raw;
 use v2l_runtime::io::weights::{WeightError, WeightView};
 use v2l_runtime::lora::adapter::Adapter;
@@ -122,7 +123,7 @@ impl Piece {
             let rows = slot.row_range();
             let (out, inner) = match (&weight.shape[..], slot.transposed) {
                 (&[out, inner], false) | (&[inner, out], true) => (out, inner),
-                _ => return Err(fail(format!("slot `{}` is no matrix", slot.name))),
+                (shape, _) => matrix(shape).ok_or_else(|| fail(format!("slot `{}` is no matrix", slot.name)))?,
             };
             if rows.start >= rows.end || rows.end > out || inner != slot.in_features {
                 return Err(fail(format!("slot `{}` does not fit its shape {:?}", slot.name, weight.shape)));

@@ -7,6 +7,7 @@ use v2l_calibration::{
     GraphPlan, MAX_PLAN_BYTES, PlanOptions, Precision, PrecisionPlan, Ranges, Request, observe_weights, plan_graph,
 };
 use v2l_graphs::{DataType, Model, matrix_types};
+use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::io::map::read_text;
 use v2l_runtime::lora::adapter::{Adapter, Layers, ReadOptions, read_adapter};
 
@@ -49,10 +50,11 @@ pub(crate) fn plan_component(
     let (inputs, unserved) = inputs_of(graphs, options)?;
     let mut report = PrecisionReport { unserved, ..PrecisionReport::default() };
     let planner = Planner { given: given.as_ref(), request, options, check, adapters: &adapters };
+    let changeable: Vec<Slot> = layers.slots.iter().chain(layers.parameters).cloned().collect();
     let mut types = BTreeMap::new();
     for ((graph, model), files) in graphs.iter().zip(inputs) {
         let name = format!("{component}/{graph}");
-        let bench = Bench::new(&name, model, layers.slots, &adapters, options);
+        let bench = Bench::new(&name, model, &changeable, &adapters, options);
         types.insert(graph.clone(), planner.plan(&bench, files, &mut report)?);
     }
     let pairs: Vec<(&Model, &[DataType])> = graphs.iter().map(|(graph, model)| (model, &types[graph][..])).collect();

@@ -4,7 +4,7 @@ mod demand;
 pub mod footprint;
 pub(crate) mod inputs;
 pub mod manifest;
-pub(crate) mod parameters;
+pub mod parameters;
 pub(crate) mod profiles;
 mod reader;
 pub mod recording;

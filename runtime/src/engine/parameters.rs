@@ -27,16 +27,21 @@ pub(super) fn parameters(manifest: &Manifest) -> Vec<Slot> {
         .map(|n| &n[..])
         .collect();
     let tensors = manifest.tensors.iter().filter(|(name, record)| is_parameter(name) && record.dtype.is_float());
-    let slots = tensors.filter(|(name, _)| !taken.contains(&name[..])).filter_map(|(name, record)| {
-        let (rows, columns) = matrix(&record.shape)?;
-        Some(Slot { tensor: name.clone(), ..Slot::linear(name.clone(), rows, columns) })
-    });
+    let slots = tensors
+        .filter(|(name, _)| !taken.contains(&name[..]))
+        .filter_map(|(name, record)| parameter(name, &record.shape));
     slots.collect()
+}
+
+/// A parameter of this name and shape as a slot, which is called like its tensor; `None` of one without elements.
+pub fn parameter(name: &str, shape: &[usize]) -> Option<Slot> {
+    let (rows, columns) = matrix(shape)?;
+    Some(Slot { tensor: name.to_owned(), ..Slot::linear(name, rows, columns) })
 }
 
 /// Rows and columns of a tensor as a matrix in the same order of elements: leading extents of 1 are left out, then the first
 /// extent is the rows; a vector is one row. `None` of a tensor without elements.
-pub(crate) fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
+pub fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
     if let &[rows, columns] = shape {
         return Some((rows, columns));
     }
