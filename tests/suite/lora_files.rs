@@ -8,6 +8,7 @@ use std::sync::Arc;
 use ndarray::ArrayD;
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::backends::onnxruntime::DeviceWeightChoice;
 use v2l_runtime::components::Components;
 use v2l_runtime::generator::{Generator, Options};
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
@@ -148,9 +149,11 @@ fn swaps_of_differences_are_whole_and_bring_the_base_back() {
     let target: CompileOptions = CompileOptions { target: Arc::new(OpenVino), ..CompileOptions::default() };
     let built = built(&target);
     let inputs = read_tensors(folder().join("inputs.safetensors")).unwrap();
-    for backend in ["ort", "openvino"] {
+    for backend in ["ort", "openvino", "ort, weights as inputs"] {
         let mut options = Options::default();
-        options.engines.backend = backend.parse().unwrap();
+        let (name, inputs_too) = backend.split_once(',').map_or((backend, false), |(name, _)| (name, true));
+        options.engines.backend = name.parse().unwrap();
+        options.engines.ort.device_weights = if inputs_too { DeviceWeightChoice::All } else { DeviceWeightChoice::None };
         let mut generator = Generator::open(built.engines(), &options).unwrap();
         let sample = |generator: &mut Generator| {
             let session = generator.directory().session("transformer", "step").unwrap();

@@ -13,8 +13,8 @@ and 8 GB of memory. Two threads on either side. Every round measures, one after 
 Then, in new processes: from the checkpoint on disk to the first forward (290 tokens) with the adapter fused, and the
 private memory at the end. Prints medians and the ratios of the pairs; `--json` one event per line. Nothing is asserted.
 
-`--model wan-14b` is a Wan 2.1 transformer of 14B's widths (5120 and 13824) with 8 layers, 80 linears; about 15 GB of disk and 16 GB of memory, and no
-forward. `--stack N` fuses N adapters of each rank at once.
+`--model wan-14b` is a Wan 2.1 transformer of 14B's widths (5120 and 13824) with 8 layers, 80 linears; about 15 GB of disk and 18 GB of memory. New memory,
+branches and the forward are left out. `--stack N` fuses N adapters of each rank at once.
 """
 
 import argparse
@@ -134,7 +134,7 @@ def rounds(kind, work: Path, peers: Path, rank, stack, count):
         for (w, _, _), out in zip(plain, warm):
             out.copy_(w)
 
-    orders = {"v2l warm": "fuse", "v2l fresh": "fuse fresh"} | ({"v2l side": "side"} if kind is CogVideoX else {})
+    orders = {"v2l warm": "fuse"} | ({"v2l fresh": "fuse fresh", "v2l side": "side"} if kind is CogVideoX else {})
     times = {name: [] for name in ("copy", "addmm", *orders, "peft")}
     with torch.no_grad():
         for number in range(count + 1):
