@@ -10,7 +10,7 @@ use v2l_runtime::components::{HYPERNETWORK, TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::lora::adapter::{
-    Adapter, AdapterError, AdapterFormat, Coverage, Description, Experts, FoundRecipe, Loaded, Outcome, Placed,
+    Adapter, AdapterError, AdapterFormat, Coverage, CoveredAdapter, Description, Experts, FoundRecipe, Outcome, Placed,
     ReadOptions, describe, detect, parts_for, read_adapter, read_adapter_for_two, read_light, recipe_of,
 };
 use v2l_runtime::options::OpenOptions;
@@ -54,7 +54,7 @@ fn read(
     (engine, second): &Transformers,
     options: &ReadOptions,
     output: &mut Output,
-) -> anyhow::Result<Loaded> {
+) -> anyhow::Result<CoveredAdapter> {
     let loaded = match second {
         Some(second) => read_adapter_for_two(path, [(&**engine).into(), (&**second).into()], options),
         None => read_adapter(path, &**engine, options),
@@ -93,7 +93,7 @@ pub(crate) fn load(
         return expand(&given.path, engine);
     }
     let transformers = open_transformers(engine)?;
-    let Loaded { adapter, coverage } = read_given(given, &transformers, args, output)?;
+    let CoveredAdapter { adapter, coverage } = read_given(given, &transformers, args, output)?;
     let (engine, second) = transformers;
     let (Some(second), Some(placed)) = (second, coverage.placed) else { return Ok((engine, adapter)) };
     let (component, engine) =
@@ -103,7 +103,12 @@ pub(crate) fn load(
     Ok((engine, part.map_or_else(Adapter::default, |(part, _)| part)))
 }
 
-fn read_given(given: &Given, transformers: &Transformers, args: &Args, output: &mut Output) -> anyhow::Result<Loaded> {
+fn read_given(
+    given: &Given,
+    transformers: &Transformers,
+    args: &Args,
+    output: &mut Output,
+) -> anyhow::Result<CoveredAdapter> {
     let options = ReadOptions { allow_partial: args.allow_partial, experts: given.experts };
     read(&given.path, transformers, &options, output)
 }

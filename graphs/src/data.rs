@@ -8,7 +8,7 @@ use bytes::Bytes;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use crate::quantize::{Blocks, Part};
+use crate::quantize::{Blocks, QuantizedPart};
 
 /// ONNX tensor element types (`TensorProto.DataType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -117,7 +117,7 @@ enum Repr {
     Quantized {
         data: Box<TensorData>,
         layout: Blocks,
-        part: Part,
+        part: QuantizedPart,
     },
 }
 
@@ -162,7 +162,7 @@ impl TensorData {
     }
 
     /// One part of an f32 matrix in 8 bits per value and an f32 scale per block; see [`crate::quantize`].
-    pub fn quantized(self, layout: Blocks, part: Part) -> Self {
+    pub fn quantized(self, layout: Blocks, part: QuantizedPart) -> Self {
         Self(Repr::Quantized { data: Box::new(self), layout, part })
     }
 

@@ -15,7 +15,7 @@ pub struct Blocks {
 
 /// What of a quantised matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum QuantizedPart {
     /// `q + 128` as bytes, `[rows, blocks, block]`, the last block padded with zeros of the matrix (128).
     Values,
     /// f32 `[rows · blocks]`: the largest magnitude of each block over 127.
@@ -30,17 +30,17 @@ impl Blocks {
         self.cols.div_ceil(self.block)
     }
 
-    pub(crate) fn len(&self, part: Part) -> usize {
+    pub(crate) fn len(&self, part: QuantizedPart) -> usize {
         match part {
-            Part::Values => self.rows * self.per_row() * self.block,
-            Part::Scales => self.rows * self.per_row() * 4,
-            Part::Restored => self.rows * self.cols * 4,
+            QuantizedPart::Values => self.rows * self.per_row() * self.block,
+            QuantizedPart::Scales => self.rows * self.per_row() * 4,
+            QuantizedPart::Restored => self.rows * self.cols * 4,
         }
     }
 
     /// Writes a part of the f32 matrix `data`.
-    pub(crate) fn write(&self, data: &[u8], part: Part, out: &mut dyn Write) -> io::Result<()> {
-        let expected = self.len(Part::Restored);
+    pub(crate) fn write(&self, data: &[u8], part: QuantizedPart, out: &mut dyn Write) -> io::Result<()> {
+        let expected = self.len(QuantizedPart::Restored);
         if data.len() != expected || self.block == 0 {
             let message = format!("expected {expected} bytes of float32, found {}", data.len());
             return Err(io::Error::new(io::ErrorKind::InvalidData, message));
@@ -56,7 +56,7 @@ impl Blocks {
         Ok(())
     }
 
-    fn block(&self, bytes: &[u8], part: Part, line: &mut Vec<u8>) -> io::Result<()> {
+    fn block(&self, bytes: &[u8], part: QuantizedPart, line: &mut Vec<u8>) -> io::Result<()> {
         let values = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         if values.clone().any(|v| !v.is_finite()) {
             return Err(io::Error::new(
@@ -69,13 +69,13 @@ impl Blocks {
         let quantized =
             values.map(|v| if scale > 0.0 { (v / scale).round_ties_even().clamp(-127.0, 127.0) } else { 0.0 });
         match part {
-            Part::Values => {
+            QuantizedPart::Values => {
                 let start = line.len();
                 line.extend(quantized.map(|q| (q + 128.0) as u8));
                 line.resize(start + self.block, 128);
             }
-            Part::Scales => line.extend(scale.to_le_bytes()),
-            Part::Restored => line.extend(quantized.flat_map(|q| (q * scale).to_le_bytes())),
+            QuantizedPart::Scales => line.extend(scale.to_le_bytes()),
+            QuantizedPart::Restored => line.extend(quantized.flat_map(|q| (q * scale).to_le_bytes())),
         }
         Ok(())
     }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
     use crate::TensorData;
 
-    fn part(values: &[f32], layout: Blocks, part: Part) -> Vec<u8> {
+    fn part(values: &[f32], layout: Blocks, part: QuantizedPart) -> Vec<u8> {
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
         let data = TensorData::raw(bytes).quantized(layout, part);
         let out = data.to_bytes().unwrap();
@@ -102,10 +102,11 @@ mod tests {
     fn quantized_values_times_scales_are_the_restored_matrix() {
         let layout = Blocks { rows: 2, cols: 5, block: 3 };
         let values = [1.0, -127.0, 63.0, 0.5, -0.25, 0.0, 0.0, 0.0, 3.0, 4.0];
-        let (q, scales) = (part(&values, layout, Part::Values), floats(&part(&values, layout, Part::Scales)));
+        let (q, scales) =
+            (part(&values, layout, QuantizedPart::Values), floats(&part(&values, layout, QuantizedPart::Scales)));
         assert_eq!(q, [129, 1, 191, 255, 64, 128, 128, 128, 128, 223, 255, 128]);
         assert_eq!(scales, [1.0, 0.5 / 127.0, 0.0, 4.0 / 127.0]);
-        let restored = floats(&part(&values, layout, Part::Restored));
+        let restored = floats(&part(&values, layout, QuantizedPart::Restored));
         for (row, chunk) in restored.chunks(5).enumerate() {
             for (col, value) in chunk.iter().enumerate() {
                 let code = f32::from(q[row * 6 + col]) - 128.0;
@@ -121,7 +122,10 @@ mod tests {
             for values in [[bad, 1.0], [1.0, bad]] {
                 let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
                 let layout = Blocks { rows: 1, cols: 2, block: 2 };
-                assert!(TensorData::raw(bytes).quantized(layout, Part::Values).to_bytes().is_err(), "{values:?}");
+                assert!(
+                    TensorData::raw(bytes).quantized(layout, QuantizedPart::Values).to_bytes().is_err(),
+                    "{values:?}"
+                );
             }
         }
     }

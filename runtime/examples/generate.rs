@@ -8,9 +8,9 @@ use v2l_runtime::events::{Event, Observer};
 use v2l_runtime::{Clip, Error, Generator, Options, PredictOptions, Request};
 
 /// Shows what happens.
-struct Progress;
+struct Printed;
 
-impl Observer for Progress {
+impl Observer for Printed {
     fn event(&mut self, event: &Event) {
         match event {
             Event::Step { stage, done, total } => eprint!("\r{stage:?} {done}/{total} "),
@@ -34,11 +34,11 @@ fn main() -> Result<(), Error> {
     let reference = Clip::read(Path::new(reference), None)?;
 
     let asked = PredictOptions { image: Some(&image), ..PredictOptions::default() };
-    let effect = generator.predict_with(&reference, &asked, &mut Progress)?;
+    let effect = generator.predict_with(&reference, &asked, &mut Printed)?;
     let applied = generator.set_adapters(&[(&effect.adapter, 1.0)])?;
     eprintln!("{} slots are changed, {}", applied.slots, applied.reason);
 
     let mut request = Request::new(prompt);
     request.image = Some(image);
-    generator.generate_with(&request, &mut Progress)?.save(out)
+    generator.generate_with(&request, &mut Printed)?.save(out)
 }

@@ -84,14 +84,14 @@ impl Classified for Cancelled {
 }
 
 /// Reports the steps of one stage and checks for cancellation before each.
-pub(crate) struct Progress<'a> {
+pub(crate) struct PhaseProgress<'a> {
     observer: &'a mut dyn Observer,
     stage: Stage,
     done: usize,
     total: usize,
 }
 
-impl<'a> Progress<'a> {
+impl<'a> PhaseProgress<'a> {
     pub(crate) fn start(observer: &'a mut dyn Observer, stage: Stage, total: usize) -> Self {
         observer.event(&Event::StageStarted { stage, total });
         Self { observer, stage, done: 0, total }

@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayD, Axis};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::io::weights::write_tensors;
-use v2l_runtime::lora::adapter::{AdapterError, Loaded, LowRank, Outcome, ReadOptions, read_adapter};
+use v2l_runtime::lora::adapter::{AdapterError, CoveredAdapter, LowRank, Outcome, ReadOptions, read_adapter};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::random_weights;
@@ -180,7 +180,7 @@ fn file(dialect: &Dialect, engine: &Engine) -> (NamedTensors, BTreeMap<String, L
     (tensors, expected)
 }
 
-fn read(tensors: &NamedTensors, engine: &Engine, allow_partial: bool) -> Result<Loaded, AdapterError> {
+fn read(tensors: &NamedTensors, engine: &Engine, allow_partial: bool) -> Result<CoveredAdapter, AdapterError> {
     let scratch = Scratch::new();
     let path: PathBuf = scratch.path("lora.safetensors");
     write_tensors(&path, tensors, &IndexMap::new()).unwrap();

@@ -8,7 +8,7 @@ use super::infer_shapes;
 use super::parts::node;
 use crate::operators::CONTRIB;
 use crate::operators::is_onnx;
-use crate::quantize::{Blocks, Part};
+use crate::quantize::{Blocks, QuantizedPart};
 use crate::walk::label;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node};
 
@@ -145,8 +145,8 @@ fn store_quantized(graph: &mut Graph, made: &HashMap<&str, (Blocks, bool)>) {
         let scales = [cut.rows * cut.per_row()];
         let of = |part| data.clone().quantized(*cut, part);
         let (int8, scale) = (format!("{name}{INT8_SUFFIX}"), format!("{name}{SCALES_SUFFIX}"));
-        graph.initializers.insert(int8, Initializer::weight(DataType::Uint8, &values, of(Part::Values)));
-        graph.initializers.insert(scale, Initializer::weight(DataType::Float, &scales, of(Part::Scales)));
+        graph.initializers.insert(int8, Initializer::weight(DataType::Uint8, &values, of(QuantizedPart::Values)));
+        graph.initializers.insert(scale, Initializer::weight(DataType::Float, &scales, of(QuantizedPart::Scales)));
     }
 }
 
@@ -163,9 +163,9 @@ pub fn restore_quantized(model: &mut Model, names: &[String], block: usize) {
         let data = match turned {
             true => data
                 .transposed(cut.cols, cut.rows, size)
-                .quantized(cut, Part::Restored)
+                .quantized(cut, QuantizedPart::Restored)
                 .transposed(cut.rows, cut.cols, size),
-            false => data.quantized(cut, Part::Restored),
+            false => data.quantized(cut, QuantizedPart::Restored),
         };
         graph.initializers[name].data = data;
     }

@@ -57,10 +57,10 @@ pub const V2L_KEY_APPLIED: v2l_key_outcome = 1;
 pub const V2L_KEY_IGNORED: v2l_key_outcome = 2;
 
 /// Low-rank updates of some slots.
-pub struct v2l_adapter(pub(crate) Arc<Loaded>);
+pub struct v2l_adapter(pub(crate) Arc<AdapterObject>);
 
 /// An adapter, where it came from, and what C sees of it.
-pub(crate) struct Loaded {
+pub(crate) struct AdapterObject {
     source: Source,
     layers: Vec<Layer>,
     keys: Vec<Key>,
@@ -101,7 +101,7 @@ struct Key {
     detail: CString,
 }
 
-impl Loaded {
+impl AdapterObject {
     fn new(source: Source, coverage: v2l_coverage, keys: Vec<Key>) -> Self {
         let layer = |(slot, update): (&String, &files::LowRank)| Layer {
             slot: c_name(slot),
@@ -208,13 +208,13 @@ pub unsafe extern "C" fn v2l_adapter_new(
         let slots = &engine.0.engine.manifest().slots;
         let loaded = match predictor {
             Some(predictor) if files::detect(file)? == AdapterFormat::Light => {
-                Loaded::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
+                AdapterObject::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
             }
             _ => {
                 let options = ReadOptions { allow_partial: options.allow_partial != 0, experts: None };
                 let loaded = files::read_adapter(file, &*engine.0.engine, &options)?;
                 tell(&loaded.coverage);
-                Loaded::read(loaded.adapter, &loaded.coverage)
+                AdapterObject::read(loaded.adapter, &loaded.coverage)
             }
         };
         out.give(v2l_adapter(Arc::new(loaded)));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::lora::fuse::FuseReport;
 
-use crate::adapter::{Loaded, v2l_adapter};
+use crate::adapter::{AdapterObject, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};
 use crate::failure::Failure;
 use crate::growing::{self, growing};
@@ -45,7 +45,7 @@ growing!(
 
 /// Adapters that a session or pipeline applies; equal sets are those of the same handles and strengths.
 #[derive(Clone, Default)]
-pub(crate) struct Applied(Vec<(Arc<Loaded>, f32)>);
+pub(crate) struct Applied(Vec<(Arc<AdapterObject>, f32)>);
 
 impl PartialEq for Applied {
     fn eq(&self, other: &Self) -> bool {

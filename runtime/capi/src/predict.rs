@@ -9,7 +9,7 @@ use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, R
 use v2l_runtime::predict::Source;
 use v2l_runtime::tensor::NamedTensors;
 
-use crate::adapter::{Loaded, v2l_adapter};
+use crate::adapter::{AdapterObject, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::unknown;
 use crate::failure::{Failure, guard};
@@ -161,7 +161,7 @@ pub unsafe extern "C" fn v2l_predictor_predict(
         };
         let source = Source { reference: clip.as_ref(), prompt, tensors: tensors.as_ref(), ..Source::default() };
         let (prediction, slots_total) = predictor.state.lock()?.predict(&source, &asked, &control)?;
-        out.give(v2l_adapter(Arc::new(Loaded::predicted(prediction, slots_total))));
+        out.give(v2l_adapter(Arc::new(AdapterObject::predicted(prediction, slots_total))));
         Ok(())
     })
 }

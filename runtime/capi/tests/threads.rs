@@ -39,13 +39,13 @@ impl<T> Shared<T> {
     }
 }
 
-struct Loaded {
+struct Opened {
     _files: Tiny,
     engine: Shared<v2l_engine>,
     adapters: Vec<Shared<v2l_adapter>>,
 }
 
-impl Loaded {
+impl Opened {
     fn new() -> Self {
         let files = Tiny::new(ADAPTERS);
         let mut engine = ptr::null_mut();
@@ -75,7 +75,7 @@ impl Loaded {
     }
 }
 
-impl Drop for Loaded {
+impl Drop for Opened {
     fn drop(&mut self) {
         // SAFETY: as above; nothing uses the handles any more.
         unsafe {
@@ -121,7 +121,7 @@ fn free(session: Shared<v2l_session>) {
 }
 
 /// Every thread sends its requests to the session that `session_of` gives it.
-fn check_load(loaded: &Loaded, session_of: impl Fn(usize) -> Shared<v2l_session> + Sync) {
+fn check_load(loaded: &Opened, session_of: impl Fn(usize) -> Shared<v2l_session> + Sync) {
     let given = Given::new(inputs());
     let alone = loaded.session();
     let kinds = [0, 1, 2, 4, 3, 6];
@@ -151,7 +151,7 @@ fn check_load(loaded: &Loaded, session_of: impl Fn(usize) -> Shared<v2l_session>
 
 #[test]
 fn eight_threads_with_sessions_of_one_engine_get_what_they_asked_for() {
-    let loaded = Loaded::new();
+    let loaded = Opened::new();
     let sessions: Vec<Shared<v2l_session>> = (0..THREADS).map(|_| loaded.session()).collect();
     check_load(&loaded, |thread| sessions[thread]);
     sessions.into_iter().for_each(free);
@@ -159,7 +159,7 @@ fn eight_threads_with_sessions_of_one_engine_get_what_they_asked_for() {
 
 #[test]
 fn eight_threads_on_one_session_get_what_they_asked_for() {
-    let loaded = Loaded::new();
+    let loaded = Opened::new();
     let session = loaded.session();
     check_load(&loaded, |_| session);
     free(session);
@@ -167,7 +167,7 @@ fn eight_threads_on_one_session_get_what_they_asked_for() {
 
 #[test]
 fn swap_that_another_thread_cancels_leaves_the_session_as_it_was() {
-    let loaded = Loaded::new();
+    let loaded = Opened::new();
     let (session, given) = (loaded.session(), Given::new(inputs()));
     let before = respond(session, &loaded.set(1), &given);
     let mut cancel = ptr::null_mut();

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use libloading::Library as Loaded;
+use libloading::Library as SharedLibrary;
 use openvino_sys::ov_version_t;
 
 use crate::search::{FLAG, Found, VARIABLE, find, is_bare};
@@ -152,16 +152,16 @@ fn at_least_minimum(build: &str) -> Option<Version> {
 
 /// Loads a library for a first look. The bindings are given it only after that: once they have one they keep it, and they panic on a function
 /// that it lacks. A library that has run its initialisers may have threads and exit handlers: it stays.
-fn open(path: &Path) -> Result<&'static Loaded, libloading::Error> {
+fn open(path: &Path) -> Result<&'static SharedLibrary, libloading::Error> {
     // SAFETY: running a library's initialisers is what loading it means; that the file is the user's own choice, and found in no folder
     // that strangers write to, is what `search` sees to.
     #[allow(unsafe_code)]
-    let library = unsafe { Loaded::new(path)? };
+    let library = unsafe { SharedLibrary::new(path)? };
     Ok(Box::leak(Box::new(library)))
 }
 
 /// What a library says of its version.
-fn build_of(library: &'static Loaded) -> Result<String, libloading::Error> {
+fn build_of(library: &'static SharedLibrary) -> Result<String, libloading::Error> {
     let mut version = ov_version_t { buildNumber: std::ptr::null(), description: std::ptr::null() };
     // SAFETY: in every version of OpenVINO since 2022.1 these functions have these types; the version is filled with two strings that
     // live until the second function is called, or is left as it was.
@@ -216,7 +216,7 @@ const FUNCTIONS: &[&CStr] = &[
 ];
 
 /// Looks every function up: the bindings panic where one is missing.
-fn look_up_functions(library: &'static Loaded) -> Result<(), libloading::Error> {
+fn look_up_functions(library: &'static SharedLibrary) -> Result<(), libloading::Error> {
     for name in FUNCTIONS {
         // SAFETY: the function is looked up, and not called.
         #[allow(unsafe_code)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::device_weights::{DeviceWeights, HeldInput, InUse, State};
-use super::stages::{Part, Stages};
+use super::stages::{RunnableGraph, Stages};
 use crate::engine::Engine;
 use crate::engine::footprint::Shapes;
 use crate::engine::inputs::{bind, laid_out, row_major, views};
@@ -67,7 +67,7 @@ impl Room {
     }
 }
 
-impl<P: Part> StagedSession<P> {
+impl<P: RunnableGraph> StagedSession<P> {
     /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, stages: Option<Stages<P>>) -> Self {
         Self { inputs, profiles, main, stages, device_weights: None, held: HashMap::new(), room: None }
@@ -126,7 +126,7 @@ impl<P: Part> StagedSession<P> {
     }
 }
 
-impl<P: Part> Session for StagedSession<P> {
+impl<P: RunnableGraph> Session for StagedSession<P> {
     fn inputs(&self) -> &[Port] {
         &self.inputs
     }

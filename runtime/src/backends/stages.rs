@@ -12,7 +12,7 @@ use crate::tensor::{NamedTensors, Tensor, TensorView};
 const TABLE_BYTES: usize = 512 << 20;
 
 /// One stored graph on a backend, ready to run.
-pub trait Part: Send {
+pub trait RunnableGraph: Send {
     /// The backend's name.
     const BACKEND: &'static str;
 
@@ -37,7 +37,7 @@ pub(super) struct Stages<P> {
     times: Option<Table<P>>,
 }
 
-impl<P: Part> Stages<P> {
+impl<P: RunnableGraph> Stages<P> {
     /// `times` is a graph and those of its inputs that have one row per timestep.
     pub(super) fn new(prologue: Option<P>, times: Option<(P, Vec<String>)>) -> Self {
         Self {
@@ -95,7 +95,7 @@ fn find<'a>(given: &[(&str, TensorView<'a>)], name: &str) -> Option<TensorView<'
 }
 
 /// What `part` takes of `given`; what is missing it will name itself.
-fn taken<'a, 't>(part: &'a impl Part, given: &[(&str, TensorView<'t>)]) -> Vec<(&'a str, TensorView<'t>)> {
+fn taken<'a, 't>(part: &'a impl RunnableGraph, given: &[(&str, TensorView<'t>)]) -> Vec<(&'a str, TensorView<'t>)> {
     part.inputs().iter().filter_map(|port| Some((&port.name[..], find(given, &port.name)?))).collect()
 }
 
@@ -118,7 +118,7 @@ struct Prologue<P> {
     kept: Option<(Vec<Tensor>, NamedTensors)>,
 }
 
-impl<P: Part> Prologue<P> {
+impl<P: RunnableGraph> Prologue<P> {
     fn run(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<&NamedTensors, SessionError> {
         let inputs: Vec<(String, TensorView<'_>)> =
             taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
@@ -168,7 +168,7 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new<P: Part>(
+    fn new<P: RunnableGraph>(
         table: &Table<P>,
         given: &[(&str, TensorView<'a>)],
         in_use: InUse<'_>,
@@ -212,7 +212,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl<P: Part> Table<P> {
+impl<P: RunnableGraph> Table<P> {
     fn new(part: P, row_inputs: Vec<String>) -> Self {
         let shapes = Vec::new();
         Self { part, row_inputs, settings: Vec::new(), rows: HashMap::new(), shapes, bytes: 0, clock: 0 }
@@ -299,7 +299,7 @@ impl<P: Part> Table<P> {
     }
 }
 
-fn uneven<P: Part>(output: &str) -> SessionError {
+fn uneven<P: RunnableGraph>(output: &str) -> SessionError {
     let message = format!("`{output}`: expected a row for each timestep; compile the model again");
     SessionError::Backend { backend: P::BACKEND, message }
 }

@@ -16,7 +16,7 @@ use super::vae::{Ask, Moments, Take, VaeError, VaeNeeds};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::engine::session::{Session, SessionError};
-use crate::events::{Observer, Progress, Stage};
+use crate::events::{Observer, PhaseProgress, Stage};
 use crate::memory::check_room;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::wording::TILING;
@@ -182,7 +182,7 @@ impl Job {
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
         self.check_memory((plan, tiled, false), components, input)?;
-        let mut progress = Progress::start(observer, stage, plan.calls());
+        let mut progress = PhaseProgress::start(observer, stage, plan.calls());
         let found = self.joined(plan, components, input, &mut progress)?;
         progress.finish();
         Ok(found)
@@ -198,7 +198,7 @@ impl Job {
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
         self.check_memory((plan, tiled, true), components, input)?;
-        let mut progress = Progress::start(observer, stage, plan.calls());
+        let mut progress = PhaseProgress::start(observer, stage, plan.calls());
         if plan.cuts.are_whole() {
             self.tile(components, &input.view(), &plan.chunks, &mut progress, take)?;
         } else {
@@ -213,7 +213,7 @@ impl Job {
         plan: &Plan,
         components: &mut dyn Components,
         input: &Array5<f32>,
-        progress: &mut Progress<'_>,
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<Array5<f32>, VaeError> {
         let Plan { chunks, cuts, .. } = plan;
         let mut rows = Vec::with_capacity(cuts.rows.windows.len());
@@ -246,7 +246,7 @@ impl Job {
         components: &mut dyn Components,
         tile: &ArrayView5<'_, f32>,
         chunks: &[Range<usize>],
-        progress: &mut Progress<'_>,
+        progress: &mut PhaseProgress<'_>,
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
         let mut caches = NamedTensors::new();
@@ -273,7 +273,7 @@ impl Job {
         session: &mut dyn Session,
         graph: &'static str,
         (chunk, caches): (Array5<f32>, &NamedTensors),
-        progress: &Progress<'_>,
+        progress: &PhaseProgress<'_>,
     ) -> Result<NamedTensors, VaeError> {
         let convention = |expected: String| VaeError::Convention { component: self.component, graph, expected };
         let names: Vec<String> = session.inputs().iter().map(|port| port.name.clone()).collect();

@@ -4,7 +4,7 @@ use ndarray::ArrayD;
 
 use super::error::PipelineError;
 use crate::engine::session::{Session, SessionError};
-use crate::events::Progress;
+use crate::events::PhaseProgress;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 /// Runs a graph, unless the observer asks to stop; float inputs are rounded to the types that it declares.
@@ -13,7 +13,7 @@ pub(super) fn run(
     component: &'static str,
     graph: &str,
     inputs: &[(&str, &Tensor)],
-    progress: &Progress<'_>,
+    progress: &PhaseProgress<'_>,
 ) -> Result<NamedTensors, PipelineError> {
     let types: Vec<Option<Dtype>> = inputs
         .iter()

@@ -5,7 +5,7 @@ use ndarray::{Array5, ArrayD, Axis};
 use super::call::{run, take};
 use super::error::PipelineError;
 use crate::components::{Components, StepGraph};
-use crate::events::Progress;
+use crate::events::PhaseProgress;
 use crate::models::family::Steps;
 use crate::request::Settings;
 use crate::tensor::Tensor;
@@ -69,7 +69,7 @@ impl<'a> Denoiser<'a> {
         components: &mut dyn Components,
         latents: &Array5<f32>,
         timestep: f64,
-        progress: &Progress<'_>,
+        progress: &PhaseProgress<'_>,
     ) -> Result<ArrayD<f32>, PipelineError> {
         let component = self.steps.component(timestep);
         let held = self.open.is_some_and(|(_, held)| held);

@@ -8,7 +8,7 @@ use std::path::Path;
 use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
 
 use crate::error::Error;
-use crate::events::Progress;
+use crate::events::PhaseProgress;
 use crate::io::map::read_file;
 use crate::media::video::{Frames, pixels_to_frames};
 use crate::models::arrays::array5;
@@ -146,7 +146,7 @@ impl Pipeline {
             mask.extend((0..tokens.ids.len()).map(|token| i64::from(token < tokens.used)));
             ids.extend(tokens.ids);
         }
-        let mut progress = Progress::start(observer, Stage::EncodeText, 1);
+        let mut progress = PhaseProgress::start(observer, Stage::EncodeText, 1);
         progress.check()?;
         if let Some(kept) = components.kept_texts().and_then(|kept| kept.find(&texts)) {
             progress.step();
@@ -326,7 +326,7 @@ impl Pipeline {
         let mut denoiser = Denoiser::new(&*steps, step, &settings);
         denoiser.open(components, &timesteps)?;
         let total = timesteps.len();
-        let mut progress = Progress::start(observer, Stage::Denoise, total);
+        let mut progress = PhaseProgress::start(observer, Stage::Denoise, total);
         for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
             denoiser.open(components, &timesteps[i..])?;

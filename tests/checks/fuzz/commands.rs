@@ -22,7 +22,7 @@ const PATIENCE_AFTER_SIGNAL: Duration = Duration::from_secs(30);
 
 /// A part of a command line.
 #[derive(Clone, Copy)]
-enum Part {
+enum Argument {
     Word(&'static str),
     /// What is read: a path below the shared folder.
     Input(&'static str),
@@ -32,9 +32,9 @@ enum Part {
     Output(&'static str),
 }
 
-use Part::{Adapter, Input, Output, Word};
+use Argument::{Adapter, Input, Output, Word};
 
-const SMALL: [Part; 10] = [
+const SMALL: [Argument; 10] = [
     Word("--num-frames"),
     Word("5"),
     Word("--steps"),
@@ -48,7 +48,7 @@ const SMALL: [Part; 10] = [
 ];
 
 /// Tools and command lines to begin with; `true` adds [`SMALL`].
-const COMMANDS: [(&str, &[Part], bool); 14] = [
+const COMMANDS: [(&str, &[Argument], bool); 14] = [
     ("export", &[Input("model"), Word("-o"), Output("bundle")], false),
     ("compile", &[Input("bundle/transformer/step.onnx"), Word("-o"), Output("x.engine")], false),
     ("compile", &[Input("bundle"), Word("-o"), Output("new/engines"), Word("--no-verify")], false),

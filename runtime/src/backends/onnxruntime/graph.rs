@@ -8,7 +8,7 @@ use super::OrtError;
 use super::bounded::within;
 use super::builder::configured;
 use super::interface::{GraphWeight, Interface};
-use super::part::Part;
+use super::opened_graph::OrtGraph;
 use super::session::OrtSession;
 use super::weighted::WeightedBuilder;
 use crate::io::library;
@@ -34,7 +34,7 @@ impl OrtSession {
         }
         let (session, held) = builder.commit(onnx)?;
         let inputs = interface.inputs.clone();
-        let part = Part::new(interface, session, held)?.with_limits(options.limits);
+        let part = OrtGraph::new(interface, session, held)?.with_limits(options.limits);
         Ok(Self::new(inputs, Vec::new(), part, None))
     }
 
@@ -48,7 +48,7 @@ impl OrtSession {
         let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
         drop(builder);
         let inputs = interface.inputs.clone();
-        let part = Part::new(interface, session, Vec::new())?.with_limits(options.limits);
+        let part = OrtGraph::new(interface, session, Vec::new())?.with_limits(options.limits);
         Ok(Self::new(inputs, Vec::new(), part, None))
     }
 }

@@ -11,8 +11,8 @@ use ort::session::builder::SessionBuilder;
 use super::bounded::within;
 use super::builder::configured;
 use super::interface::Interface;
+use super::opened_graph::OrtGraph;
 use super::options::{Arithmetic, DeviceWeightChoice, Provider};
-use super::part::Part;
 use super::promote::{Promoted, promote};
 use super::provider;
 use super::scratch::Scratch;
@@ -312,7 +312,7 @@ impl OrtEngine {
     }
 
     /// Opens a stored graph, without its stages.
-    fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<Part, OrtError> {
+    fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<OrtGraph, OrtError> {
         let file = match (self.report.mode, &graph.files.lazy) {
             (WeightMode::Stored, Some(lazy)) => lazy,
             _ => &graph.files.widened,
@@ -329,7 +329,7 @@ impl OrtEngine {
         file: &str,
         weights: &[String],
         inputs: Vec<Port>,
-    ) -> Result<Part, OrtError> {
+    ) -> Result<OrtGraph, OrtError> {
         if graph.backend != NAME && !self.any_backend {
             return Err(OrtError::WrongBackend { graph: graph.name.clone(), found: graph.backend.clone() });
         }
@@ -361,11 +361,11 @@ impl OrtEngine {
         if let Some(device_weights) = self.device_weights.as_ref().filter(|_| !names.is_empty()) {
             let bytes = promote(&bytes, &promoted).map_err(backend)?;
             let (session, held) = builder.commit(&bytes)?;
-            let part = Part::over(interface, session, held, Arc::clone(device_weights), names)?;
+            let part = OrtGraph::over(interface, session, held, Arc::clone(device_weights), names)?;
             return Ok(part.with_profile(profile).with_limits(self.limits));
         }
         let (session, held) = builder.commit(&bytes)?;
-        Ok(Part::new(interface, session, held)?.with_profile(profile).with_limits(self.limits))
+        Ok(OrtGraph::new(interface, session, held)?.with_profile(profile).with_limits(self.limits))
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.

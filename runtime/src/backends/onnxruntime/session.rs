@@ -1,12 +1,12 @@
 //! One graph as callers see it.
 
+use super::opened_graph::OrtGraph;
 use super::operator_times::OperatorTimes;
-use super::part::Part;
 use crate::backends::staged::StagedSession;
 use crate::engine::session::SessionError;
 
 /// A graph of an engine on ONNX Runtime.
-pub type OrtSession = StagedSession<Part>;
+pub type OrtSession = StagedSession<OrtGraph>;
 
 impl OrtSession {
     /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the

@@ -11,7 +11,7 @@ use v2l_openvino::{CompileOptions, Compiled, Core, Model, Precision};
 
 use super::embed::embed;
 use super::error::OvError;
-use super::part::Part;
+use super::opened_graph::OvGraph;
 use super::precision::decide;
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
@@ -27,7 +27,7 @@ use crate::lora::fuse::{self, CancelCheck, FuseReport, FuseTarget};
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 
 /// A graph of an engine on OpenVINO.
-pub type OpenVinoSession = StagedSession<Part>;
+pub type OpenVinoSession = StagedSession<OvGraph>;
 
 /// What [`OpenVinoEngine::set_adapters`] replaced.
 pub struct FusedState {
@@ -186,7 +186,7 @@ impl OpenVinoEngine {
     }
 
     /// Opens a stored graph, without its stages.
-    fn part(&mut self, graph: &Graph, inputs: &[Port], precision: Precision) -> Result<Part, OvError> {
+    fn part(&mut self, graph: &Graph, inputs: &[Port], precision: Precision) -> Result<OvGraph, OvError> {
         let engine = Arc::clone(&self.engine);
         let form = form(&engine, graph)?;
         if !self.compiled.contains_key(&graph.name) {
@@ -206,7 +206,7 @@ impl OpenVinoEngine {
             self.compiled.insert(graph.name.clone(), compiled.with_input_names(names));
         }
         let compiled = &self.compiled[&graph.name];
-        Part::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.device_weights), self.limits)
+        OvGraph::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.device_weights), self.limits)
     }
 }
 

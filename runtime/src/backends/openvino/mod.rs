@@ -11,9 +11,9 @@ mod embed;
 mod engine;
 #[cfg(feature = "openvino")]
 mod error;
-pub(crate) mod options;
 #[cfg(feature = "openvino")]
-mod part;
+mod opened_graph;
+pub(crate) mod options;
 #[cfg(feature = "openvino")]
 mod precision;
 #[cfg(feature = "openvino")]

@@ -18,11 +18,11 @@ pub(super) trait Gpu: Send + Sync {
     /// Its memory.
     fn memory(&self) -> &Arc<dyn Driver>;
     /// Loads a plan; `graph` serves messages. One with placeholders must be given its weights before it can run.
-    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn Loaded>, TrtError>;
+    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn LoadedPlan>, TrtError>;
 }
 
 /// A plan on a GPU.
-pub(super) trait Loaded: Send {
+pub(super) trait LoadedPlan: Send {
     /// Inputs and outputs.
     fn tensors(&mut self) -> Result<Vec<PlanTensor>, TrtError>;
     /// Every weight that can be replaced, in the plan's order.

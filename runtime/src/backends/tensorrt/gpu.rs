@@ -10,7 +10,7 @@ use v2l_trt::refit::{Prototype, Refitter};
 use v2l_trt::run::{Engine, OpenError, RunError, Runtime};
 use v2l_trt::{Capability, Flavour};
 
-use super::device::{Gpu, Loaded, PlanTensor};
+use super::device::{Gpu, LoadedPlan, PlanTensor};
 use super::{TrtError, TrtOptions};
 use crate::wording::DEVICE;
 
@@ -95,7 +95,7 @@ impl Gpu for Card {
         &self.driver
     }
 
-    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn Loaded>, TrtError> {
+    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn LoadedPlan>, TrtError> {
         self.stream.0.make_current()?;
         let engine = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).load(plan);
         let engine = engine.map_err(|error| match error {
@@ -135,7 +135,7 @@ impl Drop for OnCard {
     }
 }
 
-impl Loaded for OnCard {
+impl LoadedPlan for OnCard {
     fn tensors(&mut self) -> Result<Vec<PlanTensor>, TrtError> {
         let (engine, ..) = self.current()?;
         let tensors = engine.tensors().map_err(failed)?.into_iter();

@@ -13,7 +13,7 @@ use v2l_trt::refit::{
 };
 
 use super::TrtError;
-use super::device::{Gpu, Loaded, PlanTensor};
+use super::device::{Gpu, LoadedPlan, PlanTensor};
 use super::fusing::{Fusing, Kept, Stoppable};
 use crate::engine::Engine;
 use crate::engine::inputs::row_major;
@@ -35,18 +35,18 @@ struct Plans {
 }
 
 impl Engines for Plans {
-    type Engine = Box<dyn Loaded>;
+    type Engine = Box<dyn LoadedPlan>;
     type Error = TrtError;
 
-    fn load(&mut self) -> Result<Box<dyn Loaded>, TrtError> {
+    fn load(&mut self) -> Result<Box<dyn LoadedPlan>, TrtError> {
         self.gpu.load(&self.graph, &self.bytes)
     }
 
-    fn prototypes(&self, engine: &mut Box<dyn Loaded>) -> Result<IndexMap<String, Prototype>, TrtError> {
+    fn prototypes(&self, engine: &mut Box<dyn LoadedPlan>) -> Result<IndexMap<String, Prototype>, TrtError> {
         engine.prototypes()
     }
 
-    fn refitter<'a>(&'a self, engine: &'a mut Box<dyn Loaded>) -> Result<Box<dyn Refitter + 'a>, TrtError> {
+    fn refitter<'a>(&'a self, engine: &'a mut Box<dyn LoadedPlan>) -> Result<Box<dyn Refitter + 'a>, TrtError> {
         engine.refitter()
     }
 }

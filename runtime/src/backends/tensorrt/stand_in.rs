@@ -11,7 +11,7 @@ use v2l_trt::refit::{Outcome, Prototype, RefitError, Refitter};
 use v2l_trt::{Capability, Flavour};
 
 use super::TrtError;
-use super::device::{Gpu, Loaded, PlanTensor};
+use super::device::{Gpu, LoadedPlan, PlanTensor};
 use super::plan::data_type;
 use crate::backends::onnxruntime::{GraphWeight, Interface, OrtSession};
 use crate::engine::Engine;
@@ -77,7 +77,7 @@ impl Gpu for StandInGpu {
         &self.memory
     }
 
-    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn Loaded>, TrtError> {
+    fn load(&self, graph: &str, plan: &[u8]) -> Result<Box<dyn LoadedPlan>, TrtError> {
         let graph = self.engine.graph(graph)?.clone();
         let mut behaviour = self.behaviour.lock().unwrap();
         assert!(behaviour.alive.insert(graph.name.clone()), "there is room for one plan of each graph");
@@ -117,7 +117,7 @@ impl Drop for OnHost {
     }
 }
 
-impl Loaded for OnHost {
+impl LoadedPlan for OnHost {
     fn tensors(&mut self) -> Result<Vec<PlanTensor>, TrtError> {
         let ports = [(true, &self.graph.inputs), (false, &self.graph.outputs)];
         let of = |(is_input, ports): (bool, &Vec<crate::engine::session::Port>)| {

@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use serde::Serialize;
 
 use super::experts::Route;
-use super::keys::{self, Key, Part};
+use super::keys::{self, Key, KeyPart};
 use super::light;
 use super::parts::{LayerDescription, alpha, locate, scale_config};
 use super::{AdapterError, AdapterFormat, detect};
@@ -82,10 +82,10 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
         layer.module = module.into_owned();
         let extent = |axis: usize| shape.get(axis).copied();
         match part {
-            Part::Down => (layer.rank, layer.in_features) = (extent(0), extent(1)),
-            Part::Up => layer.out_features = extent(0),
-            Part::Alpha => layer.alpha = Some(alpha(&file, key)?),
-            Part::Difference | Part::BiasDifference | Part::ModulationDifference => {}
+            KeyPart::Down => (layer.rank, layer.in_features) = (extent(0), extent(1)),
+            KeyPart::Up => layer.out_features = extent(0),
+            KeyPart::Alpha => layer.alpha = Some(alpha(&file, key)?),
+            KeyPart::Difference | KeyPart::BiasDifference | KeyPart::ModulationDifference => {}
         }
     }
     for (stem, layer) in layers.iter_mut().filter(|(_, layer)| layer.difference.is_none()) {

@@ -6,7 +6,7 @@ use super::AdapterFormat;
 
 /// What a key holds for its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum KeyPart {
     /// `[rank, in]`.
     Down,
     /// `[out, rank]`.
@@ -21,7 +21,7 @@ pub(super) enum Part {
     ModulationDifference,
 }
 
-impl Part {
+impl KeyPart {
     /// True for what is added to a whole tensor.
     pub(super) const fn is_difference(self) -> bool {
         matches!(self, Self::Difference | Self::BiasDifference | Self::ModulationDifference)
@@ -40,7 +40,7 @@ pub(super) enum Key<'a> {
         /// All that stands before the part, prefixes too.
         stem: &'a str,
         /// What it holds.
-        part: Part,
+        part: KeyPart,
     },
     /// Part of an update of another kind.
     Other(&'static str),
@@ -49,25 +49,25 @@ pub(super) enum Key<'a> {
 }
 
 /// What follows the module. `.lora_A.<adapter>.weight` is taken apart by [`named`].
-const PARTS: [(&str, Part); 18] = [
-    (".lora_A.weight", Part::Down),
-    (".lora_B.weight", Part::Up),
-    (".lora_down.weight", Part::Down),
-    (".lora_up.weight", Part::Up),
-    (".lora.down.weight", Part::Down),
-    (".lora.up.weight", Part::Up),
-    (".lora_A", Part::Down),
-    (".lora_B", Part::Up),
-    (".lora_linear_layer.down.weight", Part::Down),
-    (".lora_linear_layer.up.weight", Part::Up),
-    ("_lora.down.weight", Part::Down),
-    ("_lora.up.weight", Part::Up),
-    (".alpha", Part::Alpha),
-    (".diff", Part::Difference),
-    (".diff_b", Part::BiasDifference),
-    (".lora_B.bias", Part::BiasDifference),
-    (".lora_up.bias", Part::BiasDifference),
-    (".diff_m", Part::ModulationDifference),
+const PARTS: [(&str, KeyPart); 18] = [
+    (".lora_A.weight", KeyPart::Down),
+    (".lora_B.weight", KeyPart::Up),
+    (".lora_down.weight", KeyPart::Down),
+    (".lora_up.weight", KeyPart::Up),
+    (".lora.down.weight", KeyPart::Down),
+    (".lora.up.weight", KeyPart::Up),
+    (".lora_A", KeyPart::Down),
+    (".lora_B", KeyPart::Up),
+    (".lora_linear_layer.down.weight", KeyPart::Down),
+    (".lora_linear_layer.up.weight", KeyPart::Up),
+    ("_lora.down.weight", KeyPart::Down),
+    ("_lora.up.weight", KeyPart::Up),
+    (".alpha", KeyPart::Alpha),
+    (".diff", KeyPart::Difference),
+    (".diff_b", KeyPart::BiasDifference),
+    (".lora_B.bias", KeyPart::BiasDifference),
+    (".lora_up.bias", KeyPart::BiasDifference),
+    (".diff_m", KeyPart::ModulationDifference),
 ];
 
 /// Ends of keys that hold something other than a low-rank update.
@@ -182,10 +182,10 @@ fn other(key: &str) -> Option<&'static str> {
 }
 
 /// `<module>.lora_A.<adapter>.weight`: PEFT's names in a model that holds adapters by name, `default` unless said otherwise.
-fn named(key: &str) -> Option<(&str, &'static str, Part)> {
+fn named(key: &str) -> Option<(&str, &'static str, KeyPart)> {
     let (rest, adapter) = key.strip_suffix(".weight")?.rsplit_once('.')?;
     let part = |suffix, part| Some((rest.strip_suffix(suffix)?, suffix, part));
-    part(".lora_A", Part::Down).or_else(|| part(".lora_B", Part::Up)).filter(|_| !adapter.is_empty())
+    part(".lora_A", KeyPart::Down).or_else(|| part(".lora_B", KeyPart::Up)).filter(|_| !adapter.is_empty())
 }
 
 /// The module that an attention processor's `to_q_lora` belongs to; its output projection leaves out the `.0`.
@@ -207,21 +207,26 @@ mod tests {
     #[test]
     fn parse_takes_every_form_apart() {
         let cases = [
-            ("base_model.model.b.0.to_q.lora_A.weight", AdapterFormat::Peft, "b.0.to_q", Part::Down),
-            ("base_model.model.b.0.to_q.lora_A.default.weight", AdapterFormat::Peft, "b.0.to_q", Part::Down),
-            ("transformer.b.0.to_q.lora_B.weight", AdapterFormat::Diffusers, "b.0.to_q", Part::Up),
-            ("diffusion_model.b.0.to_q.lora_up.weight", AdapterFormat::Comfy, "b.0.to_q", Part::Up),
-            ("model.diffusion_model.b.0.to_q.lora_A", AdapterFormat::Comfy, "b.0.to_q", Part::Down),
-            ("lora_unet_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
-            ("lora_transformer_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
-            ("lycoris_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", Part::Down),
-            ("lora_unet__b_0_to_q.alpha", AdapterFormat::VideoxFun, "b_0_to_q", Part::Alpha),
-            ("transformer_blocks.0.to_q.lora_A.weight", AdapterFormat::Bare, "transformer_blocks.0.to_q", Part::Down),
-            ("diffusion_model.blocks.0.norm3.diff", AdapterFormat::Comfy, "blocks.0.norm3", Part::Difference),
-            ("lora_unet_blocks_0_norm3.diff_b", AdapterFormat::Kohya, "blocks_0_norm3", Part::BiasDifference),
-            ("transformer.b.0.to_q.lora_B.bias", AdapterFormat::Diffusers, "b.0.to_q", Part::BiasDifference),
-            ("diffusion_model.head.diff_m", AdapterFormat::Comfy, "head", Part::ModulationDifference),
-            ("a.magnitude_proj.lora_A.weight", AdapterFormat::Bare, "a.magnitude_proj", Part::Down),
+            ("base_model.model.b.0.to_q.lora_A.weight", AdapterFormat::Peft, "b.0.to_q", KeyPart::Down),
+            ("base_model.model.b.0.to_q.lora_A.default.weight", AdapterFormat::Peft, "b.0.to_q", KeyPart::Down),
+            ("transformer.b.0.to_q.lora_B.weight", AdapterFormat::Diffusers, "b.0.to_q", KeyPart::Up),
+            ("diffusion_model.b.0.to_q.lora_up.weight", AdapterFormat::Comfy, "b.0.to_q", KeyPart::Up),
+            ("model.diffusion_model.b.0.to_q.lora_A", AdapterFormat::Comfy, "b.0.to_q", KeyPart::Down),
+            ("lora_unet_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", KeyPart::Down),
+            ("lora_transformer_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", KeyPart::Down),
+            ("lycoris_b_0_to_q.lora_down.weight", AdapterFormat::Kohya, "b_0_to_q", KeyPart::Down),
+            ("lora_unet__b_0_to_q.alpha", AdapterFormat::VideoxFun, "b_0_to_q", KeyPart::Alpha),
+            (
+                "transformer_blocks.0.to_q.lora_A.weight",
+                AdapterFormat::Bare,
+                "transformer_blocks.0.to_q",
+                KeyPart::Down,
+            ),
+            ("diffusion_model.blocks.0.norm3.diff", AdapterFormat::Comfy, "blocks.0.norm3", KeyPart::Difference),
+            ("lora_unet_blocks_0_norm3.diff_b", AdapterFormat::Kohya, "blocks_0_norm3", KeyPart::BiasDifference),
+            ("transformer.b.0.to_q.lora_B.bias", AdapterFormat::Diffusers, "b.0.to_q", KeyPart::BiasDifference),
+            ("diffusion_model.head.diff_m", AdapterFormat::Comfy, "head", KeyPart::ModulationDifference),
+            ("a.magnitude_proj.lora_A.weight", AdapterFormat::Bare, "a.magnitude_proj", KeyPart::Down),
         ];
         for (key, format, module, part) in cases {
             let Key::LoRa { format: found, module: path, part: holds, .. } = parse(key) else { panic!("{key}") };
@@ -242,13 +247,13 @@ mod tests {
             ("a.to_q_lora.down.weight", "a.to_q_lora.up.weight"),
             ("a.processor.to_q_lora.down.weight", "a.processor.to_q_lora.up.weight"),
         ] {
-            for (key, part) in [(down, Part::Down), (up, Part::Up)] {
+            for (key, part) in [(down, KeyPart::Down), (up, KeyPart::Up)] {
                 let Key::LoRa { format, module, part: found, .. } = parse(key) else { panic!("{key}") };
                 assert_eq!((format, &*module, found), (AdapterFormat::Bare, "a.to_q", part), "{key}");
             }
         }
         let output = parse("a.processor.to_out_lora.up.weight");
-        assert!(matches!(output, Key::LoRa { module, part: Part::Up, .. } if module == "a.to_out.0"));
+        assert!(matches!(output, Key::LoRa { module, part: KeyPart::Up, .. } if module == "a.to_out.0"));
     }
 
     #[test]

@@ -8,9 +8,9 @@ use indexmap::IndexMap;
 use ndarray::{Array2, Ix2, s};
 
 use super::coverage::ReadOptions;
-use super::keys::Part;
+use super::keys::KeyPart;
 use super::names::{Layers, SlotNames, Target};
-use super::parts::{LayerDescription, Loaded, matrix, name_of};
+use super::parts::{CoveredAdapter, LayerDescription, matrix, name_of};
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome};
 use crate::engine::manifest::Hash;
 use crate::io::raw::tensor_bytes;
@@ -211,7 +211,11 @@ fn auxiliary_keys(slot: &str) -> [String; 2] {
 }
 
 /// Reads tokens with their auxiliary factors, and expands them. Widens the factors of one layer at a time.
-pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOptions) -> Result<Loaded, AdapterError> {
+pub(super) fn read_full(
+    file: &WeightFile,
+    layers: Layers<'_>,
+    options: &ReadOptions,
+) -> Result<CoveredAdapter, AdapterError> {
     let path = file.path();
     let config = |reason: String| AdapterError::Config { path: path.to_owned(), reason };
     let light = tokens(file)?;
@@ -234,7 +238,7 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
         for key in &keys {
             hashes.push(Hash::of(&file.raw(key)?.data));
         }
-        let target = names.find(AdapterFormat::Bare, module, Part::Up).and_then(|target| match target {
+        let target = names.find(AdapterFormat::Bare, module, KeyPart::Up).and_then(|target| match target {
             Target::Whole(slot) => Ok(slot),
             other => Err(format!("`{module}` is no slot of its own here, but {}", other.describe())),
         });
@@ -293,5 +297,5 @@ pub(super) fn read_full(file: &WeightFile, layers: Layers<'_>, options: &ReadOpt
         hint: None,
     };
     let coverage = coverage.accept(options)?;
-    Ok(Loaded { adapter: Adapter { name: name_of(path), layers }, coverage })
+    Ok(CoveredAdapter { adapter: Adapter { name: name_of(path), layers }, coverage })
 }

@@ -33,7 +33,7 @@ pub(crate) use experts::{by_expert, changes, of_second};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
 pub use names::Layers;
-pub use parts::{LayerDescription, Loaded};
+pub use parts::{CoveredAdapter, LayerDescription};
 pub use read::{detect, read_adapter, read_adapter_for_two};
 pub use recipe::{FoundRecipe, Recipe, RecipeSource, recipe_of};
 pub use write::{check_destination, write_adapter, write_adapter_with};

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use indexmap::IndexMap;
 
-use super::keys::Part;
+use super::keys::KeyPart;
 use super::keys::{processorless, readings};
 use super::parameters::ParameterNames;
 use super::{AdapterFormat, Outcome, wan};
@@ -177,11 +177,11 @@ impl<'a> SlotNames<'a> {
     }
 
     /// What a part of a file's module stands for, or why there is nothing.
-    pub(super) fn find(&self, format: AdapterFormat, module: &str, part: Part) -> Result<Target<'a>, String> {
+    pub(super) fn find(&self, format: AdapterFormat, module: &str, part: KeyPart) -> Result<Target<'a>, String> {
         let what = match part {
-            Part::BiasDifference => "bias",
-            Part::ModulationDifference => "modulation table",
-            Part::Down | Part::Up | Part::Alpha | Part::Difference => "slot",
+            KeyPart::BiasDifference => "bias",
+            KeyPart::ModulationDifference => "modulation table",
+            KeyPart::Down | KeyPart::Up | KeyPart::Alpha | KeyPart::Difference => "slot",
         };
         let layer = match (what, format.underscores()) {
             ("slot", true) => self.underscored.get(module).cloned(),
@@ -206,7 +206,7 @@ impl<'a> SlotNames<'a> {
         &self,
         (format, module): (AdapterFormat, &Cow<'s, str>),
         stem: &'s str,
-        part: Part,
+        part: KeyPart,
     ) -> Result<(AdapterFormat, Cow<'s, str>, Target<'a>), String> {
         let first = self.find(format, module, part);
         let reason = match first {

@@ -2,7 +2,7 @@
 
 use indexmap::IndexMap;
 
-use super::keys::Part;
+use super::keys::KeyPart;
 use super::wan;
 use crate::engine::manifest::Slot;
 
@@ -43,11 +43,11 @@ impl<'a> ParameterNames<'a> {
     }
 
     /// What a part of a module stands for: its weight, its bias or its modulation table; a module may also be a parameter itself.
-    pub(super) fn find(&self, underscores: bool, module: &str, part: Part) -> Option<&'a Slot> {
+    pub(super) fn find(&self, underscores: bool, module: &str, part: KeyPart) -> Option<&'a Slot> {
         let ends: &[&str] = match part {
-            Part::Down | Part::Up | Part::Alpha | Part::Difference => &["weight", ""],
-            Part::BiasDifference => &["bias"],
-            Part::ModulationDifference => &["modulation"],
+            KeyPart::Down | KeyPart::Up | KeyPart::Alpha | KeyPart::Difference => &["weight", ""],
+            KeyPart::BiasDifference => &["bias"],
+            KeyPart::ModulationDifference => &["modulation"],
         };
         ends.iter().find_map(|end| match (underscores, end.is_empty()) {
             (false, true) => self.dotted.get(module).copied(),
@@ -76,19 +76,19 @@ mod tests {
         let names = ParameterNames::new(&parameters, &[], true);
         let find = |underscores, module: &str, part| names.find(underscores, module, part).map(|slot| &slot.name[..]);
         for (module, part, expected) in [
-            ("blocks.0.norm2", Part::Difference, "blocks.0.norm2.weight"),
-            ("blocks.0.norm3", Part::Difference, "blocks.0.norm2.weight"),
-            ("blocks.0.norm3", Part::BiasDifference, "blocks.0.norm2.bias"),
-            ("blocks.0.modulation", Part::Difference, "blocks.0.scale_shift_table"),
-            ("blocks.0", Part::ModulationDifference, "blocks.0.scale_shift_table"),
-            ("head", Part::ModulationDifference, "scale_shift_table"),
-            ("head.modulation", Part::Difference, "scale_shift_table"),
+            ("blocks.0.norm2", KeyPart::Difference, "blocks.0.norm2.weight"),
+            ("blocks.0.norm3", KeyPart::Difference, "blocks.0.norm2.weight"),
+            ("blocks.0.norm3", KeyPart::BiasDifference, "blocks.0.norm2.bias"),
+            ("blocks.0.modulation", KeyPart::Difference, "blocks.0.scale_shift_table"),
+            ("blocks.0", KeyPart::ModulationDifference, "blocks.0.scale_shift_table"),
+            ("head", KeyPart::ModulationDifference, "scale_shift_table"),
+            ("head.modulation", KeyPart::Difference, "scale_shift_table"),
         ] {
             assert_eq!(find(false, module, part), Some(expected), "{module}");
             let underscored = module.replace('.', "_");
             assert_eq!(find(true, &underscored, part), Some(expected), "{module}");
         }
-        assert_eq!(find(false, "blocks.0.norm2", Part::ModulationDifference), None);
-        assert_eq!(find(false, "blocks.1.norm2", Part::Difference), None);
+        assert_eq!(find(false, "blocks.0.norm2", KeyPart::ModulationDifference), None);
+        assert_eq!(find(false, "blocks.1.norm2", KeyPart::Difference), None);
     }
 }

@@ -25,7 +25,7 @@ const MAX_CONFIG: u64 = 1 << 24;
 
 /// An adapter, and what became of every key of its file.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Loaded {
+pub struct CoveredAdapter {
     /// The adapter; named after the file.
     pub adapter: Adapter,
     /// What became of every key.

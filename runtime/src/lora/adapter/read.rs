@@ -9,10 +9,10 @@ use ndarray::{Array2, Axis, concatenate, s};
 
 use super::coverage::ReadOptions;
 use super::experts::{Route, place};
-use super::keys::{self, Key, Part};
+use super::keys::{self, Key, KeyPart};
 use super::light;
 use super::names::{Layers, Piece, SlotNames, Target};
-use super::parts::{Loaded, alpha, as_matrix, flattened, locate, matrix, mismatch, name_of, scale_config};
+use super::parts::{CoveredAdapter, alpha, as_matrix, flattened, locate, matrix, mismatch, name_of, scale_config};
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed};
 use crate::io::weights::WeightFile;
@@ -32,7 +32,7 @@ pub fn read_adapter<'a>(
     path: &Path,
     layers: impl Into<Layers<'a>>,
     options: &ReadOptions,
-) -> Result<Loaded, AdapterError> {
+) -> Result<CoveredAdapter, AdapterError> {
     if options.experts.is_some() {
         return Err(AdapterError::OneTransformer { path: path.to_owned() });
     }
@@ -51,7 +51,7 @@ pub fn read_adapter_for_two(
     path: &Path,
     layers: [Layers<'_>; 2],
     options: &ReadOptions,
-) -> Result<Loaded, AdapterError> {
+) -> Result<CoveredAdapter, AdapterError> {
     let file = WeightFile::open(locate(path)?)?;
     let (placed, routes) = place(path, &file.names(), options.experts);
     let parts: Vec<_> = routes.into_iter().map(|route| (route, layers[route.index()])).collect();
@@ -64,7 +64,7 @@ fn read_for(
     parts: &[(Route, Layers<'_>)],
     options: &ReadOptions,
     placed: Option<Placed>,
-) -> Result<Loaded, AdapterError> {
+) -> Result<CoveredAdapter, AdapterError> {
     match (light::kind(file), parts) {
         (None, _) => {}
         (Some(AdapterFormat::LightFull), &[(Route::ONLY, layers)]) => return light::read_full(file, layers, options),
@@ -86,7 +86,7 @@ fn read_for(
     for (route, reader) in readers {
         layers.extend(reader.finish()?.into_iter().map(|(slot, update)| (route.name(slot), update)));
     }
-    Ok(Loaded { adapter: Adapter { name: name_of(file.path()), layers }, coverage })
+    Ok(CoveredAdapter { adapter: Adapter { name: name_of(file.path()), layers }, coverage })
 }
 
 /// What a file's keys stand for in one transformer, and what becomes of them.
@@ -167,7 +167,7 @@ pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
 
 /// What a file holds for one of its modules.
 #[derive(Default)]
-struct Parts {
+struct FoundParts {
     module: String,
     down: Option<(String, Array2<f32>)>,
     up: Option<(String, Array2<f32>)>,
@@ -191,7 +191,7 @@ struct Reader<'a> {
     route: Route,
     config: Option<ScaleConfig>,
     /// By what the module stands for, in words.
-    modules: IndexMap<String, (Target<'a>, Parts)>,
+    modules: IndexMap<String, (Target<'a>, FoundParts)>,
     keys: Vec<KeyOutcome>,
     /// Modules that are no slots, each once.
     unknown: Vec<String>,
@@ -218,7 +218,7 @@ impl<'a> Reader<'a> {
             }
         };
         // What is written there is whose weight it is.
-        let of_weight = !matches!(part, Part::BiasDifference | Part::ModulationDifference);
+        let of_weight = !matches!(part, KeyPart::BiasDifference | KeyPart::ModulationDifference);
         let written = self.written.get(stem).filter(|_| of_weight).and_then(|slot| self.names.exact(slot));
         let resolved = match written {
             Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
@@ -248,24 +248,24 @@ impl<'a> Reader<'a> {
         };
         let slot = target.describe();
         let is_parameter = matches!(&target, Target::Whole(slot) if slot.name == slot.tensor);
-        let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, Parts::default()));
+        let (_, parts) = self.modules.entry(slot.clone()).or_insert_with(|| (target, FoundParts::default()));
         let taken = match part {
-            Part::Down => parts.down.is_some(),
-            Part::Up => parts.up.is_some(),
-            Part::Alpha => parts.alpha.is_some(),
-            Part::Difference | Part::BiasDifference | Part::ModulationDifference => parts.difference.is_some(),
+            KeyPart::Down => parts.down.is_some(),
+            KeyPart::Up => parts.up.is_some(),
+            KeyPart::Alpha => parts.alpha.is_some(),
+            KeyPart::Difference | KeyPart::BiasDifference | KeyPart::ModulationDifference => parts.difference.is_some(),
         };
         if taken {
             let found = format!("a second one for `{slot}`");
             return Err(mismatch(self.file, &key, "one key of this kind for the slot", found));
         }
         match part {
-            Part::Alpha => parts.alpha = Some(alpha(self.file, &key)?),
+            KeyPart::Alpha => parts.alpha = Some(alpha(self.file, &key)?),
             // A convolution's factor is flattened as its weight is.
-            Part::Down if is_parameter => parts.down = Some((key.clone(), flattened(self.file, &key)?)),
-            Part::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
-            Part::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
-            Part::Difference | Part::BiasDifference | Part::ModulationDifference => {
+            KeyPart::Down if is_parameter => parts.down = Some((key.clone(), flattened(self.file, &key)?)),
+            KeyPart::Down => parts.down = Some((key.clone(), matrix(self.file, &key)?)),
+            KeyPart::Up => parts.up = Some((key.clone(), matrix(self.file, &key)?)),
+            KeyPart::Difference | KeyPart::BiasDifference | KeyPart::ModulationDifference => {
                 let scale = bias_scale(self.file, self.config.as_ref(), &module, &key);
                 parts.difference = Some((key.clone(), as_matrix(self.file, &key)? * scale));
             }
@@ -320,7 +320,7 @@ fn update(
     file: &WeightFile,
     config: Option<&ScaleConfig>,
     pieces: &[Piece<'_>],
-    mut parts: Parts,
+    mut parts: FoundParts,
 ) -> Result<(String, LowRank), AdapterError> {
     let Some((key, values)) = parts.difference.take() else { return pair(file, config, pieces, parts) };
     let rows = pieces.iter().map(|piece| piece.rows).sum::<usize>();
@@ -348,7 +348,7 @@ fn pair(
     file: &WeightFile,
     config: Option<&ScaleConfig>,
     pieces: &[Piece<'_>],
-    parts: Parts,
+    parts: FoundParts,
 ) -> Result<(String, LowRank), AdapterError> {
     let (down_key, down, up_key, up) = match (parts.down, parts.up) {
         (Some((down_key, down)), Some((up_key, up))) => (down_key, down, up_key, up),

@@ -21,7 +21,7 @@ fn slots() -> Vec<Slot> {
     file.names().into_iter().filter_map(linear).collect()
 }
 
-fn read(path: &Path) -> Result<Loaded, AdapterError> {
+fn read(path: &Path) -> Result<CoveredAdapter, AdapterError> {
     read_adapter(path, &slots(), &ReadOptions::default())
 }
 

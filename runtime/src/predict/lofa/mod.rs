@@ -34,7 +34,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::events::{Progress, Stage};
+use crate::events::{PhaseProgress, Stage};
 use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
@@ -112,7 +112,7 @@ impl Lofa {
     }
 
     /// The keys and values of every block of a stage.
-    fn context(&mut self, stage: usize, text: &Tensor, progress: &Progress<'_>) -> Result<NamedTensors, Error> {
+    fn context(&mut self, stage: usize, text: &Tensor, progress: &PhaseProgress<'_>) -> Result<NamedTensors, Error> {
         let session = &mut *self.open.session(&format!("text_{stage}"))?;
         run(session, &[("text_hidden", text)], progress)
     }
@@ -162,7 +162,12 @@ struct Starts {
 
 impl Starts {
     /// Both stages' tokens `[b, n, d]` of the batch that begins with layer `first`.
-    fn of(&mut self, batch: &Batch<'_>, first: usize, progress: &mut Progress<'_>) -> Result<[Tensor; STAGES], Error> {
+    fn of(
+        &mut self,
+        batch: &Batch<'_>,
+        first: usize,
+        progress: &mut PhaseProgress<'_>,
+    ) -> Result<[Tensor; STAGES], Error> {
         let [n, d] = self.shape;
         let count = batch.samples.len();
         let each = STAGES * n * d;
@@ -189,7 +194,7 @@ impl Starts {
     }
 
     /// A disk that is full costs the cache alone.
-    fn keep(&mut self, all: &ArrayD<f32>, progress: &mut Progress<'_>) {
+    fn keep(&mut self, all: &ArrayD<f32>, progress: &mut PhaseProgress<'_>) {
         let Some(mut keeping) = self.keeping.take() else { return };
         match all.as_slice().map(|numbers| keeping.add(numbers)) {
             Some(Ok(())) => self.keeping = Some(keeping),
@@ -199,7 +204,7 @@ impl Starts {
     }
 }
 
-fn not_kept(progress: &mut Progress<'_>, error: &std::io::Error) {
+fn not_kept(progress: &mut PhaseProgress<'_>, error: &std::io::Error) {
     progress.warn(format!("what the predictor reads of the base is not kept: {error}"));
 }
 
@@ -245,7 +250,7 @@ impl Predictor for Lofa {
         let key = self.kept_key(&weights, inputs.options());
         let NetworkConfig { width, tokens, hidden_dim, rank, .. } = self.config;
         let count = self.config.samples.len();
-        let mut progress = Progress::start(inputs.observer(), Stage::Predict, count);
+        let mut progress = PhaseProgress::start(inputs.observer(), Stage::Predict, count);
         let contexts = [self.context(1, &text, &progress)?, self.context(2, &text, &progress)?];
         let found = kept.get(&key, count * STAGES * tokens * hidden_dim);
         let keeping = match &found {
@@ -296,6 +301,10 @@ impl Predictor for Lofa {
 }
 
 /// Runs a graph, ended early if the observer asks to stop.
-fn run(session: &mut dyn Session, inputs: &[(&str, &Tensor)], progress: &Progress<'_>) -> Result<NamedTensors, Error> {
+fn run(
+    session: &mut dyn Session,
+    inputs: &[(&str, &Tensor)],
+    progress: &PhaseProgress<'_>,
+) -> Result<NamedTensors, Error> {
     Ok(session.run_unless(inputs, &|| progress.is_cancelled())?)
 }

@@ -18,7 +18,7 @@ use crate::backends::OpenEngine;
 use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::error::Error;
-use crate::events::{Observer, Progress, Stage};
+use crate::events::{Observer, PhaseProgress, Stage};
 use crate::lora::adapter::Adapter;
 use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
@@ -123,11 +123,11 @@ fn adapter(
     }
     let slots = plan.targets.len();
     let each = plan.targets.iter().any(|target| !target.runs.is_empty());
-    let mut progress = each.then(|| Progress::start(observer, Stage::Predict, slots));
+    let mut progress = each.then(|| PhaseProgress::start(observer, Stage::Predict, slots));
     let mut layers = IndexMap::with_capacity(slots);
     for target in &plan.targets {
         for run in &target.runs {
-            let cancelled = || progress.as_ref().is_some_and(Progress::is_cancelled);
+            let cancelled = || progress.as_ref().is_some_and(PhaseProgress::is_cancelled);
             chain.run(plan, run, request, &mut made, &cancelled)?;
         }
         layers.insert(target.name.clone(), target.update(&made.factors)?);

@@ -33,7 +33,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::events::{Progress, Stage};
+use crate::events::{PhaseProgress, Stage};
 use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
@@ -115,7 +115,7 @@ impl Prompt2Effect {
         &mut self,
         weights: &[Pristine],
         conditions: &Array2<f32>,
-        progress: &mut Progress<'_>,
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<Array3<f32>, Error> {
         let NetworkConfig { hidden_dim, n_heads, num_latents, .. } = self.config;
         let mut mixed = Array3::<f32>::zeros((weights.len(), num_latents, hidden_dim));
@@ -169,7 +169,7 @@ impl Prompt2Effect {
         &mut self,
         latents: &mut Array3<f32>,
         (text, penalty): (&NamedTensors, &Tensor),
-        progress: &mut Progress<'_>,
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<(), Error> {
         let mut session = self.open.session("backbone")?;
         let (n, d) = (self.config.num_latents, self.config.hidden_dim);
@@ -204,7 +204,7 @@ impl Prompt2Effect {
         weights: &[Pristine],
         conditions: &Array2<f32>,
         latents: &Array3<f32>,
-        progress: &mut Progress<'_>,
+        progress: &mut PhaseProgress<'_>,
     ) -> Result<Adapter, Error> {
         let rank = self.config.rank;
         let mut found: Vec<Option<LowRank>> = vec![None; weights.len()];
@@ -311,7 +311,7 @@ impl Predictor for Prompt2Effect {
             raw::tensor_from_bytes(Dtype::F32, &shape, &bytes)?.into_f32()?.into_dimensionality().ok()
         });
         let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
-        let mut progress = Progress::start(inputs.observer(), Stage::Predict, steps);
+        let mut progress = PhaseProgress::start(inputs.observer(), Stage::Predict, steps);
         let mut latents = match kept {
             Some(kept) => kept,
             None => {
@@ -399,7 +399,7 @@ impl Panel<'_, '_> {
         &self,
         session: &mut dyn Session,
         more: &[(&str, &Tensor)],
-        progress: &Progress<'_>,
+        progress: &PhaseProgress<'_>,
     ) -> Result<NamedTensors, Error> {
         let Reader { weight, condition, scale, code, .. } = self.reader;
         let mut panel = match self.stream {
@@ -442,6 +442,10 @@ fn root_mean_square(weight: &Pristine) -> f32 {
 }
 
 /// Runs a graph, ended early if the observer asks to stop.
-fn run(session: &mut dyn Session, inputs: &[(&str, &Tensor)], progress: &Progress<'_>) -> Result<NamedTensors, Error> {
+fn run(
+    session: &mut dyn Session,
+    inputs: &[(&str, &Tensor)],
+    progress: &PhaseProgress<'_>,
+) -> Result<NamedTensors, Error> {
     Ok(session.run_unless(inputs, &|| progress.is_cancelled())?)
 }

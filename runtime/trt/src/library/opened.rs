@@ -1,6 +1,6 @@
 use std::path::Path;
 
-use libloading::Library as Loaded;
+use libloading::Library as SharedLibrary;
 
 use super::LibraryError;
 use crate::ffi::LibraryVersion;
@@ -13,7 +13,7 @@ pub(crate) struct Opened {
     pub(crate) flavour: Flavour,
     pub(crate) version: Version,
     pub(crate) found: Found,
-    pub(crate) library: &'static Loaded,
+    pub(crate) library: &'static SharedLibrary,
 }
 
 impl Opened {
@@ -40,7 +40,7 @@ impl Opened {
         Self::with(flavour, library, found)
     }
 
-    fn with(flavour: Flavour, library: &'static Loaded, found: Found) -> Result<Self, LibraryError> {
+    fn with(flavour: Flavour, library: &'static SharedLibrary, found: Found) -> Result<Self, LibraryError> {
         let version = version_of(library, c"getInferLibVersion");
         let version = version.map_err(|e| unloadable(flavour, &found.path, &found, &e))?;
         check(flavour, headers(flavour), &found.path, &found.from, version)?;
@@ -104,16 +104,16 @@ pub(super) fn check(
     Err(LibraryError::Version { title, path: path.to_owned(), from: from.to_owned(), expected, found, way_out })
 }
 
-pub(super) fn load(path: &Path) -> Result<&'static Loaded, libloading::Error> {
+pub(super) fn load(path: &Path) -> Result<&'static SharedLibrary, libloading::Error> {
     // SAFETY: running a library's initialisers is what loading it means; that the file is the user's own choice, and found in no
     // folder that strangers write to, is what `search` sees to.
     #[allow(unsafe_code)]
-    let library = unsafe { Loaded::new(path)? };
+    let library = unsafe { SharedLibrary::new(path)? };
     Ok(Box::leak(Box::new(library)))
 }
 
 pub(super) fn version_of(
-    library: &'static Loaded,
+    library: &'static SharedLibrary,
     name: &'static std::ffi::CStr,
 ) -> Result<Version, libloading::Error> {
     let version = symbol::<LibraryVersion>(library, name)?;
@@ -124,7 +124,10 @@ pub(super) fn version_of(
 }
 
 /// A function of a library that is never unloaded. `T` must be the function's own type.
-pub(super) fn symbol<T: Copy>(library: &'static Loaded, name: &'static std::ffi::CStr) -> Result<T, libloading::Error> {
+pub(super) fn symbol<T: Copy>(
+    library: &'static SharedLibrary,
+    name: &'static std::ffi::CStr,
+) -> Result<T, libloading::Error> {
     // SAFETY: every caller pairs a name with the type that NVIDIA's headers declare for it.
     #[allow(unsafe_code)]
     unsafe { library.get::<T>(name.to_bytes_with_nul()) }.map(|symbol| *symbol)

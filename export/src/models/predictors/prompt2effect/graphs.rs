@@ -5,7 +5,7 @@ use v2l_runtime::predict::prompt2effect::{AttentionScope, Group};
 
 use super::attention::{Attention, Projection, Sizes};
 use super::describe::{CondForm, Description};
-use super::names::{BlockNames, Names, Part, vars};
+use super::names::{AttentionKind, BlockNames, Names, vars};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars, component};
 
@@ -130,7 +130,7 @@ impl<'a> Maker<'a> {
             context = self.norm(b, "text_proj.ln", &context)?;
         }
         for block in 0..net.n_layer {
-            let names = self.names.block(Part::CrossAttention, block);
+            let names = self.names.block(AttentionKind::CrossAttention, block);
             let attention = self.attention(b, &names.attention)?;
             for (name, which) in [("key", Projection::Key), ("value", Projection::Value)] {
                 let part = attention.heads(b, which, &context);
@@ -294,7 +294,7 @@ impl<'a> Maker<'a> {
 
     /// A block's attention of latents to each other, with the feed-forward layers behind it; rows `[b·m, d]`.
     fn self_block(&self, b: &mut Builder, block: usize, rows: &Value, batch: &Value) -> Result<Value, ExportError> {
-        let names = self.names.block(Part::SelfAttention, block);
+        let names = self.names.block(AttentionKind::SelfAttention, block);
         let attention = self.attention(b, &names.attention)?;
         let h = self.norm(b, &names.norm, rows)?;
         let apart = self.description.network.attn_scope != AttentionScope::Layer;
@@ -323,7 +323,7 @@ impl<'a> Maker<'a> {
             if block > 0 || net.attn_scope != AttentionScope::Layer {
                 rows = self.self_block(b, block, &rows, &batch)?;
             }
-            let names = self.names.block(Part::CrossAttention, block);
+            let names = self.names.block(AttentionKind::CrossAttention, block);
             let attention = self.attention(b, &names.attention)?;
             let h = self.norm(b, &names.norm, &rows)?;
             let h = attention.to_shared(b, &h, (&key, &value), &penalty);

@@ -15,7 +15,7 @@ pub(super) enum Names {
 
 /// A part of the backbone.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(super) enum AttentionKind {
     SelfAttention,
     CrossAttention,
 }
@@ -76,9 +76,10 @@ impl Names {
     }
 
     /// An attention of the backbone, the norm before it, the feed-forward layers behind it and the norm before those.
-    pub(super) fn block(&self, part: Part, index: usize) -> BlockNames {
-        let own = if part == Part::SelfAttention { "proc_self" } else { "proc_cross" };
-        let theirs = if part == Part::SelfAttention { ("self_attn", "norm_1") } else { ("cross_attn", "norm_2") };
+    pub(super) fn block(&self, part: AttentionKind, index: usize) -> BlockNames {
+        let own = if part == AttentionKind::SelfAttention { "proc_self" } else { "proc_cross" };
+        let theirs =
+            if part == AttentionKind::SelfAttention { ("self_attn", "norm_1") } else { ("cross_attn", "norm_2") };
         let name = |own_part: &str, their_part: &str| match self {
             Self::Own { .. } => format!("{own}.{index}.{own_part}"),
             Self::SimpleTuner => format!("blocks.{index}.{their_part}"),

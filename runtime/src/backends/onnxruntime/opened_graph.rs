@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use super::{NAME, OrtError, failed};
 use crate::backends::device_weights::{DeviceWeights, HeldInput, InUse, State};
-use crate::backends::stages;
+use crate::backends::stages::RunnableGraph;
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::options::RunLimits;
@@ -21,7 +21,7 @@ use crate::tensor::{NamedTensors, TensorView};
 
 /// A stored graph on ONNX Runtime.
 #[derive(Debug)]
-pub struct Part {
+pub struct OrtGraph {
     // Fields drop in order: ONNX Runtime lets go of the weights before they go.
     session: ort::session::Session,
     _weights: Vec<Bytes>,
@@ -35,7 +35,7 @@ pub struct Part {
     runner: Runner,
 }
 
-impl Part {
+impl OrtGraph {
     /// Takes a committed session over `weights`, after checking that it is the graph that is expected.
     pub(super) fn new(
         interface: Interface,
@@ -81,7 +81,7 @@ impl Part {
 /// An input that was given, where it is, or converted.
 fn given(input: &Bound<'_>) -> Result<DynValue, String> {
     let view = input.view();
-    // SAFETY: the input holds the elements until the end of [`Part::run`]; the value and the run end before.
+    // SAFETY: the input holds the elements until the end of [`OrtGraph::run`]; the value and the run end before.
     #[allow(unsafe_code)]
     unsafe {
         borrow(view.dtype(), view.shape(), view.data())
@@ -130,7 +130,7 @@ fn check_interface(graph: &str, what: &str, ports: &[Port], outlets: &[ort::valu
     Ok(())
 }
 
-impl Part {
+impl OrtGraph {
     /// Keeps the folder that the session's profiler writes to.
     pub(super) fn with_profile(self, folder: Option<Scratch>) -> Self {
         Self { profile: folder, ..self }
@@ -150,7 +150,7 @@ impl Part {
     }
 }
 
-impl stages::Part for Part {
+impl RunnableGraph for OrtGraph {
     const BACKEND: &'static str = NAME;
 
     fn inputs(&self) -> &[Port] {

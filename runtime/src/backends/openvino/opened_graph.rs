@@ -9,7 +9,7 @@ use v2l_openvino::{Borrowed, Compiled, Element, Lent, OpenVinoError, Request};
 use super::NAME;
 use super::error::{OvError, failed};
 use crate::backends::device_weights::{DeviceWeights, InUse, State, bytes};
-use crate::backends::stages;
+use crate::backends::stages::RunnableGraph;
 use crate::engine::inputs::bind;
 use crate::engine::manifest::Graph;
 use crate::engine::session::{Port, SessionError};
@@ -18,7 +18,7 @@ use crate::options::RunLimits;
 use crate::tensor::{Dtype, NamedTensors, TensorView};
 
 /// A stored graph on OpenVINO, and what it is given in every run.
-pub struct Part {
+pub struct OvGraph {
     request: Request,
     /// Inputs that are weights: all that the graph does not hold itself.
     weights: Vec<String>,
@@ -28,7 +28,7 @@ pub struct Part {
     limits: Option<RunLimits>,
 }
 
-impl Part {
+impl OvGraph {
     /// Over these weights, after checking that it is the graph that is expected.
     pub(super) fn new(
         graph: &Graph,
@@ -87,7 +87,7 @@ fn known(dtype: Dtype) -> Result<Element, OpenVinoError> {
     element(dtype).ok_or_else(|| OpenVinoError::Tensor { reason: format!("OpenVINO is given no {dtype}") })
 }
 
-impl stages::Part for Part {
+impl RunnableGraph for OvGraph {
     const BACKEND: &'static str = NAME;
 
     fn inputs(&self) -> &[Port] {
