@@ -112,8 +112,8 @@ impl Output {
     }
 
     /// Starts a progress bar of `total` units; `bytes` chooses how they are shown. Only on a terminal.
-    pub fn start(&mut self, stage: &str, total: u64, bytes: bool) {
-        self.event("stage", json!({ "stage": stage, "total": total }));
+    pub fn start(&mut self, phase: &str, total: u64, bytes: bool) {
+        self.event("stage", json!({ "stage": phase, "total": total }));
         self.finish();
         if self.options.quiet || !std::io::stderr().is_terminal() {
             return;
@@ -122,7 +122,7 @@ impl Output {
         let style = ProgressStyle::with_template(&format!("{{msg:20}} {{wide_bar}} {units} {{eta}}"));
         self.bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
         self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-        self.bar.set_message(stage.to_owned());
+        self.bar.set_message(phase.to_owned());
         self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 

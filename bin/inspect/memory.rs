@@ -11,7 +11,7 @@ use v2l_runtime::memory::{available_memory, readable};
 use v2l_runtime::models::family::ImageInput;
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::pipeline::Expected;
-use v2l_runtime::pipeline::{Phase, Pipeline};
+use v2l_runtime::pipeline::{PhaseMemory, Pipeline};
 use v2l_runtime::request::Request;
 
 use super::{Args, Switch};
@@ -52,7 +52,7 @@ pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::R
         let (width, height, frames) = (settings.width, settings.height, settings.num_frames);
         let mut lines = vec![format!("{frames} frames of {width}x{height}: {about} {}", readable(estimate.peak()))];
         lines.extend(estimate.phases.iter().map(|phase| {
-            let Phase { name, weights, activations, data } = phase;
+            let PhaseMemory { name, weights, activations, data } = phase;
             let [weights, activations, data] = [weights, activations, data].map(|bytes| readable(*bytes));
             let all = readable(phase.total());
             format!("  {name}: {all} (weights {weights}, activations {activations}, data {data})")

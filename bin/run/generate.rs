@@ -7,7 +7,7 @@ use serde_json::json;
 use v2l_cli::{Failure, Output, shown};
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::decisions::Decisions;
-use v2l_runtime::events::{Event, Observer, Stage};
+use v2l_runtime::events::{Event, Observer, Phase};
 use v2l_runtime::generator::{Generator, PredictOptions};
 use v2l_runtime::io::weights::{WeightError, write_tensors};
 use v2l_runtime::lora::adapter::Adapter;
@@ -40,12 +40,12 @@ impl<'a> Listener<'a> {
 impl Observer for Listener<'_> {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::StageStarted { stage, total } => self.output.start(stage_name(*stage), *total as u64, false),
-            Event::Step { stage, done, total } => {
-                self.output.event("step", json!({ "stage": stage, "done": done, "total": total }));
+            Event::PhaseStarted { phase, total } => self.output.start(phase_name(*phase), *total as u64, false),
+            Event::Step { phase, done, total } => {
+                self.output.event("step", json!({ "stage": phase, "done": done, "total": total }));
                 self.output.progress(*done as u64);
             }
-            Event::StageFinished { .. } => self.output.finish(),
+            Event::PhaseFinished { .. } => self.output.finish(),
             Event::Warning { message } => self.output.warning(message),
         }
     }
@@ -55,15 +55,15 @@ impl Observer for Listener<'_> {
     }
 }
 
-fn stage_name(stage: Stage) -> &'static str {
-    match stage {
-        Stage::EncodeText => "encode text",
-        Stage::EncodeReference => "encode reference",
-        Stage::EncodeCondition => "encode image",
-        Stage::Denoise => "denoise",
-        Stage::Decode => "decode",
-        Stage::EncodeVideo => "encode video",
-        Stage::Predict => "predict adapter",
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::EncodeText => "encode text",
+        Phase::EncodeReference => "encode reference",
+        Phase::EncodeCondition => "encode image",
+        Phase::Denoise => "denoise",
+        Phase::Decode => "decode",
+        Phase::EncodeVideo => "encode video",
+        Phase::Predict => "predict adapter",
     }
 }
 

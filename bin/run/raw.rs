@@ -21,7 +21,7 @@ use v2l_runtime::lora::mode::{Way, choose, with_branches, without_branches};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::memory::check_room;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
-use v2l_runtime::pipeline::Phase;
+use v2l_runtime::pipeline::PhaseMemory;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::adapters;
@@ -114,7 +114,7 @@ fn check_memory(
         return Ok(());
     };
     let phase =
-        Phase { name: "run", weights: needs.weights, activations: needs.run.activations, data: needs.run.data() };
+        PhaseMemory { name: "run", weights: needs.weights, activations: needs.run.activations, data: needs.run.data() };
     let (bytes, complete) = (phase.total(), needs.run.complete);
     let fields = json!({ "bytes": bytes, "free": available_memory(), "phases": [phase], "complete": complete });
     output.event("memory", fields);

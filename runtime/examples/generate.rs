@@ -13,10 +13,10 @@ struct Printed;
 impl Observer for Printed {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Step { stage, done, total } => eprint!("\r{stage:?} {done}/{total} "),
-            Event::StageFinished { .. } => eprintln!(),
+            Event::Step { phase, done, total } => eprint!("\r{phase:?} {done}/{total} "),
+            Event::PhaseFinished { .. } => eprintln!(),
             Event::Warning { message } => eprintln!("warning: {message}"),
-            Event::StageStarted { .. } => {}
+            Event::PhaseStarted { .. } => {}
         }
     }
 }

@@ -4,10 +4,10 @@ use serde::Serialize;
 
 use crate::error::{Classified, ErrorClass};
 
-/// A part of the work.
+/// A phase of the work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Stage {
+pub enum Phase {
     /// Prompt to embeddings.
     EncodeText,
     /// Reference video to latent.
@@ -24,30 +24,35 @@ pub enum Stage {
     Predict,
 }
 
-/// Something that happened; serializes as one JSON object with an `event` key.
+/// Something that happened; serializes as one JSON object with an `event` key, which calls a phase a stage.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
-    /// A stage of `total` steps begins.
-    StageStarted {
+    /// A phase of `total` steps begins.
+    #[serde(rename = "stage_started")]
+    PhaseStarted {
         /// Which.
-        stage: Stage,
+        #[serde(rename = "stage")]
+        phase: Phase,
         /// Steps it will take.
         total: usize,
     },
     /// Step `done` of `total` is complete.
     Step {
-        /// Which stage.
-        stage: Stage,
+        /// Which phase.
+        #[serde(rename = "stage")]
+        phase: Phase,
         /// Steps complete, from 1.
         done: usize,
         /// Steps in all.
         total: usize,
     },
-    /// A stage is complete.
-    StageFinished {
+    /// A phase is complete.
+    #[serde(rename = "stage_finished")]
+    PhaseFinished {
         /// Which.
-        stage: Stage,
+        #[serde(rename = "stage")]
+        phase: Phase,
     },
     /// Something the user should know; the work goes on.
     Warning {
@@ -83,18 +88,18 @@ impl Classified for Cancelled {
     }
 }
 
-/// Reports the steps of one stage and checks for cancellation before each.
+/// Reports the steps of one phase and checks for cancellation before each.
 pub(crate) struct PhaseProgress<'a> {
     observer: &'a mut dyn Observer,
-    stage: Stage,
+    phase: Phase,
     done: usize,
     total: usize,
 }
 
 impl<'a> PhaseProgress<'a> {
-    pub(crate) fn start(observer: &'a mut dyn Observer, stage: Stage, total: usize) -> Self {
-        observer.event(&Event::StageStarted { stage, total });
-        Self { observer, stage, done: 0, total }
+    pub(crate) fn start(observer: &'a mut dyn Observer, phase: Phase, total: usize) -> Self {
+        observer.event(&Event::PhaseStarted { phase, total });
+        Self { observer, phase, done: 0, total }
     }
 
     /// To be called before a step.
@@ -115,11 +120,11 @@ impl<'a> PhaseProgress<'a> {
     /// To be called after a step.
     pub(crate) fn step(&mut self) {
         self.done += 1;
-        self.observer.event(&Event::Step { stage: self.stage, done: self.done, total: self.total });
+        self.observer.event(&Event::Step { phase: self.phase, done: self.done, total: self.total });
     }
 
     /// To be called after the last step.
     pub(crate) fn finish(self) {
-        self.observer.event(&Event::StageFinished { stage: self.stage });
+        self.observer.event(&Event::PhaseFinished { phase: self.phase });
     }
 }

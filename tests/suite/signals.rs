@@ -56,7 +56,7 @@ fn interrupted_run_ends_with_its_signals_code_and_leaves_nothing() {
     std::fs::create_dir_all(&out).unwrap();
     let reference = sample_model().join("image.png");
     let arguments = args!["--reference", reference, "--prompt", "x", "-o", out.join("o.mp4")];
-    // At the first event of each stage, and in the middle of the longest.
+    // At the first event of each phase, and in the middle of the longest.
     for (signal, expected) in SIGNALS {
         for moment in ["encode reference", "encode text", "encode image", "denoise", "\"done\":7"] {
             let mut command = steps(&sample, "400", arguments);

@@ -5,7 +5,7 @@ use v2l_export::ExportOptions;
 use v2l_graphs::passes::{infer_shapes, lower_for_tensorrt, optimize};
 use v2l_graphs::{DataType, Dim, Model, ReadOptions, check, lower_precision, raise_precision, read_model};
 use v2l_runtime::directory::EngineDirectory;
-use v2l_runtime::events::Stage;
+use v2l_runtime::events::Phase;
 use v2l_runtime::models::cogvideox::CogVideoX;
 use v2l_runtime::models::cogvideox::config::{DecodeChunks, Tiling, VaeConfig};
 use v2l_runtime::models::vae::Vae;
@@ -33,7 +33,7 @@ fn open(built: &Built, weights: OrtWeights) -> (EngineDirectory, VaeConfig) {
 /// Runs one case of a fixture with the chunking and tiling that its name and header ask for.
 fn check_case(what: &str, directory: &mut EngineDirectory, config: &VaeConfig, case: &Case) {
     if case.inputs.contains_key("x") {
-        let moments = config.encode(directory, &five(case.input("x")), Stage::EncodeVideo, &mut ()).unwrap();
+        let moments = config.encode(directory, &five(case.input("x")), Phase::EncodeVideo, &mut ()).unwrap();
         assert_close(&format!("{what} mean"), &moments.mean.clone().into_dyn(), &case.output("mean"), TOLERANCE);
         assert_close(
             &format!("{what} logvar"),
@@ -43,7 +43,7 @@ fn check_case(what: &str, directory: &mut EngineDirectory, config: &VaeConfig, c
         );
         assert_close(what, &moments.parameters().unwrap().into_dyn(), &case.output("moments"), TOLERANCE);
     } else {
-        let decoded = config.decode(directory, &five(case.input("z")), Stage::Decode, &mut ()).unwrap();
+        let decoded = config.decode(directory, &five(case.input("z")), Phase::Decode, &mut ()).unwrap();
         assert_close(what, &decoded.into_dyn(), &case.output("sample"), TOLERANCE);
     }
 }
@@ -130,11 +130,11 @@ fn official_fun_vae_is_followed_untiled_and_tiled() {
     for (form, tiled) in [("untiled", false), ("tiled", true)] {
         config.tiling = Tiling::for_sample(config.sample_height, config.sample_width, tiled);
         let pixels = five(f32s(&inputs[&format!("pixels_{form}")]));
-        let moments = config.encode(&mut directory, &pixels, Stage::EncodeVideo, &mut ()).unwrap();
+        let moments = config.encode(&mut directory, &pixels, Phase::EncodeVideo, &mut ()).unwrap();
         let expected = f32s(&outputs[&format!("moments_{form}")]);
         assert_close(&format!("moments {form}"), &moments.parameters().unwrap().into_dyn(), &expected, TOLERANCE);
         let latents = five(f32s(&inputs[&format!("latents_{form}")]));
-        let decoded = config.decode(&mut directory, &latents, Stage::Decode, &mut ()).unwrap();
+        let decoded = config.decode(&mut directory, &latents, Phase::Decode, &mut ()).unwrap();
         assert_close(
             &format!("decoded {form}"),
             &decoded.into_dyn(),

@@ -105,12 +105,12 @@ typedef int32_t v2l_status;
 typedef int32_t (*v2l_cancelled_callback)(void *user);
 
 /**
- * A part of the work.
+ * A phase of the work.
  */
 typedef int32_t v2l_stage;
 
 /**
- * Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
+ * Told how far a phase is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
  */
 typedef void (*v2l_progress_callback)(void *user, v2l_stage stage, uint64_t done, uint64_t total);
 

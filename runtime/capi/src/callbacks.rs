@@ -4,7 +4,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use v2l_runtime::events::{Event, Observer, Stage};
+use v2l_runtime::events::{Event, Observer, Phase};
 
 use crate::failure::{Failure, free, guard, guard_anywhere};
 use crate::growing::{self, growing};
@@ -12,7 +12,7 @@ use crate::log::{User, V2L_LOG_WARNING, call, log, send_to, v2l_log_callback};
 use crate::pointers::{Out, optional, required};
 use crate::status::v2l_status;
 
-/// A part of the work.
+/// A phase of the work.
 pub type v2l_stage = i32;
 /// Prompt to embeddings.
 pub const V2L_STAGE_ENCODE_TEXT: v2l_stage = 1;
@@ -29,7 +29,7 @@ pub const V2L_STAGE_ENCODE_VIDEO: v2l_stage = 6;
 /// A prompt and the base's weights to an adapter.
 pub const V2L_STAGE_PREDICT: v2l_stage = 7;
 
-/// Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
+/// Told how far a phase is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
 pub type v2l_progress_callback =
     Option<unsafe extern "C" fn(user: *mut c_void, stage: v2l_stage, done: u64, total: u64)>;
 
@@ -145,10 +145,10 @@ impl Control {
         self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) || self.cancelled.is_some_and(asked)
     }
 
-    fn progress(&self, stage: Stage, done: usize, total: usize) {
+    fn progress(&self, phase: Phase, done: usize, total: usize) {
         if let Some(callback) = self.progress {
             // SAFETY: the caller's own function, with the pointer that came with it.
-            call(|| unsafe { callback(self.user.0, stage_number(stage), done as u64, total as u64) });
+            call(|| unsafe { callback(self.user.0, stage_number(phase), done as u64, total as u64) });
         }
     }
 }
@@ -157,9 +157,9 @@ impl Control {
 impl Observer for &Control {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::StageStarted { stage, total } => self.progress(*stage, 0, *total),
-            Event::Step { stage, done, total } => self.progress(*stage, *done, *total),
-            Event::StageFinished { .. } => {}
+            Event::PhaseStarted { phase, total } => self.progress(*phase, 0, *total),
+            Event::Step { phase, done, total } => self.progress(*phase, *done, *total),
+            Event::PhaseFinished { .. } => {}
             Event::Warning { message } => log(V2L_LOG_WARNING, message),
         }
     }
@@ -169,15 +169,15 @@ impl Observer for &Control {
     }
 }
 
-const fn stage_number(stage: Stage) -> v2l_stage {
-    match stage {
-        Stage::EncodeText => V2L_STAGE_ENCODE_TEXT,
-        Stage::EncodeReference => V2L_STAGE_ENCODE_REFERENCE,
-        Stage::EncodeCondition => V2L_STAGE_ENCODE_CONDITION,
-        Stage::Denoise => V2L_STAGE_DENOISE,
-        Stage::Decode => V2L_STAGE_DECODE,
-        Stage::EncodeVideo => V2L_STAGE_ENCODE_VIDEO,
-        Stage::Predict => V2L_STAGE_PREDICT,
+const fn stage_number(phase: Phase) -> v2l_stage {
+    match phase {
+        Phase::EncodeText => V2L_STAGE_ENCODE_TEXT,
+        Phase::EncodeReference => V2L_STAGE_ENCODE_REFERENCE,
+        Phase::EncodeCondition => V2L_STAGE_ENCODE_CONDITION,
+        Phase::Denoise => V2L_STAGE_DENOISE,
+        Phase::Decode => V2L_STAGE_DECODE,
+        Phase::EncodeVideo => V2L_STAGE_ENCODE_VIDEO,
+        Phase::Predict => V2L_STAGE_PREDICT,
     }
 }
 

@@ -16,7 +16,7 @@ use super::vae::{Ask, Moments, Take, VaeError, VaeNeeds};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::engine::session::{Session, SessionError};
-use crate::events::{Observer, PhaseProgress, Stage};
+use crate::events::{Observer, Phase, PhaseProgress};
 use crate::memory::check_room;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 use crate::wording::TILING;
@@ -178,11 +178,11 @@ impl Job {
         (plan, tiled): (&Plan, Option<&Plan>),
         components: &mut dyn Components,
         input: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
         self.check_memory((plan, tiled, false), components, input)?;
-        let mut progress = PhaseProgress::start(observer, stage, plan.calls());
+        let mut progress = PhaseProgress::start(observer, phase, plan.calls());
         let found = self.joined(plan, components, input, &mut progress)?;
         progress.finish();
         Ok(found)
@@ -194,11 +194,11 @@ impl Job {
         (plan, tiled): (&Plan, Option<&Plan>),
         components: &mut dyn Components,
         input: &Array5<f32>,
-        (stage, observer): (Stage, &mut dyn Observer),
+        (phase, observer): (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
         self.check_memory((plan, tiled, true), components, input)?;
-        let mut progress = PhaseProgress::start(observer, stage, plan.calls());
+        let mut progress = PhaseProgress::start(observer, phase, plan.calls());
         if plan.cuts.are_whole() {
             self.tile(components, &input.view(), &plan.chunks, &mut progress, take)?;
         } else {

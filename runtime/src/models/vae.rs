@@ -8,7 +8,7 @@ use crate::components::{ComponentError, Components, Needs, VAE_ENCODER};
 use crate::engine::footprint::Shapes;
 use crate::engine::session::SessionError;
 use crate::error::{Classified, Error, ErrorClass};
-use crate::events::{Cancelled, Observer, Stage};
+use crate::events::{Cancelled, Observer, Phase};
 use crate::memory::NotEnough;
 
 const LOGVAR_RANGE: (f32, f32) = (-30.0, 20.0);
@@ -23,7 +23,7 @@ pub trait Vae: fmt::Debug {
         &self,
         components: &mut dyn Components,
         pixels: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Moments, VaeError>;
 
@@ -35,7 +35,7 @@ pub trait Vae: fmt::Debug {
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError>;
 
@@ -48,7 +48,7 @@ pub trait Vae: fmt::Debug {
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        progress: (Stage, &mut dyn Observer),
+        progress: (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError>;
 

@@ -4,7 +4,7 @@ use ndarray::{ArrayD, Axis, Slice, concatenate};
 
 use super::call::{run, take};
 use super::{
-    Components, Observer, Pipeline, PipelineError, Request, RequestError, Settings, Stage, TEXT_ENCODER, finite,
+    Components, Observer, Phase, Pipeline, PipelineError, Request, RequestError, Settings, TEXT_ENCODER, finite,
 };
 use crate::components::IMAGE_ENCODER;
 use crate::events::PhaseProgress;
@@ -44,7 +44,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Option<ArrayD<f32>>, PipelineError> {
         let Some(pixels) = self.family()?.image_pixels(request)? else { return Ok(None) };
-        let mut progress = PhaseProgress::start(observer, Stage::EncodeCondition, 1);
+        let mut progress = PhaseProgress::start(observer, Phase::EncodeCondition, 1);
         progress.check()?;
         let images = pixels.len_of(Axis(0));
         let pixels = Tensor::F32(pixels.into_dyn());

@@ -14,7 +14,7 @@ use crate::wording::{HEIGHT, NUM_FRAMES, TILING, WEIGHTS_STORED, WIDTH, together
 
 /// What one phase of a request takes, in bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Phase {
+pub struct PhaseMemory {
     /// `encode text`, `encode image`, `denoise`, …
     pub name: &'static str,
     /// Private copies of weights: f32, fused and packed.
@@ -25,7 +25,7 @@ pub struct Phase {
     pub data: u64,
 }
 
-impl Phase {
+impl PhaseMemory {
     /// All of it.
     pub const fn total(&self) -> u64 {
         self.weights.saturating_add(self.activations).saturating_add(self.data)
@@ -36,7 +36,7 @@ impl Phase {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Estimate {
     /// In the order in which they run. Between them networks are let go.
-    pub phases: Vec<Phase>,
+    pub phases: Vec<PhaseMemory>,
     /// False if engines do not say what they compute with: earlier versions of v2l compiled them, or they run on a GPU.
     pub complete: bool,
 }
@@ -44,7 +44,7 @@ pub struct Estimate {
 impl Estimate {
     /// Bytes that the largest phase takes.
     pub fn peak(&self) -> u64 {
-        self.phases.iter().map(Phase::total).max().unwrap_or(0)
+        self.phases.iter().map(PhaseMemory::total).max().unwrap_or(0)
     }
 }
 
@@ -93,7 +93,7 @@ impl Sums<'_> {
     }
 
     fn phase(&mut self, name: &'static str, weights: u64, activations: u64, data: u64) {
-        self.estimate.phases.push(Phase { name, weights, activations, data });
+        self.estimate.phases.push(PhaseMemory { name, weights, activations, data });
     }
 
     fn vae(

@@ -30,7 +30,7 @@ mod request;
 pub mod tokenizer;
 
 pub(crate) use crate::components::{Components, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
-pub(crate) use crate::events::{Event, Observer, Stage};
+pub(crate) use crate::events::{Event, Observer, Phase};
 pub(crate) use crate::request::{Request, RequestError, Settings};
 use call::{run, take};
 pub(crate) use config::{
@@ -38,7 +38,7 @@ pub(crate) use config::{
 };
 use denoise::Denoiser;
 pub use error::PipelineError;
-pub use estimate::{Estimate, Expected, Phase};
+pub use estimate::{Estimate, Expected, PhaseMemory};
 pub use reference::{Reference, reference_pixels};
 
 /// The text encoder's graph for prompts, whose padding it sees or, masked, does not.
@@ -146,7 +146,7 @@ impl Pipeline {
             mask.extend((0..tokens.ids.len()).map(|token| i64::from(token < tokens.used)));
             ids.extend(tokens.ids);
         }
-        let mut progress = PhaseProgress::start(observer, Stage::EncodeText, 1);
+        let mut progress = PhaseProgress::start(observer, Phase::EncodeText, 1);
         progress.check()?;
         if let Some(kept) = components.kept_texts().and_then(|kept| kept.find(&texts)) {
             progress.step();
@@ -199,7 +199,7 @@ impl Pipeline {
         let knobs = knobs.unwrap_or(&self.config.reference);
         let pixels = reference_pixels(knobs, reference, size)?;
         finite("the reference's pixels", &pixels)?;
-        let moments = vae.encode(components, &pixels, Stage::EncodeReference, observer)?;
+        let moments = vae.encode(components, &pixels, Phase::EncodeReference, observer)?;
         let latents = match knobs.latent {
             LatentChoice::Mean => moments.mean,
             LatentChoice::Sample => {
@@ -221,7 +221,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Moments, PipelineError> {
         finite("the pixels", pixels)?;
-        let moments = self.vae()?.encode(components, pixels, Stage::EncodeVideo, observer)?;
+        let moments = self.vae()?.encode(components, pixels, Phase::EncodeVideo, observer)?;
         finite("the encoder's means", &moments.mean)?;
         Ok(moments)
     }
@@ -237,7 +237,7 @@ impl Pipeline {
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, PipelineError> {
         finite("the latents", latents)?;
-        let pixels = self.vae()?.decode(components, latents, Stage::Decode, observer)?;
+        let pixels = self.vae()?.decode(components, latents, Phase::Decode, observer)?;
         finite("the decoder's pixels", &pixels)?;
         Ok(pixels)
     }
@@ -269,7 +269,7 @@ impl Pipeline {
     ) -> Result<Frames, PipelineError> {
         finite("the latents", latents)?;
         let (mut size, mut data) = ((0, 0), Vec::new());
-        self.vae()?.decode_each(components, latents, (Stage::Decode, observer), &mut |pixels| {
+        self.vae()?.decode_each(components, latents, (Phase::Decode, observer), &mut |pixels| {
             finite("the decoder's pixels", &pixels).map_err(Error::from)?;
             let frames = pixels_to_frames(&pixels, None).map_err(Error::from)?;
             size = (frames.width(), frames.height());
@@ -326,7 +326,7 @@ impl Pipeline {
         let mut denoiser = Denoiser::new(&*steps, step, &settings);
         denoiser.open(components, &timesteps)?;
         let total = timesteps.len();
-        let mut progress = PhaseProgress::start(observer, Stage::Denoise, total);
+        let mut progress = PhaseProgress::start(observer, Phase::Denoise, total);
         for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
             denoiser.open(components, &timesteps[i..])?;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::components::{ComponentError, Components, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::error::Error;
-use crate::events::{Observer, Stage};
+use crate::events::{Observer, Phase};
 use crate::models::arrays::repeat;
 use crate::models::family::{
     Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
@@ -184,7 +184,7 @@ impl Vae for StandInVae {
         &self,
         _components: &mut dyn Components,
         pixels: &Array5<f32>,
-        _stage: Stage,
+        _phase: Phase,
         _observer: &mut dyn Observer,
     ) -> Result<Moments, VaeError> {
         Ok(Moments { mean: pixels.clone(), logvar: Array5::zeros(pixels.dim()) })
@@ -194,7 +194,7 @@ impl Vae for StandInVae {
         &self,
         _components: &mut dyn Components,
         latents: &Array5<f32>,
-        _stage: Stage,
+        _phase: Phase,
         _observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
         Ok(latents.clone())
@@ -204,10 +204,10 @@ impl Vae for StandInVae {
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        (stage, observer): (Stage, &mut dyn Observer),
+        (phase, observer): (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
-        take(self.decode(components, latents, stage, observer)?)
+        take(self.decode(components, latents, phase, observer)?)
     }
 
     fn needs(

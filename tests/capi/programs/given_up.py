@@ -20,7 +20,7 @@ def main(engines: str, image: str, other: str) -> None:
     cycle["itself"] = cycle
     given_up = []
 
-    def progress(_stage: v2l.Stage, _done: int, _total: int) -> None:
+    def progress(_phase: v2l.Phase, _done: int, _total: int) -> None:
         nonlocal cycle
         if handles:
             handles.clear()

@@ -21,21 +21,21 @@ from ._native import LIBRARY as _lib
 from ._native import Error, check as _check
 
 __all__ = [
-    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "OpenVinoPrecision", "Pipeline",
+    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "OpenVinoPrecision", "Phase", "Pipeline",
     "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "version",
 ]
 
 Path = Union[str, "os.PathLike[str]"]
 #: Adapters to apply, with their strengths; none is the base model.
 AdapterSet = Sequence[Tuple["Adapter", float]]
-#: Called with the stage, the steps done and all steps of the stage.
-Progress = Callable[["Stage", int, int], None]
+#: Called with the phase, the steps done and all steps of the phase.
+Progress = Callable[["Phase", int, int], None]
 _Structure = TypeVar("_Structure", bound=ctypes.Structure)
 _Self = TypeVar("_Self")
 
 
-class Stage(enum.IntEnum):
-    """A part of the work."""
+class Phase(enum.IntEnum):
+    """A phase of the work."""
 
     ENCODE_TEXT = 1
     ENCODE_REFERENCE = 2
@@ -43,6 +43,10 @@ class Stage(enum.IntEnum):
     DENOISE = 4
     DECODE = 5
     ENCODE_VIDEO = 6
+    PREDICT = 7
+
+
+Stage = Phase  # The earlier name.
 
 
 class Weights(enum.IntEnum):
@@ -322,10 +326,10 @@ class _Control:
         self._structure = _initial(_native.Control, _lib.v2l_control_init)
         self._structure.cancel = cancel._handle if cancel is not None else None
 
-        def on_progress(_user: object, stage: int, done: int, total: int) -> None:
+        def on_progress(_user: object, phase: int, done: int, total: int) -> None:
             try:
                 assert progress is not None
-                progress(Stage(stage), done, total)
+                progress(Phase(phase), done, total)
             except BaseException as raised:  # raised again by `run`
                 self._raised = raised
 

@@ -7,7 +7,7 @@ use super::rope::rotary_tables;
 use crate::components::Components;
 use crate::engine::footprint::Shapes;
 use crate::error::Error;
-use crate::events::{Observer, Stage};
+use crate::events::{Observer, Phase};
 use crate::media::resize::{Filter, resize_rgb};
 use crate::media::video::{Frames, frames_to_pixels};
 use crate::models::arrays::{array5, join, repeat};
@@ -168,7 +168,7 @@ fn image_latents(
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
     let pixels = first_frame(image, settings, Filter::Lanczos)?;
-    let moments = vae.encode(components, &pixels, Stage::EncodeCondition, observer)?;
+    let moments = vae.encode(components, &pixels, Phase::EncodeCondition, observer)?;
     let scale = if vae.invert_scale_latents { 1.0 / vae.scaling_factor } else { vae.scaling_factor } as f32;
     let image = moments.mean.permuted_axes([0, 2, 1, 3, 4]).mapv(|x| scale * x);
     let padding = Array5::zeros([1, shape[1].saturating_sub(image.len_of(Axis(1))), shape[2], shape[3], shape[4]]);
@@ -187,7 +187,7 @@ fn inpaint_latents(
     augment(&mut frame, request, settings)?;
     let mut video = Array5::from_elem([1, 3, settings.num_frames, settings.height, settings.width], -1.0);
     video.slice_mut(s![.., .., 0..1, .., ..]).assign(&frame);
-    let moments = vae.encode(components, &video, Stage::EncodeCondition, observer)?;
+    let moments = vae.encode(components, &video, Phase::EncodeCondition, observer)?;
     let scale = vae.scaling_factor as f32;
     let masked = moments.mean.permuted_axes([0, 2, 1, 3, 4]).mapv(|x| x * scale);
     // 1 where the frame is known. The mask, too, is multiplied by the scaling factor.

@@ -9,7 +9,7 @@ use ndarray::Array5;
 
 use super::config::{Chunking, DecodeChunks, VaeConfig};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
-use crate::events::{Observer, Stage};
+use crate::events::{Observer, Phase};
 use crate::models::chunks::{Cut, Cuts, DECODER, ENCODER, Plan};
 use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
@@ -18,7 +18,7 @@ impl Vae for VaeConfig {
         &self,
         components: &mut dyn Components,
         pixels: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Moments, VaeError> {
         let (batch, channels, frames, height, width) = pixels.dim();
@@ -32,7 +32,7 @@ impl Vae for VaeConfig {
         let tiled =
             tiled(self).and_then(|tiled| Some(encoder_plan(&tiled, shape, encoder_cuts(&tiled, height, width).ok()?)));
         let plan = encoder_plan(self, shape, cuts);
-        Ok(ENCODER.run((&plan, tiled.as_ref()), components, pixels, stage, observer)?.into())
+        Ok(ENCODER.run((&plan, tiled.as_ref()), components, pixels, phase, observer)?.into())
     }
 
     /// The latents are divided by the scaling factor.
@@ -40,18 +40,18 @@ impl Vae for VaeConfig {
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
         let (plan, tiled) = decoding(self, latents)?;
-        DECODER.run((&plan, tiled.as_ref()), components, latents, stage, observer)
+        DECODER.run((&plan, tiled.as_ref()), components, latents, phase, observer)
     }
 
     fn decode_each(
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        progress: (Stage, &mut dyn Observer),
+        progress: (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
         let (plan, tiled) = decoding(self, latents)?;

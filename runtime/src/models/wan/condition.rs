@@ -5,7 +5,7 @@ use ndarray::{Array4, Array5, Axis, s};
 use super::config::{ImageEncoderConfig, VaeConfig};
 use crate::components::Components;
 use crate::error::Error;
-use crate::events::{Observer, Stage};
+use crate::events::{Observer, Phase};
 use crate::media::resize::{Filter, resize_rgb_13};
 use crate::media::video::{Frames, frames_to_pixels};
 use crate::models::arrays::join;
@@ -20,7 +20,7 @@ pub(super) fn first_frame(
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
     let pixels = stretched(image, settings)?;
-    let moments = vae.encode(components, &pixels, Stage::EncodeCondition, observer)?;
+    let moments = vae.encode(components, &pixels, Phase::EncodeCondition, observer)?;
     Ok(vae.normalized(moments.mean))
 }
 
@@ -39,7 +39,7 @@ pub(super) fn channels(
     if let Some(last) = last {
         video.slice_mut(s![.., .., frames - 1.., .., ..]).assign(&stretched(last, settings)?);
     }
-    let moments = vae.encode(components, &video, Stage::EncodeCondition, observer)?;
+    let moments = vae.encode(components, &video, Phase::EncodeCondition, observer)?;
     let latents = vae.normalized(moments.mean);
     let (_, _, times, height, width) = latents.dim();
     let ratio = vae.scale_factor_temporal;

@@ -8,7 +8,7 @@ use ndarray::{Array5, Axis};
 
 use super::config::VaeConfig;
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
-use crate::events::{Observer, Stage};
+use crate::events::{Observer, Phase};
 use crate::models::chunks::{Cuts, DECODER, ENCODER, Plan};
 use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
@@ -20,7 +20,7 @@ impl Vae for VaeConfig {
         &self,
         components: &mut dyn Components,
         pixels: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Moments, VaeError> {
         let (batch, channels, frames, height, width) = pixels.dim();
@@ -31,24 +31,24 @@ impl Vae for VaeConfig {
             return Err(VaeError::Input { component: VAE_ENCODER, expected, found: pixels.shape().to_vec() });
         }
         let plan = self.encoder_plan([batch, channels, frames, height, width]);
-        Ok(ENCODER.run((&plan, None), components, pixels, stage, observer)?.into())
+        Ok(ENCODER.run((&plan, None), components, pixels, phase, observer)?.into())
     }
 
     fn decode(
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        stage: Stage,
+        phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        DECODER.run((&self.decoding(latents)?, None), components, latents, stage, observer)
+        DECODER.run((&self.decoding(latents)?, None), components, latents, phase, observer)
     }
 
     fn decode_each(
         &self,
         components: &mut dyn Components,
         latents: &Array5<f32>,
-        progress: (Stage, &mut dyn Observer),
+        progress: (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
         DECODER.each((&self.decoding(latents)?, None), components, latents, progress, take)

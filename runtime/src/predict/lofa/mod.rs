@@ -34,7 +34,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::events::{PhaseProgress, Stage};
+use crate::events::{Phase, PhaseProgress};
 use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
@@ -250,7 +250,7 @@ impl Predictor for Lofa {
         let key = self.kept_key(&weights, inputs.options());
         let NetworkConfig { width, tokens, hidden_dim, rank, .. } = self.config;
         let count = self.config.samples.len();
-        let mut progress = PhaseProgress::start(inputs.observer(), Stage::Predict, count);
+        let mut progress = PhaseProgress::start(inputs.observer(), Phase::Predict, count);
         let contexts = [self.context(1, &text, &progress)?, self.context(2, &text, &progress)?];
         let found = kept.get(&key, count * STAGES * tokens * hidden_dim);
         let keeping = match &found {

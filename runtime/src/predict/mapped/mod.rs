@@ -18,7 +18,7 @@ use crate::backends::OpenEngine;
 use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::error::Error;
-use crate::events::{Observer, PhaseProgress, Stage};
+use crate::events::{Observer, Phase, PhaseProgress};
 use crate::lora::adapter::Adapter;
 use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
@@ -123,7 +123,7 @@ fn adapter(
     }
     let slots = plan.targets.len();
     let each = plan.targets.iter().any(|target| !target.runs.is_empty());
-    let mut progress = each.then(|| PhaseProgress::start(observer, Stage::Predict, slots));
+    let mut progress = each.then(|| PhaseProgress::start(observer, Phase::Predict, slots));
     let mut layers = IndexMap::with_capacity(slots);
     for target in &plan.targets {
         for run in &target.runs {

@@ -33,7 +33,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::events::{PhaseProgress, Stage};
+use crate::events::{Phase, PhaseProgress};
 use crate::io::raw;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::OpenOptions;
@@ -311,7 +311,7 @@ impl Predictor for Prompt2Effect {
             raw::tensor_from_bytes(Dtype::F32, &shape, &bytes)?.into_f32()?.into_dimensionality().ok()
         });
         let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
-        let mut progress = PhaseProgress::start(inputs.observer(), Stage::Predict, steps);
+        let mut progress = PhaseProgress::start(inputs.observer(), Phase::Predict, steps);
         let mut latents = match kept {
             Some(kept) => kept,
             None => {

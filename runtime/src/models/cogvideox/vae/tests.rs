@@ -126,12 +126,12 @@ fn assert_like(found: &Array5<f32>, shape: [usize; 5], values: [f32; 5], size: f
 
 fn encoded(tiled: bool, shape: [usize; 5]) -> Array5<f32> {
     let config = config(tiled, DecodeChunks::Diffusers);
-    config.encode(&mut components(), &data(shape), Stage::EncodeVideo, &mut ()).unwrap().parameters().unwrap()
+    config.encode(&mut components(), &data(shape), Phase::EncodeVideo, &mut ()).unwrap().parameters().unwrap()
 }
 
 fn decoded(tiled: bool, shape: [usize; 5]) -> Array5<f32> {
     let config = config(tiled, DecodeChunks::Diffusers);
-    config.decode(&mut components(), &data(shape), Stage::Decode, &mut ()).unwrap()
+    config.decode(&mut components(), &data(shape), Phase::Decode, &mut ()).unwrap()
 }
 
 #[test]
@@ -200,11 +200,11 @@ fn logvar_is_clamped_after_blending_only() {
 #[test]
 fn wrong_shapes_are_refused() {
     let config = config(false, DecodeChunks::Fun);
-    let error = config.encode(&mut components(), &data([1, 4, 1, 2, 2]), Stage::EncodeVideo, &mut ()).unwrap_err();
+    let error = config.encode(&mut components(), &data([1, 4, 1, 2, 2]), Phase::EncodeVideo, &mut ()).unwrap_err();
     assert!(matches!(error, VaeError::Input { component: VAE_ENCODER, .. }));
-    let error = config.decode(&mut components(), &data([1, 2, 1, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
+    let error = config.decode(&mut components(), &data([1, 2, 1, 2, 2]), Phase::Decode, &mut ()).unwrap_err();
     assert!(matches!(error, VaeError::Input { component: VAE_DECODER, .. }));
-    let error = config.encode(&mut components(), &Array5::zeros([1, 3, 0, 8, 8]), Stage::EncodeVideo, &mut ());
+    let error = config.encode(&mut components(), &Array5::zeros([1, 3, 0, 8, 8]), Phase::EncodeVideo, &mut ());
     assert!(matches!(error, Err(VaeError::Input { .. })));
 }
 
@@ -214,7 +214,7 @@ fn graph_without_its_cache_output_is_named() {
     let ports = vec![port("z", 5), port("conv_cache.other", 0)];
     sessions.insert(VAE_DECODER, "rest", Box::new(StandIn { encodes: false, ports }));
     let config = config(false, DecodeChunks::Fun);
-    let error = config.decode(&mut sessions, &data([1, 1, 3, 2, 2]), Stage::Decode, &mut ()).unwrap_err();
+    let error = config.decode(&mut sessions, &data([1, 1, 3, 2, 2]), Phase::Decode, &mut ()).unwrap_err();
     assert!(error.to_string().contains("next_conv_cache.other"), "{error}");
 }
 
@@ -238,7 +238,7 @@ impl Observer for Stop {
 fn cancelling_stops_between_chunks() {
     let mut observer = Stop { steps: 0, after: 2 };
     let config = config(true, DecodeChunks::Fun);
-    let error = config.decode(&mut components(), &data([1, 1, 5, 7, 13]), Stage::Decode, &mut observer).unwrap_err();
+    let error = config.decode(&mut components(), &data([1, 1, 5, 7, 13]), Phase::Decode, &mut observer).unwrap_err();
     assert!(matches!(error, VaeError::Cancelled(_)));
     assert_eq!(observer.steps, 2);
 }
