@@ -71,7 +71,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             }));
             lines.extend(graph.parts().skip(1).map(|part| {
                 let (weights, values) = (count(part.weights.len(), "weight"), count(part.outputs.len(), "value"));
-                format!("    stage {} ({weights}, {values})", part.name)
+                format!("    hoisted graph {} ({weights}, {values})", part.name)
             }));
             lines.join("\n")
         });

@@ -308,7 +308,7 @@ impl Write for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use v2l_runtime::engine::Engine;
-    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, Slot, Stages, Times};
+    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, HoistedGraphs, Slot, TimestepRows};
     use v2l_runtime::engine::session::{Dim, Port};
     use v2l_runtime::io::weights::WeightFile;
 
@@ -337,7 +337,7 @@ mod tests {
                 },
                 profiles: vec![],
                 lora_rank: None,
-                stages: None,
+                hoisted: None,
                 footprint: None,
                 probe: None,
             }],
@@ -520,8 +520,8 @@ mod tests {
                 outputs: vec![output],
                 ..step.clone()
             });
-            let times = Some(Times { graph, rows: rows.iter().map(|&row| row.to_owned()).collect() });
-            step.stages = Some(Stages { inputs, prologue: None, times });
+            let timestep_rows = Some(TimestepRows { graph, rows: rows.iter().map(|&row| row.to_owned()).collect() });
+            step.hoisted = Some(HoistedGraphs { inputs, prologue: None, timestep_rows });
             write(&path, manifest).unwrap();
             Engine::open(&path).map(drop).map_err(|e| e.to_string())
         };

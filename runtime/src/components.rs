@@ -40,7 +40,7 @@ pub trait Components {
     /// [`ComponentError`] if there is no such graph, or it cannot be opened.
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError>;
 
-    /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what stages keep,
+    /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what hoisted graphs keep,
     /// whether adapters will be fused into every layer that has a slot, and whether weights are then held as stored instead of as
     /// they would be. `None` if nobody knows.
     ///

@@ -40,14 +40,14 @@ fn refs(tensors: &NamedTensors) -> Vec<(&str, &Tensor)> {
 }
 
 #[test]
-fn directory_of_device_weights_swaps_under_an_open_session_whose_stages_follow() {
+fn directory_of_device_weights_swaps_under_an_open_session_whose_hoisted_graphs_follow() {
     let inputs = case().inputs;
     for storage in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         let built = built(storage);
         let engine = built.engine(TRANSFORMER);
-        assert!(engine.graph("step").unwrap().stages.is_some(), "there is something to forget");
+        assert!(engine.graph("step").unwrap().hoisted.is_some(), "there is something to forget");
         let slots = &engine.manifest().slots;
-        // Slots of the timestep table, of the prologue and of the blocks.
+        // Slots of the timestep rows, of the prologue and of the blocks.
         let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
         for weights in WEIGHT_MODES {
             let open = |on_device| {

@@ -31,6 +31,7 @@ mod corpus;
 mod device_weights;
 mod experts;
 mod gpu;
+mod hoisted;
 mod hypernetwork;
 mod image_encoder;
 mod inspect;
@@ -64,7 +65,6 @@ mod shapes;
 mod side;
 #[cfg(unix)]
 mod signals;
-mod stages;
 #[cfg(unix)]
 mod streams;
 mod survival;

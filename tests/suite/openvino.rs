@@ -227,7 +227,7 @@ fn runs_give_the_same_bits_again_in_one_and_two_threads_and_in_eight_sessions_at
 fn timestep_rows_have_the_same_bits_prepared_or_not_and_follow_adapters() {
     let built = built("transformer/fun_inp");
     let engine = built.engine("transformer");
-    assert!(engine.graph("step").unwrap().stages.is_some(), "there is something to forget");
+    assert!(engine.graph("step").unwrap().hoisted.is_some(), "there is something to forget");
     let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
     let options =
         OpenOptions { adapters: vec![(adapter("a", engine.manifest().slots.iter(), 3, 1), 0.5)], ..openvino() };

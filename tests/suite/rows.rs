@@ -28,8 +28,8 @@ fn random_steps_from_timesteps_and_settings_equal_whole_graphs_over_any_rows_in_
 fn random_steps_hoisted_as_if_a_mean_of_rows_were_each_rows_own_are_found_out() {
     let folder = tempfile::tempdir().unwrap();
     let found = |number| try_oracle(&bytes(number), folder.path()).unwrap_or_else(|e| panic!("graph {number}: {e}"));
-    let staged = (0..8).filter(|&number| found(number)).count();
-    assert!(staged > 4, "{staged} of 8 were a stage's doing");
+    let hoisted = (0..8).filter(|&number| found(number)).count();
+    assert!(hoisted > 4, "{hoisted} of 8 were a hoisted graph's doing");
 }
 
 #[test]

@@ -214,11 +214,11 @@ fn work_that_is_the_same_in_every_step_leaves_the_step() {
         let model = random_weights::made(&fixtures().join("wan/transformer").join(variant));
         let built = Built::plain(model.root());
         let engine = built.engine("transformer");
-        let stages = engine.graph("step").unwrap().stages.clone().unwrap();
+        let graphs = engine.graph("step").unwrap().hoisted.clone().unwrap();
         // Keys and values of the cross-attention, of two blocks.
-        assert_eq!(stages.prologue.unwrap().outputs.len(), hoisted, "{variant}");
+        assert_eq!(graphs.prologue.unwrap().outputs.len(), hoisted, "{variant}");
         // Embedding and modulation, of both timesteps.
-        let times = stages.times.unwrap();
-        assert_eq!(times.graph.outputs.len(), if variant == "ti2v" { 4 } else { 2 }, "{variant}");
+        let timestep_rows = graphs.timestep_rows.unwrap();
+        assert_eq!(timestep_rows.graph.outputs.len(), if variant == "ti2v" { 4 } else { 2 }, "{variant}");
     }
 }

@@ -148,8 +148,8 @@ fn both_transformers_are_exported_and_take_adapters() {
     for engine in &report.engines[..2] {
         let engine = v2l_runtime::engine::Engine::open(&engine.path).unwrap();
         assert_eq!(engine.manifest().slots.len(), 26);
-        let stages = engine.graph("step.side").unwrap().stages.clone().unwrap();
-        assert!(stages.prologue.is_some() && stages.times.is_some());
+        let hoisted = engine.graph("step.side").unwrap().hoisted.clone().unwrap();
+        assert!(hoisted.prologue.is_some() && hoisted.timestep_rows.is_some());
     }
 }
 

@@ -311,7 +311,7 @@ fn made_adapter(slots: &[Slot], rank: usize, seed: u64) -> Adapter {
     Adapter { name: "made".to_owned(), layers: slots.iter().map(layer).collect() }
 }
 
-/// Runs a graph until its stages and ONNX Runtime's memory are settled, and times the last run.
+/// Runs a graph until its hoisted graphs and ONNX Runtime's memory are settled, and times the last run.
 fn time(engine: &Arc<Engine>, graph: &str, set: &InputSet, open: &OpenOptions) -> Result<GraphTimes, ExecuteError> {
     let mut backend = OrtEngine::open(Arc::clone(engine), open)?;
     let weights = backend.report().mode;

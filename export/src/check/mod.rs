@@ -5,7 +5,7 @@
 //! report     what was found
 //! inputs     given tensors, or made ones; `uses` says what made ones must know
 //! reference  the source as it stands
-//! made       runs of the reference on made inputs; `rows` adds those that timestep tables must stand
+//! made       runs of the reference on made inputs; `rows` adds those that timestep rows must stand
 //! runs       what an engine is compared on
 //! compare    two runs' outputs
 //! locate     where the difference arises

@@ -1,4 +1,4 @@
-//! Runs that timestep tables must stand: timesteps that are different, equal, several and one, known and new, one run
+//! Runs that timestep rows must stand: timesteps that are different, equal, several and one, known and new, one run
 //! after the other in the same session.
 
 use std::collections::HashSet;
@@ -31,17 +31,21 @@ pub(super) struct RowInputs<'a> {
 }
 
 impl<'a> RowInputs<'a> {
-    /// Those of the engine's graph `name`, which `reference` computes, too; `None` if it has no timestep tables.
+    /// Those of the engine's graph `name`, which `reference` computes, too; `None` if it has no timestep rows.
     pub(super) fn of(reference: &'a Reference, engine: &'a Engine, name: &str) -> Option<Self> {
         let graphs = [name.to_owned(), format!("{name}{SIDE_SUFFIX}")];
-        let times = graphs.iter().find_map(|name| {
+        let timestep_rows = graphs.iter().find_map(|name| {
             let graph = engine.manifest().graph(name)?;
-            graph.stages.as_ref()?.times.as_ref()
+            graph.hoisted.as_ref()?.timestep_rows.as_ref()
         })?;
         let inputs = &reference.model.graph.inputs;
-        let names: Vec<&str> =
-            times.rows.iter().map(String::as_str).filter(|row| inputs.iter().any(|input| input.name == *row)).collect();
-        let port = times.graph.inputs.iter().find(|port| names.contains(&&port.name[..]))?;
+        let names: Vec<&str> = timestep_rows
+            .rows
+            .iter()
+            .map(String::as_str)
+            .filter(|row| inputs.iter().any(|input| input.name == *row))
+            .collect();
+        let port = timestep_rows.graph.inputs.iter().find(|port| names.contains(&&port.name[..]))?;
         let extent = match &port.shape[..] {
             [session::Dim::Fixed(_)] => None,
             _ => inputs.iter().find(|input| input.name == port.name).map(|input| {

@@ -56,11 +56,11 @@ impl GraphReport {
         self.nodes_after = nodes;
         self.weight_bytes_after = bytes(stored, weights);
         self.weight_bytes_before = stored.parts().map(|part| bytes(part, weights)).sum();
-        let stages = stored.stages.as_ref();
+        let hoisted = stored.hoisted.as_ref();
         for (pass, count) in &mut self.fired {
             let outputs = match pass {
-                Pass::Prologue => stages.and_then(|s| Some(s.prologue.as_ref()?.outputs.len())),
-                Pass::TimestepTables => stages.and_then(|s| Some(s.times.as_ref()?.graph.outputs.len())),
+                Pass::Prologue => hoisted.and_then(|s| Some(s.prologue.as_ref()?.outputs.len())),
+                Pass::TimestepRows => hoisted.and_then(|s| Some(s.timestep_rows.as_ref()?.graph.outputs.len())),
                 _ => None,
             };
             *count = outputs.unwrap_or(*count);

@@ -7,7 +7,7 @@
 //!
 //! What is drawn at random is drawn in every step: it counts as latent.
 //!
-//! A stage is made only where it takes a matrix product along, and an operator at its end that only repeats or
+//! A graph is hoisted only where it takes a matrix product along, and an operator at its end that only repeats or
 //! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
 //! what it was made from.
 
@@ -29,12 +29,12 @@ pub struct Hoisted {
     /// What depends on fixed inputs alone.
     pub prologue: Option<Model>,
     /// What depends on timesteps alone.
-    pub times: Option<Times>,
+    pub timestep_rows: Option<TimestepRows>,
 }
 
 /// A graph that computes each row of its results from the same row of its row inputs, whatever other rows there are.
 #[derive(Clone, Debug)]
-pub struct Times {
+pub struct TimestepRows {
     /// The graph; every output has the row inputs' first extent.
     pub model: Model,
     /// Its inputs with one row per timestep; it takes the others whole.
@@ -44,9 +44,9 @@ pub struct Times {
 /// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs
 /// that change from step to step; vectors among them are timesteps, the others latents.
 ///
-/// The results of a stage become inputs of the step graph, under their own names. Inputs that only stages read leave
+/// The results of a hoisted graph become inputs of the step graph, under their own names. Inputs that only hoisted graphs read leave
 /// the step graph; outputs stay. Needs inferred shapes and brings those of every graph up to date. Weights are shared,
-/// not copied; one that only a stage reads leaves the step graph. Costs time linear in the graph.
+/// not copied; one that only a hoisted graph reads leaves the step graph. Costs time linear in the graph.
 pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
     let mut hoisted = Hoisted::default();
     if !model.graph.inputs.iter().any(|input| step.contains(&input.name)) {
@@ -57,14 +57,14 @@ pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
         let moved = model.graph.nodes.iter().map(|node| kinds.of(node) == FIXED).collect();
         hoisted.prologue = split(model, moved, "prologue");
     }
-    if passes.has(Pass::TimestepTables) {
+    if passes.has(Pass::TimestepRows) {
         // What the prologue gives is fixed.
         let kinds = Kinds::new(&model.graph, step);
         if let Some((lead, rows)) = kinds.rows(&model.graph, step) {
             let moved = rows::independent(&model.graph, &kinds, &rows, &lead);
-            hoisted.times = split(model, moved, "times").map(|times| {
-                let read = |name: &String| times.graph.inputs.iter().any(|input| input.name == *name);
-                Times { rows: rows.into_iter().filter(read).collect(), model: times }
+            hoisted.timestep_rows = split(model, moved, "times").map(|model| {
+                let read = |name: &String| model.graph.inputs.iter().any(|input| input.name == *name);
+                TimestepRows { rows: rows.into_iter().filter(read).collect(), model }
             });
         }
     }
@@ -105,22 +105,22 @@ fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
     let made = graph.nodes.iter().flat_map(|node| &node.outputs).filter(|output| crossing.contains(&output[..]));
     let infos: Vec<ValueInfo> =
         made.map(|name| ValueInfo { name: name.clone(), ty: types.get(&name[..]).map(|&ty| ty.clone()) }).collect();
-    let mut stage = model.clone();
-    stage.graph.name = format!("{}.{name}", graph.name);
-    stage.graph.outputs.clone_from(&infos);
-    drop_unread(&mut stage);
+    let mut hoisted = model.clone();
+    hoisted.graph.name = format!("{}.{name}", graph.name);
+    hoisted.graph.outputs.clone_from(&infos);
+    drop_unread(&mut hoisted);
     let mut kept = moved.iter();
     model.graph.nodes.retain(|_| kept.next() == Some(&false));
     model.graph.inputs.extend(infos);
     drop_unread(model);
-    Some(stage)
+    Some(hoisted)
 }
 
 /// What moved nodes make and others read.
 fn crossing<'a>(graph: &'a Graph, moved: &[bool]) -> HashSet<&'a str> {
     let outside = read_by(graph, |index| !moved[index]);
-    let stage = graph.nodes.iter().zip(moved).filter(|(_, moved)| **moved);
-    stage.flat_map(|(node, _)| &node.outputs).map(String::as_str).filter(|value| outside.contains(value)).collect()
+    let hoisted = graph.nodes.iter().zip(moved).filter(|(_, moved)| **moved);
+    hoisted.flat_map(|(node, _)| &node.outputs).map(String::as_str).filter(|value| outside.contains(value)).collect()
 }
 
 /// What the nodes read whose index is `among` these.

@@ -32,7 +32,7 @@ pub use extract::Extractor;
 pub use fold_constants::fold_constants;
 pub use fold_shapes::fold_shapes;
 pub use fold_weight_layout::fold_weight_layout;
-pub use hoist::{Hoisted, Times, flops_per_row, hoist};
+pub use hoist::{Hoisted, TimestepRows, flops_per_row, hoist};
 pub use infer_shapes::{Extent, Footprint, Sum, footprint, infer_shapes, settle_extents};
 pub use logic::lower_logic;
 pub use lower_openvino::{LoweredForOpenVino, NotForOpenVino, lower_for_openvino};

@@ -24,7 +24,7 @@ pub enum Pass {
     /// What stays the same over the steps of one generation, in a graph of its own: [`hoist`](super::hoist).
     Prologue,
     /// What depends on the timestep only, in a graph of its own: [`hoist`](super::hoist).
-    TimestepTables,
+    TimestepRows,
 }
 
 impl Pass {
@@ -38,7 +38,7 @@ impl Pass {
         Self::Attention,
         Self::ModulatedNorm,
         Self::Prologue,
-        Self::TimestepTables,
+        Self::TimestepRows,
     ];
 
     /// Its name on the command line.
@@ -52,7 +52,7 @@ impl Pass {
             Self::Attention => "attention",
             Self::ModulatedNorm => "modulated-norm",
             Self::Prologue => "prologue",
-            Self::TimestepTables => "timestep-tables",
+            Self::TimestepRows => "timestep-tables",
         }
     }
 }

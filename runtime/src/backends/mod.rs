@@ -3,11 +3,11 @@
 pub mod backend;
 mod device_weights;
 mod error;
+mod graph_session;
+mod hoisted;
 pub mod onnxruntime;
 mod open;
 pub mod openvino;
-mod staged;
-mod stages;
 pub mod tensorrt;
 mod weights;
 

@@ -27,7 +27,7 @@ fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: Weig
     (all, together)
 }
 
-/// Bytes of private memory for the weights of a graph and its stages, and those of them that are fused, factors that are laid out
+/// Bytes of private memory for the weights of a graph and its hoisted graphs, and those of them that are fused, factors that are laid out
 /// for that included.
 ///
 /// # Errors

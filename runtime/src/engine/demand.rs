@@ -1,43 +1,49 @@
-//! What a run of a graph takes, stage by stage.
+//! What a run of a graph takes, graph by graph.
 
 use super::footprint::{Demand, Shapes, bound, tensor_bytes};
 use super::manifest::Graph;
 use super::session::Port;
 
 impl Graph {
-    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what stages
-    /// keep, a row for each. With `arena` the memory of one stage is not given back before the next runs.
+    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what hoisted
+    /// graphs keep, a row for each. With `arena` the memory of one graph is not given back before the next runs.
     ///
     /// An engine of an earlier version has no formulas: outputs whose shape is given by the inputs are all that is then counted.
     pub fn demand(&self, stored_weights: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
         let mut demand = Demand { complete: true, ..Demand::default() };
         let mut shapes = shapes.clone();
-        let stages = self.stages.as_ref();
-        if let Some(prologue) = stages.and_then(|stages| stages.prologue.as_ref()) {
+        let hoisted = self.hoisted.as_ref();
+        if let Some(prologue) = hoisted.and_then(|hoisted| hoisted.prologue.as_ref()) {
             let inputs: u64 = prologue.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
-            let outputs = demand.stage(prologue, stored_weights, arena, [&self.inputs, &prologue.inputs], &shapes);
+            let outputs = demand.add(prologue, stored_weights, arena, [&self.inputs, &prologue.inputs], &shapes);
             demand.kept = demand.kept.saturating_add(inputs).saturating_add(outputs);
             shapes.extend(demand.shapes.drain());
         }
-        if let Some(times) = stages.and_then(|stages| stages.times.as_ref()) {
+        if let Some(timestep_rows) = hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
             let mut rows = shapes.clone();
-            for name in &times.rows {
+            for name in &timestep_rows.rows {
                 rows.insert(name.clone(), vec![runs.clamp(1, 64)]);
             }
-            let outputs = demand.stage(&times.graph, stored_weights, arena, [&times.graph.inputs, &self.inputs], &rows);
+            let outputs = demand.add(
+                &timestep_rows.graph,
+                stored_weights,
+                arena,
+                [&timestep_rows.graph.inputs, &self.inputs],
+                &rows,
+            );
             let all = outputs / runs.clamp(1, 64) as u64 * runs as u64;
             demand.kept = demand.kept.saturating_add(all);
             // A run takes as many rows as its own inputs have.
             for (name, mut shape) in demand.shapes.drain() {
-                let row = times.rows.first().and_then(|name| shapes.get(name)?.first().copied());
+                let row = timestep_rows.rows.first().and_then(|name| shapes.get(name)?.first().copied());
                 if let (Some(first), Some(row)) = (shape.first_mut(), row) {
                     *first = row;
                 }
                 shapes.insert(name, shape);
             }
         }
-        let inputs = stages.map_or(&self.inputs, |stages| &stages.inputs);
-        demand.outputs = demand.stage(self, stored_weights, arena, [&self.inputs, inputs], &shapes);
+        let inputs = hoisted.map_or(&self.inputs, |hoisted| &hoisted.inputs);
+        demand.outputs = demand.add(self, stored_weights, arena, [&self.inputs, inputs], &shapes);
         demand
     }
 }
@@ -48,14 +54,7 @@ fn port_bytes(port: &Port, shapes: &Shapes) -> u64 {
 
 impl Demand {
     /// Adds a stored graph; gives the bytes of its outputs, and leaves their shapes in `self.shapes`.
-    fn stage(
-        &mut self,
-        graph: &Graph,
-        stored_weights: bool,
-        arena: bool,
-        inputs: [&[Port]; 2],
-        shapes: &Shapes,
-    ) -> u64 {
+    fn add(&mut self, graph: &Graph, stored_weights: bool, arena: bool, inputs: [&[Port]; 2], shapes: &Shapes) -> u64 {
         self.shapes.clear();
         let Some(footprints) = &graph.footprint else {
             self.complete = false;

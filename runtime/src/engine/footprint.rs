@@ -65,7 +65,7 @@ pub type Shapes = HashMap<String, Vec<usize>>;
 pub struct Demand {
     /// Bytes of values that live at once inside of a run.
     pub activations: u64,
-    /// Bytes of outputs that stages keep for the runs to come.
+    /// Bytes of outputs that hoisted graphs keep for the runs to come.
     pub kept: u64,
     /// Bytes of the outputs, which callers get.
     pub outputs: u64,
@@ -76,7 +76,7 @@ pub struct Demand {
 }
 
 impl Demand {
-    /// Bytes that lie beside what is computed with: what stages keep, and the outputs.
+    /// Bytes that lie beside what is computed with: what hoisted graphs keep, and the outputs.
     pub const fn data(&self) -> u64 {
         self.kept.saturating_add(self.outputs)
     }

@@ -96,8 +96,8 @@ pub struct Graph {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_rank: Option<usize>,
     /// What of the graph need not be computed in every run, in graphs of its own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub stages: Option<Stages>,
+    #[serde(rename = "stages", default, skip_serializing_if = "Option::is_none")]
+    pub hoisted: Option<HoistedGraphs>,
     /// What a run takes besides weights; engines of earlier versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub footprint: Option<Footprints>,
@@ -116,22 +116,22 @@ pub struct Probe {
 }
 
 /// The parts of a graph whose results several runs share. Their inputs are inputs of the graph or, for the later ones,
-/// outputs of the earlier: prologue, times, and the stored graph itself last. Callers see none of it.
+/// outputs of the earlier: prologue, timestep rows, and the stored graph itself last. Callers see none of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stages {
+pub struct HoistedGraphs {
     /// Inputs of the stored graph itself, in graph order.
     pub inputs: Vec<Port>,
     /// `<graph>.prologue`: runs again when one of its inputs changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prologue: Option<Box<Graph>>,
     /// `<graph>.times`: runs once for each timestep.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub times: Option<Times>,
+    #[serde(rename = "times", default, skip_serializing_if = "Option::is_none")]
+    pub timestep_rows: Option<TimestepRows>,
 }
 
 /// A graph that computes each row of its outputs from the same row of some of its inputs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Times {
+pub struct TimestepRows {
     /// The graph.
     pub graph: Box<Graph>,
     /// Its inputs `[rows]`; each output is `[rows, …]`.
@@ -196,7 +196,7 @@ pub struct TrtPlan {
     pub placeholders: bool,
 }
 
-/// A strongly typed variant: the whole graph, stages and all.
+/// A strongly typed variant: the whole graph, hoisted graphs and all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypedGraph {
     /// Tensor that holds the ONNX bytes.
@@ -458,10 +458,11 @@ impl Manifest {
 }
 
 impl Graph {
-    /// The stored graph and its stages.
+    /// The stored graph and its hoisted graphs.
     pub fn parts(&self) -> impl Iterator<Item = &Self> {
-        let stages = self.stages.iter();
-        let hoisted = stages.flat_map(|s| s.prologue.iter().chain(s.times.iter().map(|times| &times.graph)));
+        let hoisted = self.hoisted.iter();
+        let hoisted = hoisted
+            .flat_map(|s| s.prologue.iter().chain(s.timestep_rows.iter().map(|timestep_rows| &timestep_rows.graph)));
         std::iter::once(self).chain(hoisted.map(|graph| &**graph))
     }
 }

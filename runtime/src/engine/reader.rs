@@ -346,7 +346,7 @@ impl Check<'_> {
             {
                 return Err(self.structure(what(), "a tolerance above 0, of at most 1", probe.tolerance.to_string()));
             }
-            self.stages(graph)?;
+            self.hoisted(graph)?;
         }
         Ok(())
     }
@@ -369,27 +369,28 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Every input of a stage must come from somewhere, in the type that it is given in.
-    fn stages(&self, graph: &Graph) -> Result<(), EngineError> {
-        let Some(stages) = &graph.stages else { return Ok(()) };
-        let times = stages.times.as_ref();
+    /// Every input of a hoisted graph must come from somewhere, in the type that it is given in.
+    fn hoisted(&self, graph: &Graph) -> Result<(), EngineError> {
+        let Some(hoisted) = &graph.hoisted else { return Ok(()) };
+        let timestep_rows = hoisted.timestep_rows.as_ref();
         let mut known: Vec<&Port> = graph.inputs.iter().collect();
-        for part in stages.prologue.iter().chain(times.map(|times| &times.graph)) {
+        for part in hoisted.prologue.iter().chain(timestep_rows.map(|timestep_rows| &timestep_rows.graph)) {
             let what = || format!("graph `{}`", part.name);
-            if part.stages.is_some() {
-                return Err(self.structure(what(), "no stages of a stage", "some"));
+            if part.hoisted.is_some() {
+                return Err(self.structure(what(), "no hoisted graphs of a hoisted graph", "some"));
             }
             self.given(what(), &part.inputs, &known)?;
             known.extend(&part.outputs);
         }
-        self.given(format!("graph `{}`", graph.name), &stages.inputs, &known)?;
-        let Some(times) = times else { return Ok(()) };
-        let what = || format!("graph `{}`", times.graph.name);
-        let vectors = times.graph.inputs.iter().filter(|p| times.rows.contains(&p.name) && p.shape.len() == 1);
-        if times.rows.is_empty() || vectors.count() != times.rows.len() {
-            return Err(self.structure(what(), "row inputs of one axis", format!("{:?}", times.rows)));
+        self.given(format!("graph `{}`", graph.name), &hoisted.inputs, &known)?;
+        let Some(timestep_rows) = timestep_rows else { return Ok(()) };
+        let what = || format!("graph `{}`", timestep_rows.graph.name);
+        let vectors =
+            timestep_rows.graph.inputs.iter().filter(|p| timestep_rows.rows.contains(&p.name) && p.shape.len() == 1);
+        if timestep_rows.rows.is_empty() || vectors.count() != timestep_rows.rows.len() {
+            return Err(self.structure(what(), "row inputs of one axis", format!("{:?}", timestep_rows.rows)));
         }
-        match times.graph.outputs.iter().find(|port| port.shape.is_empty()) {
+        match timestep_rows.graph.outputs.iter().find(|port| port.shape.is_empty()) {
             Some(port) => Err(self.structure(what(), format!("rows in `{}`", port.name), "a scalar")),
             None => Ok(()),
         }

@@ -61,7 +61,7 @@ pub(crate) fn write_tiny(path: &Path, weights: &NamedTensors, storage: Dtype) {
         files: GraphFiles { widened, lazy, typed: None, openvino: None, plans: Vec::new() },
         profiles: vec![],
         lora_rank: None,
-        stages: None,
+        hoisted: None,
         footprint: None,
         probe: None,
     };

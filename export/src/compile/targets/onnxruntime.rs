@@ -9,7 +9,7 @@ use v2l_graphs::passes::{Hoisted, flops_per_row, hoist, infer_shapes, lower_for_
 use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
-    Graph, GraphFiles, OpenVinoGraph, RESERVED_PREFIX, Stages, Times, TypedGraph, WEIGHTS_PLACEHOLDER,
+    Graph, GraphFiles, HoistedGraphs, OpenVinoGraph, RESERVED_PREFIX, TimestepRows, TypedGraph, WEIGHTS_PLACEHOLDER,
 };
 use v2l_runtime::tensor::Dtype;
 
@@ -72,7 +72,7 @@ pub(crate) fn forms(task: &GraphTask<'_>, wanted: Forms) -> Result<(CompiledGrap
     let mut blobs = Vec::new();
     let mut store = Store { weights, wanted, blobs: &mut blobs };
     let graph = store.graph(name, (&main, &model), typed.as_ref())?;
-    let graph = store.stages(&model, graph, &hoisted)?;
+    let graph = store.hoisted(&model, graph, &hoisted)?;
     let nodes = main.graph.nodes.len();
     let prologue_flops = hoisted.prologue.as_ref().map(|prologue| flops_per_row(&prologue.graph)).unwrap_or_default();
     let compiled = CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered, prologue_flops };
@@ -134,7 +134,7 @@ impl Store<'_> {
         Ok(OpenVinoGraph { file: self.variant(graph, "openvino", &model)?, weights: lowered.weights })
     }
 
-    /// Stores the graph's variants and describes it; `whole` is the graph before stages were hoisted out of it.
+    /// Stores the graph's variants and describes it; `whole` is the graph before others were hoisted out of it.
     fn graph(
         &mut self,
         name: &str,
@@ -175,30 +175,30 @@ impl Store<'_> {
             files: GraphFiles { widened, lazy, typed, openvino, plans: Vec::new() },
             profiles: Vec::new(),
             lora_rank: None,
-            stages: None,
+            hoisted: None,
             footprint: Some(prints),
             probe: None,
         })
     }
 
     /// Stores what was hoisted out of a graph; `whole` is the graph before.
-    fn stages(&mut self, whole: &Model, main: Graph, hoisted: &Hoisted) -> Result<Graph, ExportError> {
-        if hoisted.prologue.is_none() && hoisted.times.is_none() {
+    fn hoisted(&mut self, whole: &Model, main: Graph, hoisted: &Hoisted) -> Result<Graph, ExportError> {
+        if hoisted.prologue.is_none() && hoisted.timestep_rows.is_none() {
             return Ok(main);
         }
-        let mut stage = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
+        let mut part = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
             let name = format!("{}.{suffix}", main.name);
             check_graph(&name, model)?;
             self.graph(&name, (model, whole), None).map(Box::new)
         };
-        let prologue = hoisted.prologue.as_ref().map(|model| stage("prologue", model)).transpose()?;
-        let times = match &hoisted.times {
-            Some(times) => Some(Times { graph: stage("times", &times.model)?, rows: times.rows.clone() }),
+        let prologue = hoisted.prologue.as_ref().map(|model| part("prologue", model)).transpose()?;
+        let timestep_rows = match &hoisted.timestep_rows {
+            Some(rows) => Some(TimestepRows { graph: part("times", &rows.model)?, rows: rows.rows.clone() }),
             None => None,
         };
         let inputs = ports(&main.name, &whole.graph.inputs)?;
-        let stages = Stages { inputs: main.inputs, prologue, times };
-        Ok(Graph { inputs, stages: Some(stages), ..main })
+        let hoisted = HoistedGraphs { inputs: main.inputs, prologue, timestep_rows };
+        Ok(Graph { inputs, hoisted: Some(hoisted), ..main })
     }
 }
 

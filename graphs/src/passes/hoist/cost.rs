@@ -1,4 +1,4 @@
-//! What a stage spares every step.
+//! What a hoisted graph spares every step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

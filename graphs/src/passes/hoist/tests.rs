@@ -58,7 +58,8 @@ fn hoisted(parts: &Parts, off: &[Pass]) -> (Model, Hoisted) {
     let mut model = build(parts);
     let step = ["x", "time"].map(str::to_owned);
     let hoisted = hoist(&mut model, &step, &Passes::without(off.iter().copied()));
-    for graph in std::iter::once(&model).chain(&hoisted.prologue).chain(hoisted.times.iter().map(|t| &t.model)) {
+    for graph in std::iter::once(&model).chain(&hoisted.prologue).chain(hoisted.timestep_rows.iter().map(|t| &t.model))
+    {
         crate::check::check(graph).unwrap();
     }
     (model, hoisted)
@@ -67,13 +68,13 @@ fn hoisted(parts: &Parts, off: &[Pass]) -> (Model, Hoisted) {
 #[test]
 fn hoist_parts_a_step_by_what_its_values_depend_on() {
     let (main, hoisted) = hoisted(&usual(), &[]);
-    let (prologue, times) = (hoisted.prologue.unwrap(), hoisted.times.unwrap());
+    let (prologue, timestep_rows) = (hoisted.prologue.unwrap(), hoisted.timestep_rows.unwrap());
     assert_eq!((names(&prologue.graph.inputs), weights(&prologue)), (vec!["text"], vec!["v"]));
-    assert_eq!(names(&times.model.graph.inputs), ["time", "setting"]);
-    assert_eq!((times.rows, weights(&times.model)), (vec!["time".to_owned()], vec!["w"]));
+    assert_eq!(names(&timestep_rows.model.graph.inputs), ["time", "setting"]);
+    assert_eq!((timestep_rows.rows, weights(&timestep_rows.model)), (vec!["time".to_owned()], vec!["w"]));
     // What only repeats or renames stays: Expand, Unsqueeze.
     assert_eq!(names(&prologue.graph.outputs), ["ReduceMean"]);
-    assert_eq!(names(&times.model.graph.outputs), ["Add"]);
+    assert_eq!(names(&timestep_rows.model.graph.outputs), ["Add"]);
     assert_eq!(names(&main.graph.inputs), ["x", "ReduceMean", "Add"]);
     assert!(weights(&main).is_empty());
     assert_eq!(names(&main.graph.outputs), ["y"]);
@@ -84,27 +85,27 @@ fn hoist_leaves_rows_that_mix_and_what_is_switched_off_in_the_step() {
     let (main, found) = hoisted(&Parts { mixed: true, ..usual() }, &[]);
     // The softmax itself stays; what comes before it goes.
     assert!(main.graph.nodes.iter().any(|node| node.op_type == "Softmax"));
-    assert_eq!(names(&found.times.unwrap().model.graph.outputs), ["Add"]);
-    let (main, found) = hoisted(&usual(), &[Pass::TimestepTables, Pass::Prologue]);
-    assert!(found.prologue.is_none() && found.times.is_none());
+    assert_eq!(names(&found.timestep_rows.unwrap().model.graph.outputs), ["Add"]);
+    let (main, found) = hoisted(&usual(), &[Pass::TimestepRows, Pass::Prologue]);
+    assert!(found.prologue.is_none() && found.timestep_rows.is_none());
     assert_eq!(main.graph.nodes.len(), build(&usual()).graph.nodes.len());
     let (_, found) = hoisted(&usual(), &[Pass::Prologue]);
-    assert!(found.prologue.is_none() && found.times.is_some());
+    assert!(found.prologue.is_none() && found.timestep_rows.is_some());
 }
 
 #[test]
 fn hoist_takes_timesteps_of_one_row_and_refuses_other_fixed_numbers() {
-    let one = hoisted(&Parts { lead: 1.into(), ..usual() }, &[]).1.times.unwrap();
+    let one = hoisted(&Parts { lead: 1.into(), ..usual() }, &[]).1.timestep_rows.unwrap();
     // A vector as long as the timesteps may be one per sample, and is not added to columns then.
     assert_eq!((one.rows, names(&one.model.graph.outputs)), (vec!["time".to_owned()], vec!["Gemm"]));
-    assert!(hoisted(&Parts { lead: 2.into(), ..usual() }, &[]).1.times.is_none());
+    assert!(hoisted(&Parts { lead: 2.into(), ..usual() }, &[]).1.timestep_rows.is_none());
 }
 
 #[test]
 fn hoist_without_a_step_input_changes_nothing() {
     let mut model = build(&usual());
     let found = hoist(&mut model, &["other".to_owned()], &Passes::default());
-    assert!(found.prologue.is_none() && found.times.is_none());
+    assert!(found.prologue.is_none() && found.timestep_rows.is_none());
 }
 
 #[test]
@@ -383,7 +384,7 @@ fn rows_of_operators_that_move_elements_are_apart_unless_they_move_across_rows()
 
 #[test]
 fn rows_are_mixed_where_a_setting_is_as_long_as_there_are_rows() {
-    // By name: a value that has as many elements as there are rows has more of them than a stage has rows.
+    // By name: a value that has as many elements as there are rows has more of them than a hoisted graph has rows.
     let add: Make = |b, row, _| {
         let table = b.op("ConstantOfShape", &[&"count".into()]);
         b.op("Add", &[row, &table])

@@ -69,13 +69,13 @@ fn memory(block: &Block) -> Result<&Memory, FuseError> {
 }
 
 /// All factors in f32, one after another, and where each begins, in elements.
-struct Staged {
+struct Uploaded {
     factors: Memory,
     /// Per tensor, slot and term: of `down` and of `up`.
     offsets: Vec<Vec<Vec<[usize; 2]>>>,
 }
 
-impl Staged {
+impl Uploaded {
     fn new(driver: &Arc<dyn Driver>, tensors: &[ToFuse<'_>]) -> Result<Self, FuseError> {
         let mut end = 0;
         let mut place = |term: &Term<'_>| {
@@ -141,9 +141,9 @@ impl Device for Cuda {
             end = start + tensor.base.length;
         }
         let mut arena = self.arena(end)?;
-        let fused = Staged::new(&self.driver, tensors).and_then(|staged| {
+        let fused = Uploaded::new(&self.driver, tensors).and_then(|uploaded| {
             stop()?;
-            launch(&self.driver, tensors, &staged, &offsets, &mut arena)
+            launch(&self.driver, tensors, &uploaded, &offsets, &mut arena)
         });
         let arena = self.keep(arena);
         let report = FuseReport { slots: fused?.into_iter().flatten().collect() };
@@ -164,7 +164,7 @@ impl Device for Cuda {
 fn launch(
     driver: &Arc<dyn Driver>,
     tensors: &[ToFuse<'_>],
-    staged: &Staged,
+    uploaded: &Uploaded,
     offsets: &[usize],
     arena: &mut Memory,
 ) -> Result<Vec<Vec<SlotReport>>, FuseError> {
@@ -184,7 +184,7 @@ fn launch(
             for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
                 let Region { first_row, rows, first_column, columns } = Region::of(slot);
                 let begin = first_row * stride + first_column;
-                let offsets_of_terms = terms.iter().zip(&staged.offsets[t][s]);
+                let offsets_of_terms = terms.iter().zip(&uploaded.offsets[t][s]);
                 regions.push(v2l_cuda::Region {
                     base: memory(tensor.base)?,
                     base_at: begin,
@@ -197,7 +197,7 @@ fn launch(
                 places.push((t, s));
             }
         }
-        let sums = v2l_cuda::fuse(driver, element, &staged.factors, arena, &regions)?;
+        let sums = v2l_cuda::fuse(driver, element, &uploaded.factors, arena, &regions)?;
         for ((t, s), sums) in places.into_iter().zip(sums) {
             let (slot, terms) = &tensors[t].slots[s];
             let Sums { norm, dot, error, unchanged } = sums;

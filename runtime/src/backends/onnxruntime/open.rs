@@ -22,7 +22,7 @@ use super::weighted::WeightedBuilder;
 use super::{NAME, OrtError};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{Cuda, Device, DeviceWeights, Host, State};
-use crate::backends::stages::Stages;
+use crate::backends::hoisted::Hoisted;
 use crate::backends::weights::graph_weights;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
@@ -275,7 +275,7 @@ impl OrtEngine {
         Ok(())
     }
 
-    /// Opens a graph, and the stages that come before it. Nothing is computed yet; what stages compute later stays with the
+    /// Opens a graph, and the hoisted graphs that come before it. Nothing is computed yet; what they compute later stays with the
     /// session, and so belongs to the weights that it was opened with.
     ///
     /// # Errors
@@ -299,25 +299,25 @@ impl OrtEngine {
             return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         }
         let main = self.part(&engine, graph)?;
-        let Some(stages) = &graph.stages else {
+        let Some(hoisted) = &graph.hoisted else {
             return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         };
-        let prologue = stages.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
-        let times = match &stages.times {
-            Some(times) => Some((self.part(&engine, &times.graph)?, times.rows.clone())),
+        let prologue = hoisted.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
+        let timestep_rows = match &hoisted.timestep_rows {
+            Some(timestep_rows) => Some((self.part(&engine, &timestep_rows.graph)?, timestep_rows.rows.clone())),
             None => None,
         };
-        let stages = Stages::new(prologue, times);
-        Ok(OrtSession::new(inputs, profiles, main, Some(stages)).with_device_weights(self.device_weights.clone()))
+        let hoisted = Hoisted::new(prologue, timestep_rows);
+        Ok(OrtSession::new(inputs, profiles, main, Some(hoisted)).with_device_weights(self.device_weights.clone()))
     }
 
-    /// Opens a stored graph, without its stages.
+    /// Opens a stored graph, without its hoisted graphs.
     fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<OrtGraph, OrtError> {
         let file = match (self.report.mode, &graph.files.lazy) {
             (WeightMode::Stored, Some(lazy)) => lazy,
             _ => &graph.files.widened,
         };
-        let inputs = graph.stages.as_ref().map_or(&graph.inputs, |stages| &stages.inputs).clone();
+        let inputs = graph.hoisted.as_ref().map_or(&graph.inputs, |hoisted| &hoisted.inputs).clone();
         self.opened(engine, graph, file, &graph.weights, inputs)
     }
 

@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use super::{NAME, OrtError, failed};
 use crate::backends::device_weights::{DeviceWeights, HeldInput, InUse, State};
-use crate::backends::stages::RunnableGraph;
+use crate::backends::hoisted::RunnableGraph;
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::options::RunLimits;

@@ -2,14 +2,14 @@
 
 use super::opened_graph::OrtGraph;
 use super::operator_times::OperatorTimes;
-use crate::backends::staged::StagedSession;
+use crate::backends::graph_session::GraphSession;
 use crate::engine::session::SessionError;
 
 /// A graph of an engine on ONNX Runtime.
-pub type OrtSession = StagedSession<OrtGraph>;
+pub type OrtSession = GraphSession<OrtGraph>;
 
 impl OrtSession {
-    /// Ends profiling: what the last run spent its time on, its stages left out, which only some runs need; `None` if the
+    /// Ends profiling: what the last run spent its time on, its hoisted graphs left out, which only some runs need; `None` if the
     /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
     ///
     /// # Errors

@@ -15,8 +15,8 @@ use super::opened_graph::OvGraph;
 use super::precision::decide;
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
-use crate::backends::staged::StagedSession;
-use crate::backends::stages::Stages;
+use crate::backends::graph_session::GraphSession;
+use crate::backends::hoisted::Hoisted;
 use crate::backends::weights::private_bytes;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, OpenVinoGraph, Slot};
@@ -27,7 +27,7 @@ use crate::lora::fuse::{self, CancelCheck, FuseReport, FuseTarget};
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 
 /// A graph of an engine on OpenVINO.
-pub type OpenVinoSession = StagedSession<OvGraph>;
+pub type OpenVinoSession = GraphSession<OvGraph>;
 
 /// What [`OpenVinoEngine::set_adapters`] replaced.
 pub struct FusedState {
@@ -163,29 +163,32 @@ impl OpenVinoEngine {
         adapters.iter().map(part).filter(|(part, _)| !part.layers.is_empty()).collect()
     }
 
-    /// Opens a graph, and the stages that come before it. Nothing is computed yet.
+    /// Opens a graph, and the hoisted graphs that come before it. Nothing is computed yet.
     ///
     /// # Errors
     /// [`OvError`] if there is no such graph or OpenVINO refuses it.
     pub fn session(&mut self, graph: &str) -> Result<OpenVinoSession, OvError> {
         let engine = Arc::clone(&self.engine);
         let graph = engine.graph(graph)?;
-        let stages = graph.stages.as_ref();
-        let own = stages.map_or(&graph.inputs, |stages| &stages.inputs);
+        let hoisted = graph.hoisted.as_ref();
+        let own = hoisted.map_or(&graph.inputs, |hoisted| &hoisted.inputs);
         let main = self.part(graph, own, self.precision)?;
-        let prologue = stages.and_then(|stages| stages.prologue.as_ref());
+        let prologue = hoisted.and_then(|hoisted| hoisted.prologue.as_ref());
         let prologue = prologue.map(|part| self.part(part, &part.inputs, self.precision)).transpose()?;
-        let times = match stages.and_then(|stages| stages.times.as_ref()) {
+        let timestep_rows = match hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
             // In bfloat16 the timestep itself would be rounded.
-            Some(times) => Some((self.part(&times.graph, &times.graph.inputs, Precision::F32)?, times.rows.clone())),
+            Some(timestep_rows) => Some((
+                self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Precision::F32)?,
+                timestep_rows.rows.clone(),
+            )),
             None => None,
         };
-        let stages = stages.map(|_| Stages::new(prologue, times));
-        let session = StagedSession::new(graph.inputs.clone(), graph.profiles.clone(), main, stages);
+        let hoisted = hoisted.map(|_| Hoisted::new(prologue, timestep_rows));
+        let session = GraphSession::new(graph.inputs.clone(), graph.profiles.clone(), main, hoisted);
         Ok(session.with_device_weights(Some(Arc::clone(&self.device_weights))).with_room(&engine, &graph.name, true))
     }
 
-    /// Opens a stored graph, without its stages.
+    /// Opens a stored graph, without its hoisted graphs.
     fn part(&mut self, graph: &Graph, inputs: &[Port], precision: Precision) -> Result<OvGraph, OvError> {
         let engine = Arc::clone(&self.engine);
         let form = form(&engine, graph)?;

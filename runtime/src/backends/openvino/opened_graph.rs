@@ -9,7 +9,7 @@ use v2l_openvino::{Borrowed, Compiled, Element, Lent, OpenVinoError, Request};
 use super::NAME;
 use super::error::{OvError, failed};
 use crate::backends::device_weights::{DeviceWeights, InUse, State, bytes};
-use crate::backends::stages::RunnableGraph;
+use crate::backends::hoisted::RunnableGraph;
 use crate::engine::inputs::bind;
 use crate::engine::manifest::Graph;
 use crate::engine::session::{Port, SessionError};

@@ -29,20 +29,20 @@ pub trait RunnableGraph: Send {
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError>;
 }
 
-/// The stages before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
-/// says so by [`Stages::forget`].
+/// The hoisted graphs before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
+/// says so by [`Hoisted::forget`].
 #[derive(Debug)]
-pub(super) struct Stages<P> {
+pub(super) struct Hoisted<P> {
     prologue: Option<Prologue<P>>,
-    times: Option<Table<P>>,
+    timestep_rows: Option<Table<P>>,
 }
 
-impl<P: RunnableGraph> Stages<P> {
-    /// `times` is a graph and those of its inputs that have one row per timestep.
-    pub(super) fn new(prologue: Option<P>, times: Option<(P, Vec<String>)>) -> Self {
+impl<P: RunnableGraph> Hoisted<P> {
+    /// `timestep_rows` is a graph and those of its inputs that have one row per timestep.
+    pub(super) fn new(prologue: Option<P>, timestep_rows: Option<(P, Vec<String>)>) -> Self {
         Self {
             prologue: prologue.map(|part| Prologue { part, kept: None }),
-            times: times.map(|(part, row_inputs)| Table::new(part, row_inputs)),
+            timestep_rows: timestep_rows.map(|(part, row_inputs)| Table::new(part, row_inputs)),
         }
     }
 
@@ -51,9 +51,9 @@ impl<P: RunnableGraph> Stages<P> {
         if let Some(prologue) = &mut self.prologue {
             prologue.kept = None;
         }
-        if let Some(times) = &mut self.times {
-            times.rows.clear();
-            times.bytes = 0;
+        if let Some(timestep_rows) = &mut self.timestep_rows {
+            timestep_rows.rows.clear();
+            timestep_rows.bytes = 0;
         }
     }
 
@@ -67,24 +67,26 @@ impl<P: RunnableGraph> Stages<P> {
             let results = prologue.run(given, in_use)?;
             given.extend(results.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         }
-        self.times.as_mut().map_or_else(|| Ok(NamedTensors::new()), |times| times.run(given, in_use))
+        self.timestep_rows
+            .as_mut()
+            .map_or_else(|| Ok(NamedTensors::new()), |timestep_rows| timestep_rows.run(given, in_use))
     }
 
     /// True if `input` has a row for each timestep: every run must give it.
     pub(super) fn is_row(&self, input: &str) -> bool {
-        self.times.as_ref().is_some_and(|times| times.row_inputs.iter().any(|row| row == input))
+        self.timestep_rows.as_ref().is_some_and(|timestep_rows| timestep_rows.row_inputs.iter().any(|row| row == input))
     }
 
     /// Computes the rows of all timesteps in `given` that are not there yet, unless something else is missing.
     pub(super) fn prepare(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<(), SessionError> {
-        let Some(times) = &mut self.times else { return Ok(()) };
-        let ports = times.part.inputs();
+        let Some(timestep_rows) = &mut self.timestep_rows else { return Ok(()) };
+        let ports = timestep_rows.part.inputs();
         let batched = |port: &Port| match &port.shape[..] {
-            [dim] if times.row_inputs.contains(&port.name) => matches!(dim, Dim::Symbol(_)),
+            [dim] if timestep_rows.row_inputs.contains(&port.name) => matches!(dim, Dim::Symbol(_)),
             _ => true,
         };
         if in_use.left(ports, given).iter().all(|port| batched(port) && find(given, &port.name).is_some()) {
-            times.fill(given, in_use, true)?;
+            timestep_rows.fill(given, in_use, true)?;
         }
         Ok(())
     }

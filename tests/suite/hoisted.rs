@@ -1,4 +1,4 @@
-//! Steps whose prologue and timestep tables are computed apart give what whole steps give, whatever is swapped.
+//! Steps whose prologue and timestep rows are computed apart give what whole steps give, whatever is swapped.
 
 use ndarray::{Axis, concatenate};
 use v2l_export::{CompileOptions, ExportError, ExportOptions, Pass, Passes};
@@ -19,7 +19,7 @@ use crate::swaps::adapter;
 const TOLERANCE: f64 = 1e-6;
 
 fn built(variant: &str, hoisted: bool) -> Built {
-    let off = if hoisted { vec![] } else { vec![Pass::Prologue, Pass::TimestepTables] };
+    let off = if hoisted { vec![] } else { vec![Pass::Prologue, Pass::TimestepRows] };
     let options = CompileOptions { passes: Passes::without(off), lora_rank: Some(4), ..CompileOptions::default() };
     Built::with(&fixtures().join("transformer").join(variant), &ExportOptions::default(), &options)
 }
@@ -53,26 +53,26 @@ fn repeated(inputs: &NamedTensors, times: usize) -> NamedTensors {
 }
 
 #[test]
-fn staged_transformers_keep_their_inputs_and_store_stages_over_the_same_weights() {
+fn transformers_with_hoisted_graphs_keep_their_inputs_and_store_them_over_the_same_weights() {
     for variant in ["rotary_t2v", "sincos_t2v", "learned_i2v", "fun_inp", "v15_t2v", "v15_i2v"] {
-        let (staged, whole) = (built(variant, true), built(variant, false));
+        let (split, whole) = (built(variant, true), built(variant, false));
         for graph in ["step", "step.side"] {
-            let (engine, plain) = (staged.engine(TRANSFORMER), whole.engine(TRANSFORMER));
+            let (engine, plain) = (split.engine(TRANSFORMER), whole.engine(TRANSFORMER));
             let (graph, plain) = (engine.graph(graph).unwrap(), plain.graph(graph).unwrap());
             assert_eq!((&graph.inputs, &graph.outputs), (&plain.inputs, &plain.outputs), "{variant}");
             let mut weights: Vec<&String> = graph.parts().flat_map(|part| &part.weights).collect();
             weights.sort_unstable();
             weights.dedup();
             assert_eq!(weights.len(), plain.weights.len(), "{variant}");
-            let stages = graph.stages.as_ref().unwrap();
-            let times = stages.times.as_ref().unwrap();
-            assert_eq!(times.rows, ["timestep"]);
+            let hoisted = graph.hoisted.as_ref().unwrap();
+            let timestep_rows = hoisted.timestep_rows.as_ref().unwrap();
+            assert_eq!(timestep_rows.rows, ["timestep"]);
             for layer in ["time_embedding.linear_1", "transformer_blocks.0.norm1.linear", "norm_out.linear"] {
-                assert!(times.graph.weights.contains(&format!("{layer}.weight")), "{variant} {layer}");
+                assert!(timestep_rows.graph.weights.contains(&format!("{layer}.weight")), "{variant} {layer}");
                 assert!(!graph.weights.contains(&format!("{layer}.weight")), "{variant} {layer}");
             }
             let text = "patch_embed.text_proj.weight".to_owned();
-            assert!(stages.prologue.as_ref().unwrap().weights.contains(&text) && !graph.weights.contains(&text));
+            assert!(hoisted.prologue.as_ref().unwrap().weights.contains(&text) && !graph.weights.contains(&text));
         }
     }
 }
@@ -80,20 +80,20 @@ fn staged_transformers_keep_their_inputs_and_store_stages_over_the_same_weights(
 #[test]
 fn tables_serve_any_batch_order_and_setting_and_prepared_ones_the_same() {
     for variant in ["fun_inp", "v15_i2v"] {
-        let (staged, whole) = (built(variant, true), built(variant, false));
+        let (split, whole) = (built(variant, true), built(variant, false));
         let base = repeated(&case(variant).inputs, 1);
         for mode in WEIGHT_MODES {
             let mut plain = whole.session(TRANSFORMER, "step", mode);
-            let mut session = staged.session(TRANSFORMER, "step", mode);
-            let mut prepared = staged.session(TRANSFORMER, "step", mode);
+            let mut session = split.session(TRANSFORMER, "step", mode);
+            let mut prepared = split.session(TRANSFORMER, "step", mode);
             let mut schedule = at(&base, &[999, 500, 20, 500]);
             schedule.retain(|name, _| name != "hidden_states");
             let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, t)| (&name[..], t)).collect();
             prepared.prepare(&schedule).unwrap();
-            for times in [&[500][..], &[20], &[999, 20], &[20, 999], &[500, 500, 7], &[500]] {
-                let inputs = at(&repeated(&base, times.len()), times);
+            for timesteps in [&[500][..], &[20], &[999, 20], &[20, 999], &[500, 500, 7], &[500]] {
+                let inputs = at(&repeated(&base, timesteps.len()), timesteps);
                 let expected = sample(&mut *plain, &inputs);
-                let what = format!("{variant} {mode:?} {times:?}");
+                let what = format!("{variant} {mode:?} {timesteps:?}");
                 assert_close(&what, &sample(&mut *session, &inputs), &expected, TOLERANCE);
                 assert_close(&what, &sample(&mut *prepared, &inputs), &expected, TOLERANCE);
             }
@@ -120,10 +120,10 @@ fn tables_serve_any_batch_order_and_setting_and_prepared_ones_the_same() {
 
 #[test]
 fn rows_have_the_same_bits_whichever_rows_they_were_computed_with_and_before_or_after() {
-    let staged = built("fun_inp", true);
+    let split = built("fun_inp", true);
     let base = repeated(&case("fun_inp").inputs, 1);
     for mode in WEIGHT_MODES {
-        let open = || staged.session(TRANSFORMER, "step", mode);
+        let open = || split.session(TRANSFORMER, "step", mode);
         let alone = sample(&mut *open(), &at(&base, &[500]));
         let many = [999, 500, 20, 7, 1, 400, 300];
         let mut prepared = open();
@@ -136,7 +136,7 @@ fn rows_have_the_same_bits_whichever_rows_they_were_computed_with_and_before_or_
             assert_eq!(sample(&mut **session, &at(&base, &[500])), alone, "{mode:?} {what}");
         }
         // The order of rows is theirs, too.
-        let pair = |times: [i64; 2]| sample(&mut *open(), &at(&repeated(&base, 2), &times));
+        let pair = |timesteps: [i64; 2]| sample(&mut *open(), &at(&repeated(&base, 2), &timesteps));
         let (there, back) = (pair([500, 20]), pair([20, 500]));
         assert_eq!(there.index_axis(Axis(0), 0), back.index_axis(Axis(0), 1), "{mode:?}");
     }
@@ -151,13 +151,13 @@ fn norms(built: &Built, seed: u64) -> Adapter {
 
 #[test]
 fn adapters_of_adaptive_norms_alone_change_the_output_and_leave_nothing_behind() {
-    let (staged, whole) = (built("fun_inp", true), built("fun_inp", false));
-    let (a, b) = (norms(&staged, 1), norms(&staged, 2));
+    let (split, whole) = (built("fun_inp", true), built("fun_inp", false));
+    let (a, b) = (norms(&split, 1), norms(&split, 2));
     let inputs = case("fun_inp").inputs;
     for weights in WEIGHT_MODES {
         let open =
             |b: &Built| EngineDirectory::open(b.engines(), OpenOptions { weights, ..Default::default() }).unwrap();
-        let (mut directory, mut plain) = (open(&staged), open(&whole));
+        let (mut directory, mut plain) = (open(&split), open(&whole));
         let mut base = None;
         for adapters in [vec![], vec![(a.clone(), 1.0)], vec![(b.clone(), 0.5)], vec![(a.clone(), 1.0)], vec![]] {
             let [found, expected] = [&mut directory, &mut plain].map(|directory| {
@@ -173,10 +173,10 @@ fn adapters_of_adaptive_norms_alone_change_the_output_and_leave_nothing_behind()
 
 #[test]
 fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
-    let (staged, whole) = (built("fun_inp", true), built("fun_inp", false));
-    let engine = staged.engine(TRANSFORMER);
-    let (a, b) = (norms(&staged, 1), norms(&staged, 2));
-    let mut session = staged.session(TRANSFORMER, "step.side", OrtWeights::F32);
+    let (split, whole) = (built("fun_inp", true), built("fun_inp", false));
+    let engine = split.engine(TRANSFORMER);
+    let (a, b) = (norms(&split, 1), norms(&split, 2));
+    let mut session = split.session(TRANSFORMER, "step.side", OrtWeights::F32);
     let mut plain = whole.session(TRANSFORMER, "step.side", OrtWeights::F32);
     let mut base = None;
     for adapters in [&[][..], &[(&a, 1.0)], &[(&b, 0.5)], &[(&a, -1.0)], &[]] {
@@ -207,7 +207,7 @@ fn compile_hoists_from_an_unknown_graph_what_its_step_inputs_allow() {
         let step_inputs = step.map(|names| names.iter().map(|&name| name.to_owned()).collect());
         let options = CompileOptions { step_inputs, ..CompileOptions::default() };
         v2l_export::compile(&file, &engine, &options, &mut |_| {})?;
-        Ok::<_, ExportError>(v2l_runtime::engine::Engine::open(&engine).unwrap().manifest().graphs[0].stages.is_some())
+        Ok::<_, ExportError>(v2l_runtime::engine::Engine::open(&engine).unwrap().manifest().graphs[0].hoisted.is_some())
     };
     assert!(!compile(None).unwrap(), "nothing is known of the graph");
     assert!(compile(Some(&["hidden_states", "timestep"])).unwrap());

@@ -1,4 +1,4 @@
-//! One graph as callers see it, on backends that are given weights and stages as ONNX Runtime is.
+//! One graph as callers see it, on backends that are given weights and hoisted graphs as ONNX Runtime is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::device_weights::{DeviceWeights, HeldInput, InUse, State};
-use super::stages::{RunnableGraph, Stages};
+use super::hoisted::{Hoisted, RunnableGraph};
 use crate::engine::Engine;
 use crate::engine::footprint::Shapes;
 use crate::engine::inputs::{bind, laid_out, row_major, views};
@@ -17,14 +17,14 @@ use crate::lora::fuse::FuseError;
 use crate::memory::{available_memory, readable};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
 
-/// A graph of an engine, its stages before it.
+/// A graph of an engine, its hoisted graphs before it.
 #[derive(Debug)]
-pub struct StagedSession<P> {
+pub struct GraphSession<P> {
     inputs: Vec<Port>,
     profiles: Vec<Profile>,
     pub(super) main: P,
-    stages: Option<Stages<P>>,
-    /// Weights that may change between runs, and which of them the stages were last computed with.
+    hoisted: Option<Hoisted<P>>,
+    /// Weights that may change between runs, and which of them the hoisted graphs were last computed with.
     device_weights: Option<(Arc<DeviceWeights>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
     held: HashMap<String, HeldInput>,
@@ -67,10 +67,10 @@ impl Room {
     }
 }
 
-impl<P: RunnableGraph> StagedSession<P> {
-    /// `inputs` are the callers'; `main` may take others, which `stages` gives it.
-    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, stages: Option<Stages<P>>) -> Self {
-        Self { inputs, profiles, main, stages, device_weights: None, held: HashMap::new(), room: None }
+impl<P: RunnableGraph> GraphSession<P> {
+    /// `inputs` are the callers'; `main` may take others, which `hoisted` gives it.
+    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, hoisted: Option<Hoisted<P>>) -> Self {
+        Self { inputs, profiles, main, hoisted, device_weights: None, held: HashMap::new(), room: None }
     }
 
     /// Over these weights, which may change between runs.
@@ -88,14 +88,14 @@ impl<P: RunnableGraph> StagedSession<P> {
         self.device_weights.as_ref().and_then(|(device_weights, _)| device_weights.device().ordinal())
     }
 
-    /// The weights in use; stages forget what they computed with others.
+    /// The weights in use; hoisted graphs forget what they computed with others.
     fn weights(&mut self) -> Option<Arc<State>> {
         let (device_weights, generation) = self.device_weights.as_mut()?;
         let state = device_weights.state();
         if *generation != state.generation {
             *generation = state.generation;
-            if let Some(stages) = &mut self.stages {
-                stages.forget();
+            if let Some(hoisted) = &mut self.hoisted {
+                hoisted.forget();
             }
         }
         Some(state)
@@ -112,12 +112,12 @@ impl<P: RunnableGraph> StagedSession<P> {
         }
         let weights = self.weights();
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled };
-        let Some(stages) = &mut self.stages else { return self.main.run(inputs, in_use) };
+        let Some(hoisted) = &mut self.hoisted else { return self.main.run(inputs, in_use) };
         let ports = in_use.left(&self.inputs, inputs);
         let bound = bind(&ports, inputs)?;
         let names = ports.iter().map(|port| &port.name[..]);
         let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
-        let rows = stages.run(&mut given, in_use)?;
+        let rows = hoisted.run(&mut given, in_use)?;
         given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         let wanted = self.main.inputs().iter().map(|port| &port.name);
         let given: Vec<(&str, TensorView<'_>)> =
@@ -126,7 +126,7 @@ impl<P: RunnableGraph> StagedSession<P> {
     }
 }
 
-impl<P: RunnableGraph> Session for StagedSession<P> {
+impl<P: RunnableGraph> Session for GraphSession<P> {
     fn inputs(&self) -> &[Port] {
         &self.inputs
     }
@@ -153,7 +153,7 @@ impl<P: RunnableGraph> Session for StagedSession<P> {
 
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let Some((device_weights, _)) = &self.device_weights else { return Ok(false) };
-        if self.stages.as_ref().is_some_and(|stages| inputs.iter().any(|(name, _)| stages.is_row(name))) {
+        if self.hoisted.as_ref().is_some_and(|hoisted| inputs.iter().any(|(name, _)| hoisted.is_row(name))) {
             return Ok(false);
         }
         let given = laid_out(inputs);
@@ -170,8 +170,8 @@ impl<P: RunnableGraph> Session for StagedSession<P> {
         }
         device_weights.device().settle().map_err(failed)?;
         self.held = held;
-        if let Some(stages) = &mut self.stages {
-            stages.forget();
+        if let Some(hoisted) = &mut self.hoisted {
+            hoisted.forget();
         }
         Ok(true)
     }
@@ -180,7 +180,7 @@ impl<P: RunnableGraph> Session for StagedSession<P> {
         let weights = self.weights();
         let in_use =
             InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled: None };
-        let Some(stages) = &mut self.stages else { return Ok(()) };
-        stages.prepare(&views(&laid_out(inputs)), in_use)
+        let Some(hoisted) = &mut self.hoisted else { return Ok(()) };
+        hoisted.prepare(&views(&laid_out(inputs)), in_use)
     }
 }
