@@ -179,7 +179,7 @@ fn compile(args: &Args, input: &Path, output: &mut Output) -> anyhow::Result<()>
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
         lora_rank: args.lora_rank.map(|max| max as usize),
-        side_only: asked(FuseMode::Branch) && !asked(FuseMode::Fuse),
+        branches_only: asked(FuseMode::Branch) && !asked(FuseMode::Fuse),
         int8: args.int8,
         precision: args.types.options(
             args.precision,

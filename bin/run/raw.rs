@@ -56,12 +56,12 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();
     let asked_by_name = args.graph.is_some() && args.fuse_mode == FuseMode::Auto;
-    let side = if asked_by_name {
+    let branches = if asked_by_name {
         graph != base
     } else {
         choose(args.fuse_mode.into(), engine.manifest(), &base)?.0 == Way::Branch || graph != base
     };
-    if side {
+    if branches {
         graph = with_branches(&base);
         let stored = engine.graph(&graph)?;
         let given = tensors.keys().find(|name| is_factor(stored, name));
@@ -91,7 +91,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
     let report = backend.report();
     let (weights, reason) = (report.mode.to_string(), report.reason.clone());
     let held = HeldWeights { component: engine.manifest().component.clone(), weights, reason };
-    let way = (adapters > 0).then_some(if side { Way::Branch } else { Way::Fuse });
+    let way = (adapters > 0).then_some(if branches { Way::Branch } else { Way::Fuse });
     write_tensors(outputs, &results, &Decisions { weights: vec![held], way }.metadata())?;
     let shapes: IndexMap<&String, &[usize]> = results.iter().map(|(name, t)| (name, t.shape())).collect();
     output.result("outputs", json!({ "path": shown(outputs), "graph": graph, "shapes": shapes }), || {

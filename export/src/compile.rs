@@ -173,7 +173,7 @@ fn options_of(options: &CompileOptions, component: &str) -> CompileOptions {
     let mut options = options.clone();
     if !is_transformer(component) {
         options.lora_rank = None;
-        options.side_only = false;
+        options.branches_only = false;
         options.precision.adapters.clear();
     }
     options

@@ -9,7 +9,7 @@ use crate::components::{
     ComponentError, Components, KeptTexts, Needs, StepGraph, TRANSFORMER, TRANSFORMER_2, is_transformer,
 };
 use crate::engine::footprint::Shapes;
-use crate::engine::manifest::SIDE_SUFFIX;
+use crate::engine::manifest::BRANCH_SUFFIX;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
@@ -270,8 +270,8 @@ impl EngineDirectory {
     ///
     /// # Errors
     /// [`DirectoryError::Branch`] if the step was compiled without branches, or an adapter does not fit.
-    pub fn side_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
-        let graph = format!("{}{SIDE_SUFFIX}", StepGraph::default().graph);
+    pub fn branch_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
+        let graph = format!("{}{BRANCH_SUFFIX}", StepGraph::default().graph);
         if !self.has(TRANSFORMER_2) {
             let engine = self.engine(TRANSFORMER)?;
             let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
@@ -314,7 +314,7 @@ impl EngineDirectory {
     ) -> Result<Option<Needs>, DirectoryError> {
         let engine = self.engine(component)?;
         let parts = self.adapters_of(component);
-        let fused = if adapters && is_transformer(component) && !graph.ends_with(SIDE_SUFFIX) {
+        let fused = if adapters && is_transformer(component) && !graph.ends_with(BRANCH_SUFFIX) {
             Fused::All
         } else {
             Fused::These(&parts)

@@ -212,8 +212,8 @@ fn contradictory_flags_are_refused() {
         refuse(&scratch, command("compile", &all), USAGE);
     }
     refuse(&scratch, command("compile", args!["debug", &model, "--no-verify"]), USAGE);
-    let side = args![&model, "-o", scratch.path("m.engine"), "--lora-rank", "4", "--fuse-modes", "side"];
-    let shaped = [side, args!["--optShapes", "x:5x16"]].concat();
+    let branches = args![&model, "-o", scratch.path("m.engine"), "--lora-rank", "4", "--fuse-modes", "branch"];
+    let shaped = [branches, args!["--optShapes", "x:5x16"]].concat();
     run_ok("compile", &shaped);
 }
 
@@ -407,8 +407,8 @@ fn explain_says_what_passes_did_and_what_runs_spend_their_time_on() {
     let scratch = Scratch::new();
     let (bundle, engines) = (scratch.path("bundle"), scratch.path("engines"));
     run_ok("export", args![fixtures().join("transformer/fun_inp"), "-o", &bundle]);
-    let side = args!["--lora-rank", "4", "--fuse-modes", "side"];
-    for (flags, graphs) in [(args![], vec!["step"]), (side, vec!["step.side"])] {
+    let branches = args!["--lora-rank", "4", "--fuse-modes", "branch"];
+    for (flags, graphs) in [(args![], vec!["step"]), (branches, vec!["step.side"])] {
         let all = [args![&bundle, "-o", &engines, "--explain", "--json"], flags].concat();
         let run = run_ok("compile", &all);
         let passes = events(&run.stdout, "passes");

@@ -157,8 +157,8 @@ fn pipeline_over_device_weights_of_all_kinds_gives_the_same_video() {
     let effect = index.effects().next().unwrap().clone();
     let trial = index.trials(&model, &effect, 1).unwrap().remove(0);
     for weights in WEIGHT_MODES {
-        for side in [false, true] {
-            let plain = Setup { weights, side, ..Setup::default() };
+        for branches in [false, true] {
+            let plain = Setup { weights, branches, ..Setup::default() };
             let [mut today, mut over_device] = [DeviceWeightChoice::None, DeviceWeightChoice::All]
                 .map(|device_weights| Lab::new(&model, Setup { device_weights, ..plain }).unwrap());
             let tokens = over_device.tokens(&trial.reference).unwrap();
@@ -171,7 +171,7 @@ fn pipeline_over_device_weights_of_all_kinds_gives_the_same_video() {
                 today.steer(adapters.clone()).unwrap();
                 over_device.steer(adapters).unwrap();
                 let found = latents(&mut over_device);
-                let what = format!("{weights:?}, side {side}, strength {strength:?}");
+                let what = format!("{weights:?}, branches {branches}, strength {strength:?}");
                 // Steps of the sampler carry on what sums in another order differ by.
                 assert_close(&what, &found, &latents(&mut today), 1e-4);
                 assert_eq!(found == base, strength.is_none(), "{what}: the base comes back bit for bit");

@@ -183,7 +183,7 @@ fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
         let mut inputs = case("fun_inp").inputs;
         inputs.extend(branch::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
         let found = sample(&mut *session, &inputs);
-        assert_close("side", &found, &sample(&mut *plain, &inputs), TOLERANCE);
+        assert_close("branches", &found, &sample(&mut *plain, &inputs), TOLERANCE);
         assert_eq!(found == *base.get_or_insert_with(|| found.clone()), adapters.is_empty());
     }
 }

@@ -6,7 +6,7 @@ use v2l_calibration::compare;
 use crate::plans::Planted;
 use crate::tools::{args, command, output};
 
-const SIDE: &[&str] = &["--int8=32", "--lora-rank", "4"];
+const BRANCHES: &[&str] = &["--int8=32", "--lora-rank", "4"];
 
 fn of<'a>(events: &'a [Json], name: &str) -> Vec<&'a Json> {
     events.iter().filter(|event| event["event"] == name).collect()
@@ -20,10 +20,10 @@ fn size(planted: &Planted, engine: &str) -> u64 {
 fn eight_bits_are_close_and_take_adapters_in_branches() {
     let planted = Planted::new();
     planted.compiled("fp32.engine", &["--precision", "fp32"]);
-    let events = planted.compiled("int8.engine", SIDE);
+    let events = planted.compiled("int8.engine", BRANCHES);
     let int8 = of(&events, "int8");
     assert_eq!((&int8[0]["matrices"], &int8[0]["left_out"], &int8[0]["block"]), (&6.into(), &0.into(), &32.into()));
-    planted.compiled("again.engine", SIDE);
+    planted.compiled("again.engine", BRANCHES);
     assert_eq!(
         std::fs::read(planted.path("int8.engine")).unwrap(),
         std::fs::read(planted.path("again.engine")).unwrap()
@@ -33,7 +33,7 @@ fn eight_bits_are_close_and_take_adapters_in_branches() {
     assert!(!compare(&steered, &base).unwrap().within(0.05), "the adapter does something");
     for (what, found, expected) in [
         ("base", planted.run("int8.engine", None, &[]), &base),
-        ("side", planted.run("int8.engine", Some(0.01), &["--fuse-mode", "side"]), &steered),
+        ("branches", planted.run("int8.engine", Some(0.01), &["--fuse-mode", "branch"]), &steered),
         ("auto", planted.run("int8.engine", Some(0.01), &[]), &steered),
     ] {
         let error = compare(&found, expected).unwrap();

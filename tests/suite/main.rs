@@ -23,6 +23,7 @@ mod algebra;
 mod architecture;
 mod backends;
 mod bad_input;
+mod branches;
 mod checkpoints;
 mod checks;
 mod circles;
@@ -62,7 +63,6 @@ mod rounding;
 mod rows;
 mod search;
 mod shapes;
-mod side;
 #[cfg(unix)]
 mod signals;
 #[cfg(unix)]

@@ -153,7 +153,7 @@ fn precisions_keep_the_effect() {
     let classifier = Classifier::read(&model().join("classifier.json")).unwrap();
     let fp32 = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, ..Setup::default() };
     let fp16 = Setup { storage: Some(Dtype::F16), ..fp32 };
-    let int8 = Setup { side: true, int8: true, ..fp32 };
+    let int8 = Setup { branches: true, int8: true, ..fp32 };
     let bf16 = Setup { storage: Some(Dtype::Bf16), openvino: Some(OpenVinoPrecision::Auto), ..fp32 };
     let mut bytes = Vec::new();
     for (name, setup, tolerance) in [
@@ -163,7 +163,7 @@ fn precisions_keep_the_effect() {
         ("fp16 plan", Setup { plan: true, ..fp16 }, 2e-3),
         ("int8", int8, 2e-2),
         ("openvino", Setup { openvino: Some(OpenVinoPrecision::F32), ..fp32 }, TOLERANCE),
-        ("openvino, branches", Setup { openvino: Some(OpenVinoPrecision::F32), side: true, ..fp32 }, TOLERANCE),
+        ("openvino, branches", Setup { openvino: Some(OpenVinoPrecision::F32), branches: true, ..fp32 }, TOLERANCE),
         // Where the processor has it.
         ("openvino bf16", bf16, 5e-2),
     ] {

@@ -96,21 +96,22 @@ fn event(run: &Run, name: &str) -> Json {
 #[test]
 fn fuse_modes_give_the_same_video_and_say_which_they_are() {
     let miniature = Miniature::new(&["--lora-rank", "1"]);
-    let widened = ["--ort-weights", "widened"];
-    let with = |name: &str, flags: &[&str]| miniature.generate(name, &[&widened[..], flags].concat());
+    let in_f32 = ["--ort-weights", "f32"];
+    let with = |name: &str, flags: &[&str]| miniature.generate(name, &[&in_f32[..], flags].concat());
     let fused = with("fused", &["--fuse-mode", "fuse"]);
     assert_eq!(event(&fused, "fuse_mode")["mode"], "fuse");
-    let side = with("side", &["--fuse-mode", "side"]);
-    assert_eq!(event(&side, "fuse_mode")["mode"], "side");
+    let branches = with("branches", &["--fuse-mode", "branch"]);
+    assert_eq!(event(&branches, "fuse_mode")["mode"], "side");
     let auto = with("auto", &[]);
-    assert_eq!(event(&auto, "fuse_mode")["mode"], "fuse", "widened weights lose nothing");
-    with("base", &["--fuse-mode", "side", "--strength", "0"]);
-    assert_close("side", &miniature.latents("side"), &miniature.latents("fused"), 1e-5);
+    assert_eq!(event(&auto, "fuse_mode")["mode"], "fuse", "weights in f32 lose nothing");
+    // The earlier names of `branch` and `f32`.
+    miniature.generate("base", &["--fuse-mode", "side", "--strength", "0", "--ort-weights", "widened"]);
+    assert_close("branches", &miniature.latents("branches"), &miniature.latents("fused"), 1e-5);
     assert_eq!(miniature.latents("auto"), miniature.latents("fused"));
-    assert_ne!(miniature.latents("base"), miniature.latents("side"));
+    assert_ne!(miniature.latents("base"), miniature.latents("branches"));
 
     // A small update of weights held in bf16 would be lost in rounding.
-    let small = miniature.generate("small", &["--ort-weights", "lazy", "--strength", "0.001"]);
+    let small = miniature.generate("small", &["--ort-weights", "stored", "--strength", "0.001"]);
     let mode = event(&small, "fuse_mode");
     assert_eq!(mode["mode"], "side");
     assert!(mode["reason"].as_str().unwrap().contains("would be lost in rounding"), "{mode}");
@@ -123,22 +124,22 @@ fn fuse_modes_give_the_same_video_and_say_which_they_are() {
 fn fuse_mode_auto_fuses_and_warns_where_branches_would_help_but_do_not_serve() {
     let miniature = Miniature::new(&["--lora-rank", "1"]);
     let saved = miniature.file("saved.safetensors");
-    let lazy = ["--ort-weights", "lazy", "--strength", "0.001"];
-    let first = miniature.generate("first", &[&lazy[..], &["--save-lora", saved.to_str().unwrap()]].concat());
+    let stored = ["--ort-weights", "stored", "--strength", "0.001"];
+    let first = miniature.generate("first", &[&stored[..], &["--save-lora", saved.to_str().unwrap()]].concat());
     assert_eq!(event(&first, "fuse_mode")["mode"], "side");
     let metadata = header(&miniature.file("first.safetensors"));
     assert_eq!((&metadata["v2l.fuse_mode"][..], &metadata["v2l.weights.transformer"][..]), ("side", "lazy"));
 
     // Two adapters of rank 1, for branches that take rank 1 in all.
     let again = format!("{}=0.001", saved.display());
-    let both = miniature.generate("both", &[&lazy[..], &["--lora", &again]].concat());
+    let both = miniature.generate("both", &[&stored[..], &["--lora", &again]].concat());
     let mode = event(&both, "fuse_mode");
     assert_eq!(mode["mode"], "fuse");
     assert!(mode["reason"].as_str().unwrap().contains("ranks sum to 2"), "{mode}");
     let warning = event(&both, "warning")["message"].as_str().unwrap().to_owned();
     assert!(both.stderr.contains("fused all the same"), "{warning} {}", both.stderr);
     assert_eq!(header(&miniature.file("both.safetensors"))["v2l.fuse_mode"], "fuse");
-    miniature.generate("fused", &[&lazy[..], &["--lora", &again, "--fuse-mode", "fuse"]].concat());
+    miniature.generate("fused", &[&stored[..], &["--lora", &again, "--fuse-mode", "fuse"]].concat());
     assert_eq!(miniature.latents("both"), miniature.latents("fused"));
 }
 
@@ -146,7 +147,7 @@ fn fuse_mode_auto_fuses_and_warns_where_branches_would_help_but_do_not_serve() {
 fn what_is_decided_for_a_run_is_said_and_recorded_with_its_results() {
     let miniature = Miniature::new(&[]);
     let saved = miniature.file("saved.safetensors");
-    for (flag, held) in [("auto", "widened"), ("lazy", "lazy")] {
+    for (flag, held) in [("auto", "widened"), ("stored", "lazy"), ("lazy", "lazy")] {
         let run = miniature.generate("x", &["--ort-weights", flag, "--save-lora", saved.to_str().unwrap()]);
         let said = event(&run, "weights");
         assert_eq!(said["weights"], held, "the miniature is small for any machine");
@@ -163,15 +164,15 @@ fn what_is_decided_for_a_run_is_said_and_recorded_with_its_results() {
 
 #[test]
 fn fuse_modes_that_an_engine_lacks_are_refused_before_anything_runs() {
-    let miniature = Miniature::new(&["--lora-rank", "1", "--fuse-modes", "side"]);
+    let miniature = Miniature::new(&["--lora-rank", "1", "--fuse-modes", "branch"]);
     let refused = miniature.generate("x", &["--fuse-mode", "fuse"]);
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(refused.stderr.contains("low-rank branches only"), "{}", refused.stderr);
     assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
-    assert_eq!(event(&miniature.generate("side", &[]), "fuse_mode")["reason"], "the engine has no other");
+    assert_eq!(event(&miniature.generate("branches", &[]), "fuse_mode")["reason"], "the engine has no other");
 
     miniature.compile("plain", &[]);
-    let refused = miniature.generate_with("plain", "x", &["--fuse-mode", "side"]);
+    let refused = miniature.generate_with("plain", "x", &["--fuse-mode", "branch"]);
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(refused.stderr.contains("compile it with `v2l-compile --lora-rank"), "{}", refused.stderr);
     assert!(!refused.stdout.contains("\"step\""), "{}", refused.stdout);
@@ -186,7 +187,7 @@ fn fuse_mode_that_an_engine_lacks_is_a_usage_error_on_named_tensors_too() {
     write_tensors(file("inputs"), &case.inputs, &Default::default()).unwrap();
     let engine = built.engines().join("transformer.engine");
     let arguments =
-        args!["--engine", engine, "--inputs", file("inputs"), "--outputs", file("outputs"), "--fuse-mode", "side"];
+        args!["--engine", engine, "--inputs", file("inputs"), "--outputs", file("outputs"), "--fuse-mode", "branch"];
     let refused = output(command("run", arguments));
     assert_eq!(refused.code, 2, "{}", refused.stderr);
     assert!(
@@ -200,14 +201,14 @@ fn fuse_mode_that_an_engine_lacks_is_a_usage_error_on_named_tensors_too() {
 #[test]
 fn engines_with_branches_only_run_on_the_inputs_of_the_plain_graph() {
     let folder = fixtures().join("transformer/fun_inp");
-    let compile = CompileOptions { lora_rank: Some(2), side_only: true, ..CompileOptions::default() };
+    let compile = CompileOptions { lora_rank: Some(2), branches_only: true, ..CompileOptions::default() };
     let built = Built::with(&folder, &ExportOptions::default(), &compile);
     let case = Case::read(&cases(&folder)[0]);
     let file = |name: &str| built.folder.path().join(name);
     let (inputs, outputs) = (file("inputs.safetensors"), file("outputs.safetensors"));
     write_tensors(&inputs, &case.inputs, &Default::default()).unwrap();
     for engine in [built.engines(), built.engines().join("transformer.engine")] {
-        for flags in [&[][..], &["--graph", "step.side"], &["--fuse-mode", "side"]] {
+        for flags in [&[][..], &["--graph", "step.side"], &["--fuse-mode", "branch"]] {
             let mut arguments = args!["--engine", &engine, "--inputs", &inputs, "--outputs", &outputs].to_vec();
             arguments.extend(flags.iter().map(Into::into));
             run_ok("run", &arguments);
@@ -234,8 +235,8 @@ fn a_prediction_is_kept_for_the_same_reference_and_settings_only() {
     assert!(cached("sampled", &["--reference-latent", "sample", "--seed", "7"]));
     assert!(!cached("frames", &["--reference-frames", "5"]));
     assert!(!cached("other", &["--reference", miniature.model.join("references/left").to_str().unwrap()]));
-    assert!(!cached("lazy", &["--ort-weights", "lazy"]));
-    assert!(cached("widened", &["--ort-weights", "widened"]), "which is what `auto` comes to");
+    assert!(!cached("stored", &["--ort-weights", "stored"]));
+    assert!(cached("f32", &["--ort-weights", "f32"]), "which is what `auto` comes to");
     assert_eq!(std::fs::read_dir(&cache).unwrap().count(), 6);
 
     miniature.compile("fp16", &["--precision", "fp16"]);

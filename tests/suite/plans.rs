@@ -248,14 +248,15 @@ fn typed_graph_with_low_rank_branches_computes_what_fusing_gives() {
     let planted = Planted::new();
     planted.compiled("exact.engine", &["--precision", "fp32"]);
     let args = [&["--precision", "fp16", "--lora-rank", "4"], &CALIBRATED[..]].concat();
-    planted.compiled("side.engine", &args);
+    planted.compiled("branches.engine", &args);
     let expected = planted.run("exact.engine", Some(1.0), &[]);
     for arithmetic in ["fp32", "plan"] {
-        let actual = planted.run("side.engine", Some(1.0), &["--fuse-mode", "side", "--ort-arithmetic", arithmetic]);
+        let actual =
+            planted.run("branches.engine", Some(1.0), &["--fuse-mode", "branch", "--ort-arithmetic", arithmetic]);
         let error = compare(&actual, &expected).unwrap();
         assert!(error.within(TARGET), "arithmetic {arithmetic}: {error}");
     }
-    let base = compare(&planted.run("side.engine", None, &[]), &expected).unwrap();
+    let base = compare(&planted.run("branches.engine", None, &[]), &expected).unwrap();
     assert!(base.relative_l2 > 10.0 * TARGET, "the adapter must show: {base}");
 }
 

@@ -134,7 +134,7 @@ fn outputs(compiled: &Arc<Engine>, adapters: &[(&Adapter, f32)], inputs: &NamedT
         let mut given = inputs.clone();
         given.extend(branch::inputs(compiled, graph, adapters).unwrap());
         let mut engine = OrtEngine::open(compiled.clone(), &OpenOptions::default()).unwrap();
-        found.push(("side".to_owned(), run(&mut engine.session("model.side").unwrap(), &given)));
+        found.push(("branches".to_owned(), run(&mut engine.session("model.side").unwrap(), &given)));
     }
     found
 }

@@ -332,21 +332,21 @@ mod built_in {
         ];
         run_ok("compile", more);
         let engine = Arc::new(Engine::open(&path).unwrap());
-        let [plain, side] = &engine.manifest().graphs[..] else { panic!("two graphs") };
-        assert_eq!((&plain.name[..], &side.name[..], side.lora_rank), ("encode", "encode.side", Some(4)));
-        for graph in [plain, side] {
+        let [plain, branched] = &engine.manifest().graphs[..] else { panic!("two graphs") };
+        assert_eq!((&plain.name[..], &branched.name[..], branched.lora_rank), ("encode", "encode.side", Some(4)));
+        for graph in [plain, branched] {
             assert!(graph.files.plans.len() == 1 && graph.backend == "tensorrt-rtx", "{}", graph.name);
         }
-        let down = side.inputs.iter().find(|port| port.name.ends_with(".lora_down")).unwrap();
+        let down = branched.inputs.iter().find(|port| port.name.ends_with(".lora_down")).unwrap();
         assert!(
             matches!(&down.shape[0], v2l_runtime::engine::session::Dim::Symbol(name) if name.ends_with(".lora_rank"))
         );
         // The branches count: without them ONNX Runtime's outputs lie beyond what the plan is allowed, with them within.
-        let probe = side.probe.as_ref().unwrap();
+        let probe = branched.probe.as_ref().unwrap();
         let file = WeightFile::from_bytes("probe", &engine.blob(&probe.file).unwrap()).unwrap();
         let tensor = |name: String| file.get(&name).unwrap().to_tensor().unwrap();
         let mut inputs: NamedTensors =
-            side.inputs.iter().map(|port| (port.name.clone(), tensor(format!("input.{}", port.name)))).collect();
+            branched.inputs.iter().map(|port| (port.name.clone(), tensor(format!("input.{}", port.name)))).collect();
         let expected = tensor("output.last_hidden_state".into()).to_f32().unwrap();
         let mut ort = OrtEngine::open(
             Arc::clone(&engine),

@@ -14,7 +14,7 @@ use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtEngine};
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Graph, RANK_SUFFIX, SIDE_SUFFIX, Slot};
+use v2l_runtime::engine::manifest::{BRANCH_SUFFIX, Graph, RANK_SUFFIX, Slot};
 use v2l_runtime::engine::session::{Dim, Session};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
@@ -160,8 +160,8 @@ impl Checked<'_> {
         let (source, options) = (self.source, self.options);
         let tolerance = options.tolerance;
         let tolerance = tolerance.unwrap_or_else(|| default_tolerance(source.prepared, source.int8, self.stored));
-        let side = format!("{}{SIDE_SUFFIX}", source.graph);
-        for name in [source.graph, &side] {
+        let branched = format!("{}{BRANCH_SUFFIX}", source.graph);
+        for name in [source.graph, &branched] {
             let Some(graph) = self.engine.manifest().graph(name) else { continue };
             let ways = ways(self.engine, options.thorough);
             for &weights in &ways {
@@ -277,13 +277,18 @@ impl Checked<'_> {
     }
 
     /// The same inputs with factors for every branch, and what the source gives with them in its weights.
-    fn with_factors(&self, set: &InputSet, max: usize, side: &str) -> Result<(InputSet, NamedTensors), ExportError> {
+    fn with_factors(
+        &self,
+        set: &InputSet,
+        max: usize,
+        branched: &str,
+    ) -> Result<(InputSet, NamedTensors), ExportError> {
         let rank = max.min(FACTOR_RANK);
         let adapters = [(made_adapter(self.source.slots, rank, self.options.seed), 1.0)];
         let mut executor = AdaptedExecutor::new(&self.options.ort, self.source.slots, &adapters, 1.0, false);
         let model = self.source.prepared;
         let expected = walk(&mut executor, model, &set.tensors, Limits::default(), &|_| false, &mut |_, _| {});
-        let graph = self.engine.graph(side).map_err(|e| self.failed(&e))?;
+        let graph = self.engine.graph(branched).map_err(|e| self.failed(&e))?;
         let mut tensors = set.tensors.clone();
         let [(adapter, strength)] = &adapters;
         tensors.extend(branch::inputs(self.engine, graph, &[(adapter, *strength)]).map_err(|e| self.failed(&e))?);

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use indexmap::IndexMap;
 use v2l_graphs::Dim;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::SIDE_SUFFIX;
+use v2l_runtime::engine::manifest::BRANCH_SUFFIX;
 use v2l_runtime::engine::session::{self, Session};
 use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -33,7 +33,7 @@ pub(super) struct RowInputs<'a> {
 impl<'a> RowInputs<'a> {
     /// Those of the engine's graph `name`, which `reference` computes, too; `None` if it has no timestep rows.
     pub(super) fn of(reference: &'a Reference, engine: &'a Engine, name: &str) -> Option<Self> {
-        let graphs = [name.to_owned(), format!("{name}{SIDE_SUFFIX}")];
+        let graphs = [name.to_owned(), format!("{name}{BRANCH_SUFFIX}")];
         let timestep_rows = graphs.iter().find_map(|name| {
             let graph = engine.manifest().graph(name)?;
             graph.hoisted.as_ref()?.timestep_rows.as_ref()

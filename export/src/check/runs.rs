@@ -6,7 +6,7 @@ use indexmap::IndexMap;
 use v2l_graphs::{Graph, Node};
 use v2l_runtime::backends::onnxruntime::OrtError;
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Profile, SIDE_SUFFIX, ShapeRange};
+use v2l_runtime::engine::manifest::{BRANCH_SUFFIX, Profile, ShapeRange};
 use v2l_runtime::options::OpenOptions;
 
 use super::inputs::{InputSet, profile_extents};
@@ -82,7 +82,7 @@ pub(super) fn tables(graph: &Graph) -> HashSet<String> {
 /// Extents that the profiles ask for: the first one's opt, and with `thorough` every one's min, opt and max.
 fn sizes(engine: &Engine, name: &str, graph: &Graph, options: &CheckOptions) -> Vec<IndexMap<String, usize>> {
     let manifest = engine.manifest();
-    let compiled = manifest.graph(name).or_else(|| manifest.graph(&format!("{name}{SIDE_SUFFIX}")));
+    let compiled = manifest.graph(name).or_else(|| manifest.graph(&format!("{name}{BRANCH_SUFFIX}")));
     let profiles = compiled.map(|graph| graph.profiles.clone()).unwrap_or_default();
     let of = |profile: &Profile, choose: fn(&ShapeRange) -> &Vec<usize>| {
         profile_extents(graph, profile, choose, options.extents.clone())

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use v2l_graphs::{DataType, Model};
 use v2l_runtime::components::is_transformer;
-use v2l_runtime::engine::manifest::{Graph, PRECISION_PLAN, SIDE_SUFFIX};
+use v2l_runtime::engine::manifest::{BRANCH_SUFFIX, Graph, PRECISION_PLAN};
 use v2l_runtime::tensor::Dtype;
 
 use super::explain::GraphReport;
@@ -15,7 +15,7 @@ use super::targets::target::{CompiledGraph, GraphCompiler, GraphTask};
 use super::typed::Typed;
 use super::weights::{StoredWeight, matrix_type, plan_weights};
 use crate::engine_writer::EngineBlob;
-use crate::precision::side_types;
+use crate::precision::branch_types;
 use crate::remedy::Remedy;
 use crate::{ExportError, Progress};
 
@@ -91,8 +91,8 @@ impl Lowered {
 
 /// The graphs to store: first those of the source, unless only their variants are wanted, then the variants.
 fn variants(typed: &mut Typed, options: &CompileOptions) -> Vec<Variant> {
-    let side = std::mem::take(&mut typed.slotted.side);
-    let replaced = |graph: &str| options.side_only && side.iter().any(|(of, _)| of == graph);
+    let branches = std::mem::take(&mut typed.slotted.branches);
+    let replaced = |graph: &str| options.branches_only && branches.iter().any(|(of, _)| of == graph);
     let plain = typed.slotted.prepared.models.iter().filter(|(graph, _)| !replaced(graph));
     let plain = plain.map(|(graph, model)| Variant {
         of: graph.clone(),
@@ -100,9 +100,9 @@ fn variants(typed: &mut Typed, options: &CompileOptions) -> Vec<Variant> {
         lora_rank: None,
         model: typed.int8.quantized(model),
     });
-    let branched = side.iter().map(|(graph, model)| Variant {
+    let branched = branches.iter().map(|(graph, model)| Variant {
         of: graph.clone(),
-        name: format!("{graph}{SIDE_SUFFIX}"),
+        name: format!("{graph}{BRANCH_SUFFIX}"),
         lora_rank: options.lora_rank,
         model: typed.int8.quantized(model),
     });
@@ -114,7 +114,7 @@ fn types(typed: &Typed, variant: &Variant, target: &dyn GraphCompiler) -> Option
     let planned = typed.planned.as_ref().and_then(|planned| {
         let types = planned.types.get(&variant.of)?;
         let (_, base) = typed.slotted.prepared.models.iter().find(|(name, _)| *name == variant.of)?;
-        Some(if variant.lora_rank.is_some() { side_types(base, types, &variant.model) } else { types.clone() })
+        Some(if variant.lora_rank.is_some() { branch_types(base, types, &variant.model) } else { types.clone() })
     });
     let plain = || target.native_types(DataType::Float).map(|_| vec![DataType::Float; variant.model.graph.nodes.len()]);
     planned.or_else(plain)
@@ -164,9 +164,10 @@ mod tests {
     #[test]
     fn lowered_compiles_graphs_and_then_their_variants() {
         let small = Small::new();
-        for (side_only, expected) in [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])]
+        for (branches_only, expected) in
+            [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])]
         {
-            let options = CompileOptions { lora_rank: Some(8), side_only, ..CompileOptions::default() };
+            let options = CompileOptions { lora_rank: Some(8), branches_only, ..CompileOptions::default() };
             let target = Recorder::default();
             let lowered = small.lowered(&options, &target);
             let seen = target.seen.borrow();

@@ -23,7 +23,7 @@ pub struct CompileOptions {
     /// of a bundle, only the transformer's.
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
-    pub side_only: bool,
+    pub branches_only: bool,
     /// In which types nodes compute; by default all in f32.
     pub precision: PrecisionOptions,
     /// Shapes to compile for, by input; a graph takes those of its own inputs. Empty: any shape.
@@ -50,7 +50,7 @@ impl Default for CompileOptions {
         Self {
             storage: None,
             lora_rank: None,
-            side_only: false,
+            branches_only: false,
             precision: PrecisionOptions::default(),
             profiles: Vec::new(),
             check: None,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use v2l_graphs::Model;
-use v2l_graphs::passes::{SideSlot, add_side_branches, infer_shapes};
+use v2l_graphs::passes::{BranchSlot, add_branches, infer_shapes};
 use v2l_runtime::engine::manifest::{Absent, Slot};
 use v2l_runtime::engine::parameters::parameter;
 use v2l_runtime::lora::adapter::Layers;
@@ -27,7 +27,7 @@ pub(crate) struct Slotted {
     /// What is to be said of both, if anything is.
     pub(crate) named: Option<SlotReport>,
     /// By graph: the variant with low-rank branches.
-    pub(crate) side: Vec<(String, Model)>,
+    pub(crate) branches: Vec<(String, Model)>,
 }
 
 impl Slotted {
@@ -35,15 +35,16 @@ impl Slotted {
     pub(crate) fn of(mut prepared: Prepared, options: &CompileOptions) -> Result<Self, ExportError> {
         let checkpoint = options.weights.as_deref().map(Checkpoint::open).transpose()?;
         let Discovered { slots, absent, report } = slots(&mut prepared.models, checkpoint.as_ref())?;
-        let side = options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| side_variants(&prepared.models, &slots))?;
-        if options.lora_rank.is_some() && side.is_empty() {
+        let branches =
+            options.lora_rank.map_or_else(|| Ok(Vec::new()), |_| branch_variants(&prepared.models, &slots))?;
+        if options.lora_rank.is_some() && branches.is_empty() {
             let reason = "it has no linear layer that a low-rank branch could stand beside";
             let error = ExportError::config(&prepared.sources[0].path, reason);
             return Err(error.advised(&[Remedy::WithoutLoraRank]));
         }
         let named = (checkpoint.is_some() || report != SlotReport::default()).then_some(report);
         let parameters = parameters(&prepared.models, &slots);
-        Ok(Self { prepared, slots, parameters, absent, named, side })
+        Ok(Self { prepared, slots, parameters, absent, named, branches })
     }
 
     /// Slots, and layers that are none.
@@ -61,16 +62,16 @@ fn parameters(models: &[(String, Model)], slots: &[Slot]) -> Vec<Slot> {
 }
 
 /// For each graph that reads a slot's weight, the variant with low-rank branches.
-fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
+fn branch_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(String, Model)>, ExportError> {
     let mut variants = Vec::new();
     for (graph, model) in models {
         let fail = |reason: String| ExportError::Graph { graph: graph.clone(), reason };
-        let mut sides = Vec::new();
+        let mut branch_slots = Vec::new();
         for slot in slots {
             let Some(weight) = model.graph.initializers.get(&slot.tensor) else { continue };
             let range = slot.row_range();
             let total_rows = weight.shape.get(usize::from(slot.transposed)).copied();
-            sides.push(SideSlot {
+            branch_slots.push(BranchSlot {
                 name: slot.name.clone(),
                 tensor: slot.tensor.clone(),
                 rows: (range.start, range.end),
@@ -79,11 +80,11 @@ fn side_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(Stri
                 transposed: slot.transposed,
             });
         }
-        if sides.is_empty() {
+        if branch_slots.is_empty() {
             continue;
         }
         let mut variant = model.clone();
-        add_side_branches(&mut variant, &sides).map_err(|e| fail(e.to_string()))?;
+        add_branches(&mut variant, &branch_slots).map_err(|e| fail(e.to_string()))?;
         infer_shapes(&mut variant);
         check_graph(graph, &variant)?;
         variants.push((graph.clone(), variant));
@@ -102,13 +103,13 @@ mod tests {
     fn slotted_makes_branches_beside_the_layers_that_a_rank_is_asked_for() {
         let small = Small::new();
         let ranked = CompileOptions { lora_rank: Some(8), ..CompileOptions::default() };
-        assert!(small.slotted(&CompileOptions::default()).side.is_empty());
+        assert!(small.slotted(&CompileOptions::default()).branches.is_empty());
         let slotted = small.slotted(&ranked);
         let names: Vec<&str> = slotted.slots.iter().map(|slot| &slot.name[..]).collect();
         assert_eq!(names, ["first", "second"]);
-        let [(graph, side)] = &slotted.side[..] else { panic!("one variant") };
+        let [(graph, branched)] = &slotted.branches[..] else { panic!("one variant") };
         assert_eq!(graph, "g");
-        assert_eq!(side.graph.inputs.len(), 1 + 2 * names.len());
+        assert_eq!(branched.graph.inputs.len(), 1 + 2 * names.len());
     }
 
     #[test]

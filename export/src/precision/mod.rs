@@ -21,5 +21,5 @@ pub use self::options::PrecisionOptions;
 pub use self::plan::read_plan;
 pub(crate) use self::plan::{Planned, plan_component};
 pub use self::report::{BlockSensitivity, Int8Report, PlanCheck, PrecisionReport};
-pub(crate) use self::types::{arithmetic, side_types};
+pub(crate) use self::types::{arithmetic, branch_types};
 pub use crate::execute::adapted::AdaptedError;

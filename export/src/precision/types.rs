@@ -6,10 +6,10 @@ use v2l_graphs::{DataType, Freedom, Model, freedom};
 
 /// The types of a variant's nodes with low-rank branches: those of the plain graph's nodes, and for each branch that of
 /// the layer that it stands beside.
-pub(crate) fn side_types(plain: &Model, types: &[DataType], side: &Model) -> Vec<DataType> {
+pub(crate) fn branch_types(plain: &Model, types: &[DataType], branched: &Model) -> Vec<DataType> {
     let outputs = plain.graph.nodes.iter().zip(types).flat_map(|(node, ty)| node.outputs.iter().map(move |o| (o, *ty)));
     let by_output: BTreeMap<&str, DataType> = outputs.map(|(name, ty)| (name.as_str(), ty)).collect();
-    let free = freedom(&side.graph);
+    let free = freedom(&branched.graph);
     let of = |output: &str| {
         let ends = output.rmatch_indices('/').map(|(at, _)| &output[..at]);
         std::iter::once(output).chain(ends).find_map(|name| by_output.get(name).copied())
@@ -18,7 +18,7 @@ pub(crate) fn side_types(plain: &Model, types: &[DataType], side: &Model) -> Vec
         let known = node.outputs.iter().find_map(|output| of(output)).filter(|_| *free == Freedom::Any);
         known.unwrap_or(DataType::Float)
     };
-    side.graph.nodes.iter().zip(&free).map(of_node).collect()
+    branched.graph.nodes.iter().zip(&free).map(of_node).collect()
 }
 
 /// `fp16` or `bf16` if these types have only that beside float32, `mixed` if both, `fp32` if neither.

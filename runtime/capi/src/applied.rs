@@ -102,7 +102,7 @@ impl Applied {
 }
 
 /// What is said of adapters in low-rank branches, where nothing is rounded.
-pub(crate) fn side_report(slots: usize) -> v2l_adapter_report {
+pub(crate) fn branch_report(slots: usize) -> v2l_adapter_report {
     v2l_adapter_report { slots: slots as u64, ..growing::Growing::initial() }
 }
 

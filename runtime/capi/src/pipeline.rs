@@ -13,7 +13,7 @@ use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report, replace, side_report};
+use crate::applied::{Applied, branch_report, fuse_report, replace};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::{Opening, Shared, v2l_engine, v2l_open_options};
 use crate::failure::{Failure, free, guard};
@@ -53,7 +53,7 @@ impl State {
         }
         Ok(match &done.fused {
             Some(fused) => fuse_report(fused),
-            None => side_report(done.slots),
+            None => branch_report(done.slots),
         })
     }
 }

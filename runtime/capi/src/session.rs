@@ -8,7 +8,7 @@ use v2l_runtime::lora::branch;
 use v2l_runtime::tensor::{NamedTensors, TensorView};
 
 use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
-use crate::applied::{Applied, fuse_report, replace, side_report};
+use crate::applied::{Applied, branch_report, fuse_report, replace};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::{Shared, v2l_engine};
 use crate::failure::{Failure, free, guard};
@@ -25,7 +25,7 @@ pub struct v2l_session {
     /// Name of the graph.
     graph: String,
     /// The graph takes adapters as inputs.
-    side: bool,
+    branches: bool,
     state: Serial<State>,
 }
 
@@ -42,11 +42,11 @@ impl v2l_session {
         if control.is_cancelled() {
             return Err(Failure::new(V2L_ERROR_CANCELLED, "cancelled"));
         }
-        if self.side {
+        if self.branches {
             let graph = self.shared.engine.graph(&self.graph)?;
             state.factors = branch::inputs(&self.shared.engine, graph, &applied.borrowed())?;
             state.applied = applied;
-            return Ok(side_report(state.applied.slots()));
+            return Ok(branch_report(state.applied.slots()));
         }
         let (session, report) = self.shared.with_backend(|backend| {
             let before = backend.set_adapters(&applied.copies(), Some(&|| control.is_cancelled()))?;
@@ -63,7 +63,7 @@ impl v2l_session {
     fn run(&self, state: &mut State, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, Failure> {
         let factor = |name: &str| name.ends_with(".lora_down") || name.ends_with(".lora_up");
         let State { session, factors, .. } = state;
-        if !self.side || inputs.iter().any(|(name, _)| factor(name)) {
+        if !self.branches || inputs.iter().any(|(name, _)| factor(name)) {
             return Ok(session.run_views(inputs)?);
         }
         let factors = factors.iter().filter_map(|(name, tensor)| Some((&name[..], tensor.view()?)));
@@ -99,8 +99,8 @@ pub unsafe extern "C" fn v2l_session_new(
             Ok(backend.session(&graph.name)?)
         })?;
         let state = State { session: Box::new(session), applied: Applied::default(), factors };
-        let side = graph.lora_rank.is_some();
-        out.give(v2l_session { shared, graph: graph.name, side, state: Serial::new(state) });
+        let branches = graph.lora_rank.is_some();
+        out.give(v2l_session { shared, graph: graph.name, branches, state: Serial::new(state) });
         Ok(())
     })
 }

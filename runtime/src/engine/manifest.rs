@@ -19,7 +19,7 @@ pub const MANIFEST_TENSOR: &str = "v2l/manifest";
 /// Prefix of every name that is not a weight; reserved in checkpoints.
 pub const RESERVED_PREFIX: &str = "v2l/";
 /// Behind a graph's name: its variant that takes LoRA factors as inputs.
-pub const SIDE_SUFFIX: &str = ".side";
+pub const BRANCH_SUFFIX: &str = ".side";
 /// Behind a slot's name: the rank of its factors, the only extent of an input that may be 0.
 pub const RANK_SUFFIX: &str = ".lora_rank";
 /// Name of the tensor that holds the text of the precision plan that the graphs were compiled by, if there is one.

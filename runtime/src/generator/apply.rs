@@ -85,7 +85,7 @@ impl Generator {
         reason: String,
         cancelled: CancelCheck<'_>,
     ) -> Result<Applied, DirectoryError> {
-        let step = self.directory.side_step(adapters)?;
+        let step = self.directory.branch_step(adapters)?;
         if !self.none_fused() {
             self.directory.set_adapters(Vec::new(), cancelled)?;
         }

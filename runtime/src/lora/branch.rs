@@ -9,7 +9,7 @@ use ndarray::{Array2, s};
 use rayon::prelude::*;
 
 use crate::engine::Engine;
-use crate::engine::manifest::{Graph, SIDE_SUFFIX, Slot};
+use crate::engine::manifest::{BRANCH_SUFFIX, Graph, Slot};
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{FuseError, Term, all_finite, resolve};
 use crate::tensor::{NamedTensors, Tensor};
@@ -24,7 +24,7 @@ use crate::tensor::{NamedTensors, Tensor};
 pub fn inputs(engine: &Engine, graph: &Graph, adapters: &[(&Adapter, f32)]) -> Result<NamedTensors, FuseError> {
     let Some(max) = graph.lora_rank else {
         // The error lists the graphs that there are.
-        engine.graph(&format!("{}{SIDE_SUFFIX}", graph.name))?;
+        engine.graph(&format!("{}{BRANCH_SUFFIX}", graph.name))?;
         return Ok(NamedTensors::new());
     };
     let terms = resolve(engine, adapters)?;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::engine::manifest::{Graph, Manifest, SIDE_SUFFIX};
+use crate::engine::manifest::{BRANCH_SUFFIX, Graph, Manifest};
 use crate::error::{Classified, ErrorClass};
 use crate::wording::BRANCH;
 
@@ -86,10 +86,10 @@ pub fn has_branches(manifest: &Manifest, graph: &str) -> bool {
 
 /// The name of a graph's variant with low-rank branches.
 pub fn with_branches(graph: &str) -> String {
-    format!("{graph}{SIDE_SUFFIX}")
+    format!("{graph}{BRANCH_SUFFIX}")
 }
 
 /// The graph that a variant with low-rank branches was made of; any other graph is its own.
 pub fn without_branches(graph: &Graph) -> &str {
-    graph.name.strip_suffix(SIDE_SUFFIX).filter(|_| graph.lora_rank.is_some()).unwrap_or(&graph.name)
+    graph.name.strip_suffix(BRANCH_SUFFIX).filter(|_| graph.lora_rank.is_some()).unwrap_or(&graph.name)
 }

@@ -18,7 +18,7 @@ def matrix(rows: int, columns: int) -> np.ndarray:
 def answer(engines: str, reference: str, image: str, out: Path, word: str) -> None:
     name, *numbers, scheduler = word.split(":")
     with_image, width, height, branches = map(int, numbers)
-    mode = v2l.AdapterMode.SIDE if branches else v2l.AdapterMode.FUSE
+    mode = v2l.AdapterMode.BRANCH if branches else v2l.AdapterMode.FUSE
     with v2l.Predictor(engines, adapter_mode=mode) as predictor:
         adapter = predictor.predict(reference, width=width, height=height, image=image if with_image else None)
     adapter.save(out / f"{name}.lora.safetensors", v2l.Format.KOHYA)

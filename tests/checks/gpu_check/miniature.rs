@@ -26,8 +26,8 @@ pub(crate) fn check(rounds: usize, output: &mut Output) -> anyhow::Result<()> {
     let trials = index.trials(&model, effect, 1)?;
     let trial = trials.first().context("the effect has no trials")?;
     let asked = request(trial);
-    for side in [false, true] {
-        let on_cpu = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, side, ..Setup::default() };
+    for branches in [false, true] {
+        let on_cpu = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, branches, ..Setup::default() };
         let on_gpu = Setup { provider: Provider::Cuda { device: 0 }, ..on_cpu };
         let (mut cpu, mut gpu) = (Lab::new(&model, on_cpu)?, Lab::new(&model, on_gpu)?);
         let tokens = cpu.tokens(&trial.reference)?;
@@ -52,7 +52,7 @@ pub(crate) fn check(rounds: usize, output: &mut Output) -> anyhow::Result<()> {
             compare(&a, &b).map(|found| found.relative_l2).context("the latents differ in number")
         };
         let (base, steered) = (error(&gpu_base, &cpu_base)?, error(&gpu_steered, &cpu_steered)?);
-        let (way, first, later) = (if side { "side" } else { "fuse" }, swaps[0], median(swaps.iter().copied()));
+        let (way, first, later) = (if branches { "side" } else { "fuse" }, swaps[0], median(swaps.iter().copied()));
         let fields = json!({
             "mode": way, "base_relative_l2": base, "steered_relative_l2": steered, "base_comes_back": back,
             "first_swap_ms": first, "swap_ms": later,

@@ -46,8 +46,8 @@ pub(crate) struct Setup {
     pub(crate) storage: Option<Dtype>,
     pub(crate) weights: OrtWeights,
     /// Adapters as inputs of low-rank branches, not fused.
-    pub(crate) side: bool,
-    /// Linear layers of the transformer and the text encoder in 8 bits; needs `side`.
+    pub(crate) branches: bool,
+    /// Linear layers of the transformer and the text encoder in 8 bits; needs `branches`.
     pub(crate) int8: bool,
     /// Arithmetic of a precision plan for the storage type, instead of f32.
     pub(crate) plan: bool,
@@ -62,7 +62,7 @@ pub(crate) struct Lab {
     components: Kept,
     pipeline: Pipeline,
     predictor: Video2Lora,
-    side: bool,
+    branches: bool,
     step: StepGraph,
     transformer_bytes: u64,
     _folder: TempDir,
@@ -76,7 +76,7 @@ impl Lab {
         let predictor =
             Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
         v2l_export::export(model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
-        let lora_rank = setup.side.then_some(1);
+        let lora_rank = setup.branches.then_some(1);
         let request = match setup.storage {
             Some(Dtype::F16) if setup.plan => Some(Precision::Fp16),
             _ => None,
@@ -86,7 +86,7 @@ impl Lab {
             target,
             storage: setup.storage,
             lora_rank,
-            side_only: setup.side,
+            branches_only: setup.branches,
             int8: setup.int8.then_some(64),
             precision: PrecisionOptions { request, ..PrecisionOptions::default() },
             ..CompileOptions::default()
@@ -113,7 +113,7 @@ impl Lab {
             components: Kept(directory),
             pipeline,
             predictor,
-            side: setup.side,
+            branches: setup.branches,
             step: StepGraph::default(),
             transformer_bytes: std::fs::metadata(engines.join("transformer.engine"))?.len(),
             _folder: folder,
@@ -142,10 +142,10 @@ impl Lab {
 
     /// Applies these adapters in the videos to come; none is the base model.
     pub(crate) fn steer(&mut self, adapters: Vec<(Adapter, f32)>) -> anyhow::Result<()> {
-        if self.side {
+        if self.branches {
             let borrowed: Vec<(&Adapter, f32)> =
                 adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-            self.step = self.components.0.side_step(&borrowed)?;
+            self.step = self.components.0.branch_step(&borrowed)?;
         } else {
             self.components.0.set_adapters(adapters, None)?;
         }

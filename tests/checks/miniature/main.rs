@@ -128,8 +128,8 @@ fn main() -> anyhow::Result<()> {
             ("bf16 stored", in_f32),
             ("fp16 stored", fp16),
             ("fp16 plan", Setup { plan: true, ..fp16 }),
-            ("fp32, side branch", Setup { side: true, ..fp32 }),
-            ("int8, side branch", Setup { side: true, int8: true, ..fp32 }),
+            ("fp32, branches", Setup { branches: true, ..fp32 }),
+            ("int8, branches", Setup { branches: true, int8: true, ..fp32 }),
         ] {
             let clips = this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, exact.as_deref())?;
             exact.get_or_insert(clips);
@@ -152,7 +152,7 @@ fn main() -> anyhow::Result<()> {
             ("steered, fp16 in f32", fp16),
             ("steered, fp16 stored", Setup { storage: Some(Dtype::F16), ..stored }),
             ("steered, fp32", fp32),
-            ("steered, bf16 stored, branches", Setup { side: true, ..stored }),
+            ("steered, bf16 stored, branches", Setup { branches: true, ..stored }),
         ] {
             this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, None)?;
         }

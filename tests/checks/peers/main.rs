@@ -70,8 +70,8 @@ fn main() -> anyhow::Result<()> {
                 &FuseOptions { pool: Some(&pool), ..FuseOptions::new(FuseTarget::Storage) },
             )?),
             "fuse fresh" => drop(fuse_with(&engine, &adapters, &FuseOptions::new(FuseTarget::Storage))?),
-            "side" => drop(branch::inputs(&engine, engine.graph("step.side")?, &adapters)?),
-            other => anyhow::bail!("{other}: expected `fuse`, `fuse fresh` or `side`"),
+            "branches" => drop(branch::inputs(&engine, engine.graph("step.side")?, &adapters)?),
+            other => anyhow::bail!("{other}: expected `fuse`, `fuse fresh` or `branches`"),
         }
         println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));
     }

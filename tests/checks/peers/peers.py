@@ -8,7 +8,7 @@ and 8 GB of memory. Two threads on either side. Every round measures, one after 
 - addmm: `torch.addmm(W, B, A, out=W')` for the same weights, W' warm; copy: the bytes of the weights, into warm memory;
 - v2l: the same adapter file into the engine's weights in bf16, into the memory of the fuse before it (warm) and into new
   memory (fresh), with the survival report;
-- side: the inputs of the low-rank branches for the same adapter: what swapping it costs there.
+- branches: the inputs of the low-rank branches for the same adapter: what swapping it costs there.
 
 Then, in new processes: from the checkpoint on disk to the first forward (290 tokens) with the adapter fused, and the
 private memory at the end. Prints medians and the ratios of the pairs; `--json` one event per line. Nothing is asserted.
@@ -134,7 +134,7 @@ def rounds(kind, work: Path, peers: Path, rank, stack, count):
         for (w, _, _), out in zip(plain, warm):
             out.copy_(w)
 
-    orders = {"v2l warm": "fuse"} | ({"v2l fresh": "fuse fresh", "v2l side": "side"} if kind is CogVideoX else {})
+    orders = {"v2l warm": "fuse"} | ({"v2l fresh": "fuse fresh", "v2l branches": "branches"} if kind is CogVideoX else {})
     times = {name: [] for name in ("copy", "addmm", *orders, "peft")}
     with torch.no_grad():
         for number in range(count + 1):

@@ -71,7 +71,8 @@ class AdapterMode(enum.IntEnum):
 
     AUTO = 0
     FUSE = 1
-    SIDE = 2
+    BRANCH = 2
+    SIDE = 2  # The earlier name of BRANCH.
 
 
 class Backend(enum.IntEnum):

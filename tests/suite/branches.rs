@@ -14,13 +14,13 @@ use crate::swaps::adapter;
 /// Largest rank that the branches are compiled for.
 const MAX: usize = 8;
 
-fn built(side_only: bool) -> Built {
-    let compile = CompileOptions { lora_rank: Some(MAX), side_only, ..CompileOptions::default() };
+fn built(branches_only: bool) -> Built {
+    let compile = CompileOptions { lora_rank: Some(MAX), branches_only, ..CompileOptions::default() };
     Built::with(&fixtures().join("transformer/fun_inp"), &ExportOptions::default(), &compile)
 }
 
 #[test]
-fn side_branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
+fn branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
     let built = built(false);
     let engine = built.engine(TRANSFORMER);
     let slots = &engine.manifest().slots;
@@ -47,11 +47,11 @@ fn side_branches_equal_a_fuse_in_f32_with_every_rank_and_strength() {
 }
 
 #[test]
-fn side_inputs_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches() {
+fn inputs_of_branches_refuse_ranks_beyond_the_compiled_ones_and_graphs_without_branches() {
     let built = built(true);
     let engine = built.engine(TRANSFORMER);
     let graphs: Vec<&str> = engine.manifest().graphs.iter().map(|g| &g.name[..]).collect();
-    assert_eq!(graphs, ["step.side"], "side only");
+    assert_eq!(graphs, ["step.side"], "branches only");
     let slots = &engine.manifest().slots;
     let (a, b) = (adapter("a", slots.iter(), 5, 1), adapter("b", slots.iter(), 5, 2));
     let graph = engine.graph("step.side").unwrap();

@@ -11,7 +11,7 @@ use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorTyp
 
 /// A linear layer that gets a branch.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SideSlot {
+pub struct BranchSlot {
     /// Its name: the factors are `<name>.lora_down` `[rank, in]` and `<name>.lora_up` `[out, rank]`.
     pub name: String,
     /// The initializer that holds its weight.
@@ -29,7 +29,7 @@ pub struct SideSlot {
 /// Why a layer cannot have a branch.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum SideBranchError {
+pub enum BranchError {
     /// The product is not of the plain form.
     #[error(
         "slot `{slot}`: node `{node}` ({op_type}) is no product with the weight as the slot has it; expected MatMul, Gemm, or \
@@ -59,9 +59,9 @@ pub enum SideBranchError {
 /// that is read twice gets two branches over the same factors. Rows that are no slot's stay as they are.
 ///
 /// # Errors
-/// [`SideBranchError`]; the model is then as it was.
-pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize, SideBranchError> {
-    let mut by_tensor: IndexMap<&str, Vec<&SideSlot>> = IndexMap::new();
+/// [`BranchError`]; the model is then as it was.
+pub fn add_branches(model: &mut Model, slots: &[BranchSlot]) -> Result<usize, BranchError> {
+    let mut by_tensor: IndexMap<&str, Vec<&BranchSlot>> = IndexMap::new();
     for slot in slots.iter().filter(|slot| model.graph.initializers.contains_key(&slot.tensor)) {
         by_tensor.entry(&slot.tensor).or_default().push(slot);
     }
@@ -69,7 +69,7 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
         slots.sort_by_key(|slot| slot.rows.0);
         let within = slots.iter().all(|slot| slot.rows.0 <= slot.rows.1 && slot.rows.1 <= slot.total_rows);
         if !within || slots.windows(2).any(|pair| pair[1].rows.0 < pair[0].rows.1) {
-            return Err(SideBranchError::Overlap { tensor: (*tensor).to_owned() });
+            return Err(BranchError::Overlap { tensor: (*tensor).to_owned() });
         }
     }
     let ranks = |name: &str| rank(&model.graph, name);
@@ -81,7 +81,7 @@ pub fn add_side_branches(model: &mut Model, slots: &[SideSlot]) -> Result<usize,
     add_to(&mut nodes, &by_tensor, &ranks, &mut pads);
     model.graph.nodes = nodes;
     model.graph.initializers.extend(pads);
-    let wanted: Vec<&SideSlot> =
+    let wanted: Vec<&BranchSlot> =
         slots.iter().filter(|slot| model.graph.initializers.contains_key(&slot.tensor)).collect();
     for slot in &wanted {
         declare(&mut model.graph, slot);
@@ -99,15 +99,15 @@ enum Form {
 /// Every reader must be of a form that has a branch.
 fn check(
     graph: &Graph,
-    by_tensor: &IndexMap<&str, Vec<&SideSlot>>,
+    by_tensor: &IndexMap<&str, Vec<&BranchSlot>>,
     ranks: &dyn Fn(&str) -> Option<usize>,
-) -> Result<(), SideBranchError> {
+) -> Result<(), BranchError> {
     for node in &graph.nodes {
         for (index, input) in node.inputs.iter().enumerate() {
             let Some(slots) = by_tensor.get(&input[..]) else { continue };
             if form(node, index, slots, ranks).is_none() {
                 let (node, op_type) = (label(node), node.op_type.clone());
-                return Err(SideBranchError::Form { slot: slots[0].name.clone(), node, op_type });
+                return Err(BranchError::Form { slot: slots[0].name.clone(), node, op_type });
             }
         }
         for body in bodies(node) {
@@ -118,7 +118,7 @@ fn check(
 }
 
 /// How `node` reads the weight of `slots` as input `index`, if it has a branch.
-fn form(node: &Node, index: usize, slots: &[&SideSlot], ranks: &dyn Fn(&str) -> Option<usize>) -> Option<Form> {
+fn form(node: &Node, index: usize, slots: &[&BranchSlot], ranks: &dyn Fn(&str) -> Option<usize>) -> Option<Form> {
     let transposed = slots[0].transposed;
     match (node.op_type.as_str(), index) {
         _ if !is_onnx(node) => None,
@@ -137,7 +137,7 @@ fn form(node: &Node, index: usize, slots: &[&SideSlot], ranks: &dyn Fn(&str) -> 
 /// Adds the branches in a list of nodes and in their bodies; `pads` gets the constants that they need.
 fn add_to(
     nodes: &mut Vec<Node>,
-    by_tensor: &IndexMap<&str, Vec<&SideSlot>>,
+    by_tensor: &IndexMap<&str, Vec<&BranchSlot>>,
     ranks: &dyn Fn(&str) -> Option<usize>,
     pads: &mut IndexMap<String, Initializer>,
 ) {
@@ -158,7 +158,7 @@ fn add_to(
 }
 
 /// Puts a lookup of output features and its branch into `nodes`.
-fn lookup(mut gather: Node, slot: &SideSlot, indices: usize, nodes: &mut Vec<Node>) {
+fn lookup(mut gather: Node, slot: &BranchSlot, indices: usize, nodes: &mut Vec<Node>) {
     let output = gather.outputs[0].clone();
     let (base, scope) = (format!("{output}/base"), format!("{output}/{}", slot.name));
     gather.outputs[0].clone_from(&base);
@@ -179,7 +179,7 @@ fn lookup(mut gather: Node, slot: &SideSlot, indices: usize, nodes: &mut Vec<Nod
     nodes.push(node("Add", &[&base, &delta], &output, &[]));
 }
 
-fn declare(graph: &mut Graph, slot: &SideSlot) {
+fn declare(graph: &mut Graph, slot: &BranchSlot) {
     let rank = || Dim::Symbol(format!("{}.lora_rank", slot.name));
     let out = slot.rows.1 - slot.rows.0;
     for (part, shape) in
@@ -191,7 +191,7 @@ fn declare(graph: &mut Graph, slot: &SideSlot) {
 }
 
 /// Puts `linear` and its branches into `nodes`.
-fn branch(mut linear: Node, slots: &[&SideSlot], nodes: &mut Vec<Node>, pads: &mut IndexMap<String, Initializer>) {
+fn branch(mut linear: Node, slots: &[&BranchSlot], nodes: &mut Vec<Node>, pads: &mut IndexMap<String, Initializer>) {
     let (x, output) = (linear.inputs[0].clone(), linear.outputs[0].clone());
     let base = format!("{output}/base");
     linear.outputs[0].clone_from(&base);
@@ -257,9 +257,9 @@ mod tests {
     use super::*;
     use crate::{Builder, TensorData};
 
-    fn slot(name: &str, tensor: &str, rows: (usize, usize), total_rows: usize) -> SideSlot {
+    fn slot(name: &str, tensor: &str, rows: (usize, usize), total_rows: usize) -> BranchSlot {
         // W is stored [in, out], V [out, in].
-        SideSlot {
+        BranchSlot {
             name: name.into(),
             tensor: tensor.into(),
             rows,
@@ -285,10 +285,10 @@ mod tests {
     }
 
     #[test]
-    fn side_branches_stand_beside_every_reader_and_keep_the_outputs() {
+    fn branches_stand_beside_every_reader_and_keep_the_outputs() {
         let mut model = model();
         let slots = [slot("b", "v", (0, 8), 8), slot("a1", "w", (0, 5), 8), slot("a2", "w", (5, 8), 8)];
-        assert_eq!(add_side_branches(&mut model, &slots), Ok(3));
+        assert_eq!(add_branches(&mut model, &slots), Ok(3));
         let kinds: Vec<&str> = model.graph.nodes.iter().map(|n| n.op_type.as_str()).collect();
         let matmul = ["MatMul", "Transpose", "MatMul", "Transpose", "MatMul"];
         let expected = [&matmul[..], &matmul[1..], &["Concat", "Add"], &["Gemm", "Gemm", "Gemm", "Add"]].concat();
@@ -302,20 +302,20 @@ mod tests {
     }
 
     #[test]
-    fn side_branches_refuse_gaps_and_other_forms_and_change_nothing() {
+    fn branches_refuse_gaps_and_other_forms_and_change_nothing() {
         let mut refused = model();
         refused.graph.nodes[1].op_type = "Mul".into();
         let before = format!("{:?}", refused.graph);
-        let form = add_side_branches(&mut refused, &[slot("b", "v", (0, 8), 8)]);
-        assert!(matches!(form, Err(SideBranchError::Form { ref slot, .. }) if slot == "b"), "{form:?}");
+        let form = add_branches(&mut refused, &[slot("b", "v", (0, 8), 8)]);
+        assert!(matches!(form, Err(BranchError::Form { ref slot, .. }) if slot == "b"), "{form:?}");
         assert_eq!(format!("{:?}", refused.graph), before);
 
         // Read the other way round.
         let mut model = model();
-        let turned = SideSlot { transposed: false, ..slot("a", "w", (0, 8), 8) };
-        assert!(matches!(add_side_branches(&mut model, &[turned]), Err(SideBranchError::Form { .. })));
+        let turned = BranchSlot { transposed: false, ..slot("a", "w", (0, 8), 8) };
+        assert!(matches!(add_branches(&mut model, &[turned]), Err(BranchError::Form { .. })));
         let twice = [slot("a", "w", (0, 5), 8), slot("b", "w", (3, 8), 8)];
-        assert_eq!(add_side_branches(&mut model, &twice), Err(SideBranchError::Overlap { tensor: "w".into() }));
+        assert_eq!(add_branches(&mut model, &twice), Err(BranchError::Overlap { tensor: "w".into() }));
     }
 
     fn kinds(nodes: &[Node]) -> Vec<&str> {
@@ -323,11 +323,11 @@ mod tests {
     }
 
     #[test]
-    fn side_branches_leave_rows_of_no_slot_alone_and_keep_what_gemm_does_to_its_product() {
+    fn branches_leave_rows_of_no_slot_alone_and_keep_what_gemm_does_to_its_product() {
         let mut model = model();
         model.graph.nodes[1].attributes.insert("alpha".into(), Attribute::Float(0.5));
         let slots = [slot("a", "w", (1, 3), 8), slot("c", "w", (5, 6), 8), slot("b", "v", (0, 8), 8)];
-        assert_eq!(add_side_branches(&mut model, &slots), Ok(3));
+        assert_eq!(add_branches(&mut model, &slots), Ok(3));
         let matmul = ["MatMul", "Pad", "Transpose", "MatMul", "Transpose", "MatMul"];
         let expected = [&matmul[..], &matmul[1..], &["Concat", "Add", "Gemm", "Gemm", "Gemm", "Add"]].concat();
         assert_eq!(kinds(&model.graph.nodes), expected);
@@ -345,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn side_branches_stand_beside_lookups_and_in_bodies() {
+    fn branches_stand_beside_lookups_and_in_bodies() {
         let mut model = model();
         let lookup = |axis| {
             let mut gather = node("Gather", &["w", "ids"], "rows", &[("axis", axis)]);
@@ -362,7 +362,7 @@ mod tests {
         model.graph.nodes = vec![lookup(1), lookup(0), outer];
         model.graph.nodes[1].outputs[0] = "others".into();
         let slots = [slot("a", "w", (0, 8), 8), slot("b", "v", (0, 8), 8)];
-        assert_eq!(add_side_branches(&mut model, &slots), Ok(2));
+        assert_eq!(add_branches(&mut model, &slots), Ok(2));
         let expected = ["Gather", "MatMul", "Transpose", "Gather", "Add", "Gather", "MatMul", "Gather", "Add", "If"];
         assert_eq!(kinds(&model.graph.nodes), expected);
         assert_eq!(model.graph.nodes[2].ints("perm"), Some(&[2, 0, 1][..]));
