@@ -54,7 +54,7 @@ use crate::{ExportError, Progress};
 
 pub use self::explain::GraphReport;
 pub use self::options::CompileOptions;
-pub use self::report::{CompileReport, EngineReport, PlanReport};
+pub use self::report::{CompileReport, EngineReport, TrtPlanReport};
 pub use self::slots::{AmbiguousSlot, SharedSlot, SlotReport};
 
 /// Compiles a bundle to an engine directory, or a single ONNX file to an engine file.

@@ -151,15 +151,15 @@ pub fn stage_engine(
 ) -> Result<StagedEngine, EngineWriteError> {
     manifest.tensors = records(weights, blobs)?;
     let manifest_len = manifest_json(path, &manifest)?.len();
-    let plan = Plan::new(path, &manifest, manifest_len)?;
+    let layout = FileLayout::new(path, &manifest, manifest_len)?;
     let io_error = |source| EngineWriteError::Io { path: path.to_owned(), source };
 
     let mut out = AtomicFile::create(path).map_err(io_error)?;
-    out.write_all(&plan.header).map_err(io_error)?;
+    out.write_all(&layout.header).map_err(io_error)?;
     let mut written = 0u64;
     let mut names = weights.iter().map(|w| (&w.name, &*w.source as &dyn WeightSource)).collect::<Vec<_>>();
     names.extend(blobs.iter().map(|b| (&b.name, &b.data as &dyn WeightSource)));
-    for ((name, source), (&pad, &len)) in names.into_iter().zip(plan.pads.iter().zip(&plan.lengths)) {
+    for ((name, source), (&pad, &len)) in names.into_iter().zip(layout.pads.iter().zip(&layout.lengths)) {
         write_zeros(&mut out, pad).map_err(io_error)?;
         let mut target = Counted {
             out: &mut out,
@@ -187,14 +187,14 @@ pub fn stage_engine(
             record.blake3 = hash.into();
         }
     }
-    write_zeros(&mut out, plan.manifest_pad).map_err(io_error)?;
+    write_zeros(&mut out, layout.manifest_pad).map_err(io_error)?;
     let json = manifest_json(path, &manifest)?;
     debug_assert_eq!(json.len(), manifest_len, "hashes have a fixed width");
     out.write_all(&json).map_err(io_error)?;
-    let seal = seal(&plan.header, &json);
+    let seal = seal(&layout.header, &json);
     out.write_all(seal.as_bytes()).map_err(io_error)?;
     out.flush().map_err(io_error)?;
-    progress(written + plan.manifest_pad + (json.len() + seal.as_bytes().len()) as u64);
+    progress(written + layout.manifest_pad + (json.len() + seal.as_bytes().len()) as u64);
     Ok(StagedEngine { file: out, path: path.to_owned(), manifest })
 }
 
@@ -219,7 +219,7 @@ fn records(
 }
 
 /// Where everything goes.
-struct Plan {
+struct FileLayout {
     header: Vec<u8>,
     /// Zero bytes before each record of the manifest.
     pads: Vec<u64>,
@@ -227,7 +227,7 @@ struct Plan {
     manifest_pad: u64,
 }
 
-impl Plan {
+impl FileLayout {
     fn new(path: &Path, manifest: &Manifest, manifest_len: usize) -> Result<Self, EngineWriteError> {
         let fail = |reason: String| EngineWriteError::Header { path: path.to_owned(), reason };
         let mut items: Vec<(String, Dtype, Vec<usize>)> = Vec::new();

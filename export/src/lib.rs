@@ -28,7 +28,7 @@ pub use bundle::{ComponentReport, ExportOptions, ExportReport, PredictorPackage,
 pub use checkpoint::{Checkpoint, Vars};
 pub use compile::targets::{self, PlanBuilder, TensorRtOptions};
 pub use compile::{
-    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, PlanReport, SharedSlot, SlotReport,
+    AmbiguousSlot, CompileOptions, CompileReport, EngineReport, GraphReport, SharedSlot, SlotReport, TrtPlanReport,
     compile,
 };
 pub use component::{Component, metadata};

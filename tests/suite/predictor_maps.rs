@@ -179,7 +179,7 @@ impl Lab {
         ]})
     }
 
-    /// A chain with two stages for each slot, the first of which reads the base's weights.
+    /// A chain with two links for each slot, the first of which reads the base's weights.
     fn chain(&self) -> Json {
         json!({ "format": "v2l-predictor-map", "version": 2,
             "graphs": [
@@ -226,7 +226,7 @@ impl Lab {
         Array2::from_shape_vec((1, FEATURES), style.to_vec()).unwrap().dot(&self.embed)
     }
 
-    /// The update that the chain's stages make of a weight `[32, 32]`, without any scale.
+    /// The update that the chain's links make of a weight `[32, 32]`, without any scale.
     fn update(&self, weight: &Array2<f32>, layer: f32) -> Array2<f32> {
         let embedding = self.embedding(&[0.5, -1.0, 2.0, 0.25]);
         let queries = embedding.dot(&self.queries).into_shape_with_order((RANK, SIDE)).unwrap();

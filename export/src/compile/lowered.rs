@@ -10,7 +10,7 @@ use v2l_runtime::tensor::Dtype;
 use super::explain::GraphReport;
 use super::options::CompileOptions;
 use super::profiles;
-use super::report::PlanReport;
+use super::report::TrtPlanReport;
 use super::targets::target::{CompiledGraph, GraphCompiler, GraphTask};
 use super::typed::Typed;
 use super::weights::{StoredWeight, matrix_type, plan_weights};
@@ -27,7 +27,7 @@ pub(crate) struct Lowered {
     pub(crate) weights: BTreeMap<String, StoredWeight>,
     /// The type of most matrices.
     pub(crate) storage: Dtype,
-    pub(crate) plans: Vec<PlanReport>,
+    pub(crate) plans: Vec<TrtPlanReport>,
     pub(crate) passes: Vec<GraphReport>,
 }
 

@@ -45,12 +45,12 @@ pub struct EngineReport {
     /// [`CompileOptions::weights`](crate::CompileOptions::weights) where nothing is to be said.
     pub named: Option<SlotReport>,
     /// For TensorRT: the plans of each graph.
-    pub plans: Vec<PlanReport>,
+    pub plans: Vec<TrtPlanReport>,
 }
 
 /// One plan of an [`EngineReport`].
 #[derive(Clone, Debug)]
-pub struct PlanReport {
+pub struct TrtPlanReport {
     /// The graph.
     pub graph: String,
     /// The kind of GPU that it is for; `None`: the one of this machine.

@@ -11,7 +11,7 @@ use v2l_runtime::tensor::Dtype;
 use super::explain::GraphReport;
 use super::lowered::Lowered;
 use super::options::CompileOptions;
-use super::report::PlanReport;
+use super::report::TrtPlanReport;
 use super::typed::Typed;
 use super::weights::Streamed;
 use crate::check::{Checks, Source, check_engine};
@@ -24,7 +24,7 @@ pub(crate) struct Staged {
     pub(crate) engine: StagedEngine,
     pub(crate) typed: Typed,
     pub(crate) storage: Dtype,
-    pub(crate) plans: Vec<PlanReport>,
+    pub(crate) plans: Vec<TrtPlanReport>,
     pub(crate) passes: Vec<GraphReport>,
     /// In which types the weights are stored.
     types: HashMap<String, DataType>,

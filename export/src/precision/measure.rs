@@ -10,7 +10,7 @@ use v2l_runtime::options::WeightMode;
 use v2l_runtime::tensor::NamedTensors;
 
 use super::options::PrecisionOptions;
-use super::report::PlanCheck;
+use super::report::PrecisionPlanCheck;
 use super::types::arithmetic;
 use crate::ExportError;
 use crate::check::inputs::{InputSet, generate, input_files, read_inputs, serves};
@@ -174,12 +174,22 @@ impl<'a> Bench<'a> {
     }
 
     /// Runs the emulated plan on every run's inputs; each time the output that is furthest off.
-    fn measure(&self, runs: &[Run], types: &[DataType], tolerance: Tolerance) -> Result<Vec<PlanCheck>, ExportError> {
+    fn measure(
+        &self,
+        runs: &[Run],
+        types: &[DataType],
+        tolerance: Tolerance,
+    ) -> Result<Vec<PrecisionPlanCheck>, ExportError> {
         self.measure_model(runs, &self.emulated(types), tolerance)
     }
 
     /// Runs a form of the graph on every run's inputs; each time the output that is furthest off.
-    fn measure_model(&self, runs: &[Run], model: &Model, tolerance: Tolerance) -> Result<Vec<PlanCheck>, ExportError> {
+    fn measure_model(
+        &self,
+        runs: &[Run],
+        model: &Model,
+        tolerance: Tolerance,
+    ) -> Result<Vec<PrecisionPlanCheck>, ExportError> {
         let mut checks = Vec::new();
         for run in runs {
             let mut executor = self.executor(run.strength, true);
@@ -190,7 +200,7 @@ impl<'a> Bench<'a> {
                     (AdaptedExecutor::floats(found.get(name)?)?, AdaptedExecutor::floats(expected)?);
                 let error = compare(&actual, &expected)?;
                 let passed = tolerance.allows(&error, || (actual.to_vec(), expected.to_vec()));
-                Some(PlanCheck {
+                Some(PrecisionPlanCheck {
                     graph: self.name.to_owned(),
                     run: run.label.clone(),
                     output: name.clone(),
@@ -198,7 +208,7 @@ impl<'a> Bench<'a> {
                     passed,
                 })
             });
-            let rank = |check: &PlanCheck| (!check.passed, size(&check.error));
+            let rank = |check: &PrecisionPlanCheck| (!check.passed, size(&check.error));
             checks.extend(errors.reduce(|a, b| if rank(&b) > rank(&a) { b } else { a }));
         }
         Ok(checks)
@@ -221,7 +231,7 @@ impl<'a> Bench<'a> {
         runs: &[Run],
         types: &[DataType],
         tolerance: Option<Tolerance>,
-    ) -> Result<Vec<PlanCheck>, ExportError> {
+    ) -> Result<Vec<PrecisionPlanCheck>, ExportError> {
         let tolerance = tolerance.unwrap_or_else(|| Tolerance::of_plan(types.contains(&DataType::Bfloat16)));
         let checks = self.measure(runs, types, tolerance)?;
         if let Some((check, run)) = checks.iter().zip(runs).find(|(check, _)| !check.passed) {

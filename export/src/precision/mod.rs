@@ -20,6 +20,6 @@ pub(crate) use self::int8::fit_int8;
 pub use self::options::PrecisionOptions;
 pub use self::plan::read_plan;
 pub(crate) use self::plan::{Planned, plan_component};
-pub use self::report::{BlockSensitivity, Int8Report, PlanCheck, PrecisionReport};
+pub use self::report::{BlockSensitivity, Int8Report, PrecisionPlanCheck, PrecisionReport};
 pub(crate) use self::types::{arithmetic, branch_types};
 pub use crate::execute::adapted::AdaptedError;

@@ -11,7 +11,7 @@ pub struct PrecisionReport {
     /// The plan, its graphs called `component/graph`.
     pub plan: PrecisionPlan,
     /// Outputs of the emulated plan against float32, by graph, inputs and strength.
-    pub checks: Vec<PlanCheck>,
+    pub checks: Vec<PrecisionPlanCheck>,
     /// What each block does, if that was measured.
     pub sensitivity: Vec<BlockSensitivity>,
     /// What was seen, by graph.
@@ -24,7 +24,7 @@ pub struct PrecisionReport {
 
 /// How far a plan's outputs lie from float32.
 #[derive(Clone, Debug)]
-pub struct PlanCheck {
+pub struct PrecisionPlanCheck {
     /// `component/graph`.
     pub graph: String,
     /// Inputs, and the strength of adapters.

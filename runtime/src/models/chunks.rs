@@ -30,7 +30,7 @@ pub(crate) const ENCODER: Job = Job { component: VAE_ENCODER, input: "x", output
 pub(crate) const DECODER: Job = Job { component: VAE_DECODER, input: "z", outputs: &["sample"] };
 
 /// How one video or latent is cut.
-pub(crate) struct Plan {
+pub(crate) struct ChunkLayout {
     /// Frames of the input for each call; the first is of graph `first`, the others of `rest`.
     pub(crate) chunks: Vec<Range<usize>>,
     /// Tiles.
@@ -39,7 +39,7 @@ pub(crate) struct Plan {
     pub(crate) output: [usize; 5],
 }
 
-impl Plan {
+impl ChunkLayout {
     /// Runs of graphs.
     fn calls(&self) -> usize {
         self.cuts.rows.windows.len() * self.cuts.columns.windows.len() * self.chunks.len()
@@ -100,11 +100,11 @@ impl Job {
     /// What [`Self::run`] or, if the outputs are handed on, [`Self::each`] takes for an input of this shape.
     pub(crate) fn needs(
         &self,
-        plan: &Plan,
+        layout: &ChunkLayout,
         (shape, handed_on): ([usize; 5], bool),
         ask: &mut Ask<'_>,
     ) -> Result<VaeNeeds, ComponentError> {
-        let Plan { chunks, cuts, output } = plan;
+        let ChunkLayout { chunks, cuts, output } = layout;
         let [batch, channels, _, height, width] = shape;
         let longest = |cut: &Cut| cut.windows.iter().map(Range::len).max().unwrap_or(0);
         let tile = [longest(&cuts.rows), longest(&cuts.columns)];
@@ -145,24 +145,24 @@ impl Job {
         Ok(found)
     }
 
-    /// Refuses what would not fit, before anything is opened. `tiled` is the plan with tiles, where `plan` has none
+    /// Refuses what would not fit, before anything is opened. `tiled` is the layout with tiles, where `layout` has none
     /// and they can be used.
     fn check_memory(
         &self,
-        (plan, tiled, handed_on): (&Plan, Option<&Plan>, bool),
+        (layout, tiled, handed_on): (&ChunkLayout, Option<&ChunkLayout>, bool),
         components: &mut dyn Components,
         input: &Array5<f32>,
     ) -> Result<(), VaeError> {
         let (batch, channels, frames, height, width) = input.dim();
         let held = components.held().saturating_add(4 * input.len() as u64);
-        let mut total = |plan: &Plan| {
+        let mut total = |layout: &ChunkLayout| {
             let mut ask = |graph: &'static str, shapes: &Shapes| {
                 components.needs(self.component, graph, shapes, (1, false, false))
             };
-            let needs = self.needs(plan, ([batch, channels, frames, height, width], handed_on), &mut ask)?;
+            let needs = self.needs(layout, ([batch, channels, frames, height, width], handed_on), &mut ask)?;
             Ok::<_, ComponentError>(needs.weights.saturating_add(needs.activations).saturating_add(needs.data))
         };
-        let needed = total(plan)?;
+        let needed = total(layout)?;
         let what = if self.component == VAE_ENCODER { "encoding this video" } else { "decoding these latents" };
         check_room(what, needed, held, |available| {
             let helps = tiled.is_some_and(|tiled| total(tiled).is_ok_and(|needed| needed <= available));
@@ -175,15 +175,15 @@ impl Job {
     /// All chunks of all tiles, joined; the outputs stand one after the other on the channel axis.
     pub(crate) fn run(
         &self,
-        (plan, tiled): (&Plan, Option<&Plan>),
+        (layout, tiled): (&ChunkLayout, Option<&ChunkLayout>),
         components: &mut dyn Components,
         input: &Array5<f32>,
         phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        self.check_memory((plan, tiled, false), components, input)?;
-        let mut progress = PhaseProgress::start(observer, phase, plan.calls());
-        let found = self.joined(plan, components, input, &mut progress)?;
+        self.check_memory((layout, tiled, false), components, input)?;
+        let mut progress = PhaseProgress::start(observer, phase, layout.calls());
+        let found = self.joined(layout, components, input, &mut progress)?;
         progress.finish();
         Ok(found)
     }
@@ -191,18 +191,18 @@ impl Job {
     /// The same handed on in pieces of time, as they come. Of several tiles there is one piece.
     pub(crate) fn each(
         &self,
-        (plan, tiled): (&Plan, Option<&Plan>),
+        (layout, tiled): (&ChunkLayout, Option<&ChunkLayout>),
         components: &mut dyn Components,
         input: &Array5<f32>,
         (phase, observer): (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
-        self.check_memory((plan, tiled, true), components, input)?;
-        let mut progress = PhaseProgress::start(observer, phase, plan.calls());
-        if plan.cuts.are_whole() {
-            self.tile(components, &input.view(), &plan.chunks, &mut progress, take)?;
+        self.check_memory((layout, tiled, true), components, input)?;
+        let mut progress = PhaseProgress::start(observer, phase, layout.calls());
+        if layout.cuts.are_whole() {
+            self.tile(components, &input.view(), &layout.chunks, &mut progress, take)?;
         } else {
-            take(self.joined(plan, components, input, &mut progress)?)?;
+            take(self.joined(layout, components, input, &mut progress)?)?;
         }
         progress.finish();
         Ok(())
@@ -210,12 +210,12 @@ impl Job {
 
     fn joined(
         &self,
-        plan: &Plan,
+        layout: &ChunkLayout,
         components: &mut dyn Components,
         input: &Array5<f32>,
         progress: &mut PhaseProgress<'_>,
     ) -> Result<Array5<f32>, VaeError> {
-        let Plan { chunks, cuts, .. } = plan;
+        let ChunkLayout { chunks, cuts, .. } = layout;
         let mut rows = Vec::with_capacity(cuts.rows.windows.len());
         for y in &cuts.rows.windows {
             let mut row = Vec::with_capacity(cuts.columns.windows.len());

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, ensure};
-use v2l_export::PlanReport;
+use v2l_export::TrtPlanReport;
 use v2l_export::trt::builder::{Refit, Request as BuildRequest};
 use v2l_export::trt::library::Library;
 use v2l_export::trt::{Capability, Flavour};
@@ -19,7 +19,7 @@ const LARGEST: u64 = 512 << 20;
 const CODE: f64 = 0.01;
 
 /// Builds an engine's graph with its largest slot behind a Cast, and compares with its plan.
-pub(crate) fn run(engine: &Path, direct: &PlanReport, folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn run(engine: &Path, direct: &TrtPlanReport, folder: &Path) -> anyhow::Result<()> {
     let engine = Engine::open(engine)?;
     let graph = &engine.manifest().graphs[0];
     let typed = graph.files.typed.as_ref().context("no typed graph")?;

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use anyhow::{Context, ensure};
 use v2l_export::precision::{PrecisionOptions, Request};
 use v2l_export::trt::{Capability, Flavour};
-use v2l_export::{CompileOptions, ExportOptions, PlanBuilder, PlanReport, TensorRtOptions};
+use v2l_export::{CompileOptions, ExportOptions, PlanBuilder, TensorRtOptions, TrtPlanReport};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Profile;
 
@@ -44,7 +44,7 @@ pub(crate) struct Build<'a> {
 }
 
 impl Build<'_> {
-    pub(crate) fn run(&self) -> anyhow::Result<PlanReport> {
+    pub(crate) fn run(&self) -> anyhow::Result<TrtPlanReport> {
         let options = CompileOptions {
             precision: PrecisionOptions {
                 request: Some(self.request),
@@ -132,7 +132,7 @@ fn compare(
         let plan = engine.manifest().graphs[0].files.plans.first().context("no plan")?;
         Ok(engine.blob(&plan.file)?.to_vec())
     };
-    let build = |kind: &'static str, plain: bool| -> anyhow::Result<(PlanReport, PathBuf)> {
+    let build = |kind: &'static str, plain: bool| -> anyhow::Result<(TrtPlanReport, PathBuf)> {
         let engine = engine(kind);
         let build = Build { model: &model, engine: &engine, request, profile: case.profile(&model, dynamic)?, plain };
         let (report, peak) = memory::watched(|| build.run());

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use v2l_export::precision::Request;
-use v2l_export::{ExportOptions, PlanReport};
+use v2l_export::{ExportOptions, TrtPlanReport};
 use v2l_runtime::engine::manifest::{Profile, ShapeRange};
 
 use crate::checkpoint::Checkpoint;
@@ -37,7 +37,7 @@ fn model(layers: usize, folder: &Path) -> anyhow::Result<PathBuf> {
     Ok(bundle.join("transformer/step.onnx"))
 }
 
-fn build(layers: usize, model: &Path, folder: &Path, dynamic: bool, plain: bool) -> anyhow::Result<PlanReport> {
+fn build(layers: usize, model: &Path, folder: &Path, dynamic: bool, plain: bool) -> anyhow::Result<TrtPlanReport> {
     let engine = folder.join("wide.engine");
     let build = Build { model, engine: &engine, request: Request::Bf16, profile: profile(dynamic), plain };
     let (report, peak) = memory::watched(|| build.run());

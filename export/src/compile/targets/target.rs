@@ -10,7 +10,7 @@ use v2l_graphs::{DataType, Model};
 use v2l_runtime::engine::manifest::{Graph, Profile, Slot};
 
 use crate::check::CheckOptions;
-use crate::compile::report::PlanReport;
+use crate::compile::report::TrtPlanReport;
 use crate::compile::weights::StoredWeight;
 use crate::engine_writer::EngineBlob;
 use crate::{ExportError, Progress};
@@ -80,7 +80,7 @@ pub struct CompiledGraph {
     /// Its files, in the order in which they are stored.
     pub(crate) blobs: Vec<EngineBlob>,
     /// What was built of it beside ONNX forms.
-    pub(crate) plans: Vec<PlanReport>,
+    pub(crate) plans: Vec<TrtPlanReport>,
     /// Nodes that every run executes.
     pub(crate) nodes: usize,
     /// What was lowered.

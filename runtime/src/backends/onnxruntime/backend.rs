@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::NAME;
 use super::open::OrtEngine;
 use super::options::{OrtOptions, Provider};
-use super::weight_plan::weight_mode;
+use super::weight_decision::weight_mode;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
 use crate::backends::weights::weight_bytes;

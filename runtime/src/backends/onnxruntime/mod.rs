@@ -18,7 +18,7 @@ mod provider;
 mod scratch;
 mod session;
 mod value;
-mod weight_plan;
+mod weight_decision;
 mod weighted;
 
 pub use backend::OnnxRuntime;

@@ -17,7 +17,7 @@ use super::promote::{Promoted, promote};
 use super::provider;
 use super::scratch::Scratch;
 use super::session::OrtSession;
-use super::weight_plan::{WeightPlan, check_memory, weight_mode};
+use super::weight_decision::{WeightDecision, check_memory, weight_mode};
 use super::weighted::WeightedBuilder;
 use super::{NAME, OrtError};
 use crate::backends::backend::OpenReport;
@@ -107,12 +107,12 @@ impl OrtEngine {
         device: Option<Arc<dyn Device>>,
     ) -> Result<Self, OrtError> {
         let available = available_memory().into_iter().chain(options.memory).min();
-        let plan = WeightPlan::new(&engine, weight_mode(&engine, options)?, &options.adapters)?;
-        check_memory(plan.mode, plan.private, available)?;
+        let decision = WeightDecision::new(&engine, weight_mode(&engine, options)?, &options.adapters)?;
+        check_memory(decision.mode, decision.private, available)?;
         let report = OpenReport {
-            mode: plan.mode,
-            reason: plan.reason,
-            private_bytes: plan.private,
+            mode: decision.mode,
+            reason: decision.reason,
+            private_bytes: decision.private,
             fused: FuseReport::default(),
         };
         let mut this = Self {
@@ -179,7 +179,7 @@ impl OrtEngine {
         cancelled: CancelCheck<'_>,
     ) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
-        let plan = WeightPlan::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
+        let decision = WeightDecision::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
         if self.device_weights.is_none() {
             let (needed, held) = self.growth(adapters)?;
             let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
@@ -189,7 +189,7 @@ impl OrtEngine {
             check_memory(mode, needed.saturating_add(held), self.memory)?;
         }
         let before = self.fuse(adapters, cancelled)?;
-        self.report.private_bytes = plan.private;
+        self.report.private_bytes = decision.private;
         self.widened.retain(|name, _| !self.fused.contains_key(name));
         Ok(before)
     }

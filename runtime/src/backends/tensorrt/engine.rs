@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use indexmap::IndexMap;
 use v2l_trt::Flavour;
-use v2l_trt::refit::PlanError;
+use v2l_trt::refit::RefitPlanError;
 
 use super::TrtError;
 use super::device::{self, Gpu};
@@ -109,7 +109,7 @@ impl TrtEngine {
             let mut tensors = fusing.changed().filter_map(|slot| Some((slot, &slots.get(slot)?.tensor)));
             let fixed = tensors.find(|(_, tensor)| reads.contains(&tensor[..]) && !plan.weights.contains(tensor));
             if let Some((slot, weight)) = fixed {
-                let error = PlanError::NotRefittable { slot: slot.to_owned(), weight: weight.clone() };
+                let error = RefitPlanError::NotRefittable { slot: slot.to_owned(), weight: weight.clone() };
                 return Err(TrtError::Refit { graph: graph.name.clone(), reason: error.to_string() });
             }
         }

@@ -10,7 +10,7 @@ use ndarray::Array5;
 use super::config::{Chunking, DecodeChunks, VaeConfig};
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::events::{Observer, Phase};
-use crate::models::chunks::{Cut, Cuts, DECODER, ENCODER, Plan};
+use crate::models::chunks::{ChunkLayout, Cut, Cuts, DECODER, ENCODER};
 use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
 impl Vae for VaeConfig {
@@ -29,10 +29,10 @@ impl Vae for VaeConfig {
         }
         let shape = [batch, channels, frames, height, width];
         let cuts = encoder_cuts(self, height, width)?;
-        let tiled =
-            tiled(self).and_then(|tiled| Some(encoder_plan(&tiled, shape, encoder_cuts(&tiled, height, width).ok()?)));
-        let plan = encoder_plan(self, shape, cuts);
-        Ok(ENCODER.run((&plan, tiled.as_ref()), components, pixels, phase, observer)?.into())
+        let tiled = tiled(self)
+            .and_then(|tiled| Some(encoder_layout(&tiled, shape, encoder_cuts(&tiled, height, width).ok()?)));
+        let layout = encoder_layout(self, shape, cuts);
+        Ok(ENCODER.run((&layout, tiled.as_ref()), components, pixels, phase, observer)?.into())
     }
 
     /// The latents are divided by the scaling factor.
@@ -43,8 +43,8 @@ impl Vae for VaeConfig {
         phase: Phase,
         observer: &mut dyn Observer,
     ) -> Result<Array5<f32>, VaeError> {
-        let (plan, tiled) = decoding(self, latents)?;
-        DECODER.run((&plan, tiled.as_ref()), components, latents, phase, observer)
+        let (layout, tiled) = decoding(self, latents)?;
+        DECODER.run((&layout, tiled.as_ref()), components, latents, phase, observer)
     }
 
     fn decode_each(
@@ -54,18 +54,18 @@ impl Vae for VaeConfig {
         progress: (Phase, &mut dyn Observer),
         take: &mut Take<'_>,
     ) -> Result<(), VaeError> {
-        let (plan, tiled) = decoding(self, latents)?;
-        DECODER.each((&plan, tiled.as_ref()), components, latents, progress, take)
+        let (layout, tiled) = decoding(self, latents)?;
+        DECODER.each((&layout, tiled.as_ref()), components, latents, progress, take)
     }
 
     fn needs(&self, component: &'static str, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
         if component == VAE_DECODER {
-            return DECODER.needs(&decoder_plan(self, shape), (shape, true), ask);
+            return DECODER.needs(&decoder_layout(self, shape), (shape, true), ask);
         }
         let [.., height, width] = shape;
         // What cannot be cut is refused later, with its reason.
         let cuts = encoder_cuts(self, height, width).unwrap_or_else(|_| Cuts::whole(height, width));
-        ENCODER.needs(&encoder_plan(self, shape, cuts), (shape, false), ask)
+        ENCODER.needs(&encoder_layout(self, shape, cuts), (shape, false), ask)
     }
 
     fn normalized(&self, latents: Array5<f32>) -> Array5<f32> {
@@ -82,14 +82,14 @@ impl Vae for VaeConfig {
 }
 
 /// How these latents are decoded, and how with tiles, if that is another way.
-fn decoding(config: &VaeConfig, latents: &Array5<f32>) -> Result<(Plan, Option<Plan>), VaeError> {
+fn decoding(config: &VaeConfig, latents: &Array5<f32>) -> Result<(ChunkLayout, Option<ChunkLayout>), VaeError> {
     let (batch, channels, frames, height, width) = latents.dim();
     if channels != config.latent_channels || latents.is_empty() {
         let expected = format!("z [batch, {}, frames, height, width]", config.latent_channels);
         return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
     }
     let shape = [batch, channels, frames, height, width];
-    Ok((decoder_plan(config, shape), tiled(config).map(|tiled| decoder_plan(&tiled, shape))))
+    Ok((decoder_layout(config, shape), tiled(config).map(|tiled| decoder_layout(&tiled, shape))))
 }
 
 /// The same with tiles, if it has none and they would join.
@@ -99,18 +99,18 @@ fn tiled(config: &VaeConfig) -> Option<VaeConfig> {
     (!config.tiling.enabled && tiled.check().is_ok()).then_some(tiled)
 }
 
-fn encoder_plan(config: &VaeConfig, [batch, _, frames, height, width]: [usize; 5], cuts: Cuts) -> Plan {
+fn encoder_layout(config: &VaeConfig, [batch, _, frames, height, width]: [usize; 5], cuts: Cuts) -> ChunkLayout {
     let (space, time) = (config.spatial_compression_ratio, config.temporal_compression_ratio);
     let output =
         [batch, 2 * config.latent_channels, frames.div_ceil(time), height.div_ceil(space), width.div_ceil(space)];
-    Plan { chunks: encode_chunks(frames.max(1), config.chunking.encode_frames), cuts, output }
+    ChunkLayout { chunks: encode_chunks(frames.max(1), config.chunking.encode_frames), cuts, output }
 }
 
-fn decoder_plan(config: &VaeConfig, [batch, _, frames, height, width]: [usize; 5]) -> Plan {
+fn decoder_layout(config: &VaeConfig, [batch, _, frames, height, width]: [usize; 5]) -> ChunkLayout {
     let (space, time) = (config.spatial_compression_ratio, config.temporal_compression_ratio);
     let output = [batch, 3, (frames * time).max(time) - time + 1, height * space, width * space];
     let chunks = decode_chunks(frames.max(1), &config.chunking);
-    Plan { chunks, cuts: decoder_cuts(config, height, width), output }
+    ChunkLayout { chunks, cuts: decoder_cuts(config, height, width), output }
 }
 
 /// Frames per encoder call: `frames mod size` joins the first of `frames / size` calls, at least one.

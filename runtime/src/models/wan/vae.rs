@@ -9,7 +9,7 @@ use ndarray::{Array5, Axis};
 use super::config::VaeConfig;
 use crate::components::{ComponentError, Components, VAE_DECODER, VAE_ENCODER};
 use crate::events::{Observer, Phase};
-use crate::models::chunks::{Cuts, DECODER, ENCODER, Plan};
+use crate::models::chunks::{ChunkLayout, Cuts, DECODER, ENCODER};
 use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
 
 /// Width and height of published models' training videos.
@@ -30,8 +30,8 @@ impl Vae for VaeConfig {
             let expected = format!("x [batch, 3, {time}n + 1 frames, height and width in multiples of {space}]");
             return Err(VaeError::Input { component: VAE_ENCODER, expected, found: pixels.shape().to_vec() });
         }
-        let plan = self.encoder_plan([batch, channels, frames, height, width]);
-        Ok(ENCODER.run((&plan, None), components, pixels, phase, observer)?.into())
+        let layout = self.encoder_layout([batch, channels, frames, height, width]);
+        Ok(ENCODER.run((&layout, None), components, pixels, phase, observer)?.into())
     }
 
     fn decode(
@@ -56,9 +56,9 @@ impl Vae for VaeConfig {
 
     fn needs(&self, component: &'static str, shape: [usize; 5], ask: &mut Ask<'_>) -> Result<VaeNeeds, ComponentError> {
         if component == VAE_DECODER {
-            return DECODER.needs(&self.decoder_plan(shape), (shape, true), ask);
+            return DECODER.needs(&self.decoder_layout(shape), (shape, true), ask);
         }
-        ENCODER.needs(&self.encoder_plan(shape), (shape, false), ask)
+        ENCODER.needs(&self.encoder_layout(shape), (shape, false), ask)
     }
 
     fn normalized(&self, mut latents: Array5<f32>) -> Array5<f32> {
@@ -91,25 +91,25 @@ impl VaeConfig {
         }
     }
 
-    fn decoding(&self, latents: &Array5<f32>) -> Result<Plan, VaeError> {
+    fn decoding(&self, latents: &Array5<f32>) -> Result<ChunkLayout, VaeError> {
         let (batch, channels, frames, height, width) = latents.dim();
         if channels != self.z_dim || latents.is_empty() {
             let expected = format!("z [batch, {}, frames, height, width]", self.z_dim);
             return Err(VaeError::Input { component: VAE_DECODER, expected, found: latents.shape().to_vec() });
         }
-        Ok(self.decoder_plan([batch, channels, frames, height, width]))
+        Ok(self.decoder_layout([batch, channels, frames, height, width]))
     }
 
-    fn encoder_plan(&self, [batch, _, frames, height, width]: [usize; 5]) -> Plan {
+    fn encoder_layout(&self, [batch, _, frames, height, width]: [usize; 5]) -> ChunkLayout {
         let (space, time) = (self.scale_factor_spatial, self.scale_factor_temporal);
         let output = [batch, 2 * self.z_dim, frames.div_ceil(time), height / space, width / space];
-        Plan { chunks: chunks(frames, time), cuts: Cuts::whole(height, width), output }
+        ChunkLayout { chunks: chunks(frames, time), cuts: Cuts::whole(height, width), output }
     }
 
-    fn decoder_plan(&self, [batch, _, frames, height, width]: [usize; 5]) -> Plan {
+    fn decoder_layout(&self, [batch, _, frames, height, width]: [usize; 5]) -> ChunkLayout {
         let (space, time) = (self.scale_factor_spatial, self.scale_factor_temporal);
         let output = [batch, 3, (frames * time).max(time) - time + 1, height * space, width * space];
-        Plan { chunks: chunks(frames, 1), cuts: Cuts::whole(height, width), output }
+        ChunkLayout { chunks: chunks(frames, 1), cuts: Cuts::whole(height, width), output }
     }
 }
 

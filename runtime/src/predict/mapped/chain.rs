@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::super::error::PredictorError;
 use super::super::pristine::Pristine;
 use super::factors::{Floats, floats};
-use super::plan::Plan;
-use super::stages::At;
+use super::links::At;
+use super::resolved::ResolvedMap;
 use super::wires::{Run, Wire};
 use crate::backends::OpenEngine;
 use crate::engine::Engine;
@@ -22,10 +22,10 @@ pub(super) struct Made {
     passed: HashMap<At, Tensor>,
 }
 
-/// The sessions of a map's stages. A graph is loaded when it is first run: a kept prediction does not need it.
+/// The sessions of a map's links. A graph is loaded when it is first run: a kept prediction does not need it.
 pub(super) struct Chain {
     engines: Vec<OpenEngine>,
-    /// By the numbers of their stages.
+    /// By the numbers of their links.
     sessions: HashMap<usize, Box<dyn Session>>,
     /// Whose weights graphs read.
     base: Option<Arc<Engine>>,
@@ -43,22 +43,22 @@ impl Chain {
     /// [`PredictorError::Shape`], and as [`Pristine::open`].
     pub(super) fn run(
         &mut self,
-        plan: &Plan,
+        resolved: &ResolvedMap,
         run: &Run,
         request: &NamedTensors,
         made: &mut Made,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), PredictorError> {
-        let stage = &plan.stages[run.stage];
+        let link = &resolved.links[run.link];
         let outputs = match &run.wires {
             None => {
                 let inputs: Vec<(&str, &Tensor)> = request.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
-                self.session(plan, run.stage)?.run_unless(&inputs, cancelled)?
+                self.session(resolved, run.link)?.run_unless(&inputs, cancelled)?
             }
             Some(wires) => {
                 let fresh: Vec<Option<Tensor>> = wires.iter().map(|wire| self.fresh(wire)).collect::<Result<_, _>>()?;
                 let mut inputs = Vec::with_capacity(wires.len());
-                for ((port, wire), fresh) in stage.inputs.iter().zip(wires).zip(&fresh) {
+                for ((port, wire), fresh) in link.inputs.iter().zip(wires).zip(&fresh) {
                     let held = match &**wire {
                         Wire::Request(name) => request.get(name),
                         Wire::Output(at) => made.passed.get(at),
@@ -67,13 +67,13 @@ impl Chain {
                     };
                     inputs.push((&port.name[..], held.ok_or_else(|| lost(&port.name))?));
                 }
-                let ran = self.session(plan, run.stage)?.run_unless(&inputs, cancelled);
-                ran.map_err(|source| PredictorError::Graph { graph: stage.name.clone(), source })?
+                let ran = self.session(resolved, run.link)?.run_unless(&inputs, cancelled);
+                ran.map_err(|source| PredictorError::Graph { graph: link.name.clone(), source })?
             }
         };
         for (name, tensor) in outputs {
-            let at = (run.stage, name);
-            match (plan.factors.contains(&at), plan.passed.contains(&at)) {
+            let at = (run.link, name);
+            match (resolved.factors.contains(&at), resolved.passed.contains(&at)) {
                 (true, passed) => {
                     if passed {
                         made.passed.insert(at.clone(), tensor.clone());
@@ -107,18 +107,18 @@ impl Chain {
         Tensor::from_f32(extents, values).ok_or_else(|| lost(&slot.name))
     }
 
-    /// The session of a stage, opened now if it was not.
-    fn session(&mut self, plan: &Plan, stage: usize) -> Result<&mut Box<dyn Session>, PredictorError> {
-        if !self.sessions.contains_key(&stage) {
-            let at = &plan.stages[stage];
+    /// The session of a link, opened now if it was not.
+    fn session(&mut self, resolved: &ResolvedMap, link: usize) -> Result<&mut Box<dyn Session>, PredictorError> {
+        if !self.sessions.contains_key(&link) {
+            let at = &resolved.links[link];
             let engine = self.engines.get_mut(at.engine).ok_or_else(|| lost(&at.name))?;
-            self.sessions.insert(stage, engine.session(&at.graph)?);
+            self.sessions.insert(link, engine.session(&at.graph)?);
         }
-        self.sessions.get_mut(&stage).ok_or_else(|| lost(&plan.stages[stage].name))
+        self.sessions.get_mut(&link).ok_or_else(|| lost(&resolved.links[link].name))
     }
 }
 
-/// Something that the plan promised is not there.
+/// Something that the resolved map promised is not there.
 fn lost(name: &str) -> PredictorError {
     let what = format!("`{name}` of the predictor's graphs");
     PredictorError::Shape {
@@ -130,7 +130,7 @@ fn lost(name: &str) -> PredictorError {
 
 #[cfg(test)]
 impl Chain {
-    /// A chain whose stages have these sessions.
+    /// A chain whose links have these sessions.
     pub(super) fn of(sessions: Vec<Box<dyn Session>>) -> Self {
         Self { engines: Vec::new(), sessions: sessions.into_iter().enumerate().collect(), base: None }
     }

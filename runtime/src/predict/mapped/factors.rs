@@ -6,7 +6,7 @@ use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
 use super::super::error::PredictorError;
 use super::constants::Constant;
-use super::stages::At;
+use super::links::At;
 use crate::engine::inputs::describe;
 use crate::engine::session::{Dim, Port};
 use crate::tensor::Tensor;

@@ -2,8 +2,8 @@
 //!
 //! A map has two versions. In version 1 the outputs of one graph are the factors. In version 2 graphs form a chain, which may read the
 //! base's pristine weights and run for each slot, and factors may also be tensors of files. `first` brings version 1 into the words of
-//! version 2, and all that follows is common to both: `stages` finds the graphs, `wires` decides where each input comes from,
-//! `plan` has what all of it comes to, `chain` runs it, and `targets` makes updates of factors.
+//! version 2, and all that follows is common to both: `links` finds the graphs, `wires` decides where each input comes from,
+//! `resolved` has what all of it comes to, `chain` runs it, and `targets` makes updates of factors.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,11 +28,11 @@ mod constants;
 mod factors;
 mod first;
 mod format;
-mod plan;
+mod links;
 mod ports;
 mod read;
+mod resolved;
 mod source;
-mod stages;
 mod targets;
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,7 @@ mod wires;
 use chain::{Chain, Made};
 use constants::Folder;
 pub use format::PredictorMap;
-use plan::Plan;
+use resolved::ResolvedMap;
 use targets::Target;
 
 /// What the kind is called in messages; engines do not name it.
@@ -49,7 +49,7 @@ pub const KIND: &str = "mapped";
 
 /// Graphs whose outputs are low-rank factors, ready to run.
 pub struct MappedPredictor {
-    plan: Plan,
+    resolved: ResolvedMap,
     unused: Vec<String>,
     engines: Vec<Arc<Engine>>,
     base: Option<Arc<Engine>>,
@@ -73,13 +73,13 @@ impl MappedPredictor {
         options: &OpenOptions,
     ) -> Result<Self, PredictorError> {
         let PredictorMap { version, graphs, slots, strength } = map;
-        let (stages, engines) = stages::open(path, version, graphs, engine, &Folder::of(path))?;
+        let (links, engines) = links::open(path, version, graphs, engine, &Folder::of(path))?;
         let known = base.map(|base| &base.manifest().slots[..]);
-        let plan = Plan::new(path, version, &slots, strength, stages, known)?;
+        let resolved = ResolvedMap::new(path, version, &slots, strength, links, known)?;
         let options = OpenOptions { record: None, adapters: Vec::new(), ..options.clone() };
         let open = engines.iter().map(|engine| OpenEngine::open(Arc::clone(engine), &options));
         let chain = Chain::new(open.collect::<Result<_, _>>()?, base.cloned());
-        Ok(Self { unused: plan.unused(), plan, engines, base: base.cloned(), chain })
+        Ok(Self { unused: resolved.unused(), resolved, engines, base: base.cloned(), chain })
     }
 
     /// Outputs that no slot and no later graph uses.
@@ -101,34 +101,34 @@ impl MappedPredictor {
     ///
     /// Private memory: the outputs that are used, of those for each slot one slot's, and the factors.
     fn run(&mut self, request: &NamedTensors, observer: &mut dyn Observer) -> Result<Adapter, PredictorError> {
-        adapter(&self.plan, &mut self.chain, request, observer)
+        adapter(&self.resolved, &mut self.chain, request, observer)
     }
 }
 
-/// The adapter that a plan gives.
+/// The adapter that a resolved map gives.
 ///
 /// # Errors
 /// [`PredictorError::Inputs`] or [`PredictorError::Session`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit
 /// its slot, [`PredictorError::NotFinite`]; as [`Chain::run`].
 fn adapter(
-    plan: &Plan,
+    resolved: &ResolvedMap,
     chain: &mut Chain,
     request: &NamedTensors,
     observer: &mut dyn Observer,
 ) -> Result<Adapter, PredictorError> {
-    plan.check_request(request)?;
+    resolved.check_request(request)?;
     let mut made = Made::default();
-    for run in &plan.shared {
-        chain.run(plan, run, request, &mut made, &|| observer.cancelled())?;
+    for run in &resolved.shared {
+        chain.run(resolved, run, request, &mut made, &|| observer.cancelled())?;
     }
-    let slots = plan.targets.len();
-    let each = plan.targets.iter().any(|target| !target.runs.is_empty());
+    let slots = resolved.targets.len();
+    let each = resolved.targets.iter().any(|target| !target.runs.is_empty());
     let mut progress = each.then(|| PhaseProgress::start(observer, Phase::Predict, slots));
     let mut layers = IndexMap::with_capacity(slots);
-    for target in &plan.targets {
+    for target in &resolved.targets {
         for run in &target.runs {
             let cancelled = || progress.as_ref().is_some_and(PhaseProgress::is_cancelled);
-            chain.run(plan, run, request, &mut made, &cancelled)?;
+            chain.run(resolved, run, request, &mut made, &cancelled)?;
         }
         layers.insert(target.name.clone(), target.update(&made.factors)?);
         if let Some(progress) = &mut progress {
@@ -152,7 +152,7 @@ impl Predictor for MappedPredictor {
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
         let known = slots_by_name(slots);
-        for Target { name, features, .. } in &self.plan.targets {
+        for Target { name, features, .. } in &self.resolved.targets {
             let found = known.get(&name[..]).map(|slot| [slot.in_features, slot.out_features]);
             if found.is_none() || features.is_some_and(|features| found != Some(features)) {
                 let sizes = |[inner, out]: [usize; 2]| format!(" {inner} → {out}");
@@ -173,8 +173,8 @@ impl Predictor for MappedPredictor {
             parts.add(format!("{} {:?}", tensor.dtype(), tensor.shape()));
             parts.add_elements(tensor);
         }
-        self.plan.add_to(&mut parts);
-        if let Some(base) = self.base.as_ref().filter(|_| self.plan.reads_base()) {
+        self.resolved.add_to(&mut parts);
+        if let Some(base) = self.base.as_ref().filter(|_| self.resolved.reads_base()) {
             parts.add(base.fingerprint().as_bytes());
         }
         let engines: Vec<&Engine> = self.engines.iter().map(|engine| &**engine).collect();

@@ -34,14 +34,14 @@ fn ports(tensors: &NamedTensors) -> Vec<Port> {
     tensors.iter().map(port).collect()
 }
 
-/// A plan of a map whose graphs, by their names, take and give tensors like these, and sessions that give just these.
-fn planned(
+/// A resolved map whose graphs, by their names, take and give tensors like these, and sessions that give just these.
+fn resolve(
     map: &Json,
     graphs: Vec<(&str, NamedTensors, NamedTensors)>,
     slots: &[Slot],
-) -> Result<(Plan, Chain), PredictorError> {
+) -> Result<(ResolvedMap, Chain), PredictorError> {
     let PredictorMap { version, graphs: of_map, slots: slots_of_map, strength } = parse(map)?;
-    let stages = of_map.into_iter().zip(&graphs).map(|(map, (name, inputs, outputs))| stages::Stage {
+    let links = of_map.into_iter().zip(&graphs).map(|(map, (name, inputs, outputs))| links::Link {
         name: (*name).to_owned(),
         engine: 0,
         graph: (*name).to_owned(),
@@ -50,15 +50,17 @@ fn planned(
         outputs: ports(outputs),
         given: map.inputs,
     });
-    let plan = Plan::new(Path::new("map.json"), version, &slots_of_map, strength, stages.collect(), Some(slots))?;
+    let resolved =
+        ResolvedMap::new(Path::new("map.json"), version, &slots_of_map, strength, links.collect(), Some(slots))?;
     let session = |(_, _, outputs)| -> Box<dyn Session> { Box::new(Fixed(outputs)) };
-    Ok((plan, Chain::of(graphs.into_iter().map(session).collect())))
+    Ok((resolved, Chain::of(graphs.into_iter().map(session).collect())))
 }
 
 fn predict(slots_of_map: &Json, outputs: NamedTensors) -> Result<(Adapter, Vec<String>), PredictorError> {
-    let (plan, mut chain) = planned(&map(slots_of_map), vec![("predictor", NamedTensors::new(), outputs)], &slots())?;
-    let adapter = adapter(&plan, &mut chain, &NamedTensors::new(), &mut ())?;
-    Ok((adapter, plan.unused()))
+    let (resolved, mut chain) =
+        resolve(&map(slots_of_map), vec![("predictor", NamedTensors::new(), outputs)], &slots())?;
+    let adapter = adapter(&resolved, &mut chain, &NamedTensors::new(), &mut ())?;
+    Ok((adapter, resolved.unused()))
 }
 
 fn message(slots_of_map: &Json, outputs: NamedTensors) -> String {
@@ -180,8 +182,8 @@ fn graphs_that_run_for_each_slot_say_how_far_they_are_and_stop_between_slots() {
     let map =
         second(&json!([{ "each_slot": true, "inputs": { "x": { "per_slot": "x" } } }]), &json!([slot("a"), slot("b")]));
     let run = |observer: &mut dyn Observer| {
-        let (plan, mut chain) = planned(&map, graphs(), &slots()).unwrap();
-        adapter(&plan, &mut chain, &NamedTensors::new(), observer)
+        let (resolved, mut chain) = resolve(&map, graphs(), &slots()).unwrap();
+        adapter(&resolved, &mut chain, &NamedTensors::new(), observer)
     };
     // A start, two steps, an end.
     let mut all = StopAfter(5);
@@ -202,8 +204,8 @@ fn middle_factor_that_is_not_square_keeps_the_scale_of_alpha_over_k() {
         let map = second(&json!([{}]), &json!([entry]));
         let slots = [Slot::linear("a", slot_out, slot_in)];
         let graph = ("predictor", NamedTensors::new(), outputs.into());
-        let (plan, mut chain) = planned(&map, vec![graph], &slots).unwrap();
-        let adapter = adapter(&plan, &mut chain, &NamedTensors::new(), &mut ()).unwrap();
+        let (resolved, mut chain) = resolve(&map, vec![graph], &slots).unwrap();
+        let adapter = adapter(&resolved, &mut chain, &NamedTensors::new(), &mut ()).unwrap();
         let layer = &adapter.layers["a"];
         let floats = |tensor: &Tensor| tensor.to_f32().unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
         let expected = floats(&up).dot(&floats(&mid)).dot(&floats(&down)) * (3.0 / 2.0);
@@ -225,7 +227,7 @@ fn what_no_graph_could_take_is_refused_before_anything_runs() {
     for (source, expected) in sources {
         let map = second(&json!([{ "each_slot": true, "inputs": { "x": source } }]), &json!([entry]));
         let graph = ("each", NamedTensors::from([("x".to_owned(), counting(&[1]))]), two());
-        let error = planned(&map, vec![graph], &slots()).err().unwrap().to_string();
+        let error = resolve(&map, vec![graph], &slots()).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let many: Vec<Json> = (0..65).map(|n| json!({ "name": n.to_string() })).collect();

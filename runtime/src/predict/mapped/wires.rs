@@ -10,9 +10,9 @@ use super::super::error::PredictorError;
 use super::super::key::KeyParts;
 use super::constants::{Constant, Folder};
 use super::format::MapSlot;
+use super::links::{At, Link, find_output};
 use super::ports::{carries, fit, joins, literal};
 use super::source::Origin;
-use super::stages::{At, Stage, find_output};
 use crate::engine::inputs::describe;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::engine::session::Port;
@@ -24,7 +24,7 @@ use crate::wording::BASE_ENGINE;
 pub(super) enum Wire {
     /// A tensor of the request.
     Request(String),
-    /// An output of an earlier stage.
+    /// An output of an earlier link.
     Output(At),
     /// A tensor of a file, and the extents that the graph takes it with.
     Constant(Constant, Vec<usize>),
@@ -40,10 +40,10 @@ pub(super) struct Literal {
     hash: blake3::Hash,
 }
 
-/// A run of a stage.
+/// A run of a link.
 pub(super) struct Run {
-    pub(super) stage: usize,
-    /// What each input of the stage is given, in the order of its graph; `None`: exactly the tensors of the request.
+    pub(super) link: usize,
+    /// What each input of the link is given, in the order of its graph; `None`: exactly the tensors of the request.
     pub(super) wires: Option<Vec<Arc<Wire>>>,
 }
 
@@ -55,11 +55,11 @@ impl Run {
 
     /// Adds what the run is to the parts of a key: of a constant its name, of the base which weight it is.
     pub(super) fn add_to(&self, parts: &mut KeyParts) {
-        parts.add(format!("run {}", self.stage));
+        parts.add(format!("run {}", self.link));
         for wire in self.wires() {
             match wire {
                 Wire::Request(name) => parts.add(format!("request {name}")),
-                Wire::Output((stage, name)) => parts.add(format!("output {stage} {name}")),
+                Wire::Output((link, name)) => parts.add(format!("output {link} {name}")),
                 Wire::Constant(constant, extents) => parts.add(format!("constant {constant:?} {extents:?}")),
                 Wire::Literal(Literal { tensor, hash }) => {
                     parts.add(format!("literal {} {:?} {hash}", tensor.dtype(), tensor.shape()));
@@ -73,45 +73,45 @@ impl Run {
 /// What wires are made of.
 pub(super) struct Wiring<'a> {
     pub(super) path: &'a Path,
-    pub(super) stages: &'a [Stage],
+    pub(super) links: &'a [Link],
     /// The base's slots by their names; `None` without a base.
     pub(super) slots: Option<HashMap<&'a str, &'a Slot>>,
     pub(super) folder: Folder<'a>,
-    /// Wires that are the same for every slot, by the numbers of stage and input: slots share them.
+    /// Wires that are the same for every slot, by the numbers of link and input: slots share them.
     common: HashMap<(usize, usize), Arc<Wire>>,
 }
 
 impl<'a> Wiring<'a> {
     /// For the map at `path`, and the slots of the base, if there is one.
-    pub(super) fn new(path: &'a Path, stages: &'a [Stage], slots: Option<&'a [Slot]>) -> Self {
+    pub(super) fn new(path: &'a Path, links: &'a [Link], slots: Option<&'a [Slot]>) -> Self {
         let (slots, folder) = (slots.map(slots_by_name), Folder::of(path));
-        Self { path, stages, slots, folder, common: HashMap::new() }
+        Self { path, links, slots, folder, common: HashMap::new() }
     }
 
-    /// The run of a stage, for a slot of the map if it is a run for each.
+    /// The run of a link, for a slot of the map if it is a run for each.
     ///
     /// # Errors
     /// [`PredictorError::Map`] that names the graph and the input; as [`Folder::tensor`].
-    pub(super) fn run(&mut self, stage: usize, slot: Option<&MapSlot>) -> Result<Run, PredictorError> {
-        let inputs = 0..self.stages[stage].inputs.len();
-        let wires = inputs.map(|number| self.wire(stage, number, slot)).collect::<Result<_, _>>()?;
-        Ok(Run { stage, wires: Some(wires) })
+    pub(super) fn run(&mut self, link: usize, slot: Option<&MapSlot>) -> Result<Run, PredictorError> {
+        let inputs = 0..self.links[link].inputs.len();
+        let wires = inputs.map(|number| self.wire(link, number, slot)).collect::<Result<_, _>>()?;
+        Ok(Run { link, wires: Some(wires) })
     }
 
     fn wire(&mut self, at: usize, number: usize, slot: Option<&MapSlot>) -> Result<Arc<Wire>, PredictorError> {
         if let Some(wire) = self.common.get(&(at, number)) {
             return Ok(Arc::clone(wire));
         }
-        let (path, stage) = (self.path, &self.stages[at]);
-        let port = &stage.inputs[number];
+        let (path, link) = (self.path, &self.links[at]);
+        let port = &link.inputs[number];
         let fail_of = |of: String| {
             move |reason: String| {
-                let (graph, input) = (&stage.name, &port.name);
+                let (graph, input) = (&link.name, &port.name);
                 PredictorError::map(path, format!("graph `{graph}`: input `{input}`{of}: {reason}"))
             }
         };
         let fail = fail_of(String::new());
-        let origin = stage.given.get(&port.name).map(|given| given.0.origin()).transpose().map_err(&fail)?;
+        let origin = link.given.get(&port.name).map(|given| given.0.origin()).transpose().map_err(&fail)?;
         let own = |make: &dyn Fn(&MapSlot) -> Result<Wire, String>| {
             let slot = slot.ok_or_else(|| fail(NOT_FOR_EACH.to_owned()))?;
             make(slot).map(Arc::new).map_err(fail_of(format!(", slot `{}`", slot.slot)))
@@ -139,11 +139,11 @@ impl<'a> Wiring<'a> {
     /// An input of which the map says nothing: an output of the name, or else a tensor of the request.
     fn by_name(&self, at: usize, port: &Port) -> Result<Wire, String> {
         let name = &port.name;
-        let gives = |stage: &Stage| stage.outputs.iter().any(|output| output.name == *name);
-        if self.stages[..at].iter().any(gives) {
+        let gives = |link: &Link| link.outputs.iter().any(|output| output.name == *name);
+        if self.links[..at].iter().any(gives) {
             return self.output(at, port, name, None);
         }
-        match self.stages[at + 1..].iter().find(|stage| gives(stage)) {
+        match self.links[at + 1..].iter().find(|link| gives(link)) {
             None => Ok(Wire::Request(name.clone())),
             Some(later) => Err(format!(
                 "it is an output of graph `{}`, which comes later; list that earlier, or write {{\"input\": \"{name}\"}} for a tensor \
@@ -154,9 +154,9 @@ impl<'a> Wiring<'a> {
     }
 
     fn output(&self, at: usize, port: &Port, name: &str, graph: Option<&str>) -> Result<Wire, String> {
-        let (from, name) = find_output(self.stages, at, name, graph)?;
-        let (stage, of) = (&self.stages[at], &self.stages[from]);
-        if of.each_slot && !stage.each_slot {
+        let (from, name) = find_output(self.links, at, name, graph)?;
+        let (link, of) = (&self.links[at], &self.links[from]);
+        if of.each_slot && !link.each_slot {
             return Err(format!(
                 "graph `{}`, which gives `{name}`, runs for each slot, and this one once; give it \"each_slot\": true",
                 of.name

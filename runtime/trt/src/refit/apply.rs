@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::plan::{Change, Content, Held, PlanError, Request, plan};
+use super::plan::{Change, Content, Held, RefitPlanError, Request, plan};
 
 /// What TensorRT did with the weights that it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub struct ApplyError<E> {
 pub enum Cause<E> {
     /// It cannot be planned.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] RefitPlanError),
     /// A weight could not be fused.
     #[error("{0}")]
     Staging(E),
@@ -122,7 +122,7 @@ pub fn apply<S: Staging>(
                 applied.held.extend(set.into_iter().map(|change| (change.weight, change.content)));
             }
             // With what TensorRT wants besides, it is too much at a time. Nothing was replaced.
-            Err(Cause::Plan(PlanError::Staging { .. })) if changes.len() > 1 => {
+            Err(Cause::Plan(RefitPlanError::Staging { .. })) if changes.len() > 1 => {
                 let mut first = changes;
                 let second = first.split_off(first.len() / 2);
                 queue.push_front(second);
@@ -182,12 +182,12 @@ fn content_of(weight: &str, request: &Request<'_>) -> Content {
     if fused.is_empty() { Content::Pristine } else { Content::Fused(fused) }
 }
 
-fn within_staging(changes: &[Change], request: &Request<'_>) -> Result<(), PlanError> {
+fn within_staging(changes: &[Change], request: &Request<'_>) -> Result<(), RefitPlanError> {
     let fused: Vec<&str> = changes.iter().filter(|c| c.content != Content::Pristine).map(|c| &c.weight[..]).collect();
     let needed: usize = fused.iter().map(|name| request.prototypes[*name].bytes()).sum();
     let available = request.staging;
     if needed > available {
-        return Err(PlanError::Staging { weights: fused.join(", "), needed, available });
+        return Err(RefitPlanError::Staging { weights: fused.join(", "), needed, available });
     }
     Ok(())
 }

@@ -14,6 +14,6 @@ mod weighted;
 
 pub use self::apply::{Applied, ApplyError, Cause, Outcome, RefitError, Refitter, Staging, apply};
 pub use self::plan::{
-    Change, Content, Groups, Held, PlanError, Prototype, RefitPlan, Request, Round, SlotWeight, plan,
+    Change, Content, Groups, Held, Prototype, RefitPlan, RefitPlanError, Request, Round, SlotWeight, plan,
 };
 pub use self::weighted::{Engines, Fixed, Weighted, WeightedError};

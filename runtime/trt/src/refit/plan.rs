@@ -112,7 +112,7 @@ pub struct RefitPlan {
 /// Why the weights cannot be replaced as asked. The engine is untouched.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
-pub enum PlanError {
+pub enum RefitPlanError {
     /// Adapters are given for a layer that is none.
     #[error(
         "adapters change slot `{slot}`, which the engine does not have; open the engine that they were matched with"
@@ -169,8 +169,8 @@ pub enum PlanError {
 /// is set only if it or another of its group changes; fused weights are always made from the pristine ones.
 ///
 /// # Errors
-/// [`PlanError`], by the first slot or weight in order.
-pub fn plan(request: &Request<'_>) -> Result<RefitPlan, PlanError> {
+/// [`RefitPlanError`], by the first slot or weight in order.
+pub fn plan(request: &Request<'_>) -> Result<RefitPlan, RefitPlanError> {
     let wanted = wanted(request)?;
     let changed = |name: &String| request.held.get(name) != Some(&wanted[name]);
     let mut seen = BTreeSet::new();
@@ -198,15 +198,15 @@ pub fn plan(request: &Request<'_>) -> Result<RefitPlan, PlanError> {
 }
 
 /// What every weight shall hold, after checking that it can be given.
-fn wanted(request: &Request<'_>) -> Result<Held, PlanError> {
+fn wanted(request: &Request<'_>) -> Result<Held, RefitPlanError> {
     let mut wanted: Held = request.prototypes.keys().map(|name| (name.clone(), Content::Pristine)).collect();
     for (slot, &digest) in request.adapters {
         let Some(known) = request.slots.iter().find(|known| known.slot == *slot) else {
-            return Err(PlanError::UnknownSlot { slot: slot.clone() });
+            return Err(RefitPlanError::UnknownSlot { slot: slot.clone() });
         };
         match wanted.get_mut(&known.weight) {
             None => {
-                return Err(PlanError::NotRefittable { slot: slot.clone(), weight: known.weight.clone() });
+                return Err(RefitPlanError::NotRefittable { slot: slot.clone(), weight: known.weight.clone() });
             }
             Some(Content::Fused(slots)) => drop(slots.insert(slot.clone(), digest)),
             Some(content) => *content = Content::Fused(BTreeMap::from([(slot.clone(), digest)])),
@@ -214,11 +214,15 @@ fn wanted(request: &Request<'_>) -> Result<Held, PlanError> {
     }
     for (weight, prototype) in request.prototypes {
         let Some(stored) = request.stored.get(weight) else {
-            return Err(PlanError::NotStored { weight: weight.clone() });
+            return Err(RefitPlanError::NotStored { weight: weight.clone() });
         };
         if stored != prototype {
             let text = |p: &Prototype| format!("{} elements of {}", p.count, p.dtype);
-            return Err(PlanError::Form { weight: weight.clone(), expected: text(prototype), found: text(stored) });
+            return Err(RefitPlanError::Form {
+                weight: weight.clone(),
+                expected: text(prototype),
+                found: text(stored),
+            });
         }
     }
     Ok(wanted)
@@ -237,7 +241,7 @@ impl Packer<'_> {
         &mut self,
         groups: Vec<BTreeSet<String>>,
         later: &mut Vec<BTreeSet<String>>,
-    ) -> Result<(), PlanError> {
+    ) -> Result<(), RefitPlanError> {
         let mut round = Round::default();
         let mut postponed = Vec::new();
         for group in groups {
@@ -263,7 +267,7 @@ impl Packer<'_> {
     }
 
     /// Adds a group to the last round, or to a new one if its fused weights do not fit there.
-    fn append(&mut self, group: &BTreeSet<String>) -> Result<(), PlanError> {
+    fn append(&mut self, group: &BTreeSet<String>) -> Result<(), RefitPlanError> {
         let needed = self.fused_bytes(group)?;
         // A weight is set once in a round: one that went in pristine needs the next.
         let fits = |round: &&mut Round| {
@@ -281,13 +285,13 @@ impl Packer<'_> {
     }
 
     /// Bytes of the group's weights that are to be fused.
-    fn fused_bytes(&self, group: &BTreeSet<String>) -> Result<usize, PlanError> {
+    fn fused_bytes(&self, group: &BTreeSet<String>) -> Result<usize, RefitPlanError> {
         let fused = |name: &&String| matches!(self.wanted[*name], Content::Fused(_));
         let names: Vec<&str> = group.iter().filter(fused).map(String::as_str).collect();
         let needed = names.iter().map(|name| self.request.prototypes[*name].bytes()).sum();
         let available = self.request.staging;
         if needed > available {
-            return Err(PlanError::Staging { weights: names.join(", "), needed, available });
+            return Err(RefitPlanError::Staging { weights: names.join(", "), needed, available });
         }
         Ok(needed)
     }

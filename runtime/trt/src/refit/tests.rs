@@ -189,7 +189,7 @@ impl Case {
                     let replaced = engine.held != before.0 || engine.refits > before.1;
                     assert_eq!(error.poisoned, replaced, "{error:?}");
                     let failed = matches!(error.cause, Cause::Refit(RefitError::Failed { .. }));
-                    let scarce = matches!(error.cause, Cause::Plan(PlanError::Staging { .. }));
+                    let scarce = matches!(error.cause, Cause::Plan(RefitPlanError::Staging { .. }));
                     assert!(
                         failed == (self.fails == Some(engine.refits) && self.fails.is_some()) || scarce,
                         "{error:?}"

@@ -17,7 +17,7 @@ use v2l_trt::{Capability, Flavour};
 use super::options::{PlanBuilder, TensorRtOptions};
 use super::ranges::ranges;
 use super::refittable::refittable;
-use crate::compile::report::PlanReport;
+use crate::compile::report::TrtPlanReport;
 use crate::compile::targets::onnxruntime::encode_weightless;
 use crate::compile::targets::target::GraphTask;
 use crate::engine_writer::EngineBlob;
@@ -35,7 +35,7 @@ pub(super) struct TensorRt<'a> {
 pub(super) struct BuiltPlan {
     pub(super) plan: TrtPlan,
     pub(super) blob: EngineBlob,
-    pub(super) report: PlanReport,
+    pub(super) report: TrtPlanReport,
 }
 
 impl<'a> TensorRt<'a> {
@@ -106,7 +106,7 @@ impl<'a> TensorRt<'a> {
         let bytes_of = |wanted: &dyn Fn(&String) -> bool| -> u64 {
             weights.iter().filter(|(name, _)| wanted(name)).map(|(_, data)| data.len() as u64).sum()
         };
-        let report = PlanReport {
+        let report = TrtPlanReport {
             graph: graph.to_owned(),
             capability,
             bytes: plan.len() as u64,

@@ -109,7 +109,7 @@ fn weights_that_are_refused_are_as_they_were() {
     let (mut weighted, _) = open(1, None, 7);
     let unknown = BTreeMap::from([("x".to_owned(), 1)]);
     let error = weighted.set(unknown, Source, &Source).unwrap_err();
-    assert!(matches!(error, WeightedError::Refused(Cause::Plan(PlanError::UnknownSlot { .. }))), "{error}");
+    assert!(matches!(error, WeightedError::Refused(Cause::Plan(RefitPlanError::UnknownSlot { .. }))), "{error}");
     assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(7)));
     weighted.set(adapters(11), Source, &Source).unwrap();
     assert_eq!(weighted.engine().unwrap().0.held, expected(&adapters(11)));

@@ -10,16 +10,16 @@ use super::super::key::KeyParts;
 use super::constants::Constant;
 use super::factors::{Factor, Form, Held};
 use super::format::{MapSlot, Version};
+use super::links::{At, Link, find_output};
 use super::source::{FactorSource, Origin, ScaleSource};
-use super::stages::{At, Stage, find_output};
 use super::targets::{Factors, Target};
 use super::wires::{Run, Wire, Wiring, no_slot};
 use crate::engine::manifest::Slot;
 use crate::tensor::NamedTensors;
 
 /// Every run and every slot of a map.
-pub(super) struct Plan {
-    pub(super) stages: Vec<Stage>,
+pub(super) struct ResolvedMap {
+    pub(super) links: Vec<Link>,
     /// Runs that are done once, the first first.
     pub(super) shared: Vec<Run>,
     pub(super) targets: Vec<Target>,
@@ -29,7 +29,7 @@ pub(super) struct Plan {
     pub(super) passed: HashSet<At>,
 }
 
-impl Plan {
+impl ResolvedMap {
     /// Holds a map against its graphs and the base's slots; `path` is the map's.
     ///
     /// # Errors
@@ -40,14 +40,14 @@ impl Plan {
         version: Version,
         slots_of_map: &[MapSlot],
         strength: f32,
-        stages: Vec<Stage>,
+        links: Vec<Link>,
         slots: Option<&[Slot]>,
     ) -> Result<Self, PredictorError> {
-        let mut wiring = Wiring::new(path, &stages, slots);
+        let mut wiring = Wiring::new(path, &links, slots);
         let shared = match version {
-            Version::One => vec![Run { stage: 0, wires: None }],
+            Version::One => vec![Run { link: 0, wires: None }],
             Version::Two => {
-                let once = (0..stages.len()).filter(|&at| !stages[at].each_slot);
+                let once = (0..links.len()).filter(|&at| !links[at].each_slot);
                 once.map(|at| wiring.run(at, None)).collect::<Result<_, _>>()?
             }
         };
@@ -71,7 +71,7 @@ impl Plan {
             target.check_constants()?;
             targets.push(target);
         }
-        check_values(path, slots_of_map, &stages)?;
+        check_values(path, slots_of_map, &links)?;
         let runs = || shared.iter().chain(targets.iter().flat_map(|target| &target.runs));
         let passed = runs().flat_map(Run::wires).filter_map(|wire| match wire {
             Wire::Output(at) => Some(at.clone()),
@@ -80,7 +80,7 @@ impl Plan {
         let passed = passed.collect();
         let used = targets.iter().flat_map(|target| target.factors.all()).filter_map(|(factor, _)| factor.output());
         let factors = used.cloned().collect();
-        Ok(Self { stages, shared, targets, factors, passed })
+        Ok(Self { links, shared, targets, factors, passed })
     }
 
     /// Every run, of those for each slot the ones of every slot.
@@ -91,12 +91,12 @@ impl Plan {
     /// Outputs that no slot and no later graph uses; of several graphs with the graph's name before the output's.
     pub(super) fn unused(&self) -> Vec<String> {
         let mut unused = Vec::new();
-        for (at, stage) in self.stages.iter().enumerate() {
-            for port in &stage.outputs {
+        for (at, link) in self.links.iter().enumerate() {
+            for port in &link.outputs {
                 let key = (at, port.name.clone());
                 if !self.factors.contains(&key) && !self.passed.contains(&key) {
-                    let alone = self.stages.len() == 1;
-                    unused.push(if alone { key.1 } else { format!("{}.{}", stage.name, key.1) });
+                    let alone = self.links.len() == 1;
+                    unused.push(if alone { key.1 } else { format!("{}.{}", link.name, key.1) });
                 }
             }
         }
@@ -134,7 +134,7 @@ impl Plan {
         for run in self.runs() {
             for wire in run.wires() {
                 if let Wire::Request(name) = wire {
-                    read.entry(name).or_insert(run.stage);
+                    read.entry(name).or_insert(run.link);
                 }
             }
         }
@@ -143,22 +143,21 @@ impl Plan {
             _ => format!("expected exactly {}", read.keys().copied().collect::<Vec<_>>().join(", ")),
         };
         let missing = read.iter().find(|(name, _)| !request.contains_key(**name));
-        if let Some((name, &stage)) = missing {
-            let reason =
-                format!("`{name}` is missing, which graph `{}` reads; {}", self.stages[stage].name, expected());
+        if let Some((name, &link)) = missing {
+            let reason = format!("`{name}` is missing, which graph `{}` reads; {}", self.links[link].name, expected());
             return Err(PredictorError::Inputs { reason });
         }
         let Some(surplus) = request.keys().find(|name| !read.contains_key(&name[..])) else { return Ok(()) };
-        let gives = self.stages.iter().find(|stage| stage.outputs.iter().any(|port| port.name == *surplus));
-        let twice = gives.map_or_else(String::new, |stage| format!(", which graph `{}` gives", stage.name));
+        let gives = self.links.iter().find(|link| link.outputs.iter().any(|port| port.name == *surplus));
+        let twice = gives.map_or_else(String::new, |link| format!(", which graph `{}` gives", link.name));
         let reason = format!("no graph reads `{surplus}`{twice}; {}", expected());
         Err(PredictorError::Inputs { reason })
     }
 
     /// Adds all that the map says to the parts of a key, and the constants' elements.
     pub(super) fn add_to(&self, parts: &mut KeyParts) {
-        for stage in &self.stages {
-            parts.add(format!("{} {} {}", stage.engine, stage.graph, stage.each_slot));
+        for link in &self.links {
+            parts.add(format!("{} {} {}", link.engine, link.graph, link.each_slot));
         }
         self.shared.iter().for_each(|run| run.add_to(parts));
         for Target { name, called: _, features, runs, factors } in &self.targets {
@@ -212,14 +211,14 @@ fn factor(
     let held = match source.origin().map_err(fail)? {
         Origin::Tensor(label) => Held::Constant(wiring.folder.tensor(label)?),
         Origin::Output(name, graph) => {
-            let found = find_output(wiring.stages, wiring.stages.len(), name, graph);
+            let found = find_output(wiring.links, wiring.links.len(), name, graph);
             Held::Output(found.map_err(|reason| PredictorError::map(path, format!("slot `{slot}`: {reason}")))?)
         }
         _ => return Err(fail("expected an output or a tensor".to_owned())),
     };
     let factor = Factor { held, index: source.index, transposed: source.transposed };
     if let Some((at, name)) = factor.output()
-        && let Some(port) = wiring.stages[*at].outputs.iter().find(|port| port.name == *name)
+        && let Some(port) = wiring.links[*at].outputs.iter().find(|port| port.name == *name)
     {
         factor.check_declared(port, form, slot)?;
     }
@@ -229,13 +228,13 @@ fn factor(
 /// The runs that a slot needs for itself, the first first.
 fn runs_of(wiring: &mut Wiring<'_>, map: &MapSlot, factors: &Factors) -> Result<Vec<Run>, PredictorError> {
     let mut needed: HashSet<usize> =
-        factors.all().filter_map(|(factor, _)| factor.output()).map(|(stage, _)| *stage).collect();
+        factors.all().filter_map(|(factor, _)| factor.output()).map(|(link, _)| *link).collect();
     let mut runs = Vec::new();
-    for stage in (0..wiring.stages.len()).rev() {
-        if !wiring.stages[stage].each_slot || !needed.contains(&stage) {
+    for link in (0..wiring.links.len()).rev() {
+        if !wiring.links[link].each_slot || !needed.contains(&link) {
             continue;
         }
-        let run = wiring.run(stage, Some(map))?;
+        let run = wiring.run(link, Some(map))?;
         needed.extend(run.wires().filter_map(|wire| match wire {
             Wire::Output((before, _)) => Some(*before),
             _ => None,
@@ -247,9 +246,9 @@ fn runs_of(wiring: &mut Wiring<'_>, map: &MapSlot, factors: &Factors) -> Result<
 }
 
 /// Refuses values that no graph reads.
-fn check_values(path: &Path, slots: &[MapSlot], stages: &[Stage]) -> Result<(), PredictorError> {
+fn check_values(path: &Path, slots: &[MapSlot], links: &[Link]) -> Result<(), PredictorError> {
     let read: HashSet<&str> =
-        stages.iter().flat_map(|stage| stage.given.values()).filter_map(|given| given.0.per_slot()).collect();
+        links.iter().flat_map(|link| link.given.values()).filter_map(|given| given.0.per_slot()).collect();
     for slot in slots {
         if let Some(name) = slot.values.keys().find(|name| !read.contains(&name[..])) {
             let reason = format!("slot `{}`: no graph reads `{name}` of its `values`; leave it out", slot.slot);

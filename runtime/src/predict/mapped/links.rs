@@ -13,12 +13,12 @@ use crate::engine::Engine;
 use crate::engine::manifest::Graph;
 use crate::engine::session::Port;
 
-/// An output: the number of its stage, and its name.
+/// An output: the number of its link, and its name.
 pub(super) type At = (usize, String);
 
 /// One run of a graph, or one for each slot.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct Link {
     /// What the map calls it.
     pub(super) name: String,
     /// The number of its engine.
@@ -42,8 +42,8 @@ pub(super) fn open(
     graphs: Vec<MapGraph>,
     predictor: Arc<Engine>,
     folder: &Folder<'_>,
-) -> Result<(Vec<Stage>, Vec<Arc<Engine>>), PredictorError> {
-    let mut stages: Vec<Stage> = Vec::with_capacity(graphs.len());
+) -> Result<(Vec<Link>, Vec<Arc<Engine>>), PredictorError> {
+    let mut links: Vec<Link> = Vec::with_capacity(graphs.len());
     let mut engines = vec![predictor];
     for (number, map) in graphs.into_iter().enumerate() {
         let engine = match (&map.engine, &map.component) {
@@ -75,7 +75,7 @@ pub(super) fn open(
         let graph = choose(graphs, map.graph.as_deref())
             .ok_or_else(|| PredictorError::map(path, no_graph(&key, &owner, graphs, map.graph.as_deref())))?;
         let name = map.name.unwrap_or_else(|| graph.name.clone());
-        if stages.iter().any(|stage| stage.name == name) {
+        if links.iter().any(|link| link.name == name) {
             let reason = format!("`graphs`: two are called `{name}`; give one of them another `name`");
             return Err(PredictorError::map(path, reason));
         }
@@ -84,7 +84,7 @@ pub(super) fn open(
             let reason = format!("graph `{name}` has no input `{input}`; it takes {}", known.join(", "));
             return Err(PredictorError::map(path, reason));
         }
-        stages.push(Stage {
+        links.push(Link {
             name,
             engine,
             graph: graph.name.clone(),
@@ -94,7 +94,7 @@ pub(super) fn open(
             given: map.inputs,
         });
     }
-    Ok((stages, engines))
+    Ok((links, engines))
 }
 
 /// The graph asked for, or the only one.
@@ -114,31 +114,30 @@ fn no_graph(key: &str, owner: &str, graphs: &[Graph], name: Option<&str>) -> Str
     }
 }
 
-/// Finds an output among the stages before number `before`.
+/// Finds an output among the links before number `before`.
 ///
 /// # Errors
 /// What is wrong, in words.
-pub(super) fn find_output(stages: &[Stage], before: usize, name: &str, graph: Option<&str>) -> Result<At, String> {
-    let gives = |stage: &Stage| {
-        graph.is_none_or(|graph| stage.name == graph) && stage.outputs.iter().any(|port| port.name == name)
-    };
-    if let Some(graph) = graph.filter(|graph| stages.iter().all(|stage| stage.name != *graph)) {
-        let names: Vec<&str> = stages.iter().map(|stage| &stage.name[..]).collect();
+pub(super) fn find_output(links: &[Link], before: usize, name: &str, graph: Option<&str>) -> Result<At, String> {
+    let gives =
+        |link: &Link| graph.is_none_or(|graph| link.name == graph) && link.outputs.iter().any(|port| port.name == name);
+    if let Some(graph) = graph.filter(|graph| links.iter().all(|link| link.name != *graph)) {
+        let names: Vec<&str> = links.iter().map(|link| &link.name[..]).collect();
         return Err(format!("the map has no graph `{graph}`; it has: {}", names.join(", ")));
     }
-    let found: Vec<usize> = (0..before).filter(|&at| gives(&stages[at])).collect();
+    let found: Vec<usize> = (0..before).filter(|&at| gives(&links[at])).collect();
     match found[..] {
         [at] => Ok((at, name.to_owned())),
         [first, second, ..] => Err(format!(
             "the graphs `{}` and `{}` both give `{name}`; say whose is meant, as in {{\"output\": \"{name}\", \"graph\": \"{}\"}}",
-            stages[first].name, stages[second].name, stages[first].name
+            links[first].name, links[second].name, links[first].name
         )),
-        [] => Err(match stages[before..].iter().find(|stage| gives(stage)) {
+        [] => Err(match links[before..].iter().find(|link| gives(link)) {
             Some(later) => {
                 format!("`{name}` is given by graph `{}`, which does not run before; list it earlier", later.name)
             }
             None => {
-                let outputs = stages.iter().flat_map(|stage| &stage.outputs).map(|port| &port.name[..]);
+                let outputs = links.iter().flat_map(|link| &link.outputs).map(|port| &port.name[..]);
                 let owner = graph.map_or_else(|| "the predictor".to_owned(), |graph| format!("graph `{graph}`"));
                 format!("{owner} has no output `{name}`; it has: {}", outputs.collect::<Vec<_>>().join(", "))
             }

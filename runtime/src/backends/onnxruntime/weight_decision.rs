@@ -10,7 +10,7 @@ use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::wording::WEIGHTS_STORED;
 
 /// How the weights will be held, and what that takes.
-pub(super) struct WeightPlan {
+pub(super) struct WeightDecision {
     pub(super) mode: WeightMode,
     pub(super) reason: String,
     pub(super) private: u64,
@@ -49,7 +49,7 @@ fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Resu
     Ok((if fits { WeightMode::F32 } else { WeightMode::Stored }, reason))
 }
 
-impl WeightPlan {
+impl WeightDecision {
     pub(super) fn new(
         engine: &Engine,
         (mode, reason): (WeightMode, String),
