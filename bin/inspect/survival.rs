@@ -39,7 +39,7 @@ pub(crate) fn show(given: &Given, engine: &Path, args: &Args, output: &mut Outpu
         output.warning(&warning);
     }
     args.heat_map.as_deref().map_or(Ok(()), |path| {
-        let survived = found.report.slots.iter().map(|slot| (&slot.slot[..], slot.survey.survived())).collect();
+        let survived = found.report.slots.iter().map(|slot| (&slot.slot[..], slot.rounding.survived())).collect();
         let map = HeatMap::new(&engine.manifest().slots, &survived);
         map.write(path)?;
         legend(path, &map, "survived", output);
@@ -49,7 +49,7 @@ pub(crate) fn show(given: &Given, engine: &Path, args: &Args, output: &mut Outpu
 
 /// `‖ΔW‖ / ‖W‖`, if there is a weight other than 0.
 fn relative(slot: &SlotReport, weight_norm: f64) -> Option<f64> {
-    (weight_norm > 0.0).then(|| slot.survey.delta_norm() / weight_norm)
+    (weight_norm > 0.0).then(|| slot.rounding.delta_norm() / weight_norm)
 }
 
 fn fields(slot: &SlotReport, weight_norm: f64) -> Json {
@@ -64,10 +64,10 @@ fn row(slot: &SlotReport, weight_norm: f64, width: usize) -> String {
     let columns = [
         slot.slot.clone(),
         slot.rank.to_string(),
-        format!("{:.3e}", slot.survey.delta_norm()),
+        format!("{:.3e}", slot.rounding.delta_norm()),
         relative(slot, weight_norm).map_or("-".to_owned(), percent),
-        percent(slot.survey.survived()),
-        percent(slot.survey.relative_error()),
+        percent(slot.rounding.survived()),
+        percent(slot.rounding.relative_error()),
         percent(slot.unchanged()),
     ];
     line(width, &columns.each_ref().map(String::as_str))

@@ -181,13 +181,13 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         return;
     }
     let overall = fused.overall();
-    let survey = overall.survey;
+    let rounding = overall.rounding;
     output.event("fused", json!({ "count": fused.slots.len(), "overall": overall, "slots": fused.slots }));
     output.note(&format!(
         "fused {} slots: {:.1} % of the update survives rounding (error {:.1} %, {:.1} % of the weights unchanged)",
         fused.slots.len(),
-        100.0 * survey.survived(),
-        100.0 * survey.relative_error(),
+        100.0 * rounding.survived(),
+        100.0 * rounding.relative_error(),
         100.0 * overall.unchanged()
     ));
     if let Some(warning) = fused.warning() {

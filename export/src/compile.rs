@@ -43,10 +43,10 @@ use self::prepared::{Prepared, graph_name};
 use self::slotted::Slotted;
 use self::staged::Staged;
 use self::targets::GraphCompiler;
-use self::typed::{Typed, unserved};
+use self::typed::{Typed, unused};
 use self::written::written;
-use crate::check::inputs::{Unserved, not_served};
-use crate::check::{Checks, check_inputs_served};
+use crate::check::inputs::{Unused, never_used};
+use crate::check::{Checks, check_inputs_used};
 use crate::engine_writer::EngineWriteError;
 use crate::files::{new_folder, open_file};
 use crate::remedy::Remedy;
@@ -127,9 +127,9 @@ impl Run<'_> {
             *files = ComponentFiles::Engine(EngineFiles { engine: file });
         }
         let checks: Vec<&Checks> = engines.iter().map(|engine: &EngineReport| &engine.checks).collect();
-        let unserved: Vec<_> =
-            engines.iter().filter_map(|engine| unserved(engine.precision.as_ref(), engine.int8.as_ref())).collect();
-        check_served(options, &checks, &unserved)?;
+        let unused: Vec<_> =
+            engines.iter().filter_map(|engine| unused(engine.precision.as_ref(), engine.int8.as_ref())).collect();
+        check_used(options, &checks, &unused)?;
         finish(dir, &pipeline, input, output)?;
         Ok(CompileReport { engines })
     }
@@ -148,10 +148,10 @@ impl Run<'_> {
         let lowered = Lowered::of(typed, options, self.target, self.progress)?;
         let mut staged = Staged::of(lowered, output, self.progress)?;
         let checks = staged.check(options, self.progress)?;
-        // A file may serve another component of a bundle.
+        // Another component of a bundle may use a file.
         if name.is_none() {
-            let unserved: Vec<_> = staged.typed.unserved().into_iter().collect();
-            check_served(options, &[&checks], &unserved)?;
+            let unused: Vec<_> = staged.typed.unused().into_iter().collect();
+            check_used(options, &[&checks], &unused)?;
         }
         written(staged, checks, output)
     }
@@ -205,9 +205,9 @@ fn check_profile_inputs(graphs: &[(String, PathBuf)], profiles: &[Profile]) -> R
 }
 
 /// Refuses files of calibration and check that no graph takes.
-fn check_served(options: &CompileOptions, checks: &[&Checks], unserved: &[&Unserved]) -> Result<(), ExportError> {
-    if let Some((path, reason)) = not_served(&options.precision.calibration, unserved)? {
+fn check_used(options: &CompileOptions, checks: &[&Checks], unused: &[&Unused]) -> Result<(), ExportError> {
+    if let Some((path, reason)) = never_used(&options.precision.calibration, unused)? {
         return Err(ExportError::Calibration { path, reason });
     }
-    options.check.as_ref().map_or(Ok(()), |check| check_inputs_served(check, checks))
+    options.check.as_ref().map_or(Ok(()), |check| check_inputs_used(check, checks))
 }

@@ -153,7 +153,8 @@ fn swaps_of_differences_are_whole_and_bring_the_base_back() {
         let mut options = Options::default();
         let (name, inputs_too) = backend.split_once(',').map_or((backend, false), |(name, _)| (name, true));
         options.engines.backend = name.parse().unwrap();
-        options.engines.ort.device_weights = if inputs_too { DeviceWeightChoice::All } else { DeviceWeightChoice::None };
+        options.engines.ort.device_weights =
+            if inputs_too { DeviceWeightChoice::All } else { DeviceWeightChoice::None };
         let mut generator = Generator::open(built.engines(), &options).unwrap();
         let sample = |generator: &mut Generator| {
             let session = generator.directory().session("transformer", "step").unwrap();

@@ -29,7 +29,7 @@ fn scaled(engine: &Engine, relative: f64) -> Adapter {
     adapter.layers.retain(|_, update| update.rank() > 0);
     let found = survival(engine, &[(&adapter, 1.0)]).unwrap();
     for (slot, norm) in found.report.slots.iter().zip(&found.weight_norms) {
-        adapter.layers[&slot.slot].alpha *= (relative * norm / slot.survey.delta_norm()) as f32;
+        adapter.layers[&slot.slot].alpha *= (relative * norm / slot.rounding.delta_norm()) as f32;
     }
     adapter
 }
@@ -137,7 +137,7 @@ fn heat_map_shows_every_slot_where_its_legend_says() {
             let expected = match (slot, changed) {
                 (None, _) => NO_SLOT,
                 (Some(_), None) => NOT_CHANGED,
-                (Some(_), Some(slot)) => colour(slot.survey.survived()),
+                (Some(_), Some(slot)) => colour(slot.rounding.survived()),
             };
             let pixel = ((y * cell + cell / 2) * frames.width() + x * cell + cell / 2) * 3;
             assert_eq!(frames.data()[pixel..pixel + 3], expected, "{row} {column}");

@@ -23,7 +23,7 @@ use v2l_runtime::options::{OpenOptions, OrtWeights, RunLimits};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::compare::{default_tolerance, outputs, rounds};
-use super::inputs::{FACTOR_RANK, InputSet, named_files, not_served, read_inputs, serves};
+use super::inputs::{FACTOR_RANK, InputSet, named_files, never_used, read_inputs, used_by};
 use super::locate::locate;
 use super::made::Runs;
 use super::options::CheckOptions;
@@ -97,9 +97,9 @@ pub(crate) fn check_engine(
     for source in sources {
         let reference = source.reference();
         let graph = &reference.model.graph;
-        let serving: Vec<&PathBuf> = given.iter().filter(|(_, names)| serves(names, graph)).map(|(p, _)| p).collect();
-        used.extend(serving.iter().copied());
-        let sets: Vec<InputSet> = serving.iter().map(|path| read_inputs(path, graph)).collect::<Result<_, _>>()?;
+        let files: Vec<&PathBuf> = given.iter().filter(|(_, names)| used_by(names, graph)).map(|(p, _)| p).collect();
+        used.extend(files.iter().copied());
+        let sets: Vec<InputSet> = files.iter().map(|path| read_inputs(path, graph)).collect::<Result<_, _>>()?;
         let lowered = source.lowered();
         let limits = sets.is_empty().then(|| options.run_limits());
         let check = Checked { engine: &engine, component, source, reference, lowered, stored, options, limits };
@@ -112,7 +112,7 @@ pub(crate) fn check_engine(
         let reference = source.reference();
         for (path, _) in given.iter().filter(|(path, _)| !used.contains(&path)) {
             let reason = read_inputs(path, &reference.model.graph).err().map(|e| e.to_string());
-            checks.unserved.push((path.clone(), reason.unwrap_or_default()));
+            checks.unused.push((path.clone(), reason.unwrap_or_default()));
         }
     }
     Ok(checks)
@@ -329,10 +329,10 @@ fn time(engine: &Arc<Engine>, graph: &str, set: &InputSet, open: &OpenOptions) -
     Ok(GraphTimes { graph: graph.to_owned(), weights, inputs: set.label.clone(), operators })
 }
 
-/// Refuses input files that serve no graph of any of the components that were checked.
-pub(crate) fn check_inputs_served(options: &CheckOptions, checks: &[&Checks]) -> Result<(), ExportError> {
-    let lists: Vec<_> = checks.iter().map(|checks| &checks.unserved).collect();
-    match not_served(&options.inputs, &lists)? {
+/// Refuses input files that are used by no graph of any of the components that were checked.
+pub(crate) fn check_inputs_used(options: &CheckOptions, checks: &[&Checks]) -> Result<(), ExportError> {
+    let lists: Vec<_> = checks.iter().map(|checks| &checks.unused).collect();
+    match never_used(&options.inputs, &lists)? {
         Some((path, reason)) => Err(ExportError::Calibration { path, reason }),
         None => Ok(()),
     }

@@ -53,17 +53,17 @@ pub fn input_files(path: &Path) -> Result<Vec<PathBuf>, ExportError> {
     Ok(files)
 }
 
-/// Input files that serve no graph of a component, and why its first graph does not take them.
-pub(crate) type Unserved = Vec<(PathBuf, String)>;
+/// Input files that no graph of a component uses, and why its first graph does not take them.
+pub(crate) type Unused = Vec<(PathBuf, String)>;
 
-/// A file of `given` that should serve a graph of some component and does not, and why. A file in a folder may belong
-/// to another model as long as one in the folder serves.
+/// A file of `given` that should be used by a graph of some component and is not, and why. A file in a folder may belong
+/// to another model as long as one in the folder is used.
 ///
 /// # Errors
 /// If a given folder cannot be read.
-pub(crate) fn not_served(
+pub(crate) fn never_used(
     given: &[PathBuf],
-    by_component: &[&Unserved],
+    by_component: &[&Unused],
 ) -> Result<Option<(PathBuf, String)>, ExportError> {
     let [first, rest @ ..] = by_component else { return Ok(None) };
     let nowhere = |file: &PathBuf| rest.iter().all(|list| list.iter().any(|(other, _)| other == file));
@@ -90,7 +90,7 @@ pub(crate) fn named_files(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Vec<String>
 }
 
 /// True if these are the names of all inputs of a graph.
-pub(crate) fn serves(names: &[String], graph: &Graph) -> bool {
+pub(crate) fn used_by(names: &[String], graph: &Graph) -> bool {
     names.len() == graph.inputs.len() && graph.inputs.iter().all(|input| names.contains(&input.name))
 }
 

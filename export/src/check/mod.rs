@@ -26,6 +26,6 @@ mod uses;
 
 pub use v2l_calibration::{BlockError, Comparison, NodeError, Trace};
 
-pub(crate) use self::engine::{Source, check_engine, check_inputs_served};
+pub(crate) use self::engine::{Source, check_engine, check_inputs_used};
 pub use self::options::CheckOptions;
 pub use self::report::{Checks, Failed, GraphCheck, GraphTimes, OutputCheck, Tolerance, Unchecked};

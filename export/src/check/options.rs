@@ -12,8 +12,8 @@ use super::report::Tolerance;
 /// What an engine is checked on, and how strictly.
 #[derive(Clone, Debug, Default)]
 pub struct CheckOptions {
-    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph
-    /// that none serves is checked on made inputs.
+    /// Safetensors files of named tensors, or folders of them; each is for the graphs whose inputs it names. A graph
+    /// without any is checked on made inputs.
     pub inputs: Vec<PathBuf>,
     /// Sizes of named extents for made inputs.
     pub extents: IndexMap<String, usize>,

@@ -142,8 +142,8 @@ pub struct Checks {
     pub times: Vec<GraphTimes>,
     /// Graphs that could not be checked, and why.
     pub skipped: Vec<Unchecked>,
-    /// Input files that serve none of the component's graphs, and why the first graph does not take them.
-    pub unserved: Vec<(PathBuf, String)>,
+    /// Input files that no graph of the component uses, and why the first graph does not take them.
+    pub unused: Vec<(PathBuf, String)>,
 }
 
 /// A graph that could not be checked.

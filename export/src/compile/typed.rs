@@ -51,18 +51,18 @@ impl Typed {
         Ok(Self { slotted, int8, int8_report, planned })
     }
 
-    /// The calibration files that serve no graph of the component, if it was calibrated.
-    pub(crate) fn unserved(&self) -> Option<&crate::check::inputs::Unserved> {
-        unserved(self.planned.as_ref().map(|planned| &planned.report), self.int8_report.as_ref())
+    /// The calibration files that no graph of the component uses, if it was calibrated.
+    pub(crate) fn unused(&self) -> Option<&crate::check::inputs::Unused> {
+        unused(self.planned.as_ref().map(|planned| &planned.report), self.int8_report.as_ref())
     }
 }
 
-/// The calibration files that serve no graph of a component, if it was calibrated.
-pub(super) fn unserved<'a>(
+/// The calibration files that no graph of a component uses, if it was calibrated.
+pub(super) fn unused<'a>(
     precision: Option<&'a PrecisionReport>,
     int8: Option<&'a Int8Report>,
-) -> Option<&'a crate::check::inputs::Unserved> {
-    precision.map(|report| &report.unserved).or(int8.map(|report| &report.unserved))
+) -> Option<&'a crate::check::inputs::Unused> {
+    precision.map(|report| &report.unused).or(int8.map(|report| &report.unused))
 }
 
 /// How to decide types: as is asked for, else as the target computes over weights in the type that they are stored in.

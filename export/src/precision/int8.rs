@@ -18,10 +18,10 @@ pub(crate) fn fit_int8(
     options: &PrecisionOptions,
 ) -> Result<Int8Report, ExportError> {
     let all = names.len();
-    let mut report = Int8Report { block, matrices: all, left_out: 0, sensitivity: Vec::new(), unserved: Vec::new() };
+    let mut report = Int8Report { block, matrices: all, left_out: 0, sensitivity: Vec::new(), unused: Vec::new() };
     let Some(target) = options.accuracy_target else { return Ok(report) };
-    let (inputs, unserved) = inputs_of(graphs, options)?;
-    report.unserved = unserved;
+    let (inputs, unused) = inputs_of(graphs, options)?;
+    report.unused = unused;
     for ((graph, model), files) in graphs.iter().zip(inputs) {
         let name = format!("{component}/{graph}");
         let bench = Bench::new(&name, model, &[], &[], options);

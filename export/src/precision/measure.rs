@@ -13,7 +13,7 @@ use super::options::PrecisionOptions;
 use super::report::PrecisionPlanCheck;
 use super::types::arithmetic;
 use crate::ExportError;
-use crate::check::inputs::{InputSet, generate, input_files, read_inputs, serves};
+use crate::check::inputs::{InputSet, generate, input_files, read_inputs, used_by};
 use crate::check::{Failed, GraphCheck, OutputCheck, Tolerance, Unchecked};
 use crate::execute::adapted::AdaptedExecutor;
 
@@ -31,18 +31,18 @@ pub(super) struct Run {
 /// Calibration files by graph.
 type ByGraph = Vec<Vec<PathBuf>>;
 
-/// The calibration files that serve each graph, and those that serve none and why.
+/// The calibration files that each graph uses, and those that none uses and why.
 pub(super) fn inputs_of(
     graphs: &[(String, Model)],
     options: &PrecisionOptions,
 ) -> Result<(ByGraph, Vec<(PathBuf, String)>), ExportError> {
     let mut found: ByGraph = vec![Vec::new(); graphs.len()];
-    let mut unserved = Vec::new();
+    let mut unused = Vec::new();
     for path in &options.calibration {
         for file in input_files(path)? {
             let names = v2l_runtime::io::weights::WeightFile::open(&file)?.names();
             let mut used = false;
-            for ((_, model), files) in graphs.iter().zip(&mut found).filter(|((_, m), _)| serves(&names, &m.graph)) {
+            for ((_, model), files) in graphs.iter().zip(&mut found).filter(|((_, m), _)| used_by(&names, &m.graph)) {
                 let refused = |e: ExportError| ExportError::Calibration { path: file.clone(), reason: e.to_string() };
                 read_inputs(&file, &model.graph).map_err(refused)?;
                 files.push(file.clone());
@@ -50,11 +50,11 @@ pub(super) fn inputs_of(
             }
             if let (false, Some((_, model))) = (used, graphs.first()) {
                 let reason = read_inputs(&file, &model.graph).err().map(|e| e.to_string());
-                unserved.push((file, reason.unwrap_or_default()));
+                unused.push((file, reason.unwrap_or_default()));
             }
         }
     }
-    Ok((found, unserved))
+    Ok((found, unused))
 }
 
 /// A graph to be measured.

@@ -12,8 +12,8 @@ pub struct PrecisionOptions {
     pub request: Option<Request>,
     /// A plan file to go by; nothing is then calibrated.
     pub plan: Option<PathBuf>,
-    /// Safetensors files of named tensors, or folders of them; each serves the graphs whose inputs it names. A graph
-    /// that none serves is calibrated on made inputs.
+    /// Safetensors files of named tensors, or folders of them; each is for the graphs whose inputs it names. A graph
+    /// without any is calibrated on made inputs.
     pub calibration: Vec<PathBuf>,
     /// Adapters to calibrate with, and their strengths.
     pub adapters: Vec<(PathBuf, f32)>,

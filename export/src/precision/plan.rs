@@ -47,8 +47,8 @@ pub(crate) fn plan_component(
         (request, _) => request.unwrap_or(Request::Mixed),
     };
     let adapters = read_adapters(options, layers)?;
-    let (inputs, unserved) = inputs_of(graphs, options)?;
-    let mut report = PrecisionReport { unserved, ..PrecisionReport::default() };
+    let (inputs, unused) = inputs_of(graphs, options)?;
+    let mut report = PrecisionReport { unused, ..PrecisionReport::default() };
     let planner = Planner { given: given.as_ref(), request, options, check, adapters: &adapters };
     let changeable: Vec<Slot> = layers.slots.iter().chain(layers.parameters).cloned().collect();
     let mut types = BTreeMap::new();

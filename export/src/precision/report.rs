@@ -16,8 +16,8 @@ pub struct PrecisionReport {
     pub sensitivity: Vec<BlockSensitivity>,
     /// What was seen, by graph.
     pub ranges: Vec<(String, Ranges)>,
-    /// Calibration files that serve none of the component's graphs, and why the first graph does not take them.
-    pub unserved: Vec<(PathBuf, String)>,
+    /// Calibration files that no graph of the component uses, and why the first graph does not take them.
+    pub unused: Vec<(PathBuf, String)>,
     /// Graphs that could not be run, and why: planned by the rules alone, and not checked.
     pub skipped: Vec<(String, String)>,
 }
@@ -48,8 +48,8 @@ pub struct Int8Report {
     pub left_out: usize,
     /// What each block does with its matrices in 8 bits; empty without a target.
     pub sensitivity: Vec<BlockSensitivity>,
-    /// Calibration files that serve none of the component's graphs, and why the first graph does not take them.
-    pub unserved: Vec<(PathBuf, String)>,
+    /// Calibration files that no graph of the component uses, and why the first graph does not take them.
+    pub unused: Vec<(PathBuf, String)>,
 }
 
 /// What one block does.

@@ -134,13 +134,13 @@ pub(crate) unsafe fn replace(
 /// What is said of a fuse, to the caller and to the log.
 pub(crate) fn fuse_report(report: &FuseReport) -> v2l_adapter_report {
     let overall = report.overall();
-    let (slots, survived) = (report.slots.len() as u64, overall.survey.survived());
+    let (slots, survived) = (report.slots.len() as u64, overall.rounding.survived());
     if slots > 0 {
         log(V2L_LOG_INFO, &format!("fused {slots} slots: {:.1} % of the update survives rounding", 100.0 * survived));
     }
     if let Some(warning) = report.warning() {
         log(V2L_LOG_WARNING, &warning);
     }
-    let (relative_error, unchanged) = (overall.survey.relative_error(), overall.unchanged());
+    let (relative_error, unchanged) = (overall.rounding.relative_error(), overall.unchanged());
     v2l_adapter_report { size: size_of::<v2l_adapter_report>(), slots, survived, relative_error, unchanged }
 }

@@ -113,7 +113,7 @@ impl Generator {
                 return Ok(Applied::fused(reason.to_owned(), fused.clone()));
             }
             Ok(fused) => {
-                let lost = 100.0 * (1.0 - fused.overall().survey.survived());
+                let lost = 100.0 * (1.0 - fused.overall().rounding.survived());
                 format!("fused in the storage type, {lost:.1} % of the update would be lost in rounding")
             }
             Err(error) if or_beside && branches_may_help(error) => error.to_string(),

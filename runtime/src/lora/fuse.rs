@@ -414,31 +414,31 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
     let mut buffer = pool.take(needed).map_err(no_memory(needed))?;
 
     let (mut memory, mut taken) = (buffer.bytes_mut(), 0);
-    let mut surveys: Vec<(usize, usize, RoundingStats)> = Vec::new();
+    let mut stats: Vec<(usize, usize, RoundingStats)> = Vec::new();
     for batch in batches(tensors.iter().map(Changed::packed_bytes)) {
         let end = batch.clone().next_back().map_or(taken, |last| offsets[last] + tensors[last].length(options.target));
         let (out, rest) = memory.split_at_mut(end - taken);
         memory = rest;
         let offsets: Vec<usize> = offsets[batch.clone()].iter().map(|offset| offset - taken).collect();
         let found = fuse_batch(&tensors[batch.clone()], &offsets, out, needed >= STREAMED, options)?;
-        surveys.extend(found.into_iter().map(|(tensor, slot, survey)| (batch.start + tensor, slot, survey)));
+        stats.extend(found.into_iter().map(|(tensor, slot, rounding)| (batch.start + tensor, slot, rounding)));
         taken = end;
     }
 
     let mut totals: Vec<Vec<RoundingStats>> =
         tensors.iter().map(|t| vec![RoundingStats::default(); t.slots.len()]).collect();
-    for (tensor, slot, survey) in surveys {
-        totals[tensor][slot] = totals[tensor][slot].plus(survey);
+    for (tensor, slot, rounding) in stats {
+        totals[tensor][slot] = totals[tensor][slot].plus(rounding);
     }
     let mut report = FuseReport::default();
-    for (tensor, surveys) in tensors.iter().zip(totals) {
-        for ((slot, terms), survey) in tensor.slots.iter().zip(surveys) {
-            if !survey.is_finite() {
+    for (tensor, stats) in tensors.iter().zip(totals) {
+        for ((slot, terms), rounding) in tensor.slots.iter().zip(stats) {
+            if !rounding.is_finite() {
                 return Err(FuseError::Overflow { slot: slot.name.clone(), dtype: tensor.target(options.target) });
             }
             let rank = terms.iter().map(|term| term.update.rank()).sum();
             let weights = (slot.out_features * slot.in_features) as u64;
-            report.slots.push(SlotReport { slot: slot.name.clone(), rank, weights, survey });
+            report.slots.push(SlotReport { slot: slot.name.clone(), rank, weights, rounding });
         }
     }
     let bytes = buffer.share();
@@ -513,7 +513,7 @@ fn fuse_batch(
         .collect();
     let pieces = cut(tensors, &jobs, offsets, options.target, memory);
     let stopped = AtomicBool::new(false);
-    let surveys = pieces
+    let stats = pieces
         .into_par_iter()
         .flat_map_iter(|piece| {
             let stop = stopped.load(Ordering::Relaxed) || options.cancelled.is_some_and(|cancelled| cancelled());
@@ -525,7 +525,7 @@ fn fuse_batch(
             piece.fuse(tensor, jobs, tensor.target(options.target), stream)
         })
         .collect();
-    if stopped.into_inner() { Err(FuseError::Cancelled) } else { Ok(surveys) }
+    if stopped.into_inner() { Err(FuseError::Cancelled) } else { Ok(stats) }
 }
 
 /// Cuts the results into pieces, each of which one thread fuses.
@@ -582,7 +582,7 @@ fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, 
 }
 
 impl Piece<'_> {
-    /// Gives what happened to each slot: (tensor, slot, survey).
+    /// Gives what happened to each slot: (tensor, slot, rounding).
     fn fuse(
         self,
         tensor: &Changed<'_>,
@@ -595,15 +595,15 @@ impl Piece<'_> {
         if covered < stride {
             widen_bytes(base, self.base, target, self.out);
         }
-        let mut surveys = Vec::with_capacity(self.jobs.len());
+        let mut stats = Vec::with_capacity(self.jobs.len());
         for slot in self.jobs {
             let job = &jobs[slot];
             let first = self.first_row - job.region.first_row;
             let (from, to) = ((base, self.base), (target, &mut *self.out));
-            let survey = job.packed.fuse(first, job.region.first_column, stride, from, to, stream);
-            surveys.push((self.tensor, slot, survey));
+            let rounding = job.packed.fuse(first, job.region.first_column, stride, from, to, stream);
+            stats.push((self.tensor, slot, rounding));
         }
-        surveys
+        stats
     }
 }
 

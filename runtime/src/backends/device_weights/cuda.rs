@@ -201,13 +201,13 @@ fn launch(
         for ((t, s), sums) in places.into_iter().zip(sums) {
             let (slot, terms) = &tensors[t].slots[s];
             let Sums { norm, dot, error, unchanged } = sums;
-            let survey = RoundingStats { norm, dot, error, unchanged };
-            if !survey.is_finite() {
+            let rounding = RoundingStats { norm, dot, error, unchanged };
+            if !rounding.is_finite() {
                 return Err(FuseError::Overflow { slot: slot.name.clone(), dtype });
             }
             let rank = terms.iter().map(|term| term.update.rank()).sum();
             let weights = (slot.out_features * slot.in_features) as u64;
-            reports[t].push(SlotReport { slot: slot.name.clone(), rank, weights, survey });
+            reports[t].push(SlotReport { slot: slot.name.clone(), rank, weights, rounding });
         }
     }
     Ok(reports)

@@ -132,7 +132,7 @@ fn compare(base: &Base, adapters: &[(&Adapter, f32)], what: &str) {
         assert!(differ.is_none(), "{what} {}: tensor {tensor} differs from byte {differ:?} on", base.dtype);
     }
     for (device, host) in on_device.slots.iter().zip(&on_host.slots) {
-        let (a, b) = (device.survey, host.survey);
+        let (a, b) = (device.rounding, host.rounding);
         // Sums of up to 10⁵ terms in f32, in another order: `Sums` promises 1e-6; squares of rounding errors are not worse.
         let near = |a: f64, b: f64| (a - b).abs() <= 1e-5 * b.abs().max(1e-12);
         assert!(near(a.norm, b.norm) && near(a.dot, b.dot) && near(a.error, b.error), "{what}: {a:?} {b:?}");

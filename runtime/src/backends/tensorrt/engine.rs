@@ -93,7 +93,7 @@ impl TrtEngine {
         fusing.inherit(&self.fusing);
         let mut changed = Vec::new();
         let done = self.change(&fusing, cancelled, &mut changed);
-        if let Err(error) = done.and_then(|()| Ok(fusing.survey(cancelled)?)) {
+        if let Err(error) = done.and_then(|()| Ok(fusing.measure(cancelled)?)) {
             return Err(self.take_back(error, &changed));
         }
         self.report.fused = fusing.report();

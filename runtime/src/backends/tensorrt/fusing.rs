@@ -47,8 +47,8 @@ impl Fusing {
             }
             let weights = (slot.out_features * slot.in_features) as u64;
             let rank = terms.iter().map(|term| term.update.rank()).sum();
-            let survey = RoundingStats { unchanged: weights, ..RoundingStats::default() };
-            reports.insert(slot.name.clone(), SlotReport { slot: slot.name.clone(), rank, weights, survey });
+            let rounding = RoundingStats { unchanged: weights, ..RoundingStats::default() };
+            reports.insert(slot.name.clone(), SlotReport { slot: slot.name.clone(), rank, weights, rounding });
         }
         let by_tensor = split(engine, adapters);
         Ok(Self { engine: Arc::clone(engine), by_tensor, digests, pool: Pool::default(), reports: Mutex::new(reports) })
@@ -66,7 +66,7 @@ impl Fusing {
     }
 
     /// Fuses what no plan has asked for yet, and lets go of it: to know what becomes of each slot, and that it fits its type.
-    pub(super) fn survey(&self, cancelled: CancelCheck<'_>) -> Result<(), FuseError> {
+    pub(super) fn measure(&self, cancelled: CancelCheck<'_>) -> Result<(), FuseError> {
         for slot in self.engine.changeable() {
             let known = self.reports.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&slot.name);
             if !known && self.digests.contains_key(&slot.name) {

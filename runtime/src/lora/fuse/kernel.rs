@@ -14,8 +14,8 @@ use crate::tensor::Dtype;
 
 /// Rows whose sums are in registers at once.
 const BLOCK: usize = 6;
-/// The sums of a survey have as many lanes with all instructions; a lane takes two neighbouring columns of every [`WIDEST`].
-const SURVEY_LANES: usize = 16;
+/// The sums of rounding stats have as many lanes with all instructions; a lane takes two neighbouring columns of every [`WIDEST`].
+const STATS_LANES: usize = 16;
 /// The widest tile of any instructions.
 const WIDEST: usize = 32;
 
@@ -272,7 +272,7 @@ impl Packed {
 
     #[inline(always)]
     unsafe fn run<V: Lanes, S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
-        let mut survey = RoundingStats::default();
+        let mut rounding = RoundingStats::default();
         let full = self.rows - self.rows % BLOCK;
         let mut row = 0;
         while row < window.rows {
@@ -280,10 +280,10 @@ impl Packed {
             // SAFETY: the rows lie within the window.
             unsafe {
                 if blocked {
-                    survey = survey.plus(self.rows::<V, S, T, BLOCK>(window, row));
+                    rounding = rounding.plus(self.rows::<V, S, T, BLOCK>(window, row));
                     row += BLOCK;
                 } else {
-                    survey = survey.plus(self.rows::<V, S, T, 1>(window, row));
+                    rounding = rounding.plus(self.rows::<V, S, T, 1>(window, row));
                     row += 1;
                 }
             }
@@ -292,7 +292,7 @@ impl Packed {
             // SAFETY: the processor has these instructions.
             unsafe { V::fence() };
         }
-        survey
+        rounding
     }
 
     /// `R` rows, from `row` of the window on: a whole block, or one.
@@ -339,18 +339,18 @@ impl Packed {
                 }
             }
         }
-        let mut survey = RoundingStats::default();
+        let mut rounding = RoundingStats::default();
         for (i, sums) in sums.iter().enumerate() {
-            let found = sums.survey();
+            let found = sums.stats();
             let found = if self.holds(&found) {
                 found
             } else {
                 // SAFETY: a row of the window, written above.
                 unsafe { self.exact::<S, T>(window, row + i) }
             };
-            survey = survey.plus(found);
+            rounding = rounding.plus(found);
         }
-        RoundingStats { unchanged, ..survey }
+        RoundingStats { unchanged, ..rounding }
     }
 
     /// True if a row's sums in f32 are what they should be.
@@ -367,7 +367,7 @@ impl Packed {
     #[inline(never)]
     unsafe fn exact<S: Stored, T: Stored>(&self, window: &Window, row: usize) -> RoundingStats {
         let at = row * window.stride + window.column;
-        let mut survey = RoundingStats::default();
+        let mut rounding = RoundingStats::default();
         for column in 0..self.columns {
             // SAFETY: an element of the row.
             let (base, fused) = unsafe {
@@ -376,11 +376,11 @@ impl Packed {
             };
             let delta = f64::from(self.delta(window.first + row, column));
             let realised = f64::from(fused) - f64::from(base);
-            survey.norm += delta * delta;
-            survey.dot += realised * delta;
-            survey.error += (realised - delta) * (realised - delta);
+            rounding.norm += delta * delta;
+            rounding.dot += realised * delta;
+            rounding.error += (realised - delta) * (realised - delta);
         }
-        survey
+        rounding
     }
 
     /// One element of ΔW, with the bits that [`Self::tile`] gives it.
@@ -444,7 +444,7 @@ impl Packed {
         }
         let mut unchanged = 0;
         // A lane takes the same columns with all instructions.
-        let lanes = if S::ZIPPED { [tile * V::WIDTH % SURVEY_LANES; PAIR] } else { [0, V::WIDTH % SURVEY_LANES] };
+        let lanes = if S::ZIPPED { [tile * V::WIDTH % STATS_LANES; PAIR] } else { [0, V::WIDTH % STATS_LANES] };
         for i in 0..R {
             let at = i * rows.stride;
             // SAFETY: a row of the tile.
@@ -512,7 +512,7 @@ struct Rows<S, T> {
 /// A row's sums, lane by lane: `‖ΔW‖²`, `⟨W' − W, ΔW⟩`, `‖W' − W − ΔW‖²`.
 #[derive(Clone, Copy, Default)]
 #[repr(align(64))]
-struct Sums([[f32; SURVEY_LANES]; 3]);
+struct Sums([[f32; STATS_LANES]; 3]);
 
 impl Sums {
     #[inline(always)]
@@ -533,7 +533,7 @@ impl Sums {
         }
     }
 
-    fn survey(&self) -> RoundingStats {
+    fn stats(&self) -> RoundingStats {
         let [norm, dot, error] = self.0.map(|lanes| lanes.iter().map(|&lane| f64::from(lane)).sum());
         RoundingStats { norm, dot, error, unchanged: 0 }
     }

@@ -19,7 +19,7 @@ pub struct SlotReport {
     /// Weights of the slot.
     pub weights: u64,
     /// Sums over them.
-    pub survey: RoundingStats,
+    pub rounding: RoundingStats,
 }
 
 /// What a fuse did.
@@ -49,22 +49,22 @@ impl RoundingStats {
 impl SlotReport {
     /// Part of the weights with `W' = W`.
     pub fn unchanged(&self) -> f64 {
-        if self.weights == 0 { 1.0 } else { self.survey.unchanged as f64 / self.weights as f64 }
+        if self.weights == 0 { 1.0 } else { self.rounding.unchanged as f64 / self.weights as f64 }
     }
 }
 
 impl FuseReport {
     /// All slots together, as one.
     pub fn overall(&self) -> SlotReport {
-        let survey = self.slots.iter().fold(RoundingStats::default(), |sum, slot| sum.plus(slot.survey));
+        let rounding = self.slots.iter().fold(RoundingStats::default(), |sum, slot| sum.plus(slot.rounding));
         let rank = self.slots.iter().map(|slot| slot.rank).max().unwrap_or(0);
         let weights = self.slots.iter().map(|slot| slot.weights).sum();
-        SlotReport { slot: "overall".to_owned(), rank, weights, survey }
+        SlotReport { slot: "overall".to_owned(), rank, weights, rounding }
     }
 
     /// What to tell the user, with the ways out, if less than 90 % of the update survives overall; else `None`.
     pub fn warning(&self) -> Option<String> {
-        (self.overall().survey.survived() < LEAST_GAIN).then(|| {
+        (self.overall().rounding.survived() < LEAST_GAIN).then(|| {
             format!(
                 "rounding to the storage type loses a noticeable part of the adapter; use `{WEIGHTS_F32}`, or compile \
                  with `v2l-compile --precision fp32` (fp16 loses less than bf16), or with `v2l-compile --lora-rank MAX` \
@@ -80,9 +80,9 @@ impl Serialize for SlotReport {
         fields.serialize_field("slot", &self.slot)?;
         fields.serialize_field("rank", &self.rank)?;
         fields.serialize_field("weights", &self.weights)?;
-        fields.serialize_field("delta_norm", &self.survey.delta_norm())?;
-        fields.serialize_field("survived", &self.survey.survived())?;
-        fields.serialize_field("relative_error", &self.survey.relative_error())?;
+        fields.serialize_field("delta_norm", &self.rounding.delta_norm())?;
+        fields.serialize_field("survived", &self.rounding.survived())?;
+        fields.serialize_field("relative_error", &self.rounding.relative_error())?;
         fields.serialize_field("unchanged", &self.unchanged())?;
         fields.end()
     }

@@ -106,7 +106,7 @@ fn fuse_of_nothing_gives_the_base_bit_for_bit() {
             let (same, report) =
                 run(dtype, &[out, inner], &data, &layer, vec![term(&update, strength)], FuseTarget::Storage);
             assert_eq!(same, data, "{dtype}");
-            assert_eq!((report.survey.delta_norm(), report.survey.survived(), report.unchanged()), (0.0, 1.0, 1.0));
+            assert_eq!((report.rounding.delta_norm(), report.rounding.survived(), report.unchanged()), (0.0, 1.0, 1.0));
             let (wide, _) = run(dtype, &[out, inner], &data, &layer, vec![term(&update, strength)], FuseTarget::F32);
             assert_eq!(wide, stored(Dtype::F32, &floats(dtype, &data)));
         }
@@ -238,8 +238,8 @@ fn fuse_that_streams_gives_equal_bits_on_every_path() {
                     out.bytes_mut().fill(0);
                     let packed = Packed::new(simd, dtype, (rows, columns), &[(left.view(), right.view(), 0.5)]);
                     let (base, to) = ((dtype, &data[..]), (wide, out.bytes_mut()));
-                    let survey = packed.fuse(0, column, stride, base, to, stream);
-                    (out.bytes_mut().to_vec(), survey)
+                    let rounding = packed.fuse(0, column, stride, base, to, stream);
+                    (out.bytes_mut().to_vec(), rounding)
                 };
                 let (streamed, plain) = (fuse(simd, true), fuse(Simd::Portable, false));
                 assert!(streamed == plain, "{simd:?} {dtype} {target:?} columns {columns} from {column}");
@@ -275,7 +275,7 @@ fn available_paths_end_with_the_portable_one() {
 }
 
 #[test]
-fn survey_equals_sums_over_the_elements() {
+fn rounding_stats_equal_sums_over_the_elements() {
     let mut case = Case::new(8);
     let (out, inner) = (40, 300);
     let update = case.update(out, inner, 3);
@@ -293,10 +293,10 @@ fn survey_equals_sums_over_the_elements() {
         unchanged += u64::from(fused[i] == base[i]);
     }
     let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-4 * b.abs(), "{a} {b}");
-    close(report.survey.norm, norm);
-    close(report.survey.dot, dot);
-    close(report.survey.error, error);
-    assert_eq!(report.survey.unchanged, unchanged);
+    close(report.rounding.norm, norm);
+    close(report.rounding.dot, dot);
+    close(report.rounding.error, error);
+    assert_eq!(report.rounding.unchanged, unchanged);
     assert!(unchanged > 0 && report.unchanged() < 1.0);
 }
 
@@ -311,7 +311,7 @@ fn even(out: usize, inner: usize, size: f32) -> LowRank {
 }
 
 #[test]
-fn survey_of_an_update_too_small_for_squares_in_f32_says_that_it_is_lost() {
+fn rounding_stats_of_an_update_too_small_for_squares_in_f32_say_that_it_is_lost() {
     let (out, inner) = (8, 45);
     let update = even(out, inner, 1e-38);
     for (dtype, value, survived, unchanged) in [(Dtype::F16, 1.0, 0.0, 1.0), (Dtype::F32, 0.0, 1.0, 0.0)] {
@@ -320,16 +320,16 @@ fn survey_of_an_update_too_small_for_squares_in_f32_says_that_it_is_lost() {
             let options = FuseOptions { simd, ..FuseOptions::new(FuseTarget::Storage) };
             let layer = slot(out, inner, false, None);
             let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.0)], &options).unwrap();
-            assert_eq!((report.survey.survived(), report.unchanged()), (survived, unchanged), "{simd:?} {dtype}");
-            assert_eq!(report.survey.relative_error(), 1.0 - survived, "{simd:?} {dtype}");
-            let norm = report.survey.delta_norm() / (1e-38 * f64::from(8 * 45).sqrt());
+            assert_eq!((report.rounding.survived(), report.unchanged()), (survived, unchanged), "{simd:?} {dtype}");
+            assert_eq!(report.rounding.relative_error(), 1.0 - survived, "{simd:?} {dtype}");
+            let norm = report.rounding.delta_norm() / (1e-38 * f64::from(8 * 45).sqrt());
             assert!((norm - 1.0).abs() < 1e-5, "{norm}");
         }
     }
 }
 
 #[test]
-fn survey_of_an_update_too_large_for_squares_in_f32_is_finite() {
+fn rounding_stats_of_an_update_too_large_for_squares_in_f32_are_finite() {
     let (out, inner) = (8, 45);
     let update = even(out, inner, 1e25);
     for dtype in [Dtype::F32, Dtype::Bf16] {
@@ -338,14 +338,14 @@ fn survey_of_an_update_too_large_for_squares_in_f32_is_finite() {
             let options = FuseOptions { simd, ..FuseOptions::new(FuseTarget::Storage) };
             let layer = slot(out, inner, false, None);
             let (_, report) = run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1.5)], &options).unwrap();
-            assert!((report.survey.survived() - 1.0).abs() < 1e-2, "{simd:?} {dtype} {}", report.survey.survived());
-            assert!(report.survey.relative_error() < 1e-2, "{simd:?} {dtype}");
+            assert!((report.rounding.survived() - 1.0).abs() < 1e-2, "{simd:?} {dtype} {}", report.rounding.survived());
+            assert!(report.rounding.relative_error() < 1e-2, "{simd:?} {dtype}");
         }
     }
 }
 
 #[test]
-fn survey_in_f64_has_the_bits_of_the_fused_weights() {
+fn rounding_stats_in_f64_have_the_bits_of_the_fused_weights() {
     let mut case = Case::new(12);
     let (out, inner) = (13, 131);
     for dtype in DTYPES {
@@ -357,8 +357,8 @@ fn survey_in_f64_has_the_bits_of_the_fused_weights() {
             let layer = slot(out, inner, false, None);
             let (_, report) =
                 run_on(dtype, &[out, inner], &data, &layer, vec![term(&update, 1e-16)], &options).unwrap();
-            assert_eq!((report.survey.survived(), report.survey.relative_error()), (1.0, 0.0), "{simd:?} {dtype}");
-            assert!(report.survey.norm > 0.0);
+            assert_eq!((report.rounding.survived(), report.rounding.relative_error()), (1.0, 0.0), "{simd:?} {dtype}");
+            assert!(report.rounding.norm > 0.0);
         }
     }
 }
@@ -425,7 +425,7 @@ fn fuse_lays_the_factors_of_some_tensors_out_at_a_time_and_counts_them() {
     let alone = fuse_with(&base, &[(&one, 1.0)], &options).unwrap();
     assert_eq!((together.weights.len(), together.report.slots.len()), (layers, layers));
     assert!(together.weights.values().all(|weight| *weight == alone.weights["layer0.weight"]));
-    assert!(together.report.slots.iter().all(|slot| slot.survey == alone.report.slots[0].survey));
+    assert!(together.report.slots.iter().all(|slot| slot.rounding == alone.report.slots[0].rounding));
     assert_eq!(batches([LAID_OUT + 1, 1, LAID_OUT, 0].into_iter()), [0..1, 1..2, 2..4]);
 }
 
@@ -466,7 +466,7 @@ fn fuse_of_two_adapters_rounds_once() {
     let layer = slot(out, inner, false, None);
     let (one, report) = run(Dtype::Bf16, &[out, inner], &data, &layer, vec![term(&a, 1.0)], FuseTarget::Storage);
     assert_eq!(one, data);
-    assert_eq!((report.survey.survived(), report.survey.relative_error(), report.unchanged()), (0.0, 1.0, 1.0));
+    assert_eq!((report.rounding.survived(), report.rounding.relative_error(), report.unchanged()), (0.0, 1.0, 1.0));
     let terms = vec![term(&a, 1.0), term(&b, 1.0)];
     let (two, _) = run(Dtype::Bf16, &[out, inner], &data, &layer, terms, FuseTarget::Storage);
     assert!(floats(Dtype::Bf16, &two).iter().all(|&v| v == 1.0078125));
