@@ -38,4 +38,4 @@ pub use self::error::OpenVinoError;
 pub use self::library::{LibraryError, MINIMUM, Version};
 pub use self::model::Model;
 pub use self::request::{NodeTime, Output, Ran, Request};
-pub use self::search::{FLAG, Found, VARIABLE};
+pub use self::search::{Found, VARIABLE};

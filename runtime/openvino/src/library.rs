@@ -8,8 +8,9 @@ use std::sync::{Mutex, PoisonError};
 
 use libloading::Library as SharedLibrary;
 use openvino_sys::ov_version_t;
+use v2l_search::wording::OPENVINO_LIBRARY;
 
-use crate::search::{FLAG, Found, VARIABLE, find, is_bare};
+use crate::search::{Found, VARIABLE, find, is_bare};
 
 /// The lowest version that works: the first whose C API compiles with a list of properties.
 pub const MINIMUM: Version = Version { year: 2026, minor: 4, patch: 0 };
@@ -47,24 +48,24 @@ impl fmt::Display for Version {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LibraryError {
-    /// A flag or variable names something that is not there.
+    /// An option or variable names something that is not there.
     #[error("OpenVINO: {from} names {}, where there is no {file}; correct it, or leave it out and {WAY_OUT}", path.display())]
     NotThere {
-        /// The flag or variable.
-        from: &'static str,
+        /// The option or variable.
+        from: String,
         /// What it names.
         path: PathBuf,
         /// The library's name.
         file: &'static str,
     },
     /// It is nowhere.
-    #[error("OpenVINO was not found; looked at {}; {WAY_OUT}, pass `{FLAG}`, or set {VARIABLE}", looked.join(", "))]
+    #[error("OpenVINO was not found; looked at {}; {WAY_OUT}, pass `{OPENVINO_LIBRARY}`, or set {VARIABLE}", looked.join(", "))]
     Missing {
         /// Every place that was tried.
         looked: Vec<String>,
     },
     /// The system cannot load it, or it is something else.
-    #[error("{} (from {from}) cannot be loaded as OpenVINO: {reason}; {WAY_OUT}, or pass another with `{FLAG}`", path.display())]
+    #[error("{} (from {from}) cannot be loaded as OpenVINO: {reason}; {WAY_OUT}, or pass another with `{OPENVINO_LIBRARY}`", path.display())]
     Unloadable {
         /// The library.
         path: PathBuf,
@@ -75,7 +76,7 @@ pub enum LibraryError {
     },
     /// It is too old.
     #[error(
-        "{} (from {from}) is OpenVINO {found}; expected {}.{} or newer: {WAY_OUT}, or pass a newer one with `{FLAG}`",
+        "{} (from {from}) is OpenVINO {found}; expected {}.{} or newer: {WAY_OUT}, or pass a newer one with `{OPENVINO_LIBRARY}`",
         path.display(), MINIMUM.year, MINIMUM.minor
     )]
     Version {

@@ -7,12 +7,12 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use v2l_search::wording::OPENVINO_LIBRARY;
+
 use crate::library::LibraryError;
 
 /// The environment variable that names a library or the folder of one.
 pub const VARIABLE: &str = "V2L_OPENVINO_LIB";
-/// The command-line flag that does.
-pub const FLAG: &str = "--openvino-lib";
 /// The user's own list of folders.
 const LIST: &str = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "LD_LIBRARY_PATH" };
 
@@ -21,14 +21,15 @@ const LIST: &str = if cfg!(target_os = "macos") { "DYLD_LIBRARY_PATH" } else { "
 pub struct Found {
     /// Where it is; a bare file name is left to the system's loader.
     pub path: PathBuf,
-    /// `--openvino-lib`, `V2L_OPENVINO_LIB`, `vendor`, …
+    /// The option that names it, `V2L_OPENVINO_LIB`, `vendor`, …
     pub from: String,
 }
 
 /// The first library there is, and the places that were looked at in vain; the loader's own places come last and hold it or not.
 pub(crate) fn find(explicit: Option<&Path>) -> Result<(Found, Vec<String>), LibraryError> {
     let variable = env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    for (path, from) in [(explicit.map(Path::to_owned), FLAG), (variable, VARIABLE)] {
+    for (path, from) in [(explicit.map(Path::to_owned), OPENVINO_LIBRARY.to_string()), (variable, VARIABLE.to_owned())]
+    {
         if let Some(path) = path {
             return Ok((named(path, from)?, Vec::new()));
         }
@@ -54,11 +55,14 @@ pub(crate) fn is_bare(path: &Path) -> bool {
     path.parent() == Some(Path::new(""))
 }
 
-fn named(path: PathBuf, from: &'static str) -> Result<Found, LibraryError> {
+fn named(path: PathBuf, from: String) -> Result<Found, LibraryError> {
     // As a name alone the loader would look for it in its own places.
     let path = std::path::absolute(&path).unwrap_or(path);
     let found = if path.is_dir() { inside(&path) } else { path.is_file().then(|| path.clone()) };
-    found.map(|path| Found { path, from: from.to_owned() }).ok_or(LibraryError::NotThere { from, path, file: exact() })
+    match found {
+        Some(path) => Ok(Found { path, from }),
+        None => Err(LibraryError::NotThere { from, path, file: exact() }),
+    }
 }
 
 fn folders() -> Vec<(PathBuf, &'static str)> {
@@ -115,7 +119,7 @@ mod tests {
         let file = folder.path().join("libopenvino_c.so.2641");
         for named in [file.as_path(), folder.path()] {
             let found = find(Some(named)).unwrap().0;
-            assert_eq!(found, Found { path: file.clone(), from: FLAG.into() });
+            assert_eq!(found, Found { path: file.clone(), from: OPENVINO_LIBRARY.to_string() });
         }
         let exact = folder.path().join("libopenvino_c.so");
         std::fs::write(&exact, b"").unwrap();
@@ -123,10 +127,10 @@ mod tests {
     }
 
     #[test]
-    fn find_of_a_path_without_the_library_names_flag_path_and_way_out() {
+    fn find_of_a_path_without_the_library_names_option_path_and_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let message = find(Some(folder.path())).unwrap_err().to_string();
-        let start = format!("OpenVINO: --openvino-lib names {}, where there is no ", folder.path().display());
+        let start = format!("OpenVINO: openvino.library names {}, where there is no ", folder.path().display());
         assert!(message.starts_with(&start) && message.contains("bin/setup --openvino"), "{message}");
     }
 }

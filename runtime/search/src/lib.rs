@@ -5,6 +5,7 @@
 //! a list of paths, is the user's own choice, and is not looked into any further.
 
 mod trust;
+pub mod wording;
 
 use std::env;
 use std::ffi::OsStr;

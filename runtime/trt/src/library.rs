@@ -9,8 +9,10 @@ pub(crate) mod opened;
 
 use std::path::PathBuf;
 
+use v2l_search::wording::TRT_LIBRARY;
+
 use crate::Version;
-use crate::search::{FLAG, NotThere, VARIABLE};
+use crate::search::{NotThere, VARIABLE};
 
 #[cfg(not(feature = "build"))]
 pub use self::absent::Library;
@@ -29,11 +31,11 @@ pub enum LibraryError {
         /// `TensorRT-RTX` or `TensorRT`.
         title: &'static str,
     },
-    /// A flag or variable names something that is not there.
+    /// An option or variable names something that is not there.
     #[error(transparent)]
     NotThere(#[from] NotThere),
     /// It is nowhere.
-    #[error("{title} was not found; looked at {looked}; {way_out}, pass `{FLAG}`, or set {VARIABLE}")]
+    #[error("{title} was not found; looked at {looked}; {way_out}, pass `{TRT_LIBRARY}`, or set {VARIABLE}")]
     Missing {
         /// `TensorRT-RTX` or `TensorRT`.
         title: &'static str,
@@ -43,7 +45,7 @@ pub enum LibraryError {
         way_out: &'static str,
     },
     /// The system cannot load a library, or it is something else.
-    #[error("{path} (from {from}) cannot be loaded as {title}: {reason}; pass another with `{FLAG}`")]
+    #[error("{path} (from {from}) cannot be loaded as {title}: {reason}; pass another with `{TRT_LIBRARY}`")]
     Unloadable {
         /// `TensorRT-RTX` or `TensorRT`.
         title: &'static str,

@@ -7,30 +7,30 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
+use v2l_search::wording::TRT_LIBRARY;
+
 use crate::Flavour;
 
 /// The environment variable that names a library or the folder of one.
 pub const VARIABLE: &str = "V2L_TRT_LIB";
 /// The user's own list of folders.
 const LIST: &str = "$LD_LIBRARY_PATH";
-/// The command-line flag that does.
-pub const FLAG: &str = "--trt-lib";
 
 /// A library, and how it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
     /// Where it is; a bare file name is left to the system's loader.
     pub path: PathBuf,
-    /// `--trt-lib`, `V2L_TRT_LIB`, `vendor`, …
+    /// The option that names it, `V2L_TRT_LIB`, `vendor`, …
     pub from: String,
 }
 
-/// A flag or variable names something that is not there.
+/// An option or variable names something that is not there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{title}: {from} names {path}, where there is no {file}; correct it, or leave it out and {way_out}")]
 pub struct NotThere {
     title: &'static str,
-    from: &'static str,
+    from: String,
     path: PathBuf,
     file: &'static str,
     way_out: &'static str,
@@ -51,7 +51,7 @@ pub struct Places {
 /// [`NotThere`], for `explicit` and [`VARIABLE`].
 pub fn find(flavour: Flavour, explicit: Option<&Path>) -> Result<Places, NotThere> {
     let variable = env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    for (path, from) in [(explicit.map(Path::to_owned), FLAG), (variable, VARIABLE)] {
+    for (path, from) in [(explicit.map(Path::to_owned), TRT_LIBRARY.to_string()), (variable, VARIABLE.to_owned())] {
         if let Some(path) = path {
             let found = named(flavour, &path, from)?;
             return Ok(Places { candidates: vec![found], looked: Vec::new() });
@@ -77,11 +77,11 @@ pub fn find(flavour: Flavour, explicit: Option<&Path>) -> Result<Places, NotTher
     Ok(places)
 }
 
-fn named(flavour: Flavour, path: &Path, from: &'static str) -> Result<Found, NotThere> {
+fn named(flavour: Flavour, path: &Path, from: String) -> Result<Found, NotThere> {
     let file = flavour.files().library;
     let found = if path.is_dir() { path.join(file) } else { path.to_owned() };
     if found.is_file() {
-        return Ok(Found { path: found, from: from.to_owned() });
+        return Ok(Found { path: found, from });
     }
     let (title, way_out) = (flavour.title(), flavour.way_out());
     Err(NotThere { title, from, path: path.to_owned(), file, way_out })
@@ -108,16 +108,16 @@ mod tests {
         std::fs::write(&file, b"").unwrap();
         for named in [file.as_path(), folder.path()] {
             let places = find(Flavour::Rtx, Some(named)).unwrap();
-            assert_eq!(places.candidates, [Found { path: file.clone(), from: FLAG.into() }]);
+            assert_eq!(places.candidates, [Found { path: file.clone(), from: TRT_LIBRARY.to_string() }]);
         }
     }
 
     #[test]
-    fn find_of_a_path_without_the_library_names_flag_path_and_way_out() {
+    fn find_of_a_path_without_the_library_names_option_path_and_way_out() {
         let folder = tempfile::tempdir().unwrap();
         let message = find(Flavour::TensorRt, Some(folder.path())).unwrap_err().to_string();
         let expected =
-            format!("TensorRT: --trt-lib names {}, where there is no libnvinfer.so.11", folder.path().display());
+            format!("TensorRT: trt.library names {}, where there is no libnvinfer.so.11", folder.path().display());
         assert!(message.starts_with(&expected) && message.contains("install TensorRT 11.4"), "{message}");
     }
 }

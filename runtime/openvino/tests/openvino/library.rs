@@ -98,7 +98,7 @@ fn each_missing_library_is_named_with_the_way_out() {
         assert!(message.contains(&name) && message.contains("bin/setup --openvino"), "without {name}: {message}");
     }
     let message = open(folder("libopenvino_c").path());
-    assert!(message.contains("there is no libopenvino_c.so") && message.contains("--openvino-lib"), "{message}");
+    assert!(message.contains("there is no libopenvino_c.so") && message.contains("openvino.library"), "{message}");
 }
 
 #[test]
@@ -106,8 +106,8 @@ fn older_library_is_refused_with_both_versions() {
     let folder = tempfile::tempdir().unwrap();
     let library = stand_in(folder.path(), &of_version("2025.3.0-19807-44526285f24-releases/2025/3"));
     let expected = format!(
-        "{} (from --openvino-lib) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or pass a newer one with \
-         `--openvino-lib`",
+        "{} (from openvino.library) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or pass a newer one with \
+         `openvino.library`",
         library.display()
     );
     assert_eq!(open(&library), expected);

@@ -1,0 +1,55 @@
+//! What options are called where these libraries are used: each front end sets its own words once, as a program sets its locale.
+//!
+//! Errors name an option by its [`Words`], and so tell every user what to change in the words of the tool, language or function that
+//! they use.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Speaker {
+    /// Rust: names of types and members.
+    Rust,
+    /// The command-line tools: flags.
+    CommandLine,
+    /// The C library: members and constants.
+    C,
+}
+
+static SPEAKER: AtomicU8 = AtomicU8::new(Speaker::Rust as u8);
+
+/// Says whose words errors use, in the whole process and from now on.
+pub fn speak(speaker: Speaker) {
+    SPEAKER.store(speaker as u8, Ordering::Relaxed);
+}
+
+/// What an option, or a value of one, is called in Rust, on the command line and in C.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Words([&'static str; 3]);
+
+impl Words {
+    /// In Rust, on the command line and in C.
+    pub const fn new(words: [&'static str; 3]) -> Self {
+        Self(words)
+    }
+}
+
+impl fmt::Display for Words {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let speaker = usize::from(SPEAKER.load(Ordering::Relaxed));
+        f.write_str(self.0.get(speaker).unwrap_or(&self.0[0]))
+    }
+}
+
+/// Options that are given together, each a name and perhaps a value.
+pub fn together(options: &[String]) -> String {
+    let spoken = SPEAKER.load(Ordering::Relaxed) == Speaker::CommandLine as u8;
+    options.join(if spoken { " " } else { " and " })
+}
+
+/// OpenVINO's library.
+pub const OPENVINO_LIBRARY: Words = Words::new(["openvino.library", "--openvino-lib", "openvino_library"]);
+/// TensorRT's library.
+pub const TRT_LIBRARY: Words = Words::new(["trt.library", "--trt-lib", "trt_library"]);
