@@ -29,11 +29,11 @@ struct Args {
     #[arg(short, long, value_name = "BUNDLE")]
     output: PathBuf,
     /// Hypernetwork checkpoint (hypernetwork.safetensors).
-    #[arg(long, value_name = "FILE", requires = "lilora")]
+    #[arg(long, value_name = "FILE", requires = "light_lora")]
     hypernetwork: Option<PathBuf>,
-    /// LiLoRA checkpoint with the auxiliary matrices.
-    #[arg(long, value_name = "FILE", requires = "hypernetwork")]
-    lilora: Option<PathBuf>,
+    /// LightLoRA checkpoint with the auxiliary matrices.
+    #[arg(long, alias = "lilora", value_name = "FILE", requires = "hypernetwork")]
+    light_lora: Option<PathBuf>,
     /// Refinement iterations of the hypernetwork; checkpoints do not store them [default: 4].
     #[arg(long, value_name = "K", requires = "hypernetwork")]
     iterations: Option<usize>,
@@ -115,7 +115,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("--tokenizer", &args.parts.tokenizer)
         .read("--scheduler", &args.parts.scheduler)
         .read("--hypernetwork", &args.hypernetwork)
-        .read("--lilora", &args.lilora)
+        .read("--light-lora", &args.light_lora)
         .read("--predictor", &args.predictor)
         .read("--predictor-text-encoder", &args.predictor_text_encoder)
         .made("-o", [&args.output])
@@ -126,7 +126,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     };
     let package = args.predictor.clone();
     let options = ExportOptions {
-        predictor: args.hypernetwork.clone().zip(args.lilora.clone()),
+        predictor: args.hypernetwork.clone().zip(args.light_lora.clone()),
         parts,
         precision: args.precision.map(|precision| match precision {
             Precision::Fp32 => DataType::Float,

@@ -29,7 +29,7 @@ const PREDICTOR_TOKENIZER_FILE: &str = "predictor_tokenizer.json";
 /// What to export beside the model folder.
 #[derive(Clone, Debug, Default)]
 pub struct ExportOptions {
-    /// The hypernetwork's checkpoint (`hypernetwork.safetensors`) and the LiLoRA file with its auxiliary matrices.
+    /// The hypernetwork's checkpoint (`hypernetwork.safetensors`) and the LightLoRA file with its auxiliary matrices.
     pub predictor: Option<(PathBuf, PathBuf)>,
     /// Parts of the model that are given one by one.
     pub parts: Parts,

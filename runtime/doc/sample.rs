@@ -5,8 +5,8 @@ fn sample() -> (tempfile::TempDir, v2l_runtime::generator::Options) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in the project");
     let folder = tempfile::tempdir().expect("a temporary folder");
     let model = root.join("tests/fixtures/miniature");
-    let lilora = model.join("checkpoint-checkpoint-100.safetensors");
-    let predictor = Some((model.join("hypernetwork.safetensors"), lilora));
+    let light_lora = model.join("checkpoint-checkpoint-100.safetensors");
+    let predictor = Some((model.join("hypernetwork.safetensors"), light_lora));
     let options = ExportOptions { predictor, ..ExportOptions::default() };
     export(&model, &folder.path().join("bundle"), &options, &mut |_| {}).expect("the miniature is exported");
     let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));

@@ -72,7 +72,7 @@ pub enum GeneratorError {
     /// There is no hypernetwork.
     #[error(
         "{}: there is no hypernetwork to predict from a reference with; export it with \
-         `v2l-export --hypernetwork FILE --lilora FILE`",
+         `v2l-export --hypernetwork FILE --light-lora FILE`",
         folder.display()
     )]
     NoPredictor {

@@ -34,7 +34,7 @@ import random_weights
 from common import _sorted_metadata as sorted_metadata
 from common import fixtures_dir, noise_floor, output_dir, randn, randomize_, report, save_case
 
-LILORA_FILE = "checkpoint-checkpoint-100.safetensors"
+LIGHT_LORA_FILE = "checkpoint-checkpoint-100.safetensors"
 ATTENTION = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 
 
@@ -147,7 +147,7 @@ def linear_modules(transformer) -> list[str]:
     return [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
 
 
-def lilora_name(path: str) -> str:
+def light_lora_name(path: str) -> str:
     return "lora_unet__" + path.replace(".", "_")
 
 
@@ -163,7 +163,7 @@ def deltas(weights, aux: dict, slots: list[str], strength=1.0) -> dict:
     """ΔW per module path, for one reference: `weights` is [N,D]."""
     aux = {k: v.to(weights.dtype) for k, v in aux.items()}
     return {
-        path: delta(token, aux[f"{lilora_name(path)}.down_aux"], aux[f"{lilora_name(path)}.up_aux"], strength)
+        path: delta(token, aux[f"{light_lora_name(path)}.down_aux"], aux[f"{light_lora_name(path)}.up_aux"], strength)
         for token, path in zip(weights, slots, strict=True)
     }
 
@@ -218,8 +218,8 @@ def make_aux(seed, transformer, slots, a, b):
     tensors = {}
     for index, path in enumerate(slots):
         linear = transformer.get_submodule(path)
-        tensors[f"{lilora_name(path)}.down_aux"] = randn(a, linear.in_features, seed=seed + 2 * index) / a**0.5
-        tensors[f"{lilora_name(path)}.up_aux"] = randn(linear.out_features, b, seed=seed + 2 * index + 1) / b**0.5
+        tensors[f"{light_lora_name(path)}.down_aux"] = randn(a, linear.in_features, seed=seed + 2 * index) / a**0.5
+        tensors[f"{light_lora_name(path)}.up_aux"] = randn(linear.out_features, b, seed=seed + 2 * index + 1) / b**0.5
     return tensors
 
 
@@ -235,7 +235,7 @@ def store_predictor(directory: Path, hypernetwork, aux, dtype):
         "sshs_model_hash": hashlib.sha256(data).hexdigest(),
         "sshs_legacy_hash": hashlib.sha256(blob[0x100000:0x110000]).hexdigest()[:8],
     }
-    (directory / LILORA_FILE).write_bytes(sorted_metadata(save(aux, hashes)))
+    (directory / LIGHT_LORA_FILE).write_bytes(sorted_metadata(save(aux, hashes)))
     widened = {k: v.float() for k, v in aux.items()}
     return Hypernetwork.load(directory / "hypernetwork.safetensors"), widened
 
@@ -276,7 +276,7 @@ def check_against_official():
         weights = random_weights.load(directory / "transformer" / "diffusion_pytorch_model.safetensors")
         transformer.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
         slots = linear_modules(transformer)
-        assert [lilora_name(path) for path in slots] == json.loads(case["layers"])
+        assert [light_lora_name(path) for path in slots] == json.loads(case["layers"])
         model = Hypernetwork.load(directory / "hypernetwork.safetensors")
         weights = model(inputs["latents"])
         torch.testing.assert_close(weights, expected["pred_weights"], atol=2e-6, rtol=0)
@@ -284,7 +284,7 @@ def check_against_official():
         changes = deltas(weights[0], aux, slots, float(case["strength"]))
         for name, value in expected.items():
             if name.startswith("dW::"):
-                path = next(p for p in slots if lilora_name(p) == name.removeprefix("dW::"))
+                path = next(p for p in slots if light_lora_name(p) == name.removeprefix("dW::"))
                 torch.testing.assert_close(changes[path], value, atol=2e-6, rtol=0)
         rope = (inputs["rope_cos"], inputs["rope_sin"])
         arguments = inputs["hidden_states"], inputs["encoder_hidden_states"], inputs["timestep"]
@@ -310,7 +310,7 @@ def write(directory, seed, transformer, dtype, slots, a, b, blocks, predictions,
     aux = make_aux(0, transformer, slots, a, b)
     scales = {key: (3 / a) ** 0.5 for key in aux if key.endswith("down_aux")}
     recipe = random_weights.recipe_for(f"{name}/lilora", aux, dtype, scales)
-    aux = {key: value.float() for key, value in random_weights.save_recipe(directory / LILORA_FILE, recipe).items()}
+    aux = {key: value.float() for key, value in random_weights.save_recipe(directory / LIGHT_LORA_FILE, recipe).items()}
     metadata = {"a": a, "b": b, "heads": head_count(a + b), "decoder_blocks": blocks, "slots": json.dumps(slots)}
 
     for index, (name, (shape, iterations)) in enumerate(predictions.items()):

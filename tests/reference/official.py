@@ -98,8 +98,8 @@ def predictor_case(modules, folder: Path, name: str, case: dict) -> None:
     network = lora_utils.create_network(
         strength, 1, strength, None, transformer, down_dim=case["down"], up_dim=case["up"]
     )
-    lilora = folder / "lora_diffusion_pytorch_model.safetensors"
-    randomize(network, lilora, f"{name}/lilora", case["dtype"])
+    light_lora = folder / "lora_diffusion_pytorch_model.safetensors"
+    randomize(network, light_lora, f"{name}/lilora", case["dtype"])
     count = len(network.unet_loras)
     model = hypernet.VideoHyperDream(16, case["down"] + case["up"], count)
     randomize(model, folder / "hypernetwork.safetensors", f"{name}/hypernetwork", case["dtype"])

@@ -38,7 +38,7 @@ from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5Tokenizer
 
 from common import fixtures_dir, output_dir, randn, report, save_case
-from hypernetwork import LILORA_FILE, Hypernetwork, deltas, fused, linear_modules, make_transformer
+from hypernetwork import LIGHT_LORA_FILE, Hypernetwork, deltas, fused, linear_modules, make_transformer
 from rope import fun_tables
 from sample import SCHEDULER, draw_scene, model_index, scale_transformer, scale_vae, text_encoder, tokenizer
 from text import train
@@ -160,7 +160,7 @@ class FunModel:
         self.tokenizer = T5Tokenizer.from_pretrained(directory / "tokenizer")
         self.scheduler = DDIMScheduler.from_pretrained(directory / "scheduler")
         self.hypernetwork = Hypernetwork.load(directory / "hypernetwork.safetensors")
-        self.aux = load_file(directory / LILORA_FILE)
+        self.aux = load_file(directory / LIGHT_LORA_FILE)
 
     def encode_text(self, texts):
         tokens = self.tokenizer(texts, padding="max_length", max_length=self.text, truncation=True, return_tensors="pt")

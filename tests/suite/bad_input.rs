@@ -394,12 +394,12 @@ fn folder_without_a_model_is_refused() {
 
 // Hypernetworks.
 
-/// A small predictor: transformer, hypernetwork and LiLoRA files.
+/// A small predictor: transformer, hypernetwork and LightLoRA files.
 struct Predictor {
     scratch: Scratch,
     model: PathBuf,
     hypernetwork: PathBuf,
-    lilora: PathBuf,
+    light_lora: PathBuf,
 }
 
 impl Predictor {
@@ -411,8 +411,8 @@ impl Predictor {
             scratch.copy(&from.join(format!("{name}.safetensors.recipe.json")), &format!("{as_}.safetensors"))
         };
         let hypernetwork = made("hypernetwork", "hypernetwork");
-        let lilora = made("checkpoint-checkpoint-100", "lilora");
-        Self { scratch, model, hypernetwork, lilora }
+        let light_lora = made("checkpoint-checkpoint-100", "light_lora");
+        Self { scratch, model, hypernetwork, light_lora }
     }
 
     fn tokens(&self, shape: [usize; 3]) {
@@ -424,7 +424,7 @@ impl Predictor {
     }
 
     fn auxiliary(&self, change: impl Fn(&str, &RawTensor) -> Vec<usize>) {
-        tamper(&self.lilora, |t| {
+        tamper(&self.light_lora, |t| {
             for (name, tensor) in t.iter_mut() {
                 let shape = change(name, tensor);
                 if shape != tensor.shape {
@@ -436,8 +436,9 @@ impl Predictor {
 
     #[track_caller]
     fn refuse(&self, exit: i32) -> String {
-        let Self { scratch, model, hypernetwork, lilora } = self;
-        let args = args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--lilora", lilora];
+        let Self { scratch, model, hypernetwork, light_lora } = self;
+        let args =
+            args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--light-lora", light_lora];
         refuse(scratch, command("export", args), exit)
     }
 }
@@ -484,9 +485,9 @@ fn auxiliary_matrices_of_other_features_are_refused() {
 }
 
 #[test]
-fn lilora_of_another_backbone_is_refused() {
+fn light_lora_of_another_backbone_is_refused() {
     let predictor = Predictor::new();
-    tamper(&predictor.lilora, |t| {
+    tamper(&predictor.light_lora, |t| {
         let moved = t.remove("lora_unet__transformer_blocks_0_attn1_to_v.down_aux").unwrap();
         t.insert("lora_unet__transformer_blocks_7_attn1_to_v.down_aux".into(), moved);
     });
@@ -494,9 +495,9 @@ fn lilora_of_another_backbone_is_refused() {
 }
 
 #[test]
-fn lilora_with_half_a_layer_is_refused() {
+fn light_lora_with_half_a_layer_is_refused() {
     let predictor = Predictor::new();
-    tamper(&predictor.lilora, |t| drop(t.remove("lora_unet__transformer_blocks_0_ff_net_2.up_aux")));
+    tamper(&predictor.light_lora, |t| drop(t.remove("lora_unet__transformer_blocks_0_ff_net_2.up_aux")));
     insta::assert_snapshot!(predictor.refuse(BAD_ADAPTER));
 }
 
@@ -511,8 +512,8 @@ fn hypernetwork_with_a_missing_key_is_refused() {
 fn hypernetwork_without_a_transformer_is_refused() {
     let predictor = Predictor::new();
     let model = fixtures().join("t5/relu");
-    let Predictor { scratch, hypernetwork, lilora, .. } = &predictor;
-    let args = args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--lilora", lilora];
+    let Predictor { scratch, hypernetwork, light_lora, .. } = &predictor;
+    let args = args![model, "-o", scratch.path("bundle"), "--hypernetwork", hypernetwork, "--light-lora", light_lora];
     insta::assert_snapshot!(refuse(scratch, command("export", args), BAD_MODEL));
 }
 

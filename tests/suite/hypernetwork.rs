@@ -21,8 +21,8 @@ use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header, r
 
 const TOLERANCE: f64 = 1e-5;
 
-fn build(folder: &Path, lilora: &str, iterations: Option<usize>, storage: Option<Dtype>) -> Built {
-    let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(lilora)));
+fn build(folder: &Path, light_lora: &str, iterations: Option<usize>, storage: Option<Dtype>) -> Built {
+    let predictor = Some((folder.join("hypernetwork.safetensors"), folder.join(light_lora)));
     let compile = CompileOptions { storage, target: Arc::new(OpenVino), ..CompileOptions::default() };
     Built::with(
         &folder.join("transformer"),
@@ -182,8 +182,8 @@ fn absorbed_cross_attention_equals_the_plain_form() {
     let config: transformer::Config =
         serde_json::from_slice(&std::fs::read(folder.join("transformer/config.json")).unwrap()).unwrap();
     let hypernetwork = Checkpoint::open_file(&folder.join("hypernetwork.safetensors")).unwrap();
-    let lilora = Checkpoint::open_file(&folder.join("lora_diffusion_pytorch_model.safetensors")).unwrap();
-    let layout = video2lora::Layout::derive(&hypernetwork, &lilora, &config.linear_layers(), 4).unwrap();
+    let light_lora = Checkpoint::open_file(&folder.join("lora_diffusion_pytorch_model.safetensors")).unwrap();
+    let layout = video2lora::Layout::derive(&hypernetwork, &light_lora, &config.linear_layers(), 4).unwrap();
     let plain = video2lora::plain_predict_graph(&layout, &hypernetwork).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let mut data = v2l_graphs::ExternalDataWriter::new(Vec::new(), "weights.bin");

@@ -21,13 +21,13 @@ impl Miniature {
     fn new(compile: &[&str]) -> Self {
         let model = fixtures().join("miniature");
         let folder = tempfile::tempdir().unwrap();
-        let lilora = model.join("checkpoint-checkpoint-100.safetensors");
+        let light_lora = model.join("checkpoint-checkpoint-100.safetensors");
         let hypernetwork = model.join("hypernetwork.safetensors");
         let this = Self { folder, model };
         let bundle = this.file("bundle");
         run_ok(
             "export",
-            args![&this.model, "-o", &bundle, "--hypernetwork", &hypernetwork, "--lilora", &lilora, "--quiet"],
+            args![&this.model, "-o", &bundle, "--hypernetwork", &hypernetwork, "--light-lora", &light_lora, "--quiet"],
         );
         this.compile("engines", compile);
         this

@@ -117,9 +117,10 @@ fn compile_export_and_inspect_take_paths_of_any_bytes() {
     let odd = Odd::new();
     let model = odd.copy(&sample_model());
     let (bundle, engines) = (odd.path("bundle"), odd.path("new/engines"));
-    let (hypernetwork, lilora) =
+    let (hypernetwork, light_lora) =
         (model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors"));
-    odd.run("export", args![&model, "-o", &bundle, "--hypernetwork", hypernetwork, "--lilora", lilora]);
+    // The earlier name of `--light-lora`.
+    odd.run("export", args![&model, "-o", &bundle, "--hypernetwork", hypernetwork, "--lilora", light_lora]);
     odd.run("compile", args![&bundle, "-o", &engines]);
     for path in [&bundle, &engines, &engines.join("vae_decoder.engine"), &bundle.join("transformer/step.onnx")] {
         odd.run("inspect", args![path]);

@@ -89,9 +89,9 @@ pub(crate) fn sample() -> Arc<Sample> {
     }
     let sample = Arc::new(Sample(tempfile::tempdir().unwrap()));
     let model = sample_model();
-    let (hypernetwork, lilora) =
+    let (hypernetwork, light_lora) =
         (model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors"));
-    run_ok("export", args![&model, "-o", sample.bundle(), "--hypernetwork", hypernetwork, "--lilora", lilora]);
+    run_ok("export", args![&model, "-o", sample.bundle(), "--hypernetwork", hypernetwork, "--light-lora", light_lora]);
     run_ok("compile", args![sample.bundle(), "-o", sample.engines()]);
     *shared = Arc::downgrade(&sample);
     sample

@@ -295,7 +295,7 @@ impl World {
         let model = |name: &str| path("model").join(name);
         let mut export = self.tool("export");
         export.arg(path("model")).arg("-o").arg(path("bundle")).arg("--hypernetwork");
-        export.arg(model("hypernetwork.safetensors")).arg("--lilora");
+        export.arg(model("hypernetwork.safetensors")).arg("--light-lora");
         ok(export.arg(model("checkpoint-checkpoint-100.safetensors")));
         ok(self.tool("compile").arg(path("bundle")).arg("-o").arg(path("engines")).arg("--no-verify"));
         let mut run = self.tool("run");

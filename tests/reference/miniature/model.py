@@ -13,7 +13,7 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
 import clips
-from hypernetwork import Hypernetwork, lilora_name, linear_modules
+from hypernetwork import Hypernetwork, light_lora_name, linear_modules
 from rope import fun_tables
 from sample import SCHEDULER, tokenizer
 
@@ -171,7 +171,7 @@ class Steering(nn.Module):
         """{official key: matrix}."""
         keyed = zip(self.slots, self.down, self.up)
         return {
-            f"{lilora_name(p)}.{part}": m.data for p, d, u in keyed for part, m in (("down_aux", d), ("up_aux", u))
+            f"{light_lora_name(p)}.{part}": m.data for p, d, u in keyed for part, m in (("down_aux", d), ("up_aux", u))
         }
 
 

@@ -50,7 +50,7 @@ pub(crate) fn export(files: &PredictorFiles, backbone: &[Slot]) -> Result<Compon
 
 /// Says of a predictor's tensors what does not fit: they have no config.json that could be wrong.
 fn misfit(error: ExportError) -> ExportError {
-    const WAY_OUT: &str = "the hypernetwork, its LiLoRA file and the transformer must belong together";
+    const WAY_OUT: &str = "the hypernetwork, its LightLoRA file and the transformer must belong together";
     ExportError::Predictor(match error {
         ExportError::MissingTensor { checkpoint, name, expected, hint } => {
             format!("{checkpoint}: tensor `{name}` is missing; expected shape {expected:?}{hint}; {WAY_OUT}")

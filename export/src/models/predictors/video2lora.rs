@@ -65,14 +65,14 @@ fn heads(width: usize) -> usize {
 }
 
 impl Layout {
-    /// Derives the sizes and the token order: the transformer's linear layers in traversal order, of which the LiLoRA
+    /// Derives the sizes and the token order: the transformer's linear layers in traversal order, of which the LightLoRA
     /// file names a subset.
     ///
     /// # Errors
     /// [`ExportError::Predictor`], naming what does not fit.
     pub fn derive(
         hypernetwork: &Checkpoint,
-        lilora: &Checkpoint,
+        light_lora: &Checkpoint,
         backbone: &[Slot],
         iterations: usize,
     ) -> Result<Self, ExportError> {
@@ -80,13 +80,13 @@ impl Layout {
         if iterations == 0 || iterations > 64 {
             return fail(format!("{iterations} iterations; expected 1 to 64 (the official code uses 4)"));
         }
-        let slots = token_order(lilora, backbone)?;
+        let slots = token_order(light_lora, backbone)?;
         let first = lora_name(&slots[0].name);
-        let shape = |key: &str| lilora.shape(&format!("{first}.{key}")).unwrap_or_default();
+        let shape = |key: &str| light_lora.shape(&format!("{first}.{key}")).unwrap_or_default();
         let (&[down_dim, _], &[_, up_dim]) = (shape("down_aux"), shape("up_aux")) else {
             return fail(format!(
                 "{}: `{first}` has auxiliary matrices {:?} and {:?}; expected [a, in] and [out, b]",
-                lilora.label(),
+                light_lora.label(),
                 shape("down_aux"),
                 shape("up_aux")
             ));
@@ -105,7 +105,7 @@ impl Layout {
                 "{} predicts {weight_num} tokens, but {} holds auxiliary matrices for {} linear layers; \
                  the two files must come from one training run",
                 hypernetwork.label(),
-                lilora.label(),
+                light_lora.label(),
                 slots.len()
             ));
         }
@@ -146,20 +146,20 @@ fn rank(weight_dim: usize, down_dim: usize, up_dim: usize) -> Result<usize, Expo
     Ok(weight_dim / per_rank)
 }
 
-/// Name of a layer in a LiLoRA file: dots become underscores behind a doubled one.
+/// Name of a layer in a LightLoRA file: dots become underscores behind a doubled one.
 fn lora_name(module: &str) -> String {
     format!("{LORA_PREFIX}{}", module.replace('.', "_"))
 }
 
-/// The backbone's linear layers that the LiLoRA file names, in the backbone's traversal order; the file's own order is
+/// The backbone's linear layers that the LightLoRA file names, in the backbone's traversal order; the file's own order is
 /// alphabetic and means nothing.
-fn token_order(lilora: &Checkpoint, backbone: &[Slot]) -> Result<Vec<Slot>, ExportError> {
-    let fail = |reason: String| Err(ExportError::Predictor(format!("{}: {reason}", lilora.label())));
+fn token_order(light_lora: &Checkpoint, backbone: &[Slot]) -> Result<Vec<Slot>, ExportError> {
+    let fail = |reason: String| Err(ExportError::Predictor(format!("{}: {reason}", light_lora.label())));
     let mut names = BTreeSet::new();
-    for key in lilora.names() {
+    for key in light_lora.names() {
         match key.strip_suffix(".down_aux").or_else(|| key.strip_suffix(".up_aux")) {
             Some(name) => names.insert(name.to_owned()),
-            None => return fail(format!("`{key}` is neither a down_aux nor an up_aux matrix of LiLoRA")),
+            None => return fail(format!("`{key}` is neither a down_aux nor an up_aux matrix of LightLoRA")),
         };
     }
     let mut slots = Vec::new();
@@ -203,21 +203,21 @@ fn block_count(hypernetwork: &Checkpoint) -> Result<usize, ExportError> {
 /// [`ExportError::Predictor`] if the files do not fit each other or the backbone, and those of [`Checkpoint`].
 pub fn export(
     hypernetwork: &Checkpoint,
-    lilora: &Checkpoint,
+    light_lora: &Checkpoint,
     backbone: &[Slot],
     iterations: usize,
 ) -> Result<Component, ExportError> {
-    let layout = Layout::derive(hypernetwork, lilora, backbone, iterations)?;
+    let layout = Layout::derive(hypernetwork, light_lora, backbone, iterations)?;
     let predict = predict_graph(&layout, hypernetwork, true)?;
-    let expand = expand_graph(&layout, lilora)?;
+    let expand = expand_graph(&layout, light_lora)?;
     // A second copy of the position table is registered in the official code and never read.
     let unused = format!("{ROOT}.block_pos_emb");
     if hypernetwork.contains(&unused) {
         hypernetwork.tensor(&unused, &[1, 2 * layout.config.weight_num, layout.config.weight_dim])?;
     }
     hypernetwork.finish("VideoHyperDream")?;
-    lilora.finish("LiLoRA")?;
-    let precision = match (hypernetwork.precision()?, lilora.precision()?) {
+    light_lora.finish("LightLoRA")?;
+    let precision = match (hypernetwork.precision()?, light_lora.precision()?) {
         (a, b) if a == b => a,
         _ => DataType::Float,
     };
@@ -427,10 +427,10 @@ fn cross_attention(
 }
 
 /// LightLoRA's factors: `down = D_pred · down_aux`, `up = up_aux · U_pred` (specification: Video2LoRA §3.3).
-fn expand_graph(layout: &Layout, lilora: &Checkpoint) -> Result<Model, ExportError> {
+fn expand_graph(layout: &Layout, light_lora: &Checkpoint) -> Result<Model, ExportError> {
     let mut builder = Builder::new("expand");
     let b = &mut builder;
-    let vars = Vars::root(lilora);
+    let vars = Vars::root(light_lora);
     let rank = layout.config.rank;
     let predicted = b.input(
         "pred_weights",

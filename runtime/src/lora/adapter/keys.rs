@@ -83,8 +83,8 @@ const OTHER_ENDS: [(&str, &str); 13] = [
     (".a2.weight", "a GLoRA factor"),
     (".b1.weight", "a GLoRA factor"),
     (".b2.weight", "a GLoRA factor"),
-    (".down_aux", "part of a LiLoRA checkpoint (export it with its hypernetwork)"),
-    (".up_aux", "part of a LiLoRA checkpoint (export it with its hypernetwork)"),
+    (".down_aux", "part of a LightLoRA checkpoint (export it with its hypernetwork)"),
+    (".up_aux", "part of a LightLoRA checkpoint (export it with its hypernetwork)"),
 ];
 
 /// Starts of a path segment, one of a key's last three, that mark updates of another kind.
@@ -284,7 +284,7 @@ mod tests {
             ("m.ia3_l", "IA3"),
             ("m.lora_A.bias", "bias"),
             ("m.set_weight", "full weight"),
-            ("lora_unet__m.down_aux", "LiLoRA"),
+            ("lora_unet__m.down_aux", "LightLoRA"),
         ];
         for (key, kind) in cases {
             assert!(matches!(parse(key), Key::Other(found) if found.contains(kind)), "{key}");
