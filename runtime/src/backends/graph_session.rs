@@ -28,12 +28,12 @@ pub struct GraphSession<P> {
     device_weights: Option<(Arc<DeviceWeights>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
     held: HashMap<String, HeldInput>,
-    room: Option<Room>,
+    memory_check: Option<MemoryCheck>,
 }
 
 /// What runs take, where that is host memory.
 #[derive(Debug)]
-struct Room {
+struct MemoryCheck {
     engine: Arc<Engine>,
     graph: String,
     stored_weights: bool,
@@ -43,7 +43,7 @@ struct Room {
     most: u64,
 }
 
-impl Room {
+impl MemoryCheck {
     /// Refuses a run for which there is too little memory. What earlier runs took is there.
     fn check(&mut self, inputs: &[(&str, TensorView<'_>)], backend: &'static str) -> Result<(), SessionError> {
         let same = inputs.len() == self.shapes.len()
@@ -70,7 +70,7 @@ impl Room {
 impl<P: RunnableGraph> GraphSession<P> {
     /// `inputs` are the callers'; `main` may take others, which `hoisted` gives it.
     pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, hoisted: Option<Hoisted<P>>) -> Self {
-        Self { inputs, profiles, main, hoisted, device_weights: None, held: HashMap::new(), room: None }
+        Self { inputs, profiles, main, hoisted, device_weights: None, held: HashMap::new(), memory_check: None }
     }
 
     /// Over these weights, which may change between runs.
@@ -79,9 +79,12 @@ impl<P: RunnableGraph> GraphSession<P> {
     }
 
     /// With what a run takes known: refused if there is too little memory.
-    pub(super) fn with_room(self, engine: &Arc<Engine>, graph: &str, stored_weights: bool) -> Self {
+    pub(super) fn with_memory_check(self, engine: &Arc<Engine>, graph: &str, stored_weights: bool) -> Self {
         let (engine, graph) = (Arc::clone(engine), graph.to_owned());
-        Self { room: Some(Room { engine, graph, stored_weights, shapes: Shapes::new(), most: 0 }), ..self }
+        Self {
+            memory_check: Some(MemoryCheck { engine, graph, stored_weights, shapes: Shapes::new(), most: 0 }),
+            ..self
+        }
     }
 
     fn ordinal(&self) -> Option<i32> {
@@ -107,8 +110,8 @@ impl<P: RunnableGraph> GraphSession<P> {
         cancelled: Option<&dyn Fn() -> bool>,
     ) -> Result<NamedTensors, SessionError> {
         profiles::choose(&self.profiles, inputs)?;
-        if let Some(room) = &mut self.room {
-            room.check(inputs, P::BACKEND)?;
+        if let Some(memory_check) = &mut self.memory_check {
+            memory_check.check(inputs, P::BACKEND)?;
         }
         let weights = self.weights();
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled };

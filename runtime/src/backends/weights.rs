@@ -15,13 +15,13 @@ fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: Weig
     let (mut all, mut together) = (0u64, 0u64);
     for (weight, fused) in weights {
         let buffer = match mode {
-            WeightMode::F32 => weight.widened,
+            WeightMode::F32 => weight.f32_bytes,
             WeightMode::Stored | WeightMode::Plan => weight.stored,
         };
         // What is not stored in f32 or is fused needs a buffer; prepacking may copy every matrix once more.
-        let widened = mode == WeightMode::F32;
-        all += if fused || (widened && !weight.stored_wide) { buffer } else { 0 };
-        all += if widened && weight.matrix { weight.widened } else { 0 };
+        let in_f32 = mode == WeightMode::F32;
+        all += if fused || (in_f32 && !weight.stored_wide) { buffer } else { 0 };
+        all += if in_f32 && weight.matrix { weight.f32_bytes } else { 0 };
         together += if fused { buffer } else { 0 };
     }
     (all, together)
@@ -71,7 +71,7 @@ pub(super) struct WeightSize {
     /// Bytes as it is stored.
     pub(super) stored: u64,
     /// Bytes in f32, or as stored if it is no float.
-    pub(super) widened: u64,
+    pub(super) f32_bytes: u64,
     /// True if it is stored so.
     pub(super) stored_wide: bool,
     /// True for what ONNX Runtime packs.
@@ -96,10 +96,12 @@ fn weights_of<'a>(
             let view = engine.weight(name)?;
             let stored = view.data.len() as u64;
             let float = view.dtype.is_float();
-            let widened = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
+            let f32_bytes = if float { stored / view.dtype.size() as u64 * 4 } else { stored };
             let stored_wide = !float || view.dtype == Dtype::F32;
-            weights
-                .insert(&name[..], WeightSize { stored, widened, stored_wide, matrix: float && view.shape.len() == 2 });
+            weights.insert(
+                &name[..],
+                WeightSize { stored, f32_bytes, stored_wide, matrix: float && view.shape.len() == 2 },
+            );
         }
     }
     Ok(weights)

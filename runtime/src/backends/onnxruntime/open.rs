@@ -68,7 +68,7 @@ pub struct OrtEngine {
     limits: Option<RunLimits>,
     any_backend: bool,
     /// Pristine weights in private f32 buffers.
-    widened: HashMap<String, Bytes>,
+    f32_copies: HashMap<String, Bytes>,
     provider: Provider,
     device_weights: Option<Arc<DeviceWeights>>,
 }
@@ -130,7 +130,7 @@ impl OrtEngine {
             memory: options.memory,
             limits: options.limits,
             any_backend: options.ort.any_backend || options.backend.name() == Some(NAME),
-            widened: HashMap::new(),
+            f32_copies: HashMap::new(),
             provider: options.ort.provider,
             device_weights: None,
         };
@@ -190,7 +190,7 @@ impl OrtEngine {
         }
         let before = self.fuse(adapters, cancelled)?;
         self.report.private_bytes = decision.private;
-        self.widened.retain(|name, _| !self.fused.contains_key(name));
+        self.f32_copies.retain(|name, _| !self.fused.contains_key(name));
         Ok(before)
     }
 
@@ -204,13 +204,13 @@ impl OrtEngine {
                 needed += if touched.contains(name) { weight.stored } else { 0 };
                 continue;
             }
-            let there = weight.stored_wide || self.widened.contains_key(name);
-            needed += if touched.contains(name) || !there { weight.widened } else { 0 };
-            packed += if weight.matrix { weight.widened } else { 0 };
+            let there = weight.stored_wide || self.f32_copies.contains_key(name);
+            needed += if touched.contains(name) || !there { weight.f32_bytes } else { 0 };
+            packed += if weight.matrix { weight.f32_bytes } else { 0 };
         }
-        let widened: u64 = self.widened.values().map(|weight| weight.len() as u64).sum();
+        let copied: u64 = self.f32_copies.values().map(|weight| weight.len() as u64).sum();
         let used = (self.pool.held() - self.pool.free()) as u64;
-        Ok((needed + packed, widened + used + packed))
+        Ok((needed + packed, copied + used + packed))
     }
 
     /// Brings the adapters back that [`Self::set_adapters`] replaced. Costs nothing.
@@ -285,7 +285,7 @@ impl OrtEngine {
         if self.provider != Provider::Cpu {
             return Ok(session);
         }
-        Ok(session.with_room(&self.engine, graph, self.report.mode == WeightMode::Stored))
+        Ok(session.with_memory_check(&self.engine, graph, self.report.mode == WeightMode::Stored))
     }
 
     /// As [`Self::session`], of which runs are not held against the memory that there is.
@@ -379,14 +379,14 @@ impl OrtEngine {
     /// The bytes for ONNX Runtime: an override, the map, or a private copy that is widened or aligned.
     fn weight_data(&mut self, name: &str, stored: Dtype, wanted: Dtype, pristine: Bytes) -> Bytes {
         let replaced = self.fused.get(name).or_else(|| self.overrides.get(name));
-        if let Some(data) = replaced.or_else(|| self.widened.get(name)) {
+        if let Some(data) = replaced.or_else(|| self.f32_copies.get(name)) {
             return data.clone();
         }
         if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
             return pristine;
         }
         let data = self::pristine(stored, wanted, pristine);
-        self.widened.insert(name.to_owned(), data.clone());
+        self.f32_copies.insert(name.to_owned(), data.clone());
         data
     }
 }

@@ -36,9 +36,9 @@ fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Resu
     let Some(memory) = machine.into_iter().chain(options.memory).min() else {
         return Ok((WeightMode::F32, "the system does not say how much memory there is".to_owned()));
     };
-    let widened: u64 = graph_weights(engine)?.values().map(|w| w.widened).sum();
+    let in_f32: u64 = graph_weights(engine)?.values().map(|w| w.f32_bytes).sum();
     let mib = |bytes: u64| format!("{} MiB", bytes.div_ceil(1 << 20));
-    let (needed, budget) = (widened.saturating_mul(2), memory / 2);
+    let (needed, budget) = (in_f32.saturating_mul(2), memory / 2);
     let fits = needed <= budget;
     let reason = format!(
         "twice the f32 weights, {}, {} half of the memory that this process may have, {}",
@@ -86,7 +86,7 @@ mod tests {
     fn weights_are_held_by_the_machines_memory_and_not_by_what_is_free() {
         let case = read_tensors(fixture("bf16.safetensors")).unwrap();
         let (engine, _dir) = engine(&part(&case, "weight."), Dtype::Bf16);
-        let total: u64 = graph_weights(&engine).unwrap().values().map(|w| w.widened).sum();
+        let total: u64 = graph_weights(&engine).unwrap().values().map(|w| w.f32_bytes).sum();
         let auto = options(OrtWeights::Auto);
         let mode = |options: &OpenOptions, machine| decided(&engine, options, machine).unwrap().0;
         assert_eq!(mode(&auto, Some(4 * total)), WeightMode::F32);

@@ -67,11 +67,11 @@ impl Backend for OpenVino {
         let run = graph.demand(true, false, shapes, runs);
         // From compilation to the first run OpenVINO has room of its own for every weight that it will be given.
         let inputs = graph.parts().filter_map(|part| part.files.openvino.as_ref()).flat_map(|form| &form.weights);
-        let mut rooms = BTreeMap::new();
+        let mut weights = BTreeMap::new();
         for name in inputs {
-            rooms.insert(name, engine.weight(name)?.data.len() as u64);
+            weights.insert(name, engine.weight(name)?.data.len() as u64);
         }
-        let beyond_run = rooms.into_values().sum::<u64>().saturating_sub(run.activations);
+        let beyond_run = weights.into_values().sum::<u64>().saturating_sub(run.activations);
         Ok(Some(Needs { weights: fused.saturating_add(beyond_run), fused, run }))
     }
 

@@ -185,7 +185,11 @@ impl OpenVinoEngine {
         };
         let hoisted = hoisted.map(|_| Hoisted::new(prologue, timestep_rows));
         let session = GraphSession::new(graph.inputs.clone(), graph.profiles.clone(), main, hoisted);
-        Ok(session.with_device_weights(Some(Arc::clone(&self.device_weights))).with_room(&engine, &graph.name, true))
+        Ok(session.with_device_weights(Some(Arc::clone(&self.device_weights))).with_memory_check(
+            &engine,
+            &graph.name,
+            true,
+        ))
     }
 
     /// Opens a stored graph, without its hoisted graphs.
