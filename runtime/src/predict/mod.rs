@@ -27,6 +27,7 @@ mod kind;
 mod lazy;
 pub mod lofa;
 pub mod mapped;
+mod network;
 mod outputs;
 mod pristine;
 pub mod prompt2effect;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::error::PredictorError;
+use super::super::network::{check_sizes, described};
 use super::super::text::{TextPadding, TextWish};
 use crate::engine::manifest::Manifest;
 
@@ -53,14 +54,7 @@ impl NetworkConfig {
     /// # Errors
     /// [`PredictorError::Config`].
     pub fn read(path: &str, manifest: &Manifest) -> Result<Self, PredictorError> {
-        let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
-        let config: Self =
-            serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
-        if config.kind != KIND {
-            return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
-        }
-        config.check().map_err(fail)?;
-        Ok(config)
+        described((path, manifest), KIND, |config: &Self| &config.kind, Self::check)
     }
 
     /// Checks that the numbers can be of a network.
@@ -79,13 +73,7 @@ impl NetworkConfig {
             ("text_len", self.text_len, 1 << 16),
             ("samples", self.samples.len(), 1 << 16),
         ];
-        match sizes.into_iter().find(|(_, found, most)| *found == 0 || found > most) {
-            Some((name, found, most)) => Err(format!("{name}: expected 1 to {most}, found {found}")),
-            None if !self.hidden_dim.is_multiple_of(self.n_heads) => {
-                Err(format!("hidden_dim {}: expected a multiple of n_heads {}", self.hidden_dim, self.n_heads))
-            }
-            None => Ok(()),
-        }
+        check_sizes(&sizes, self.hidden_dim, self.n_heads)
     }
 
     /// How it reads a prompt.

@@ -25,13 +25,13 @@ use super::inputs::{Input, Inputs};
 use super::intermediates::{Intermediates, Keeping};
 use super::key::{Key, KeyParts};
 use super::kind::{Entry, Predicted, Predictor};
+use super::network::{self, Target, check_targets};
 use super::outputs::{cube, matrix};
 use super::pristine::Pristine;
 use super::text::Text;
 use crate::backends::OpenEngine;
-use crate::components::HYPERNETWORK;
 use crate::engine::Engine;
-use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::manifest::Slot;
 use crate::engine::session::Session;
 use crate::error::Error;
 use crate::events::{Phase, PhaseProgress};
@@ -78,22 +78,14 @@ impl Lofa {
         &self.config
     }
 
-    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
-        let known = slots_by_name(&base.manifest().slots);
-        let open = |sample: &Sample| match known.get(&sample.slot[..]) {
-            Some(slot) => Pristine::open(base, slot),
-            None => Err(self.misfit(sample, "none".to_owned())),
-        };
-        self.config.samples.iter().map(open).collect()
+    fn targets<'s>(&'s self) -> impl Iterator<Item = Target<'s>> {
+        let width = self.config.width;
+        let target = move |sample: &'s Sample| Target { slot: &sample.slot, out_features: width, in_features: width };
+        self.config.samples.iter().map(target)
     }
 
-    fn misfit(&self, sample: &Sample, found: String) -> PredictorError {
-        let width = self.config.width;
-        PredictorError::Backbone {
-            slot: sample.slot.clone(),
-            expected: format!("a linear layer {width} → {width}"),
-            found,
-        }
+    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
+        network::weights(base, self.targets())
     }
 
     /// Layers that one run takes.
@@ -218,27 +210,11 @@ impl Predictor for Lofa {
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
-        let (known, width) = (slots_by_name(slots), self.config.width);
-        for sample in &self.config.samples {
-            let found = match known.get(&sample.slot[..]) {
-                Some(slot) if (slot.out_features, slot.in_features) == (width, width) => continue,
-                Some(slot) => format!("{} → {}", slot.in_features, slot.out_features),
-                None => "none".to_owned(),
-            };
-            return Err(self.misfit(sample, found).into());
-        }
-        Ok(())
+        Ok(check_targets(slots, self.targets())?)
     }
 
     fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
-        let mut parts = KeyParts::new("lofa 1");
-        let (own, base) = (inputs.engine(HYPERNETWORK)?, inputs.base()?);
-        parts.add_engines(&[&own], inputs.options());
-        for weight in self.weights(&base)? {
-            weight.hashes().iter().for_each(|hash| parts.add(hash.as_bytes()));
-        }
-        inputs.text_key(&mut parts)?;
-        Ok(parts.key())
+        network::key("lofa 1", inputs, self.targets())
     }
 
     fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {

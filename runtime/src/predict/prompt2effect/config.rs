@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::super::error::PredictorError;
+use super::super::network::{check_sizes, described};
 use super::super::text::{TextPadding, TextWish};
 use crate::engine::manifest::Manifest;
 
@@ -123,14 +124,7 @@ impl NetworkConfig {
     /// # Errors
     /// [`PredictorError::Config`].
     pub fn read(path: &str, manifest: &Manifest) -> Result<Self, PredictorError> {
-        let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
-        let config: Self =
-            serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
-        if config.kind != KIND {
-            return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
-        }
-        config.check().map_err(fail)?;
-        Ok(config)
+        described((path, manifest), KIND, |config: &Self| &config.kind, Self::check)
     }
 
     /// Checks that the numbers agree with each other.
@@ -149,12 +143,7 @@ impl NetworkConfig {
             ("groups", self.groups.len(), 1 << 12),
             ("layers", self.layers.len(), 1 << 16),
         ];
-        if let Some((name, found, most)) = sizes.into_iter().find(|(_, found, most)| *found == 0 || found > most) {
-            return Err(format!("{name}: expected 1 to {most}, found {found}"));
-        }
-        if !self.hidden_dim.is_multiple_of(self.n_heads) {
-            return Err(format!("hidden_dim {}: expected a multiple of n_heads {}", self.hidden_dim, self.n_heads));
-        }
+        check_sizes(&sizes, self.hidden_dim, self.n_heads)?;
         let extents = self.groups.iter().flat_map(|group| [group.d_out, group.d_in]);
         if let Some(found) = extents.into_iter().find(|extent| !(1..=1 << 20).contains(extent)) {
             return Err(format!("groups: expected extents of 1 to {}, found {found}", 1 << 20));

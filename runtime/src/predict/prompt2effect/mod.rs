@@ -25,12 +25,12 @@ use super::inputs::{Input, Inputs};
 use super::intermediates::Intermediates;
 use super::key::{Key, KeyParts};
 use super::kind::{Entry, Predicted, Predictor};
+use super::network::{self, Target, check_targets};
 use super::outputs::{cube, matrix, shape_defect};
 use super::pristine::Pristine;
 use crate::backends::OpenEngine;
-use crate::components::HYPERNETWORK;
 use crate::engine::Engine;
-use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::manifest::Slot;
 use crate::engine::session::Session;
 use crate::error::Error;
 use crate::events::{Phase, PhaseProgress};
@@ -80,22 +80,15 @@ impl Prompt2Effect {
     }
 
     /// The weights that it reads, in the order of its layers.
-    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
-        let known = slots_by_name(&base.manifest().slots);
-        let open = |layer: &TargetLayer| match known.get(&layer.slot[..]) {
-            Some(slot) => Pristine::open(base, slot),
-            None => Err(self.misfit(layer, "none".to_owned())),
-        };
-        self.config.layers.iter().map(open).collect()
+    fn targets(&self) -> impl Iterator<Item = Target<'_>> {
+        self.config.layers.iter().map(|layer| {
+            let Group { d_out, d_in, .. } = self.config.groups[layer.group];
+            Target { slot: &layer.slot, out_features: d_out, in_features: d_in }
+        })
     }
 
-    fn misfit(&self, layer: &TargetLayer, found: String) -> PredictorError {
-        let Group { d_out, d_in, .. } = self.config.groups[layer.group];
-        PredictorError::Backbone {
-            slot: layer.slot.clone(),
-            expected: format!("a linear layer {d_in} → {d_out}"),
-            found,
-        }
+    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
+        network::weights(base, self.targets())
     }
 
     /// The embeddings of every layer with its type, `[L, d]`.
@@ -273,29 +266,11 @@ impl Predictor for Prompt2Effect {
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
-        let known = slots_by_name(slots);
-        for layer in &self.config.layers {
-            let Group { d_out, d_in, .. } = self.config.groups[layer.group];
-            let found = match known.get(&layer.slot[..]) {
-                Some(slot) if (slot.out_features, slot.in_features) == (d_out, d_in) => continue,
-                Some(slot) => format!("{} → {}", slot.in_features, slot.out_features),
-                None => "none".to_owned(),
-            };
-            return Err(self.misfit(layer, found).into());
-        }
-        Ok(())
+        Ok(check_targets(slots, self.targets())?)
     }
 
     fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
-        let mut parts = KeyParts::new("prompt2effect 1");
-        let (own, base) = (inputs.engine(HYPERNETWORK)?, inputs.base()?);
-        parts.add_engines(&[&own], inputs.options());
-        // The base by the weights that are read: how it is compiled besides changes nothing.
-        for weight in self.weights(&base)? {
-            weight.hashes().iter().for_each(|hash| parts.add(hash.as_bytes()));
-        }
-        inputs.text_key(&mut parts)?;
-        Ok(parts.key())
+        network::key("prompt2effect 1", inputs, self.targets())
     }
 
     fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
