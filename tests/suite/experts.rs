@@ -149,7 +149,12 @@ fn pair_is_what_merging_each_file_into_its_checkpoint_is() {
 #[test]
 fn branches_carry_the_adapters_of_both() {
     let pair = Pair::new();
-    let loras = [with(&pair.high, "@both=0.5"), with(&pair.low, "@low=0.7")];
+    // With biases, norms and tables, which no branch stands beside.
+    let engine = Engine::open(pair.model.path("engines/transformer.engine")).unwrap();
+    let whole = pair.model.path("whole_HighNoise.safetensors");
+    let slots = engine.changeable().iter().filter(|slot| !slot.name.starts_with("patch_embedding"));
+    write_adapter(&whole, &adapter("whole", slots, 2, 7), AdapterFormat::Comfy).unwrap();
+    let loras = [with(&pair.high, "@both=0.5"), with(&pair.low, "@low=0.7"), with(&whole, "=0.2")];
     let (fused, _) = pair.latents(&loras);
     std::fs::remove_dir_all(pair.model.path("engines")).unwrap();
     let (bundle, engines) = (pair.model.path("bundle"), pair.model.path("engines"));
@@ -389,10 +394,14 @@ fn recipe_is_taken_for_what_no_flag_says_and_contradictions_are_said() {
     assert!(taken == asked && !said.contains("sampled with"), "{said}");
     let (other, said) = latents(args!["--steps", "5", "--guidance", "3", "--boundary-ratio", "0.5"]);
     assert!(other != taken);
-    for words in ["5 is asked for, the adapter was made for 3", "guidance 3 is asked for", "boundary 0.5 is asked for"]
+    for words in ["5 is asked for, this adapter was made for 3", "guidance 3 is asked for", "boundary 0.5 is asked for"]
     {
         assert!(said.contains(words), "{said}");
     }
+    // What this model cannot do is left out, and nothing else is taken either.
+    std::fs::write(&beside, r#"{"num_inference_steps": 2, "scheduler": "ddim"}"#).unwrap();
+    let (_, said) = latents(args!["--steps", "3"]);
+    assert!(said.contains("scheduler ddim) is left out") && !said.contains("sampled with"), "{said}");
     std::fs::write(&beside, "{\"steps\": 3}").unwrap();
     let arguments =
         args!["--engine", pair.model.path("engines"), "--lora", &pair.high, "--prompt", "a", "--outputs", &found];

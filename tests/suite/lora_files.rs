@@ -1,7 +1,7 @@
 //! LoRA files as trainers of Wan write them, with full differences of weights, biases, norms and tables: what ComfyUI and LightX2V
 //! make of them, and what becomes of every key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::lora::adapter::{AdapterError, AdapterFormat, Outcome, ReadOptions, read_adapter, write_adapter};
 use v2l_runtime::lora::algebra;
 use v2l_runtime::lora::fuse::{FuseTarget, fuse};
-use v2l_runtime::lora::mode::AdapterMode;
+use v2l_runtime::lora::mode::{AdapterMode, Way};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::support::{Built, assert_close, f32s, fixtures, run};
@@ -182,7 +182,7 @@ fn swaps_of_differences_are_whole_and_bring_the_base_back() {
 }
 
 #[test]
-fn differences_in_bf16_are_rounded_once_and_refused_by_branches() {
+fn differences_in_bf16_are_rounded_once_and_fused_beside_branches() {
     let built = built(&CompileOptions { storage: Some(Dtype::Bf16), lora_rank: Some(64), ..CompileOptions::default() });
     let engine = built.engine("transformer");
     let loaded = read_adapter(&file("diffs_only"), &*engine, &ReadOptions::default()).unwrap();
@@ -205,15 +205,21 @@ fn differences_in_bf16_are_rounded_once_and_refused_by_branches() {
         };
         assert!(bits[..] == rounded[..], "{key}, {}", view.dtype);
     }
-    for (mode, works) in [(AdapterMode::Branch, false), (AdapterMode::Auto, true), (AdapterMode::Fuse, true)] {
+    let fused = |options: &CompileOptions, mode| {
+        let built = self::built(options);
         let options = Options { adapter_mode: mode, ..Options::default() };
         let mut generator = Generator::open(built.engines(), &options).unwrap();
-        let adapter = generator.load_adapter(file("diffs_only"), &ReadOptions::default()).unwrap().adapter;
-        match generator.set_adapters(&[(&adapter, 1.0)]) {
-            Ok(_) => assert!(works, "{mode:?}"),
-            Err(error) => assert!(!works && error.to_string().contains("is no linear layer"), "{mode:?}: {error}"),
-        }
-    }
+        let adapter = generator.load_adapter(file("distill_native"), &ReadOptions::default()).unwrap().adapter;
+        let applied = generator.set_adapters(&[(&adapter, 1.0)]).unwrap();
+        let parameters = built.engine("transformer").parameters().len();
+        (applied.way, generator.directory().fused().slots.len(), applied.slots, parameters)
+    };
+    let bf16 = CompileOptions { storage: Some(Dtype::Bf16), lora_rank: Some(64), ..CompileOptions::default() };
+    assert_eq!(fused(&bf16, AdapterMode::Fuse), (Way::Fuse, 66, 66, 43));
+    // What no branch stands beside is fused there, too; so an engine in 8 bits takes all of the file.
+    assert_eq!(fused(&bf16, AdapterMode::Branch), (Way::Branch, 40, 66, 43));
+    let int8 = CompileOptions { int8: Some(16), lora_rank: Some(64), ..CompileOptions::default() };
+    assert_eq!(fused(&int8, AdapterMode::Auto), (Way::Branch, 40, 66, 43));
 }
 
 /// One key's tensor under another name, or another tensor under its name.
@@ -329,6 +335,15 @@ fn differences_survive_addition_recompression_and_writing_for_comfyui() {
     let again = fuse(&engine, &[(&read(&written), 1.0)], FuseTarget::F32).unwrap();
     let direct = fuse(&engine, &[(&first, 1.0)], FuseTarget::F32).unwrap();
     assert_eq!(again.weights, direct.weights);
+    // Without a layer of the blocks it is still Wan's.
+    let mut tables = first.clone();
+    tables.layers.retain(|name, _| name.contains("scale_shift_table") || name.contains("norm2"));
+    write_adapter(&written, &tables, AdapterFormat::Comfy).unwrap();
+    let keys: BTreeSet<String> = read_tensors(&written).unwrap().into_keys().collect();
+    let names = ["blocks.0.modulation.diff", "blocks.0.norm3.diff", "blocks.0.norm3.diff_b", "head.modulation.diff"];
+    assert!(names.iter().all(|name| keys.contains(&format!("diffusion_model.{name}"))), "{keys:?}");
+    assert!(keys.iter().all(|key| !key.contains("norm2") && !key.contains("scale_shift_table")), "{keys:?}");
+    write_adapter(&scratch.path("tables"), &tables, AdapterFormat::Peft).unwrap_err();
     let refused = write_adapter(&scratch.path("peft"), &first, AdapterFormat::Peft).unwrap_err().to_string();
     assert!(refused.contains("is no linear layer") && refused.contains("comfy"), "{refused}");
 }

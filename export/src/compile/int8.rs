@@ -17,8 +17,9 @@ pub(crate) struct Int8 {
 }
 
 impl Int8 {
-    /// The matrices that every one of the graphs that reads them can take in 8 bits, of `block` inputs to a scale.
-    pub(crate) fn new<'a>(block: usize, models: impl Iterator<Item = &'a (String, Model)>) -> Self {
+    /// The matrices that every one of the graphs that reads them can take in 8 bits, of `block` inputs to a scale. Where there are slots, they are
+    /// those of slots: what adapters change by full differences stays as it is.
+    pub(crate) fn new<'a>(block: usize, slots: &[Slot], models: impl Iterator<Item = &'a (String, Model)>) -> Self {
         let (mut fits, mut unfit) = (Vec::new(), HashSet::new());
         let mut seen = HashSet::new();
         for (_, model) in models {
@@ -27,7 +28,8 @@ impl Int8 {
             unfit.extend(model.graph.initializers.keys().filter(|name| !good.contains(name)).cloned());
             fits.extend(names.iter().filter(|name| seen.insert((*name).clone())).cloned());
         }
-        fits.retain(|name| !unfit.contains(name));
+        let of_slots: HashSet<&String> = slots.iter().map(|slot| &slot.tensor).collect();
+        fits.retain(|name| !unfit.contains(name) && (slots.is_empty() || of_slots.contains(name)));
         Self { block, names: fits }
     }
 

@@ -38,8 +38,9 @@ impl Typed {
             progress(Progress::Calibrating { name: component });
         }
         let precision = precision_options(models, options, target);
-        let mut int8 =
-            int8_block.map_or_else(Int8::default, |block| Int8::new(block, models.iter().chain(&slotted.branches)));
+        let mut int8 = int8_block.map_or_else(Int8::default, |block| {
+            Int8::new(block, &slotted.slots, models.iter().chain(&slotted.branches))
+        });
         let int8_report = match int8.is_used() {
             true => Some(int8.fit(component, models, &precision)?),
             false => None,

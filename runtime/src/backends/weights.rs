@@ -40,7 +40,7 @@ pub(super) fn weight_bytes(
 ) -> Result<(u64, u64), EngineError> {
     let weights = weights_of(engine, graph.parts())?;
     let (touched, laid_out) = match fused {
-        Fused::All => (engine.manifest().slots.iter().map(|slot| slot.tensor.clone()).collect(), 0),
+        Fused::All => (engine.changeable().iter().map(|slot| slot.tensor.clone()).collect(), 0),
         Fused::These(adapters) => {
             let adapters = || adapters.iter().map(|(adapter, _)| adapter);
             (fuse::touched_tensors(engine, adapters()), fuse::packed_bytes(engine, adapters()))

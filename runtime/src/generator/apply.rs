@@ -1,12 +1,15 @@
 //! Adapters, applied: fused or in branches, whole or not at all.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
+
+use indexmap::IndexMap;
 
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
 use crate::components::{StepGraph, TRANSFORMER, TRANSFORMER_2};
 use crate::directory::DirectoryError;
 use crate::error::{Classified, Error, ErrorClass};
-use crate::lora::adapter::{Adapter, changes};
+use crate::lora::adapter::{Adapter, changes, of_second};
 use crate::lora::fuse::{CancelCheck, FuseReport};
 
 /// What became of a set of adapters.
@@ -85,14 +88,45 @@ impl Generator {
         reason: String,
         cancelled: CancelCheck<'_>,
     ) -> Result<Applied, DirectoryError> {
-        let step = self.directory.branch_step(adapters)?;
-        if !self.none_fused() {
-            self.directory.set_adapters(Vec::new(), cancelled)?;
+        let (layers, parameters) = self.parted(adapters)?;
+        let borrowed: Vec<(&Adapter, f32)> = layers.iter().map(|(adapter, strength)| (&**adapter, *strength)).collect();
+        let step = self.directory.branch_step(&borrowed)?;
+        let reason = match parameters.is_empty() {
+            true => reason,
+            false => format!("{reason}; biases, norms and tables are fused"),
+        };
+        if !parameters.is_empty() || !self.none_fused() {
+            self.directory.set_adapters(parameters, cancelled)?;
         }
         self.step = Some(step);
         let slots: HashSet<&String> = adapters.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
         let slots = slots.len();
         Ok(Applied { way: Way::Branch, reason, fused: None, slots, fell_back: false, warning: None })
+    }
+
+    /// Adapters in two: what changes linear layers, and what changes parameters, which no branch stands beside.
+    fn parted<'a>(&mut self, adapters: &[(&'a Adapter, f32)]) -> Result<Parted<'a>, DirectoryError> {
+        let mut names: HashSet<String> = HashSet::new();
+        for (component, second) in [(TRANSFORMER, false), (TRANSFORMER_2, true)] {
+            if self.directory.has(component) {
+                let engine = self.directory.engine(component)?;
+                let own = engine.parameters().iter().map(|parameter| &parameter.name);
+                names.extend(own.map(|name| if second { of_second(name) } else { name.clone() }));
+            }
+        }
+        let (mut layers, mut parameters) = (Vec::with_capacity(adapters.len()), Vec::new());
+        for &(adapter, strength) in adapters {
+            if !adapter.layers.keys().any(|name| names.contains(name)) {
+                layers.push((Cow::Borrowed(adapter), strength));
+                continue;
+            }
+            let (fused, beside) =
+                adapter.layers.clone().into_iter().partition::<IndexMap<_, _>, _>(|(name, _)| names.contains(name));
+            let part = |layers| Adapter { name: adapter.name.clone(), layers };
+            parameters.push((part(fused), strength));
+            layers.push((Cow::Owned(part(beside)), strength));
+        }
+        Ok((layers, parameters))
     }
 
     /// Fuses adapters, `or_beside` applies them in branches where that serves them better.
@@ -148,6 +182,9 @@ impl Applied {
         Self { way: Way::Fuse, reason, fused: Some(fused), slots, fell_back: false, warning: None }
     }
 }
+
+/// What goes into branches, and what is fused.
+type Parted<'a> = (Vec<(Cow<'a, Adapter>, f32)>, Vec<(Adapter, f32)>);
 
 /// Which of two transformers some adapters change, if it is one alone.
 fn changed(adapters: &[(&Adapter, f32)]) -> Option<&'static str> {

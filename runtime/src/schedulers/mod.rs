@@ -85,6 +85,12 @@ pub fn check_kind(value: &serde_json::Value, kind: Kind) -> Result<(), Scheduler
     }
 }
 
+/// True if two names, of samplers or of diffusers' classes, are of one scheduler.
+pub fn same_sampler(one: &str, other: &str) -> bool {
+    let class = |name: &str| CLASSES.iter().find(|class| class.sampler == name || class.names.contains(&name));
+    one == other || class(one).zip(class(other)).is_some_and(|(one, other)| one.sampler == other.sampler)
+}
+
 /// The names of all samplers.
 pub fn samplers() -> impl Iterator<Item = &'static str> {
     CLASSES.iter().map(|class| class.sampler)

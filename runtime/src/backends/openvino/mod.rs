@@ -1,7 +1,8 @@
 //! OpenVINO: on CPUs, in bfloat16 where they have it.
 //!
 //! It runs the graphs that the compiler stores for it (`v2l-compile --backend openvino`). Their matrices are inputs: pristine weights are read
-//! where the engine is mapped, fused ones where they were fused, and no session is opened again for other adapters.
+//! where the engine is mapped, fused ones where they were fused, and no session is opened again for other adapters of linear
+//! layers. Vectors lie in the graphs.
 
 #[cfg(feature = "openvino")]
 mod backend;

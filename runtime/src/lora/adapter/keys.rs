@@ -183,6 +183,10 @@ fn other(key: &str) -> Option<&'static str> {
 
 /// `<module>.lora_A.<adapter>.weight`: PEFT's names in a model that holds adapters by name, `default` unless said otherwise.
 fn named(key: &str) -> Option<(&str, &'static str, KeyPart)> {
+    if let Some((rest, adapter)) = key.strip_suffix(".bias").and_then(|rest| rest.rsplit_once('.')) {
+        let rest = rest.strip_suffix(".lora_B").filter(|_| !adapter.is_empty())?;
+        return Some((rest, ".lora_B", KeyPart::BiasDifference));
+    }
     let (rest, adapter) = key.strip_suffix(".weight")?.rsplit_once('.')?;
     let part = |suffix, part| Some((rest.strip_suffix(suffix)?, suffix, part));
     part(".lora_A", KeyPart::Down).or_else(|| part(".lora_B", KeyPart::Up)).filter(|_| !adapter.is_empty())

@@ -326,12 +326,7 @@ fn update(
     let rows = pieces.iter().map(|piece| piece.rows).sum::<usize>();
     let columns = pieces.first().map_or(0, |piece| piece.slot.in_features);
     if values.dim() != (rows, columns) {
-        return Err(mismatch(
-            file,
-            &key,
-            &format!("[{rows}, {columns}], or as many values in that order"),
-            format!("{:?}", values.shape()),
-        ));
+        return Err(mismatch(file, &key, &format!("[{rows}, {columns}]"), format!("{:?}", values.shape())));
     }
     let whole = LowRank::difference(values);
     if parts.down.is_none() && parts.up.is_none() {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::AdapterError;
-use super::parts::locate;
+use super::parts::{locate, name_of};
 use crate::io::weights::{WeightError, WeightFile};
 
 /// The header's entry that holds a recipe as JSON.
@@ -110,9 +110,9 @@ impl Recipe {
     }
 }
 
-/// Distillations of Wan by what their files are called: any of these words, letters and digits alone, lower case.
+/// Distillations of Wan by what their files are called: all words of any of these lists, letters and digits alone, lower case.
 struct Known {
-    words: &'static [&'static str],
+    words: &'static [&'static [&'static str]],
     of: &'static str,
     steps: usize,
     shift: Option<f64>,
@@ -122,15 +122,23 @@ struct Known {
 /// Recipes of LightX2V's configurations and of Wan2GP's profiles. All were distilled without guidance.
 const KNOWN: [Known; 4] = [
     Known {
-        words: &["lightx2v", "lightning", "cfgstepdistill", "stepdistill"],
+        // The second word tells a distillation from an effect of that name.
+        words: &[
+            &["lightx2v"],
+            &["stepdistill"],
+            &["lightning", "step"],
+            &["lightning", "seko"],
+            &["wan22lightning"],
+            &["wan21lightning"],
+        ],
         of: "LightX2V",
         steps: 4,
         shift: Some(5.0),
         scheduler: Some("euler_simple"),
     },
-    Known { words: &["fastwan"], of: "FastWan", steps: 3, shift: Some(3.0), scheduler: None },
-    Known { words: &["fusionx", "fusionix"], of: "FusionX", steps: 10, shift: Some(2.0), scheduler: None },
-    Known { words: &["causvid"], of: "CausVid", steps: 9, shift: None, scheduler: None },
+    Known { words: &[&["fastwan"]], of: "FastWan", steps: 3, shift: Some(3.0), scheduler: None },
+    Known { words: &[&["fusionx"], &["fusionix"]], of: "FusionX", steps: 10, shift: Some(2.0), scheduler: None },
+    Known { words: &[&["causvid"]], of: "CausVid", steps: 9, shift: None, scheduler: None },
 ];
 
 /// The recipe of an adapter's file: the header's entry `v2l.recipe`, else a file `<name>.recipe.json` beside it, else, for Wan's transformers,
@@ -157,13 +165,13 @@ pub fn recipe_of(path: &Path) -> Result<Option<FoundRecipe>, AdapterError> {
         File::open(&beside).map_err(io)?.take(LONGEST).read_to_string(&mut text).map_err(io)?;
         return Ok(Some(FoundRecipe { recipe: read(&beside, &text)?, source: RecipeSource::Beside(beside) }));
     }
-    let name = path.file_stem().map(|stem| stem.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let name: String = name.chars().filter(|c| c.is_alphanumeric()).collect();
-    let known = KNOWN.iter().find(|known| known.words.iter().any(|word| name.contains(word)));
+    let name: String = name_of(&path).to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
+    let called = |words: &&[&str]| words.iter().all(|word| name.contains(word));
+    let known = KNOWN.iter().find(|known| known.words.iter().any(called));
     let known = known.filter(|_| file.names().iter().any(|key| is_wan_key(key)));
     Ok(known.map(|known| {
         let recipe = Recipe {
-            num_inference_steps: Some(known.steps),
+            num_inference_steps: Some(steps_in(&name).unwrap_or(known.steps)),
             scheduler: known.scheduler.map(str::to_owned),
             shift: known.shift,
             guidance_scale: Some(1.0),
@@ -171,6 +179,13 @@ pub fn recipe_of(path: &Path) -> Result<Option<FoundRecipe>, AdapterError> {
         };
         FoundRecipe { recipe, source: RecipeSource::Known(known.of) }
     }))
+}
+
+/// The number before `step` in a name of letters and digits, of at most two digits.
+fn steps_in(name: &str) -> Option<usize> {
+    let before = name.split_once("step")?.0;
+    let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
+    (1..=2).contains(&digits).then(|| before[before.len() - digits..].parse().ok()).flatten().filter(|&steps| steps > 0)
 }
 
 /// True for a key of a layer of Wan's transformers, under their own names or diffusers'.
@@ -218,8 +233,18 @@ mod tests {
             let error = recipe_of(&path).unwrap_err().to_string();
             assert!(error.contains("recipe: ") && error.contains(word), "{error}");
         }
+        // An effect that is called like a distillation is none, steps are read from the name, and a folder's name counts.
+        let named = |name: &str| {
+            let path = folder.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            write(&path, key, &[]);
+            recipe_of(&path).unwrap().and_then(|found| found.recipe.num_inference_steps)
+        };
+        assert_eq!(named("ice_and_lightning_storm.safetensors"), None);
+        assert_eq!(named("Wan2.2-Lightning_T2V-A14B-8steps.safetensors"), Some(8));
+        assert_eq!(named("wan_lightx2v/pytorch_lora_weights.safetensors"), Some(4));
         // The name of another model's file says nothing.
-        let other = folder.path().join("cogvideox_lightning.safetensors");
+        let other = folder.path().join("cogvideox_lightning_4steps.safetensors");
         write(&other, "transformer_blocks.0.attn1.to_q.lora_A.weight", &[]);
         assert_eq!(recipe_of(&other).unwrap(), None);
     }

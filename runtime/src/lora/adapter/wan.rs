@@ -33,6 +33,14 @@ pub(super) fn is_wan<'a>(mut names: impl Iterator<Item = &'a str>) -> bool {
     names.any(|name| block_layer(name).is_some())
 }
 
+/// True if a name can only be of a Wan transformer: of a layer, norm or table of its blocks, or of its own modules around them.
+pub(super) fn is_own(name: &str) -> bool {
+    let in_block = name.starts_with("blocks.") && native_parameter(name).is_some();
+    let around =
+        name.starts_with("condition_embedder.") && (native(name).is_some() || native_parameter(name).is_some());
+    block_layer(name).is_some() || in_block || around || name == "scale_shift_table"
+}
+
 /// Wan's own name of a layer of a Wan transformer, given diffusers' name.
 pub(super) fn native(name: &str) -> Option<String> {
     if let Some((block, layer)) = block_layer(name) {

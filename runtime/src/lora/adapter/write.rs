@@ -41,18 +41,25 @@ pub fn write_adapter_with(
     check_destination(path, format)?;
     let unwritable = |reason: String| AdapterError::Unwritable { path: path.to_owned(), reason };
     if format != AdapterFormat::Diffusers && adapter.layers.keys().any(|slot| experts::is_second(slot)) {
-        return Err(unwritable("it changes `transformer_2`, which only the form diffusers names".to_owned()));
+        let reason = "it changes `transformer_2`, which only the form diffusers names; or write what is for each transformer into a file of its own";
+        return Err(unwritable(reason.to_owned()));
     }
-    let wan = wan::is_wan(adapter.layers.keys().map(String::as_str));
+    let wan = adapter.layers.keys().any(|name| wan::is_own(experts::slot_of(name)));
     let mut tensors = NamedTensors::new();
     let mut spelled: Map<String, Value> = Map::new();
     for (slot, update) in &adapter.layers {
         if let Some(parameter) = Parameter::of(experts::slot_of(slot), wan) {
-            let reason = || {
-                format!(
+            let reason = || match experts::is_second(slot) || adapter.layers.keys().any(|slot| experts::is_second(slot))
+            {
+                true => format!(
+                    "`{slot}` is no linear layer: {} has no form for what changes it, and no other form names two transformers; write \
+                     what is for each into a file of its own, in comfy",
+                    format.name()
+                ),
+                false => format!(
                     "`{slot}` is no linear layer, and {} has no form for what changes it; use comfy or kohya",
                     format.name()
-                )
+                ),
             };
             let prefix = match format {
                 AdapterFormat::Comfy => "diffusion_model.",
@@ -164,7 +171,10 @@ impl Parameter {
                 let is_norm = native.is_some() || module.rsplit('.').next().is_some_and(|last| last.contains("norm"));
                 is_norm.then(|| Self { module: module.to_owned(), part: Some("diff"), table: false })
             }
-            None => native.map(|module| Self { module, part: Some("diff"), table: true }),
+            None if name.ends_with("scale_shift_table") || native.is_some() => {
+                Some(Self { module: own, part: Some("diff"), table: true })
+            }
+            None => None,
         }
     }
 
