@@ -76,7 +76,7 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/openvino/src/request.rs",
     "runtime/openvino/tests/openvino/runs.rs",
     "runtime/src/backends/onnxruntime/bounded.rs",
-    "runtime/src/backends/onnxruntime/part.rs",
+    "runtime/src/backends/onnxruntime/opened_graph.rs",
     "runtime/src/backends/onnxruntime/value.rs",
     "runtime/src/backends/onnxruntime/weighted.rs",
     "runtime/src/backends/tensorrt/device.rs",
