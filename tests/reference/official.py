@@ -12,7 +12,8 @@ packages that they import and this script does not reach (torchvision, timm, the
   `outputs.safetensors`: `pred_weights` [1,N,a+b], `sample_base`, `sample_lora` (LoRA modules in place), and ΔW [out,in]
   of some layers at the applied strength, `dW::<layer>`. The metadata has the order of the layers.
 - `open_fun_vae/`: `AutoencoderKLCogVideoX` as VideoX-Fun runs it: `moments_*` (mean and logvar of pixels) and `decoded_*`
-  (pixels of latents), `untiled` and `tiled` (tiles of half the sample size, overlap 1/6 and 1/5). No scaling factor.
+  (pixels of latents), `untiled` and `tiled` (tiles of half the sample size, overlap 1/6 and 1/5; of
+  `decoded_tiled` frames 0, 3, 4 and 8). No scaling factor.
 """
 
 import argparse
@@ -164,6 +165,8 @@ def vae_case(modules, folder: Path) -> None:
             vae.enable_tiling()
         outputs[f"moments_{form}"] = vae.encode(inputs[f"pixels_{form}"]).latent_dist.parameters
         outputs[f"decoded_{form}"] = vae.decode(inputs[f"latents_{form}"]).sample
+    # Of the large one some frames of every chunk.
+    outputs["decoded_tiled"] = outputs["decoded_tiled"][:, :, [0, 3, 4, 8]]
     save_tensors(folder / "outputs.safetensors", outputs)
 
 

@@ -214,7 +214,8 @@ def check_against_official():
     torch.testing.assert_close(decoded, outputs["decoded_untiled"], atol=2e-5, rtol=0)
     torch.testing.assert_close(moments, outputs["moments_untiled"], atol=2e-5, rtol=0)
     vae.enable_tiling()
-    torch.testing.assert_close(fun_decode(vae, inputs["latents_tiled"]), outputs["decoded_tiled"], atol=2e-5, rtol=0)
+    tiled = fun_decode(vae, inputs["latents_tiled"])[:, :, [0, 3, 4, 8]]
+    torch.testing.assert_close(tiled, outputs["decoded_tiled"], atol=2e-5, rtol=0)
 
 
 def main():
