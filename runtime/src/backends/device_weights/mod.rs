@@ -162,6 +162,7 @@ impl DeviceWeights {
     }
 
     /// Leaves what is not held to whoever keeps the graphs that it lies in, in place of refusing adapters for it.
+    #[cfg(feature = "openvino")]
     pub(super) fn beside_graphs(self) -> Self {
         Self { beside_graphs: true, ..self }
     }
