@@ -233,6 +233,9 @@ fn tell(coverage: &Coverage) {
     if let Some(example) = example {
         log(V2L_LOG_WARNING, &format!("{file}: {ignored} keys change nothing, for example {example}"));
     }
+    for note in &coverage.notes {
+        log(V2L_LOG_WARNING, &format!("{file}: {note}"));
+    }
 }
 
 /// Frees the handle; sessions and pipelines keep what they apply. NULL does nothing.

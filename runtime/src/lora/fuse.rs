@@ -293,9 +293,9 @@ pub(crate) fn by_tensor<'a>(
     adapters: &[(&'a Adapter, f32)],
 ) -> Result<IndexMap<&'a str, Vec<SlotTerms<'a>>>, FuseError> {
     let mut terms = resolve(base, adapters)?;
-    let quantized = |name: &str| base.slots().iter().any(|slot| slot.name == name && slot.quantized.is_some());
-    if let Some(slot) = terms.keys().find(|name| quantized(name)) {
-        return Err(FuseError::Quantized { slot: (*slot).to_owned() });
+    let quantized = |slot: &&Slot| slot.quantized.is_some() && terms.contains_key(&slot.name[..]);
+    if let Some(slot) = base.slots().iter().find(quantized) {
+        return Err(FuseError::Quantized { slot: slot.name.clone() });
     }
     let mut by_tensor: IndexMap<&str, Vec<SlotTerms<'_>>> = IndexMap::new();
     for slot in base.slots() {

@@ -22,6 +22,11 @@ pub(super) enum KeyPart {
 }
 
 impl KeyPart {
+    /// True for what changes the weight that its module is called by, and not the bias or table beside it.
+    pub(super) const fn is_of_weight(self) -> bool {
+        !matches!(self, Self::BiasDifference | Self::ModulationDifference)
+    }
+
     /// True for what is added to a whole tensor.
     pub(super) const fn is_difference(self) -> bool {
         matches!(self, Self::Difference | Self::BiasDifference | Self::ModulationDifference)

@@ -178,26 +178,24 @@ impl<'a> SlotNames<'a> {
 
     /// What a part of a file's module stands for, or why there is nothing.
     pub(super) fn find(&self, format: AdapterFormat, module: &str, part: KeyPart) -> Result<Target<'a>, String> {
-        let what = match part {
-            KeyPart::BiasDifference => "bias",
-            KeyPart::ModulationDifference => "modulation table",
-            KeyPart::Down | KeyPart::Up | KeyPart::Alpha | KeyPart::Difference => "slot",
-        };
-        let layer = match (what, format.underscores()) {
-            ("slot", true) => self.underscored.get(module).cloned(),
-            ("slot", false) => self.dotted.get(module).cloned().map(Some),
-            _ => None,
+        let layer = match (part.is_of_weight(), format.underscores()) {
+            (true, true) => self.underscored.get(module).cloned(),
+            (true, false) => self.dotted.get(module).cloned().map(Some),
+            (false, _) => None,
         };
         match layer {
             Some(Some(target)) => return Ok(target),
             Some(None) => return Err(format!("`{module}` may be one of several slots")),
             None => {}
         }
-        match self.parameters.find(format.underscores(), module, part) {
-            Some(parameter) => Ok(Target::Whole(parameter)),
-            None if what == "slot" => Err(format!("no slot `{module}`")),
-            None => Err(format!("the model has no {what} of `{module}` that adapters may change")),
-        }
+        let parameter = self.parameters.find(format.underscores(), module, part);
+        parameter.map(Target::Whole).ok_or_else(|| match part {
+            KeyPart::BiasDifference => format!("the model has no bias of `{module}` that adapters may change"),
+            KeyPart::ModulationDifference => {
+                format!("the model has no modulation table of `{module}` that adapters may change")
+            }
+            _ => format!("no slot `{module}`"),
+        })
     }
 
     /// What a file's key stands for, `stem` being all before its part and `module` what its form makes of that; with the form

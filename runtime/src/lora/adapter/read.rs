@@ -218,8 +218,7 @@ impl<'a> Reader<'a> {
             }
         };
         // What is written there is whose weight it is.
-        let of_weight = !matches!(part, KeyPart::BiasDifference | KeyPart::ModulationDifference);
-        let written = self.written.get(stem).filter(|_| of_weight).and_then(|slot| self.names.exact(slot));
+        let written = self.written.get(stem).filter(|_| part.is_of_weight()).and_then(|slot| self.names.exact(slot));
         let resolved = match written {
             Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
             None => self.names.resolve((format, &module), stem, part),

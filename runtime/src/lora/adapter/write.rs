@@ -73,7 +73,9 @@ pub fn write_adapter_with(
                 if !values.iter().all(|value| value.is_finite()) {
                     return Err(unwritable(format!("{part} of `{slot}` holds NaN or infinity")));
                 }
-                tensors.insert(key, Tensor::F32(values));
+                if tensors.insert(key.clone(), Tensor::F32(values)).is_some() {
+                    return Err(unwritable(format!("two parameters would share the key `{key}`; use comfy")));
+                }
             }
             continue;
         }
