@@ -7,6 +7,7 @@ use serde_json::json;
 use v2l_cli::{AdapterArg, Failure, Output, shown};
 use v2l_runtime::components::{TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::generator::{Applied, Generator};
+use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::{
     self, Adapter, AdapterError, AdapterFormat, Coverage, Experts, Layers, Outcome, Placed, ReadOptions, parts_for,
 };
@@ -135,6 +136,26 @@ pub(crate) fn compose(
     Ok(found)
 }
 
+/// [`compose`] for adapters of which none but with `--compose add` may have two strengths.
+pub(crate) fn compose_guided(
+    adapters: Vec<(Adapter, Strength)>,
+    how: Compose,
+    output: &mut Output,
+) -> anyhow::Result<Vec<(Adapter, Strength)>> {
+    if how == Compose::Add {
+        return Ok(adapters);
+    }
+    if let Some((adapter, strength)) = adapters.iter().find(|(_, strength)| !strength.is_even()) {
+        return Err(Failure::usage(format!(
+            "adapter `{}` has strength {} for the prompt and {} for the negative prompt, and only --compose add takes two; use that, \
+             or give both the same strength",
+            adapter.name, strength.cond, strength.uncond
+        )));
+    }
+    let even = adapters.into_iter().map(|(adapter, strength)| (adapter, strength.cond)).collect();
+    Ok(compose(even, how, output)?.into_iter().map(|(adapter, strength)| (adapter, strength.into())).collect())
+}
+
 /// Says what became of a file's keys.
 fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
     let (applied, ignored, _) = coverage.counts();
@@ -156,9 +177,18 @@ fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
 }
 
 /// Sets a generator's adapters, and says how they are applied.
-pub(crate) fn apply(generator: &mut Generator, adapters: &[(Adapter, f32)], output: &mut Output) -> anyhow::Result<()> {
-    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let applied = generator.set_adapters_unless(&borrowed, Some(&v2l_cli::interrupted))?;
+pub(crate) fn apply(
+    generator: &mut Generator,
+    adapters: &[(Adapter, Strength)],
+    output: &mut Output,
+) -> anyhow::Result<()> {
+    let borrowed: Vec<(&Adapter, Strength)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    let applied = generator.set_guided_adapters(&borrowed, Some(&v2l_cli::interrupted))?;
+    if let Some((_, strength)) = adapters.iter().find(|(_, strength)| !strength.is_even()) {
+        let Strength { cond, uncond } = strength;
+        output.event("guided", json!({ "cond": cond, "uncond": uncond }));
+        output.note(&format!("the prompt sees an adapter at strength {cond}, the negative prompt at {uncond}"));
+    }
     let Applied { way, reason, fused, fell_back, warning, .. } = &applied;
     if !adapters.is_empty() || fused.is_none() {
         output.event("fuse_mode", json!({ "mode": way, "reason": reason }));

@@ -10,6 +10,7 @@ use v2l_runtime::decisions::Decisions;
 use v2l_runtime::events::{Event, Observer, Phase};
 use v2l_runtime::generator::{Generator, PredictOptions};
 use v2l_runtime::io::weights::{WeightError, write_tensors};
+use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::media::clip::{Clip, read_frames, write_frames};
 use v2l_runtime::media::video::{Frames, write_contact_sheet};
@@ -102,7 +103,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     say_memory(&generator.estimate(&request, expected)?, output);
     generator.check_memory(&request, expected)?;
     let (adapters, reference) = adapters_of(args, &mut generator, request.image.as_ref(), output)?;
-    let adapters = adapters::compose(adapters, args.compose, output)?;
+    let adapters = adapters::compose_guided(adapters, args.compose, output)?;
     let mut compared: Vec<Frames> = reference.into_iter().collect();
     if args.contact_sheet.is_some() && !adapters.is_empty() {
         output.event("video_of", json!({ "what": "base" }));
@@ -211,7 +212,7 @@ fn read_embeddings(path: &Path) -> anyhow::Result<(Embedded, Embedded)> {
 }
 
 /// Adapters with their strengths.
-type Adapters = Vec<(Adapter, f32)>;
+type Adapters = Vec<(Adapter, Strength)>;
 
 /// Every adapter that the flags name, and the frames of the reference, if there is one.
 fn adapters_of(
@@ -224,15 +225,17 @@ fn adapters_of(
         generator.open_predictor()?;
     }
     let engine = generator.directory().engine(TRANSFORMER)?;
-    let mut adapters = adapters::load(&args.lora, args.allow_partial, generator, output)?;
-    if let Some(predicted) = predictor::predict(args, Some(&engine), output)? {
-        adapters.push((predicted, args.strength));
+    let loaded = adapters::load(&args.lora, args.allow_partial, generator, output)?;
+    let mut adapters: Adapters =
+        loaded.into_iter().map(|(adapter, strength)| (adapter, Strength::from(strength))).collect();
+    if let Some((predicted, strength)) = predictor::predict(args, Some(&engine), output)? {
+        adapters.push((predicted, strength.times(args.strength)));
     }
     if let Some(predicted) = effect::predict(args, generator, output)? {
-        adapters.push((predicted, args.strength));
+        adapters.push((predicted, args.strength.into()));
     }
     let Some((predicted, reference)) = predict(args, generator, image, output)? else { return Ok((adapters, None)) };
-    adapters.push((predicted, args.strength));
+    adapters.push((predicted, args.strength.into()));
     Ok((adapters, Some(reference)))
 }
 

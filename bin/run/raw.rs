@@ -51,7 +51,8 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
             adapters::load_for(&args.lora, layers, args.allow_partial, other.as_mut(), output)?
         }
     };
-    fused.extend(crate::predictor::predict(args, Some(&engine), output)?.map(|adapter| (adapter, args.strength)));
+    let predicted = crate::predictor::even(crate::predictor::predict(args, Some(&engine), output)?)?;
+    fused.extend(predicted.map(|adapter| (adapter, args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();

@@ -40,6 +40,15 @@ pub trait Components {
     /// [`ComponentError`] if there is no such graph, or it cannot be opened.
     fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError>;
 
+    /// The session that predicts for the negative prompt alone: over weights of its own, where adapters are fused for that, and otherwise
+    /// over the same weights.
+    ///
+    /// # Errors
+    /// As [`Self::session`]; also where there is one set of weights and one session alone.
+    fn negative_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        Err(ComponentError::OneSession { component: component.to_owned(), graph: graph.to_owned() })
+    }
+
     /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what hoisted graphs keep,
     /// whether adapters will be fused into every layer that has a slot, and whether weights are then held as stored instead of as
     /// they would be. `None` if nobody knows.
@@ -107,11 +116,24 @@ pub struct StepGraph {
     pub inputs: NamedTensors,
     /// Further inputs of the same graph of the model's second transformer.
     pub second: NamedTensors,
+    /// How the negative prompt is predicted for, where it sees other adapters.
+    pub negative: Option<Box<NegativeStep>>,
+}
+
+/// The step for the negative prompt, where adapters have another strength there. It is the same graph.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct NegativeStep {
+    /// Its further inputs.
+    pub inputs: NamedTensors,
+    /// Its further inputs for the model's second transformer.
+    pub second: NamedTensors,
+    /// True if it has weights of its own, into which other adapters are fused.
+    pub own_weights: bool,
 }
 
 impl Default for StepGraph {
     fn default() -> Self {
-        Self { graph: "step".to_owned(), inputs: NamedTensors::new(), second: NamedTensors::new() }
+        Self { graph: "step".to_owned(), inputs: NamedTensors::new(), second: NamedTensors::new(), negative: None }
     }
 }
 
@@ -119,6 +141,15 @@ impl StepGraph {
     /// The further inputs of a transformer.
     pub fn inputs_of(&self, component: &str) -> &NamedTensors {
         if component == TRANSFORMER_2 { &self.second } else { &self.inputs }
+    }
+
+    /// The further inputs of a transformer for the negative prompt alone.
+    pub fn negative_inputs_of(&self, component: &str) -> &NamedTensors {
+        match &self.negative {
+            Some(negative) if component == TRANSFORMER_2 => &negative.second,
+            Some(negative) => &negative.inputs,
+            None => self.inputs_of(component),
+        }
     }
 }
 
@@ -147,6 +178,17 @@ pub enum ComponentError {
         /// What there is.
         available: String,
     },
+    /// Prompt and negative prompt would need a session each.
+    #[error(
+        "`{component}`, graph `{graph}`: one session is open for both prompts, and adapters of other strength for the negative \
+         prompt need a second one; open the model as an engine directory"
+    )]
+    OneSession {
+        /// The component.
+        component: String,
+        /// The graph.
+        graph: String,
+    },
     /// It is there but cannot be opened.
     #[error("opening `{component}`, graph `{graph}`: {source}")]
     Open {
@@ -163,6 +205,7 @@ impl Classified for ComponentError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Missing { .. } => ErrorClass::BadModel,
+            Self::OneSession { .. } => ErrorClass::Unsupported,
             Self::Open { source, .. } => source.class(),
         }
     }

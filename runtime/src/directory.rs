@@ -1,6 +1,7 @@
 //! An engine directory: `pipeline.json`, the tokenizer, and one engine per component, opened when it is needed.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,7 +22,6 @@ use crate::lora::fuse::{CancelCheck, FuseError, FuseReport};
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
-use crate::tensor::NamedTensors;
 
 /// Why an engine directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -82,10 +82,14 @@ pub struct EngineDirectory {
     config: PipelineConfig,
     options: OpenOptions,
     adapters: [FusedAdapters; 2],
+    /// What is fused for the negative prompt, where that is something else.
+    negative: Option<[FusedAdapters; 2]>,
     /// What fusing them did.
     fused: FuseReport,
     engines: HashMap<String, Arc<Engine>>,
     open: HashMap<String, OpenComponent>,
+    /// Transformers with weights of their own for the negative prompt.
+    negative_open: HashMap<String, OpenComponent>,
     /// Component and graph → bytes that its runs were last said to compute with.
     expected: HashMap<(String, String), u64>,
     texts: KeptTexts,
@@ -96,6 +100,22 @@ pub struct EngineDirectory {
 struct OpenComponent {
     backend: OpenEngine,
     sessions: HashMap<String, Box<dyn Session>>,
+    /// Sessions over the same weights for the negative prompt alone.
+    negative_sessions: HashMap<String, Box<dyn Session>>,
+}
+
+impl OpenComponent {
+    fn new(backend: OpenEngine) -> Self {
+        Self { backend, sessions: HashMap::new(), negative_sessions: HashMap::new() }
+    }
+
+    fn session(&mut self, graph: &str, negative: bool) -> Result<&mut dyn Session, DirectoryError> {
+        let sessions = if negative { &mut self.negative_sessions } else { &mut self.sessions };
+        Ok(&mut **match sessions.entry(graph.to_owned()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(self.backend.session(graph)?),
+        })
+    }
 }
 
 impl EngineDirectory {
@@ -111,9 +131,11 @@ impl EngineDirectory {
             config,
             options,
             adapters: Default::default(),
+            negative: None,
             fused: FuseReport::default(),
             engines: HashMap::new(),
             open: HashMap::new(),
+            negative_open: HashMap::new(),
             expected: HashMap::new(),
             texts: KeptTexts::default(),
             ahead: None,
@@ -186,6 +208,8 @@ impl EngineDirectory {
     /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where there are device weights or in
     /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
     ///
+    /// Prompt and negative prompt see the same weights from now on.
+    ///
     /// In a model with two transformers, layers called `transformer_2.<slot>` are fused into the second. It is fused once to find out
     /// whether it can be, let go, and fused again when it is next opened, so that fused weights of the two are not in memory together.
     ///
@@ -214,14 +238,16 @@ impl EngineDirectory {
         let own = &adapters[0];
         if let Some(component) = self.open.get_mut(TRANSFORMER) {
             component.backend.set_adapters(own, component.sessions.iter_mut(), cancelled)?;
+            component.negative_sessions.clear();
         } else {
             // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
             let mut backend = self.backend(TRANSFORMER, &[])?;
             backend.set_adapters(own, std::iter::empty(), cancelled)?;
-            self.open.insert(TRANSFORMER.to_owned(), OpenComponent { backend, sessions: HashMap::new() });
+            self.open.insert(TRANSFORMER.to_owned(), OpenComponent::new(backend));
         }
         self.open.remove(TRANSFORMER_2);
         self.adapters = adapters;
+        self.forget_negative();
         match self.open.get(TRANSFORMER) {
             Some(component) => {
                 let report = component.backend.report();
@@ -231,6 +257,53 @@ impl EngineDirectory {
             }
             None => unreachable!("opened above"),
         }
+    }
+
+    /// What is fused for the negative prompt, where that is something else than [`Self::adapters`].
+    pub fn negative_adapters(&self) -> Option<&[FusedAdapters; 2]> {
+        self.negative.as_ref()
+    }
+
+    /// Gives the negative prompt transformers of its own, into which these adapters are fused, each with its strength. They take as much
+    /// memory again as the others. They are fused once now to find out whether they can be; the first transformer's are kept.
+    ///
+    /// # Errors
+    /// As [`Self::set_adapters`]; what the negative prompt saw before, it then sees still.
+    pub fn set_negative_adapters(
+        &mut self,
+        adapters: Vec<(Adapter, f32)>,
+        cancelled: CancelCheck<'_>,
+    ) -> Result<(), DirectoryError> {
+        let [first, second] = if self.has(TRANSFORMER_2) { by_expert(adapters) } else { [adapters, Vec::new()] };
+        self.set_negative_parts(Some([Arc::new(first), Arc::new(second)]), cancelled)
+    }
+
+    /// [`Self::set_negative_adapters`] with those for the first and those for the second transformer; `None` gives the negative prompt the
+    /// weights of the prompt again.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn set_negative_parts(
+        &mut self,
+        adapters: Option<[FusedAdapters; 2]>,
+        cancelled: CancelCheck<'_>,
+    ) -> Result<(), DirectoryError> {
+        let Some(adapters) = adapters else {
+            self.forget_negative();
+            return Ok(());
+        };
+        self.try_second(&adapters[1], cancelled)?;
+        let mut backend = self.backend(TRANSFORMER, &[])?;
+        backend.set_adapters(&adapters[0], std::iter::empty(), cancelled)?;
+        self.forget_negative();
+        self.negative_open.insert(TRANSFORMER.to_owned(), OpenComponent::new(backend));
+        self.negative = Some(adapters);
+        Ok(())
+    }
+
+    fn forget_negative(&mut self) {
+        self.negative = None;
+        self.negative_open.clear();
     }
 
     /// What the last [`Self::set_adapters`] did, in both transformers of a model with two.
@@ -256,11 +329,12 @@ impl EngineDirectory {
         Ok(report)
     }
 
-    /// What is fused into a component.
-    fn adapters_of(&self, component: &str) -> FusedAdapters {
+    /// What is fused into a component, or for the negative prompt into its own.
+    fn adapters_of(&self, component: &str, negative: bool) -> FusedAdapters {
+        let adapters = self.negative.as_ref().filter(|_| negative).unwrap_or(&self.adapters);
         match component {
-            TRANSFORMER => Arc::clone(&self.adapters[0]),
-            TRANSFORMER_2 => Arc::clone(&self.adapters[1]),
+            TRANSFORMER => Arc::clone(&adapters[0]),
+            TRANSFORMER_2 => Arc::clone(&adapters[1]),
             _ => Arc::default(),
         }
     }
@@ -275,7 +349,7 @@ impl EngineDirectory {
         if !self.has(TRANSFORMER_2) {
             let engine = self.engine(TRANSFORMER)?;
             let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
-            return Ok(StepGraph { graph, inputs, second: NamedTensors::new() });
+            return Ok(StepGraph { graph, inputs, ..StepGraph::default() });
         }
         let mut inputs_of = |component| {
             let (engine, parts) = (self.engine(component)?, parts_for(adapters, component));
@@ -283,7 +357,7 @@ impl EngineDirectory {
             Ok::<_, DirectoryError>(branch::inputs(&engine, engine.graph(&graph)?, &parts)?)
         };
         let (inputs, second) = (inputs_of(TRANSFORMER)?, inputs_of(TRANSFORMER_2)?);
-        Ok(StepGraph { graph, inputs, second })
+        Ok(StepGraph { graph, inputs, second, negative: None })
     }
 
     /// How a component's weights are or will be held, and why, in words.
@@ -313,7 +387,7 @@ impl EngineDirectory {
         (runs, adapters, stored_weights): (usize, bool, bool),
     ) -> Result<Option<Needs>, DirectoryError> {
         let engine = self.engine(component)?;
-        let parts = self.adapters_of(component);
+        let parts = self.adapters_of(component, false);
         let fused = if adapters && is_transformer(component) && !graph.ends_with(BRANCH_SUFFIX) {
             Fused::All
         } else {
@@ -326,29 +400,35 @@ impl EngineDirectory {
         Ok(needs(&engine, graph, &options, fused, (shapes, runs))?)
     }
 
-    fn open_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, DirectoryError> {
-        if !self.open.contains_key(component) {
-            let adapters = self.adapters_of(component);
-            let backend = self.backend(component, &adapters);
-            self.open.insert(component.to_owned(), OpenComponent { backend: backend?, sessions: HashMap::new() });
+    fn open_session(
+        &mut self,
+        component: &str,
+        graph: &str,
+        negative: bool,
+    ) -> Result<&mut dyn Session, DirectoryError> {
+        let own_weights = negative && self.negative.is_some();
+        let opened = if own_weights { &self.negative_open } else { &self.open };
+        if !opened.contains_key(component) {
+            let backend = self.backend(component, &self.adapters_of(component, own_weights))?;
+            let opened = if own_weights { &mut self.negative_open } else { &mut self.open };
+            opened.insert(component.to_owned(), OpenComponent::new(backend));
         }
-        let Some(open) = self.open.get_mut(component) else { unreachable!("opened above") };
-        if !open.sessions.contains_key(graph) {
-            let session = open.backend.session(graph)?;
-            open.sessions.insert(graph.to_owned(), session);
-        }
-        match open.sessions.get_mut(graph) {
-            Some(session) => Ok(&mut **session),
+        let opened = if own_weights { &mut self.negative_open } else { &mut self.open };
+        match opened.get_mut(component) {
+            Some(open) => open.session(graph, negative && !own_weights),
             None => unreachable!("opened above"),
         }
     }
-}
 
-impl Components for EngineDirectory {
-    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+    fn named_session(
+        &mut self,
+        component: &str,
+        graph: &str,
+        negative: bool,
+    ) -> Result<&mut dyn Session, ComponentError> {
         let known = self.has(component);
         let names = self.config.components.keys().cloned().collect::<Vec<_>>().join(", ");
-        self.open_session(component, graph).map_err(|e| {
+        self.open_session(component, graph, negative).map_err(|e| {
             let (component, graph) = (component.to_owned(), graph.to_owned());
             if known {
                 ComponentError::Open { component, graph, source: e.into() }
@@ -356,6 +436,16 @@ impl Components for EngineDirectory {
                 ComponentError::Missing { component, graph, available: names }
             }
         })
+    }
+}
+
+impl Components for EngineDirectory {
+    fn session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        self.named_session(component, graph, false)
+    }
+
+    fn negative_session(&mut self, component: &str, graph: &str) -> Result<&mut dyn Session, ComponentError> {
+        self.named_session(component, graph, true)
     }
 
     fn needs(
@@ -384,7 +474,7 @@ impl Components for EngineDirectory {
                 open.sessions.keys().filter_map(|graph| self.expected.get(&(component.clone(), graph.clone()))).sum();
             open.backend.report().private_bytes.saturating_add(arenas)
         };
-        self.open.iter().map(of).fold(0, u64::saturating_add)
+        self.open.iter().chain(&self.negative_open).map(of).fold(0, u64::saturating_add)
     }
 
     fn announce(&mut self, component: &str) {
@@ -399,6 +489,7 @@ impl Components for EngineDirectory {
 
     fn release(&mut self, component: &str) {
         self.open.remove(component);
+        self.negative_open.remove(component);
         self.ahead = None;
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 
 use half::{bf16, f16};
 use indexmap::IndexMap;
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use serde::{Deserialize, Serialize};
 
 mod view;
@@ -249,6 +249,16 @@ impl Tensor {
             Self::Bf16(a) => Some(a.mapv(bf16::to_f32)),
             _ => None,
         }
+    }
+
+    /// Part `at` of `parts` equal parts of the first axis; `None` if it cannot be cut so.
+    pub(crate) fn part(&self, at: usize, parts: usize) -> Option<Self> {
+        let rows = self.shape().first()?.checked_div(parts)?;
+        if rows.checked_mul(parts) != self.shape().first().copied() || at >= parts {
+            return None;
+        }
+        let slice = Slice::from(at * rows..(at + 1) * rows);
+        Some(each!(self, a => Self::from(a.slice_axis(Axis(0), slice).to_owned())))
     }
 
     /// The f32 array inside, without a copy; `None` if the tensor has another type.

@@ -21,15 +21,15 @@ use crate::tools::{Run, Scratch, args, command, output, run_ok, tamper};
 use crate::wan_pipelines::{arguments, difference, engines, folder, runs, tensor, write_one};
 
 /// A model with two transformers, an adapter file for each, and the noise to begin with.
-struct Pair {
-    model: Scratch,
+pub(crate) struct Pair {
+    pub(crate) model: Scratch,
     high: PathBuf,
     low: PathBuf,
     noise: PathBuf,
 }
 
 impl Pair {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let model = engines(&runs()["experts"]);
         let made = |component: &str, name: &str, seed| {
             let engine = Engine::open(model.path(&format!("engines/{component}.engine"))).unwrap();

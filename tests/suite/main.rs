@@ -32,6 +32,7 @@ mod corpus;
 mod device_weights;
 mod experts;
 mod gpu;
+mod guided;
 mod hoisted;
 mod hypernetwork;
 mod image_encoder;

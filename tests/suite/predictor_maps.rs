@@ -486,7 +486,7 @@ fn maps_of_version_2_that_do_not_fit_are_refused_by_name() {
         (&constants, "/graphs/1/engine", json!("../head.engine")),
         (&constants, "/graphs/1/engine", json!("map.json")),
         // Strength.
-        (&chain, "/strength", json!({ "cond": 1, "uncond": 0 })),
+        (&chain, "/strength", json!({ "cond": 1, "uncond": 1e39 })),
         (&chain, "/strength", json!({ "cond": 1 })),
     ];
     let mut text = String::new();
@@ -603,6 +603,19 @@ fn facade_classifies_what_is_wrong_with_a_map() {
     let lab = Lab::new();
     edit_json(&lab.scratch.path("map.json"), |map| map["strength"]["uncond"] = 0.into());
     let predictor = Arc::new(Engine::open(lab.scratch.path("predictor.engine")).unwrap());
-    let opened = Mapped::open(predictor, &lab.scratch.path("map.json"), None, &Options::default());
-    assert_eq!(opened.err().map(|error| error.class()), Some(ErrorClass::BadAdapter));
+    let map = lab.scratch.path("map.json");
+    let opened = Mapped::open(Arc::clone(&predictor), &map, None, &Options::default());
+    assert_eq!(opened.err().map(|error| error.class()), Some(ErrorClass::BadAdapter), "no base");
+    // One adapter cannot have the two strengths of this map.
+    let mut opened = Mapped::open(predictor, &map, Some(&lab.built.engine(TRANSFORMER)), &Options::default()).unwrap();
+    let inputs = read_tensors(lab.scratch.path("in.safetensors")).unwrap();
+    let source = Source::tensors(&inputs);
+    for refused in [opened.predict(&source, &mut ()), opened.predict_joined(&[source], &mut ())] {
+        assert_eq!(refused.err().map(|error| error.class()), Some(ErrorClass::BadAdapter));
+    }
+    let (found, strength) = opened.predict_guided(&[source], &mut ()).unwrap();
+    assert_eq!((strength.cond, strength.uncond), (2.0, 0.0));
+    // Uneven strengths are no part of the factors.
+    let even = delta(&lab.predict(&lab.chain(), &[]), TO_Q);
+    assert_close(TO_Q, &(delta(&found.adapter, TO_Q) * 2.0), &even, TOLERANCE);
 }

@@ -6,9 +6,10 @@ use std::collections::HashSet;
 use indexmap::IndexMap;
 
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
-use crate::components::{StepGraph, TRANSFORMER, TRANSFORMER_2};
-use crate::directory::DirectoryError;
+use crate::components::{NegativeStep, StepGraph, TRANSFORMER, TRANSFORMER_2};
+use crate::directory::{DirectoryError, FusedAdapters};
 use crate::error::{Classified, Error, ErrorClass};
+use crate::lora::Strength;
 use crate::lora::adapter::{Adapter, changes, of_second};
 use crate::lora::fuse::{CancelCheck, FuseReport};
 
@@ -77,8 +78,88 @@ impl Generator {
         Ok(applied)
     }
 
+    /// [`Self::set_adapters_unless`] with adapters that the prediction for the negative prompt sees with another strength, or not at all.
+    ///
+    /// Where they are fused, the negative prompt gets weights of its own, which take as much memory again; in branches it gets other
+    /// factors. A step then runs the transformer once for each prompt, in place of once for both.
+    ///
+    /// # Errors
+    /// As [`Self::set_adapters_unless`].
+    pub fn set_guided_adapters(
+        &mut self,
+        adapters: &[(&Adapter, Strength)],
+        cancelled: CancelCheck<'_>,
+    ) -> Result<Applied, Error> {
+        if adapters.iter().all(|(_, strength)| strength.is_even()) {
+            let adapters: Vec<_> = adapters.iter().map(|(adapter, strength)| (*adapter, strength.cond)).collect();
+            return self.set_adapters_unless(&adapters, cancelled);
+        }
+        let seen = |one: fn(&Strength) -> f32| -> Vec<(&Adapter, f32)> {
+            let all = adapters.iter().map(|(adapter, strength)| (*adapter, one(strength)));
+            all.filter(|&(_, strength)| strength != 0.0).collect()
+        };
+        let (positive, negative) = (seen(|strength| strength.cond), seen(|strength| strength.uncond));
+        let before = self.state();
+        let applied = self.set_adapters_unless(&positive, cancelled)?;
+        match self.negative_step(&negative, applied.way, cancelled) {
+            Ok(negative) => {
+                self.step.get_or_insert_default().negative = Some(Box::new(negative));
+                self.applied = adapters.len();
+                let all: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, _)| (*adapter, 1.0)).collect();
+                self.changed = changed(&all);
+                Ok(applied)
+            }
+            Err(error) => {
+                self.restore(before)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// The step for the negative prompt alone, with its adapters applied as the prompt's are.
+    fn negative_step(
+        &mut self,
+        adapters: &[(&Adapter, f32)],
+        way: Way,
+        cancelled: CancelCheck<'_>,
+    ) -> Result<NegativeStep, DirectoryError> {
+        if way == Way::Fuse {
+            let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();
+            self.directory.set_negative_adapters(copies, cancelled)?;
+            return Ok(NegativeStep { own_weights: true, ..NegativeStep::default() });
+        }
+        let (layers, parameters) = self.parted(adapters)?;
+        let borrowed: Vec<(&Adapter, f32)> = layers.iter().map(|(adapter, strength)| (&**adapter, *strength)).collect();
+        let StepGraph { inputs, second, .. } = self.directory.branch_step(&borrowed)?;
+        let own_weights = !parameters.is_empty() || !self.none_fused();
+        if own_weights {
+            self.directory.set_negative_adapters(parameters, cancelled)?;
+        }
+        Ok(NegativeStep { inputs, second, own_weights })
+    }
+
+    fn state(&self) -> State {
+        State {
+            step: self.step.clone(),
+            applied: self.applied,
+            changed: self.changed,
+            fused: self.directory.adapters().clone(),
+            negative: self.directory.negative_adapters().cloned(),
+        }
+    }
+
+    /// Brings earlier adapters back.
+    fn restore(&mut self, state: State) -> Result<(), DirectoryError> {
+        let State { step, applied, changed, fused, negative } = state;
+        self.directory.set_parts(fused, None)?;
+        self.directory.set_negative_parts(negative, None)?;
+        (self.step, self.applied, self.changed) = (step, applied, changed);
+        Ok(())
+    }
+
     fn none_fused(&self) -> bool {
-        self.directory.adapters().iter().all(|adapters| adapters.is_empty())
+        let none = self.directory.adapters().iter().all(|adapters| adapters.is_empty());
+        none && self.directory.negative_adapters().is_none()
     }
 
     /// Applies adapters in branches.
@@ -181,6 +262,15 @@ impl Applied {
         let slots = fused.slots.len();
         Self { way: Way::Fuse, reason, fused: Some(fused), slots, fell_back: false, warning: None }
     }
+}
+
+/// Adapters as they are applied at some moment.
+struct State {
+    step: Option<StepGraph>,
+    applied: usize,
+    changed: Option<&'static str>,
+    fused: [FusedAdapters; 2],
+    negative: Option<[FusedAdapters; 2]>,
 }
 
 /// What goes into branches, and what is fused.

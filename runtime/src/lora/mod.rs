@@ -5,3 +5,6 @@ pub mod algebra;
 pub mod branch;
 pub mod fuse;
 pub mod mode;
+mod strength;
+
+pub use strength::Strength;

@@ -175,6 +175,11 @@ pub trait Steps {
     /// Inputs that are the same in every step.
     fn fixed(&self) -> &NamedTensors;
 
+    /// Those of [`Self::fixed`] that are not cut along their first axis into a part for each prompt.
+    fn shared(&self) -> &'static [&'static str] {
+        &[]
+    }
+
     /// The input that tells a step its timestep, as a vector with an element for each of these; none if it is no
     /// vector.
     fn timesteps(&self, timesteps: &[f64]) -> NamedTensors;

@@ -184,9 +184,11 @@ impl Pipeline {
         }
         let mut denoise = family.step_shapes(request, settings)?;
         denoise.extend(graph.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
+        // The negative prompt's own weights come to as much again.
+        let copies = if graph.negative.as_ref().is_some_and(|negative| negative.own_weights) { 2 } else { 1 };
         let step = sums.ask(TRANSFORMER, &graph.graph, &denoise, settings.num_inference_steps)?;
         // Fused weights are there from the start.
-        let fused = step.fused;
+        let fused = step.fused.saturating_mul(copies);
         if let (None, Some(TextInput { tokens, masked, .. })) = (&request.prompt_embeds, family.text()) {
             let inputs = if masked { &["input_ids", "attention_mask"][..] } else { &["input_ids"] };
             let shape = vec![settings.batch(), tokens];
@@ -208,11 +210,11 @@ impl Pipeline {
         let given: u64 = denoise.values().map(|shape| floats(shape)).sum();
         let data = given.saturating_mul(2).saturating_add(floats(&latent).saturating_mul(6));
         let data = data.saturating_add(step.run.kept).saturating_add(step.run.outputs.saturating_mul(2));
-        sums.phase("denoise", step.weights, step.run.activations, data);
+        sums.phase("denoise", step.weights.saturating_mul(copies), step.run.activations, data);
         for &component in family.transformers().iter().skip(1) {
             let shapes = family.step_shapes(request, settings)?;
             let step = sums.ask(component, &graph.graph, &shapes, settings.num_inference_steps)?;
-            sums.phase("denoise on", step.weights, step.run.activations, data);
+            sums.phase("denoise on", step.weights.saturating_mul(copies), step.run.activations, data);
         }
         // Pixels become frames of bytes.
         let frames = floats(&pixels(settings.num_frames)) / 4;

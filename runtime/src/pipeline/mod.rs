@@ -323,7 +323,7 @@ impl Pipeline {
             initial_noise(request, &settings, (shape, family.latent_axes()))? * schedule.init_noise_sigma();
 
         let timesteps = schedule.timesteps().to_vec();
-        let mut denoiser = Denoiser::new(&*steps, step, &settings);
+        let mut denoiser = Denoiser::new(&*steps, step, &settings)?;
         denoiser.open(components, &timesteps)?;
         let total = timesteps.len();
         let mut progress = PhaseProgress::start(observer, Phase::Denoise, total);

@@ -7,6 +7,7 @@ use crate::directory::DirectoryError;
 use crate::engine::EngineError;
 use crate::engine::session::SessionError;
 use crate::error::{Classified, ErrorClass};
+use crate::lora::Strength;
 use crate::wording::{EFFECT_EMBEDS, HEIGHT, WIDTH};
 
 /// Why there is no prediction.
@@ -76,6 +77,17 @@ pub enum PredictorError {
         path: PathBuf,
         /// What is wrong, what was expected, and the way out.
         reason: String,
+    },
+    /// One adapter would have to have two strengths.
+    #[error(
+        "the predictor map's `strength` is {} for `cond` and {} for `uncond`: a LoRA file, or one adapter, has one strength for \
+         both; generate a video with it (`v2l-run -o`), or give both the same number",
+        strength.cond,
+        strength.uncond
+    )]
+    Uneven {
+        /// The map's strengths.
+        strength: Strength,
     },
     /// A graph of a map did not run.
     #[error("graph `{graph}`: {source}")]

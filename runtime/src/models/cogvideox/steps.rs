@@ -100,6 +100,10 @@ impl Steps for CogVideoXSteps {
         &self.fixed
     }
 
+    fn shared(&self) -> &'static [&'static str] {
+        &[COS, SIN, OFS]
+    }
+
     fn timesteps(&self, timesteps: &[f64]) -> NamedTensors {
         let timesteps = ArrayD::from_shape_fn(IxDyn(&[timesteps.len()]), |at| timesteps[at[0]] as i64);
         NamedTensors::from([(TIMESTEP.to_owned(), Tensor::I64(timesteps))])

@@ -5,6 +5,7 @@ use serde::Deserialize;
 
 use super::format::{MapGraph, MapSlot, PredictorMap, Version};
 use super::source::{FactorSource, Written};
+use crate::lora::Strength;
 
 /// Which outputs of a predictor's graph are the factors of which slots.
 #[derive(Deserialize)]
@@ -39,7 +40,7 @@ impl FirstMap {
     pub(super) fn into_map(self) -> PredictorMap {
         let graphs = vec![MapGraph { graph: self.graph, ..MapGraph::default() }];
         let slots = self.slots.into_iter().map(FirstSlot::into_slot).collect();
-        PredictorMap { version: Version::One, graphs, slots, strength: 1.0 }
+        PredictorMap { version: Version::One, graphs, slots, strength: Strength::default() }
     }
 }
 

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::source::{FactorSource, InputSource, ScaleSource, Written, distinct};
+use crate::lora::Strength;
 
 /// Where the factors of which slots come from.
 #[derive(Clone, Debug)]
@@ -13,7 +14,7 @@ pub struct PredictorMap {
     pub(super) graphs: Vec<MapGraph>,
     pub(super) slots: Vec<MapSlot>,
     /// What all updates are multiplied by.
-    pub(super) strength: f32,
+    pub(super) strength: Strength,
 }
 
 /// The version that a map is written in.

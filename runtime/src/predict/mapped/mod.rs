@@ -19,6 +19,7 @@ use crate::engine::Engine;
 use crate::engine::manifest::{Slot, slots_by_name};
 use crate::error::Error;
 use crate::events::{Observer, Phase, PhaseProgress};
+use crate::lora::Strength;
 use crate::lora::adapter::Adapter;
 use crate::options::OpenOptions;
 use crate::tensor::{NamedTensors, Tensor};
@@ -50,6 +51,8 @@ pub const KIND: &str = "mapped";
 /// Graphs whose outputs are low-rank factors, ready to run.
 pub struct MappedPredictor {
     resolved: ResolvedMap,
+    /// What is left to multiply updates with: one number for both branches of guidance is in the factors.
+    strength: Strength,
     unused: Vec<String>,
     engines: Vec<Arc<Engine>>,
     base: Option<Arc<Engine>>,
@@ -75,16 +78,24 @@ impl MappedPredictor {
         let PredictorMap { version, graphs, slots, strength } = map;
         let (links, engines) = links::open(path, version, graphs, engine, &Folder::of(path))?;
         let known = base.map(|base| &base.manifest().slots[..]);
-        let resolved = ResolvedMap::new(path, version, &slots, strength, links, known)?;
+        let (within, strength) =
+            if strength.is_even() { (strength.cond, Strength::default()) } else { (1.0, strength) };
+        let resolved = ResolvedMap::new(path, version, &slots, within, links, known)?;
         let options = OpenOptions { record: None, adapters: Vec::new(), ..options.clone() };
         let open = engines.iter().map(|engine| OpenEngine::open(Arc::clone(engine), &options));
         let chain = Chain::new(open.collect::<Result<_, _>>()?, base.cloned());
-        Ok(Self { unused: resolved.unused(), resolved, engines, base: base.cloned(), chain })
+        Ok(Self { unused: resolved.unused(), resolved, strength, engines, base: base.cloned(), chain })
     }
 
     /// Outputs that no slot and no later graph uses.
     pub fn unused(&self) -> &[String] {
         &self.unused
+    }
+
+    /// What predicted updates are to be multiplied with. The map's own strength, if it is uneven; 1 otherwise, since an even one is in the
+    /// factors.
+    pub const fn strength(&self) -> Strength {
+        self.strength
     }
 
     /// Its engine.

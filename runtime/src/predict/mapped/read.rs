@@ -9,6 +9,7 @@ use serde::Deserialize;
 use super::super::error::PredictorError;
 use super::first::FirstMap;
 use super::format::{MapGraph, MapSlot, PredictorMap, Version};
+use crate::lora::Strength;
 
 pub(super) const FORMAT: &str = "v2l-predictor-map";
 /// Largest file that is read, in bytes.
@@ -26,13 +27,13 @@ struct SecondMap {
     _version: u32,
     graphs: Option<Vec<MapGraph>>,
     slots: Vec<MapSlot>,
-    strength: Option<Strength>,
+    strength: Option<Strengths>,
 }
 
 /// Strengths of the two branches of guidance.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Strength {
+struct Strengths {
     cond: f32,
     uncond: f32,
 }
@@ -43,18 +44,12 @@ impl SecondMap {
         if !(1..=MAX_GRAPHS).contains(&graphs.len()) {
             return Err(format!("`graphs`: expected 1 to {MAX_GRAPHS} graphs, found {}", graphs.len()));
         }
-        let Strength { cond, uncond } = self.strength.unwrap_or(Strength { cond: 1.0, uncond: 1.0 });
-        if !cond.is_finite() || !uncond.is_finite() {
+        let strength =
+            self.strength.map_or_else(Strength::default, |Strengths { cond, uncond }| Strength { cond, uncond });
+        if !strength.cond.is_finite() || !strength.uncond.is_finite() {
             return Err("`strength` is no finite number of 32 bits".to_owned());
         }
-        if cond.to_bits() != uncond.to_bits() {
-            return Err(format!(
-                "`strength`: expected one strength for both branches of guidance, found {cond} for `cond` and {uncond} for `uncond`: \
-                 v2l holds one set of weights for both branches; unequal strengths need a second set, and a session over each; give \
-                 both the same"
-            ));
-        }
-        Ok(PredictorMap { version: Version::Two, graphs, slots: self.slots, strength: cond })
+        Ok(PredictorMap { version: Version::Two, graphs, slots: self.slots, strength })
     }
 }
 
