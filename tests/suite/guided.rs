@@ -82,17 +82,22 @@ impl Lab {
     }
 }
 
+/// Adapters with one strength each.
+type Even<'a> = &'a [(&'a Adapter, f32)];
+/// The same with a strength for each prompt.
+type Guided<'a> = &'a [(&'a Adapter, Strength)];
+
 /// One step is linear in the predictions, so what it gives with uneven strengths follows from runs with one prompt each.
 fn check_one_step(branch: bool) {
     let lab = Lab::new(branch);
     let mut generator = lab.open();
-    let mut alone = |prompt: &str, adapters: &[(&Adapter, f32)]| {
+    let mut alone = |prompt: &str, adapters: Even<'_>| {
         generator.set_adapters(adapters).unwrap();
         latents(&mut generator, &request(prompt, 1.0, 1))
     };
     let (a, b) = (&lab.a, &lab.b);
     let strength = |cond, uncond| Strength { cond, uncond };
-    let stacks: [(&[(&Adapter, Strength)], &[(&Adapter, f32)], &[(&Adapter, f32)]); 3] = [
+    let stacks: [(Guided<'_>, Even<'_>, Even<'_>); 3] = [
         (&[(a, strength(1.0, 0.0))], &[(a, 1.0)], &[]),
         (&[(a, strength(0.0, 0.5))], &[], &[(a, 0.5)]),
         (&[(a, strength(1.0, -0.5)), (b, 0.5.into())], &[(a, 1.0), (b, 0.5)], &[(a, -0.5), (b, 0.5)]),

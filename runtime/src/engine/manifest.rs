@@ -445,7 +445,17 @@ impl<'de> Deserialize<'de> for Hash {
     }
 }
 
+/// The attribute of components whose weights are best held as they are stored, with the value [`STORED`].
+pub const HELD_WEIGHTS: &str = "held_weights";
+/// The value of [`HELD_WEIGHTS`].
+pub const STORED: &str = "stored";
+
 impl Manifest {
+    /// True if the component's weights are best held as they are stored, whatever memory there is.
+    pub fn prefers_stored(&self) -> bool {
+        self.attributes.get(HELD_WEIGHTS).and_then(serde_json::Value::as_str) == Some(STORED)
+    }
+
     /// The graph called `name`.
     pub fn graph(&self, name: &str) -> Option<&Graph> {
         self.graphs.iter().find(|graph| graph.name == name)

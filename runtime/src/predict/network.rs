@@ -8,7 +8,7 @@ use super::key::{Key, KeyParts};
 use super::pristine::Pristine;
 use crate::components::HYPERNETWORK;
 use crate::engine::Engine;
-use crate::engine::manifest::{Manifest, Slot, slots_by_name};
+use crate::engine::manifest::{HELD_WEIGHTS, Manifest, Slot, slots_by_name};
 use crate::error::Error;
 
 /// A layer of the base, and the extents that the network was made for.
@@ -90,8 +90,12 @@ pub(super) fn described<T: DeserializeOwned>(
     check: fn(&T) -> Result<(), String>,
 ) -> Result<T, PredictorError> {
     let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
-    let config: T =
-        serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
+    let mut attributes = manifest.attributes.clone();
+    if let Some(attributes) = attributes.as_object_mut() {
+        // Of any component: no part of the network's description.
+        attributes.remove(HELD_WEIGHTS);
+    }
+    let config: T = serde_json::from_value(attributes).map_err(|e| fail(format!("attributes: {e}")))?;
     if kind_of(&config) != kind {
         return Err(fail(format!("expected kind {kind}, found {}", kind_of(&config))));
     }

@@ -1,6 +1,6 @@
 """One prediction of a Prompt2Effect network of the paper's size over Wan 2.1's 1.3B shapes, beside PyTorch.
 
-Run: python tests/checks/peers/predictor.py --work DIR [--blocks 30] [--rounds 1] [--tools DIR]
+Run: python tests/checks/peers/predictor.py --work DIR [--blocks 30] [--rounds 1] [--tools DIR] [--ort-weights auto|f32|stored]
 In a virtual environment of tests/reference/requirements.txt; builds the release binaries with cargo, or takes those in `--tools`. The network
 is random: width 2048, 32 heads, 14 blocks, 256 latents, rank 32, encoders by type of layer, 1.08 billion parameters. The base is a
 random transformer of 1.3B's widths; `--blocks` says how many of its 30 blocks it has, 10 layers each. About 15 GB of disk and 12 GB of memory. On two cores a
@@ -157,6 +157,7 @@ def main():
     parser.add_argument("--blocks", type=int, default=30)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
+    parser.add_argument("--ort-weights", default="auto", help="how v2l holds the network's weights: auto, f32 or stored")
     parser.add_argument("--torch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
@@ -192,7 +193,7 @@ def main():
         for case, number in (("cold", 0), ("warm", 1)):
             lora = work / f"{case}.safetensors"
             command = [tools / "v2l-run", "--engine", work / "engines", "--effect-embeds", work / f"effect{number}.safetensors"]
-            command += ["--save-lora", lora, "--prediction-cache", work / "cache", "--threads", 2, "--quiet"]
+            command += ["--save-lora", lora, "--prediction-cache", work / "cache", "--threads", 2, "--quiet", "--ort-weights", a.ort_weights]
             taken[case] = watched(command, {"RAYON_NUM_THREADS": "2"})
         command = [sys.executable, __file__, "--work", work, "--torch", 1]
         _, _, private, text = watched(command, {"OMP_NUM_THREADS": "2"})

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde_json::Value as Json;
+use serde::Serialize;
+use serde_json::{Value as Json, json};
 use v2l_runtime::components::{PREDICTOR_TEXT_ENCODER, TEXT_ENCODER};
-use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::engine::manifest::{HELD_WEIGHTS, STORED, Slot};
 use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::files::read_json;
@@ -34,6 +35,14 @@ impl Package {
     pub(crate) fn misfit(&self, reason: impl Into<String>) -> ExportError {
         ExportError::Predictor(format!("{}: {}", self.config_path.display(), reason.into()))
     }
+}
+
+/// The attributes of a network that reads the base's weights. It runs for each layer on many rows, so that widening its own weights
+/// costs little beside the products.
+pub(super) fn attributes(network: &impl Serialize) -> Json {
+    let mut attributes = json!(network);
+    attributes[HELD_WEIGHTS] = STORED.into();
+    attributes
 }
 
 /// What a package predicts for.

@@ -31,6 +31,12 @@ fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Resu
     match options.weights {
         OrtWeights::F32 => return Ok((WeightMode::F32, "asked for".to_owned())),
         OrtWeights::Stored => return Ok((WeightMode::Stored, "asked for".to_owned())),
+        OrtWeights::Auto if engine.manifest().prefers_stored() => {
+            return Ok((
+                WeightMode::Stored,
+                "the network asks for it: that is faster for it, and takes less memory".to_owned(),
+            ));
+        }
         OrtWeights::Auto => {}
     }
     let Some(memory) = machine.into_iter().chain(options.memory).min() else {

@@ -51,7 +51,7 @@ fn resolve(
         given: map.inputs,
     });
     let resolved =
-        ResolvedMap::new(Path::new("map.json"), version, &slots_of_map, strength, links.collect(), Some(slots))?;
+        ResolvedMap::new(Path::new("map.json"), version, &slots_of_map, strength.cond, links.collect(), Some(slots))?;
     let session = |(_, _, outputs)| -> Box<dyn Session> { Box::new(Fixed(outputs)) };
     Ok((resolved, Chain::of(graphs.into_iter().map(session).collect())))
 }

@@ -3,11 +3,11 @@
 //!
 //! Follows LoFA's official code. The graphs are those of [`v2l_runtime::predict::lofa`].
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use v2l_runtime::engine::manifest::{Slot, slots_by_name};
 use v2l_runtime::predict::lofa::{KIND, NetworkConfig, Sample};
 
-use super::package::{Base, Exported, Package, PackageKind, Text};
+use super::package::{Base, Exported, Package, PackageKind, Text, attributes};
 use crate::component::Component;
 use crate::{Checkpoint, ExportError};
 
@@ -121,7 +121,7 @@ fn component(checkpoint: &Checkpoint, sizes: &Sizes, network: &NetworkConfig) ->
         graphs,
         precision: checkpoint.precision()?,
         slots: Vec::<Slot>::new(),
-        attributes: json!(network),
+        attributes: attributes(&network),
     }
     .seal()
 }

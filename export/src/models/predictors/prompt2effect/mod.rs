@@ -3,11 +3,11 @@
 //! One description serves the paper, the two public reproductions, and what lies between. Its graphs are
 //! those of [`v2l_runtime::predict::prompt2effect`].
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use v2l_runtime::engine::manifest::Slot;
-use v2l_runtime::predict::prompt2effect::{KIND, NetworkConfig};
+use v2l_runtime::predict::prompt2effect::KIND;
 
-use super::package::{Base, Exported, Package, PackageKind, Text};
+use super::package::{Base, Exported, Package, PackageKind, Text, attributes};
 use crate::component::Component;
 use crate::{Checkpoint, ExportError};
 
@@ -54,13 +54,12 @@ fn component(checkpoint: &Checkpoint, description: &Description) -> Result<Compo
         checkpoint.acknowledge(name);
     }
     checkpoint.finish("Prompt2Effect")?;
-    let attributes: &NetworkConfig = &description.network;
     Component {
         name: "hypernetwork".into(),
         graphs,
         precision: checkpoint.precision()?,
         slots: Vec::<Slot>::new(),
-        attributes: json!(attributes),
+        attributes: attributes(&description.network),
     }
     .seal()
 }
