@@ -4,7 +4,8 @@
 //! A target panics, or the process dies, if the input got the better of v2l; an error is what it should get. For `graphs` the
 //! input chooses a graph and how it is compiled; the target panics if that gives something else than ONNX Runtime.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "calls the C ABI")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 #[path = "graphs.rs"]
 mod graphs;

@@ -36,7 +36,7 @@ pub(crate) fn print_json() {
 /// The system's, but that it never gives null.
 struct Allocator;
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "an allocator")]
 // SAFETY: every call is the system allocator's, with the same arguments; what it gives is handed on, and null is not.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {

@@ -3,7 +3,7 @@
 const VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 
 /// Turns ONNX Runtime's reports off, unless the user has set the variable. The first thing that a tool does.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the environment, before there are threads")]
 pub(crate) fn turn_off() {
     if std::env::var_os(VARIABLE).is_none() {
         // SAFETY: `main` calls this before the process has a second thread.

@@ -12,7 +12,7 @@ use crate::quantize::{Blocks, QuantizedPart};
 
 /// ONNX tensor element types (`TensorProto.DataType`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "names are ONNX's own")]
 pub enum DataType {
     Float,
     Uint8,

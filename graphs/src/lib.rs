@@ -10,7 +10,7 @@ pub mod check;
 mod data;
 mod functions;
 mod model;
-#[allow(missing_docs, unreachable_pub, clippy::all)]
+#[allow(missing_docs, unreachable_pub, clippy::all, reason = "generated code")]
 mod onnx;
 mod operators;
 pub mod passes;

@@ -1,5 +1,7 @@
 //! Hostile and damaged files.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 use std::fs;
 use std::path::Path;
 

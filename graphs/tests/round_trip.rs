@@ -1,5 +1,7 @@
 //! What is written is what is read.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 use std::fs;
 use std::path::Path;
 

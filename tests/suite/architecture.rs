@@ -274,12 +274,41 @@ fn import_rule_accepts_the_edges_of_the_architecture() {
     assert!(planted("v2l-graphs", &[("prost", false)]).is_empty());
 }
 
-#[test]
-fn runtime_and_capi_are_built_without_compile_time_crates() {
+/// The whole dependency graph. Of other platforms' crates there need not be a copy on this machine.
+fn resolved() -> Json {
     let host = stdout(cargo().arg("-vV"));
     let host = host.lines().find_map(|line| line.strip_prefix("host: ")).expect("cargo -vV names the host");
-    // Of other platforms' crates there need not be a copy on this machine.
-    let resolved = metadata(&["--filter-platform", host]);
+    metadata(&["--filter-platform", host])
+}
+
+/// `1.92` or `1.92.1` as numbers that compare; absent parts are 0.
+fn rust_version(text: &str) -> Vec<u32> {
+    let mut parts: Vec<u32> = text.split('.').map(|part| part.parse().expect("a number")).collect();
+    parts.resize(3, 0);
+    parts
+}
+
+/// Packages of a dependency graph that need a newer Rust than `promised`.
+fn too_new(metadata: &Json, promised: &str) -> Vec<String> {
+    let needs = |p: &Json| {
+        let version = p["rust_version"].as_str()?;
+        (rust_version(version) > rust_version(promised)).then(|| format!("{} needs Rust {version}", text(&p["name"])))
+    };
+    list(&metadata["packages"]).iter().filter_map(needs).collect()
+}
+
+#[test]
+fn no_dependency_needs_a_newer_rust_than_is_promised() {
+    let resolved = resolved();
+    let ours = list(&resolved["packages"]).iter().find(|p| p["name"] == ROOT).expect("the root package");
+    let promised = ours["rust_version"].as_str().expect("Cargo.toml has `rust-version`");
+    assert_eq!(too_new(&resolved, promised), [""; 0], "Cargo.toml promises Rust {promised}");
+    assert!(!too_new(&resolved, "1.60").is_empty(), "the check above would not see a newer Rust");
+}
+
+#[test]
+fn runtime_and_capi_are_built_without_compile_time_crates() {
+    let resolved = resolved();
     for package in ["v2l-runtime", "v2l-capi"] {
         let shipped = tree(&resolved, package);
         assert!(shipped.contains("ort"), "the dependency graph was not followed");

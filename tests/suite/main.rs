@@ -1,5 +1,7 @@
 //! End-to-end tests: real checkpoints in, the product's own files and binaries between, reference outputs at the end.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 mod support;
 
 // Shared with the evaluation of the miniature.

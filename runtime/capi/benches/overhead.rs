@@ -1,6 +1,7 @@
 //! What a call through the C ABI costs beside the same in Rust, on the same engine.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "calls the C ABI")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 #[path = "../tests/tiny/mod.rs"]
 mod tiny;

@@ -8,7 +8,12 @@
 //! (for [`v2l_tensor`]: all elements that shape and strides reach); strings end in NUL; handles come from this library and were
 //! not freed. The header says so to the caller; `SAFETY` comments below call it *the header's promise*.
 
-#![allow(non_camel_case_types, unsafe_code, clippy::missing_safety_doc)]
+#![allow(
+    non_camel_case_types,
+    unsafe_code,
+    clippy::missing_safety_doc,
+    reason = "a C ABI: C's names, pointers, and contracts that stand in the header"
+)]
 
 mod status;
 

@@ -1,5 +1,7 @@
 //! `include/v2l.h` is what cbindgen makes of the sources; `UPDATE_HEADER=1` writes it.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 use std::path::Path;
 
 /// Sources with exported items, in the header's order.

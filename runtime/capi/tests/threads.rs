@@ -2,7 +2,8 @@
 //!
 //! With `--features stand-in-backend` ONNX Runtime is left out, for ThreadSanitizer.
 
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "calls the C ABI")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod tiny;
 

@@ -49,7 +49,7 @@ pub struct GpuInfo {
 ///
 /// # Safety
 /// What [`Self::allocate`] gives does not overlap and stays until it is freed.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the CUDA driver's API")]
 pub unsafe trait Driver: fmt::Debug + Send + Sync {
     /// The GPU's number, or `None` for host memory.
     fn ordinal(&self) -> Option<i32>;

@@ -1,5 +1,5 @@
 //! Fusing: from regions and factors to one launch of the kernel, and its sums back.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the CUDA driver's API")]
 
 use std::sync::Arc;
 

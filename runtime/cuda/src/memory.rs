@@ -1,5 +1,5 @@
 //! Memory of a device, given back when it is dropped.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the CUDA driver's API")]
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -17,10 +17,10 @@ pub struct Borrowed {
 }
 
 // SAFETY: the pointers lead into what `owner` owns, which may be used on any thread; they are only read through.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Send for Borrowed {}
 // SAFETY: as above.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Sync for Borrowed {}
 
 impl Borrowed {

@@ -69,10 +69,10 @@ struct Inner {
 }
 
 // SAFETY: `ov::CompiledModel` may be used on any thread, and by several at once; here it is only asked for ports, properties and requests.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Send for Inner {}
 // SAFETY: as above.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Sync for Inner {}
 
 impl Core {
@@ -88,7 +88,7 @@ impl Core {
             .collect();
         // SAFETY: core, model and strings are there for the call, which copies what it needs; values of these properties are strings.
         // What it gives is freed by `ov_compiled_model_free`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let handle = unsafe {
             Handle::new(
                 |compiled| {
@@ -147,7 +147,7 @@ impl Compiled {
         let action = "reads a property";
         let key = CString::new(name).map_err(|e| OpenVinoError::Failed { action, reason: e.to_string() })?;
         // SAFETY: model and string are there for the call; what it gives is to be given to `ov_free`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let value =
             unsafe { text(|value| openvino_sys::ov_compiled_model_get_property(self.raw(), key.as_ptr(), value)) };
         value.map_err(|failure| failure.during(action))
@@ -156,7 +156,7 @@ impl Compiled {
     /// The input of this name.
     pub(crate) fn input(&self, name: &str) -> Result<Port, OpenVinoError> {
         // SAFETY: model and string are there for the call, which gives a port.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let by_name = |name: &CStr, port: *mut *mut ov_output_const_port_t| unsafe {
             openvino_sys::ov_compiled_model_input_by_name(self.raw(), name.as_ptr(), port)
         };
@@ -166,7 +166,7 @@ impl Compiled {
     /// The output of this name; it may have others.
     pub(crate) fn output(&self, name: &str) -> Result<Port, OpenVinoError> {
         // SAFETY: as above.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let by_name = |name: &CStr, port: *mut *mut ov_output_const_port_t| unsafe {
             openvino_sys::ov_compiled_model_output_by_name(self.raw(), name.as_ptr(), port)
         };
@@ -194,7 +194,7 @@ fn port(
 /// The port that a function of the C API gives.
 fn one(make: impl FnOnce(*mut *mut ov_output_const_port_t) -> openvino_sys::ov_status_e) -> Result<Port, Failure> {
     // SAFETY: every function that this is given gives a port of the caller's own, which `ov_output_const_port_free` frees.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     unsafe {
         Handle::new(make, |port| openvino_sys::ov_output_const_port_free(port))
     }
@@ -203,11 +203,11 @@ fn one(make: impl FnOnce(*mut *mut ov_output_const_port_t) -> openvino_sys::ov_s
 fn inputs(compiled: &Handle<ov_compiled_model_t>) -> Result<Vec<String>, Failure> {
     let mut count = 0;
     // SAFETY: the model is there for the call.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     check(unsafe { openvino_sys::ov_compiled_model_inputs_size(compiled.raw(), &mut count) })?;
     let name = |index| {
         // SAFETY: as above.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let port = one(|port| unsafe { openvino_sys::ov_compiled_model_input_by_index(compiled.raw(), index, port) })?;
         any_name(&port)
     };
@@ -217,7 +217,7 @@ fn inputs(compiled: &Handle<ov_compiled_model_t>) -> Result<Vec<String>, Failure
 /// One of the names of a port.
 fn any_name(port: &Port) -> Result<String, Failure> {
     // SAFETY: the port is there for the call; what it gives is to be given to `ov_free`.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     unsafe {
         text(|name| openvino_sys::ov_port_get_any_name(port.raw(), name))
     }

@@ -27,10 +27,10 @@ struct Inner {
 }
 
 // SAFETY: `ov::Core` may be used on any thread, and by several at once.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Send for Inner {}
 // SAFETY: as above; the handle only gives its pointer away.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Sync for Inner {}
 
 impl Core {
@@ -41,7 +41,7 @@ impl Core {
     pub fn open(explicit: Option<&Path>) -> Result<Self, OpenVinoError> {
         let library = load(explicit)?;
         // SAFETY: the function gives a core that `ov_core_free` frees.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let handle =
             unsafe { Handle::new(|core| openvino_sys::ov_core_create(core), |core| openvino_sys::ov_core_free(core)) };
         let handle = handle.map_err(|failure| failure.during("starts"))?;
@@ -80,7 +80,7 @@ impl Core {
 
     fn property(&self, key: &CStr) -> Result<String, OpenVinoError> {
         // SAFETY: core and strings are there for the call; what it gives is to be given to `ov_free`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let value = unsafe {
             text(|value| openvino_sys::ov_core_get_property(self.raw(), DEVICE.as_ptr(), key.as_ptr(), value))
         };

@@ -133,7 +133,7 @@ pub(crate) fn check(status: ov_status_e) -> Result<(), Failure> {
 
 fn last_message() -> Option<String> {
     // SAFETY: OpenVINO gives a copy of its text under a lock of its own, or null; the copy is ours until it is given to `ov_free`.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     let text = unsafe {
         let text = openvino_sys::ov_get_last_err_msg();
         let copy = (!text.is_null()).then(|| CStr::from_ptr(text).to_string_lossy().into_owned());

@@ -18,7 +18,7 @@ impl<T> Handle<T> {
     ///
     /// # Safety
     /// If `make` gives [`ov_status_e::OK`], it has put an object there that nobody else frees and that `free` frees, or null.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     pub(crate) unsafe fn new(
         make: impl FnOnce(*mut *mut T) -> ov_status_e,
         free: unsafe fn(*mut T),
@@ -40,7 +40,7 @@ impl<T> Handle<T> {
 impl<T> Drop for Handle<T> {
     fn drop(&mut self) {
         // SAFETY: by the contract of `new` the object is ours and `free` is its function; nothing uses it after `self`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         unsafe {
             (self.free)(self.raw());
         }
@@ -51,7 +51,7 @@ impl<T> Drop for Handle<T> {
 ///
 /// # Safety
 /// If `make` gives [`ov_status_e::OK`], it has put a C string there that is to be given to `ov_free`, or null.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 pub(crate) unsafe fn text(make: impl FnOnce(*mut *mut c_char) -> ov_status_e) -> Result<String, Failure> {
     let free: unsafe fn(*mut c_char) = |raw| {
         // SAFETY: the caller's promise.

@@ -156,7 +156,7 @@ fn at_least_minimum(build: &str) -> Option<Version> {
 fn open(path: &Path) -> Result<&'static SharedLibrary, libloading::Error> {
     // SAFETY: running a library's initialisers is what loading it means; that the file is the user's own choice, and found in no folder
     // that strangers write to, is what `search` sees to.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     let library = unsafe { SharedLibrary::new(path)? };
     Ok(Box::leak(Box::new(library)))
 }
@@ -166,7 +166,7 @@ fn build_of(library: &'static SharedLibrary) -> Result<String, libloading::Error
     let mut version = ov_version_t { buildNumber: std::ptr::null(), description: std::ptr::null() };
     // SAFETY: in every version of OpenVINO since 2022.1 these functions have these types; the version is filled with two strings that
     // live until the second function is called, or is left as it was.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     let build = unsafe {
         let get = library.get::<unsafe extern "C" fn(*mut ov_version_t) -> c_int>(b"ov_get_openvino_version\0")?;
         let free = library.get::<unsafe extern "C" fn(*mut ov_version_t)>(b"ov_version_free\0")?;
@@ -220,7 +220,7 @@ const FUNCTIONS: &[&CStr] = &[
 fn look_up_functions(library: &'static SharedLibrary) -> Result<(), libloading::Error> {
     for name in FUNCTIONS {
         // SAFETY: the function is looked up, and not called.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         unsafe {
             library.get::<unsafe extern "C" fn()>(name.to_bytes_with_nul())?;
         }

@@ -28,7 +28,7 @@ impl Model {
             return Err(OpenVinoError::ExternalData { tensor: first.tensor, place });
         }
         // SAFETY: the bytes are there for the call and copied; null stands for no weights. What the call gives is freed by `ov_model_free`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let handle = unsafe {
             Handle::new(
                 |model| {

@@ -30,13 +30,13 @@ pub struct Request {
 }
 
 // SAFETY: `ov::InferRequest` may be used on any thread, by one at a time.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe impl Send for Request {}
 
 impl Request {
     pub(crate) fn new(compiled: Compiled) -> Result<Self, OpenVinoError> {
         // SAFETY: the model is there for the call; what it gives is freed by `ov_infer_request_free`.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let handle = unsafe {
             Handle::new(
                 |request| openvino_sys::ov_compiled_model_create_infer_request(compiled.raw(), request),
@@ -59,7 +59,7 @@ impl Request {
     /// [`OpenVinoError::Port`] if the graph has no such input, or not of this type and shape; what it had before stays.
     pub fn set_input(&mut self, name: &str, tensor: Borrowed) -> Result<(), OpenVinoError> {
         // SAFETY: the tensor's owner is held by `inputs` below, beyond the request's own end.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         unsafe {
             self.set(name, tensor.element(), tensor.shape(), tensor.data())?;
         }
@@ -87,7 +87,7 @@ impl Request {
             self.inputs.remove(*name);
             // SAFETY: no run begins without `name` being in `inputs`, or in `lent` and so borrowed until the run has ended; its outputs are, too,
             // for as long as anybody reads them.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "OpenVINO's C API")]
             unsafe {
                 self.set(name, tensor.element, &tensor.shape, tensor.bytes.as_ptr())?;
             }
@@ -101,7 +101,7 @@ impl Request {
     /// # Safety
     /// `data` leads to the bytes of a tensor of this type and shape, which stay and do not change until the request is given another
     /// tensor for this input, has ended, or does not run any more.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     unsafe fn set(&self, name: &str, element: Element, shape: &[i64], data: *const u8) -> Result<(), OpenVinoError> {
         // A port may have further names; that each has one here is what `run_on` rests on.
         if !self.compiled.inputs().iter().any(|input| input == name) {
@@ -181,7 +181,7 @@ impl Request {
     fn read_output(&self, name: &str) -> Result<Output<'_>, OpenVinoError> {
         let port = self.compiled.output(name)?;
         // SAFETY: both are there for the call, and no run is under way; what it gives is a share that `ov_tensor_free` gives back.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let tensor = unsafe {
             Handle::new(
                 |out| openvino_sys::ov_infer_request_get_tensor_by_const_port(self.handle.raw(), port.raw(), out),
@@ -203,14 +203,14 @@ impl Request {
     pub fn profile(&self) -> Result<Vec<NodeTime>, OpenVinoError> {
         let mut list = ov_profiling_info_list_t { profiling_infos: std::ptr::null_mut(), size: 0 };
         // SAFETY: the request is there for the call, and no run is under way.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         let status = unsafe { openvino_sys::ov_infer_request_get_profiling_info(self.handle.raw(), &mut list) };
         check(status).map_err(|failure| failure.during("lists the times of nodes"))?;
         if list.profiling_infos.is_null() {
             return Ok(Vec::new());
         }
         // SAFETY: the call has filled the list with so many entries of C strings, which live until the list is freed, below.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         unsafe {
             let entries = slice::from_raw_parts(list.profiling_infos, list.size);
             let times = entries.iter().map(|entry| node_time(entry)).collect();
@@ -224,7 +224,7 @@ impl Request {
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 fn give_back() {
     // SAFETY: glibc's function, of this type; it may be called at any time, on any thread.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     unsafe {
         unsafe extern "C" {
             fn malloc_trim(pad: usize) -> std::ffi::c_int;
@@ -261,7 +261,7 @@ impl<'a> Running<'a> {
     fn start(request: &'a Handle<ov_infer_request_t>) -> Result<Self, Failure> {
         // SAFETY: the request is there, and no run of it is under way. Its inputs' memory stays until the run has ended: `finish` or `drop`
         // waits for that, and the request's owner is borrowed until then.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         check(unsafe { openvino_sys::ov_infer_request_start_async(request.raw()) })?;
         Ok(Self { request, ended: false })
     }
@@ -269,7 +269,7 @@ impl<'a> Running<'a> {
     fn finish(mut self, cancelled: &dyn Fn() -> bool) -> Result<(), Failure> {
         loop {
             // SAFETY: the request is there for the call.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "OpenVINO's C API")]
             let status = unsafe { openvino_sys::ov_infer_request_wait_for(self.request.raw(), ASK_EVERY) };
             if status != ov_status_e::RESULT_NOT_READY {
                 self.ended = true;
@@ -285,7 +285,7 @@ impl<'a> Running<'a> {
     fn end(&mut self) -> Result<(), Failure> {
         self.ended = true;
         // SAFETY: the request is there for the calls; a run may be cancelled at any time.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "OpenVINO's C API")]
         unsafe {
             let asked = openvino_sys::ov_infer_request_cancel(self.request.raw());
             let waited = openvino_sys::ov_infer_request_wait(self.request.raw());
@@ -338,7 +338,7 @@ fn read<'a>(tensor: &Handle<ov_tensor_t>) -> Result<(u32, Vec<usize>, &'a [u8]),
     let mut shape = ov_shape_t { rank: 0, dims: std::ptr::null_mut() };
     // SAFETY: the tensor is there for the calls. The type is read as a number, which an enum of this crate's version need not know; the shape is
     // copied before it is freed; data and length are those of one allocation that the tensor shares, which the run that has ended has filled.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "OpenVINO's C API")]
     unsafe {
         check(openvino_sys::ov_tensor_get_element_type(tensor.raw(), (&raw mut number).cast()))?;
         check(openvino_sys::ov_tensor_get_byte_size(tensor.raw(), &mut length))?;
@@ -371,7 +371,7 @@ pub struct NodeTime {
 
 /// # Safety
 /// The entry's strings are C strings, or null.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "OpenVINO's C API")]
 unsafe fn node_time(entry: &ov_profiling_info_t) -> NodeTime {
     let text = |text: *const c_char| {
         // SAFETY: the caller's promise.

@@ -139,7 +139,8 @@ fn walk(path: &Path) -> Result<Vec<(PathBuf, std::fs::Metadata)>, Distrust> {
     Ok(met)
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, symlink};

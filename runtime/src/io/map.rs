@@ -35,7 +35,7 @@ pub fn map_file(path: impl AsRef<Path>) -> io::Result<Bytes> {
     }
     // SAFETY: the map is read-only and private to this process. Everything that v2l writes goes to a new file that is
     // renamed over the old one, which leaves the mapped inode alone; the caller is told that others must do the same.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "a memory map")]
     let map = unsafe { Mmap::map(&file)? };
     Ok(Bytes::from_owner(map))
 }

@@ -1,5 +1,5 @@
 //! In place of a GPU: host memory, and the CUDA kernel's own source run by a C++ compiler's program.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "memory in place of a GPU's")]
 
 use std::alloc::{Layout, alloc, dealloc};
 use std::collections::HashMap;

@@ -12,7 +12,7 @@ pub(crate) use self::run::*;
 
 pub(crate) type LibraryVersion = unsafe extern "C" fn() -> i32;
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 // SAFETY: the declarations are those of shim/shim.h, whose functions take nothing and return a table that lives forever.
 unsafe extern "C" {
     #[cfg(feature = "build")]

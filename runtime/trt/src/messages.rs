@@ -16,7 +16,7 @@ pub(crate) fn keep(messages: &mut Vec<String>, message: String) {
 ///
 /// # Safety
 /// `text` is NULL or ends with NUL.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 pub(crate) unsafe fn text(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();

@@ -9,7 +9,11 @@ mod error;
 mod handle;
 mod refitter;
 #[cfg(test)]
-#[allow(unsafe_code, clippy::undocumented_unsafe_blocks)] // A shim in Rust, with one SAFETY comment for all of it.
+#[allow(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "a shim in Rust, with one SAFETY comment for all of it"
+)]
 mod tests;
 
 use std::ffi::c_void;
@@ -32,7 +36,7 @@ pub use self::refitter::{EngineRefitter, Source};
 /// # Safety
 /// [`Self::handle`] is a `CUstream` of the current device that lives as long as `self`, and [`Self::synchronize`] returns `Ok` only
 /// when all that was enqueued on it before has ended.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 pub unsafe trait Stream {
     /// The `CUstream`.
     fn handle(&self) -> *mut c_void;
@@ -74,7 +78,7 @@ struct Inner {
 
 // SAFETY: the runtime is used through `&mut Runtime` and, to make refitters, `&mut Engine`; TensorRT lets several threads do that at a
 // time. The rest is constant, or behind a lock.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe impl Sync for Inner {}
 
 /// Why there is no runtime.
@@ -107,7 +111,7 @@ impl Runtime {
         let messages = Box::<Messages>::default();
         // SAFETY: entry points and shim are of one flavour and version; the messages are dropped behind the runtime, and stay where they
         // are in their box.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let runtime = unsafe { Owned::new((api.runtime)(&entry, &messages.log()), api.free_runtime) };
         match runtime {
             Some(runtime) => Ok(Self(Arc::new(Inner { runtime, messages, api, flavour, version }))),
@@ -131,14 +135,14 @@ impl Runtime {
         let (inner, mut reasons) = (&self.0, 0);
         inner.messages.take();
         // SAFETY: the runtime lives, and the plan is borrowed for the call.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let validity =
             unsafe { (inner.api.validity)(inner.runtime.get(), plan.as_ptr().cast(), plan.len(), &mut reasons) };
         if validity == INVALID {
             return Err(inner.refusal(reasons));
         }
         // SAFETY: as above.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let engine = unsafe {
             let handle = (inner.api.engine)(inner.runtime.get(), plan.as_ptr().cast(), plan.len());
             Owned::new(handle, inner.api.free_engine)

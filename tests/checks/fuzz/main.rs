@@ -6,6 +6,8 @@
 //! that was written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets, but for `commands`, with coverage. That one
 //! takes the tools beside it (`cargo build`), and prints the command that is a finding.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
+
 #[cfg(unix)]
 mod commands;
 #[path = "../../../fuzz/targets.rs"]

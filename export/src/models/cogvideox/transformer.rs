@@ -23,7 +23,7 @@ const QK_NORM_EPS: f32 = 1e-6;
 /// `config.json` of a CogVideoX transformer; absent keys take diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub num_attention_heads: usize,
     pub attention_head_dim: usize,

@@ -21,7 +21,7 @@ const FIXED_EPS: f32 = 1e-6;
 /// `config.json` of the VAE; absent keys take diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub in_channels: usize,
     pub out_channels: usize,

@@ -97,7 +97,7 @@ fn config_of(shapes: &Shapes<'_>, label: &str) -> Result<Json, ExportError> {
 /// `config.json` of the encoder; absent keys take transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub hidden_size: usize,
     pub intermediate_size: usize,

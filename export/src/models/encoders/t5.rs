@@ -183,7 +183,7 @@ fn config_of(shapes: &Shapes<'_>) -> Result<Json, ExportError> {
 /// `config.json` of a T5 encoder; absent keys take transformers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub vocab_size: usize,
     pub d_model: usize,

@@ -40,7 +40,7 @@ const DEVIATION: [f64; 16] = [
 /// `config.json` of the autoencoder; absent keys take diffusers' defaults, those of Wan 2.1.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub base_dim: usize,
     pub decoder_base_dim: Option<usize>,

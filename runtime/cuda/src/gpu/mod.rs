@@ -1,7 +1,7 @@
 //! A GPU, through the driver API. Not one line of this has run on a GPU yet.
 //!
 //! Everything goes to the device's default stream, so that calls take effect in order.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the CUDA driver's API")]
 
 mod nvrtc;
 mod stream;

@@ -1,5 +1,5 @@
 //! NVRTC, NVIDIA's compiler of kernels, which needs no GPU; and loading libraries ahead of those that want them.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "the CUDA driver's API")]
 
 use std::ffi::{CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};

@@ -157,7 +157,7 @@ fn weights_over_a_read_only_map_are_read_in_place_and_never_written() {
     let mut file = tempfile::tempfile().unwrap();
     std::io::Write::write_all(&mut file, &[&[0; 64][..], &bytes(&values)].concat()).unwrap();
     // SAFETY: nobody else has the file.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "a test of OpenVINO's C API")]
     let map = Arc::new(unsafe { memmap2::Mmap::map(&file).unwrap() });
     let mut request = request(&in_place(), &CompileOptions::default());
     let held: Arc<dyn AsRef<[u8]> + Send + Sync> = Arc::clone(&map) as _;

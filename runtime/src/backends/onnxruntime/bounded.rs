@@ -54,7 +54,7 @@ fn bound_memory(environment: &Environment, memory: u64) -> Result<(), String> {
     let mut config: *mut sys::OrtArenaCfg = ptr::null_mut();
     // SAFETY: the environment is the process's and outlives the call; `config` is made by the first call, read by the second
     // and released once, after it; ONNX Runtime copies what it keeps.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     let made = unsafe {
         ort::Error::result_from_status((api.CreateArenaCfg)(most, DEFAULT, DEFAULT, DEFAULT, &raw mut config)).and_then(
             |()| {

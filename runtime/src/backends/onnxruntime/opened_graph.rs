@@ -82,7 +82,7 @@ impl OrtGraph {
 fn given(input: &Bound<'_>) -> Result<DynValue, String> {
     let view = input.view();
     // SAFETY: the input holds the elements until the end of [`OrtGraph::run`]; the value and the run end before.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     unsafe {
         borrow(view.dtype(), view.shape(), view.data())
     }
@@ -93,7 +93,7 @@ fn kept(in_use: InUse<'_>, port: &Port) -> Result<DynValue, String> {
     let HeldInput { shape, block } = in_use.inputs.get(&port.name).ok_or("it is neither given nor kept")?;
     // SAFETY: the block is of that device; `in_use` keeps it until the run, and with it the value, has ended, and nobody writes to
     // it.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     unsafe {
         borrow_block(in_use.ordinal, port.dtype, shape, block.address, block.length)
     }
@@ -106,7 +106,7 @@ fn weight(device_weights: &DeviceWeights, state: &State, name: &str) -> Result<D
     let ordinal = device_weights.device().ordinal();
     // SAFETY: the block is of that device; `state` and `device_weights` keep it until the run, and with it the value, has ended, and
     // nobody writes to memory that others have, too.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     unsafe {
         borrow_block(ordinal, held.dtype, &held.shape, block.address, block.length)
     }

@@ -43,7 +43,7 @@ pub(super) fn dtype_of(element: TensorElementType) -> Option<Dtype> {
 ///
 /// # Safety
 /// `data` must stay alive and unchanged until the value, and every session that was given it, are gone.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
 pub(super) unsafe fn borrow(dtype: Dtype, shape: &[usize], data: &[u8]) -> Result<DynValue, String> {
     // SAFETY: as the caller promises; the elements are in host memory.
     unsafe { borrow_at(&MemoryInfo::default(), dtype, shape, data.as_ptr().cast_mut().cast(), data.len()) }
@@ -56,7 +56,7 @@ pub(super) unsafe fn borrow(dtype: Dtype, shape: &[usize], data: &[u8]) -> Resul
 ///
 /// # Safety
 /// `address` is followed by `length` bytes of that device, which stay unchanged until the value is gone.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
 pub(super) unsafe fn borrow_block(
     ordinal: Option<i32>,
     dtype: Dtype,
@@ -77,7 +77,7 @@ pub(super) unsafe fn borrow_block(
 /// # Safety
 /// `data` is followed by `length` bytes of the device that `info` names; they stay alive and unchanged until the value, and every
 /// session that was given it, are gone.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
 unsafe fn borrow_at(
     info: &MemoryInfo<'_>,
     dtype: Dtype,
@@ -138,7 +138,7 @@ pub(super) fn copy_out(value: &DynValue) -> Result<Tensor, String> {
     } else {
         // SAFETY: the tensor is in CPU memory and holds as many bytes as its type and extents imply; `view` keeps it
         // alive and unchanged while the slice is in use.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
         unsafe {
             std::slice::from_raw_parts(view.data_ptr().cast::<u8>(), length)
         }
@@ -152,7 +152,7 @@ mod tests {
     use crate::io::library;
 
     #[test]
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     fn borrow_makes_a_value_over_the_callers_memory() {
         library::onnxruntime(None).unwrap();
         let data = [1f32, -2.0, 3.0, 0.5];
@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
     fn borrow_refuses_other_lengths_and_misaligned_data() {
         library::onnxruntime(None).unwrap();
         let data = [0u64; 3];

@@ -40,7 +40,7 @@ impl WeightedBuilder {
         let fail = |message: String| OrtError::refused(&graph, format!("`{name}`: {message}"));
         // SAFETY: the bytes are shared with `held`, which outlives the builder and is handed on with the session; on an
         // error the builder and its values are dropped, and no session was made. Nothing writes to them.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "ONNX Runtime's C API, and memory that it borrows")]
         let value = unsafe { borrow(dtype, shape, &data) }.map_err(fail)?;
         let builder = builder.with_initializer(name, value).map_err(|e| fail(e.to_string()))?;
         held.push(data);

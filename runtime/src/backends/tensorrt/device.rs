@@ -40,7 +40,7 @@ pub(super) trait LoadedPlan: Send {
     ///
     /// # Safety
     /// The addresses are memory of the GPU of the sizes that types and shapes ask for, which nothing else uses.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "addresses of a GPU's memory")]
     unsafe fn run(&mut self, addresses: &[(&str, u64)]) -> Result<(), TrtError>;
 }
 

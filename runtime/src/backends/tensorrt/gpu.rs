@@ -43,7 +43,7 @@ fn no_gpu(flavour: Flavour, error: &RunError) -> TrtError {
 }
 
 /// For `map_err`.
-#[allow(clippy::needless_pass_by_value)]
+#[allow(clippy::needless_pass_by_value, reason = "the form that `map_err` takes")]
 fn failed(error: RunError) -> TrtError {
     match error {
         RunError::Memory { .. } => TrtError::Memory(error.to_string()),
@@ -55,7 +55,7 @@ struct Stream(v2l_cuda::Stream);
 
 // SAFETY: it is a `CUstream` of its GPU, which `current` makes the calling thread's before TensorRT is called, lives as long as
 // `self`, and `synchronize` is the driver's.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "addresses of a GPU's memory")]
 unsafe impl v2l_trt::run::Stream for Stream {
     fn handle(&self) -> *mut c_void {
         self.0.handle()
@@ -184,7 +184,7 @@ impl LoadedPlan for OnCard {
         Ok(shapes)
     }
 
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "addresses of a GPU's memory")]
     unsafe fn run(&mut self, addresses: &[(&str, u64)]) -> Result<(), TrtError> {
         let (engine, _, stream) = self.current()?;
         for (name, address) in addresses {

@@ -167,7 +167,7 @@ impl Plan {
         }
         // SAFETY: each address is memory of this GPU of the bytes that type and shape ask for; nothing else uses the buffers, nobody writes
         // to what is held, and none of them is dropped before the run has ended.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "addresses of a GPU's memory")]
         unsafe { engine.run(&addresses) }?;
         let mut outputs = NamedTensors::new();
         for (port, shape) in self.outputs.iter().zip(&results) {

@@ -1,5 +1,5 @@
 //! In place of a GPU with TensorRT: host memory, and ONNX Runtime on the weights that the refitter was given. A plan is the graph's ONNX.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "addresses of a GPU's memory")]
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};

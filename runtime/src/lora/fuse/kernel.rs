@@ -3,7 +3,7 @@
 //! Blocks of [`BLOCK`] rows and [`Packed::tile`] columns keep their sums in registers while the ranks go by. For every
 //! element the order is the same with all instructions: ranks ascending, one fused multiply-add each, into the product of one
 //! factor pair; the products, each times its factor, by fused multiply-add into ΔW; one addition to W; one rounding.
-#![allow(unsafe_code)]
+#![allow(unsafe_code, reason = "entry of functions that need instructions of a processor")]
 
 use std::sync::OnceLock;
 

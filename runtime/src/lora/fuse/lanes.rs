@@ -5,7 +5,11 @@
 //! [`super::kernel`] that are compiled for them and entered after the processor was asked.
 //!
 //! SAFETY of every block here: what [`Lanes`] and [`Stored`] ask of their users is all that the instructions need.
-#![allow(unsafe_code, clippy::undocumented_unsafe_blocks)]
+#![allow(
+    unsafe_code,
+    clippy::undocumented_unsafe_blocks,
+    reason = "vector instructions; one SAFETY comment for all of them"
+)]
 
 use half::f16;
 

@@ -145,11 +145,11 @@ impl Library {
         let listener = Listener::new(progress);
         // SAFETY: the library has the entry points and the shim of one flavour and version; everything that the request and the callbacks
         // point to is borrowed or owned above and outlives the call.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let plan = unsafe { (self.api.build)(&self.entry, &c_request, &listener.callbacks()) };
         let said = listener.finish();
         // SAFETY: what the shim returns is given up once, to the one place that frees it.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let bytes = unsafe { PlanBytes::new(&plan, self.api.free_plan) };
         Ok(Ended { status: plan.status, detail: plan.detail, plan: bytes, said })
     }

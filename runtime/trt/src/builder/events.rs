@@ -52,7 +52,7 @@ impl<'a> Listener<'a> {
 ///
 /// # Safety
 /// `context` is that of [`Listener::callbacks`], whose listener is borrowed until the build has returned.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe fn listener<'a>(context: *const c_void) -> &'a Listener<'a> {
     // SAFETY: as above; a listener is shared between threads by its mutexes alone.
     unsafe { &*context.cast::<Listener<'a>>() }
@@ -61,7 +61,7 @@ unsafe fn listener<'a>(context: *const c_void) -> &'a Listener<'a> {
 // SAFETY of the five callbacks: the shim passes the context that it was given, and strings and structures that live as long as the
 // call. A panic ends the process at the boundary, as `extern "C"` has it.
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn log(context: *const c_void, severity: i32, message: *const c_char) {
     if severity > 2 {
         return;
@@ -71,7 +71,7 @@ unsafe extern "C" fn log(context: *const c_void, severity: i32, message: *const 
     listener.say(|said| keep(if severity == 2 { &mut said.warnings } else { &mut said.errors }, message));
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn parser_error(context: *const c_void, error: *const ffi::ParserError) {
     // SAFETY: see above.
     let (listener, error) = unsafe { (listener(context), &*error) };
@@ -81,7 +81,7 @@ unsafe extern "C" fn parser_error(context: *const c_void, error: *const ffi::Par
     listener.say(|said| said.parser.push(ParserError { code: error.code, node, description }));
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn record(context: *const c_void, record: *const ffi::RefitRecord) {
     // SAFETY: see above.
     let (listener, record) = unsafe { (listener(context), &*record) };
@@ -96,14 +96,14 @@ unsafe extern "C" fn record(context: *const c_void, record: *const ffi::RefitRec
     listener.say(|said| said.refittable.push(refittable));
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn timing_cache(context: *const c_void, data: *const c_void, size: usize) {
     // SAFETY: see above; there are `size` bytes, which are not none.
     let (listener, bytes) = unsafe { (listener(context), std::slice::from_raw_parts(data.cast::<u8>(), size)) };
     listener.say(|said| said.timing_cache = Some(bytes.to_vec()));
 }
 
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn progress(context: *const c_void, phase: *const c_char, step: i32, steps: i32) -> i32 {
     // SAFETY: see above.
     let (listener, phase) = unsafe { (listener(context), text(phase)) };

@@ -25,10 +25,10 @@ struct Theirs {
 }
 
 // SAFETY: the bytes are constant, nothing else knows them, and TensorRT lets any thread free them.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe impl Send for Theirs {}
 // SAFETY: as above; sharing only reads.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe impl Sync for Theirs {}
 
 impl Deref for PlanBytes {
@@ -37,7 +37,7 @@ impl Deref for PlanBytes {
     fn deref(&self) -> &[u8] {
         match &self.0 {
             // SAFETY: the shim gave `size` bytes at `data` that live as long as the handle, and a plan is never empty.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "TensorRT through its shim")]
             Kind::Theirs(theirs) => unsafe { std::slice::from_raw_parts(theirs.data, theirs.size) },
             Kind::Read(bytes) => bytes,
         }
@@ -59,7 +59,7 @@ impl fmt::Debug for PlanBytes {
 impl Drop for Theirs {
     fn drop(&mut self) {
         // SAFETY: the handle is the shim's own and is freed once.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         unsafe {
             (self.free)(self.handle.as_ptr());
         }
@@ -71,7 +71,7 @@ impl PlanBytes {
     ///
     /// # Safety
     /// `plan` comes from the shim whose function `free` is, and is given here once.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     pub(super) unsafe fn new(plan: &ffi::Plan, free: unsafe extern "C" fn(*mut c_void)) -> Option<Self> {
         let handle = NonNull::new(plan.handle).filter(|_| plan.status == ffi::OK)?;
         Some(Self(Kind::Theirs(Theirs { handle, data: plan.data.cast(), size: plan.size, free })))

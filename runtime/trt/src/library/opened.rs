@@ -107,7 +107,7 @@ pub(super) fn check(
 pub(super) fn load(path: &Path) -> Result<&'static SharedLibrary, libloading::Error> {
     // SAFETY: running a library's initialisers is what loading it means; that the file is the user's own choice, and found in no
     // folder that strangers write to, is what `search` sees to.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     let library = unsafe { SharedLibrary::new(path)? };
     Ok(Box::leak(Box::new(library)))
 }
@@ -118,7 +118,7 @@ pub(super) fn version_of(
 ) -> Result<Version, libloading::Error> {
     let version = symbol::<LibraryVersion>(library, name)?;
     // SAFETY: in every version of TensorRT this function takes nothing and returns an `int32_t`.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     let number = unsafe { version() };
     Ok(Version::of_number(number.unsigned_abs()))
 }
@@ -129,6 +129,6 @@ pub(super) fn symbol<T: Copy>(
     name: &'static std::ffi::CStr,
 ) -> Result<T, libloading::Error> {
     // SAFETY: every caller pairs a name with the type that NVIDIA's headers declare for it.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     unsafe { library.get::<T>(name.to_bytes_with_nul()) }.map(|symbol| *symbol)
 }

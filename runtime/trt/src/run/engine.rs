@@ -37,13 +37,13 @@ impl Engine {
     pub fn tensors(&self) -> Result<Vec<Tensor>, RunError> {
         let (api, engine) = (self.inner.api, self.engine.get());
         // SAFETY: the engine lives.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let count = unsafe { (api.tensor_count)(engine) };
         let tensor = |index| {
             let shape = ffi::Shape { rank: -1, extents: [0; ffi::MAX_RANK] };
             let mut found = ffi::Tensor { name: std::ptr::null(), is_input: 0, dtype: -1, is_plain: 0, shape };
             // SAFETY: as above; a name that is given ends with NUL and lives as long as the engine.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "TensorRT through its shim")]
             let name = unsafe {
                 if (api.tensor)(engine, index, &mut found) == 0 {
                     return Err(self.inner.failed(format!("describing input or output {index}")));
@@ -61,7 +61,7 @@ impl Engine {
     /// Bytes of device memory that running takes for activations.
     pub fn activation_bytes(&self) -> u64 {
         // SAFETY: the engine lives.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let bytes = unsafe { (self.inner.api.device_memory)(self.engine.get()) };
         bytes.try_into().unwrap_or_default()
     }
@@ -87,7 +87,7 @@ impl Engine {
         inner.messages.take();
         // SAFETY: runtime and engine live longer than the refitter, which borrows `self`. Weights are v2l's own, and were looked through for
         // infinities and NaN when they were fused.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         let refitter = unsafe {
             let handle = (inner.api.refitter)(inner.runtime.get(), self.engine.get(), threads, 0);
             Owned::new(handle, inner.api.free_refitter)
@@ -140,7 +140,7 @@ impl Engine {
     ///
     /// # Errors
     /// [`RunError::Failed`] if there is no such tensor, [`RunError::Argument`].
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     pub unsafe fn set_address(&mut self, name: &str, address: *mut c_void) -> Result<(), RunError> {
         let (context, inner) = self.context()?;
         // SAFETY: passed on.

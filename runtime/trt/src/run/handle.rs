@@ -12,7 +12,7 @@ pub(super) struct Owned {
 }
 
 // SAFETY: TensorRT's objects may be used by any thread, one at a time; nothing here is shared without a lock or `&mut`.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe impl Send for Owned {}
 
 impl Owned {
@@ -20,7 +20,7 @@ impl Owned {
     ///
     /// # Safety
     /// `handle` is NULL, or an object that `free` frees and nobody else does.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     pub(super) unsafe fn new(handle: Handle, free: Free) -> Option<Self> {
         NonNull::new(handle).map(|handle| Self { handle, free })
     }
@@ -34,7 +34,7 @@ impl Owned {
 impl Drop for Owned {
     fn drop(&mut self) {
         // SAFETY: by the promise of `new`, once.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         unsafe {
             (self.free)(self.handle.as_ptr());
         }
@@ -61,7 +61,7 @@ impl Messages {
 ///
 /// # Safety
 /// `context` is that of [`Messages::log`], and `message` is NULL or ends with NUL.
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "TensorRT through its shim")]
 unsafe extern "C" fn log(context: *const c_void, severity: i32, message: *const c_char) {
     if severity > 1 {
         return;

@@ -61,7 +61,7 @@ impl Drop for Given<'_> {
     fn drop(&mut self) {
         for name in &self.names {
             // SAFETY: the refitter lives. After a refit TensorRT may have let go of the weight itself; it then says so, and that is all.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "TensorRT through its shim")]
             unsafe {
                 (self.inner.api.unset_weight)(self.refitter.get(), name.as_ptr());
             }
@@ -98,7 +98,7 @@ impl<'a, S: Stream> EngineRefitter<'a, S> {
     ///
     /// # Errors
     /// As [`Refitter::refit`].
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     pub unsafe fn refit_from(&mut self, weights: &[(&str, Source<'_>)]) -> Result<Outcome, RefitError> {
         self.inner.messages.take();
         let mut given = Given { refitter: &self.refitter, inner: self.inner, names: Vec::new() };
@@ -157,7 +157,7 @@ impl<'a, S: Stream> EngineRefitter<'a, S> {
     fn prototype(&self, name: &CStr) -> ffi::Prototype {
         let mut form = ffi::Prototype { dtype: -1, count: -1 };
         // SAFETY: the refitter lives; the name is borrowed for the call. Of a weight that cannot be replaced the count is -1.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         unsafe {
             (self.inner.api.prototype)(self.refitter.get(), name.as_ptr(), &mut form);
         }
@@ -171,14 +171,14 @@ impl<'a, S: Stream> EngineRefitter<'a, S> {
             let capacity = i32::try_from(names.len()).unwrap_or(i32::MAX);
             let place = if names.is_empty() { std::ptr::null_mut() } else { names.as_mut_ptr() };
             // SAFETY: the refitter lives, and there is room for so many names.
-            #[allow(unsafe_code)]
+            #[allow(unsafe_code, reason = "TensorRT through its shim")]
             let count = unsafe { (self.inner.api.weights)(self.refitter.get(), missing.into(), capacity, place) };
             usize::try_from(count).ok().filter(|count| *count <= MOST).ok_or_else(|| self.inner.failed(what))
         };
         let mut names = vec![std::ptr::null(); ask(&mut [])?];
         let count = if names.is_empty() { 0 } else { ask(&mut names)? };
         // SAFETY: the names that were written end with NUL and live as long as the refitter.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         Ok(names.iter().take(count).map(|name| unsafe { text(*name) }).collect())
     }
 }
@@ -188,7 +188,7 @@ impl<S: Stream> Refitter for EngineRefitter<'_, S> {
         let weights: Vec<(&str, Source<'_>)> =
             weights.iter().map(|(name, bytes)| (*name, Source::Host(bytes))).collect();
         // SAFETY: none of them is on the device.
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, reason = "TensorRT through its shim")]
         unsafe {
             self.refit_from(&weights)
         }

@@ -20,7 +20,7 @@ const MAX_POSITIONS: usize = 1 << 14;
 /// `config.json` of a Wan transformer; absent keys take diffusers' defaults.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default)]
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "fields have the names of `config.json`")]
 pub struct Config {
     pub patch_size: [usize; 3],
     pub num_attention_heads: usize,

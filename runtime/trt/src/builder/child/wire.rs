@@ -188,7 +188,7 @@ pub(super) fn append(file: &mut File, plan: &[u8]) -> io::Result<Span<usize>> {
 /// the child appends.
 fn map(file: &File) -> io::Result<Mmap> {
     // SAFETY: see above; neither process shortens the file or writes to what is mapped.
-    #[allow(unsafe_code)]
+    #[allow(unsafe_code, reason = "TensorRT through its shim")]
     unsafe {
         Mmap::map(file)
     }
