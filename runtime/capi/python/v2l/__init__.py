@@ -1,6 +1,7 @@
 """The v2l runtime: predict LoRA adapters from a reference, apply them to a video diffusion transformer, generate video.
 
-Arrays go in without a copy if they are C-contiguous and have the graph's type. What comes out is copied once, into arrays of your own.
+Arrays go in without a copy if they are C-contiguous and have the graph's type; PyTorch's tensors and Pillow's images will do, too. What comes
+out is copied once, into arrays of your own.
 Every handle may be used from any thread; calls release the interpreter's lock. See ``v2l.h`` for what each call costs and refuses.
 """
 
@@ -11,21 +12,30 @@ import ctypes
 import enum
 import math
 import os
+import pathlib
+import threading
 from dataclasses import dataclass
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
 
 import numpy as np
+from numpy.typing import NDArray
+
+import v2l_tools as _libraries
 
 from . import _native
+from ._arrays import NUMPY as _NUMPY, array_of as _array_of, frames_of as _frames_of, is_path as _is_path
 from ._native import LIBRARY as _lib
 from ._native import Error, check as _check
 
 __all__ = [
-    "Adapter", "AdapterMode", "AdapterReport", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Latent", "OpenVinoPrecision", "Phase", "Pipeline",
-    "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "version",
+    "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Frames",
+    "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "images", "set_log", "version",
 ]
 
 Path = Union[str, "os.PathLike[str]"]
+#: Frames: uint8 ``[frames, height, width, 3]`` in RGB or float32 ``[1, 3, frames, height, width]`` in [-1, 1], an array or a PyTorch tensor; one
+#: image, uint8 ``[height, width, 3]`` or Pillow's; or a sequence of images.
+Frames = Any
 #: Adapters to apply, with their strengths; none is the base model.
 AdapterSet = Sequence[Tuple["Adapter", float]]
 #: Called with the phase, the steps done and all steps of the phase.
@@ -131,31 +141,12 @@ class Latent(enum.IntEnum):
     SAMPLE = 2
 
 
-# bfloat16 has no type in NumPy: its bits come as uint16.
-_NUMPY = {
-    1: np.float32,
-    2: np.float16,
-    3: np.uint16,
-    4: np.int64,
-    5: np.int32,
-    6: np.uint8,
-    7: np.bool_,
-    8: np.float64,
-    9: np.int8,
-    10: np.int16,
-    11: np.uint16,
-    12: np.uint32,
-    13: np.uint64,
-}
-_NUMBER = {np.dtype(kind): number for number, kind in _NUMPY.items() if number != 3}
-
-
 @dataclass(frozen=True)
 class Port:
     """An input or output of a graph; a free extent is its name."""
 
     name: str
-    dtype: np.dtype
+    dtype: "np.dtype[Any]"
     shape: Tuple[Union[int, str], ...]
 
 
@@ -182,6 +173,25 @@ class Coverage:
 
 
 @dataclass(frozen=True)
+class AdapterKey:
+    """What became of a key of an adapter's file; ``detail`` is the slot that it changes, or why it changes none."""
+
+    key: str
+    detail: str
+    applied: bool
+
+
+@dataclass(frozen=True)
+class AdapterLayer:
+    """One slot's update, ``alpha / rank * up @ down``: float32 ``down`` ``[rank, in]`` and ``up`` ``[out, rank]``."""
+
+    slot: str
+    down: NDArray[Any]
+    up: NDArray[Any]
+    alpha: float
+
+
+@dataclass(frozen=True)
 class AdapterReport:
     """What became of adapters when they were applied; ``survived`` is the part of the update that rounding leaves."""
 
@@ -189,6 +199,39 @@ class AdapterReport:
     survived: float
     relative_error: float
     unchanged: float
+
+
+class LogLevel(enum.IntEnum):
+    """How much a message matters."""
+
+    WARNING = 1
+    INFO = 2
+
+
+#: The log's function as C sees it; it lives as long as it is the log's.
+_LOG: List[object] = []
+
+
+def set_log(log: Optional[Callable[[LogLevel, str], None]]) -> None:
+    """Sends the library's messages to ``log``, on whichever thread works; ``None`` to nobody. What it raises is lost."""
+
+    def on_message(_user: object, level: int, message: bytes) -> None:
+        try:
+            assert log is not None
+            log(LogLevel(level), message.decode(errors="replace"))
+        except Exception:  # there is no caller to tell
+            pass
+
+    callback = _native.LOG_CALLBACK(on_message) if log is not None else _native.LOG_CALLBACK()
+    _check(_lib.v2l_set_log(callback, None))
+    _LOG[:] = [callback]
+
+
+def images(frames: NDArray[Any]) -> List[Any]:
+    """Frames, uint8 ``[frames, height, width, 3]``, as images of Pillow, which must be installed."""
+    from PIL import Image
+
+    return [Image.fromarray(frame) for frame in frames]
 
 
 def version() -> str:
@@ -213,11 +256,9 @@ def _initial(kind: Type[_Structure], init: Callable[..., int]) -> _Structure:
     return value
 
 
-def _tensor(array: np.ndarray, name: Optional[str] = None) -> _native.Tensor:
+def _tensor(value: Any, name: Optional[str] = None) -> _native.Tensor:
     """A view of an array, which it keeps alive."""
-    number = _NUMBER.get(array.dtype)
-    if number is None:
-        raise TypeError(f"an array of {array.dtype}; expected float16 to float64, an integer of 8 to 64 bits, or bool")
+    array, number = _array_of(value)
     tensor = _native.Tensor()
     tensor.name = None if name is None else name.encode()
     tensor.data = array.ctypes.data
@@ -228,7 +269,16 @@ def _tensor(array: np.ndarray, name: Optional[str] = None) -> _native.Tensor:
     return tensor
 
 
-def _arrays(handle: ctypes.c_void_p) -> Dict[str, np.ndarray]:
+def _copied(tensor: _native.Tensor) -> NDArray[Any]:
+    """A copy of one of the library's tensors."""
+    shape = tuple(tensor.shape[: tensor.rank])
+    kind = np.dtype(_NUMPY[tensor.dtype])
+    data = ctypes.string_at(tensor.data, math.prod(shape) * kind.itemsize) if math.prod(shape) else b""
+    array: NDArray[Any] = np.frombuffer(data, kind).reshape(shape).copy()
+    return array
+
+
+def _arrays(handle: ctypes.c_void_p) -> Dict[str, NDArray[Any]]:
     """Copies of the library's tensors, which are freed."""
     try:
         count = ctypes.c_size_t()
@@ -237,10 +287,7 @@ def _arrays(handle: ctypes.c_void_p) -> Dict[str, np.ndarray]:
         for index in range(count.value):
             tensor = _native.Tensor()
             _check(_lib.v2l_tensors_get(handle, index, ctypes.byref(tensor)))
-            shape = tuple(tensor.shape[: tensor.rank])
-            kind = np.dtype(_NUMPY[tensor.dtype])
-            data = ctypes.string_at(tensor.data, math.prod(shape) * kind.itemsize) if math.prod(shape) else b""
-            arrays[tensor.name.decode()] = np.frombuffer(data, kind).reshape(shape).copy()
+            arrays[tensor.name.decode()] = _copied(tensor)
         return arrays
     finally:
         _free("tensors", handle)
@@ -253,7 +300,8 @@ _PROBE = _native.Control()
 
 def _in_callback() -> bool:
     """True if this thread is inside a callback of the library, also before the callback's first line."""
-    return _lib.v2l_control_init(ctypes.byref(_PROBE), ctypes.sizeof(_PROBE)) != 0
+    status: int = _lib.v2l_control_init(ctypes.byref(_PROBE), ctypes.sizeof(_PROBE))
+    return status != 0
 
 
 def _free(kind: str, handle: ctypes.c_void_p) -> None:
@@ -309,14 +357,22 @@ class Cancel(_Handle):
 
     def __init__(self) -> None:
         super().__init__(_made(_lib.v2l_cancel_new))
+        self._requested = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """True from :meth:`request` to :meth:`reset`."""
+        return self._requested.is_set()
 
     def request(self) -> None:
         """Asks every call that was given this to stop, until :meth:`reset`."""
+        self._requested.set()
         _check(_lib.v2l_cancel_request(self._handle))
 
     def reset(self) -> None:
         """Takes the request back."""
         _check(_lib.v2l_cancel_reset(self._handle))
+        self._requested.clear()
 
 
 class _Control:
@@ -377,6 +433,11 @@ def _open_options(
 ) -> ctypes.Structure:
     """``v2l_open_options``: the keyword arguments of :class:`Engine`, :class:`Predictor` and :class:`Pipeline`."""
     options = _initial(_native.OpenOptions, _lib.v2l_open_options_init)
+    # Those that other wheels bring, unless the caller or the environment names some.
+    others = _libraries.libraries()
+    ort_library = ort_library or others.get("V2L_ORT_LIB")
+    openvino_library = openvino_library or others.get("V2L_OPENVINO_LIB")
+    ffmpeg = ffmpeg or others.get("V2L_FFMPEG")
     options.ort_library = None if ort_library is None else _path(ort_library)
     options.ffmpeg = None if ffmpeg is None else _path(ffmpeg)
     options.memory_limit, options.threads = memory_limit, threads
@@ -480,6 +541,28 @@ class Adapter(_Handle):
         counts = found.keys, found.applied, found.ignored, found.slots_covered, found.slots_total
         return Coverage(*counts, found.parameters_covered)
 
+    @property
+    def keys(self) -> List[AdapterKey]:
+        """What became of each key of the file, in its order; none for a predicted adapter."""
+        keys = []
+        for index in range(self.coverage.keys):
+            found = _sized(_native.AdapterKey)
+            _check(_lib.v2l_adapter_key_at(self._handle, index, ctypes.byref(found)))
+            keys.append(AdapterKey(found.key.decode(), found.detail.decode(), found.outcome == 1))
+        return keys
+
+    @property
+    def layers(self) -> List[AdapterLayer]:
+        """Copies of the updates, slot by slot."""
+        count = ctypes.c_size_t()
+        _check(_lib.v2l_adapter_layer_count(self._handle, ctypes.byref(count)))
+        layers = []
+        for index in range(count.value):
+            found = _sized(_native.AdapterLayer)
+            _check(_lib.v2l_adapter_layer_at(self._handle, index, ctypes.byref(found)))
+            layers.append(AdapterLayer(found.slot.decode(), _copied(found.down), _copied(found.up), found.alpha))
+        return layers
+
     def save(self, file: Path, format: Format = Format.PEFT) -> None:
         """Writes the adapter, whole or not at all."""
         _check(_lib.v2l_adapter_save(self._handle, _path(file), format))
@@ -508,15 +591,24 @@ class Session(_Handle):
         return _report(report)
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], adapters: Optional[AdapterSet] = None
-    ) -> Dict[str, np.ndarray]:
-        """Runs the graph; with ``adapters``, these are set first and nothing comes between."""
-        tensors = [_tensor(np.asarray(array), name) for name, array in inputs.items()]
+        self, inputs: Mapping[str, Any], adapters: Optional[AdapterSet] = None, *, cancel: Optional[Cancel] = None
+    ) -> Dict[str, NDArray[Any]]:
+        """Runs the graph; with ``adapters``, these are set first and nothing comes between. ``cancel`` ends a fuse."""
+        tensors = [_tensor(array, name) for name, array in inputs.items()]
         options = _initial(_native.RunOptions, _lib.v2l_run_options_init)
         if adapters is not None:
             options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
         given = (_native.Tensor * len(tensors))(*tensors)
-        handle = _made(_lib.v2l_session_run, self._handle, given, len(tensors), ctypes.byref(options))
+        handle = ctypes.c_void_p()
+
+        def call(control: Any) -> int:
+            options.control = ctypes.cast(control, ctypes.POINTER(_native.Control))
+            status: int = _lib.v2l_session_run(
+                self._handle, given, len(tensors), ctypes.byref(options), ctypes.byref(handle)
+            )
+            return status
+
+        _Control(None, cancel).run(call)
         return _arrays(handle)
 
 
@@ -542,10 +634,10 @@ class Predictor(_Handle):
 
     def predict(
         self,
-        reference: Union[Path, np.ndarray, None] = None,
+        reference: Union[Path, Frames, None] = None,
         *,
         prompt: Optional[str] = None,
-        tensors: Optional[Mapping[str, np.ndarray]] = None,
+        tensors: Optional[Mapping[str, Any]] = None,
         fps: float = 0.0,
         width: int = 0,
         height: int = 0,
@@ -554,32 +646,32 @@ class Predictor(_Handle):
         resize: Resize = Resize.DEFAULT,
         latent: Latent = Latent.DEFAULT,
         frame_count: int = 0,
-        image: Optional[Union[Path, np.ndarray]] = None,
+        image: Union[Path, Frames, None] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
     ) -> Adapter:
-        """Predicts from a file, or from frames: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
+        """Predicts from a file, or from :data:`Frames`.
 
         A predictor made by :meth:`mapped` predicts from ``tensors`` alone, those that its graphs read. One that reads a prompt takes
         ``prompt`` or, in its place, the ``tensors`` ``text_hidden`` and ``text_attention_mask``.
         ``image`` is the first frame of the video to generate, which may say its size.
         """
         given = _initial(_native.Reference, _lib.v2l_reference_init)
-        if isinstance(reference, np.ndarray):
-            tensor = _tensor(reference)
-            given.frames = ctypes.pointer(tensor)
-        elif reference is not None:
+        if _is_path(reference):
             given.file = _path(reference)
+        elif reference is not None:
+            tensor = _tensor(_frames_of(reference))
+            given.frames = ctypes.pointer(tensor)
         if prompt is not None:
             given.prompt = prompt.encode()
         if tensors is not None:
-            named = [_tensor(np.asarray(array), name) for name, array in tensors.items()]
+            named = [_tensor(array, name) for name, array in tensors.items()]
             given.tensors, given.tensor_count = (_native.Tensor * len(named))(*named), len(named)
-        if isinstance(image, np.ndarray):
-            first = _tensor(image)
-            given.image = ctypes.pointer(first)
-        elif image is not None:
+        if _is_path(image):
             given.image_file = _path(image)
+        elif image is not None:
+            first = _tensor(_frames_of(image))
+            given.image = ctypes.pointer(first)
         given.fps, given.width, given.height, given.frame_count = fps, width, height, frame_count
         given.range, given.resize, given.latent = range, resize, latent
         if seed is not None:
@@ -603,6 +695,34 @@ class Pipeline(_Handle):
     def __init__(self, directory: Path, **options: object) -> None:
         given = _open_options(**options)  # type: ignore[arg-type]
         super().__init__(_made(_lib.v2l_pipeline_new, _path(directory), ctypes.byref(given)))
+        self._directory = pathlib.Path(directory)
+
+    @property
+    def directory(self) -> pathlib.Path:
+        """The engine directory."""
+        return self._directory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: Path,
+        *,
+        cache: Optional[Path] = None,
+        export: Optional[Mapping[str, Any]] = None,
+        compile: Optional[Mapping[str, Any]] = None,
+        progress: Optional[Callable[[Dict[str, Any]], None]] = None,
+        cancel: Optional[Cancel] = None,
+        **options: object,
+    ) -> "Pipeline":
+        """Opens a model's folder: exports and compiles it on first use, and finds the engines in ``cache`` after that.
+
+        ``export`` and ``compile`` are flags of ``v2l-export`` and ``v2l-compile``, such as ``export={"hypernetwork": FILE, "light_lora": FILE}`` and
+        ``compile={"precision": "bf16"}`` (see :mod:`v2l.tools`), ``progress`` is given their events. ``options`` are those of :class:`Pipeline`.
+        An engine directory is opened as it is. ``cache`` is ``$V2L_CACHE``, or ``v2l/engines`` in the user's cache folder, if it is not given.
+        """
+        from . import _cache
+
+        return cls(_cache.engines(folder, cache, export or {}, compile or {}, progress, cancel), **options)
 
     def engine(self, component: str) -> Engine:
         """The engine of a component, to load adapters for its slots."""
@@ -625,8 +745,8 @@ class Pipeline(_Handle):
         prompt: str = "",
         *,
         negative_prompt: Optional[str] = None,
-        image: Union[Path, np.ndarray, None] = None,
-        initial_noise: Optional[np.ndarray] = None,
+        image: Union[Path, Frames, None] = None,
+        initial_noise: Optional[Any] = None,
         adapters: Optional[AdapterSet] = None,
         width: int = 0,
         height: int = 0,
@@ -639,24 +759,24 @@ class Pipeline(_Handle):
         scheduler: Optional[str] = None,
         shift: Optional[float] = None,
         guidance_scale_2: Optional[float] = None,
-        last_image: Union[Path, np.ndarray, None] = None,
-        prompt_embeds: Optional[np.ndarray] = None,
-        negative_prompt_embeds: Optional[np.ndarray] = None,
+        last_image: Union[Path, Frames, None] = None,
+        prompt_embeds: Optional[Any] = None,
+        negative_prompt_embeds: Optional[Any] = None,
         file: Optional[Path] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
-    ) -> Optional[Dict[str, np.ndarray]]:
+    ) -> Optional[Dict[str, NDArray[Any]]]:
         """Generates a video: ``frames`` uint8 ``[frames, height, width, 3]`` and ``latents``, or with ``file`` a file and nothing else."""
         options = _initial(_native.GenerateOptions, _lib.v2l_generate_options_init)
         options.prompt = prompt.encode()
         options.negative_prompt = None if negative_prompt is None else negative_prompt.encode()
         held = []
         for name, frame in (("image", image), ("last_image", last_image)):
-            if isinstance(frame, np.ndarray):
-                held.append(_tensor(frame))
-                setattr(options, name, ctypes.pointer(held[-1]))
-            elif frame is not None:
+            if _is_path(frame):
                 setattr(options, f"{name}_file", _path(frame))
+            elif frame is not None:
+                held.append(_tensor(_frames_of(frame)))
+                setattr(options, name, ctypes.pointer(held[-1]))
         for name, array in (
             ("initial_noise", initial_noise),
             ("prompt_embeds", prompt_embeds),

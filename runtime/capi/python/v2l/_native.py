@@ -11,6 +11,7 @@ from pathlib import Path
 ABI_MAJOR = 1
 
 CANCELLED_CALLBACK = ctypes.CFUNCTYPE(c_int32, c_void_p)
+LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 PROGRESS_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_uint64, c_uint64)
 
 
@@ -114,6 +115,27 @@ class Coverage(Structure):
     ]
 
 
+class AdapterKey(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("key", c_char_p),
+        ("detail", c_char_p),
+        ("outcome", c_int32),
+        ("reserved", c_int32),
+    ]
+
+
+class AdapterLayer(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("slot", c_char_p),
+        ("down", Tensor),
+        ("up", Tensor),
+        ("alpha", c_float),
+        ("reserved", c_int32),
+    ]
+
+
 class RunOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -184,6 +206,7 @@ _ADAPTERS = POINTER(WeightedAdapter)
 _STATUS_FUNCTIONS = {
     "v2l_open_options_init": [POINTER(OpenOptions), c_size_t],
     "v2l_control_init": [_CONTROL, c_size_t],
+    "v2l_set_log": [LOG_CALLBACK, c_void_p],
     "v2l_adapter_options_init": [POINTER(AdapterOptions), c_size_t],
     "v2l_run_options_init": [POINTER(RunOptions), c_size_t],
     "v2l_reference_init": [POINTER(Reference), c_size_t],
@@ -205,6 +228,9 @@ _STATUS_FUNCTIONS = {
     "v2l_engine_slot": [_HANDLE, c_size_t, POINTER(Slot)],
     "v2l_adapter_new": [_HANDLE, c_char_p, POINTER(AdapterOptions), _OUT],
     "v2l_adapter_coverage": [_HANDLE, POINTER(Coverage)],
+    "v2l_adapter_key_at": [_HANDLE, c_size_t, POINTER(AdapterKey)],
+    "v2l_adapter_layer_count": [_HANDLE, _COUNT],
+    "v2l_adapter_layer_at": [_HANDLE, c_size_t, POINTER(AdapterLayer)],
     "v2l_adapter_save": [_HANDLE, c_char_p, c_int32],
     "v2l_session_new": [_HANDLE, c_char_p, _OUT],
     "v2l_session_set_adapters": [_HANDLE, _ADAPTERS, c_size_t, _CONTROL, POINTER(AdapterReport)],
