@@ -44,6 +44,9 @@ struct Args {
     /// Folder of the text encoder of --predictor, with its tokenizer [default: what lies beside it, or the model's own].
     #[arg(long, value_name = "FOLDER", requires = "predictor")]
     predictor_text_encoder: Option<PathBuf>,
+    /// Control tokens of the transformer: a safetensors file.
+    #[arg(long, value_name = "FILE")]
+    control: Option<PathBuf>,
     #[command(flatten)]
     output_options: OutputOptions,
 }
@@ -118,6 +121,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         .read("--light-lora", &args.light_lora)
         .read("--predictor", &args.predictor)
         .read("--predictor-text-encoder", &args.predictor_text_encoder)
+        .read("--control", &args.control)
         .made("-o", [&args.output])
         .check(output)?;
     let parts = args.parts.parts();
@@ -135,6 +139,7 @@ fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         }),
         iterations: args.iterations,
         package: package.map(|path| PredictorPackage { path, text_encoder: args.predictor_text_encoder.clone() }),
+        controls: args.control.clone(),
     };
     let report = v2l_export::export(&model, &args.output, &options, &mut |progress| output.follow(&progress))?;
     output.finish();

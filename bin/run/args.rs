@@ -82,6 +82,9 @@ pub(crate) struct Args {
     /// Where the second of two transformers takes over, as a part of the noise levels, 0 to 1 [default: the model's].
     #[arg(long, value_name = "R", help_heading = "Generate")]
     pub(crate) boundary_ratio: Option<f64>,
+    /// Number for a control of the model, by its name. Repeatable; controls that are not named are off.
+    #[arg(long, value_name = "NAME=VALUE", help_heading = "Generate")]
+    pub(crate) control: Vec<String>,
     /// Frames per second of the written video.
     #[arg(long, value_name = "FPS", help_heading = "Generate")]
     pub(crate) fps: Option<f64>,
@@ -318,6 +321,20 @@ impl Args {
     /// True if an adapter is to be predicted from a prompt.
     pub(crate) fn has_effect(&self) -> bool {
         !self.effect.is_empty() || !self.effect_embeds.is_empty()
+    }
+
+    /// The numbers of --control.
+    pub(crate) fn controls(&self) -> anyhow::Result<Vec<(String, f32)>> {
+        let parsed = |text: &String| {
+            let (name, value) = text.split_once('=')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        };
+        let one = |text: &String| {
+            parsed(text).ok_or_else(|| {
+                Failure::usage(format!("--control {text}: expected NAME=VALUE, with a number for VALUE"))
+            })
+        };
+        self.control.iter().map(one).collect()
     }
 
     /// The format that --save-lora writes.

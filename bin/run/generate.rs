@@ -180,6 +180,7 @@ fn request(args: &Args) -> anyhow::Result<Request> {
         fps: args.fps,
         seed: args.seed,
         noise_aug_strength: args.noise_aug_strength,
+        controls: args.controls()?,
         initial_noise,
         prompt_embeds,
         negative_prompt_embeds,

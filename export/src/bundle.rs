@@ -8,15 +8,16 @@ use std::path::{Path, PathBuf};
 use indexmap::IndexMap;
 use serde_json::Value as Json;
 use v2l_graphs::{DataType, ExternalDataWriter, encode_model};
-use v2l_runtime::components::{TEXT_ENCODER, TRANSFORMER};
+use v2l_runtime::components::{STEP_CONTROL, TEXT_ENCODER, TRANSFORMER, is_transformer};
 use v2l_runtime::io::atomic::AtomicFolder;
 use v2l_runtime::pipeline::config::FILE_NAME;
 use v2l_runtime::pipeline::config::{ComponentFiles, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig};
 use v2l_runtime::schedulers;
 
 use crate::files::{new_folder, read_json};
-use crate::models::Part;
+use crate::models::control::Controls;
 use crate::models::predictors::{self, Base, PredictorFiles};
+use crate::models::{Part, Place};
 use crate::source::{Parts, SCHEDULER_FILE, SchedulerSource, Source, TokenizerSource};
 use crate::tokenizer::ConvertedTokenizer;
 use crate::{Component, ExportError, Progress, tokenizer};
@@ -39,6 +40,8 @@ pub struct ExportOptions {
     pub iterations: Option<usize>,
     /// A predictor that comes as a package, in place of `predictor`.
     pub package: Option<PredictorPackage>,
+    /// Control tokens for the model's transformers: a safetensors file.
+    pub controls: Option<PathBuf>,
 }
 
 /// A predictor with the file that describes it.
@@ -185,15 +188,30 @@ fn networks(
                 .into(),
         });
     }
+    let controls = options.controls.as_deref().map(Controls::read).transpose()?;
     let mut components = Vec::new();
     for network in &source.networks {
-        let mut exported = network.architecture.export(&source.place(network, options.precision), pipeline)?;
+        let place = Place { controls: controls.as_ref(), ..source.place(network, options.precision) };
+        let mut exported = network.architecture.export(&place, pipeline)?;
         if let (Part::Transformer, [transformer]) = (network.part, &exported[..])
             && let Some(files) = predictor.take()
         {
             exported.push(predictors::export(&files, &transformer.slots)?);
         }
         components.extend(exported);
+    }
+    if let Some(controls) = controls {
+        let transformers = components.iter().filter(|component| is_transformer(&component.name));
+        let takes = |component: &Component| component.graphs.iter().any(|(name, _)| name == STEP_CONTROL);
+        if !transformers.clone().all(takes) || transformers.count() == 0 {
+            return Err(ExportError::NotAModel {
+                path: model.to_owned(),
+                reason: "controls were given, but there is no transformer that takes them; export the pipeline folder or the \
+                         transformer folder of CogVideoX or Wan"
+                    .into(),
+            });
+        }
+        pipeline.controls = controls.names;
     }
     if let Some(family) = source.family() {
         family.join(model, &source.index, &components, pipeline)?;

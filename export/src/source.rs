@@ -239,7 +239,7 @@ impl Source {
 
     /// Where a network of this model stands, its matrices to be stored in `precision`.
     pub(crate) fn place<'a>(&'a self, network: &'a Network, precision: Option<DataType>) -> Place<'a> {
-        Place { origin: &network.origin, part: network.part, index: &self.index, precision }
+        Place { origin: &network.origin, part: network.part, controls: None, index: &self.index, precision }
     }
 
     /// The family of the first network that has one.

@@ -27,6 +27,13 @@ pub const HYPERNETWORK: &str = "hypernetwork";
 /// are `encode` and `encode_masked`.
 pub const PREDICTOR_TEXT_ENCODER: &str = "predictor_text_encoder";
 
+/// The graph of a step that takes controls.
+pub const STEP_CONTROL: &str = "step_control";
+/// The input of [`STEP_CONTROL`] with a number for each control, `[B, K]`.
+pub const CONTROL: &str = "control";
+/// The input of [`STEP_CONTROL`] that says which controls are on, `[B, K]`: 0 is off.
+pub const CONTROL_MASK: &str = "control_mask";
+
 /// True if adapters change the component `name`, whose graph is `step`.
 pub fn is_transformer(name: &str) -> bool {
     name == TRANSFORMER || name == TRANSFORMER_2

@@ -47,6 +47,8 @@ pub struct Request {
     pub seed: Option<u64>,
     /// Standard deviation of the noise on the image; 0: none.
     pub noise_aug_strength: Option<f64>,
+    /// Numbers for the model's controls, by their names; those that are not named are off.
+    pub controls: Vec<(String, f32)>,
     /// A latent (padding frames included) instead of noise drawn from the seed, its axes in the model's order.
     pub initial_noise: Option<Array5<f32>>,
     /// `[1, 3, 1, H, W]` (or all frames) standard normal values instead of those drawn from the seed.
@@ -166,6 +168,9 @@ pub struct Settings {
     pub seed: u64,
     /// Standard deviation of the noise on the image, 0 if the model was not trained with it.
     pub noise_aug_strength: f64,
+    /// Numbers for the model's controls, those that are on.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<(String, f32)>,
 }
 
 impl Settings {

@@ -30,6 +30,7 @@ mod checkpoints;
 mod checks;
 mod circles;
 mod cli;
+mod control;
 mod corpus;
 mod device_weights;
 mod experts;

@@ -9,6 +9,7 @@ use v2l_graphs::DataType;
 use v2l_runtime::pipeline::config::PipelineConfig;
 use v2l_runtime::schedulers::Kind;
 
+use super::control::Controls;
 use super::recognised::Recognised;
 use crate::files::read_json;
 use crate::{Checkpoint, Component, ExportError};
@@ -100,6 +101,8 @@ pub(crate) struct Place<'a> {
     pub(crate) precision: Option<DataType>,
     /// What it is in the pipeline.
     pub(crate) part: Part,
+    /// Control tokens of its transformers.
+    pub(crate) controls: Option<&'a Controls>,
     /// What the pipeline's `model_index.json` says; null without one.
     pub(crate) index: &'a Json,
 }

@@ -11,6 +11,7 @@ use crate::{Checkpoint, ExportError};
 
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
+pub(crate) mod control;
 pub mod encoders;
 mod family;
 mod layers;

@@ -21,9 +21,10 @@ use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes. It has the section `predictor_tokenizer` and the component
-/// `predictor_text_encoder`.
-pub const VERSION: u32 = 3;
+/// The newest `version` that this build reads and writes. It has the list `controls`.
+pub const VERSION: u32 = 4;
+/// The `version` that has the section `predictor_tokenizer` and the component `predictor_text_encoder`.
+const PREDICTOR_ENCODER_VERSION: u32 = 3;
 /// The `version` that has the section `image_encoder`, the components `transformer_2` and `image_encoder`, and the default
 /// `guidance_scale_2`.
 const TWO_TRANSFORMERS_VERSION: u32 = 2;
@@ -110,6 +111,8 @@ pub struct PipelineConfig {
     pub tokenizer: Option<TokenizerConfig>,
     /// Prompt to ids of the predictor's own text encoder, if it has one.
     pub predictor_tokenizer: Option<TokenizerConfig>,
+    /// Names of the controls that the transformers' graph `step_control` takes, in their order.
+    pub controls: Vec<String>,
     /// How a reference video becomes a latent.
     pub reference: ReferenceConfig,
     /// What a request takes if it does not say otherwise.
@@ -138,6 +141,8 @@ struct File {
     tokenizer: Option<TokenizerConfig>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     predictor_tokenizer: Option<TokenizerConfig>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    controls: Vec<String>,
     #[serde(default)]
     reference: ReferenceConfig,
     #[serde(default)]
@@ -162,6 +167,7 @@ impl Serialize for PipelineConfig {
             scheduler: config.scheduler,
             tokenizer: config.tokenizer,
             predictor_tokenizer: config.predictor_tokenizer,
+            controls: config.controls,
             reference: config.reference,
             defaults: config.defaults,
         };
@@ -171,8 +177,11 @@ impl Serialize for PipelineConfig {
 
 /// The oldest version that has all that a file uses.
 fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
-    if config.predictor_tokenizer.is_some() || config.components.contains_key(PREDICTOR_TEXT_ENCODER) {
+    if !config.controls.is_empty() {
         return VERSION;
+    }
+    if config.predictor_tokenizer.is_some() || config.components.contains_key(PREDICTOR_TEXT_ENCODER) {
+        return PREDICTOR_ENCODER_VERSION;
     }
     let newer = [TRANSFORMER_2, IMAGE_ENCODER].iter().any(|name| config.components.contains_key(*name));
     let newer = newer || image_encoder || config.defaults.guidance_scale_2.is_some();
@@ -318,6 +327,7 @@ impl PipelineConfig {
             scheduler: None,
             tokenizer: None,
             predictor_tokenizer: None,
+            controls: Vec::new(),
             reference: ReferenceConfig::default(),
             defaults: Defaults { negative_prompt: String::new(), ..Defaults::default() },
         }
@@ -357,7 +367,16 @@ impl PipelineConfig {
         // From the text, so that errors have their place in it.
         let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
         let File {
-            format, version, components, scheduler, tokenizer, predictor_tokenizer, reference, defaults, ..
+            format,
+            version,
+            components,
+            scheduler,
+            tokenizer,
+            predictor_tokenizer,
+            controls,
+            reference,
+            defaults,
+            ..
         } = file;
         let config = Self {
             format,
@@ -367,6 +386,7 @@ impl PipelineConfig {
             scheduler,
             tokenizer,
             predictor_tokenizer,
+            controls,
             reference,
             defaults,
         };

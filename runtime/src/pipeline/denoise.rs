@@ -67,7 +67,12 @@ pub(super) struct Denoiser<'a> {
 }
 
 impl<'a> Denoiser<'a> {
-    pub(super) fn new(steps: &'a dyn Steps, graph: &'a StepGraph, settings: &Settings) -> Result<Self, PipelineError> {
+    /// `further` are inputs besides, with as many rows for each prompt.
+    pub(super) fn new(
+        steps: &'a dyn Steps,
+        (graph, further): (&'a StepGraph, &'a NamedTensors),
+        settings: &Settings,
+    ) -> Result<Self, PipelineError> {
         let batch = settings.batch();
         let runs: &[Rows] = match &graph.negative {
             Some(_) if batch == 2 => &[Rows::Negative, Rows::Positive],
@@ -78,7 +83,7 @@ impl<'a> Denoiser<'a> {
                 let rows = if steps.shared().contains(&&name[..]) { Rows::All } else { rows };
                 Ok((&name[..], rows.of(tensor)?))
             };
-            steps.fixed().iter().map(cut).collect::<Result<Cut<'a>, PipelineError>>()
+            steps.fixed().iter().chain(further).map(cut).collect::<Result<Cut<'a>, PipelineError>>()
         };
         let runs = runs.iter().map(|&rows| Ok((rows, fixed(rows)?))).collect::<Result<_, PipelineError>>()?;
         Ok(Self { steps, graph, runs, batch, open: None })

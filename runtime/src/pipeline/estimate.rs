@@ -182,7 +182,9 @@ impl Pipeline {
             let data = floats(&pixels(frames)) / 2;
             sums.vae("encode reference", (vae, VAE_ENCODER), pixels(frames), (0, data))?;
         }
+        let (graph, controls) = self.with_controls(graph, settings);
         let mut denoise = family.step_shapes(request, settings)?;
+        denoise.extend(controls.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
         denoise.extend(graph.inputs.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
         // The negative prompt's own weights come to as much again.
         let copies = if graph.negative.as_ref().is_some_and(|negative| negative.own_weights) { 2 } else { 1 };
@@ -212,7 +214,8 @@ impl Pipeline {
         let data = data.saturating_add(step.run.kept).saturating_add(step.run.outputs.saturating_mul(2));
         sums.phase("denoise", step.weights.saturating_mul(copies), step.run.activations, data);
         for &component in family.transformers().iter().skip(1) {
-            let shapes = family.step_shapes(request, settings)?;
+            let mut shapes = family.step_shapes(request, settings)?;
+            shapes.extend(controls.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())));
             let step = sums.ask(component, &graph.graph, &shapes, settings.num_inference_steps)?;
             sums.phase("denoise on", step.weights.saturating_mul(copies), step.run.activations, data);
         }

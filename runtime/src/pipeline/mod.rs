@@ -20,6 +20,7 @@ use crate::tensor::Tensor;
 
 mod call;
 pub mod config;
+mod control;
 mod denoise;
 mod embeddings;
 mod error;
@@ -323,7 +324,8 @@ impl Pipeline {
             initial_noise(request, &settings, (shape, family.latent_axes()))? * schedule.init_noise_sigma();
 
         let timesteps = schedule.timesteps().to_vec();
-        let mut denoiser = Denoiser::new(&*steps, step, &settings)?;
+        let (step, controls) = self.with_controls(step, &settings);
+        let mut denoiser = Denoiser::new(&*steps, (&step, &controls), &settings)?;
         denoiser.open(components, &timesteps)?;
         let total = timesteps.len();
         let mut progress = PhaseProgress::start(observer, Phase::Denoise, total);

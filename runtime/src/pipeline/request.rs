@@ -109,6 +109,7 @@ impl Pipeline {
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
             noise_aug_strength: if limits.noisy_image { strength } else { 0.0 },
+            controls: self.controls(request)?,
         })
     }
 
@@ -145,6 +146,27 @@ impl Pipeline {
             true => Ok(Some(ratio)),
             false => Err(RequestError::part("the boundary", ratio.to_string(), expected).into()),
         }
+    }
+
+    /// The controls that a request names, which the model has.
+    fn controls(&self, request: &Request) -> Result<Vec<(String, f32)>, RequestError> {
+        let known = &self.config().controls;
+        for (at, (name, value)) in request.controls.iter().enumerate() {
+            let expected = match known.is_empty() {
+                true => "none, because the model was exported without (`v2l-export --control FILE`)".to_owned(),
+                false => format!("one of {}", known.join(", ")),
+            };
+            if !known.contains(name) {
+                return Err(RequestError::part("a control", format!("`{name}`"), expected));
+            }
+            if !value.is_finite() {
+                return Err(RequestError::part("a control", format!("{name}={value}"), "a finite number"));
+            }
+            if request.controls[..at].iter().any(|(other, _)| other == name) {
+                return Err(RequestError::part("a control", format!("`{name}` given twice"), "each name once"));
+            }
+        }
+        Ok(request.controls.clone())
     }
 
     /// The scheduler that a request is for.

@@ -57,7 +57,7 @@ impl Architecture for Transformer {
 
     fn export(&self, place: &Place<'_>, pipeline: &mut PipelineConfig) -> Result<Vec<Component>, ExportError> {
         let config: transformer::Config = place.origin.config()?;
-        let component = transformer::export(&config, &place.checkpoint()?)?;
+        let component = transformer::export(&config, &place.checkpoint()?, place.controls)?;
         describe_transformer(pipeline, &config)?;
         Ok(vec![component])
     }

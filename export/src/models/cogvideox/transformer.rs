@@ -8,9 +8,11 @@ use serde::Deserialize;
 use serde_json::json;
 use v2l_graphs::blocks::{self, RotaryTables};
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
+use v2l_runtime::components::STEP_CONTROL;
 use v2l_runtime::engine::manifest::Slot;
 
 use crate::component::{self, Component};
+use crate::models::control::{ControlTokens, Controls};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -227,7 +229,8 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
     ExportError::Unsupported { what: format!("{CLASS}: {what}"), reason: reason.into() }
 }
 
-/// Exports the transformer as the component `transformer` with the graph `step`.
+/// Exports the transformer as the component `transformer` with the graph `step`, and with controls `step_control`, which has the
+/// inputs `control` and `control_mask` `[B, K]`, too.
 ///
 /// Inputs: `hidden_states` `[B, T, C, H, W]`, `inpaint_latents` `[B, T, 17, H, W]` (inpaint form),
 /// `encoder_hidden_states` `[B, L, text]`, `timestep` `[B]` int64, `ofs` `[1]` (where the model has it),
@@ -235,13 +238,20 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].
-pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, ExportError> {
+pub(crate) fn export(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    controls: Option<&Controls>,
+) -> Result<Component, ExportError> {
     config.validate()?;
-    let model = step_graph(config, checkpoint)?;
+    let mut graphs = vec![("step".to_owned(), step_graph(config, checkpoint, None)?)];
+    if controls.is_some() {
+        graphs.push((STEP_CONTROL.to_owned(), step_graph(config, checkpoint, controls)?));
+    }
     checkpoint.finish(CLASS)?;
     Component {
         name: "transformer".into(),
-        graphs: vec![("step".into(), model)],
+        graphs,
         precision: checkpoint.precision()?,
         slots: config.linear_layers(),
         attributes: json!({ "class": CLASS }),
@@ -249,7 +259,7 @@ pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<Component, Exp
     .seal()
 }
 
-fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportError> {
+fn step_graph(config: &Config, checkpoint: &Checkpoint, controls: Option<&Controls>) -> Result<Model, ExportError> {
     let mut builder = Builder::new("step");
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
@@ -281,9 +291,13 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint) -> Result<Model, ExportE
         b.scope("rotary", |b| RotaryTables::new(b, &cos, &sin, &axes.text_length, axes.head))
     });
 
+    let controls = ControlTokens::of(b, controls, d, config.num_layers)?;
+
     for i in 0..config.num_layers {
         let name = format!("transformer_blocks.{i}");
-        let block = Block { vars: vars.child(&name), config, axes: &axes, lengths: &lengths, rotary: rotary.as_ref() };
+        let controls = controls.as_ref().filter(|controls| controls.blocks.contains(&i));
+        let rotary = rotary.as_ref();
+        let block = Block { vars: vars.child(&name), config, axes: &axes, lengths: &lengths, rotary, controls };
         (text_tokens, video_tokens) = b.scope(name, |b| block.forward(b, &text_tokens, &video_tokens, &temb))?;
     }
     let out = output(b, &vars, config, &video_tokens, &temb, &axes, &grid)?;
@@ -522,6 +536,7 @@ struct Block<'a> {
     /// Text and video token counts, int64 `[2]`.
     lengths: &'a Value,
     rotary: Option<&'a RotaryTables>,
+    controls: Option<&'a ControlTokens>,
 }
 
 impl Block<'_> {
@@ -569,22 +584,41 @@ impl Block<'_> {
         let (heads, dim, d) = (self.config.num_attention_heads, self.axes.head, self.config.width());
         let vars = self.vars.child("attn1");
         let bias = self.config.attention_bias;
-        let mut project = |name: &str, norm: Option<&str>| {
-            let x = layers::linear(b, &vars.child(name), tokens, [d, d], bias)?;
+        let project = |b: &mut Builder, name: &str, norm: Option<&str>, rows: &Value| {
+            let x = layers::linear(b, &vars.child(name), rows, [d, d], bias)?;
             let mut x = blocks::split_heads(b, &x, &self.axes.batch, heads, dim);
             if let Some(norm) = norm {
                 x = layer_norm(b, &vars.child(norm), &x, dim, true, QK_NORM_EPS)?;
             }
-            let x = b.transpose(&x, &[0, 2, 1, 3]);
-            Ok::<_, ExportError>(match (norm, self.rotary) {
-                (Some(_), Some(tables)) => blocks::rotate_interleaved(b, &x, tables, dim),
-                _ => x,
-            })
+            Ok::<_, ExportError>(b.transpose(&x, &[0, 2, 1, 3]))
         };
-        let (q, k, v) = (project("to_q", Some("norm_q"))?, project("to_k", Some("norm_k"))?, project("to_v", None)?);
-        let scale = 1.0 / (dim as f32).sqrt();
-        let mixed = blocks::scaled_dot_product_attention(b, &q, &k, &v, Some(scale), None);
-        let rows = blocks::merge_heads(b, &mixed, heads, dim);
+        let rotate = |b: &mut Builder, x: &Value| match self.rotary {
+            Some(tables) => blocks::rotate_interleaved(b, x, tables, dim),
+            None => x.clone(),
+        };
+        let q = project(b, "to_q", Some("norm_q"), tokens)?;
+        let q = rotate(b, &q);
+        let seen = self.controls.map_or(tokens.clone(), |controls| controls.behind(b, tokens, &self.axes.batch));
+        let k = project(b, "to_k", Some("norm_k"), &seen)?;
+        let k = match self.controls {
+            Some(controls) => {
+                let tokens = b.extent(&q, 2);
+                controls.positioned(b, &k, &tokens, rotate)
+            }
+            None => rotate(b, &k),
+        };
+        let v = project(b, "to_v", None, &seen)?;
+        let rows = match self.controls {
+            // The text does not see them.
+            Some(controls) => {
+                controls.attend(b, [&q, &k, &v], (&self.axes.batch, heads, dim), Some(&self.axes.text_length))
+            }
+            None => {
+                let scale = 1.0 / (dim as f32).sqrt();
+                let mixed = blocks::scaled_dot_product_attention(b, &q, &k, &v, Some(scale), None);
+                blocks::merge_heads(b, &mixed, heads, dim)
+            }
+        };
         layers::linear(b, &vars.child("to_out.0"), &rows, [d, d], true)
     }
 

@@ -96,7 +96,11 @@ impl Architecture for Transformer {
         let path = place.origin.config_path();
         let config: transformer::Config = place.origin.config()?;
         let found = described::transformer(&config, place.index)?;
-        let form = transformer::Form { component: place.part.folder(), first_frame_timestep: found.expand_timesteps };
+        let form = transformer::Form {
+            component: place.part.folder(),
+            first_frame_timestep: found.expand_timesteps,
+            controls: place.controls,
+        };
         let component = transformer::export(&config, &place.checkpoint()?, form)?;
         let described = described::of(pipeline);
         match described.transformer.as_ref().filter(|_| place.part == Part::Transformer2) {

@@ -13,9 +13,11 @@ mod config;
 use serde_json::json;
 use v2l_graphs::blocks::{self, RotaryTables};
 use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
+use v2l_runtime::components::STEP_CONTROL;
 
 pub use self::config::{CLASS, Config};
 use crate::component::{self, Component};
+use crate::models::control::{ControlTokens, Controls};
 use crate::models::layers;
 use crate::{Checkpoint, ExportError, Vars};
 
@@ -27,11 +29,13 @@ const IMAGE_NORM_EPS: f32 = 1e-5;
 
 /// What a pipeline makes of a transformer.
 #[derive(Clone, Copy, Debug)]
-pub struct Form<'a> {
+pub(crate) struct Form<'a> {
     /// Name of the component: `transformer`, or `transformer_2` for the one of a model's last steps.
     pub component: &'a str,
     /// The first frame has a timestep of its own, as pipelines with `expand_timesteps` give it to all tokens of the frame.
     pub first_frame_timestep: bool,
+    /// Control tokens, for a second graph `step_control`.
+    pub controls: Option<&'a Controls>,
 }
 
 /// Where the timesteps of tokens come from.
@@ -46,29 +50,30 @@ enum Timesteps {
 }
 
 /// Exports the transformer as a component with the graph `step`, and `step_tokens` where the first frame may have a timestep
-/// of its own.
+/// of its own; with controls also `step_control`.
 ///
 /// Inputs: `hidden_states` `[B, C, T, H, W]`, `timestep` `[B]` (of `step_tokens` `[B, tokens]`), `first_frame_timestep` `[B]`
 /// where the form has it (`step` alone),
 /// `encoder_hidden_states` `[B, L, text_dim]`, and `encoder_hidden_states_image` `[B, tokens, image_dim]` where the model
 /// takes image embeddings (those of the first and the last frame one after the other on the batch axis where it takes
-/// both). All are float32. Output: `sample` `[B, out, T, H, W]`.
+/// both), and `control` and `control_mask` `[B, K]` of `step_control`. All are float32. Output: `sample` `[B, out, T, H, W]`.
 ///
 /// # Errors
 /// Names what does not fit; see [`ExportError`].
-pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Result<Component, ExportError> {
+pub(crate) fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Result<Component, ExportError> {
     config.validate()?;
     // Some files have the norm of queries of the image attention, which diffusers does not use either.
     for i in 0..config.num_layers {
         checkpoint.acknowledge(&format!("blocks.{i}.attn2.norm_added_q.weight"));
     }
-    let graphs = match form.first_frame_timestep {
-        false => vec![("step".to_owned(), step_graph(config, checkpoint, Timesteps::One)?)],
-        true => vec![
-            ("step".to_owned(), step_graph(config, checkpoint, Timesteps::FirstFrame)?),
-            ("step_tokens".to_owned(), step_graph(config, checkpoint, Timesteps::EachToken)?),
-        ],
-    };
+    let timesteps = if form.first_frame_timestep { Timesteps::FirstFrame } else { Timesteps::One };
+    let mut graphs = vec![("step".to_owned(), step_graph(config, checkpoint, timesteps, None)?)];
+    if form.first_frame_timestep {
+        graphs.push(("step_tokens".to_owned(), step_graph(config, checkpoint, Timesteps::EachToken, None)?));
+    }
+    if let Some(controls) = form.controls {
+        graphs.push((STEP_CONTROL.to_owned(), step_graph(config, checkpoint, timesteps, Some(controls))?));
+    }
     checkpoint.finish(CLASS)?;
     Component {
         name: form.component.into(),
@@ -80,7 +85,12 @@ pub fn export(config: &Config, checkpoint: &Checkpoint, form: Form<'_>) -> Resul
     .seal()
 }
 
-fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) -> Result<Model, ExportError> {
+fn step_graph(
+    config: &Config,
+    checkpoint: &Checkpoint,
+    timesteps: Timesteps,
+    controls: Option<&Controls>,
+) -> Result<Model, ExportError> {
     let mut builder = Builder::new("step");
     let b = &mut builder;
     let vars = Vars::root(checkpoint);
@@ -121,6 +131,8 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) ->
     });
     let image = image.transpose()?;
 
+    let controls = ControlTokens::of(b, controls, config.width(), config.num_layers)?;
+
     for i in 0..config.num_layers {
         let name = format!("blocks.{i}");
         let block = Block {
@@ -131,6 +143,7 @@ fn step_graph(config: &Config, checkpoint: &Checkpoint, timesteps: Timesteps) ->
             tables: &tables,
             text: &text,
             image: image.as_ref(),
+            controls: controls.as_ref().filter(|controls| controls.blocks.contains(&i)),
         };
         tokens = b.scope(name, |b| block.forward(b, &tokens, &modulation))?;
     }
@@ -314,6 +327,7 @@ struct Block<'a> {
     tables: &'a RotaryTables,
     text: &'a Value,
     image: Option<&'a Value>,
+    controls: Option<&'a ControlTokens>,
 }
 
 impl Block<'_> {
@@ -396,11 +410,22 @@ impl Block<'_> {
     fn self_attention(&self, b: &mut Builder, rows: &Value) -> Result<Value, ExportError> {
         let (d, dim) = (self.config.width(), self.config.attention_head_dim);
         let q = self.project(b, ("attn1", "to_q", Some("norm_q")), rows, d)?;
-        let k = self.project(b, ("attn1", "to_k", Some("norm_k")), rows, d)?;
-        let v = self.project(b, ("attn1", "to_v", None), rows, d)?;
+        let seen = self.controls.map_or(rows.clone(), |controls| controls.behind(b, rows, self.batch));
+        let k = self.project(b, ("attn1", "to_k", Some("norm_k")), &seen, d)?;
+        let v = self.project(b, ("attn1", "to_v", None), &seen, d)?;
         let q = blocks::rotate_interleaved(b, &q, self.tables, dim);
-        let k = blocks::rotate_interleaved(b, &k, self.tables, dim);
-        let mixed = self.attend(b, &q, &k, &v);
+        let rotate = |b: &mut Builder, x: &Value| blocks::rotate_interleaved(b, x, self.tables, dim);
+        let mixed = match self.controls {
+            Some(controls) => {
+                let tokens = b.extent(&q, 2);
+                let k = controls.positioned(b, &k, &tokens, rotate);
+                controls.attend(b, [&q, &k, &v], (self.batch, self.config.num_attention_heads, dim), None)
+            }
+            None => {
+                let k = rotate(b, &k);
+                self.attend(b, &q, &k, &v)
+            }
+        };
         self.out(b, "attn1", &mixed)
     }
 
