@@ -130,10 +130,14 @@ _COMMANDS = {"export": export, "compile": compile, "run": run, "inspect": inspec
 
 
 def main() -> int:
-    """The command ``v2l``: ``v2l run`` and the like are ``v2l-run`` and the like."""
+    """The command ``v2l``: ``v2l serve ENGINES`` serves videos, ``v2l run`` and the like are ``v2l-run`` and the like."""
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in _COMMANDS:
         del sys.argv[1]
         _COMMANDS[command]()
-    print(f"usage: v2l {'|'.join(_COMMANDS)} ARGUMENTS...", file=sys.stderr)
+    if command == "serve":
+        from v2l.serve.command import main as serve
+
+        return serve(sys.argv[2:])
+    print(f"usage: v2l {'|'.join([*_COMMANDS, 'serve'])} ARGUMENTS...", file=sys.stderr)
     return 0 if command in ("-h", "--help") else 2

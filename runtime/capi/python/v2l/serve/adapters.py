@@ -1,0 +1,142 @@
+"""Which adapters a request may name, and where they lie: below the folders that the server was given, and nowhere else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+from .errors import Refused
+
+_ENDING = ".safetensors"
+#: The most adapters of one request.
+_MOST = 16
+
+
+def _text(value: Mapping[str, Any], *names: str) -> Optional[str]:
+    for name in names:
+        found = value.get(name)
+        if found is not None and not isinstance(found, str):
+            raise Refused(400, f"lora.{name} is {type(found).__name__}; expected text", "lora")
+        if found:
+            return found
+    return None
+
+
+def strength_of(value: Any, what: str) -> float:
+    """A strength, from a number or from text."""
+    try:
+        strength = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError):
+        strength = math.nan
+    if not math.isfinite(strength) or abs(strength) > 100:
+        raise Refused(400, f"{what} is {value!r:.40}; expected a number of at most 100", "lora")
+    return strength
+
+
+class Adapters:
+    """The adapters below some folders."""
+
+    def __init__(self, folders: Tuple[Path, ...]) -> None:
+        self._folders = [Path(os.path.realpath(folder)) for folder in folders]
+
+    def names(self) -> Dict[str, Path]:
+        """Adapters by name: the path below its folder, without the ending. The first folder wins."""
+        found: Dict[str, Path] = {}
+        for folder in self._folders:
+            for file in sorted(folder.rglob("*" + _ENDING)):
+                found.setdefault(str(file.relative_to(folder))[: -len(_ENDING)], file)
+        return found
+
+    def find(self, name: Optional[str], path: Optional[str]) -> Path:
+        """The file of an adapter by its name, or by its path if that lies below a folder."""
+        shown = path or name or ""
+        if "\0" in shown or len(shown) > 1024:
+            raise Refused(400, "lora has a name that no file has", "lora")
+        for folder in self._folders:
+            # A path that is absolute stays as it is here, and must come out below the folder like any other.
+            for candidate in (folder / shown, folder / (shown + _ENDING)):
+                file = Path(os.path.realpath(candidate))
+                if file.suffix == _ENDING and file.is_relative_to(folder) and file.is_file():
+                    return file
+        raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists those that there are", "lora", "unknown_lora")
+
+    def resolve(self, given: Any) -> List[Tuple[str, float]]:
+        """Files and strengths of what a request says: an adapter or a list of such."""
+        if given is None:
+            return []
+        entries = given if isinstance(given, list) else [given]
+        if len(entries) > _MOST:
+            raise Refused(400, f"lora has {len(entries)} adapters; expected at most {_MOST}", "lora")
+        stack = []
+        for entry in entries:
+            if isinstance(entry, str):
+                entry = {"name": entry}
+            if not isinstance(entry, dict):
+                raise Refused(400, f"lora is {type(entry).__name__}; expected an object with name and scale, or a list of such", "lora")
+            known = {"name", "lora_name", "adapter", "path", "local_path", "lora_path", "scale", "lora_scale", "strength", "int_id"}
+            unknown = sorted(set(entry) - known)
+            if unknown:
+                raise Refused(400, f"lora has {unknown[0]!r:.40}; expected {', '.join(sorted(known))}", "lora")
+            name, path = _text(entry, "name", "lora_name", "adapter"), _text(entry, "path", "local_path", "lora_path")
+            if name is None and path is None:
+                raise Refused(400, "lora names no adapter; expected name or path", "lora")
+            scale = next((entry[key] for key in ("scale", "lora_scale", "strength") if entry.get(key) is not None), 1.0)
+            stack.append((str(self.find(name, path)), strength_of(scale, "lora.scale")))
+        return stack
+
+
+def stack_key(request: Mapping[str, Any]) -> str:
+    """A name for what a request does to the weights; equal for equal stacks, "" for the base model."""
+    facts: List[Any] = []
+    for file, strength in request.get("lora") or []:
+        try:
+            found = os.stat(file)
+            facts.append([file, found.st_size, found.st_mtime_ns, strength])
+        except OSError:
+            facts.append([file, strength])
+    if request.get("reference"):
+        names = ("reference_hash", "reference_strength", "reference_range", "width", "height", "image_hash", "seed")
+        facts.append([request.get(name) for name in names])
+    if request.get("effect"):
+        facts.append([request["effect"], request.get("effect_strength")])
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32] if facts else ""
+
+
+class Checker:
+    """Reads adapters against the engine before a job is made of them, each once."""
+
+    def __init__(self, engines: Path) -> None:
+        self._engines = engines
+        self._lock = threading.Lock()
+        self._engine: Any = None
+        self._good: Dict[Tuple[str, int, int], None] = {}
+
+    def check(self, stack: List[Tuple[str, float]]) -> None:
+        """Refuses an adapter that the engine does not take, in the library's words."""
+        import v2l
+
+        for file, _ in stack:
+            try:
+                found = os.stat(file)
+            except OSError:
+                raise Refused(400, f"the adapter {Path(file).stem} is no longer there", "lora", "unknown_lora") from None
+            key = (file, found.st_size, found.st_mtime_ns)
+            with self._lock:
+                if key in self._good:
+                    continue
+                if self._engine is None:
+                    self._engine = v2l.Engine(self._engines / "transformer.engine")
+                try:
+                    v2l.Adapter(self._engine, file).close()
+                except v2l.Error as error:
+                    # The client knows the adapter by its name; where it lies is the server's business.
+                    message = str(error).replace(file, Path(file).name)
+                    raise Refused(400, message, "lora", "bad_lora") from None
+                if len(self._good) >= 4096:
+                    self._good.clear()
+                self._good[key] = None

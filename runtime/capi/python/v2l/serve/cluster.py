@@ -1,0 +1,180 @@
+"""The server on Ray Serve: replicas of an engine directory, and requests routed to the replica that has their adapters.
+
+Two deployments. ``v2l-ingress`` is the HTTP application, which puts jobs into the store and sends each waiting one to ``v2l-engine``. A replica of that
+claims the job in the store, makes its video, and records what became of it. So a replica that dies costs a job one more try, and an ingress
+that dies costs nothing: the next one finds the store as it was.
+
+``v2l serve ENGINES --ray`` starts it on this machine, ``serve run v2l.serve.cluster:application engines=ENGINES data=FOLDER`` on a cluster whose nodes share
+these folders. Needs ``v2l[serve,ray]``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+from .app import Service, create_app
+from .config import Config
+from .store import Job
+from .worker import Worker
+
+LOG = logging.getLogger("v2l.serve")
+
+APPLICATION = "v2l"
+ENGINE = "v2l-engine"
+INGRESS = "v2l-ingress"
+#: Stacks that a replica is known for at the same time.
+_STACKS = 8
+#: How often the ingress looks for jobs that wait.
+_LOOK = 0.1
+
+
+class Engine:
+    """A replica: one engine directory, one video at a time."""
+
+    def __init__(self, config: str) -> None:
+        self._worker = Worker(Config.from_json(config), label="replica")
+        self._worker.open()
+        self._one = asyncio.Lock()
+
+    async def make(self, id: str) -> bool:
+        """Makes the video of a job; false if it does not wait any more. The caller may go away meanwhile."""
+        return await asyncio.shield(asyncio.create_task(self._make(id)))
+
+    async def _make(self, id: str) -> bool:
+        serve: Any = importlib.import_module("ray.serve")
+        stack = serve.get_multiplexed_model_id()
+        async with self._one:
+            if stack:
+                await self.stack(stack)
+            return await asyncio.to_thread(self._worker.take, id)
+
+    async def stack(self, key: str) -> str:
+        """Makes the replica known for a stack of adapters; the adapters themselves come with the job."""
+        return key
+
+    def check_health(self) -> None:
+        """Raises if the store cannot be read, and Ray replaces the replica."""
+        self._worker.check()
+
+
+async def _dispatch(service: Service, handle: Any) -> None:
+    """Sends each job that waits to a replica, by the stack that it needs."""
+    sent: Dict[str, "asyncio.Task[None]"] = {}
+
+    async def send(job: Job) -> None:
+        try:
+            await handle.options(multiplexed_model_id=job.stack).make.remote(job.id)
+        except Exception as error:
+            # The job is in the store all the same, and goes out again when it waits again.
+            LOG.warning("%s: the replica is lost or takes nothing: %s", job.id, type(error).__name__)
+            await asyncio.sleep(0.5)
+
+    def waiting() -> List[Job]:
+        service.store.recover(service.config.lease)
+        return service.store.queued()
+
+    while True:
+        try:
+            for job in await asyncio.to_thread(waiting):
+                if job.id not in sent:
+                    sent[job.id] = asyncio.create_task(send(job))
+        except Exception:
+            LOG.exception("the queue cannot be read")
+        for id in [id for id, task in sent.items() if task.done()]:
+            del sent[id]
+        await asyncio.sleep(_LOOK)
+
+
+def _deployed(config: Config, fewest: int, most: int, route: bool = True) -> Any:
+    """The application for ``ray.serve.run``. ``route`` tells replicas apart by the stacks that they have."""
+    serve: Any = importlib.import_module("ray.serve")
+    text = config.to_json()
+
+    def build() -> Any:
+        def dispatch(service: Service) -> Callable[[], object]:
+            handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
+            return asyncio.create_task(_dispatch(service, handle)).cancel
+
+        return create_app(Config.from_json(text), dispatch)
+
+    engine = type("Engine", (Engine,), {})
+    if route:
+        setattr(engine, "stack", serve.multiplexed(max_num_models_per_replica=_STACKS)(Engine.stack))
+    scaled: Dict[str, Any] = {"num_replicas": fewest}
+    if most > fewest:
+        scaled = {
+            "autoscaling_config": {
+                "min_replicas": fewest,
+                "max_replicas": most,
+                "target_ongoing_requests": 2,
+                "upscale_delay_s": 5,
+                "downscale_delay_s": 300,
+            }
+        }
+    engines = serve.deployment(
+        name=ENGINE,
+        # A video waits where any replica can take it, not behind another.
+        max_ongoing_requests=1,
+        # The store bounds the queue.
+        max_queued_requests=-1,
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=config.drain,
+        ray_actor_options={"num_cpus": 1},
+        **scaled,
+    )(engine)
+    ingress = serve.deployment(
+        name=INGRESS,
+        max_ongoing_requests=256,
+        max_queued_requests=256,
+        health_check_period_s=5,
+        graceful_shutdown_timeout_s=config.drain,
+        ray_actor_options={"num_cpus": 0},
+    )(serve.ingress(build)())
+    return ingress.bind(engines.bind(text))
+
+
+def application(arguments: Dict[str, str]) -> Any:
+    """The application for ``serve run v2l.serve.cluster:application KEY=VALUE…``.
+
+    ``engines`` and ``data`` are folders that every node sees; ``model``, ``lora_folder`` and ``replicas`` (``N`` or ``N:M``) are as in ``v2l serve``. The key is
+    ``V2L_API_KEY`` of the environment.
+    """
+    engines = Path(arguments["engines"])
+    folder = arguments.get("lora_folder")
+    fewest, _, most = arguments.get("replicas", "1").partition(":")
+    config = Config(
+        engines=engines,
+        data=Path(arguments["data"]),
+        model=arguments.get("model") or engines.name,
+        lora_folders=(Path(folder),) if folder else (),
+        api_key=os.environ.get("V2L_API_KEY") or None,
+        in_process=False,
+    )
+    return _deployed(config, int(fewest), int(most or fewest))
+
+
+def serve(config: Config, host: str, port: int, fewest: int, most: int, ended: Optional[threading.Event] = None) -> None:
+    """Serves on Ray until ``ended`` is set: on the cluster that ``RAY_ADDRESS`` names, or on one of this machine alone."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray: Any = importlib.import_module("ray")
+    ray_serve: Any = importlib.import_module("ray.serve")
+    alone: Dict[str, Any] = {}
+    if "RAY_ADDRESS" not in os.environ:
+        # Ray's count of processors only books replicas; a machine with one may have several.
+        alone = {"num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
+    ray.init(logging_level=logging.WARNING, **alone)
+    try:
+        ray_serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 15})
+        ray_serve.run(_deployed(config, fewest, most), name=APPLICATION, route_prefix="/")
+        LOG.info("Ray Serve running on http://%s:%s", host, port)
+        (ended or threading.Event()).wait()
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()

@@ -1,0 +1,79 @@
+"""What a server is told."""
+
+from __future__ import annotations
+
+import hmac
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, Optional, Tuple
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a server is told. Sizes are in bytes, times in seconds."""
+
+    #: The engine directory.
+    engines: Path
+    #: Jobs, uploads, videos and predictions; made if it is not there. Servers and workers that share it share the jobs.
+    data: Path
+    #: What clients call the model.
+    model: str
+    #: Adapters are served from below these folders only, by their names or paths.
+    lora_folders: Tuple[Path, ...] = ()
+    #: What clients must send as ``Authorization: Bearer``; nothing if it is not set.
+    api_key: Optional[str] = None
+    #: Jobs that may wait; more are refused with 429.
+    max_queued: int = 64
+    #: The largest body of a request with files.
+    max_upload: int = 256 * _MIB
+    #: The largest body of JSON, and so of files in ``data:`` URLs.
+    max_json: int = 32 * _MIB
+    #: The most bytes of pixels that an uploaded video may decode to.
+    max_decoded: int = 1024 * _MIB
+    #: The longest side of a video, in pixels.
+    max_side: int = 2048
+    #: The most frames of a video.
+    max_frames: int = 1024
+    #: The most steps of a sampler.
+    max_steps: int = 200
+    #: How long finished videos are kept.
+    keep: float = 24 * 3600.0
+    #: How long a job may run; 0 is without end.
+    max_seconds: float = 0.0
+    #: How long a worker may be silent before its job is given to another.
+    lease: float = 15.0
+    #: How long a job may finish when the server ends, before it goes back to the queue.
+    drain: float = 10.0
+    #: Jobs run inside the server; else others run them, over the same ``data``.
+    in_process: bool = True
+    #: Options of :class:`v2l.Pipeline`.
+    pipeline: Dict[str, Any] = field(default_factory=dict)
+
+    def authorised(self, header: str) -> bool:
+        """True if a request with this ``Authorization`` may come in."""
+        if self.api_key is None:
+            return True
+        expected = f"Bearer {self.api_key}".encode()
+        return hmac.compare_digest(header.encode("utf-8", "surrogateescape"), expected)
+
+    def describe(self) -> Dict[str, Any]:
+        """``pipeline.json`` of the engine directory."""
+        described: Dict[str, Any] = json.loads((self.engines / "pipeline.json").read_text())
+        return described
+
+    def to_json(self) -> str:
+        """The configuration for a process of its own; see :meth:`from_json`."""
+        values = dict(vars(self), engines=str(self.engines), data=str(self.data))
+        values["lora_folders"] = [str(folder) for folder in self.lora_folders]
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Config":
+        """Reads what :meth:`to_json` wrote."""
+        values = json.loads(text)
+        values["engines"], values["data"] = Path(values["engines"]), Path(values["data"])
+        values["lora_folders"] = tuple(Path(folder) for folder in values["lora_folders"])
+        return cls(**values)

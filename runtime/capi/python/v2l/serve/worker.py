@@ -1,0 +1,197 @@
+"""What takes jobs from the store and makes their videos: a thread of the server, a process of its own, or a replica."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Callable, Optional
+
+import v2l
+
+from .config import Config
+from .engine import Generator
+from .store import Job, Store, worker_name
+
+LOG = logging.getLogger("v2l.serve")
+
+#: How often a worker says that it lives, and asks whether its job is still wanted.
+_BEAT = 0.25
+#: How often a worker that has nothing to do looks for work.
+_IDLE = 0.1
+
+_NAMES = {130: "cancelled"}
+
+
+class Worker:
+    """Makes the videos of one engine directory, one after the other."""
+
+    def __init__(self, config: Config, store: Optional[Store] = None, label: str = "worker") -> None:
+        self._config = config
+        self._store = store or Store(config.data, config.model)
+        self._name = worker_name(label)
+        self._generator: Optional[Generator] = None
+        self._ending = threading.Event()
+        self._cut_off: Optional[float] = None
+        (config.data / "videos").mkdir(parents=True, exist_ok=True)
+
+    def open(self) -> Generator:
+        """The engines, which are opened with the first job that needs them."""
+        if self._generator is None:
+            self._generator = Generator(self._config)
+        return self._generator
+
+    def check(self) -> None:
+        """Raises if the store cannot be read."""
+        self._store.statuses()
+
+    def stop(self) -> None:
+        """Takes no more jobs; the one at work has the time of ``Config.drain``, and goes back to the queue after that."""
+        self._cut_off = time.monotonic() + self._config.drain
+        self._ending.set()
+
+    def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
+        """Works until :meth:`stop` is called or it is not wanted any more."""
+        while wanted() and not self._ending.is_set():
+            stack = self._generator.stack if self._generator is not None else None
+            try:
+                self._store.recover(self._config.lease)
+                job = self._store.claim(self._name, stack=stack)
+            except Exception:
+                LOG.exception("the queue cannot be read")
+                job = None
+            if job is None:
+                self._ending.wait(_IDLE)
+            else:
+                self.work(job)
+        if self._generator is not None:
+            self._generator.close()
+            self._generator = None
+
+    def take(self, id: str) -> bool:
+        """Makes the video of one job, if it still waits; false if it does not."""
+        job = self._store.claim(self._name, id=id)
+        if job is not None:
+            self.work(job)
+        return job is not None
+
+    def work(self, job: Job) -> None:
+        """Makes the video of a job that is this worker's, and records what became of it."""
+        file = self._config.data / "videos" / f"{job.id}.{job.attempts}.mp4"
+        done = threading.Event()
+        with v2l.Cancel() as cancel:
+            at = [0]
+            overdue = threading.Event()
+            lost = threading.Event()
+
+            def watch() -> None:
+                began = time.monotonic()
+                while not done.wait(_BEAT):
+                    try:
+                        wanted = self._store.beat(job, at[0])
+                    except Exception:
+                        # Silence for the length of a lease costs the job; a moment of it nothing.
+                        LOG.exception("%s: the store cannot be written", job.id)
+                        continue
+                    limit = self._config.max_seconds
+                    if limit and time.monotonic() - began > limit:
+                        overdue.set()
+                    if self._cut_off is not None and time.monotonic() > self._cut_off:
+                        lost.set()
+                    if not wanted or overdue.is_set() or lost.is_set():
+                        cancel.request()
+
+            def progress(phase: v2l.Phase, step: int, steps: int) -> None:
+                if phase == v2l.Phase.DENOISE and steps:
+                    at[0] = min(99, round(100 * step / steps))
+                    LOG.info("%s: step %s of %s", job.id, step, steps)
+
+            watcher = threading.Thread(target=watch, name="v2l-beat", daemon=True)
+            watcher.start()
+            LOG.info("%s: begun, try %s", job.id, job.attempts)
+            code: Optional[str] = None
+            message, durations = None, {}
+            try:
+                generator = self.open()
+                durations = generator.run(job.request, file, progress, cancel)
+                generator.stack = job.stack
+                if generator.swapped:
+                    self._store.count("swaps")
+            except v2l.Error as error:
+                code, message = _NAMES.get(error.status, error.name.lower().removeprefix("v2l_error_")), str(error)
+            except Exception as error:
+                LOG.exception("%s: failed", job.id)
+                code, message = "internal", f"{type(error).__name__}: {error}"
+            finally:
+                done.set()
+                watcher.join()
+        if code == "cancelled" and lost.is_set():
+            self._store.release(job)
+            LOG.info("%s: put back", job.id)
+            return
+        if code == "cancelled" and overdue.is_set():
+            code, message = "timeout", f"the video took longer than {self._config.max_seconds:g} s"
+        mine = self._store.finish(
+            job, file=file.name if code is None else None, code=code, message=self._shown(message), durations=durations
+        )
+        if not mine:
+            file.unlink(missing_ok=True)
+        LOG.info("%s: %s", job.id, "done" if code is None else f"{code}: {message}")
+
+    def _shown(self, message: Optional[str]) -> Optional[str]:
+        """A message without the places of this machine's files."""
+        if message is None:
+            return None
+        for folder in (self._config.data / "uploads", self._config.data, self._config.engines, *self._config.lora_folders):
+            message = message.replace(f"{folder}{os.sep}", "")
+        return message
+
+
+def main() -> None:
+    """A worker in a process of its own: its configuration comes on standard input. Ends when its parent has."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = Config.from_json(sys.stdin.read())
+    worker = Worker(config)
+
+    def stop(_signal: int, _frame: Optional[FrameType]) -> None:
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    parent = os.getppid()
+    worker.open()
+    worker.run(lambda: os.getppid() == parent)
+
+
+def sweep(store: Store, config: Config) -> None:
+    """Gives up what lost its worker, and removes what is older than it is kept, and files that belong to no job."""
+    store.recover(config.lease)
+    for job in store.expired(config.keep):
+        store.delete(job.id)
+    for folder in ("videos", "uploads"):
+        for path in (config.data / folder).iterdir():
+            id = path.name.split(".")[0]
+            owner = store.get(id)
+            fresh = time.time() - path.stat().st_mtime < 3600
+            stray = owner is not None and folder == "videos" and owner.completed and path.name != owner.file
+            if stray or owner is None and not fresh:
+                remove(path)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder of uploads."""
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    main()
