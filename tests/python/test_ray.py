@@ -147,7 +147,10 @@ def test_hundred_jobs_survive_the_death_of_a_replica_and_of_the_ingress(cluster:
                 break
             time.sleep(0.2)
         assert answer.content == expected[strength], (id, strength)
-    print(f"\n100 jobs of {len(STACKS)} stacks on two replicas: {counter(cluster, 'v2l_swaps_total') - swaps:g} swaps")
+    # First come, first served is 90 swaps for these stacks drawn at random; one in two is what the test asks to be avoided.
+    swapped = counter(cluster, "v2l_swaps_total") - swaps
+    print(f"\n100 jobs of {len(STACKS)} stacks on two replicas: {swapped:g} swaps")
+    assert swapped <= 50
 
 
 def test_full_queue_refuses_and_keeps_what_it_took(cluster: Server, expected: Dict[float, bytes]) -> None:

@@ -30,7 +30,7 @@ from .worker import Worker, remove, sweep
 LOG = logging.getLogger("v2l.serve")
 
 #: How often the server looks whether a synchronous request's video is done.
-_POLL = 0.05
+_POLL = 0.01
 #: How often what is too old is removed.
 _SWEEP = 60.0
 

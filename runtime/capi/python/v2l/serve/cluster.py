@@ -14,9 +14,10 @@ import asyncio
 import importlib
 import logging
 import os
+import signal
 import threading
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List
 
 from .app import Service, create_app
 from .config import Config
@@ -31,26 +32,31 @@ INGRESS = "v2l-ingress"
 #: Stacks that a replica is known for at the same time.
 _STACKS = 8
 #: How often the ingress looks for jobs that wait.
-_LOOK = 0.1
+_LOOK = 0.05
 
 
 class Engine:
     """A replica: one engine directory, one video at a time."""
 
     def __init__(self, config: str) -> None:
-        self._worker = Worker(Config.from_json(config), label="replica")
+        told = Config.from_json(config)
+        self._affine = told.affinity
+        self._worker = Worker(told, label="replica")
         self._worker.open()
         self._one = asyncio.Lock()
 
     async def make(self, id: str) -> bool:
-        """Makes the video of a job; false if it does not wait any more. The caller may go away meanwhile."""
+        """Makes a video: that of the job, or of another that fits the adapters in use; false if none waits.
+
+        The caller may go away meanwhile. A job that another's call has made does not wait any more when its own call comes.
+        """
         return await asyncio.shield(asyncio.create_task(self._make(id)))
 
     async def _make(self, id: str) -> bool:
         serve: Any = importlib.import_module("ray.serve")
         stack = serve.get_multiplexed_model_id()
         async with self._one:
-            if stack:
+            if stack and self._affine:
                 await self.stack(stack)
             return await asyncio.to_thread(self._worker.take, id)
 
@@ -69,7 +75,8 @@ async def _dispatch(service: Service, handle: Any) -> None:
 
     async def send(job: Job) -> None:
         try:
-            await handle.options(multiplexed_model_id=job.stack).make.remote(job.id)
+            routed = handle.options(multiplexed_model_id=job.stack) if service.config.affinity else handle
+            await routed.make.remote(job.id)
         except Exception as error:
             # The job is in the store all the same, and goes out again when it waits again.
             LOG.warning("%s: the replica is lost or takes nothing: %s", job.id, type(error).__name__)
@@ -91,8 +98,8 @@ async def _dispatch(service: Service, handle: Any) -> None:
         await asyncio.sleep(_LOOK)
 
 
-def _deployed(config: Config, fewest: int, most: int, route: bool = True) -> Any:
-    """The application for ``ray.serve.run``. ``route`` tells replicas apart by the stacks that they have."""
+def _deployed(config: Config, fewest: int, most: int) -> Any:
+    """The application for ``ray.serve.run``."""
     serve: Any = importlib.import_module("ray.serve")
     text = config.to_json()
 
@@ -104,7 +111,7 @@ def _deployed(config: Config, fewest: int, most: int, route: bool = True) -> Any
         return create_app(Config.from_json(text), dispatch)
 
     engine = type("Engine", (Engine,), {})
-    if route:
+    if config.affinity:
         setattr(engine, "stack", serve.multiplexed(max_num_models_per_replica=_STACKS)(Engine.stack))
     scaled: Dict[str, Any] = {"num_replicas": fewest}
     if most > fewest:
@@ -160,8 +167,8 @@ def application(arguments: Dict[str, str]) -> Any:
     return _deployed(config, int(fewest), int(most or fewest))
 
 
-def serve(config: Config, host: str, port: int, fewest: int, most: int, ended: Optional[threading.Event] = None) -> None:
-    """Serves on Ray until ``ended`` is set: on the cluster that ``RAY_ADDRESS`` names, or on one of this machine alone."""
+def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
+    """Serves on Ray until a signal ends it: on the cluster that ``RAY_ADDRESS`` names, or on one of this machine alone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray: Any = importlib.import_module("ray")
     ray_serve: Any = importlib.import_module("ray.serve")
@@ -170,11 +177,15 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int, ended: O
         # Ray's count of processors only books replicas; a machine with one may have several.
         alone = {"num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
     ray.init(logging_level=logging.WARNING, **alone)
+    # Ray has put its own functions here, which end the process at once.
+    ended = threading.Event()
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, lambda _signal, _frame: ended.set())
     try:
         ray_serve.start(http_options={"host": host, "port": port, "keep_alive_timeout_s": 15})
         ray_serve.run(_deployed(config, fewest, most), name=APPLICATION, route_prefix="/")
         LOG.info("Ray Serve running on http://%s:%s", host, port)
-        (ended or threading.Event()).wait()
+        ended.wait()
     finally:
         ray_serve.shutdown()
         ray.shutdown()

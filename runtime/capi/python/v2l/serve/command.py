@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     ray.add_argument("--ray", action="store_true", default=None, help="run on Ray Serve (default where Ray is installed)")
     ray.add_argument("--no-ray", action="store_false", dest="ray", help="run without Ray")
     add("--replicas", default=(1, 1), type=_replicas, metavar="N[:M]", help="replicas on Ray: N, or N to M by the queue's length (default: 1)")
+    add("--no-affinity", action="store_true", help="first come, first served, wherever; equal adapters do not go together")
     add("--threads", type=int, help="threads within an operator (default: as many as there are cores)")
     add("--weights", choices=("auto", "f32", "stored"), help="how weights in 16 bits are held (default: auto)")
     add("--adapter-mode", choices=("auto", "fuse", "branch"), help="how adapters are applied (default: auto)")
@@ -108,6 +109,7 @@ def _config(options: argparse.Namespace) -> Config:
         keep=options.keep_hours * 3600,
         drain=options.drain_seconds,
         in_process=options.workers == 0,
+        affinity=not options.no_affinity,
         pipeline=pipeline,
     )
 
@@ -207,10 +209,7 @@ def main(arguments: Sequence[str]) -> int:
         from . import cluster
 
         fewest, most = options.replicas
-        ended = threading.Event()
-        for ending in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(ending, lambda _signal, _frame: ended.set())
-        cluster.serve(config, options.host, options.port, fewest, most, ended)
+        cluster.serve(config, options.host, options.port, fewest, most)
     else:
         _serve(config, options)
     return 0

@@ -47,6 +47,9 @@ class Config:
     lease: float = 15.0
     #: How long a job may finish when the server ends, before it goes back to the queue.
     drain: float = 10.0
+    #: Jobs with equal adapters go together: to a replica that has them, and before older jobs while these have waited less than ``patience``.
+    affinity: bool = True
+    patience: float = 60.0
     #: Jobs run inside the server; else others run them, over the same ``data``.
     in_process: bool = True
     #: Options of :class:`v2l.Pipeline`.

@@ -16,6 +16,11 @@ _MOST_ADAPTERS = 16
 _RANGES = {None: v2l.Range.DEFAULT, "unit": v2l.Range.UNIT, "signed": v2l.Range.SIGNED}
 
 
+def _strength(request: Mapping[str, Any], name: str) -> float:
+    given = request.get(name)
+    return 1.0 if given is None else float(given)
+
+
 class Generator:
     """An engine directory that answers one request after the other."""
 
@@ -30,7 +35,7 @@ class Generator:
         self._set: Optional[Tuple[Tuple[Hashable, float], ...]] = None
         #: The stack of the last request.
         self.stack: Optional[str] = None
-        #: What the last request did: whether adapters changed, whether a prediction was kept in memory.
+        #: Whether the last request changed the adapters.
         self.swapped = False
 
     def close(self) -> None:
@@ -76,14 +81,14 @@ class Generator:
                     height=height,
                 )
 
-            stack.append((key, self._adapter(key, predict), request.get("reference_strength") or 1.0))
+            stack.append((key, self._adapter(key, predict), _strength(request, "reference_strength")))
         if request.get("effect"):
             key = ("effect", request["effect"])
 
             def imagine() -> v2l.Adapter:
                 return self._predicting().predict(prompt=request["effect"], progress=progress, cancel=cancel)
 
-            stack.append((key, self._adapter(key, imagine), request.get("effect_strength") or 1.0))
+            stack.append((key, self._adapter(key, imagine), _strength(request, "effect_strength")))
         return stack
 
     def _predicting(self) -> v2l.Predictor:

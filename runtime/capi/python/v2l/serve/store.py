@@ -46,8 +46,6 @@ CREATE TABLE IF NOT EXISTS counters (model TEXT, name TEXT, label TEXT, value RE
 
 #: How often a job is begun: its worker may be lost once.
 ATTEMPTS = 2
-#: How long the oldest job lets others with the stack of the last one go first.
-PATIENCE = 30.0
 
 
 class QueueFull(Exception):
@@ -115,6 +113,8 @@ class Store:
         self._file = folder / "jobs.sqlite"
         self.model = model
         self._threads = threading.local()
+        #: Set when this process has added a job; a worker in it need not look for one.
+        self.added = threading.Event()
         with self._transaction() as connection:
             # `executescript` would commit by itself.
             for statement in _SCHEMA.split(";"):
@@ -165,6 +165,7 @@ class Store:
         job = self.get(id)
         if job is None:
             raise QueueFull(f"{waiting} videos wait; expected fewer than {max_queued}, try again later")
+        self.added.set()
         return job
 
     def get(self, id: str) -> Optional[Job]:
@@ -194,21 +195,28 @@ class Store:
         query = "SELECT COUNT(*) AS n FROM jobs WHERE model = ? AND status = 'queued' AND number < ?"
         return int(self._rows(query, self.model, job.number)[0]["n"])
 
-    def claim(self, worker: str, id: Optional[str] = None, stack: Optional[str] = None) -> Optional[Job]:
-        """Makes a waiting job the worker's: the one of ``id``, or the oldest, or one with ``stack`` while the oldest has patience."""
+    def claim(
+        self, worker: str, *, id: Optional[str] = None, stack: Optional[str] = None, patience: float = 0.0
+    ) -> Optional[Job]:
+        """Makes a waiting job the worker's: one with ``stack``, else that of ``id``, else the oldest.
+
+        A job that has waited longer than ``patience`` comes before all others.
+        """
         with self._transaction() as connection:
-            where = "model = ? AND status = 'queued'"
-            values: List[object] = [self.model]
-            if id is not None:
-                where, values = f"{where} AND id = ?", [self.model, id]
-            query = f"SELECT * FROM jobs WHERE {where} ORDER BY number LIMIT 1"
-            row = connection.execute(query, values).fetchone()
+            oldest_first = "SELECT * FROM jobs WHERE model = ? AND status = 'queued' AND {} ORDER BY number LIMIT 1"
+
+            def first(condition: str, *values: object) -> Any:
+                return connection.execute(oldest_first.format(condition), (self.model, *values)).fetchone()
+
+            now = time.time()
+            row = first("created < ?", now - patience) if id is None or stack is not None else None
+            if row is None and stack is not None:
+                row = first("stack = ?", stack)
+            if row is None and id is not None:
+                row = first("id = ?", id)
+            row = row or first("TRUE")
             if row is None:
                 return None
-            if id is None and stack is not None and time.time() - row["created"] < PATIENCE:
-                same = f"SELECT * FROM jobs WHERE {where} AND stack = ? ORDER BY number LIMIT 1"
-                row = connection.execute(same, [*values, stack]).fetchone() or row
-            now = time.time()
             connection.execute(
                 "UPDATE jobs SET status = 'in_progress', worker = ?, heard = ?, started = ?, progress = 0,"
                 " attempts = attempts + 1 WHERE id = ?",

@@ -58,24 +58,28 @@ class Worker:
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Works until :meth:`stop` is called or it is not wanted any more."""
         while wanted() and not self._ending.is_set():
-            stack = self._generator.stack if self._generator is not None else None
             try:
                 self._store.recover(self._config.lease)
-                job = self._store.claim(self._name, stack=stack)
+                job = self._claim()
             except Exception:
                 LOG.exception("the queue cannot be read")
                 job = None
             if job is None:
-                self._ending.wait(_IDLE)
+                self._store.added.wait(_IDLE)
+                self._store.added.clear()
             else:
                 self.work(job)
         if self._generator is not None:
             self._generator.close()
             self._generator = None
 
+    def _claim(self, id: Optional[str] = None) -> Optional[Job]:
+        stack = self._generator.stack if self._generator is not None and self._config.affinity else None
+        return self._store.claim(self._name, id=id, stack=stack, patience=self._config.patience)
+
     def take(self, id: str) -> bool:
-        """Makes the video of one job, if it still waits; false if it does not."""
-        job = self._store.claim(self._name, id=id)
+        """Makes the video of a job that waits: of one that needs no change of adapters, else the one that is named; false if none waits."""
+        job = self._claim(id)
         if job is not None:
             self.work(job)
         return job is not None
