@@ -105,12 +105,12 @@ typedef int32_t v2l_status;
 typedef int32_t (*v2l_cancelled_callback)(void *user);
 
 /**
- * A part of the work.
+ * A phase of the work.
  */
 typedef int32_t v2l_stage;
 
 /**
- * Told how far a stage is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
+ * Told how far a phase is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
  */
 typedef void (*v2l_progress_callback)(void *user, v2l_stage stage, uint64_t done, uint64_t total);
 
@@ -769,6 +769,22 @@ typedef struct v2l_generate_options {
      * Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
      */
     const struct v2l_tensor *negative_prompt_embeds;
+    /**
+     * Since 1.1. Where the second of two transformers takes over, as a part of the noise levels, 0 to 1. NaN: the model's own.
+     */
+    double boundary_ratio;
+    /**
+     * Since 1.1. Names of the model's controls that are on, `control_count` of them; or NULL.
+     */
+    const char *const *control_names;
+    /**
+     * Since 1.1. Their numbers, as many.
+     */
+    const float *control_values;
+    /**
+     * Since 1.1. Number of controls that are on.
+     */
+    size_t control_count;
 } v2l_generate_options;
 
 /**
@@ -962,7 +978,7 @@ typedef struct v2l_generate_options {
 #define V2L_U64 13
 
 /**
- * Widened if they fit comfortably, else lazy.
+ * In f32 if they fit comfortably, else as stored.
  */
 #define V2L_WEIGHTS_AUTO 0
 
@@ -1354,7 +1370,7 @@ v2l_status v2l_adapter_save(const struct v2l_adapter *adapter,
 
 /**
  * Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
- * that are widened, which the engine's sessions share.
+ * that are held in f32, which the engine's sessions share.
  *
  * A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
  * them, and a run adds them unless it is given some.

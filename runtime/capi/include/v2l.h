@@ -769,6 +769,22 @@ typedef struct v2l_generate_options {
      * Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
      */
     const struct v2l_tensor *negative_prompt_embeds;
+    /**
+     * Since 1.1. Where the second of two transformers takes over, as a part of the noise levels, 0 to 1. NaN: the model's own.
+     */
+    double boundary_ratio;
+    /**
+     * Since 1.1. Names of the model's controls that are on, `control_count` of them; or NULL.
+     */
+    const char *const *control_names;
+    /**
+     * Since 1.1. Their numbers, as many.
+     */
+    const float *control_values;
+    /**
+     * Since 1.1. Number of controls that are on.
+     */
+    size_t control_count;
 } v2l_generate_options;
 
 /**

@@ -20,7 +20,7 @@ use crate::failure::{Failure, free, guard};
 use crate::frames::{self, five_axes};
 use crate::growing::{self, growing};
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
-use crate::pointers::{Out, optional, optional_text, path, required, text};
+use crate::pointers::{Out, optional, optional_text, path, required, slice, text};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, V2L_ERROR_TENSOR, v2l_status};
 use crate::tensor::{Input, v2l_tensor, v2l_tensors};
@@ -183,6 +183,14 @@ pub struct v2l_generate_options {
     pub prompt_embeds: *const v2l_tensor,
     /// Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
     pub negative_prompt_embeds: *const v2l_tensor,
+    /// Since 1.1. Where the second of two transformers takes over, as a part of the noise levels, 0 to 1. NaN: the model's own.
+    pub boundary_ratio: f64,
+    /// Since 1.1. Names of the model's controls that are on, `control_count` of them; or NULL.
+    pub control_names: *const *const c_char,
+    /// Since 1.1. Their numbers, as many.
+    pub control_values: *const f32,
+    /// Since 1.1. Number of controls that are on.
+    pub control_count: usize,
 }
 
 growing!(
@@ -213,8 +221,13 @@ growing!(
         last_image: std::ptr::null(),
         prompt_embeds: std::ptr::null(),
         negative_prompt_embeds: std::ptr::null(),
+        boundary_ratio: f64::NAN,
+        control_names: std::ptr::null(),
+        control_values: std::ptr::null(),
+        control_count: 0,
     },
-    grown at scheduler
+    grown at scheduler,
+    grown at boundary_ratio
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_generate_options).
@@ -256,6 +269,13 @@ impl Asked {
                 floats(given.negative_prompt_embeds, "negative_prompt_embeds")?,
             )
         };
+        // SAFETY: as above, for all of these.
+        let controls = unsafe {
+            let names = slice(given.control_names, given.control_count, "control_names")?;
+            let values = slice(given.control_values, given.control_count, "control_values")?;
+            let one = |(&name, &value): (&*const c_char, &f32)| Ok((text(name, "control_names")?.to_owned(), value));
+            names.iter().zip(values).map(one).collect::<Result<Vec<_>, Failure>>()?
+        };
         let count = |count: u32| (count > 0).then_some(count as usize);
         let number = |number: f64| (!number.is_nan()).then_some(number);
         let request = Request {
@@ -271,6 +291,8 @@ impl Asked {
             shift: number(given.shift),
             guidance_scale: number(given.guidance_scale),
             guidance_scale_2: number(given.guidance_scale_2),
+            boundary_ratio: number(given.boundary_ratio),
+            controls,
             fps: (given.fps != 0.0).then_some(given.fps),
             seed: (given.has_seed != 0).then_some(given.seed),
             noise_aug_strength: number(given.noise_aug_strength),

@@ -297,6 +297,17 @@ static void callbacks(const char *engine_file, const char *directory, const char
     embeds.dtype = V2L_I32;
     EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
     options.prompt_embeds = NULL;
+    options.boundary_ratio = 0.5;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.boundary_ratio = NAN;
+    const char *camera = "camera";
+    options.control_count = 1;
+    EXPECT(V2L_ERROR_NULL, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.control_names = &camera;
+    options.control_values = numbers;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    EXPECT(V2L_OK, strstr(v2l_last_error(), "`camera`, expected none") != NULL ? V2L_OK : V2L_ERROR_INVALID_ARGUMENT);
+    options.control_count = 0;
 #endif
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate_file(tried.pipeline, &options, NULL, "video.txt"));
     v2l_control control;

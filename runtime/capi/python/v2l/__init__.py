@@ -762,6 +762,8 @@ class Pipeline(_Handle):
         last_image: Union[Path, Frames, None] = None,
         prompt_embeds: Optional[Any] = None,
         negative_prompt_embeds: Optional[Any] = None,
+        boundary_ratio: Optional[float] = None,
+        controls: Optional[Mapping[str, float]] = None,
         file: Optional[Path] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
@@ -793,6 +795,12 @@ class Pipeline(_Handle):
             options.guidance_scale = guidance_scale
         if guidance_scale_2 is not None:
             options.guidance_scale_2 = guidance_scale_2
+        if boundary_ratio is not None:
+            options.boundary_ratio = boundary_ratio
+        if controls:
+            options.control_count = len(controls)
+            options.control_names = (ctypes.c_char_p * len(controls))(*(name.encode() for name in controls))
+            options.control_values = (ctypes.c_float * len(controls))(*controls.values())
         if noise_aug_strength is not None:
             options.noise_aug_strength = noise_aug_strength
         if seed is not None:

@@ -193,6 +193,10 @@ class GenerateOptions(Structure):
         ("last_image", POINTER(Tensor)),
         ("prompt_embeds", POINTER(Tensor)),
         ("negative_prompt_embeds", POINTER(Tensor)),
+        ("boundary_ratio", c_double),
+        ("control_names", POINTER(c_char_p)),
+        ("control_values", POINTER(c_float)),
+        ("control_count", c_size_t),
     ]
 
 
