@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     ray.add_argument("--ray", action="store_true", default=None, help="run on Ray Serve (default where Ray is installed)")
     ray.add_argument("--no-ray", action="store_false", dest="ray", help="run without Ray")
     add("--replicas", default=(1, 1), type=_replicas, metavar="N[:M]", help="replicas on Ray: N, or N to M by the queue's length (default: 1)")
+    add("--patience-seconds", type=float, default=300.0, help="how long a job lets those with the adapters in use go first (default: 300)")
     add("--no-affinity", action="store_true", help="first come, first served, wherever; equal adapters do not go together")
     add("--threads", type=int, help="threads within an operator (default: as many as there are cores)")
     add("--weights", choices=("auto", "f32", "stored"), help="how weights in 16 bits are held (default: auto)")
@@ -110,6 +111,7 @@ def _config(options: argparse.Namespace) -> Config:
         drain=options.drain_seconds,
         in_process=options.workers == 0,
         affinity=not options.no_affinity,
+        patience=options.patience_seconds,
         pipeline=pipeline,
     )
 

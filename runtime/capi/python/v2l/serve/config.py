@@ -49,7 +49,7 @@ class Config:
     drain: float = 10.0
     #: Jobs with equal adapters go together: to a replica that has them, and before older jobs while these have waited less than ``patience``.
     affinity: bool = True
-    patience: float = 60.0
+    patience: float = 300.0
     #: Jobs run inside the server; else others run them, over the same ``data``.
     in_process: bool = True
     #: Options of :class:`v2l.Pipeline`.
