@@ -212,7 +212,10 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
     }
     let overall = fused.overall();
     let rounding = overall.rounding;
-    output.event("fused", json!({ "count": fused.slots.len(), "overall": overall, "slots": fused.slots }));
+    output.event(
+        "fused",
+        json!({ "count": fused.slots.len(), "overall": overall, "slots": fused.slots, "kept": fused.kept }),
+    );
     output.note(&format!(
         "fused {} slots: {:.1} % of the update survives rounding (error {:.1} %, {:.1} % of the weights unchanged)",
         fused.slots.len(),
@@ -220,6 +223,12 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         100.0 * rounding.relative_error(),
         100.0 * overall.unchanged()
     ));
+    if fused.kept == Some(true) {
+        output.note("the fused weights were kept: nothing is fused");
+    }
+    if let Some(reason) = &fused.not_kept {
+        output.warning(&format!("the fused weights are not kept: {reason}"));
+    }
     if let Some(warning) = fused.warning() {
         output.warning(&warning);
     }

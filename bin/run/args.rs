@@ -14,6 +14,7 @@ use v2l_runtime::engine::recording::Recorder;
 use v2l_runtime::generator::{Options, PredictionCacheOptions, ReferenceOptions};
 use v2l_runtime::lora::adapter::AdapterFormat;
 use v2l_runtime::lora::algebra::{Composition, NormConsistency};
+use v2l_runtime::lora::fuse::FusedCache;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions};
@@ -169,6 +170,12 @@ pub(crate) struct Args {
     /// Bytes that --prediction-cache may take; what was not used for longest goes.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]
     pub(crate) prediction_cache_size: u64,
+    /// Folder to keep fused weights in: adapters that come again, with the same strengths, are not fused but mapped. On ONNX Runtime's CPU.
+    #[arg(long, value_name = "DIR", help_heading = "Adapters")]
+    pub(crate) fused_cache: Option<PathBuf>,
+    /// Bytes that --fused-cache may take; what was not used for longest goes.
+    #[arg(long, value_name = "BYTES", default_value_t = 32 << 30, requires = "fused_cache", help_heading = "Adapters")]
+    pub(crate) fused_cache_size: u64,
     /// Range of reference pixels that the checkpoint was trained with [default: the pipeline's].
     #[arg(long, value_enum, help_heading = "Adapters")]
     pub(crate) reference_range: Option<Range>,
@@ -354,6 +361,7 @@ impl Args {
     pub(crate) fn open_options(&self) -> OpenOptions {
         OpenOptions {
             backend: self.backend,
+            fused_cache: self.fused_cache.clone().map(|folder| FusedCache { folder, bytes: self.fused_cache_size }),
             weights: self.ort_weights.into(),
             threads: self.threads,
             record: self.record_inputs.as_ref().map(Recorder::new),

@@ -9,6 +9,7 @@ use crate::backends::openvino::options::OpenVinoOptions;
 use crate::backends::tensorrt::options::TrtOptions;
 use crate::engine::recording::Recorder;
 use crate::lora::adapter::Adapter;
+use crate::lora::fuse::FusedCache;
 
 /// What runs an engine: a backend by its name, or the one that suits the engine. It is read from a backend's name, or `auto`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,6 +100,8 @@ pub struct OpenOptions {
     pub record: Option<Recorder>,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
+    /// Where weights that adapters are fused into are kept, on ONNX Runtime's CPU backend, to be mapped when the same adapters come again.
+    pub fused_cache: Option<FusedCache>,
     /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
     pub limits: Option<RunLimits>,
     /// What runs an engine.

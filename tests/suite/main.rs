@@ -34,6 +34,7 @@ mod control;
 mod corpus;
 mod device_weights;
 mod experts;
+mod fused_cache;
 mod gpu;
 mod guided;
 mod hoisted;

@@ -323,6 +323,14 @@ typedef struct v2l_open_options {
      * 0.
      */
     int32_t reserved2;
+    /**
+     * Folder to keep fused weights in, on ONNX Runtime's CPU: adapters that come again are not fused but mapped. NULL: none are kept.
+     */
+    const char *fused_cache;
+    /**
+     * Bytes that `fused_cache` may take; what was not used for longest goes. 0: 32 GiB.
+     */
+    uint64_t fused_cache_size;
 } v2l_open_options;
 
 /**

@@ -15,6 +15,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
 use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
+use v2l_runtime::lora::fuse::FusedCache;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
@@ -150,6 +151,10 @@ pub struct v2l_open_options {
     pub openvino_precision: v2l_openvino_precision,
     /// 0.
     pub reserved2: i32,
+    /// Folder to keep fused weights in, on ONNX Runtime's CPU: adapters that come again are not fused but mapped. NULL: none are kept.
+    pub fused_cache: *const c_char,
+    /// Bytes that `fused_cache` may take; what was not used for longest goes. 0: 32 GiB.
+    pub fused_cache_size: u64,
 }
 
 growing!(
@@ -176,8 +181,11 @@ growing!(
         openvino_library: std::ptr::null(),
         openvino_precision: V2L_OPENVINO_AUTO,
         reserved2: 0,
+        fused_cache: std::ptr::null(),
+        fused_cache_size: 0,
     },
-    grown at backend
+    grown at backend,
+    grown at fused_cache
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_open_options).
@@ -199,7 +207,7 @@ impl Opening {
     /// The header's promise.
     pub(crate) unsafe fn new(options: *const v2l_open_options) -> Result<Self, Failure> {
         // SAFETY: the caller's promise, for all of these.
-        let (options, ort_library, ffmpeg, trt_library, openvino_library, provider, cache) = unsafe {
+        let (options, ort_library, ffmpeg, trt_library, openvino_library, provider, cache, fused_cache) = unsafe {
             let options = growing::read(options)?;
             (
                 options,
@@ -209,6 +217,7 @@ impl Opening {
                 optional_path(options.openvino_library, "openvino_library")?,
                 optional_text(options.provider, "provider")?,
                 optional_path(options.prediction_cache, "prediction_cache")?,
+                optional_path(options.fused_cache, "fused_cache")?,
             )
         };
         growing::unused(options.reserved)?;
@@ -269,6 +278,10 @@ impl Opening {
             },
             openvino: OpenVinoOptions { library: openvino_library.map(PathBuf::from), precision: openvino_precision },
             trt: TrtOptions { library: trt_library.map(PathBuf::from), device, verify: options.no_verify == 0 },
+            fused_cache: fused_cache.map(|folder| FusedCache {
+                folder: folder.to_owned(),
+                bytes: if options.fused_cache_size > 0 { options.fused_cache_size } else { 32 << 30 },
+            }),
             ..OpenOptions::default()
         };
         let bytes = if options.prediction_cache_size > 0 { options.prediction_cache_size } else { 256 << 20 };

@@ -2,6 +2,7 @@
 
 pub(crate) mod ahead;
 pub mod atomic;
+pub(crate) mod bounded;
 pub mod library;
 pub mod lookalike;
 pub mod map;

@@ -13,7 +13,7 @@ use indexmap::IndexMap;
 use ndarray::{Array2, ArrayView2};
 use rayon::prelude::*;
 
-use crate::engine::manifest::{Slot, slots_by_name};
+use crate::engine::manifest::{Hash, Slot, slots_by_name};
 use crate::engine::parameters::matrix;
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
@@ -24,12 +24,16 @@ use crate::tensor::Dtype;
 use crate::wording::{BACKEND_ORT, BRANCH, FUSE, NO_DEVICE_WEIGHTS, WEIGHTS_F32};
 
 mod arena;
+mod kept;
 mod kernel;
 mod lanes;
 mod report;
 mod survival;
 
+use kept::FusedKey;
+
 pub use arena::Pool;
+pub use kept::FusedCache;
 pub use kernel::{Packed, RoundingStats, Simd};
 pub use report::{FuseReport, SlotReport};
 pub use survival::{Survival, survival, weight_norm};
@@ -64,12 +68,14 @@ pub struct FuseOptions<'a> {
     pub pool: Option<&'a Pool>,
     /// What may stop it.
     pub cancelled: CancelCheck<'a>,
+    /// Where results are kept, and taken from if they come again.
+    pub cache: Option<&'a FusedCache>,
 }
 
 impl FuseOptions<'_> {
     /// Into this type, with the fastest instructions, in fresh memory.
     pub fn new(target: FuseTarget) -> Self {
-        Self { target, simd: Simd::best(), pool: None, cancelled: None }
+        Self { target, simd: Simd::best(), pool: None, cancelled: None, cache: None }
     }
 }
 
@@ -231,6 +237,11 @@ pub trait FuseBase {
     /// # Errors
     /// [`EngineError`] if there is none of that name.
     fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError>;
+
+    /// A hash of all weights; without one results are not kept.
+    fn fingerprint(&self) -> Option<&Hash> {
+        None
+    }
 }
 
 impl FuseBase for Engine {
@@ -241,6 +252,10 @@ impl FuseBase for Engine {
     fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
         self.weight(name)
     }
+
+    fn fingerprint(&self) -> Option<&Hash> {
+        Some(self.fingerprint())
+    }
 }
 
 impl<T: FuseBase> FuseBase for Arc<T> {
@@ -250,6 +265,10 @@ impl<T: FuseBase> FuseBase for Arc<T> {
 
     fn base_weight(&self, name: &str) -> Result<WeightView<'_>, EngineError> {
         (**self).base_weight(name)
+    }
+
+    fn fingerprint(&self) -> Option<&Hash> {
+        FuseBase::fingerprint(&**self)
     }
 }
 
@@ -264,7 +283,7 @@ pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -
     fuse_with(engine, adapters, &FuseOptions::new(target))
 }
 
-/// [`fuse`] with a choice of instructions and memory, and a way to stop it.
+/// [`fuse`] with a choice of instructions and memory, a way to stop it, and a folder that results are kept in.
 ///
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
@@ -281,7 +300,20 @@ pub fn fuse_with(
     for (tensor, slots) in &by_tensor {
         tensors.push(Changed { name: tensor, base: base.base_weight(tensor)?, slots });
     }
-    fuse_tensors(&tensors, options)
+    let Some((cache, base)) = options.cache.zip(base.fingerprint()) else {
+        return fuse_tensors(&tensors, options);
+    };
+    let key = FusedKey::new(base, &by_tensor, options.target);
+    let lengths: Vec<(&str, usize)> =
+        tensors.iter().map(|tensor| (tensor.name, tensor.length(options.target))).collect();
+    if let Some(mut fused) = cache.get(&key, &lengths) {
+        fused.report.kept = Some(true);
+        return Ok(fused);
+    }
+    let mut fused = fuse_tensors(&tensors, options)?;
+    fused.report.kept = Some(false);
+    fused.report.not_kept = cache.put(&key, &fused).err().map(|e| format!("{}: {e}", cache.folder.display()));
+    Ok(fused)
 }
 
 /// A slot, and what is fused into it.

@@ -7,6 +7,7 @@
 //! appear whole by renaming, so any number of processes may share a folder; one that is damaged is removed and made
 //! again. Files of other names are left alone.
 
+use std::fs::Metadata;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -14,6 +15,7 @@ use std::time::SystemTime;
 use super::entry::{FORMS, Form};
 use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::write_file;
+use crate::io::bounded::{is_entry, remove, shrink};
 
 pub use super::entry::Kept;
 pub use super::key::{Key, KeyParts};
@@ -91,7 +93,7 @@ impl PredictionCache {
             // Reading must not fail where only reading is allowed.
             let _ = file.set_modified(SystemTime::now());
         } else {
-            remove(&path)?;
+            remove(&path).map_err(error(&path))?;
         }
         Ok(kept)
     }
@@ -113,30 +115,9 @@ impl PredictionCache {
         }
         let path = self.path(key, kept.form());
         write_file(&path, &bytes).map_err(error(&path))?;
-        self.shrink();
+        let is_entry = |path: &Path| FORMS.iter().any(|form| is_entry(path, form.extension));
+        shrink(&self.folder, self.limit, is_entry, Metadata::modified);
         Ok(())
-    }
-
-    /// Removes what was not used for longest. Other processes may do so at the same time; what cannot be removed stays.
-    fn shrink(&self) {
-        let mut entries = Vec::new();
-        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
-            if let Some(metadata) =
-                entry.metadata().ok().filter(|metadata| metadata.is_file() && is_entry(&entry.path()))
-            {
-                entries.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), metadata.len(), entry.path()));
-            }
-        }
-        entries.sort();
-        let mut total: u64 = entries.iter().map(|(_, bytes, _)| bytes).sum();
-        for (_, bytes, path) in entries {
-            if total <= self.limit {
-                break;
-            }
-            if remove(&path).is_ok() {
-                total -= bytes;
-            }
-        }
     }
 
     fn path(&self, key: &Key, form: &Form) -> PathBuf {
@@ -144,23 +125,8 @@ impl PredictionCache {
     }
 }
 
-/// True for the name of an entry: a hash and the extension of a form.
-fn is_entry(path: &Path) -> bool {
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    let known = path.extension().is_some_and(|found| FORMS.iter().any(|form| found == form.extension));
-    known && blake3::Hash::from_hex(stem).is_ok()
-}
-
 fn error(path: &Path) -> impl Fn(io::Error) -> CacheError + '_ {
     |source| CacheError { path: path.to_owned(), source }
-}
-
-/// Removes a file that another process may have removed already.
-fn remove(path: &Path) -> Result<(), CacheError> {
-    match std::fs::remove_file(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(error(path)(e)),
-        _ => Ok(()),
-    }
 }
 
 /// What stands at the start of an entry: a file under another key's name is damaged.

@@ -426,6 +426,8 @@ def _open_options(
     provider: Optional[str] = None,
     prediction_cache: Optional[Path] = None,
     prediction_cache_size: int = 0,
+    fused_cache: Optional[Path] = None,
+    fused_cache_size: int = 0,
     vae_tiling: Optional[bool] = None,
     verify: bool = True,
     openvino_library: Optional[Path] = None,
@@ -450,6 +452,8 @@ def _open_options(
     options.provider = None if provider is None else provider.encode()
     options.prediction_cache = None if prediction_cache is None else _path(prediction_cache)
     options.prediction_cache_size = prediction_cache_size
+    options.fused_cache = None if fused_cache is None else _path(fused_cache)
+    options.fused_cache_size = fused_cache_size
     options.vae_tiling = {None: 0, True: 1, False: 2}[vae_tiling]
     return options
 

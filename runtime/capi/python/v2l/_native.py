@@ -59,6 +59,8 @@ class OpenOptions(Structure):
         ("openvino_library", c_char_p),
         ("openvino_precision", c_int32),
         ("reserved2", c_int32),
+        ("fused_cache", c_char_p),
+        ("fused_cache_size", c_uint64),
     ]
 
 

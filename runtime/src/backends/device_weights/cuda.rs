@@ -146,7 +146,7 @@ impl Device for Cuda {
             launch(&self.driver, tensors, &uploaded, &offsets, &mut arena)
         });
         let arena = self.keep(arena);
-        let report = FuseReport { slots: fused?.into_iter().flatten().collect() };
+        let report = FuseReport { slots: fused?.into_iter().flatten().collect(), ..FuseReport::default() };
         let block = |(tensor, &at): (&ToFuse<'_>, &usize)| Block {
             address: arena.address() + at as u64,
             length: tensor.base.length,

@@ -30,7 +30,7 @@ use crate::engine::session::Port;
 use crate::io::library;
 use crate::io::raw;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, Pool};
+use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, FusedCache, Pool};
 use crate::memory::available_memory;
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
@@ -65,6 +65,7 @@ pub struct OrtEngine {
     /// Their memory, used again by the next adapters.
     pool: Pool,
     memory: Option<u64>,
+    fused_cache: Option<FusedCache>,
     limits: Option<RunLimits>,
     any_backend: bool,
     /// Pristine weights in private f32 buffers.
@@ -128,6 +129,7 @@ impl OrtEngine {
                 .memory
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
             memory: options.memory,
+            fused_cache: options.fused_cache.clone(),
             limits: options.limits,
             any_backend: options.ort.any_backend || options.backend.name() == Some(NAME),
             f32_copies: HashMap::new(),
@@ -138,6 +140,7 @@ impl OrtEngine {
             this.device_weights = Some(this.bring(device)?);
         }
         this.fuse(&options.adapters, None)?;
+        this.report.private_bytes = this.report.private_bytes.saturating_sub(this.spared(&options.adapters));
         Ok(this)
     }
 
@@ -189,7 +192,7 @@ impl OrtEngine {
             check_memory(mode, needed.saturating_add(held), self.memory)?;
         }
         let before = self.fuse(adapters, cancelled)?;
-        self.report.private_bytes = decision.private;
+        self.report.private_bytes = decision.private.saturating_sub(self.spared(adapters));
         self.f32_copies.retain(|name, _| !self.fused.contains_key(name));
         Ok(before)
     }
@@ -238,13 +241,27 @@ impl OrtEngine {
                 private_bytes: self.report.private_bytes,
             });
         }
-        let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
+        let options = FuseOptions {
+            pool: Some(&self.pool),
+            cancelled,
+            cache: self.fused_cache.as_ref(),
+            ..FuseOptions::new(target)
+        };
         let fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
         Ok(FusedState {
             weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused.weights)),
             report: std::mem::replace(&mut self.report.fused, fused.report),
             private_bytes: self.report.private_bytes,
         })
+    }
+
+    /// Bytes that these adapters do not take because their weights lie in a map, kept from an earlier fuse.
+    fn spared(&self, adapters: &[(Adapter, f32)]) -> u64 {
+        if self.report.fused.kept != Some(true) {
+            return 0;
+        }
+        let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+        self.fused.values().map(|weight| weight.len() as u64).fold(laid_out, u64::saturating_add)
     }
 
     /// What was decided, and why.

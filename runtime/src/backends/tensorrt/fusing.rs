@@ -95,7 +95,7 @@ impl Fusing {
     pub(super) fn report(&self) -> FuseReport {
         let reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         let slots = self.engine.changeable().iter().filter_map(|slot| reports.get(&slot.name).cloned());
-        FuseReport { slots: slots.collect() }
+        FuseReport { slots: slots.collect(), ..FuseReport::default() }
     }
 
     fn weight(&self, change: &Change, cancelled: CancelCheck<'_>) -> Result<Bytes, FuseError> {

@@ -27,6 +27,10 @@ pub struct SlotReport {
 pub struct FuseReport {
     /// Per changed slot, tensor by tensor in the engine's order.
     pub slots: Vec<SlotReport>,
+    /// True if the results were kept from an earlier fuse, false if they are kept now; `None` without a folder to keep them in.
+    pub kept: Option<bool>,
+    /// Why they could not be kept.
+    pub not_kept: Option<String>,
 }
 
 impl RoundingStats {

@@ -1,0 +1,238 @@
+//! Fused weights kept on disk: adapters that come again are neither fused nor held in private memory.
+//!
+//! An entry is found by a hash over the base, the type of the results, and every update with its strength. It is a file
+//! `<key>.fused`: a BLAKE3 hash over the key and the head (32 bytes), the length of the head (u64), the head as JSON, and the
+//! weights, each at a multiple of 64 bytes. The head has the report of the fuse and a BLAKE3 hash of the weights. Files
+//! appear whole by renaming, so that any number of processes may share a folder. The weights are mapped; their hash is
+//! compared when this process first uses an entry. One that is damaged is removed and made again.
+
+use std::collections::HashSet;
+use std::fs::{File, FileTimes, Metadata};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
+
+use super::{FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, SlotTerms};
+use crate::engine::manifest::Hash;
+use crate::io::atomic::AtomicFile;
+use crate::io::bounded::{is_entry, remove, shrink};
+use crate::io::map::map_file;
+
+const EXTENSION: &str = "fused";
+const ALIGNMENT: usize = 64;
+const HASH: usize = 32;
+/// Largest head that is read, in bytes.
+const MAX_HEAD: usize = 64 << 20;
+
+/// Where fused weights are kept, and how much.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FusedCache {
+    /// The folder, which is made if need be. Machines that share it should have the same version of v2l.
+    pub folder: PathBuf,
+    /// Bytes that it may take; what was not used for longest goes. Fused weights that are larger are not kept.
+    pub bytes: u64,
+}
+
+/// The hash of all that fused weights depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FusedKey(blake3::Hash);
+
+impl FusedKey {
+    /// `by_tensor` is in the order of fusion.
+    pub(super) fn new(base: &Hash, by_tensor: &IndexMap<&str, Vec<SlotTerms<'_>>>, target: FuseTarget) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |bytes: &[u8]| {
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        part(b"v2l fused weights 1");
+        part(env!("CARGO_PKG_VERSION").as_bytes());
+        part(base.as_bytes());
+        part(&[u8::from(target == FuseTarget::F32)]);
+        for (tensor, slots) in by_tensor {
+            part(tensor.as_bytes());
+            for (slot, terms) in slots {
+                part(slot.name.as_bytes());
+                for term in terms {
+                    part(&term.factor().to_le_bytes());
+                    for factor in [&term.update.down, &term.update.up] {
+                        part(&(factor.nrows() as u64).to_le_bytes());
+                        let numbers = factor.as_standard_layout();
+                        // Of the usual layout: its elements are there as a slice.
+                        part(bytemuck::cast_slice(numbers.as_slice().unwrap_or_default()));
+                    }
+                }
+            }
+        }
+        Self(hasher.finalize())
+    }
+}
+
+/// What stands before the weights.
+#[derive(Serialize, Deserialize)]
+struct Head {
+    /// In the order of the report.
+    slots: Vec<KeptSlot>,
+    /// Name, where it begins behind the head, and length.
+    tensors: Vec<(String, u64, u64)>,
+    /// Of all bytes behind the head.
+    content: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptSlot {
+    slot: String,
+    rank: usize,
+    weights: u64,
+    /// `norm`, `dot` and `error` as their bits: the report of an entry is that of the fuse.
+    sums: [u64; 3],
+    unchanged: u64,
+}
+
+impl From<&SlotReport> for KeptSlot {
+    fn from(report: &SlotReport) -> Self {
+        let RoundingStats { norm, dot, error, unchanged } = report.rounding;
+        let sums = [norm, dot, error].map(f64::to_bits);
+        Self { slot: report.slot.clone(), rank: report.rank, weights: report.weights, sums, unchanged }
+    }
+}
+
+impl From<KeptSlot> for SlotReport {
+    fn from(kept: KeptSlot) -> Self {
+        let KeptSlot { slot, rank, weights, sums, unchanged } = kept;
+        let [norm, dot, error] = sums.map(f64::from_bits);
+        Self { slot, rank, weights, rounding: RoundingStats { norm, dot, error, unchanged } }
+    }
+}
+
+impl FusedCache {
+    /// What is kept of this key: exactly these tensors, with their lengths. `None` if there is nothing sound; an entry that is
+    /// damaged is removed.
+    pub(super) fn get(&self, key: &FusedKey, expected: &[(&str, usize)]) -> Option<Fused> {
+        let path = self.path(key);
+        let bytes = map_file(&path).ok()?;
+        let found = read(key, &bytes, expected, &path);
+        match found {
+            Some(_) => {
+                // Reading must not fail where only reading is allowed. When it was modified tells a file from another.
+                let _ =
+                    File::open(&path).and_then(|file| file.set_times(FileTimes::new().set_accessed(SystemTime::now())));
+            }
+            None => drop(remove(&path)),
+        }
+        found
+    }
+
+    /// Keeps fused weights, and removes those that were not used for longest until the limit is kept. What alone is larger is
+    /// not kept. Waits until they are on disk.
+    ///
+    /// # Errors
+    /// If they cannot be written; nothing is left of them then.
+    pub(super) fn put(&self, key: &FusedKey, fused: &Fused) -> io::Result<()> {
+        let (mut tensors, mut end, mut content) = (Vec::with_capacity(fused.weights.len()), 0, blake3::Hasher::new());
+        for (name, bytes) in &fused.weights {
+            tensors.push((name.clone(), end as u64, bytes.len() as u64));
+            content.update_rayon(bytes).update(&PADDING[..padding(bytes.len())]);
+            end += bytes.len() + padding(bytes.len());
+        }
+        if end as u64 > self.bytes {
+            return Ok(());
+        }
+        let slots = fused.report.slots.iter().map(KeptSlot::from).collect();
+        let head = serde_json::to_vec(&Head { slots, tensors, content: content.finalize().to_string() })?;
+        std::fs::create_dir_all(&self.folder)?;
+        let mut file = AtomicFile::create(self.path(key))?;
+        file.write_all(head_hash(key, &head).as_bytes())?;
+        file.write_all(&(head.len() as u64).to_le_bytes())?;
+        file.write_all(&head)?;
+        file.write_all(&PADDING[..padding(HASH + 8 + head.len())])?;
+        for bytes in fused.weights.values() {
+            file.write_all(bytes)?;
+            file.write_all(&PADDING[..padding(bytes.len())])?;
+        }
+        file.commit()?;
+        shrink(&self.folder, self.bytes, |path| is_entry(path, EXTENSION), Metadata::accessed);
+        Ok(())
+    }
+
+    fn path(&self, key: &FusedKey) -> PathBuf {
+        self.folder.join(format!("{}.{EXTENSION}", key.0.to_hex()))
+    }
+}
+
+const PADDING: [u8; ALIGNMENT] = [0; ALIGNMENT];
+
+/// Bytes to the next multiple of the alignment.
+const fn padding(length: usize) -> usize {
+    (ALIGNMENT - length % ALIGNMENT) % ALIGNMENT
+}
+
+/// A head under another key's name is damaged.
+fn head_hash(key: &FusedKey, head: &[u8]) -> blake3::Hash {
+    blake3::Hasher::new().update(key.0.as_bytes()).update(head).finalize()
+}
+
+/// `None` if it is not what [`FusedCache::put`] made.
+fn read(key: &FusedKey, bytes: &Bytes, expected: &[(&str, usize)], path: &Path) -> Option<Fused> {
+    let (hash, rest) = bytes.split_at_checked(HASH)?;
+    let (length, rest) = rest.split_at_checked(8)?;
+    let length =
+        usize::try_from(u64::from_le_bytes(length.try_into().ok()?)).ok().filter(|&length| length <= MAX_HEAD)?;
+    let head = rest.get(..length)?;
+    if head_hash(key, head).as_bytes() != hash {
+        return None;
+    }
+    let head: Head = serde_json::from_slice(head).ok()?;
+    let start = HASH + 8 + length;
+    let data = bytes.slice(start.checked_add(padding(start))?.min(bytes.len())..);
+    let mut weights = IndexMap::with_capacity(head.tensors.len());
+    for ((name, offset, length), (expected, bytes)) in head.tensors.into_iter().zip(expected) {
+        let (offset, length) = (usize::try_from(offset).ok()?, usize::try_from(length).ok()?);
+        let end = offset.checked_add(length).filter(|&end| end <= data.len())?;
+        if name != *expected || length != *bytes || offset % ALIGNMENT != 0 {
+            return None;
+        }
+        weights.insert(name, data.slice(offset..end));
+    }
+    if weights.len() != expected.len() || !is_sound(path, &data, &head.content) {
+        return None;
+    }
+    let slots = head.slots.into_iter().map(SlotReport::from).collect();
+    Some(Fused { weights, report: FuseReport { slots, ..FuseReport::default() } })
+}
+
+/// Entries whose weights this process has compared with their hash.
+static COMPARED: Mutex<Option<HashSet<(PathBuf, Identity)>>> = Mutex::new(None);
+
+/// True if the weights have their hash. They are read whole when the process first sees the file.
+fn is_sound(path: &Path, data: &Bytes, content: &str) -> bool {
+    let entry = identity(path).map(|identity| (path.to_owned(), identity));
+    let mut compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
+    let compared = compared.get_or_insert_default();
+    if entry.as_ref().is_some_and(|entry| compared.contains(entry)) {
+        return true;
+    }
+    let sound = blake3::Hasher::new().update_rayon(data).finalize().to_string() == content;
+    compared.extend(entry.filter(|_| sound));
+    sound
+}
+
+/// What a file that was renamed over another differs in: device, number, length, and when it was modified.
+type Identity = (u64, u64, u64, SystemTime);
+
+#[cfg(unix)]
+fn identity(path: &Path) -> Option<Identity> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = std::fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()?))
+}
+
+#[cfg(not(unix))]
+fn identity(_: &Path) -> Option<Identity> {
+    None
+}
