@@ -17,7 +17,7 @@ class Config:
 
     #: The engine directory.
     engines: Path
-    #: Jobs, uploads, videos and predictions; made if it is not there. Servers and workers that share it share the jobs.
+    #: Jobs, uploads, videos, predictions and fused weights; made if it is not there. Servers and workers that share it share the jobs.
     data: Path
     #: What clients call the model.
     model: str

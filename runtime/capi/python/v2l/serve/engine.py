@@ -27,6 +27,7 @@ class Generator:
     def __init__(self, config: Config) -> None:
         self._options = dict(config.pipeline)
         self._options.setdefault("prediction_cache", config.data / "predictions")
+        self._options.setdefault("fused_cache", config.data / "fused")
         self._engines = config.engines
         self._pipeline = v2l.Pipeline(config.engines, **self._options)
         self._transformer = self._pipeline.engine("transformer")
