@@ -74,7 +74,7 @@ class Policy:
     affine: bool
     route: str = "idle"
     warm: str = ""
-    patience: float = 60.0
+    patience: float = 300.0
 
 
 #: The policies by name. `affinity`, `fifo` and `ray` are the server's own. `random`, `least-loaded` and `home`
