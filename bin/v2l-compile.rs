@@ -140,7 +140,7 @@ fn int8_block(text: &str) -> Result<usize, String> {
     block.ok_or_else(|| format!("expected 32, 64, 128 or 256, found `{text}`"))
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     if let Some(exit) = v2l_export::trt::builder::serve_if_asked() {
         return exit;
     }

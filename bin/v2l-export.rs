@@ -100,7 +100,7 @@ enum Precision {
     Bf16,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     v2l_cli::run(|args: &Args| args.output_options, export)
 }
 

@@ -113,7 +113,7 @@ enum Switch {
     Off,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     v2l_cli::run(|args: &Args| args.output_options, inspect)
 }
 

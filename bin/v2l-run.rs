@@ -25,7 +25,7 @@ use v2l_cli::{AdapterArg, Failure, Files, Output, split_strength};
 
 use args::Args;
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     v2l_cli::run(|args: &Args| args.output_options, dispatch)
 }
 

@@ -6,6 +6,7 @@ mod allocator;
 pub mod bar_chart;
 mod exit;
 mod files;
+mod generate;
 pub mod heat_map;
 mod lora_format;
 mod output;
@@ -34,6 +35,9 @@ pub fn run<A: clap::Parser>(
     telemetry::turn_off();
     wording::speak(Speaker::CommandLine);
     signals::listen();
+    if let Some(text) = generate::asked(A::command) {
+        return generated(text);
+    }
     let args = match A::try_parse() {
         Ok(args) => args,
         Err(error) => return help_or_usage(&error),
@@ -63,6 +67,31 @@ pub fn interrupted() -> bool {
     v2l_runtime::interrupt::requested()
 }
 
+/// Prints what `--generate` asked for.
+fn generated(text: Result<Vec<u8>, String>) -> ExitCode {
+    match text {
+        Ok(text) => {
+            let printed = std::io::stdout().write_all(&text).and_then(|()| std::io::stdout().flush());
+            printed_or_lost(printed)
+        }
+        Err(message) => {
+            output::diagnostic(&format!("error: {message}"));
+            Exit::Usage.into()
+        }
+    }
+}
+
+/// The exit code of a text that was all there was to print.
+fn printed_or_lost(printed: std::io::Result<()>) -> ExitCode {
+    match Output::new(OutputOptions::default()).lost(printed).written() {
+        Ok(()) => Exit::Ok.into(),
+        Err(error) => {
+            output::diagnostic(&format!("error: {error}"));
+            Exit::Io.into()
+        }
+    }
+}
+
 /// Prints what the parser has to say: help and version on stdout, usage errors on stderr and, with `--json`, as an event.
 fn help_or_usage(error: &clap::Error) -> ExitCode {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
@@ -72,13 +101,7 @@ fn help_or_usage(error: &clap::Error) -> ExitCode {
         Output::new(OutputOptions { json, quiet: false }).failure_event(&usage_message(error), Exit::Usage);
         return Exit::Usage.into();
     }
-    match Output::new(OutputOptions::default()).lost(printed).written() {
-        Ok(()) => Exit::Ok.into(),
-        Err(error) => {
-            output::diagnostic(&format!("error: {error}"));
-            Exit::Io.into()
-        }
-    }
+    printed_or_lost(printed)
 }
 
 /// What the parser found wrong, without the prefix and the usage that it prints around it.

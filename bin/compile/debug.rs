@@ -9,8 +9,8 @@ use v2l_cli::{Failure, Output};
 use v2l_export::check::{Comparison, Trace};
 use v2l_export::{CompileOptions, debug};
 
-use crate::Precision;
-use crate::check::{CheckArgs, comparison};
+use super::Precision;
+use super::check::{CheckArgs, comparison};
 
 /// Compare a model with what would be compiled from it, block by block, then node by node in the worst block.
 #[derive(Args)]

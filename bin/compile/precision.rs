@@ -13,8 +13,8 @@ use v2l_export::precision::{BlockSensitivity, Precision as Type, PrecisionOption
 use v2l_runtime::io::atomic::write_file;
 use v2l_runtime::options::OpenOptions;
 
-use crate::Precision;
-use crate::check::not_negative;
+use super::Precision;
+use super::check::not_negative;
 
 /// Deciding precision by measurement.
 #[derive(Args)]

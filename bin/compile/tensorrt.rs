@@ -29,7 +29,7 @@ pub(crate) struct TensorRtArgs {
 
 impl TensorRtArgs {
     /// The chosen backend with what the flags ask for.
-    pub(crate) fn target(&self, args: &crate::Args) -> anyhow::Result<Arc<dyn Target>> {
+    pub(crate) fn target(&self, args: &super::Args) -> anyhow::Result<Arc<dyn Target>> {
         let Some(flavour) = [Flavour::Rtx, Flavour::TensorRt].into_iter().find(|f| f.backend() == args.backend.name)
         else {
             let given = [

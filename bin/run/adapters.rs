@@ -15,7 +15,7 @@ use v2l_runtime::lora::algebra;
 use v2l_runtime::lora::fuse::FuseReport;
 use v2l_runtime::predict::Prediction;
 
-use crate::args::Compose;
+use super::args::Compose;
 
 /// True if some `--lora` holds predicted tokens, which take a predictor to expand.
 pub(crate) fn any_light(loras: &[OsString]) -> anyhow::Result<bool> {

@@ -8,10 +8,10 @@ use v2l_runtime::lora::algebra::recompress;
 use v2l_runtime::predict::{Source, TEXT_HIDDEN, TEXT_MASK};
 use v2l_runtime::tensor::NamedTensors;
 
-use crate::adapters;
-use crate::args::Args;
-use crate::generate::{Listener, say_decisions};
-use crate::vae::read_checked;
+use super::adapters;
+use super::args::Args;
+use super::generate::{Listener, say_decisions};
+use super::vae::read_checked;
 
 /// The adapter of all `--effect` and `--effect-embeds`, if there are any; saved where `--save-lora` says.
 pub(crate) fn predict(args: &Args, generator: &mut Generator, output: &mut Output) -> anyhow::Result<Option<Adapter>> {
@@ -82,7 +82,7 @@ fn split_effect(argument: &str) -> anyhow::Result<(&str, f32)> {
     let number = argument.rsplit_once('=').and_then(|(text, number)| Some((text, number.trim().parse::<f32>().ok()?)));
     match number {
         Some((_, strength)) if !strength.is_finite() => {
-            Err(Failure::usage(format!("--effect {argument}: strength `{strength}` is no finite number")))
+            Err(Failure::usage(format!("--effect {argument}: strength `{strength}` is not a finite number")))
         }
         Some(found) => Ok(found),
         None => Ok((argument, 1.0)),

@@ -20,12 +20,12 @@ use v2l_runtime::pipeline::Expected;
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
-use crate::adapters;
-use crate::args::Args;
-use crate::effect;
-use crate::predictor;
-use crate::recipe;
-use crate::vae::{read_checked, read_single};
+use super::adapters;
+use super::args::Args;
+use super::effect;
+use super::predictor;
+use super::recipe;
+use super::vae::{read_checked, read_single};
 
 /// Passes what the pipeline tells on to the user.
 pub(crate) struct Listener<'a> {

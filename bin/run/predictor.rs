@@ -11,9 +11,9 @@ use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::{Adapter, AdapterFormat};
 use v2l_runtime::predict::{PredictorError, Source};
 
-use crate::adapters::{cached, saved};
-use crate::args::Args;
-use crate::generate::Listener;
+use super::adapters::{cached, saved};
+use super::args::Args;
+use super::generate::Listener;
 
 /// `--predictor … --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {

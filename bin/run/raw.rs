@@ -24,8 +24,8 @@ use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::pipeline::PhaseMemory;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
-use crate::adapters;
-use crate::args::{Args, FuseMode};
+use super::adapters;
+use super::args::{Args, FuseMode};
 
 /// Runs one graph once.
 pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Result<()> {
@@ -51,7 +51,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
             adapters::load_for(&args.lora, layers, args.allow_partial, other.as_mut(), output)?
         }
     };
-    let predicted = crate::predictor::even(crate::predictor::predict(args, Some(&engine), output)?)?;
+    let predicted = super::predictor::even(super::predictor::predict(args, Some(&engine), output)?)?;
     fused.extend(predicted.map(|adapter| (adapter, args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);

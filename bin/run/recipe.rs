@@ -6,7 +6,7 @@ use v2l_runtime::generator::{Followed, Generator};
 use v2l_runtime::lora::adapter::{Recipe, recipe_of};
 use v2l_runtime::request::Request;
 
-use crate::args::{Args, RecipeChoice};
+use super::args::{Args, RecipeChoice};
 
 /// Takes what the flags leave open from the adapters' recipes, in the order of `--lora`, and says so. Adapters of strength 0 have no say.
 pub(crate) fn follow(

@@ -13,8 +13,8 @@ use v2l_runtime::media::video;
 use v2l_runtime::memory::check_room;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
-use crate::args::Args;
-use crate::generate::{Listener, open, say_decisions};
+use super::args::Args;
+use super::generate::{Listener, open, say_decisions};
 
 /// Refuses a video, picture or adapter that could not be written in the end, before any work is done.
 pub(crate) fn check_output(args: &Args) -> anyhow::Result<()> {
