@@ -24,10 +24,11 @@ mod models;
 mod shapes;
 mod tensorrt;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use serde_json::json;
 use v2l_cli::OutputOptions;
 use v2l_cuda::CudaError;
@@ -40,8 +41,25 @@ struct Args {
     /// Rounds of each measurement.
     #[arg(long, value_name = "N", default_value_t = 11)]
     rounds: usize,
+    /// Check this alone; may be given several times.
+    #[arg(long, value_name = "PART", value_enum)]
+    only: Vec<Part>,
+    /// Folder of the miniature.
+    #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/../fixtures/miniature"))]
+    model: PathBuf,
     #[command(flatten)]
     output_options: OutputOptions,
+}
+
+/// What there is to check.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Part {
+    /// The fusion kernel.
+    Kernel,
+    /// The miniature on the CUDA provider.
+    Miniature,
+    /// TensorRT-RTX's plans.
+    Tensorrt,
 }
 
 fn main() -> ExitCode {
@@ -57,9 +75,17 @@ fn main() -> ExitCode {
         let gigabytes = info.memory as f64 / 1e9;
         output
             .result("card", fields, || format!("{}, compute capability {major}.{minor}, {gigabytes:.1} GB", info.name));
-        kernel::check(&driver, args.rounds.max(1), output)?;
-        miniature::check(args.rounds.max(1), output)?;
-        tensorrt::check(&info, &driver, args.rounds.max(1), output)
+        let (asked, rounds) = (|part| args.only.is_empty() || args.only.contains(&part), args.rounds.max(1));
+        if asked(Part::Kernel) {
+            kernel::check(&driver, rounds, output)?;
+        }
+        if asked(Part::Miniature) {
+            miniature::check(&args.model, rounds, output)?;
+        }
+        if asked(Part::Tensorrt) {
+            tensorrt::check(&args.model, &info, &driver, rounds, output)?;
+        }
+        Ok(())
     })
 }
 

@@ -19,17 +19,16 @@ use crate::trials::Index;
 const TOLERANCE: f64 = 1e-3;
 
 /// Generates the same video with and without an adapter on both, fused and in low-rank branches.
-pub(crate) fn check(rounds: usize, output: &mut Output) -> anyhow::Result<()> {
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
-    let index = Index::read(&model)?;
+pub(crate) fn check(model: &Path, rounds: usize, output: &mut Output) -> anyhow::Result<()> {
+    let index = Index::read(model)?;
     let effect = index.effects().next().context("the miniature has no effects")?;
-    let trials = index.trials(&model, effect, 1)?;
+    let trials = index.trials(model, effect, 1)?;
     let trial = trials.first().context("the effect has no trials")?;
     let asked = request(trial);
     for branches in [false, true] {
         let on_cpu = Setup { storage: Some(Dtype::F32), weights: OrtWeights::F32, branches, ..Setup::default() };
         let on_gpu = Setup { provider: Provider::Cuda { device: 0 }, ..on_cpu };
-        let (mut cpu, mut gpu) = (Lab::new(&model, on_cpu)?, Lab::new(&model, on_gpu)?);
+        let (mut cpu, mut gpu) = (Lab::new(model, on_cpu)?, Lab::new(model, on_gpu)?);
         let tokens = cpu.tokens(&trial.reference)?;
         let adapter = cpu.adapter(&tokens)?;
         let latents = |lab: &mut Lab| anyhow::Ok(lab.finish(&asked)?.0.latents);

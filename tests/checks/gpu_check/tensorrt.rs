@@ -38,16 +38,16 @@ const RANK: usize = 16;
 
 /// Builds the miniature's graphs and a transformer of full width for the card, and runs them there.
 pub(crate) fn check(
+    model: &Path,
     info: &GpuInfo,
     driver: &Arc<dyn Driver>,
     rounds: usize,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let folder = tempfile::tempdir()?;
-    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/miniature");
     let bundle = folder.path().join("bundle");
     let predictor = Some((model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors")));
-    v2l_export::export(&model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
+    v2l_export::export(model, &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})?;
     let (major, minor) = info.capability;
     let card =
         Card { capability: Capability { major, minor }, driver, rounds, engine: &folder.path().join("trt.engine") };
