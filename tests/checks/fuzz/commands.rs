@@ -1,5 +1,5 @@
 //! Random command lines in random surroundings: odd, missing and special files, streams that are closed or full, signals at any
-//! moment. Every run of a tool has to end by itself, with a code that the README lists and a message that fits it, to do all or
+//! moment. Every run of a tool has to end by itself, with a code that docs/cli.md lists and a message that fits it, to do all or
 //! nothing, and to leave neither a temporary nor a process.
 
 use std::ffi::{OsStr, OsString};
