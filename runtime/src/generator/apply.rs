@@ -128,9 +128,7 @@ impl Generator {
             self.directory.set_negative_adapters(copies, cancelled)?;
             return Ok(NegativeStep { own_weights: true, ..NegativeStep::default() });
         }
-        let (layers, parameters) = self.parted(adapters)?;
-        let borrowed: Vec<(&Adapter, f32)> = layers.iter().map(|(adapter, strength)| (&**adapter, *strength)).collect();
-        let StepGraph { inputs, second, .. } = self.directory.branch_step(&borrowed)?;
+        let (StepGraph { inputs, second, .. }, parameters) = self.in_branches(adapters)?;
         let own_weights = !parameters.is_empty() || !self.none_fused();
         if own_weights {
             self.directory.set_negative_adapters(parameters, cancelled)?;
@@ -169,9 +167,7 @@ impl Generator {
         reason: String,
         cancelled: CancelCheck<'_>,
     ) -> Result<Applied, DirectoryError> {
-        let (layers, parameters) = self.parted(adapters)?;
-        let borrowed: Vec<(&Adapter, f32)> = layers.iter().map(|(adapter, strength)| (&**adapter, *strength)).collect();
-        let step = self.directory.branch_step(&borrowed)?;
+        let (step, parameters) = self.in_branches(adapters)?;
         let reason = match parameters.is_empty() {
             true => reason,
             false => format!("{reason}; biases, norms and tables are fused"),
@@ -183,6 +179,16 @@ impl Generator {
         let slots: HashSet<&String> = adapters.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
         let slots = slots.len();
         Ok(Applied { way: Way::Branch, reason, fused: None, slots, fell_back: false, warning: None })
+    }
+
+    /// The step whose branches carry adapters, and what of them changes parameters, which must be fused.
+    fn in_branches(
+        &mut self,
+        adapters: &[(&Adapter, f32)],
+    ) -> Result<(StepGraph, Vec<(Adapter, f32)>), DirectoryError> {
+        let (layers, parameters) = self.parted(adapters)?;
+        let borrowed: Vec<(&Adapter, f32)> = layers.iter().map(|(adapter, strength)| (&**adapter, *strength)).collect();
+        Ok((self.directory.branch_step(&borrowed)?, parameters))
     }
 
     /// Adapters in two: what changes linear layers, and what changes parameters, which no branch stands beside.
