@@ -20,6 +20,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("v2l-openvino", &["v2l-search", "v2l-wire"]),
     ("v2l-runtime", &["v2l-cuda", "v2l-openvino", "v2l-search", "v2l-trt", "v2l-wire"]),
     ("v2l-search", &[]),
+    ("v2l-triton", &["v2l-runtime"]),
     ("v2l-trt", &["v2l-search"]),
     ("v2l-wire", &[]),
 ];
@@ -37,7 +38,7 @@ const CHECKS: &str = "v2l-checks";
 const NOT_SHIPPED: &[&str] = &["clap", "cudarc", "prost", "v2l-calibration", "v2l-export", "v2l-graphs"];
 
 /// The files with unsafe code, all of them: the C ABI, fusion, the memory map, the ONNX Runtime backend's borrowed tensors and bounded
-/// memory, CUDA, OpenVINO, TensorRT, the environment and the memory of the tools.
+/// memory, CUDA, OpenVINO, TensorRT, Triton, the environment and the memory of the tools.
 const UNSAFE_FILES: &[&str] = &[
     "bin/cli/allocator.rs",
     "bin/cli/telemetry.rs",
@@ -75,6 +76,10 @@ const UNSAFE_FILES: &[&str] = &[
     "runtime/openvino/src/model.rs",
     "runtime/openvino/src/request.rs",
     "runtime/openvino/tests/openvino/runs.rs",
+    "runtime/serving/triton/src/failure.rs",
+    "runtime/serving/triton/src/ffi.rs",
+    "runtime/serving/triton/src/lib.rs",
+    "runtime/serving/triton/src/server.rs",
     "runtime/src/backends/onnxruntime/bounded.rs",
     "runtime/src/backends/onnxruntime/opened_graph.rs",
     "runtime/src/backends/onnxruntime/value.rs",

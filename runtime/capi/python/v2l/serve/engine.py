@@ -139,6 +139,8 @@ class Generator:
             guidance_scale_2=request.get("guidance_scale_2"),
             scheduler=request.get("scheduler"),
             shift=request.get("flow_shift"),
+            boundary_ratio=request.get("boundary_ratio"),
+            controls=request.get("controls"),
             seed=request["seed"],
             file=file,
             progress=on_progress,

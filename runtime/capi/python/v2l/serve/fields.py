@@ -31,6 +31,8 @@ class VideoRequest(BaseModel):
     num_inference_steps: Optional[int] = Field(None, ge=1)
     guidance_scale: Optional[float] = Field(None, ge=0, le=100)
     guidance_scale_2: Optional[float] = Field(None, ge=0, le=100, description="Of the transformer for high noise, where there are two.")
+    boundary_ratio: Optional[float] = Field(None, ge=0, le=1, description="Where the second of two transformers takes over.")
+    controls: Optional[Dict[str, float]] = Field(None, max_length=64, description="Numbers for the model's controls, by name.")
     flow_shift: Optional[float] = Field(None, gt=0, le=1000)
     scheduler: Optional[str] = Field(None, max_length=64)
     seed: Optional[int] = Field(None, ge=0, le=_MOST_SEED, description="One is drawn, and said, if none is given.")
@@ -54,10 +56,9 @@ FILES = {
     "effect_reference": "reference",
 }
 _URLS = {"image_reference": ("image_url", "image"), "video_reference": ("video_url", "reference"), "effect_reference": ("video_url", "reference")}
-_EXTRA = {"reference_strength", "reference_range", "effect", "effect_strength", "effect_reference", "scheduler", "flow_shift", "guidance_scale_2"}
+_EXTRA = {"reference_strength", "reference_range", "effect", "effect_strength", "effect_reference", "scheduler", "flow_shift", "guidance_scale_2", "boundary_ratio", "controls"}
 #: Fields of the dialect that v2l does not have, and the values that change nothing.
 _WITHOUT: Dict[str, Tuple[Any, ...]] = {
-    "boundary_ratio": (),
     "true_cfg_scale": (),
     "generate_sound": (False,),
     "enable_teacache": (False,),
@@ -91,7 +92,7 @@ def form_fields(items: List[Tuple[str, str]]) -> Dict[str, Any]:
         else:
             if name in fields:
                 raise Refused(400, f"{name} is given twice", name)
-            structured = name in ("lora", "extra_params", *_URLS) and text[:1] in ("{", "[")
+            structured = name in ("lora", "extra_params", "controls", *_URLS) and text[:1] in ("{", "[")
             fields[name] = parsed(text.encode(), name) if structured else text
             continue
         if not isinstance(inside, dict) or len(inside) > 32:
@@ -197,7 +198,7 @@ def plain(request: VideoRequest, config: Config, defaults: Defaults) -> Dict[str
     values = request.model_dump(
         include={
             "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift",
-            "scheduler", "seed", "reference_strength", "reference_range", "effect", "effect_strength",
+            "scheduler", "seed", "boundary_ratio", "controls", "reference_strength", "reference_range", "effect", "effect_strength",
         },
         exclude_none=True,
     )
