@@ -124,6 +124,10 @@ def test_openai_client_makes_polls_lists_loads_and_deletes(server: Server, video
     assert (made.status, made.progress, made.size, made.error) == ("completed", 100, "48x48", None)
     assert client.videos.download_content(made.id).read() == video
     assert made.id in [listed.id for listed in client.videos.list(limit=2)]
+    steered = client.videos.create_and_poll(
+        prompt=PROMPT, input_reference=IMAGE, extra_body={**extra, "lora": {"name": "squash", "scale": 0.5}}, poll_interval_ms=50
+    )
+    assert steered.status == "completed" and client.videos.download_content(steered.id).read() != video
     assert client.videos.delete(made.id).deleted
     with pytest.raises(openai.NotFoundError):
         client.videos.retrieve(made.id)

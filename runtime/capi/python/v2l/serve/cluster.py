@@ -105,7 +105,8 @@ def _deployed(config: Config, fewest: int, most: int) -> Any:
 
     def build() -> Any:
         def dispatch(service: Service) -> Callable[[], object]:
-            handle = serve.get_deployment_handle(ENGINE, app_name=APPLICATION)
+            # Of the application that this replica belongs to, whatever its name.
+            handle = serve.get_deployment_handle(ENGINE)
             return asyncio.create_task(_dispatch(service, handle)).cancel
 
         return create_app(Config.from_json(text), dispatch)
@@ -175,7 +176,7 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
     alone: Dict[str, Any] = {}
     if "RAY_ADDRESS" not in os.environ:
         # Ray's count of processors only books replicas; a machine with one may have several.
-        alone = {"num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
+        alone = {"address": "local", "num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
     ray.init(logging_level=logging.WARNING, **alone)
     # Ray has put its own functions here, which end the process at once.
     ended = threading.Event()
