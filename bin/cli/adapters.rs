@@ -44,7 +44,7 @@ impl<'a> AdapterArg<'a> {
     /// Takes an argument apart; what exists as it stands is a path.
     ///
     /// # Errors
-    /// A usage error for a strength that is no finite number, or another word behind the `@`.
+    /// A usage error for a strength that is not a finite number, or another word behind the `@`.
     pub fn new(argument: &'a OsStr) -> anyhow::Result<Self> {
         let (path, strength) = split_strength(argument)?;
         match split_last(path.as_os_str(), b'@') {
@@ -71,7 +71,7 @@ pub fn split_strength(argument: &OsStr) -> anyhow::Result<(&Path, f32)> {
             let number = strength.to_str().and_then(|text| text.parse::<f32>().ok());
             let number = number.filter(|strength| strength.is_finite()).ok_or_else(|| {
                 let (whole, strength) = (whole.display(), strength.display());
-                Failure::usage(format!("{whole}: strength `{strength}` is no finite number"))
+                Failure::usage(format!("{whole}: strength `{strength}` is not a finite number"))
             });
             Ok((Path::new(path), number?))
         }

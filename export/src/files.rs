@@ -19,7 +19,7 @@ pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
     if other || (occupied && !output.join(FILE_NAME).is_file()) {
         return Err(ExportError::Occupied {
             path: output.to_owned(),
-            reason: format!("it exists and is no bundle or engine directory (there is no {FILE_NAME})"),
+            reason: format!("it exists and is not a bundle or engine directory (there is no {FILE_NAME})"),
         });
     }
     AtomicFolder::create(output).map_err(ExportError::io(output))

@@ -285,7 +285,8 @@ impl Network {
         let origin = Origin::Tensors { path: path.to_owned(), found };
         let part = expected.unwrap_or_else(|| architecture.part());
         if !part.takes(architecture.part()) {
-            let reason = format!("its tensors are those of `{}`, which is no {}", architecture.class(), part.folder());
+            let reason =
+                format!("its tensors are those of `{}`, which is not a {}", architecture.class(), part.folder());
             return Err(ExportError::NotAModel { path: path.to_owned(), reason });
         }
         Ok(Self { architecture, part, origin })

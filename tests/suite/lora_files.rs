@@ -345,7 +345,7 @@ fn differences_survive_addition_recompression_and_writing_for_comfyui() {
     assert!(keys.iter().all(|key| !key.contains("norm2") && !key.contains("scale_shift_table")), "{keys:?}");
     write_adapter(&scratch.path("tables"), &tables, AdapterFormat::Peft).unwrap_err();
     let refused = write_adapter(&scratch.path("peft"), &first, AdapterFormat::Peft).unwrap_err().to_string();
-    assert!(refused.contains("is no linear layer") && refused.contains("comfy"), "{refused}");
+    assert!(refused.contains("is not a linear layer") && refused.contains("comfy"), "{refused}");
 }
 
 #[test]

@@ -212,7 +212,10 @@ fn adapter_reaches_the_layer_and_not_the_product_with_its_transpose() {
     let scratch = Scratch::new();
     let onnx = save(&scratch, "m.onnx", graph(both_ways, [SIDE, SIDE], &noise(3, SIDE * SIDE)));
     let said = run_ok("compile", args![&onnx, "-o", scratch.path("m.engine")]).stderr;
-    assert!(said.contains("is that of layer `fc`, and it does not take it as the layer does; it is no slot"), "{said}");
+    assert!(
+        said.contains("is that of layer `fc`, and it does not take it as the layer does; it is not a slot"),
+        "{said}"
+    );
 }
 
 /// The same with the checkpoint's content to go by.
@@ -255,9 +258,9 @@ fn layer_whose_norm_is_taken_compiles_is_no_slot_and_adapters_are_told_why() {
     let engine = scratch.path("m.engine");
     let onnx = scratch.path("model.onnx");
     let said = run_ok("compile", args![&onnx, "-o", &engine]).stderr;
-    assert!(said.contains("layer `fc` is no slot: node `Mul` (Mul) reads its matrix, too"), "{said}");
+    assert!(said.contains("layer `fc` is not a slot: node `Mul` (Mul) reads its matrix, too"), "{said}");
     for file in [&onnx, &engine] {
-        assert!(run_ok("inspect", args![file]).stdout.contains("fc  is no slot: `Mul` (Mul) reads its matrix"));
+        assert!(run_ok("inspect", args![file]).stdout.contains("fc  is not a slot: `Mul` (Mul) reads its matrix"));
     }
     let update = LowRank { down: Array2::ones((1, SIDE)), up: Array2::ones((SIDE, 1)), alpha: 1.0 };
     let lora = Adapter { name: "l".into(), layers: [("fc".to_owned(), update)].into_iter().collect() };
@@ -266,7 +269,7 @@ fn layer_whose_norm_is_taken_compiles_is_no_slot_and_adapters_are_told_why() {
     let refused = command("inspect", args![&file, "--engine", &engine, "--json"]);
     let said = crate::tools::output(refused);
     assert_eq!(said.code, BAD_ADAPTER);
-    assert!(said.stdout.contains("layer `fc` is no slot: `Mul` (Mul) reads its matrix"), "{}", said.stdout);
+    assert!(said.stdout.contains("layer `fc` is not a slot: `Mul` (Mul) reads its matrix"), "{}", said.stdout);
 }
 
 #[test]

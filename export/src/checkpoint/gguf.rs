@@ -183,7 +183,7 @@ impl<'a> Reader<'a> {
             (ARRAY, Some(tensor)) => {
                 let (of, length) = (self.u32()?, self.count()?);
                 if of != INT32 || length > MAX_AXES {
-                    return Err(format!("`{key}` is no shape; expected up to {MAX_AXES} int32"));
+                    return Err(format!("`{key}` is not a shape; expected up to {MAX_AXES} int32"));
                 }
                 let extents = (0..length).map(|_| Ok(self.u32()? as usize)).collect::<Result<Vec<_>, String>>()?;
                 header.shapes.insert(tensor.to_owned(), extents);

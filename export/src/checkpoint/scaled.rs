@@ -149,7 +149,7 @@ fn scale(name: &str, entry: &Entry) -> Result<f32, String> {
     match entry.number() {
         Some(number) if number.is_finite() && number != 0.0 => Ok(number),
         Some(number) => Err(format!("`{name}` is {number}; expected a finite number other than 0")),
-        None => Err(format!("`{name}` is no f32, f16 or bf16 number")),
+        None => Err(format!("`{name}` is not an f32, f16 or bf16 number")),
     }
 }
 

@@ -75,7 +75,7 @@ fn branch_variants(models: &[(String, Model)], slots: &[Slot]) -> Result<Vec<(St
                 name: slot.name.clone(),
                 tensor: slot.tensor.clone(),
                 rows: (range.start, range.end),
-                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is no matrix", slot.tensor)))?,
+                total_rows: total_rows.ok_or_else(|| fail(format!("`{}` is not a matrix", slot.tensor)))?,
                 in_features: slot.in_features,
                 transposed: slot.transposed,
             });

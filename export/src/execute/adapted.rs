@@ -123,7 +123,7 @@ impl Piece {
             let rows = slot.row_range();
             let (out, inner) = match (&weight.shape[..], slot.transposed) {
                 (&[out, inner], false) | (&[inner, out], true) => (out, inner),
-                (shape, _) => matrix(shape).ok_or_else(|| fail(format!("slot `{}` is no matrix", slot.name)))?,
+                (shape, _) => matrix(shape).ok_or_else(|| fail(format!("slot `{}` is not a matrix", slot.name)))?,
             };
             if rows.start >= rows.end || rows.end > out || inner != slot.in_features {
                 return Err(fail(format!("slot `{}` does not fit its shape {:?}", slot.name, weight.shape)));

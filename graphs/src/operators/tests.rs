@@ -87,7 +87,7 @@ fn what_is_claimed_of_an_operator_fits_its_kind() {
     let typed = |known: &Operator| !known.has_narrow_form || known.result != Out::Open;
     assert_eq!(without(typed), nothing, "16 bits of an unknown type");
     let layer = |known: &Operator| known.kind != Kind::Layer || (known.weight_rank)(1, 0).is_some();
-    assert_eq!(without(layer), nothing, "a layer's weight is no number");
+    assert_eq!(without(layer), nothing, "a layer's weight is not a number");
     let elementwise = |known: &Operator| {
         let rows = matches!(known.rows, RowRule::FirstInput | RowRule::Aligned | RowRule::Mixed);
         known.kind != Kind::Elementwise || rows

@@ -27,7 +27,7 @@ const MAX_RANK: usize = 1 << 16;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EngineError {
-    /// The file cannot be read or is no intact safetensors file.
+    /// The file cannot be read or is not an intact safetensors file.
     #[error(transparent)]
     Weights(#[from] WeightError),
     /// The file is some other safetensors file.

@@ -32,7 +32,7 @@ pub enum WeightError {
         source: io::Error,
     },
     /// The file is truncated, or its header contradicts itself.
-    #[error("{path} is no intact safetensors file: {reason}; was it downloaded completely?")]
+    #[error("{path} is not an intact safetensors file: {reason}; was it downloaded completely?")]
     Header {
         /// The file.
         path: PathBuf,
@@ -40,7 +40,7 @@ pub enum WeightError {
         reason: String,
     },
     /// The file is of another kind.
-    #[error("{path} is no safetensors file: {found}")]
+    #[error("{path} is not a safetensors file: {found}")]
     Foreign {
         /// The file.
         path: PathBuf,

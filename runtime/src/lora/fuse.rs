@@ -143,7 +143,7 @@ pub enum FuseError {
     },
     /// Low-rank branches stand beside linear layers only.
     #[error(
-        "`{slot}` is no linear layer, and low-rank branches cannot change it alone; generate with the \
+        "`{slot}` is not a linear layer, and low-rank branches cannot change it alone; generate with the \
          engine directory, where it is fused beside them, or use `{FUSE}` with an engine that is not in 8 bits"
     )]
     NoBranch {

@@ -7,7 +7,7 @@ pub const LENGTH: u64 = 2;
 
 /// The bytes are no protobuf message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the model is no intact protobuf message")]
+#[error("the model is not an intact protobuf message")]
 pub struct Malformed;
 
 /// One field of a message.

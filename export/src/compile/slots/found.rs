@@ -20,7 +20,7 @@ impl SharedSlot {
     /// The same in words.
     pub fn message(&self) -> String {
         format!(
-            "layer `{}` is no slot: node `{}` ({}) reads its matrix, too, and an update would change that",
+            "layer `{}` is not a slot: node `{}` ({}) reads its matrix, too, and an update would change that",
             self.name, self.node, self.op_type
         )
     }
@@ -44,10 +44,10 @@ impl AmbiguousSlot {
         match &candidates[..] {
             [layer] => format!(
                 "node `{node}`: its weight `{tensor}` is that of layer `{layer}`, and it does not take it as \
-                 the layer does; it is no slot, and updates of the layer leave it alone"
+                 the layer does; it is not a slot, and updates of the layer leave it alone"
             ),
             _ => format!(
-                "node `{node}`: its weight `{tensor}` may be each of {}, and nothing tells which; it is no slot",
+                "node `{node}`: its weight `{tensor}` may be each of {}, and nothing tells which; it is not a slot",
                 candidates.join(", ")
             ),
         }

@@ -29,7 +29,7 @@ pub(super) fn settle(models: &mut [(String, Model)], all: &mut Discovered) {
     for layer in gone {
         let by = all.report.shared.iter().find(|s| s.tensor == layer.tensor);
         let by = by.map_or_else(String::new, |s| format!("`{}` ({})", s.node, s.op_type));
-        let reason = format!("is no slot: {by} reads its matrix, too, and an update would change that");
+        let reason = format!("is not a slot: {by} reads its matrix, too, and an update would change that");
         all.absent.push(Absent { layer, why: Why::Shared, reason });
     }
     all.report.tied = all.slots.iter().filter(|s| !s.lookups.is_empty()).map(|s| s.name.clone()).collect();

@@ -256,7 +256,7 @@ fn text_encoder(folder: &Path, text: &Text) -> Result<(Component, ConvertedToken
     let class = config["architectures"][0].as_str().unwrap_or_default();
     let architecture = models::find(class, None, &path)?;
     if architecture.part() != Part::TextEncoder {
-        return Err(ExportError::config(path, format!("class `{class}` is no text encoder")));
+        return Err(ExportError::config(path, format!("class `{class}` is not a text encoder")));
     }
     let width = config["d_model"].as_u64().unwrap_or_default();
     if width != text.width as u64 {

@@ -170,7 +170,7 @@ fn token_order(light_lora: &Checkpoint, backbone: &[Slot]) -> Result<Vec<Slot>, 
     }
     if let Some(name) = names.first() {
         return fail(format!(
-            "`{name}` is no linear layer of the transformer ({} such names); \
+            "`{name}` is not a linear layer of the transformer ({} such names); \
              the hypernetwork was trained for another backbone",
             names.len()
         ));

@@ -114,7 +114,7 @@ fn value_info(promoted: &Promoted<'_>) -> Vec<u8> {
 
 /// What the bytes of a stored model lack.
 fn malformed(_: Malformed) -> String {
-    "the stored model is no intact protobuf message".to_owned()
+    "the stored model is not an intact protobuf message".to_owned()
 }
 
 #[cfg(test)]

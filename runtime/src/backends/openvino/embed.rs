@@ -17,7 +17,7 @@ mod field {
 /// # Errors
 /// What is wrong, if the bytes are no ONNX model, or an initializer holds another number of bytes.
 pub(super) fn embed(model: &[u8], values: &IndexMap<String, Bytes>) -> Result<Vec<u8>, String> {
-    let malformed = |_: Malformed| "the stored model is no intact protobuf message".to_owned();
+    let malformed = |_: Malformed| "the stored model is not an intact protobuf message".to_owned();
     let mut out = Vec::with_capacity(model.len());
     for part in fields(model) {
         let part = part.map_err(malformed)?;
@@ -43,7 +43,7 @@ pub(super) fn embed(model: &[u8], values: &IndexMap<String, Bytes>) -> Result<Ve
 fn replaced(tensor: &[u8], values: &IndexMap<String, Bytes>) -> Result<Option<Vec<u8>>, String> {
     let (mut name, mut held, mut rest) = (None, None, Vec::new());
     for part in fields(tensor) {
-        let part = part.map_err(|_| "the stored model is no intact protobuf message".to_owned())?;
+        let part = part.map_err(|_| "the stored model is not an intact protobuf message".to_owned())?;
         match (part.number, part.wire) {
             (field::TENSOR_RAW_DATA, LENGTH) => {
                 held = Some(part.payload.len());

@@ -33,7 +33,7 @@ impl AtomicFolder {
         let parents = MadeFolders::create(folder_of(destination))?;
         let place = Place::of(destination)?;
         if !matches!(place.kind, Kind::Nothing | Kind::Folder) {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, "there is something that is no folder"));
+            return Err(io::Error::new(io::ErrorKind::NotADirectory, "there is something that is not a folder"));
         }
         let temporary = temporary_in(folder_of(&place.path), place.path.file_name().unwrap_or_default())?;
         Ok(Self { temporary, destination: place.path, _parents: parents })

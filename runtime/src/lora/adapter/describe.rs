@@ -33,7 +33,7 @@ pub struct Description {
 ///
 /// # Errors
 /// As [`detect`]; [`AdapterError::Config`] for an unusable configuration; [`AdapterError::Mismatch`] or
-/// [`AdapterError::NotFinite`] for an alpha that is no finite number.
+/// [`AdapterError::NotFinite`] for an alpha that is not a finite number.
 pub fn describe(path: &Path) -> Result<Description, AdapterError> {
     let format = detect(path)?;
     let file = WeightFile::open(locate(path)?)?;

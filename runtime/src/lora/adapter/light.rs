@@ -240,7 +240,7 @@ pub(super) fn read_full(
         }
         let target = names.find(AdapterFormat::Bare, module, KeyPart::Up).and_then(|target| match target {
             Target::Whole(slot) => Ok(slot),
-            other => Err(format!("`{module}` is no slot of its own here, but {}", other.describe())),
+            other => Err(format!("`{module}` is not a slot of its own here, but {}", other.describe())),
         });
         let outcome = match &target {
             Ok(slot) => names.outcome(&Target::Whole(slot)),

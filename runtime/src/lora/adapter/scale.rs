@@ -68,7 +68,7 @@ impl ScaleConfig {
         let mut alpha_pattern = Vec::new();
         for (pattern, value) in patterns("alpha_pattern") {
             let value =
-                number(value).ok_or_else(|| fail(format!("alpha_pattern `{pattern}`: {value} is no number")))?;
+                number(value).ok_or_else(|| fail(format!("alpha_pattern `{pattern}`: {value} is not a number")))?;
             let pattern = Pattern::new(pattern).ok_or_else(|| {
                 fail(format!("alpha_pattern `{pattern}` is a regular expression; write module names"))
             })?;
@@ -78,7 +78,7 @@ impl ScaleConfig {
         let alpha = match config.get("lora_alpha") {
             // PEFT's own default.
             None => DEFAULT_ALPHA,
-            Some(value) => number(value).ok_or_else(|| fail(format!("lora_alpha: {value} is no number")))?,
+            Some(value) => number(value).ok_or_else(|| fail(format!("lora_alpha: {value} is not a number")))?,
         };
         let rank_ends = rank_pattern.as_ref().map_or(0, |patterns: &Patterns<usize>| patterns.ends.len());
         if alpha_pattern.ends.len().max(rank_ends) > MAX_PATTERNS {

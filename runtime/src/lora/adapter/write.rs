@@ -52,12 +52,12 @@ pub fn write_adapter_with(
             let reason = || match experts::is_second(slot) || adapter.layers.keys().any(|slot| experts::is_second(slot))
             {
                 true => format!(
-                    "`{slot}` is no linear layer: {} has no form for what changes it, and no other form names two transformers; write \
+                    "`{slot}` is not a linear layer: {} has no form for what changes it, and no other form names two transformers; write \
                      what is for each into a file of its own, in comfy",
                     format.name()
                 ),
                 false => format!(
-                    "`{slot}` is no linear layer, and {} has no form for what changes it; use comfy or kohya",
+                    "`{slot}` is not a linear layer, and {} has no form for what changes it; use comfy or kohya",
                     format.name()
                 ),
             };

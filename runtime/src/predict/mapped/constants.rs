@@ -96,7 +96,7 @@ impl<'a> Folder<'a> {
             return match component {
                 None => Ok(Arc::new(Engine::open(&path)?)),
                 Some(component) => {
-                    let reason = format!("`{file}` is no engine directory, and has no component `{component}`");
+                    let reason = format!("`{file}` is not an engine directory, and has no component `{component}`");
                     Err(PredictorError::map(self.map, reason))
                 }
             };

@@ -47,7 +47,7 @@ impl SecondMap {
         let strength =
             self.strength.map_or_else(Strength::default, |Strengths { cond, uncond }| Strength { cond, uncond });
         if !strength.cond.is_finite() || !strength.uncond.is_finite() {
-            return Err("`strength` is no finite number of 32 bits".to_owned());
+            return Err("`strength` is not a finite number of 32 bits".to_owned());
         }
         Ok(PredictorMap { version: Version::Two, graphs, slots: self.slots, strength })
     }
@@ -77,7 +77,7 @@ impl PredictorMap {
             version: u32,
         }
         let fail = |reason: String| PredictorError::map(path, reason);
-        let json = |e: serde_json::Error| fail(format!("no sound predictor map: {e}"));
+        let json = |e: serde_json::Error| fail(format!("not a valid predictor map: {e}"));
         let head: Head = serde_json::from_slice(bytes).map_err(json)?;
         if head.format != FORMAT {
             return Err(fail(format!("`format`: expected {FORMAT:?}, found {:?}", head.format)));

@@ -184,7 +184,7 @@ fn factors(wiring: &mut Wiring<'_>, version: Version, map: &MapSlot, strength: f
     let up = find("up", &map.up.0, form)?;
     let mid = map.mid.as_ref().map(|mid| find("mid", &mid.0, Form::Middle)).transpose()?;
     let finite = |number: f32, key: &str| {
-        let reason = || format!("slot `{}`: `{key}` is no finite number of 32 bits", map.slot);
+        let reason = || format!("slot `{}`: `{key}` is not a finite number of 32 bits", map.slot);
         if number.is_finite() { Ok(number) } else { Err(PredictorError::map(path, reason())) }
     };
     let (scale, times) = match map.scale.as_ref().map(|scale| &scale.0) {

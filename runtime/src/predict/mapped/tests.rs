@@ -146,7 +146,7 @@ fn predictor_map_refuses_other_files_versions_and_unknown_keys() {
     assert!(with(&|map| map["version"] = 3.into()).contains("`version`: expected 1 or 2, found 3"));
     assert!(with(&|map| map["more"] = 1.into()).contains("unknown field `more`"));
     assert!(with(&|map| map["slots"][0]["down_row"] = 1.into()).contains("unknown field `down_row`"));
-    assert!(with(&|map| map["slots"][0]["down_index"] = (-1).into()).contains("map.json: no sound predictor map"));
+    assert!(with(&|map| map["slots"][0]["down_index"] = (-1).into()).contains("map.json: not a valid predictor map"));
 }
 
 #[test]
