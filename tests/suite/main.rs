@@ -33,6 +33,8 @@ mod cli;
 mod control;
 mod corpus;
 mod device_weights;
+#[cfg(unix)]
+mod documents;
 mod experts;
 mod fused_cache;
 mod gpu;
