@@ -36,7 +36,7 @@ pub(crate) fn repository() -> PathBuf {
 
 /// The checkpoint whose weights are fuzzed, and what adapters are loaded for.
 pub(crate) fn model() -> PathBuf {
-    repository().join("tests/fixtures/sample/transformer")
+    repository().join("tests/fixtures/adapter/transformer")
 }
 
 pub(crate) fn files() -> &'static Files {

@@ -8,4 +8,6 @@ mod frontends;
 mod header;
 mod misuse;
 mod python;
+#[path = "../recipes.rs"]
+mod recipes;
 mod support;

@@ -12,9 +12,14 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// The folder of the sample model.
-pub(crate) fn sample() -> PathBuf {
-    root().join("tests/fixtures/sample")
+/// A copy of the sample model, with the weights that recipes stand for: made once in every run.
+pub(crate) fn sample() -> &'static Path {
+    static SAMPLE: OnceLock<PathBuf> = OnceLock::new();
+    SAMPLE.get_or_init(|| {
+        let copy = scratch().join("sample");
+        crate::recipes::copy(&root().join("tests/fixtures/sample"), &copy);
+        copy
+    })
 }
 
 /// The sample's engines, with low-rank branches and predictor: made once in every run.
@@ -24,7 +29,7 @@ pub(crate) fn engines() -> &'static Path {
         let (bundle, engines) = (scratch().join("bundle"), scratch().join("engines"));
         let predictor =
             Some((sample().join("hypernetwork.safetensors"), sample().join("checkpoint-checkpoint-100.safetensors")));
-        v2l_export::export(&sample(), &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})
+        v2l_export::export(sample(), &bundle, &ExportOptions { predictor, ..ExportOptions::default() }, &mut |_| {})
             .unwrap();
         let options = CompileOptions { lora_rank: Some(16), ..CompileOptions::default() };
         v2l_export::compile(&bundle, &engines, &options, &mut |_| {}).unwrap();

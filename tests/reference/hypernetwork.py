@@ -205,15 +205,6 @@ def make_transformer(seed, layers, heads=2, head_dim=16, text_dim=32, **override
     return randomize_(CogVideoXTransformer3DModel(**(config | overrides)), seed)
 
 
-def make_hypernetwork(seed, dim, count, blocks=4, delta_scale=0.07, context_scale=2.0):
-    """Random weights whose prediction is moderate (delta_scale) and depends on the reference (context_scale)."""
-    model = randomize_(Hypernetwork(dim, count, blocks), seed)
-    generator = model.img_weight_generator
-    generator.feature_proj.weight.data *= context_scale
-    generator.decoder_model.delta_proj[1].weight.data *= delta_scale
-    return model
-
-
 def make_aux(seed, transformer, slots, a, b):
     tensors = {}
     for index, path in enumerate(slots):
@@ -238,6 +229,23 @@ def store_predictor(directory: Path, hypernetwork, aux, dtype):
     (directory / LIGHT_LORA_FILE).write_bytes(sorted_metadata(save(aux, hashes)))
     widened = {k: v.float() for k, v in aux.items()}
     return Hypernetwork.load(directory / "hypernetwork.safetensors"), widened
+
+
+def give_predictor(directory: Path, name, transformer, slots, sizes, delta=0.07, context=2.0, blocks=4, dtype="F32"):
+    """Writes recipes of both checkpoint files; returns (hypernetwork, auxiliary matrices) as they are stored, in f32.
+
+    Its prediction is moderate (`delta`) and depends on the reference (`context`). `sizes` are a and b.
+    """
+    dim, generator = sum(sizes), "img_weight_generator"
+    model = Hypernetwork(dim, len(slots), blocks)
+    scales = {key: 1.0 for key in model.state_dict() if key.endswith("block_pos_emb")}
+    scales[f"{generator}.feature_proj.weight"] = context * (3 / 16) ** 0.5
+    scales[f"{generator}.decoder_model.delta_proj.1.weight"] = delta * (3 / dim) ** 0.5
+    random_weights.give(model, directory / "hypernetwork.safetensors", f"{name}/hypernetwork", dtype, scales)
+    aux = make_aux(0, transformer, slots, *sizes)
+    scales = {key: (3 / sizes[0]) ** 0.5 for key in aux if key.endswith("down_aux")}
+    recipe = random_weights.recipe_for(f"{name}/lilora", aux, dtype, scales)
+    return model, {key: value.float() for key, value in random_weights.save_recipe(directory / LIGHT_LORA_FILE, recipe).items()}
 
 
 def forward_arguments(transformer, seed, frames=2, height=4, width=6):
@@ -300,17 +308,7 @@ def write(directory, seed, transformer, dtype, slots, a, b, blocks, predictions,
     file = directory / "transformer" / "diffusion_pytorch_model.safetensors"
     random_weights.give(transformer, file, f"{name}/transformer", dtype)
     transformer.save_config(directory / "transformer")
-    model = Hypernetwork(a + b, len(slots), blocks)
-    # A prediction that is moderate and depends on the reference.
-    dim, generator = a + b, "img_weight_generator"
-    scales = {key: 1.0 for key in model.state_dict() if key.endswith("block_pos_emb")}
-    scales[f"{generator}.feature_proj.weight"] = 2 * (3 / 16) ** 0.5
-    scales[f"{generator}.decoder_model.delta_proj.1.weight"] = 0.07 * (3 / dim) ** 0.5
-    random_weights.give(model, directory / "hypernetwork.safetensors", f"{name}/hypernetwork", dtype, scales)
-    aux = make_aux(0, transformer, slots, a, b)
-    scales = {key: (3 / a) ** 0.5 for key in aux if key.endswith("down_aux")}
-    recipe = random_weights.recipe_for(f"{name}/lilora", aux, dtype, scales)
-    aux = {key: value.float() for key, value in random_weights.save_recipe(directory / LIGHT_LORA_FILE, recipe).items()}
+    model, aux = give_predictor(directory, name, transformer, slots, (a, b), blocks=blocks, dtype=dtype)
     metadata = {"a": a, "b": b, "heads": head_count(a + b), "decoder_blocks": blocks, "slots": json.dumps(slots)}
 
     for index, (name, (shape, iterations)) in enumerate(predictions.items()):

@@ -37,12 +37,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5Tokenizer
 
+import random_weights
 from common import fixtures_dir, output_dir, randn, report, save_case
 from hypernetwork import LIGHT_LORA_FILE, Hypernetwork, deltas, fused, linear_modules, make_transformer
 from rope import fun_tables
-from sample import SCHEDULER, draw_scene, model_index, scale_transformer, scale_vae, text_encoder, tokenizer
+from sample import SCHEDULER, draw_scene, give_networks, model_index, text_encoder, tokenizer
 from text import train
-from vae import fun_decode, make_vae, store
+from vae import fun_decode, make_vae
 
 PROMPT = "A red balloon slowly floats above the quiet city."
 NEGATIVE = "low resolution, watermark, distortion of the background"
@@ -64,12 +65,13 @@ def make_pipeline(kind, directory: Path, seed):
     if directory.name == "i2v_1_5":
         options |= {"patch_size_t": 2, "patch_bias": False, "ofs_embed_dim": 32}
         vae.register_to_config(invert_scale_latents=True)
-    transformer = scale_transformer(make_transformer(seed, layers=2, **options))
+    networks = make_transformer(seed, layers=2, **options), text_encoder(vocabulary=320), vae
+    transformer, encoder, vae = give_networks(directory, f"pipeline/{directory.name}", *networks)
     pipeline = kind(
         tokenizer=tokenizer(directory / "tokenizer", train(vocab_size=200, normalization_rule_name="identity")),
-        text_encoder=store(text_encoder(seed + 2, vocabulary=320), directory / "text_encoder", torch.bfloat16),
-        vae=store(scale_vae(vae), directory / "vae", torch.bfloat16),
-        transformer=store(transformer, directory / "transformer", torch.bfloat16),
+        text_encoder=encoder,
+        vae=vae,
+        transformer=transformer,
         scheduler=CogVideoXDDIMScheduler(**{k: v for k, v in scheduler.items() if not k.startswith("_")}),
     )
     pipeline.scheduler.save_pretrained(directory / "scheduler")
@@ -305,7 +307,8 @@ def main():
     i2v_1_5 = make_pipeline(CogVideoXImageToVideoPipeline, out / "i2v_1_5", 540)
     run_diffusers(i2v_1_5, out / "i2v_1_5", "9f_32x48", 9, 32, 48, seed=541, text=True)  # one padding frame
     run_diffusers(i2v_1_5, out / "i2v_1_5", "5f_16x32", 5, 16, 32, seed=542)  # none
-    write_fun(out / "fun", fixtures_dir() / "sample")
+    with random_weights.made(fixtures_dir() / "sample") as sample:
+        write_fun(out / "fun", sample)
     report(out)
 
 

@@ -14,7 +14,10 @@ Element `i` of a tensor depends on nothing but the key, the tensor's name and `i
 `scale` and `offset` are f32. `tests/suite/random_weights.rs` does the same in Rust; both are tested on the same numbers.
 """
 
+import contextlib
 import json
+import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +94,20 @@ def give(model, file: Path, key: str, dtype: str = "F32", scales: dict | None = 
     made = save_recipe(file, recipe_for(key, model.state_dict(), dtype, scales))
     model.load_state_dict({name: tensor.float() for name, tensor in made.items()})
     return model.float().eval()
+
+
+@contextlib.contextmanager
+def made(folder: Path):
+    """A copy of a folder, gone when the context ends, with the files that recipes stand for."""
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as scratch:
+        copy = shutil.copytree(folder, Path(scratch) / folder.name)
+        for recipe in copy.rglob("*.recipe.json"):
+            file = recipe.with_name(recipe.name.removesuffix(".recipe.json"))
+            save_file(make(json.loads(recipe.read_text())), file, {"format": "pt"})
+            recipe.unlink()
+        yield copy
 
 
 def load(file: Path) -> dict[str, torch.Tensor]:

@@ -3,8 +3,8 @@
 Run: python tests/reference/sample.py [--out DIR]
 
 Writes sample/ in the hub's layout (model_index.json, transformer/, vae/, text_encoder/, tokenizer/,
-scheduler/), `hypernetwork.safetensors` and `checkpoint-checkpoint-100.safetensors` (all linear layers,
-a 100, b 50, rank 1), two reference videos, a first frame and a README. No weight is trained: scales
+scheduler/), recipes (random_weights.py) of `hypernetwork.safetensors` and `checkpoint-checkpoint-100.safetensors` (all
+linear layers, a 100, b 50, rank 1), two reference videos, a first frame and a README. No weight is trained: scales
 are chosen so that latents and pixels keep a sensible range, and so that prompt and reference show in
 the numbers. `pipelines.py` makes the goldens of this model.
 """
@@ -19,10 +19,11 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-from common import output_dir, randomize_, report, save_json
-from hypernetwork import linear_modules, make_aux, make_hypernetwork, make_transformer, store_predictor
+import random_weights
+from common import output_dir, report, save_json
+from hypernetwork import give_predictor, linear_modules, make_transformer
 from text import train
-from vae import make_vae, store
+from vae import make_vae
 
 A, B = 100, 50
 WIDTH, HEIGHT, FPS = 96, 64, 8
@@ -86,7 +87,7 @@ def tokenizer(directory: Path, pieces: bytes):
     return loaded
 
 
-def text_encoder(seed, vocabulary):
+def text_encoder(vocabulary):
     config = T5Config(
         vocab_size=vocabulary,
         d_model=32,
@@ -96,24 +97,33 @@ def text_encoder(seed, vocabulary):
         num_heads=4,
         feed_forward_proj="gated-gelu",
     )
-    return randomize_(T5EncoderModel(config), seed)
+    return T5EncoderModel(config)
 
 
-def scale_vae(vae, latent=2.0, pixel=0.3):
-    """Latents of std about 1 / scaling factor with a small variance, pixels mostly inside [-1, 1]."""
-    channels = vae.config.latent_channels
-    out = vae.encoder.conv_out.conv
-    out.weight.data[:channels] *= latent
-    out.weight.data[channels:] *= 0.1
-    out.bias.data[channels:] -= 6.0
-    vae.decoder.conv_out.conv.weight.data *= pixel
-    return vae
+def give_networks(directory: Path, key: str, transformer, encoder, vae):
+    """Gives a pipeline's networks weights of recipes, in bf16, and writes their folders.
 
+    The prediction is moderate, latents have a standard deviation of about 1 / scaling factor, and most pixels lie in [-1, 1].
+    """
 
-def scale_transformer(transformer, output=0.7):
-    """A moderate prediction."""
-    transformer.proj_out.weight.data *= output
-    return transformer
+    def give(model, part, factors):
+        fan = lambda name: model.get_parameter(name)[0].numel()  # noqa: E731
+        scales = {name: factor * (3 / fan(name)) ** 0.5 for name, factor in factors.items()}
+        file = directory / part / "diffusion_pytorch_model.safetensors"
+        random_weights.give(model, file, f"{key}/{part}", "BF16", scales)
+        model.save_config(directory / part)
+
+    give(transformer, "transformer", {"proj_out.weight": 0.7})
+    give(vae, "vae", {"encoder.conv_out.conv.weight": 2.0, "decoder.conv_out.conv.weight": 0.3})
+    tied = "encoder.embed_tokens.weight"
+    tensors = {name: tensor for name, tensor in encoder.state_dict().items() if name != tied}
+    recipe = random_weights.recipe_for(f"{key}/text_encoder", tensors, "BF16")
+    file = directory / "text_encoder" / "model.safetensors"
+    found = {name: tensor.float() for name, tensor in random_weights.save_recipe(file, recipe).items()}
+    encoder.load_state_dict(found | {tied: found["shared.weight"]})
+    encoder.config.architectures, encoder.config.dtype = ["T5EncoderModel"], torch.bfloat16
+    encoder.config.save_pretrained(directory / "text_encoder")
+    return transformer, encoder.float().eval(), vae
 
 
 def model_index(directory: Path, pipeline: str, scheduler: str, version="0.30.0.dev0"):
@@ -181,27 +191,22 @@ def write_video(path: Path, images):
 def main():
     out = output_dir(__doc__, "sample")
 
-    transformer = scale_transformer(make_transformer(400, layers=2, max_text_seq_length=226))
-    transformer = store(transformer, out / "transformer", torch.bfloat16)
+    words = tokenizer(out / "tokenizer", train(vocab_size=300, normalization_rule_name="nmt_nfkc"))
+    encoder = text_encoder(vocabulary=448)
+    assert len(words) <= encoder.config.vocab_size
+    transformer = make_transformer(400, layers=2, max_text_seq_length=226)
+    vae = make_vae((8, 8, 8, 16), layers=1, groups=4, seed=401, sample_size=(96, 160))
+    give_networks(out, "sample", transformer, encoder, vae)
     config = json.loads((out / "transformer" / "config.json").read_text())
     for later in ("ofs_embed_dim", "patch_bias", "patch_size_t"):  # the hub's file is older than these
         del config[later]
     save_json(out / "transformer" / "config.json", config | {"add_noise_in_inpaint_model": True})
 
-    vae = make_vae((8, 8, 8, 16), layers=1, groups=4, seed=401, sample_size=(96, 160))
-    store(scale_vae(vae), out / "vae", torch.bfloat16)
-
-    words = tokenizer(out / "tokenizer", train(vocab_size=300, normalization_rule_name="nmt_nfkc"))
-    encoder = text_encoder(402, vocabulary=448)
-    assert len(words) <= encoder.config.vocab_size
-    store(encoder, out / "text_encoder", torch.bfloat16)
-
     save_json(out / "scheduler" / "scheduler_config.json", SCHEDULER)
     model_index(out, "CogVideoX_Fun_Pipeline_Inpaint", SCHEDULER["_class_name"])
 
     slots = linear_modules(transformer)
-    predictor = make_hypernetwork(403, A + B, len(slots), delta_scale=0.05, context_scale=8.0)
-    store_predictor(out, predictor, make_aux(5000, transformer, slots, A, B), torch.bfloat16)
+    give_predictor(out, "sample", transformer, slots, (A, B), delta=0.05, context=8.0, dtype="BF16")
 
     write_video(out / "reference.mp4", [draw_scene(i, 17, 0) for i in range(17)])
     write_video(out / "reference2.mp4", [draw_scene(i, 9, 1) for i in range(9)])

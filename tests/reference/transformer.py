@@ -1,6 +1,7 @@
 """Golden files for CogVideoXTransformer3DModel: tests/fixtures/transformer/<variant>/.
 
-Each variant is a small randomly initialised model in diffusers' on-disk layout plus
+Each variant is a small randomly initialised model in diffusers' on-disk layout, its weights as a recipe
+of random_weights.py unless they are stored in parts, plus
 `case_*.safetensors`: `input.*` under the names of `forward` (`image_rotary_emb` as two tensors;
 for `fun_inp` the channels after the 16th as `inpaint_latents`, which belongs behind
 `hidden_states` on the channel axis) and `output.sample`. Everything is computed in f32, from the
@@ -14,15 +15,19 @@ import contextlib
 import copy
 import json
 import shutil
+from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.utils import logging
 
-from common import generator, noise_floor, output_dir, randn, randomize_, report, save_case
+import random_weights
+from common import noise_floor, output_dir, randn, randomize_, report, save_case
 from rope import VAE_SCALE, pipeline_tables
 
 TEXT_DIM = 24
+NAMES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 MAX_TEXT = 10
 BASE = dict(
     num_attention_heads=2,
@@ -110,21 +115,34 @@ def make_inputs(name: str, config, shape: tuple, seed: int) -> dict:
     return inputs
 
 
-def build(config: dict, dtype: torch.dtype, seed: int):
-    """A model with randomised weights, already rounded to the storage type.
+def factor(name: str) -> float:
+    """What a parameter's values are multiplied by. What goes into a LayerNorm is made small, so that a wrong epsilon shows."""
+    if name.startswith(("patch_embed", "norm_final")):
+        return 0.05
+    return 0.02 if ".to_q." in name or ".to_k." in name else 1.0
 
-    What goes into a LayerNorm is made small, so that a wrong epsilon shows.
+
+def build(directory: Path, config: dict, dtype: torch.dtype, options: dict, seed: int):
+    """Writes a model with random weights and returns it as it is stored, in f32.
+
+    The weights are a recipe, but those of a model that is stored in parts.
     """
-    model = randomize_(CogVideoXTransformer3DModel(**config), seed)
-    for name, parameter in model.named_parameters():
-        if name.startswith(("patch_embed", "norm_final")):
-            parameter.mul_(0.05)
-        elif ".to_q." in name or ".to_k." in name:
-            parameter.mul_(0.02)
-    if config.get("use_learned_positional_embeddings"):
-        table = model.patch_embed.pos_embedding
-        model.patch_embed.pos_embedding = torch.randn(table.shape, generator=generator(seed + 1))
-    return model.to(dtype)
+    model = CogVideoXTransformer3DModel(**config)
+    if options:
+        for name, parameter in randomize_(model, seed).named_parameters():
+            parameter.mul_(factor(name))
+        model = model.to(dtype)
+        model.save_pretrained(directory, **options)
+        return model.float()
+    table = "patch_embed.pos_embedding"
+    recipe = random_weights.recipe_for(f"transformer/{directory.name}", model.state_dict(), NAMES[dtype], {table: 3**0.5})
+    for name, entry in recipe["tensors"].items():
+        if name != table:
+            entry["scale"], entry["offset"] = (float(np.float32(entry[key] * factor(name))) for key in ("scale", "offset"))
+    found = random_weights.save_recipe(directory / "diffusion_pytorch_model.safetensors", recipe)
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    model.save_config(directory)
+    return model.float().eval()
 
 
 def main() -> None:
@@ -133,14 +151,12 @@ def main() -> None:
     for number, (name, (config, dtype, options, shapes)) in enumerate(VARIANTS.items()):
         directory = root / name
         shutil.rmtree(directory, ignore_errors=True)
-        model = build(config, dtype, seed=1000 * (number + 1))
-        model.save_pretrained(directory, **options)
+        model = build(directory, config, dtype, options, seed=1000 * (number + 1))
         if name == "fun_inp":  # CogVideoX-Fun's own key, unknown to diffusers
             path = directory / "config.json"
             config_file = json.loads(path.read_text()) | {"add_noise_in_inpaint_model": True}
             path.write_text(json.dumps(config_file, indent=2) + "\n")
 
-        model = model.float()
         double = copy.deepcopy(model).double()
         for case, shape in enumerate(shapes):
             inputs = make_inputs(name, model.config, shape, seed=1000 * (number + 1) + 10 * (case + 1))

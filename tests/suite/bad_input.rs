@@ -237,7 +237,7 @@ fn git_lfs_pointers_are_named_wherever_a_file_is_expected() {
         let message = refuse(&scratch, command, exit);
         assert!(message.contains("Git LFS pointer") && message.contains("git lfs pull"), "{message}");
     };
-    let model = scratch.copy(&sample_model(), "model");
+    let model = scratch.copy(sample_model(), "model");
     for name in ["transformer/config.json", "tokenizer/spiece.model", "scheduler/scheduler_config.json"] {
         let good = std::fs::read(model.join(name)).unwrap();
         std::fs::write(model.join(name), pointer).unwrap();
@@ -282,7 +282,7 @@ fn files_without_an_end_are_refused() {
     symlink("/dev/zero", bundle.join("tokenizer.json")).unwrap();
     let compile = command("compile", args![&bundle, "-o", scratch.path("engines"), "--no-verify"]);
     refuse(&scratch, compile, BAD_MODEL);
-    let model = scratch.copy(&sample_model(), "model");
+    let model = scratch.copy(sample_model(), "model");
     for name in ["transformer/config.json", "tokenizer/spiece.model"] {
         std::fs::remove_file(model.join(name)).unwrap();
         symlink("/dev/zero", model.join(name)).unwrap();
@@ -611,7 +611,7 @@ fn engine_directory_given_to_compile_is_refused() {
 #[test]
 fn scheduler_of_an_unknown_class_is_refused_by_every_tool() {
     let (scratch, sample) = (Scratch::new(), sample());
-    let model = scratch.copy(&sample_model(), "model");
+    let model = scratch.copy(sample_model(), "model");
     let unknown = |json: &mut Json| json["_class_name"] = "UniPCMultistepScheduler".into();
     edit_json(&model.join("scheduler/scheduler_config.json"), unknown);
     insta::assert_snapshot!(refuse_export(&scratch, &model, UNSUPPORTED));
@@ -1072,13 +1072,14 @@ fn adapter_of_another_size_is_refused() {
 #[test]
 fn files_that_are_no_adapters_are_refused() {
     let (scratch, sample) = (Scratch::new(), sample());
+    let model = scratch.copy(sample_model(), "model");
     let target = scratch.path("out.safetensors");
     let truncated = scratch.write("cut.safetensors", [9; 30]);
     let missing = scratch.path("missing.safetensors");
     std::fs::create_dir(scratch.path("empty")).unwrap();
     let cases = [
-        (sample_model().join("hypernetwork.safetensors"), BAD_ADAPTER),
-        (sample_model().join("checkpoint-checkpoint-100.safetensors"), BAD_ADAPTER),
+        (model.join("hypernetwork.safetensors"), BAD_ADAPTER),
+        (model.join("checkpoint-checkpoint-100.safetensors"), BAD_ADAPTER),
         (scratch.path("empty"), BAD_ADAPTER),
         (truncated, BAD_ADAPTER),
         (missing, IO),

@@ -6,6 +6,7 @@ use serde_json::Value as Json;
 use v2l_graphs::{Builder, DataType, Dim, Initializer, Value, encode_model};
 
 use crate::bad_input::refuse;
+use crate::random_weights;
 use crate::support::fixtures;
 use crate::tools::{RawTensor, Scratch, args, command, output, run_ok, write};
 
@@ -406,7 +407,8 @@ fn profiles_that_do_not_fit_are_refused() {
 fn explain_says_what_passes_did_and_what_runs_spend_their_time_on() {
     let scratch = Scratch::new();
     let (bundle, engines) = (scratch.path("bundle"), scratch.path("engines"));
-    run_ok("export", args![fixtures().join("transformer/fun_inp"), "-o", &bundle]);
+    let model = random_weights::made(&fixtures().join("transformer/fun_inp"));
+    run_ok("export", args![model.root(), "-o", &bundle]);
     let branches = args!["--lora-rank", "4", "--fuse-modes", "branch"];
     for (flags, graphs) in [(args![], vec!["step"]), (branches, vec!["step.side"])] {
         let all = [args![&bundle, "-o", &engines, "--explain", "--json"], flags].concat();

@@ -14,6 +14,7 @@ use v2l_runtime::engine::manifest::ShapeRange;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::NamedTensors;
 
+use crate::random_weights;
 use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
 
 /// In float32, whose sums a GPU takes in another order, with functions of its own.
@@ -77,7 +78,8 @@ fn transformer_on_tensorrt_rtx_equals_diffusers() {
         let folder = fixtures().join("transformer").join(variant);
         let built = tempfile::tempdir().unwrap();
         let bundle = built.path().join("bundle");
-        v2l_export::export(&folder, &bundle, &ExportOptions::default(), &mut |_| {}).unwrap();
+        let model = random_weights::made(&folder);
+        v2l_export::export(model.root(), &bundle, &ExportOptions::default(), &mut |_| {}).unwrap();
         for path in cases(&folder) {
             let case = Case::read(&path);
             let file = built.path().join(format!("{}.engine", case.name));

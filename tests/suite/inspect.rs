@@ -225,15 +225,16 @@ fn inspect_of_predicted_adapters_is_as_recorded() {
 #[test]
 fn inspect_of_a_checkpoint_is_as_recorded() {
     let scratch = Scratch::new();
-    let path = sample_model().join("checkpoint-checkpoint-100.safetensors");
-    insta::assert_snapshot!(inspect(&scratch, &sample_model(), args![path]));
+    let model = scratch.copy(sample_model(), "model");
+    let path = model.join("checkpoint-checkpoint-100.safetensors");
+    insta::assert_snapshot!(inspect(&scratch, &model, args![path]));
 }
 
 #[test]
 fn inspect_refuses_flags_for_another_kind_of_file() {
     let (scratch, sample) = (Scratch::new(), sample());
     let engine = sample.engine("transformer");
-    let checkpoint = sample_model().join("hypernetwork.safetensors");
+    let checkpoint = scratch.copy(sample_model(), "model").join("hypernetwork.safetensors");
     let cases = [args![&engine, "--engine", &engine], args![&checkpoint, "--verify-hashes"], args![scratch.root()]];
     let mut text = String::new();
     for case in cases {

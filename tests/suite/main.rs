@@ -4,13 +4,19 @@
 
 mod support;
 
-// Shared with the evaluation of the miniature.
+// Shared with the evaluation of the miniatures.
 #[path = "../checks/miniature/lab.rs"]
 mod lab;
 #[path = "../checks/miniature/measures.rs"]
 mod measures;
+#[path = "../checks/miniature/prompts.rs"]
+mod prompts;
 #[path = "../checks/miniature/trials.rs"]
 mod trials;
+
+// Shared with the tests of the C library and with the fuzzer.
+#[path = "../recipes.rs"]
+mod recipes;
 
 // Shared with the fuzzer.
 #[path = "../../fuzz/graphs.rs"]
@@ -64,6 +70,7 @@ mod precision;
 mod predictor_maps;
 mod predictors;
 mod prompt2effect;
+mod prompted;
 mod random_weights;
 mod readers;
 mod rounding;

@@ -195,6 +195,6 @@ fn check_parity(lab: &mut Lab, trial: &Trial, path: &Path) {
 }
 
 /// `[F, H, W, 3]` in [0, 1].
-fn in_unit_range(frames: &Frames) -> ndarray::ArrayD<f32> {
+pub(crate) fn in_unit_range(frames: &Frames) -> ndarray::ArrayD<f32> {
     frames_to_pixels(frames, false).index_axis_move(Axis(0), 0).permuted_axes([1, 2, 3, 0]).into_dyn()
 }

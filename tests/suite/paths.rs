@@ -115,7 +115,7 @@ fn run_takes_paths_of_any_bytes() {
 #[test]
 fn compile_export_and_inspect_take_paths_of_any_bytes() {
     let odd = Odd::new();
-    let model = odd.copy(&sample_model());
+    let model = odd.copy(sample_model());
     let (bundle, engines) = (odd.path("bundle"), odd.path("new/engines"));
     let (hypernetwork, light_lora) =
         (model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors"));

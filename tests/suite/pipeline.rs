@@ -133,10 +133,10 @@ fn image_to_video_1_5_equals_diffusers() {
 
 /// The shipped sample model with its hypernetwork.
 fn sample() -> Built {
-    let folder = fixtures().join("sample");
+    let folder = tools::sample_model();
     let predictor =
         Some((folder.join("hypernetwork.safetensors"), folder.join("checkpoint-checkpoint-100.safetensors")));
-    Built::new(&folder, &ExportOptions { predictor, ..ExportOptions::default() }, None)
+    Built::new(folder, &ExportOptions { predictor, ..ExportOptions::default() }, None)
 }
 
 #[test]

@@ -84,7 +84,7 @@ fn interrupted_compilation_and_export_leave_nothing() {
         for component in ["transformer", "vae_decoder"] {
             for tool in ["export", "compile"] {
                 std::fs::create_dir_all(&out).unwrap();
-                let from = if tool == "export" { sample_model() } else { sample.bundle() };
+                let from = if tool == "export" { sample_model().to_owned() } else { sample.bundle() };
                 let mut command = command(tool, args![from, "-o", out.join("a/b"), "--json"]);
                 command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::null());
                 let mut child = command.spawn().unwrap();

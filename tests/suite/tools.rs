@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use tempfile::TempDir;
 
-use crate::random_weights;
+pub(crate) use crate::recipes::copy;
 use crate::support::fixtures;
 
 /// What a tool printed, and its exit code.
@@ -75,9 +75,15 @@ impl Sample {
     }
 }
 
-/// The folder of the sample model.
-pub(crate) fn sample_model() -> PathBuf {
-    fixtures().join("sample")
+/// A copy of the sample model, with the weights that recipes stand for: made once in every run.
+pub(crate) fn sample_model() -> &'static Path {
+    static MODEL: OnceLock<PathBuf> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite-sample");
+        let _ = std::fs::remove_dir_all(&folder);
+        copy(&fixtures().join("sample"), &folder);
+        folder
+    })
 }
 
 /// The sample's engines: made once for all tests that hold them at the same time, gone with the last.
@@ -91,7 +97,7 @@ pub(crate) fn sample() -> Arc<Sample> {
     let model = sample_model();
     let (hypernetwork, light_lora) =
         (model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors"));
-    run_ok("export", args![&model, "-o", sample.bundle(), "--hypernetwork", hypernetwork, "--light-lora", light_lora]);
+    run_ok("export", args![model, "-o", sample.bundle(), "--hypernetwork", hypernetwork, "--light-lora", light_lora]);
     run_ok("compile", args![sample.bundle(), "-o", sample.engines()]);
     *shared = Arc::downgrade(&sample);
     sample
@@ -140,21 +146,6 @@ impl Scratch {
             .replace(&*fixtures().to_string_lossy(), "[FIXTURES]")
             .trim_end()
             .to_owned()
-    }
-}
-
-/// Copies a file or folder; of a recipe, the file that it stands for.
-pub(crate) fn copy(from: &Path, to: &Path) {
-    if from.is_dir() {
-        std::fs::create_dir_all(to).unwrap();
-        for entry in std::fs::read_dir(from).unwrap() {
-            let entry = entry.unwrap();
-            copy(&entry.path(), &to.join(entry.file_name()));
-        }
-    } else if random_weights::stands_for(from).is_some() {
-        random_weights::make(from, random_weights::stands_for(to).unwrap_or(to));
-    } else {
-        std::fs::copy(from, to).unwrap();
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) fn arguments(run: &Json, engines: &Scratch) -> Vec<OsString> {
     for lora in run["loras"].as_array().into_iter().flatten() {
         let name = format!("{}.safetensors", lora["name"].as_str().unwrap());
         let file = engines.path(&name);
-        random_weights::make(&folder().join(format!("{name}.recipe.json")), &file);
+        copy(&folder().join(format!("{name}.recipe.json")), &file);
         let mut given = file.into_os_string();
         given.push(format!("={}", lora["strength"]));
         arguments.extend(["--lora".into(), given]);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
 
-use super::{Draws, targets};
+use super::{Draws, recipes, targets};
 
 /// Longest time that a run may take, and that an interrupted one may take to end.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -291,7 +291,7 @@ impl World {
     fn prepare(&self) {
         let path = |name: &str| self.shared.join(name);
         std::fs::create_dir_all(&self.shared).unwrap();
-        ok(Command::new("cp").arg("-r").arg(targets::repository().join("tests/fixtures/sample")).arg(path("model")));
+        recipes::copy(&targets::repository().join("tests/fixtures/sample"), &path("model"));
         let model = |name: &str| path("model").join(name);
         let mut export = self.tool("export");
         export.arg(path("model")).arg("-o").arg(path("bundle")).arg("--hypernetwork");

@@ -10,6 +10,9 @@
 
 #[cfg(unix)]
 mod commands;
+#[cfg(unix)]
+#[path = "../../recipes.rs"]
+mod recipes;
 #[path = "../../../fuzz/targets.rs"]
 mod targets;
 

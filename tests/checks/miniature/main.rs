@@ -1,7 +1,7 @@
 //! How well the miniature's videos carry their reference's effect, through the product's own path.
 //!
 //! ```text
-//! cargo run --release -p v2l-checks --bin miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick | --precisions] [--json]
+//! cargo run --release -p v2l-checks --bin miniature -- [--count N] [--model DIR] [--sheet PNG] [--quick | --precisions] [--bank DIR] [--pictures DIR] [--json]
 //! ```
 //!
 //! For the first N held-out trials of every effect (a reference, and the first frame of another scene with its caption),
@@ -10,12 +10,17 @@
 //! adapter), `other` (the adapter of the next effect's reference), then `steered` again for every storage precision and
 //! way to give weights to ONNX Runtime. A clip counts if the classifier, out of all its classes, says the nominal effect.
 //!
+//! A model folder with `predictor/` is the second miniature, whose adapters come from prompts: `effects` says what is scored then.
+//!
 //! `--precisions` is about the transformer's precision alone: `steered` in float32, then with weights stored in bf16 and
 //! fp16, in the arithmetic of an fp16 precision plan, and with weights in 8 bits; each with the size of the transformer's
 //! engine, the time, and the relative L2 distance of its pixels from those in float32.
 
+mod effects;
 mod lab;
 mod measures;
+mod prompts;
+mod score;
 mod trials;
 
 use std::io::IsTerminal;
@@ -24,7 +29,6 @@ use std::time::Instant;
 
 use anyhow::ensure;
 use clap::Parser;
-use indexmap::IndexMap;
 use serde_json::json;
 use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::options::OrtWeights;
@@ -32,6 +36,7 @@ use v2l_runtime::tensor::Dtype;
 
 use lab::{Lab, Setup};
 use measures::Classifier;
+use score::{Score, listed};
 use trials::{Index, Trial};
 
 /// Score the trained miniature: base model, steered, steered by another effect, every precision and fusion mode.
@@ -53,21 +58,15 @@ struct Args {
     /// Compare precisions of the transformer, and nothing else.
     #[arg(long, conflicts_with = "sheet")]
     precisions: bool,
+    /// The adapters that the predictor learned from, `<effect>.safetensors`; those of the model folder, if not given.
+    #[arg(long, value_name = "DIR")]
+    bank: Option<PathBuf>,
+    /// Write `sweep.png` and `blends.png`: effects at rising strengths, and pairs of effects.
+    #[arg(long, value_name = "DIR")]
+    pictures: Option<PathBuf>,
     /// Print one JSON event per line.
     #[arg(long)]
     json: bool,
-}
-
-/// The shares of clips that showed what they should.
-struct Score {
-    hits: IndexMap<String, Vec<bool>>,
-}
-
-impl Score {
-    fn share(&self, effects: &[String]) -> f64 {
-        let hits: Vec<bool> = effects.iter().flat_map(|e| self.hits[e].iter().copied()).collect();
-        hits.iter().filter(|hit| **hit).count() as f64 / hits.len() as f64
-    }
 }
 
 /// What a mode's clips cost, and how far they are from those in float32.
@@ -106,6 +105,9 @@ enum Mode {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     ensure!(args.count > 0, "--count 0: expected at least one trial of each effect");
+    if args.model.join("predictor").is_dir() {
+        return effects::score(&args);
+    }
     let index = Index::read(&args.model)?;
     let effects: Vec<String> = index.effects().cloned().collect();
     let gather = |effects: &[String]| -> anyhow::Result<Vec<Trial>> {
@@ -216,19 +218,13 @@ impl Evaluation<'_> {
     }
 
     fn score<'b>(&'b self, answers: &[&str], expected: impl Fn(usize) -> &'b String) -> Score {
-        let mut hits: IndexMap<String, Vec<bool>> = IndexMap::new();
-        for (i, answer) in answers.iter().enumerate() {
-            hits.entry(self.trials[i].effect.clone()).or_default().push(expected(i) == answer);
-        }
-        Score { hits }
+        let hit = |(i, answer): (usize, &&str)| (&self.trials[i].effect, expected(i) == answer);
+        Score::new(answers.iter().enumerate().map(hit))
     }
 
     fn print(&self, name: &str, score: &Score, follows: Option<f64>, answers: &[&str], cost: &Cost) {
-        let share = |effects: &[String]| score.share(effects);
-        let families: IndexMap<&String, f64> = self.index.families.iter().map(|(f, e)| (f, share(e))).collect();
-        let effects: IndexMap<&String, f64> =
-            self.effects.iter().map(|e| (e, share(std::slice::from_ref(e)))).collect();
-        let overall = share(&self.effects);
+        let (families, effects) = (score.families(&self.index.families), score.effects(&self.effects));
+        let overall = score.share(&self.effects);
         if self.args.json {
             let pairs = self.trials.iter().zip(answers).map(|(trial, answer)| json!([trial.effect, answer]));
             let event = json!({
@@ -239,9 +235,6 @@ impl Evaluation<'_> {
             println!("{event}");
             return;
         }
-        let list = |shares: &IndexMap<&String, f64>| {
-            shares.iter().map(|(n, share)| format!("{n} {share:.2}")).collect::<Vec<_>>().join(", ")
-        };
         let megabytes = cost.transformer_bytes as f64 / 1e6;
         print!("{name}: {overall:.3} of {} clips ({:.0} s, {megabytes:.2} MB", answers.len(), cost.seconds);
         match cost.distance {
@@ -252,8 +245,8 @@ impl Evaluation<'_> {
             println!("  shows the effect of the reference it was given: {follows:.3}");
         }
         if !families.is_empty() {
-            println!("  families: {}", list(&families));
+            println!("  families: {}", listed(&families));
         }
-        println!("  effects: {}", list(&effects));
+        println!("  effects: {}", listed(&effects));
     }
 }

@@ -205,6 +205,9 @@ pub(crate) struct Classifier {
     deviation: Vec<f64>,
     weight: Vec<Vec<f64>>,
     bias: Vec<f64>,
+    /// The mean of each class, normalised as features are; where sizes of effects are asked for.
+    #[serde(default)]
+    centres: Vec<Vec<f64>>,
 }
 
 impl Classifier {
@@ -216,20 +219,37 @@ impl Classifier {
             && this.deviation.len() == FEATURES
             && this.bias.len() == this.classes.len()
             && this.weight.len() == this.classes.len()
-            && this.weight.iter().all(|row| row.len() == FEATURES);
+            && this.weight.iter().all(|row| row.len() == FEATURES)
+            && (this.centres.is_empty() || this.centres.len() == this.classes.len())
+            && this.centres.iter().all(|row| row.len() == FEATURES);
         ensure!(fits, "{}: expected {FEATURES} features and a row for each class", path.display());
         Ok(this)
     }
 
     /// The name of the effect that `clip` shows.
     pub(crate) fn classify(&self, clip: &Frames) -> &str {
-        let found = features(clip);
-        let z: Vec<f64> = (0..FEATURES).map(|i| (found[i] - self.mean[i]) / self.deviation[i]).collect();
+        let z = self.normalised(clip);
         let scores = self.weight.iter().zip(&self.bias).map(|(row, bias)| {
             let sum: f64 = row.iter().zip(&z).map(|(w, z)| w * z).sum();
             sum + bias
         });
         let best = scores.enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(class, _)| class);
         &self.classes[best]
+    }
+
+    fn normalised(&self, clip: &Frames) -> Vec<f64> {
+        let found = features(clip);
+        (0..FEATURES).map(|i| (found[i] - self.mean[i]) / self.deviation[i]).collect()
+    }
+
+    /// How far `clip` goes from the mean of the class `still`, 0, towards that of `effect`, 1, along the direction that tells the two apart.
+    pub(crate) fn size(&self, clip: &Frames, effect: &str) -> Option<f64> {
+        let class = |name: &str| self.classes.iter().position(|class| class == name);
+        let (effect, still) = (class(effect)?, class("still")?);
+        let (end, start) = (self.centres.get(effect)?, self.centres.get(still)?);
+        let along = |point: &[f64]| -> f64 {
+            (0..FEATURES).map(|i| (self.weight[effect][i] - self.weight[still][i]) * (point[i] - start[i])).sum()
+        };
+        Some(along(&self.normalised(clip)) / along(end))
     }
 }

@@ -1,4 +1,4 @@
-//! What the miniature is judged on: references and first frames that were held out of its training.
+//! What the miniatures are judged on: references and first frames that were held out of their training.
 
 use std::path::Path;
 
@@ -8,8 +8,10 @@ use serde::Deserialize;
 use v2l_runtime::media::video::{Frames, read_frames};
 
 /// A reference of one effect, and the first frame of another scene with its caption.
+#[derive(Clone)]
 pub(crate) struct Trial {
     pub(crate) effect: String,
+    /// The first frame itself, for a model that reads no reference.
     pub(crate) reference: Frames,
     pub(crate) image: Frames,
     pub(crate) caption: String,
@@ -23,6 +25,7 @@ pub(crate) struct Index {
     /// Family → effects.
     pub(crate) families: IndexMap<String, Vec<String>>,
     /// Effects that the hypernetwork never saw.
+    #[serde(default)]
     pub(crate) zero_shot: Vec<String>,
     /// Effect → caption of each trial.
     captions: IndexMap<String, Vec<String>>,
@@ -43,14 +46,14 @@ impl Index {
 
     /// The first `count` trials of one effect.
     ///
-    /// `trials/<effect>.png` has one row for each: the first frame to animate, then the frames of the reference.
+    /// `trials/<effect>.png` has one row for each: the first frame to animate, then the frames of the reference, where there is one.
     pub(crate) fn trials(&self, model: &Path, effect: &str, count: usize) -> anyhow::Result<Vec<Trial>> {
         let path = model.join("trials").join(format!("{effect}.png"));
         let sheet = read_frames(&path, None)?;
         let captions = self.captions.get(effect).with_context(|| format!("{effect}: no captions"))?;
         let columns = sheet.width() / self.size;
         ensure!(
-            columns >= 3 && sheet.width() == columns * self.size && sheet.height() == captions.len() * self.size,
+            columns != 2 && columns >= 1 && sheet.width() == columns * self.size && sheet.height() == captions.len() * self.size,
             "{}: expected rows of frames of {} pixels, one row for each caption",
             path.display(),
             self.size
@@ -68,7 +71,7 @@ impl Index {
         rows.map(|(row, caption)| {
             Ok(Trial {
                 effect: effect.to_owned(),
-                reference: frames((1..columns).flat_map(|column| cell(row, column)).collect())?,
+                reference: frames((1.min(columns - 1)..columns).flat_map(|column| cell(row, column)).collect())?,
                 image: frames(cell(row, 0))?,
                 caption: caption.clone(),
             })

@@ -135,26 +135,30 @@ def _smooth(p):
     return p * p * (3 - 2 * p)
 
 
-def render(s: Scene, effect: str, v: Variant, frames: int = 9, size: int = 48):
-    """Pixels [F,H,W,3] in [0,1], float32, and the object's coverage [F,H,W] in [0,1]."""
-    progress = _smooth(np.clip(np.arange(frames) / (frames - 1) / v.duration, 0, 1)) * v.amount
+def render(s: Scene, effect: str, v: Variant, frames: int = 9, size: int = 48, level: float = 1.0):
+    """Pixels [F,H,W,3] in [0,1], float32, and the object's coverage [F,H,W] in [0,1].
+
+    `effect` may be several of different families, joined by "+"; `level` is their strength, 1 as they are meant.
+    """
+    effects = effect.split("+")
+    progress = _smooth(np.clip(np.arange(frames) / (frames - 1) / v.duration, 0, 1)) * v.amount * level
     p = progress[:, None, None]
     grid = (np.arange(size) + 0.5) / size
     gx, gy = grid[None, None, :], grid[None, :, None]
 
     cx, cy, wide, high = s.centre[0] + 0 * p, s.centre[1] + 0 * p, 1 + 0 * p, 1 + 0 * p
-    if effect in DIRECTIONS:
-        angle = np.deg2rad(DIRECTIONS[effect] + v.angle)
+    for direction in set(effects) & set(DIRECTIONS):
+        angle = np.deg2rad(DIRECTIONS[direction] + v.angle)
         cx, cy = cx + 0.28 * np.cos(angle) * p, cy + 0.28 * np.sin(angle) * p
-    elif effect == "grow":
+    if "grow" in effects:
         wide = high = 1 + 0.65 * p
-    elif effect == "squash":
+    elif "squash" in effects:
         wide, high = 1 + 0.5 * p, 1 - 0.5 * p
 
     x, y = (gx - cx) / (s.radius * wide), (gy - cy) / (s.radius * high)
     edge = s.radius * np.minimum(wide, high) * size  # pixels per unit of distance
     alpha = np.clip(0.5 - _distance(s.shape, x, y) * edge, 0, 1)
-    if effect == "dissolve":  # coarse cells of the object vanish one after the other
+    if "dissolve" in effects:  # coarse cells of the object vanish one after the other
         cell = np.random.default_rng(v.seed).permutation(16).reshape(4, 4) / 16
         column, row = (np.clip(((c + 1.2) / 0.6).astype(int), 0, 3) for c in (x, y))
         column, row = np.broadcast_arrays(column, row)
@@ -166,25 +170,27 @@ def render(s: Scene, effect: str, v: Variant, frames: int = 9, size: int = 48):
         rgb = rgb * (1 - 0.16 * (np.sin(4.5 * along) > 0))[..., None]
     elif s.texture == "dotted":
         rgb = rgb * (1 - 0.22 * (np.hypot(x, y) < 0.4))[..., None]
-    if effect in TARGETS:
+    for target in set(effects) & set(TARGETS):
         mix = np.clip(p, 0, 1)[..., None]
         shade = rgb / np.array(s.rgb)
-        rgb = rgb * (1 - mix) + np.array(TARGETS[effect]) * shade * mix
+        rgb = rgb * (1 - mix) + np.array(TARGETS[target]) * shade * mix
 
     slope = s.light_vector[0] * (gx - 0.5) + s.light_vector[1] * (gy - 0.5)
     bands = 0.025 * np.sin(16 * slope / np.hypot(*s.light_vector))
     light = {"plain": 0 * slope, "shaded": 2 * slope, "banded": bands}[s.light]
     ground = (np.array(s.background_rgb) + light[..., None]) * np.ones((frames, 1, 1, 1))
-    if effect == "night":
+    if "night" in effects:
         ground = ground * (1 - 0.72 * np.minimum(p, 1.1)[..., None])
     image = ground * (1 - alpha[..., None]) + rgb * alpha[..., None]
     return image.clip(0, 1).astype(np.float32), alpha.astype(np.float32)
 
 
-def clip(split: str, index: int, effect: str, frames: int = 9, size: int = 48, variant_index: int | None = None):
+def clip(
+    split: str, index: int, effect: str, frames: int = 9, size: int = 48, variant_index: int | None = None, level: float = 1.0
+):
     """Clip number `index` of a split, with that number's variant unless told: (pixels, coverage)."""
     how = variant(split, index if variant_index is None else variant_index)
-    return render(scene(split, index), effect, how, frames, size)
+    return render(scene(split, index), effect, how, frames, size, level)
 
 
 def sheet(rows, path: Path, zoom: int = 2):

@@ -20,6 +20,7 @@ from vae import fun_decode_chunks  # noqa: E402  (its `common` switches gradient
 torch.set_grad_enabled(True)
 
 FRAMES, SIZE = 9, 48
+CLOCK = time.monotonic  # what minutes are counted by, in seconds
 VAE_CHANNELS, VAE_GROUPS = (16, 32, 48, 64), 8
 
 
@@ -62,7 +63,7 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.at, self.used, self.extra = state["step"], state["used"], state["extra"]
             print(f"resumed {stage} at step {self.at}, {self.used:.1f} min")
-        self.last = self.saved = time.monotonic()
+        self.last, self.saved = CLOCK(), time.monotonic()
 
     def rng(self, salt=0):
         return np.random.default_rng([self.a.seed, self.at, salt])
@@ -96,7 +97,7 @@ class Run:
 
     def tick(self, count=True):
         """Adds the time since the last call to the stage's time (`count=False`: does not, for evaluations)."""
-        now = time.monotonic()
+        now = CLOCK()
         self.used += (now - self.last) / 60 * count
         self.last = now
 

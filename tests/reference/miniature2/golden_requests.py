@@ -1,0 +1,89 @@
+"""What the shipped second miniature does in PyTorch, for the tests of the port.
+
+Run: python golden_requests.py --model FOLDER        (FOLDER: what ship.py wrote)
+Writes FOLDER/golden/case_<effects>.safetensors: whole requests through diffusers' WanImageToVideoPipeline and transformers, f32. Prompts
+go through the text encoder and the predictor's plain definition (../prompt2effect.py, f64); their adapters are fused into the
+weights. input.latents [1,c,T,h,w]; output.adapter_A and adapter_B of one layer, of the first prompt; output.latents_final,
+normalised as the transformer sees them; output.frames [F,H,W,3] f16 in [0,1]. Settings are in the metadata.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import world  # first: it finds the folders of the first miniature
+import networks
+import torch
+from diffusers import WanImageToVideoPipeline
+from diffusers.pipelines.wan import pipeline_wan_i2v
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import T5Tokenizer
+
+import measures
+import prompt2effect
+from common import randn, report, save_case
+
+CASES = {"up_right": (("up_right", 1, 1.0),), "to_blue+squash": (("to_blue", 0, 1.0), ("squash", 2, 0.8))}
+SHOWN = "blocks.1.attn1.to_q"
+
+
+def adapters(folder: Path, pipe, effects, prompts):
+    """[{slot: (A, B)}], f64."""
+    config = json.loads((folder / "predictor" / "config.json").read_text())
+    weights = {name: value.double() for name, value in load_file(folder / "predictor" / "model.safetensors").items()}
+    base = {name: value for name, value in pipe.transformer.state_dict().items() if value.ndim == 2 and name.startswith("blocks.")}
+    kinds = list(config["module_vocab"])
+    rows = [
+        (layer, kind, prompt2effect.block_of(layer), 1 + kinds.index(kind), prompt2effect.block_of(layer))
+        for layer, kind in prompt2effect.layers_of(config, base, prompt2effect.WAN)
+    ]
+    found = []
+    for effect, which, _ in effects:
+        ids, mask = networks.tokens(pipe.tokenizer, [prompts[effect]["held_out"][which]])
+        text = networks.hidden(pipe.text_encoder, ids, mask)[0].double()
+        found.append(prompt2effect.predict(config, weights, rows, base, text, mask[0].bool()))
+    return found
+
+
+@torch.no_grad()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True)
+    folder = parser.parse_args().model
+    # Image to video takes ftfy for granted, which would change nothing of these captions.
+    pipeline_wan_i2v.ftfy = SimpleNamespace(fix_text=lambda text: text)
+    index = json.loads((folder / "trials" / "trials.json").read_text())
+    classifier = measures.Classifier.load(folder / "classifier.json")
+    size, frames = index["size"], index["frames"]
+    for seed, (name, effects) in enumerate(CASES.items()):
+        words = T5Tokenizer.from_pretrained(folder / "tokenizer")
+        pipe = WanImageToVideoPipeline.from_pretrained(folder, torch_dtype=torch.float32, tokenizer=words)
+        pipe.set_progress_bar_config(disable=True)
+        first = effects[0][0]
+        image = Image.open(folder / "trials" / f"{first}.png").convert("RGB").crop((0, 0, size, size))
+        caption = index["captions"][first][0]
+        found = adapters(folder, pipe, effects, index["prompts"])
+        for factors, (_, _, strength) in zip(found, effects):
+            for slot, (a, b) in factors.items():
+                layer = pipe.transformer.get_submodule(slot)
+                layer.weight.data = (layer.weight.double() + strength * (b @ a)).float()
+        shape = (1, networks.LATENT, networks.LATENT_FRAMES, networks.LATENT_SIZE, networks.LATENT_SIZE)
+        latents = randn(*shape, seed=900 + seed)
+        settings = dict(height=size, width=size, num_frames=frames, num_inference_steps=index["steps"], guidance_scale=1.0)
+        final = pipe(image=image, prompt=caption, latents=latents.clone(), output_type="latent", return_dict=False, **settings)[0]
+        mean, std = networks.statistics(pipe.vae)
+        pixels = pipe.vae.decode(final * std + mean, return_dict=False)[0]
+        video = (pixels / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
+        a, b = found[0][SHOWN]
+        outputs = {"adapter_A": a.float(), "adapter_B": b.float(), "latents_final": final, "frames": video.half()}
+        told = [[index["prompts"][e]["held_out"][which], strength] for e, which, strength in effects]
+        metadata = {"effect": first, "prompt": caption, "layer": SHOWN, "effects": json.dumps(told)}
+        save_case(folder / "golden" / f"case_{name}.safetensors", {"latents": latents}, outputs, metadata)
+        print(f"{name}: shows {classifier(video.numpy())}")
+    report(folder / "golden")
+
+
+if __name__ == "__main__":
+    main()
