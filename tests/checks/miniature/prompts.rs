@@ -53,11 +53,12 @@ pub(crate) struct Prompted {
 }
 
 impl Prompted {
-    /// Exports the model folder with its predictor, compiles both and opens them.
+    /// Exports the model folder, with its predictor if it has one, compiles what there is and opens it.
     pub(crate) fn new(model: &Path) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
-        let package = Some(PredictorPackage { path: model.join("predictor"), text_encoder: None });
+        let predictor = model.join("predictor");
+        let package = predictor.is_dir().then(|| PredictorPackage { path: predictor, text_encoder: None });
         v2l_export::export(model, &bundle, &ExportOptions { package, ..ExportOptions::default() }, &mut |_| {})?;
         v2l_export::compile(&bundle, &engines, &CompileOptions::default(), &mut |_| {})?;
         // In f32, a fuse is exact to f32.

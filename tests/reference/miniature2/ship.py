@@ -31,11 +31,10 @@ trained and scored. Wan's image-to-video form without an image encoder, in diffu
 | folder | what it is |
 |---|---|
 | `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/` | the base: it animates a first frame, and no caption names an effect |
-| `predictor/` | the hypernetwork, in the profile `paper`: a prompt -> an adapter of rank {rank} for every linear layer of the blocks |
+| `predictor/` | the hypernetwork, in the profile `paper`: a prompt -> an adapter of rank {rank} for every linear layer of the blocks. Not here yet: it is not trained |
 | `bank/` | three of the {bank} adapters that it learned from, in canonical form |
 | `trials/`, `classifier.json` | first frames and captions that training never saw, prompts seen and held out, and the classifier |
 | `images/` | first frames to play with; `captions.json` |
-| `golden/` | what PyTorch makes of two requests |
 
 Sampled without guidance, {steps} steps, 9 frames.
 """
@@ -60,18 +59,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--without-predictor", action="store_true", help="the base and its bank alone")
     a = parser.parse_args()
     lots, out = judge.Judge(a.work), a.out
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(a.work / "vae", out / "vae")
     shutil.copytree(a.work / "tokenizer", out / "tokenizer")
     bank = lots.bank()
-    network = hyper.new_network(lots.transformer)
-    network.load_state_dict(torch.load(a.work / "hyper.pt", weights_only=False)["average"])
-    (out / "predictor").mkdir(parents=True)
-    weights = {name: value.to(torch.bfloat16) for name, value in hyper.published(network).items()}
-    save_file(weights, out / "predictor" / "model.safetensors", {"format": "pt"})
-    save_json(out / "predictor" / "config.json", network.config())
+    if not a.without_predictor:
+        write_predictor(lots, a.work, out)
     lots.transformer.to(torch.bfloat16).save_pretrained(out / "transformer")
     lots.text_encoder.to(torch.bfloat16).save_pretrained(out / "text_encoder")
     networks.new_scheduler().save_pretrained(out / "scheduler")
@@ -100,6 +96,15 @@ def main():
     report(out)
     print(f"model: {size} bytes")
     assert size <= LIMIT, f"{size} bytes are more than {LIMIT}"
+
+
+def write_predictor(lots, work: Path, out: Path):
+    network = hyper.new_network(lots.transformer)
+    network.load_state_dict(torch.load(work / "hyper.pt", weights_only=False)["average"])
+    (out / "predictor").mkdir(parents=True)
+    weights = {name: value.to(torch.bfloat16) for name, value in hyper.published(network).items()}
+    save_file(weights, out / "predictor" / "model.safetensors", {"format": "pt"})
+    save_json(out / "predictor" / "config.json", network.config())
 
 
 def write_trials(out: Path):
