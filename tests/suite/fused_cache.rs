@@ -11,7 +11,7 @@ use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::write_tensors;
 use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, write_adapter};
-use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, FusedCache, fuse, fuse_with};
+use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, FusedCache, fuse, fuse_kept};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Dtype;
 
@@ -49,8 +49,7 @@ impl Lab {
     fn fused(&self, adapters: &[(&Adapter, f32)], target: FuseTarget, cache: &FusedCache) -> Option<bool> {
         let engine = self.built.engine(TRANSFORMER);
         let expected = fuse(&engine, adapters, target).unwrap();
-        let options = FuseOptions { cache: Some(cache), ..FuseOptions::new(target) };
-        let found = fuse_with(&engine, adapters, &options).unwrap();
+        let found = fuse_kept(&engine, adapters, &FuseOptions::new(target), cache).unwrap();
         assert!(found.weights == expected.weights, "other bits than a fuse's");
         assert_eq!(found.report.slots, expected.report.slots);
         assert_eq!(found.report.not_kept, None);
@@ -77,11 +76,11 @@ fn kept_weights_are_those_of_a_fuse_and_belong_to_one_base_stack_strength_and_ty
     assert_eq!(lab.fused(&[(b, 1.0), (a, 1.0)], FuseTarget::F32, &cache), Some(true));
     // Another base, of the same layers.
     let other = Built::plain(&fixtures().join("transformer/rotary_t2v"));
-    let options = FuseOptions { cache: Some(&cache), ..FuseOptions::new(FuseTarget::F32) };
-    let found = fuse_with(&other.engine(TRANSFORMER), &[(a, 1.0)], &options).unwrap();
+    let options = FuseOptions::new(FuseTarget::F32);
+    let found = fuse_kept(&other.engine(TRANSFORMER), &[(a, 1.0)], &options, &cache).unwrap();
     assert_eq!(found.report.kept, Some(false));
     // Nothing to fuse is nothing to keep.
-    let found = fuse_with(&other.engine(TRANSFORMER), &[], &options).unwrap();
+    let found = fuse_kept(&other.engine(TRANSFORMER), &[], &options, &cache).unwrap();
     assert_eq!(found.report.kept, None);
 }
 
@@ -155,9 +154,8 @@ fn folder_that_cannot_be_written_to_is_said_and_the_weights_are_fused() {
     let lab = Lab::new();
     let file = lab.scratch.write("file", b"no folder");
     let cache = FusedCache { folder: file.join("fused"), bytes: 1 << 30 };
-    let options = FuseOptions { cache: Some(&cache), ..FuseOptions::new(FuseTarget::F32) };
     let engine = lab.built.engine(TRANSFORMER);
-    let found = fuse_with(&engine, &[(&lab.a, 1.0)], &options).unwrap();
+    let found = fuse_kept(&engine, &[(&lab.a, 1.0)], &FuseOptions::new(FuseTarget::F32), &cache).unwrap();
     assert!(found.weights == fuse(&engine, &[(&lab.a, 1.0)], FuseTarget::F32).unwrap().weights);
     let reason = found.report.not_kept.unwrap();
     assert!(reason.contains("file"), "{reason}");

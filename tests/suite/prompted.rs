@@ -91,7 +91,8 @@ fn videos_show_the_effect_of_their_prompt_and_only_with_its_adapter_as_it_was_pr
 
 /// Relative distance of two adapters' factors.
 fn distance(a: &Adapter, b: &Adapter) -> f32 {
-    let squares = |of: &dyn Fn(&LowRank, &LowRank) -> f32| a.layers.iter().map(|(slot, x)| of(x, &b.layers[slot])).sum::<f32>();
+    let squares =
+        |of: &dyn Fn(&LowRank, &LowRank) -> f32| a.layers.iter().map(|(slot, x)| of(x, &b.layers[slot])).sum::<f32>();
     let difference = squares(&|x, y| (&x.up - &y.up).mapv(|v| v * v).sum() + (&x.down - &y.down).mapv(|v| v * v).sum());
     let norm = squares(&|_, y| y.up.mapv(|v| v * v).sum() + y.down.mapv(|v| v * v).sum());
     (difference / norm).sqrt()

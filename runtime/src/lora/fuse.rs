@@ -30,10 +30,8 @@ mod lanes;
 mod report;
 mod survival;
 
-use kept::FusedKey;
-
 pub use arena::Pool;
-pub use kept::FusedCache;
+pub use kept::{FusedCache, fuse_kept};
 pub use kernel::{Packed, RoundingStats, Simd};
 pub use report::{FuseReport, SlotReport};
 pub use survival::{Survival, survival, weight_norm};
@@ -68,14 +66,12 @@ pub struct FuseOptions<'a> {
     pub pool: Option<&'a Pool>,
     /// What may stop it.
     pub cancelled: CancelCheck<'a>,
-    /// Where results are kept, and taken from if they come again.
-    pub cache: Option<&'a FusedCache>,
 }
 
 impl FuseOptions<'_> {
     /// Into this type, with the fastest instructions, in fresh memory.
     pub fn new(target: FuseTarget) -> Self {
-        Self { target, simd: Simd::best(), pool: None, cancelled: None, cache: None }
+        Self { target, simd: Simd::best(), pool: None, cancelled: None }
     }
 }
 
@@ -283,7 +279,7 @@ pub fn fuse(engine: &Engine, adapters: &[(&Adapter, f32)], target: FuseTarget) -
     fuse_with(engine, adapters, &FuseOptions::new(target))
 }
 
-/// [`fuse`] with a choice of instructions and memory, a way to stop it, and a folder that results are kept in.
+/// [`fuse`] with a choice of instructions and memory, and a way to stop it.
 ///
 /// # Errors
 /// [`FuseError`]; no result is then visible anywhere.
@@ -293,27 +289,17 @@ pub fn fuse_with(
     options: &FuseOptions<'_>,
 ) -> Result<Fused, FuseError> {
     let by_tensor = by_tensor(base, adapters)?;
-    if by_tensor.is_empty() {
-        return Ok(Fused::default());
-    }
-    let mut tensors = Vec::with_capacity(by_tensor.len());
-    for (tensor, slots) in &by_tensor {
-        tensors.push(Changed { name: tensor, base: base.base_weight(tensor)?, slots });
-    }
-    let Some((cache, base)) = options.cache.zip(base.fingerprint()) else {
-        return fuse_tensors(&tensors, options);
-    };
-    let key = FusedKey::new(base, &by_tensor, options.target);
-    let lengths: Vec<(&str, usize)> =
-        tensors.iter().map(|tensor| (tensor.name, tensor.length(options.target))).collect();
-    if let Some(mut fused) = cache.get(&key, &lengths) {
-        fused.report.kept = Some(true);
-        return Ok(fused);
-    }
-    let mut fused = fuse_tensors(&tensors, options)?;
-    fused.report.kept = Some(false);
-    fused.report.not_kept = cache.put(&key, &fused).err().map(|e| format!("{}: {e}", cache.folder.display()));
-    Ok(fused)
+    fuse_tensors(&changed(base, &by_tensor)?, options)
+}
+
+/// The tensors that are changed, with their pristine weights.
+pub(crate) fn changed<'a>(
+    base: &'a impl FuseBase,
+    by_tensor: &'a IndexMap<&'a str, Vec<SlotTerms<'a>>>,
+) -> Result<Vec<Changed<'a>>, FuseError> {
+    let one =
+        |(&name, slots): (&&'a str, &'a Vec<SlotTerms<'a>>)| Ok(Changed { name, base: base.base_weight(name)?, slots });
+    by_tensor.iter().map(one).collect()
 }
 
 /// A slot, and what is fused into it.
@@ -437,6 +423,9 @@ struct Piece<'a> {
 
 /// Fuses all tensors at once, so that large and small ones share the threads evenly.
 pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -> Result<Fused, FuseError> {
+    if tensors.is_empty() {
+        return Ok(Fused::default());
+    }
     let no_memory = |needed| move |source| FuseError::Memory { needed, source };
     let lengths = tensors.iter().map(|tensor| tensor.length(options.target));
     let overflow = || std::io::Error::from(std::io::ErrorKind::OutOfMemory);

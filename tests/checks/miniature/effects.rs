@@ -155,7 +155,8 @@ impl Evaluation<'_> {
         let follows = Score::new(answers.iter().map(|(effect, asked, answer)| (effect, asked == answer)));
         let follows = matches!(mode, Mode::Other).then(|| follows.share(&self.effects));
         let overall = score.share(&self.effects);
-        let shown: Vec<String> = self.effects.iter().filter(|e| answers.iter().any(|(a, ..)| a == *e)).cloned().collect();
+        let shown: Vec<String> =
+            self.effects.iter().filter(|e| answers.iter().any(|(a, ..)| a == *e)).cloned().collect();
         let mut families = score.families(&self.index.families);
         families.retain(|_, share| share.is_finite());
         let effects = score.effects(&shown);
@@ -250,9 +251,7 @@ impl Evaluation<'_> {
         if self.args.json {
             let effects: IndexMap<&String, _> = found
                 .iter()
-                .map(|(effect, swept)| {
-                    (effect, json!({"sizes": swept.sizes, "rank": swept.rank, "line": swept.line}))
-                })
+                .map(|(effect, swept)| (effect, json!({"sizes": swept.sizes, "rank": swept.rank, "line": swept.line})))
                 .collect();
             let event = json!({
                 "event": "sweep", "strengths": STRENGTHS, "clips_each": each, "rank": rank, "line": line,

@@ -53,7 +53,10 @@ impl Index {
         let captions = self.captions.get(effect).with_context(|| format!("{effect}: no captions"))?;
         let columns = sheet.width() / self.size;
         ensure!(
-            columns != 2 && columns >= 1 && sheet.width() == columns * self.size && sheet.height() == captions.len() * self.size,
+            columns != 2
+                && columns >= 1
+                && sheet.width() == columns * self.size
+                && sheet.height() == captions.len() * self.size,
             "{}: expected rows of frames of {} pixels, one row for each caption",
             path.display(),
             self.size

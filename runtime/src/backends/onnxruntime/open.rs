@@ -241,13 +241,11 @@ impl OrtEngine {
                 private_bytes: self.report.private_bytes,
             });
         }
-        let options = FuseOptions {
-            pool: Some(&self.pool),
-            cancelled,
-            cache: self.fused_cache.as_ref(),
-            ..FuseOptions::new(target)
+        let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
+        let fused = match &self.fused_cache {
+            Some(cache) => fuse::fuse_kept(&self.engine, &adapters, &options, cache)?,
+            None => fuse::fuse_with(&self.engine, &adapters, &options)?,
         };
-        let fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
         Ok(FusedState {
             weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused.weights)),
             report: std::mem::replace(&mut self.report.fused, fused.report),

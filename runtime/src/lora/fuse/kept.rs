@@ -17,11 +17,15 @@ use bytes::Bytes;
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::{FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, SlotTerms};
+use super::{
+    FuseBase, FuseError, FuseOptions, FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, SlotTerms, by_tensor,
+    changed, fuse_tensors,
+};
 use crate::engine::manifest::Hash;
 use crate::io::atomic::AtomicFile;
 use crate::io::bounded::{is_entry, remove, shrink};
 use crate::io::map::map_file;
+use crate::lora::adapter::Adapter;
 
 const EXTENSION: &str = "fused";
 const ALIGNMENT: usize = 64;
@@ -36,6 +40,34 @@ pub struct FusedCache {
     pub folder: PathBuf,
     /// Bytes that it may take; what was not used for longest goes. Fused weights that are larger are not kept.
     pub bytes: u64,
+}
+
+/// [`fuse_with`](super::fuse_with), with results that are kept in a folder, and taken from there if they come again.
+///
+/// # Errors
+/// As there. What cannot be kept is said in the report.
+pub fn fuse_kept(
+    base: &impl FuseBase,
+    adapters: &[(&Adapter, f32)],
+    options: &FuseOptions<'_>,
+    cache: &FusedCache,
+) -> Result<Fused, FuseError> {
+    let by_tensor = by_tensor(base, adapters)?;
+    let tensors = changed(base, &by_tensor)?;
+    let Some(hash) = base.fingerprint().filter(|_| !tensors.is_empty()) else {
+        return fuse_tensors(&tensors, options);
+    };
+    let key = FusedKey::new(hash, &by_tensor, options.target);
+    let lengths: Vec<(&str, usize)> =
+        tensors.iter().map(|tensor| (tensor.name, tensor.length(options.target))).collect();
+    if let Some(mut fused) = cache.get(&key, &lengths) {
+        fused.report.kept = Some(true);
+        return Ok(fused);
+    }
+    let mut fused = fuse_tensors(&tensors, options)?;
+    fused.report.kept = Some(false);
+    fused.report.not_kept = cache.put(&key, &fused).err().map(|e| format!("{}: {e}", cache.folder.display()));
+    Ok(fused)
 }
 
 /// The hash of all that fused weights depend on.
