@@ -110,7 +110,7 @@ mod tests {
         assert_eq!(split(b"/none/\xff"), (&b"/none/\xff"[..], 1.0));
         for bad in [&b"/none/a=\xff"[..], b"/none/a=", b"/none/a=nan", b"/none/a=inf"] {
             let message = split_strength(OsStr::from_bytes(bad)).unwrap_err().to_string();
-            assert!(message.contains("no finite number"), "{message}");
+            assert!(message.contains("not a finite number"), "{message}");
         }
     }
 

@@ -104,6 +104,6 @@ mod tests {
         ] {
             assert_eq!(split_effect(given).unwrap(), expected);
         }
-        assert!(split_effect("melt=inf").unwrap_err().to_string().contains("no finite number"));
+        assert!(split_effect("melt=inf").unwrap_err().to_string().contains("not a finite number"));
     }
 }

@@ -301,6 +301,11 @@ impl EngineDirectory {
         Ok(())
     }
 
+    /// What fusing for the negative prompt did in the first transformer, if it has weights of its own that are in memory.
+    pub fn negative_fused(&self) -> Option<&FuseReport> {
+        Some(&self.negative_open.get(TRANSFORMER)?.backend.report().fused)
+    }
+
     fn forget_negative(&mut self) {
         self.negative = None;
         self.negative_open.clear();

@@ -107,7 +107,10 @@ impl Generator {
                 self.applied = adapters.len();
                 let all: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, _)| (*adapter, 1.0)).collect();
                 self.changed = changed(&all);
-                Ok(applied)
+                let slots: HashSet<&String> = all.iter().flat_map(|(adapter, _)| adapter.layers.keys()).collect();
+                let warning = self.directory.negative_fused().and_then(FuseReport::warning);
+                let warning = warning.map(|warning| format!("for the negative prompt: {warning}"));
+                Ok(Applied { slots: slots.len(), warning: applied.warning.or(warning), ..applied })
             }
             Err(error) => {
                 self.restore(before)?;
@@ -224,7 +227,7 @@ impl Generator {
         or_beside: bool,
         cancelled: CancelCheck<'_>,
     ) -> Result<Applied, Error> {
-        let before = self.directory.adapters().clone();
+        let before = self.state();
         let copies = adapters.iter().map(|(adapter, strength)| ((*adapter).clone(), *strength)).collect();
         let fused = self.directory.set_adapters(copies, cancelled).map(drop);
         let fused = fused.map(|()| self.directory.fused().clone());
@@ -244,7 +247,7 @@ impl Generator {
             (Ok(applied), _) => Ok(Applied { fell_back: true, ..applied }),
             (Err(why), fused) if why.class() == ErrorClass::Cancelled => {
                 if fused.is_ok() {
-                    self.directory.set_parts(before, None)?;
+                    self.restore(before)?;
                 }
                 Err(why.into())
             }

@@ -60,9 +60,13 @@ class Adapters:
         for folder in self._folders:
             # A path that is absolute stays as it is here, and must come out below the folder like any other.
             for candidate in (folder / shown, folder / (shown + _ENDING)):
-                file = Path(os.path.realpath(candidate))
-                if file.suffix == _ENDING and file.is_relative_to(folder) and file.is_file():
-                    return file
+                try:
+                    file = Path(os.path.realpath(candidate))
+                    if file.suffix == _ENDING and file.is_relative_to(folder) and file.is_file():
+                        return file
+                except (OSError, ValueError):
+                    # A name that no file can have: too long, or not to be written in the file system's encoding.
+                    continue
         raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists those that there are", "lora", "unknown_lora")
 
     def resolve(self, given: Any) -> List[Tuple[str, float]]:
@@ -115,11 +119,17 @@ class Checker:
         self._lock = threading.Lock()
         self._engine: Any = None
         self._good: Dict[Tuple[str, int, int], None] = {}
+        components = json.loads((engines / "pipeline.json").read_text(encoding="utf-8"))["components"]
+        self._two = "transformer_2" in components
 
     def check(self, stack: List[Tuple[str, float]]) -> None:
         """Refuses an adapter that the engine does not take, in the library's words."""
         import v2l
 
+        if stack and self._two:
+            # The library's adapters are for one transformer.
+            message = "this model has two transformers, and adapters for such a model are not served yet; use v2l-run --lora"
+            raise Refused(400, message, "lora", "unsupported_lora")
         for file, _ in stack:
             try:
                 found = os.stat(file)

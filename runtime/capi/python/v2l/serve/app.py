@@ -319,6 +319,8 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     @app.post("/v1/set_lora")
     async def set_lora(request: Request) -> Dict[str, Any]:
         """Sets the adapters of later requests that name none."""
+        if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+            raise Refused(415, "the body is not JSON; send it with Content-Type: application/json")
         given = fields.parsed(await request.body(), "the body")
         stack = await run_in_threadpool(_stack_of, service, given)
         service.store.set_state("lora", {"stack": stack, "active": True})

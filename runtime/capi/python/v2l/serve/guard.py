@@ -16,6 +16,8 @@ _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 #: Header fields of a request, and their bytes in all.
+#: Headers that one reader takes from their first line and another from their last.
+_SINGLE = (b"content-type", b"content-length", b"authorization", b"origin", b"host")
 _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32 * 1024
 
@@ -63,6 +65,9 @@ class Guard:
         pairs = scope["headers"]
         if len(pairs) > _MOST_HEADERS or sum(len(name) + len(value) for name, value in pairs) > _MOST_HEADER_BYTES:
             raise Refused(431, f"the request has more than {_MOST_HEADERS} headers, or more than {_MOST_HEADER_BYTES} bytes of them")
+        names = [name for name, _ in pairs]
+        if any(names.count(name) > 1 for name in _SINGLE):
+            raise Refused(400, "a header that stands once stands twice")
         headers: Dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
         if scope["path"] != "/health" and not self._config.authorised(headers.get("authorization", "")):
             raise Refused(401, "the key is missing or wrong; send it as Authorization: Bearer KEY")

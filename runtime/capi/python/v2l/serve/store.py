@@ -137,7 +137,9 @@ class Store:
         try:
             yield connection
         except BaseException:
-            connection.execute("ROLLBACK")
+            # A full disk has ended it already.
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
         connection.execute("COMMIT")
 
@@ -168,9 +170,9 @@ class Store:
         self.added.set()
         return job
 
-    def get(self, id: str) -> Optional[Job]:
-        """The job of an identifier."""
-        rows = self._rows("SELECT * FROM jobs WHERE id = ? AND model = ?", id, self.model)
+    def get(self, id: str, of_any_model: bool = False) -> Optional[Job]:
+        """The job of an identifier, of this server's model or of any."""
+        rows = self._rows("SELECT * FROM jobs WHERE id = ? AND (model = ? OR ?)", id, self.model, of_any_model)
         return _job(rows[0]) if rows else None
 
     def list(self, limit: int, after: Optional[str], ascending: bool) -> List[Job]:

@@ -68,7 +68,12 @@ class Worker:
                 self._store.added.wait(_IDLE)
                 self._store.added.clear()
             else:
-                self.work(job)
+                try:
+                    self.work(job)
+                except Exception:
+                    # Without a sign of life the job goes back to the queue.
+                    LOG.exception("%s: what became of it cannot be recorded", job.id)
+                    self._ending.wait(_IDLE)
         if self._generator is not None:
             self._generator.close()
             self._generator = None
@@ -119,13 +124,12 @@ class Worker:
             watcher.start()
             LOG.info("%s: begun, try %s", job.id, job.attempts)
             code: Optional[str] = None
-            message, durations = None, {}
+            message, durations, swapped = None, {}, False
             try:
                 generator = self.open()
                 durations = generator.run(job.request, file, progress, cancel)
                 generator.stack = job.stack
-                if generator.swapped:
-                    self._store.count("swaps")
+                swapped = generator.swapped
             except v2l.Error as error:
                 code, message = _NAMES.get(error.status, error.name.lower().removeprefix("v2l_error_")), str(error)
             except Exception as error:
@@ -146,6 +150,8 @@ class Worker:
         if not mine:
             file.unlink(missing_ok=True)
         LOG.info("%s: %s", job.id, "done" if code is None else f"{code}: {message}")
+        if swapped:
+            self._store.count("swaps")
 
     def _shown(self, message: Optional[str]) -> Optional[str]:
         """A message without the places of this machine's files."""
@@ -180,7 +186,7 @@ def sweep(store: Store, config: Config) -> None:
     for folder in ("videos", "uploads"):
         for path in (config.data / folder).iterdir():
             id = path.name.split(".")[0]
-            owner = store.get(id)
+            owner = store.get(id, of_any_model=True)
             fresh = time.time() - path.stat().st_mtime < 3600
             stray = owner is not None and folder == "videos" and owner.completed and path.name != owner.file
             if stray or owner is None and not fresh:
