@@ -47,7 +47,7 @@ fn stands_for(path: &Path) -> Option<&Path> {
 fn make(from: &Path, to: &Path) {
     let recipe: Recipe = serde_json::from_slice(&std::fs::read(from).unwrap()).unwrap();
     let made = recipe.tensors.iter().map(|(name, entry)| (name, entry, entry.bytes(&recipe.key, name)));
-    let made: Vec<(&String, &Entry, (Dtype, Vec<u8>))> = made.collect();
+    let made: Vec<_> = made.collect();
     let views = made.iter().map(|(name, entry, (dtype, bytes))| {
         (name.as_str(), TensorView::new(*dtype, entry.shape.clone(), bytes).unwrap())
     });

@@ -525,7 +525,8 @@ fn refuse_compile(scratch: &Scratch, onnx: &Path, exit: i32) -> String {
 }
 
 fn onnx(scratch: &Scratch) -> PathBuf {
-    scratch.copy(&sample().bundle().join("transformer"), "transformer").join("step.onnx")
+    let sample = sample();
+    scratch.copy(&sample.bundle().join("transformer"), "transformer").join("step.onnx")
 }
 
 /// Replaces every occurrence of a text by one of equal length.

@@ -9,7 +9,7 @@ use v2l_runtime::io::weights::write_tensors;
 use v2l_runtime::tensor::Tensor;
 
 use crate::cli::events;
-use crate::tools::{Run, Scratch, args, binary, command, output, run_ok, sample};
+use crate::tools::{Run, Sample, Scratch, args, binary, command, output, run_ok, sample};
 
 /// A tool that may have this many bytes of address space.
 fn limited(bytes: u64, name: &str, args: &[OsString]) -> Run {
@@ -64,8 +64,7 @@ fn estimate_grows_with_the_video_and_shrinks_with_tiles_and_stored_weights() {
     assert!(text.contains("of 256x256: about ") && text.contains("  denoise: "), "{text}");
 }
 
-fn video(extra: &[&str], scratch: &Scratch) -> Vec<OsString> {
-    let sample = sample();
+fn video(sample: &Sample, extra: &[&str], scratch: &Scratch) -> Vec<OsString> {
     let mut arguments =
         args!["--engine", sample.engines(), "--prompt", "a", "--json", "--outputs", scratch.path("x.safetensors")]
             .to_vec();
@@ -78,7 +77,8 @@ const HUGE: [&str; 8] = ["--width", "8192", "--height", "8192", "--num-frames", 
 #[test]
 fn video_that_no_machine_can_make_is_refused_before_anything_is_loaded() {
     let scratch = Scratch::new();
-    let run = output(command("run", &video(&HUGE, &scratch)));
+    let sample = sample();
+    let run = output(command("run", &video(&sample, &HUGE, &scratch)));
     assert_eq!(run.code, 8, "{} {}", run.stdout, run.stderr);
     assert!(run.stderr.contains("not enough memory: this video needs about "), "{}", run.stderr);
     assert!(run.stderr.contains(" are free; try --height "), "{}", run.stderr);
@@ -93,7 +93,8 @@ fn video_that_does_not_fit_the_address_space_is_refused() {
     let scratch = Scratch::new();
     let limit = 2 << 30;
     let size = ["--width", "1024", "--height", "1024", "--num-frames", "97", "--vae-tiling", "off"];
-    let run = limited(limit, "run", &video(&size, &scratch));
+    let sample = sample();
+    let run = limited(limit, "run", &video(&sample, &size, &scratch));
     assert_eq!(run.code, 8, "{} {}", run.stdout, run.stderr);
     assert!(run.stderr.contains("not enough memory: this video needs about "), "{}", run.stderr);
     assert_eq!(scratch.listing().len(), 0);
@@ -128,7 +129,8 @@ fn memory_that_the_system_refuses_is_no_abort_and_leaves_nothing() {
     let scratch = Scratch::new();
     let tensors = [("x".to_owned(), Tensor::F32(ArrayD::zeros(IxDyn(&[64 << 20]))))].into_iter().collect();
     write_tensors(scratch.path("x.safetensors"), &tensors, &Default::default()).unwrap();
-    let engine = sample().engines().join("transformer.engine");
+    let sample = sample();
+    let engine = sample.engine("transformer");
     let arguments =
         args!["--engine", engine, "--inputs", scratch.path("x.safetensors"), "--outputs", scratch.path("y"), "--json"];
     let files = scratch.listing();

@@ -58,7 +58,7 @@ impl Prompted {
         let folder = tempfile::tempdir()?;
         let (bundle, engines) = (folder.path().join("bundle"), folder.path().join("engines"));
         let predictor = model.join("predictor");
-        let package = predictor.is_dir().then(|| PredictorPackage { path: predictor, text_encoder: None });
+        let package = predictor.is_dir().then_some(PredictorPackage { path: predictor.clone(), text_encoder: None });
         v2l_export::export(model, &bundle, &ExportOptions { package, ..ExportOptions::default() }, &mut |_| {})?;
         v2l_export::compile(&bundle, &engines, &CompileOptions::default(), &mut |_| {})?;
         // In f32, a fuse is exact to f32.

@@ -38,6 +38,9 @@ impl Instance {
     /// Makes the video that is asked for.
     pub(crate) fn run(&mut self, asked: &Asked, observer: &mut dyn Observer) -> Result<Video, Failure> {
         self.generator.settings(&asked.request)?;
+        // All that one request names are kept, whatever their number, until the next.
+        let over = self.kept.len().saturating_sub(KEPT);
+        self.kept.drain(..over);
         let mut wanted = Vec::new();
         for (file, strength) in &asked.adapters {
             wanted.push((self.keep(file)?, *strength));
@@ -79,10 +82,6 @@ impl Instance {
             None => (key.clone(), self.generator.load_adapter(file, &ReadOptions::default())?.adapter),
         };
         self.kept.push(entry);
-        // A request may name more than are kept from one to the next.
-        if self.kept.len() > 2 * KEPT {
-            self.kept.drain(..KEPT);
-        }
         Ok(key)
     }
 }

@@ -250,7 +250,7 @@ mod tests {
             (json!({"init_lora_weights": "pissa_niter_16"}), "changes the base weights"),
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"alpha_pattern": {"to_[qk]": 2}}), "regular expression"),
-            (json!({"lora_alpha": "16"}), "no number"),
+            (json!({"lora_alpha": "16"}), "not a number"),
         ] {
             let error = config(&value).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");
