@@ -11,6 +11,10 @@ use crate::{Checkpoint, ExportError};
 
 #[cfg(feature = "cogvideox")]
 pub mod cogvideox;
+#[cfg_attr(
+    not(any(feature = "cogvideox", feature = "wan")),
+    allow(dead_code, reason = "families use it, and this build may have none")
+)]
 pub(crate) mod control;
 pub mod encoders;
 mod family;
