@@ -44,7 +44,9 @@ impl TensorRtArgs {
         };
         let backend = flavour.backend();
         if args.int8.is_some() {
-            return Err(Failure::usage(format!("--int8 is for --backend ort; leave it out for {backend}")));
+            return Err(Failure::usage(format!(
+                "--int8 is for --backend ort and openvino; leave it out for {backend}"
+            )));
         }
         if flavour == Flavour::Rtx && self.timing_cache.is_some() {
             return Err(Failure::usage(

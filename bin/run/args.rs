@@ -221,8 +221,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) openvino_lib: Option<PathBuf>,
     /// In which type graphs compute on OpenVINO: auto (bf16 for a transformer whose weights are stored so, where the processor has it),
-    /// f32 or bf16.
-    #[arg(long, value_name = "auto|f32|bf16", default_value = "auto", help_heading = "Machine")]
+    /// f32, bf16, or int8 (as auto, but what is multiplied with a transformer's matrices of 8 bits is rounded to 8 bits, too).
+    #[arg(long, value_name = "auto|f32|bf16|int8", default_value = "auto", help_heading = "Machine")]
     pub(crate) openvino_precision: OpenVinoPrecision,
     /// TensorRT's library, or the folder of it [default: $V2L_TRT_LIB, vendor/, Python packages, the loader].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]

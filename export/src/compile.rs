@@ -73,7 +73,7 @@ pub fn compile(
     if options.int8.is_some() && !options.target.takes_int8() {
         return Err(ExportError::Unsupported {
             what: format!("a matrix in 8 bits on {}", options.target.backend()),
-            reason: "only ONNX Runtime computes with such".to_owned(),
+            reason: "only ONNX Runtime and OpenVINO compute with such".to_owned(),
         });
     }
     // Before anything else: it may be missing.

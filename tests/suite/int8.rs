@@ -6,7 +6,9 @@ use v2l_calibration::compare;
 use crate::plans::Planted;
 use crate::tools::{args, command, output};
 
-const BRANCHES: &[&str] = &["--int8=32", "--lora-rank", "4"];
+const BRANCHES: &[&str] = &["--int8=32", "--lora-rank", "4", "--backend", "openvino"];
+
+const INT8_ROWS: &[&str] = &["--backend", "openvino", "--openvino-precision", "int8"];
 
 fn of<'a>(events: &'a [Json], name: &str) -> Vec<&'a Json> {
     events.iter().filter(|event| event["event"] == name).collect()
@@ -35,6 +37,8 @@ fn eight_bits_are_close_and_take_adapters_in_branches() {
         ("base", planted.run("int8.engine", None, &[]), &base),
         ("branches", planted.run("int8.engine", Some(0.01), &["--fuse-mode", "branch"]), &steered),
         ("auto", planted.run("int8.engine", Some(0.01), &[]), &steered),
+        ("OpenVINO", planted.run("int8.engine", Some(0.01), &["--backend", "openvino"]), &steered),
+        ("rows too", planted.run("int8.engine", Some(0.01), INT8_ROWS), &steered),
     ] {
         let error = compare(&found, expected).unwrap();
         // Each matrix errs by about 2^-8 of its blocks' largest value; six follow each other.
@@ -47,10 +51,12 @@ fn eight_bits_are_close_and_take_adapters_in_branches() {
     let outputs = planted.path("refused.safetensors");
     let request =
         args!["--engine", engine, "--inputs", inputs, "--outputs", &outputs, "--lora", lora, "--fuse-mode", "fuse"];
-    let fuse = output(command("run", request));
-    assert!(!outputs.exists());
-    assert_eq!(fuse.code, 5, "{}", fuse.stderr);
-    assert!(fuse.stderr.contains("8 bits") && fuse.stderr.contains("--fuse-mode branch"), "{}", fuse.stderr);
+    for backend in ["ort", "openvino"] {
+        let fuse = output(command("run", &[request, args!["--backend", backend]].concat()));
+        assert!(!outputs.exists());
+        assert_eq!(fuse.code, 5, "{}", fuse.stderr);
+        assert!(fuse.stderr.contains("8 bits") && fuse.stderr.contains("--fuse-mode branch"), "{}", fuse.stderr);
+    }
 }
 
 #[test]

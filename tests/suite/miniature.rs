@@ -166,6 +166,8 @@ fn precisions_keep_the_effect() {
         ("openvino, branches", Setup { openvino: Some(OpenVinoPrecision::F32), branches: true, ..fp32 }, TOLERANCE),
         // Where the processor has it.
         ("openvino bf16", bf16, 5e-2),
+        ("openvino int8", Setup { openvino: Some(OpenVinoPrecision::F32), ..int8 }, 2e-2),
+        ("openvino int8, rows too", Setup { openvino: Some(OpenVinoPrecision::Int8), ..int8 }, 5e-2),
     ] {
         let mut lab = Lab::new(&model(), setup).unwrap();
         let tokens = lab.tokens(&trial.reference).unwrap();

@@ -2,12 +2,13 @@
 //! (`bin/setup --tests`).
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
 use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
 use serde_json::Value as Json;
-use v2l_export::targets::OpenVino;
+use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::{Builder, DataType, encode_model};
 use v2l_runtime::backends::OpenEngine;
@@ -193,11 +194,49 @@ fn engines_for_openvino_share_their_weights_with_the_onnx_forms_and_grow_by_grap
 }
 
 #[test]
-fn matrices_in_8_bits_are_refused_for_openvino() {
-    let scratch = Scratch::new();
-    let model = scratch.write("x.onnx", "");
-    let run = output(command("compile", args![&model, "-o", scratch.path("x"), "--backend", "openvino", "--int8"]));
-    assert!(run.code != 0 && run.stderr.contains("8 bits on openvino"), "{} {}", run.code, run.stderr);
+fn matrices_in_8_bits_give_what_they_give_on_onnx_runtime() {
+    for variant in ["rotary_t2v", "fun_inp"] {
+        let folder = fixtures().join(format!("transformer/{variant}"));
+        let built = in_8_bits(&folder, Arc::new(OpenVino));
+        let engine = built.engine("transformer");
+        let mut exact = opened(&engine, OpenVinoPrecision::F32);
+        let mut quantizing = opened(&engine, OpenVinoPrecision::Int8);
+        let reason = &quantizing.report().reason;
+        assert!(reason.ends_with("computes in 8 bits, as asked for, and float32"), "{reason}");
+        for path in cases(&folder) {
+            let case = Case::read(&path);
+            let what = |how: &str| format!("{variant} {}, {how}", case.name);
+            let ort = run(&mut *built.session("transformer", "step", OrtWeights::Stored), &case.inputs);
+            let found = run(&mut *exact.session("step").unwrap(), &case.inputs);
+            assert_close(&what("rows as they are"), &f32s(&found["sample"]), &f32s(&ort["sample"]), 1e-5);
+            let quantized = run(&mut *quantizing.session("step").unwrap(), &case.inputs);
+            assert_close(&what("rows in 8 bits"), &f32s(&quantized["sample"]), &case.output("sample"), 5e-2);
+            assert_ne!(quantized, found);
+        }
+    }
+}
+
+/// With low-rank branches.
+fn in_8_bits(model: &Path, target: Arc<dyn Target>) -> Built {
+    let options = CompileOptions { int8: Some(32), lora_rank: Some(4), target, ..CompileOptions::default() };
+    Built::with(model, &ExportOptions::default(), &options)
+}
+
+#[test]
+fn matrices_in_8_bits_lie_in_an_engine_for_openvino_once() {
+    let folder = fixtures().join("transformer/rotary_t2v");
+    let engines = [Arc::new(OpenVino) as Arc<dyn Target>, Arc::new(OnnxRuntime)]
+        .map(|target| in_8_bits(&folder, target).engine("transformer"));
+    let [with, without] = engines.each_ref().map(|engine| {
+        let weights = engine.manifest().tensors.iter().filter(|(name, _)| !name.starts_with("v2l/"));
+        weights.map(|(name, record)| (name.clone(), record.clone())).collect::<Vec<_>>()
+    });
+    assert!(with == without);
+    for graph in engines[0].manifest().graphs.iter().flat_map(Graph::parts) {
+        let form = form(graph);
+        let of_layers = |name: &&String| name.ends_with(".int8") || name.ends_with(".int8_scales");
+        assert!(form.constants.iter().eq(graph.weights.iter().filter(of_layers)), "{}", graph.name);
+    }
 }
 
 #[test]
@@ -340,7 +379,7 @@ fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
     let run = named.run(args!["--backend", "ort", "--openvino-lib", &nowhere]);
     assert!(run.code == 2 && run.stderr.contains("--openvino-lib is for OpenVINO"), "{} {}", run.code, run.stderr);
     let run = named.run(args!["--backend", "openvino", "--openvino-precision", "f16"]);
-    assert!(run.code == 2 && run.stderr.contains("expected auto, f32 or bf16"), "{} {}", run.code, run.stderr);
+    assert!(run.code == 2 && run.stderr.contains("expected auto, f32, bf16 or int8"), "{} {}", run.code, run.stderr);
 }
 
 #[test]

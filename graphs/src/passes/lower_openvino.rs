@@ -8,7 +8,7 @@ use super::links::{fixed, is_last};
 use super::parts::node;
 use crate::operators::{CONTRIB, is_onnx};
 use crate::tensor;
-use crate::walk::{bodies_mut, defined_names, free_name, label};
+use crate::walk::{bodies, bodies_mut, defined_names, free_name, label};
 use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 
 /// Operators that OpenVINO does not have, all of [`CONTRIB`]; it would refuse the whole graph.
@@ -20,6 +20,8 @@ const LACKING: [&str; 2] = ["BiasSplitGelu", "NhwcConv"];
 pub struct LoweredForOpenVino {
     /// Weights that became inputs, after the graph's own, in this order.
     pub weights: Vec<String>,
+    /// Weights that stay constants, as what reads them takes nothing else; their data lie outside of the graph.
+    pub constants: Vec<String>,
     /// Linear layers that were written as products and sums.
     pub linear: usize,
     /// Layer norms whose scales and shifts of several axes were written apart.
@@ -40,7 +42,7 @@ pub struct NotForOpenVino {
     pub reason: &'static str,
 }
 
-/// Makes weights of two and more axes inputs, and takes smaller ones into the graph; writes each `Gemm` as `Transpose`, `MatMul` and `Add`,
+/// Makes weights of two and more axes inputs, and takes smaller ones into the graph; leaves those of 8-bit layers where they are; writes each `Gemm` as `Transpose`, `MatMul` and `Add`,
 /// since OpenVINO multiplies every weight of a `Gemm` by alpha in every run; takes scale and shift of several axes out of each layer norm; gives each `RotaryEmbedding` that has the
 /// position of its first token alone those of all tokens, which OpenVINO takes for what they are.
 ///
@@ -50,17 +52,24 @@ pub struct NotForOpenVino {
 /// # Errors
 /// [`NotForOpenVino`] of the first node that can neither stay nor be rewritten; the model is then half done.
 pub fn lower_for_openvino(model: &mut Model) -> Result<LoweredForOpenVino, NotForOpenVino> {
-    let mut done = LoweredForOpenVino { weights: promote(&mut model.graph), ..LoweredForOpenVino::default() };
+    let (weights, constants) = promote(&mut model.graph);
+    let mut done = LoweredForOpenVino { weights, constants, ..LoweredForOpenVino::default() };
     let mut taken = defined_names(&model.graph);
     let mut known = Known { is_old: model.opset().is_none_or(|version| version < LEAST_OPSET), ..Known::default() };
     lower(&mut model.graph, &mut known, &mut taken, &mut done)?;
     Ok(done)
 }
 
-/// Values with few axes are worth no input each, and the plugin folds them; matrices are read where they lie.
-fn promote(graph: &mut Graph) -> Vec<String> {
-    let mut weights = Vec::new();
+/// Values with few axes are worth no input each, and the plugin folds them; matrices are read where they lie. Gives the weights that became
+/// inputs, and those that stay constants.
+fn promote(graph: &mut Graph) -> (Vec<String>, Vec<String>) {
+    let (mut weights, mut constants) = (Vec::new(), Vec::new());
+    let fixed = read_as_constants(graph);
     graph.initializers.retain(|name, value| {
+        if value.external && fixed.contains(name) {
+            constants.push(name.clone());
+            return true;
+        }
         let stays = !value.external || value.shape.len() < 2;
         value.external = false;
         if !stays {
@@ -71,7 +80,26 @@ fn promote(graph: &mut Graph) -> Vec<String> {
         }
         stays
     });
-    weights
+    (weights, constants)
+}
+
+/// What the layers in 8 bits of a graph, and of the bodies in it, read besides rows and bias.
+fn read_as_constants(graph: &Graph) -> HashSet<String> {
+    let mut names = HashSet::new();
+    for node in &graph.nodes {
+        if is_in_8_bits(node) {
+            names.extend(node.inputs.iter().take(BIAS).skip(1).cloned());
+        }
+        names.extend(bodies(node).flat_map(read_as_constants));
+    }
+    names
+}
+
+/// Of a `MatMulNBits`: the input that is its bias.
+const BIAS: usize = 5;
+
+fn is_in_8_bits(node: &Node) -> bool {
+    node.domain == CONTRIB && node.op_type == "MatMulNBits"
 }
 
 /// What is written in place of factors and of single positions needs `CastLike` and `Shape` of some extents alone.
@@ -145,8 +173,8 @@ fn lower(
         let refuse = |reason| NotForOpenVino { node: label(&node), op_type: node.op_type.clone(), reason };
         match (&node.domain[..], &node.op_type[..]) {
             (CONTRIB, op) if LACKING.contains(&op) => return Err(refuse("OpenVINO has no such operator")),
-            (CONTRIB, "MatMulNBits") if !known.is_constant(&node, 1) => {
-                return Err(refuse("OpenVINO takes its matrix as a constant only, and weights are inputs"));
+            _ if is_in_8_bits(&node) && !known.is_constant(&node, 1) => {
+                return Err(refuse("OpenVINO takes its matrix as a constant only"));
             }
             (CONTRIB, "RotaryEmbedding") if known.is_old && known.rank(&node, 1) != Some(2) => {
                 return Err(refuse(

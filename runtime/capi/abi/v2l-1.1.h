@@ -1068,6 +1068,11 @@ typedef struct v2l_generate_options {
 #define V2L_OPENVINO_BF16 2
 
 /**
+ * As V2L_OPENVINO_AUTO, but what is multiplied with a transformer's matrices of 8 bits is rounded to 8 bits, too.
+ */
+#define V2L_OPENVINO_INT8 3
+
+/**
  * As the engine directory says.
  */
 #define V2L_TILING_DEFAULT 0

@@ -87,6 +87,8 @@ pub const V2L_OPENVINO_AUTO: v2l_openvino_precision = 0;
 pub const V2L_OPENVINO_F32: v2l_openvino_precision = 1;
 /// bfloat16, but for what is computed once for each timestep.
 pub const V2L_OPENVINO_BF16: v2l_openvino_precision = 2;
+/// As V2L_OPENVINO_AUTO, but what is multiplied with a transformer's matrices of 8 bits is rounded to 8 bits, too.
+pub const V2L_OPENVINO_INT8: v2l_openvino_precision = 3;
 
 /// Whether large frames are cut into tiles for the autoencoder.
 pub type v2l_tiling = i32;
@@ -246,6 +248,7 @@ impl Opening {
             V2L_OPENVINO_AUTO => OpenVinoPrecision::Auto,
             V2L_OPENVINO_F32 => OpenVinoPrecision::F32,
             V2L_OPENVINO_BF16 => OpenVinoPrecision::Bf16,
+            V2L_OPENVINO_INT8 => OpenVinoPrecision::Int8,
             other => return Err(unknown("openvino_precision", other, "V2L_OPENVINO_…")),
         };
         let vae_tiling = match options.vae_tiling {

@@ -69,6 +69,11 @@ impl Borrowed {
     pub(crate) const fn data(&self) -> *const u8 {
         self.bytes.start
     }
+
+    /// Bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes.end.addr() - self.bytes.start.addr()
+    }
 }
 
 /// A tensor over memory that is lent to one run. Nothing is copied, and nothing is ever written to it.

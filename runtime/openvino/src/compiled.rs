@@ -9,7 +9,7 @@ use openvino_sys::{ov_compiled_model_t, ov_output_const_port_t, ov_property_t};
 use crate::core::DEVICE;
 use crate::error::{Failure, check};
 use crate::handle::{Handle, text};
-use crate::{Core, Model, OpenVinoError, Request};
+use crate::{Borrowed, Core, Model, OpenVinoError, Request};
 
 /// What floating-point arithmetic is lowered to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,6 +65,7 @@ pub struct Compiled {
 
 struct Inner {
     handle: Handle<ov_compiled_model_t>,
+    _constants: Arc<[Borrowed]>,
     _core: Core,
 }
 
@@ -106,7 +107,8 @@ impl Core {
         };
         let handle = handle.map_err(|failure| failure.of_graph("compiles"))?;
         let inputs = inputs(&handle).map_err(|failure| failure.during("lists the graph's inputs"))?;
-        Ok(Compiled { inner: Arc::new(Inner { handle, _core: self.clone() }), inputs: inputs.into() })
+        let inner = Inner { handle, _constants: Arc::clone(model.constants()), _core: self.clone() };
+        Ok(Compiled { inner: Arc::new(inner), inputs: inputs.into() })
     }
 }
 

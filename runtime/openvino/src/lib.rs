@@ -21,6 +21,7 @@
 
 mod borrowed;
 mod compiled;
+mod constants;
 mod core;
 mod element;
 mod error;

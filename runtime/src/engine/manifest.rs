@@ -175,7 +175,7 @@ impl GraphFiles {
     /// The weights that forms list by themselves.
     pub(super) fn weights(&self) -> impl Iterator<Item = &String> {
         let typed = self.typed.iter().flat_map(|typed| &typed.weights);
-        let openvino = self.openvino.iter().flat_map(|openvino| &openvino.weights);
+        let openvino = self.openvino.iter().flat_map(|openvino| openvino.weights.iter().chain(&openvino.constants));
         typed.chain(openvino).chain(self.plans.iter().flat_map(|plan| &plan.weights))
     }
 }
@@ -206,13 +206,16 @@ pub struct TypedGraph {
 }
 
 /// The variant over stored weights, or that in f32 where there is none, as OpenVINO takes it: matrices are inputs, after the graph's own, and vectors lie in
-/// the graph.
+/// the graph. Matrices in 8 bits are constants.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenVinoGraph {
     /// Tensor that holds the ONNX bytes.
     pub file: String,
     /// The engine's weights that it takes as inputs, in their storage type, in its order.
     pub weights: Vec<String>,
+    /// The engine's weights that are constants of it, but do not lie in it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub constants: Vec<String>,
 }
 
 /// Ranges by input; an input that it does not name is free.

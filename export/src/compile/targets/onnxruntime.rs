@@ -5,7 +5,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 use v2l_calibration::Request;
-use v2l_graphs::passes::{Hoisted, flops_per_row, hoist, infer_shapes, lower_for_openvino, lower_for_ort};
+use v2l_graphs::passes::{
+    Hoisted, LoweredForOpenVino, flops_per_row, hoist, infer_shapes, lower_for_openvino, lower_for_ort,
+};
 use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
@@ -131,7 +133,8 @@ impl Store<'_> {
         let lowered = lower_for_openvino(&mut model)
             .map_err(|source| ExportError::OpenVino { graph: graph.to_owned(), source })?;
         check_graph(graph, &model)?;
-        Ok(OpenVinoGraph { file: self.variant(graph, "openvino", &model)?, weights: lowered.weights })
+        let LoweredForOpenVino { weights, constants, .. } = lowered;
+        Ok(OpenVinoGraph { file: self.variant(graph, "openvino", &model)?, weights, constants })
     }
 
     /// Stores the graph's variants and describes it; `whole` is the graph before others were hoisted out of it.

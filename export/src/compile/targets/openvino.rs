@@ -18,9 +18,8 @@ impl Target for OpenVino {
         "openvino"
     }
 
-    /// Its operator for 8 bits takes matrices as constants only.
     fn takes_int8(&self) -> bool {
-        false
+        true
     }
 
     fn open<'a>(&'a self, _: &Path) -> Result<Box<dyn GraphCompiler + 'a>, ExportError> {

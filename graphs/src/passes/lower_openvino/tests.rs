@@ -1,4 +1,5 @@
 use super::*;
+use crate::passes::quantize_weights;
 use crate::{Builder, TensorData, Value, check};
 
 fn op_types(graph: &Graph) -> Vec<&str> {
@@ -182,12 +183,43 @@ fn what_openvino_lacks_or_computes_wrongly_is_refused_by_name() {
     assert!(refused(&mut rotation(2, Some(1))).reason.contains("one position for all tokens"));
     let mut b = Builder::new("g");
     let x = b.input("x", DataType::Float, [4_usize]);
-    let w = weight(&mut b, "w", &[3, 4]);
+    let w = b.input("w", DataType::Uint8, [3_usize, 1, 32]);
     let y = b.op("MatMulNBits", &[&x, &w]);
     b.output("y", &y, DataType::Float, [3_usize]);
     let mut model = b.finish().unwrap();
     CONTRIB.clone_into(&mut model.graph.nodes[0].domain);
     assert!(refused(&mut model).reason.contains("constant only"));
+}
+
+#[test]
+fn matrices_in_8_bits_and_their_scales_stay_constants_whose_data_lie_elsewhere() {
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [2_usize, 64]);
+    let (w, bias) = (weight(&mut b, "w", &[32, 64]), weight(&mut b, "bias", &[32]));
+    let (other, y) = (weight(&mut b, "other", &[32, 32]), b.node("Gemm", &[&x, &w, &bias]).attr("transB", 1).out());
+    let y = b.op("MatMul", &[&y, &other]);
+    b.output("y", &y, DataType::Float, [2_usize, 32]);
+    let mut model = b.finish().unwrap();
+    assert_eq!(quantize_weights(&mut model, &["w".to_owned()], 32), 1);
+    // Also where the layer lies in the body of another.
+    let layer = model.graph.nodes.remove(0);
+    let outputs = vec![ValueInfo { name: layer.outputs[0].clone(), ty: None }];
+    let body = || {
+        Attribute::Graph(Box::new(Graph { outputs: outputs.clone(), nodes: vec![layer.clone()], ..Graph::default() }))
+    };
+    let branches = [("then_branch", body()), ("else_branch", body())];
+    let (mut outside, mut inside) = (model.clone(), model);
+    outside.graph.nodes.insert(0, layer.clone());
+    inside.graph.nodes.insert(0, node("If", &["p"], &layer.outputs[0], &branches));
+    for mut model in [outside, inside] {
+        let done = lower_for_openvino(&mut model).unwrap();
+        assert_eq!(
+            (&done.weights[..], &done.constants[..]),
+            (&["other".to_owned()][..], &["w.int8", "w.int8_scales"].map(str::to_owned)[..])
+        );
+        let lie_outside = model.graph.initializers.iter().filter(|(_, value)| value.external);
+        assert_eq!(lie_outside.map(|(name, _)| name).collect::<Vec<_>>(), ["w.int8", "w.int8_scales"]);
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use v2l_graphs::{Builder, DataType, Dim, Initializer, Location, TensorData, encode_model};
+use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, Location, TensorData, encode_model};
 use v2l_openvino::{Borrowed, CompileOptions, Element, Model, OpenVinoError};
 
 use crate::common::{core, f32s, linear, onnx, output, request};
@@ -37,6 +37,39 @@ fn graphs_that_name_files_or_addresses_are_refused_before_openvino_sees_them() {
         let error = refusal(&external(location, address));
         assert_eq!(error, OpenVinoError::ExternalData { tensor: "w".into(), place: format!("in `{location}`") });
     }
+}
+
+#[test]
+fn constants_are_taken_by_name_and_nothing_else_that_lies_outside() {
+    let core = core();
+    let values = f32s(&[4], &[1.0, 2.0, 3.0, 4.0]);
+    let read = |name, constant: &Borrowed, onnx: &[u8]| Model::over_constants(&core, onnx, &[(name, constant.clone())]);
+    for location in ["weights.bin", "*/_ORT_MEM_ADDR_/*"] {
+        let model = read("w", &values, &external(location, 8)).unwrap_or_else(|error| panic!("{location}: {error}"));
+        let mut request = core.compile(&model, &CompileOptions::default()).unwrap().request().unwrap();
+        drop(model);
+        request.set_input("x", f32s(&[4], &[10.0; 4])).unwrap();
+        request.run(&|| false).unwrap();
+        assert_eq!(output(&request, "y"), [11.0, 12.0, 13.0, 14.0], "wherever the file says that it lies");
+    }
+    let absent = read("v", &values, &external("weights.bin", 0)).err().unwrap();
+    assert_eq!(absent, OpenVinoError::Refused { reason: "expected a constant `v`, found none".into() });
+    // In a body it is another tensor, though it has the name.
+    let mut body = Builder::new("body");
+    let inner = body.initializer("w", Initializer::weight(DataType::Float, &[4], TensorData::raw(vec![0; 16])));
+    let doubled = body.op("Add", &[&inner, &inner]);
+    body.output("inside", &doubled, DataType::Float, [4_usize]);
+    let body = Attribute::Graph(Box::new(body.finish().unwrap().graph));
+    let mut builder = Builder::new("outer");
+    let chosen = builder.input("chosen", DataType::Bool, [0_usize; 0]);
+    let w = builder.initializer("w", Initializer::weight(DataType::Float, &[4], TensorData::raw(vec![0; 16])));
+    let y = builder.node("If", &[&chosen]).attr("then_branch", body.clone()).attr("else_branch", body).out();
+    let y = builder.op("Add", &[&y, &w]);
+    builder.output("y", &y, DataType::Float, [4_usize]);
+    let place = |_: &str| Some(Location { file: "*/_ORT_MEM_ADDR_/*".to_owned(), offset: 8, length: 16 });
+    let onnx = encode_model(&builder.finish().unwrap(), &place).unwrap();
+    let hidden = read("w", &values, &onnx).err().unwrap();
+    assert!(matches!(&hidden, OpenVinoError::ExternalData { tensor, .. } if tensor == "w"), "{hidden}");
 }
 
 #[test]

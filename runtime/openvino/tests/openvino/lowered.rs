@@ -1,13 +1,18 @@
 //! What `lower_for_openvino` writes, on the real library: against arithmetic by hand, and against the same graph in ONNX's own operators.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
 use v2l_graphs::blocks::{self, RotaryTables};
-use v2l_graphs::passes::{Passes, infer_shapes, lower_for_openvino, lower_for_ort, optimize};
-use v2l_graphs::{Attribute, Builder, DataType, Dim, Initializer, Model as Graph, TensorData, Value, encode_model};
-use v2l_openvino::{Borrowed, CompileOptions, Element, Request};
+use v2l_graphs::passes::{
+    Passes, infer_shapes, lower_for_openvino, lower_for_ort, optimize, quantize_weights, restore_quantized,
+};
+use v2l_graphs::{
+    Attribute, Builder, DataType, Dim, Initializer, Location, Model as Graph, TensorData, Value, encode_model,
+};
+use v2l_openvino::{Borrowed, CompileOptions, Element, Model, Request};
 
-use crate::common::{bytes, f32s, noise, output, request};
+use crate::common::{bytes, core, f32s, noise, output, request};
 
 fn encoded(graph: &Graph) -> Vec<u8> {
     encode_model(graph, &|_| None).unwrap()
@@ -200,5 +205,63 @@ fn linear_layers_of_every_form_are_right() {
         let found = run(&mut request(&encoded(&model), &CompileOptions::default()), &inputs);
         let error = distance(&found, &expected);
         assert!(error < 1e-6, "{turned}, {alpha:?}, {beta:?}: {error}");
+    }
+}
+
+/// Layers over matrices in 8 bits, of every block and of rows that end in a part of one.
+#[test]
+fn linear_layers_over_matrices_in_8_bits_are_right() {
+    for (block, inside) in [(32, 96), (32, 100), (64, 64), (64, 130), (128, 256), (128, 200), (256, 512), (256, 300)] {
+        for (rows, biased) in [(7, true), (1, false)] {
+            let outside = 40;
+            let (x, w, c) = (noise(rows * inside, 1), noise(outside * inside, 2), noise(outside, 3));
+            let mut b = Builder::new("linear");
+            let input = b.input("x", DataType::Float, [Dim::from("S"), inside.into()]);
+            let data = |values: &[f32]| TensorData::raw(bytes(values));
+            let weight = b.initializer("w", Initializer::weight(DataType::Float, &[outside, inside], data(&w)));
+            let bias = b.initializer("c", Initializer::weight(DataType::Float, &[outside], data(&c)));
+            let inputs = if biased { vec![&input, &weight, &bias] } else { vec![&input, &weight] };
+            let y = b.node("Gemm", &inputs).attr("transB", 1).out();
+            b.output("y", &y, DataType::Float, [Dim::from("S"), outside.into()]);
+            let mut model = b.finish().unwrap();
+            let (mut restored, names) = (model.clone(), ["w".to_owned()]);
+            restore_quantized(&mut restored, &names, block);
+            let w = restored.graph.initializers["w"].data.to_bytes().unwrap();
+            let w: Vec<f32> = w.chunks_exact(4).map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect();
+            assert_eq!(quantize_weights(&mut model, &names, block), 1);
+            let held = model.graph.initializers.clone();
+            let lowered = lower_for_openvino(&mut model).unwrap();
+            assert_eq!(
+                (lowered.weights.len(), &lowered.constants[..]),
+                (0, &["w.int8", "w.int8_scales"].map(str::to_owned)[..])
+            );
+            let constants = lowered.constants.iter().map(|name| {
+                let value = &held[name];
+                let element = if value.dtype == DataType::Uint8 { Element::U8 } else { Element::F32 };
+                let data = Arc::new(value.data.to_bytes().unwrap().to_vec());
+                (&name[..], Borrowed::new(element, &value.shape, data).unwrap())
+            });
+            let constants: Vec<_> = constants.collect();
+            let onnx =
+                encode_model(&model, &|_| Some(Location { file: "weights".into(), offset: 0, length: 0 })).unwrap();
+            let core = core();
+            let read = Model::over_constants(&core, &onnx, &constants).unwrap();
+            let expected: Vec<f32> = (0..rows * outside)
+                .map(|index| {
+                    let (row, column) = (index / outside, index % outside);
+                    let product = |k: usize| f64::from(x[row * inside + k]) * f64::from(w[column * inside + k]);
+                    let bias = if biased { f64::from(c[column]) } else { 0.0 };
+                    ((0..inside).map(product).sum::<f64>() + bias) as f32
+                })
+                .collect();
+            for (group, most) in [(None, 1e-6), (NonZero::new(32), 1e-2)] {
+                let options = CompileOptions { dynamic_quantization: group, ..CompileOptions::default() };
+                let mut request = core.compile(&read, &options).unwrap().request().unwrap();
+                let found = run(&mut request, &[("x", f32s(&[rows, inside], &x))]);
+                let error = distance(&found, &expected);
+                println!("{block}, {inside}, {rows} rows, {group:?}: {error:.1e}");
+                assert!(error < most, "{block}, {inside}, {rows} rows, {group:?}: {error}");
+            }
+        }
     }
 }

@@ -65,13 +65,11 @@ impl Backend for OpenVino {
         let graph = engine.graph(graph)?;
         let (_, fused) = weight_bytes(engine, graph, WeightMode::Stored, fused)?;
         let run = graph.demand(true, false, shapes, runs);
+        let forms = || graph.parts().filter_map(|part| part.files.openvino.as_ref());
         // From compilation to the first run OpenVINO has room of its own for every weight that it will be given.
-        let inputs = graph.parts().filter_map(|part| part.files.openvino.as_ref()).flat_map(|form| &form.weights);
-        let mut weights = BTreeMap::new();
-        for name in inputs {
-            weights.insert(name, engine.weight(name)?.data.len() as u64);
-        }
-        let beyond_run = weights.into_values().sum::<u64>().saturating_sub(run.activations);
+        let inputs = bytes_of(engine, forms().flat_map(|form| &form.weights))?;
+        let constants = bytes_of(engine, forms().flat_map(|form| &form.constants))?.saturating_mul(COPIES);
+        let beyond_run = inputs.saturating_sub(run.activations).saturating_add(constants);
         Ok(Some(Needs { weights: fused.saturating_add(beyond_run), fused, run }))
     }
 
@@ -82,6 +80,18 @@ impl Backend for OpenVino {
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {
         Ok(Box::new(OpenVinoEngine::open(engine, options)?))
     }
+}
+
+/// So many copies of a graph's constants there are before its first run is over: two while it is read and compiled, and what it runs on.
+const COPIES: u64 = 3;
+
+/// Bytes of these weights, each counted once.
+fn bytes_of<'a>(engine: &Engine, names: impl Iterator<Item = &'a String>) -> Result<u64, EngineError> {
+    let mut weights = BTreeMap::new();
+    for name in names {
+        weights.insert(name, engine.weight(name)?.data.len() as u64);
+    }
+    Ok(weights.into_values().sum())
 }
 
 impl BackendEngine for OpenVinoEngine {

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use indexmap::IndexMap;
-use v2l_openvino::{CompileOptions, Compiled, Core, Model, Precision};
+use v2l_openvino::{Borrowed, Compiled, Core, Model};
 
 use super::embed::embed;
 use super::error::OvError;
-use super::opened_graph::OvGraph;
-use super::precision::decide;
+use super::opened_graph::{OvGraph, borrowed};
+use super::precision::{Arithmetic, decide};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
@@ -48,7 +48,7 @@ impl FusedState {
 pub struct OpenVinoEngine {
     engine: Arc<Engine>,
     core: Core,
-    precision: Precision,
+    arithmetic: Arithmetic,
     threads: Option<NonZero<usize>>,
     limits: Option<RunLimits>,
     device_weights: Arc<DeviceWeights>,
@@ -70,7 +70,7 @@ impl OpenVinoEngine {
             weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
         }
         let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
-        let (precision, why) = decide(&core, engine.manifest(), options.openvino.precision)?;
+        let (arithmetic, why) = decide(&core, engine.manifest(), options.openvino.precision)?;
         let weight = |name: &str| {
             let view = engine.weight(name)?;
             Ok((view.dtype, aligned(view.dtype, view.data)))
@@ -84,7 +84,7 @@ impl OpenVinoEngine {
         };
         let mut this = Self {
             core,
-            precision,
+            arithmetic,
             threads: options.threads.and_then(NonZero::new),
             limits: options.limits,
             device_weights: Arc::new(device_weights.beside_graphs()),
@@ -172,13 +172,13 @@ impl OpenVinoEngine {
         let graph = engine.graph(graph)?;
         let hoisted = graph.hoisted.as_ref();
         let own = hoisted.map_or(&graph.inputs, |hoisted| &hoisted.inputs);
-        let main = self.part(graph, own, self.precision)?;
+        let main = self.part(graph, own, self.arithmetic)?;
         let prologue = hoisted.and_then(|hoisted| hoisted.prologue.as_ref());
-        let prologue = prologue.map(|part| self.part(part, &part.inputs, self.precision)).transpose()?;
+        let prologue = prologue.map(|part| self.part(part, &part.inputs, self.arithmetic)).transpose()?;
         let timestep_rows = match hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
-            // In bfloat16 the timestep itself would be rounded.
+            // In float32, whatever is asked for: in bfloat16 the timestep itself would be rounded.
             Some(timestep_rows) => Some((
-                self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Precision::F32)?,
+                self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Arithmetic::default())?,
                 timestep_rows.rows.clone(),
             )),
             None => None,
@@ -193,7 +193,7 @@ impl OpenVinoEngine {
     }
 
     /// Opens a stored graph, without its hoisted graphs.
-    fn part(&mut self, graph: &Graph, inputs: &[Port], precision: Precision) -> Result<OvGraph, OvError> {
+    fn part(&mut self, graph: &Graph, inputs: &[Port], arithmetic: Arithmetic) -> Result<OvGraph, OvError> {
         let engine = Arc::clone(&self.engine);
         let form = form(&engine, graph)?;
         if !self.compiled.contains_key(&graph.name) {
@@ -206,9 +206,10 @@ impl OpenVinoEngine {
                     OvError::Interface { graph, what }
                 })?),
             };
-            let model = Model::from_onnx_bytes(&self.core, &bytes).map_err(failed)?;
-            let options = CompileOptions { precision, threads: self.threads, ..CompileOptions::default() };
-            let compiled = self.core.compile(&model, &options).map_err(failed)?;
+            let constants = form.constants.iter().map(|name| Ok((&name[..], constant(&engine, graph, name)?)));
+            let constants = constants.collect::<Result<Vec<_>, OvError>>()?;
+            let model = Model::over_constants(&self.core, &bytes, &constants).map_err(failed)?;
+            let compiled = self.core.compile(&model, &arithmetic.options(self.threads)).map_err(failed)?;
             let names = inputs.iter().map(|port| &port.name).chain(&form.weights).map(String::as_str);
             self.compiled.insert(graph.name.clone(), compiled.with_input_names(names));
         }
@@ -223,4 +224,11 @@ fn form<'a>(engine: &Engine, graph: &'a Graph) -> Result<&'a OpenVinoGraph, OvEr
         let (component, graph) = (engine.manifest().component.clone(), graph.name.clone());
         OvError::NoForm { component, graph }
     })
+}
+
+/// A weight of the engine that is a constant of a graph.
+fn constant(engine: &Engine, graph: &Graph, name: &str) -> Result<Borrowed, OvError> {
+    let view = engine.weight(name)?;
+    let data = aligned(view.dtype, view.data);
+    borrowed(view.dtype, view.shape, data).map_err(|source| OvError::Graph { graph: graph.name.clone(), source })
 }

@@ -60,8 +60,7 @@ impl OvGraph {
             if let Some(block) = state.fused(name) {
                 fused.push((at, bytes(block)));
             } else if let Some(held) = self.device_weights.held(name).filter(|_| !self.request.is_set(name)) {
-                let tensor = Borrowed::new(known(held.dtype)?, &held.shape, Arc::new(bytes(&held.base)))?;
-                self.request.set_input(name, tensor)?;
+                self.request.set_input(name, borrowed(held.dtype, &held.shape, bytes(&held.base))?)?;
             }
         }
         Ok(fused)
@@ -81,6 +80,11 @@ pub(super) fn element(dtype: Dtype) -> Option<Element> {
         Dtype::Bool => Some(Element::Bool),
         _ => None,
     }
+}
+
+/// A weight as OpenVINO takes it.
+pub(super) fn borrowed(dtype: Dtype, shape: &[usize], data: Bytes) -> Result<Borrowed, OpenVinoError> {
+    Borrowed::new(known(dtype)?, shape, Arc::new(data))
 }
 
 fn known(dtype: Dtype) -> Result<Element, OpenVinoError> {

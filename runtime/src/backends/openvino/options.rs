@@ -22,6 +22,9 @@ pub enum OpenVinoPrecision {
     F32,
     /// bfloat16, accumulated in float32; norms, too.
     Bf16,
+    /// As [`Self::Auto`], but a transformer's matrices that are stored in 8 bits are multiplied in 8 bits: rows are quantised when they come, in
+    /// groups of 32.
+    Int8,
 }
 
 impl FromStr for OpenVinoPrecision {
@@ -32,7 +35,8 @@ impl FromStr for OpenVinoPrecision {
             "auto" => Ok(Self::Auto),
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
-            _ => Err(format!("expected auto, f32 or bf16, found `{text}`")),
+            "int8" => Ok(Self::Int8),
+            _ => Err(format!("expected auto, f32, bf16 or int8, found `{text}`")),
         }
     }
 }
