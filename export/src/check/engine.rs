@@ -19,7 +19,7 @@ use v2l_runtime::engine::session::{Dim, Session};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::lora::branch;
-use v2l_runtime::options::{OpenOptions, OrtWeights, RunLimits};
+use v2l_runtime::options::{OpenOptions, OrtWeights, RunLimits, WeightMode};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::compare::{default_tolerance, outputs, rounds};
@@ -43,6 +43,12 @@ const WARM_RUNS: usize = 2;
 /// An engine may lie this many times further from a source that rounds than the source from itself on inputs whose last
 /// bits differ: its passes take sums in another order more than once.
 const UNREST_MARGIN: f64 = 8.0;
+
+/// How many values inside a graph are compared: those of the first blocks, as the others are alike.
+const MOST_INSIDE: usize = 32;
+
+/// How far they may lie apart on two backends that compute in f32 over the same weights.
+const INSIDE: Tolerance = Tolerance::RelativeL2(1e-3);
 
 /// No more than this is allowed for rounding, and this where no input can be moved.
 const MOST_UNREST: f64 = 1e-2;
@@ -213,8 +219,53 @@ impl Checked<'_> {
                 checks.skipped.push(unchecked);
                 Ok(())
             }
-            _ => self.compare(&graph.name, &open, runs, tolerance, "; on OpenVINO", checks),
+            _ => {
+                self.compare(&graph.name, &open, runs, tolerance, "; on OpenVINO", checks)?;
+                self.compare_inside(&graph.name, &open, runs, checks)
+            }
         }
+    }
+
+    /// Compares what a graph computes inside, opened in one way, with the same on ONNX Runtime over the same weights: an error that the output
+    /// hides. Skipped where no value inside can be read.
+    fn compare_inside(
+        &self,
+        name: &str,
+        open: &OpenOptions,
+        runs: &Runs,
+        checks: &mut Checks,
+    ) -> Result<(), ExportError> {
+        let Some((set, _)) = runs.first() else { return Ok(()) };
+        let shown = self.engine.with_inner_outputs(name, MOST_INSIDE).map_err(|e| self.failed(&e))?;
+        let Some((engine, values)) = shown else { return Ok(()) };
+        let engine = Arc::new(engine);
+        let inside = |open: &OpenOptions| -> Result<NamedTensors, ExportError> {
+            let mut backend = OpenEngine::open(Arc::clone(&engine), open).map_err(|e| self.failed(&e))?;
+            let mut session = backend.session(name).map_err(|e| self.failed(&e))?;
+            let tensors = with_empty_factors(&*session, &set.tensors);
+            let mut found = run(&mut *session, &tensors).map_err(|e| self.stopped(&e))?;
+            found.retain(|name, _| values.contains(name));
+            Ok(found)
+        };
+        let expected = inside(&OpenOptions { weights: OrtWeights::Stored, ..self.bounded() })?;
+        let actual = inside(open)?;
+        let tolerance = self.options.tolerance.unwrap_or(match rounds(&self.source.prepared.graph) {
+            true => Tolerance::RelativeL2(MOST_UNREST),
+            false => INSIDE,
+        });
+        let check = GraphCheck {
+            component: self.component.to_owned(),
+            graph: name.to_owned(),
+            weights: WeightMode::Stored,
+            inputs: format!("{}; on OpenVINO, inside, against ONNX Runtime", set.label),
+            tolerance,
+            outputs: outputs(&actual, &expected, tolerance),
+        };
+        match check.passed() {
+            true => checks.done.push(check),
+            false => return Err(ExportError::Numeric(Box::new(Failed { check, trace: None }))),
+        }
+        Ok(())
     }
 
     /// Compares a graph of the engine, opened in one way, with what is expected. `how` says more of the way.

@@ -2,6 +2,7 @@
 
 mod demand;
 pub mod footprint;
+mod inner;
 pub(crate) mod inputs;
 pub mod manifest;
 pub mod parameters;

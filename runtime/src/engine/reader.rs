@@ -1,6 +1,6 @@
 //! Opening an engine: map, then check everything that can be checked without reading the weights.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -118,6 +118,8 @@ pub struct Engine {
     /// Slots, then parameters.
     changeable: Vec<Slot>,
     fingerprint: Hash,
+    /// Tensors that stand in the place of the file's.
+    instead: HashMap<String, Bytes>,
 }
 
 impl Engine {
@@ -146,7 +148,7 @@ impl Engine {
         Check { file: &file, manifest: &manifest }.run()?;
         let fingerprint = Hash::of(&file.get(MANIFEST_TENSOR)?.data);
         let changeable = manifest.slots.iter().cloned().chain(parameters(&manifest)).collect();
-        Ok(Self { file, manifest, changeable, fingerprint })
+        Ok(Self { file, manifest, changeable, fingerprint, instead: HashMap::new() })
     }
 
     /// Where the engine was opened.
@@ -187,7 +189,25 @@ impl Engine {
     /// # Errors
     /// [`WeightError::Missing`] if there is none of that name.
     pub fn blob(&self, name: &str) -> Result<Bytes, EngineError> {
-        Ok(self.file.get(name)?.data)
+        match self.instead.get(name) {
+            Some(bytes) => Ok(bytes.clone()),
+            None => Ok(self.file.get(name)?.data),
+        }
+    }
+
+    /// The engine with further outputs of a graph, whose stored forms are others for that.
+    pub(super) fn with_outputs(
+        &self,
+        graph: &str,
+        outputs: impl Iterator<Item = Port>,
+        blobs: Vec<(String, Bytes)>,
+    ) -> Self {
+        let mut this = self.clone();
+        if let Some(graph) = this.manifest.graphs.iter_mut().find(|found| found.name == graph) {
+            graph.outputs.extend(outputs);
+        }
+        this.instead.extend(blobs);
+        this
     }
 
     /// The graph called `name`.
