@@ -140,6 +140,9 @@ impl Output {
                 self.bar.set_position((*done).into());
                 self.bar.set_message((*name).to_owned());
             }
+            Progress::WithoutOpenVino { name, graph, reason } => self.warning(&format!(
+                "{name}, graph `{graph}`: {reason}; the component is compiled for ONNX Runtime alone"
+            )),
             Progress::Calibrating { name } => self.start(&format!("measuring {name}"), 1, false),
             Progress::Written { bytes } => self.progress(*bytes),
         }

@@ -1,5 +1,6 @@
 //! What is under way.
 
+use v2l_graphs::passes::NotForOpenVino;
 use v2l_trt::Capability;
 
 /// What [`export`](crate::export) or [`compile`](crate::compile()) is doing.
@@ -34,6 +35,15 @@ pub enum Progress<'a> {
         done: u32,
         /// Steps of it; 0 if TensorRT does not say.
         of: u32,
+    },
+    /// A graph has no form for OpenVINO, so that its component runs on ONNX Runtime alone.
+    WithoutOpenVino {
+        /// The component.
+        name: &'a str,
+        /// The graph.
+        graph: &'a str,
+        /// The node, and what OpenVINO makes of it.
+        reason: &'a NotForOpenVino,
     },
     /// A component's values are being measured, to decide which node computes in which type.
     Calibrating {

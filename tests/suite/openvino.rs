@@ -314,6 +314,35 @@ fn engines_without_a_form_for_openvino_are_refused_with_a_way_out() {
     assert_eq!((error.class(), error.to_string()), (ErrorClass::Version, expected.to_owned()));
 }
 
+#[test]
+fn both_leaves_out_what_openvino_does_not_take_and_says_so() {
+    let scratch = Scratch::new();
+    let model = |name: &str, axis: i64, extents: &[usize]| {
+        let mut b = Builder::new("g");
+        let x = b.input("x", DataType::Float, [2_usize, 5, 8]);
+        let scale = b.floats(extents, &vec![0.5; extents.iter().product()]);
+        let y = b.node("LayerNormalization", &[&x, &scale]).attr("axis", axis).out();
+        b.output("y", &y, DataType::Float, [2_usize, 5, 8]);
+        scratch.write(name, encode_model(&b.finish().unwrap(), &|_| None).unwrap())
+    };
+    let (taken, refused) = (model("taken.onnx", -1, &[8]), model("refused.onnx", 1, &[5, 8]));
+    let engine = scratch.path("g.engine");
+    let compile = |model: &Path, backend: &str| {
+        output(command("compile", args![model, "-o", &engine, "--backend", backend, "--json"]))
+    };
+    let run = compile(&refused, "openvino");
+    assert!(run.code != 0 && !engine.exists() && run.stderr.contains("scales of one axis only"), "{}", run.stderr);
+    for (model, has_form) in [(&refused, false), (&taken, true)] {
+        let run = compile(model, "both");
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let words = "scales of one axis only, and its width is no known number; the component is compiled for ONNX Runtime alone";
+        assert_eq!(run.stderr.contains(words), !has_form, "{}", run.stderr);
+        let opened = Engine::open(&engine).unwrap();
+        assert_eq!(opened.manifest().graphs[0].files.openvino.is_some(), has_form);
+        std::fs::remove_file(&engine).unwrap();
+    }
+}
+
 /// `y = x + Gelu(x · up) · down`: what `--backend auto` times. `UPDATE_PROBE=1` writes it.
 #[test]
 fn probe_is_the_graph_that_it_says_to_be() {

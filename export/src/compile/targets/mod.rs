@@ -11,7 +11,7 @@ use std::sync::Arc;
 use v2l_trt::Flavour;
 
 pub use self::onnxruntime::OnnxRuntime;
-pub use self::openvino::OpenVino;
+pub use self::openvino::{Both, OpenVino};
 pub use self::target::{CompiledGraph, GraphCompiler, GraphTask, Target};
 pub use self::tensorrt::{PlanBuilder, TensorRtOptions};
 
@@ -22,6 +22,11 @@ pub static TARGETS: &[Entry] = &[
         name: "openvino",
         about: "ONNX Runtime and, over the same weights, OpenVINO: bfloat16 on CPUs that have it",
         make: || Arc::new(OpenVino),
+    },
+    Entry {
+        name: "both",
+        about: "As openvino; a component with a graph that OpenVINO does not take is for ONNX Runtime alone",
+        make: || Arc::new(Both),
     },
     Entry {
         name: "tensorrt-rtx",

@@ -5,13 +5,51 @@ use std::path::Path;
 use v2l_calibration::Request;
 use v2l_graphs::DataType;
 
-use super::onnxruntime::{Forms, forms};
+use super::onnxruntime::{Forms, OnnxRuntime, forms};
 use super::target::{CompiledGraph, GraphCompiler, GraphTask, Target};
 use crate::{ExportError, Progress};
 
 /// OpenVINO. It has no options. Its engines remain ONNX Runtime's, too: what they hold besides is a graph's nodes and vectors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct OpenVino;
+
+/// ONNX Runtime, and OpenVINO for the graphs that it takes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Both;
+
+impl Target for Both {
+    fn backend(&self) -> &'static str {
+        "both"
+    }
+
+    fn takes_int8(&self) -> bool {
+        true
+    }
+
+    fn open<'a>(&'a self, _: &Path) -> Result<Box<dyn GraphCompiler + 'a>, ExportError> {
+        Ok(Box::new(Self))
+    }
+}
+
+impl GraphCompiler for Both {
+    fn native_types(&self, _: DataType) -> Option<Request> {
+        None
+    }
+
+    fn compile(
+        &self,
+        task: &GraphTask<'_>,
+        progress: &mut dyn FnMut(Progress<'_>),
+    ) -> Result<CompiledGraph, ExportError> {
+        match OpenVino.compile(task, progress) {
+            Err(ExportError::OpenVino { graph, source }) => {
+                progress(Progress::WithoutOpenVino { name: task.component, graph: &graph, reason: &source });
+                OnnxRuntime.compile(task, progress)
+            }
+            compiled => compiled,
+        }
+    }
+}
 
 impl Target for OpenVino {
     fn backend(&self) -> &'static str {
