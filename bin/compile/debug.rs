@@ -1,12 +1,14 @@
 //! `v2l-compile debug`: where a compiled model leaves its source.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use clap::Args;
 use serde_json::json;
 
 use v2l_cli::{Failure, Output};
 use v2l_export::check::{Comparison, Trace};
+use v2l_export::targets::{OnnxRuntime, OpenVino};
 use v2l_export::{CompileOptions, debug};
 
 use super::Precision;
@@ -24,6 +26,9 @@ pub(crate) struct DebugArgs {
     /// Most nodes in a block.
     #[arg(long, value_name = "N", default_value_t = 200)]
     block_nodes: usize,
+    /// What runs what would be compiled; the source runs on ONNX Runtime.
+    #[arg(long, default_value = "ort", value_parser = ["ort", "openvino"])]
+    backend: String,
     #[command(flatten)]
     check: CheckArgs,
 }
@@ -35,6 +40,7 @@ pub(crate) fn run(args: &DebugArgs, output: &mut Output) -> anyhow::Result<()> {
     let options = CompileOptions {
         storage: args.precision.and_then(Precision::storage),
         check: args.check.options(false),
+        target: if args.backend == "openvino" { Arc::new(OpenVino) } else { Arc::new(OnnxRuntime) },
         ..CompileOptions::default()
     };
     let (inputs, trace) = debug(&args.input, &options, args.block_nodes)?;

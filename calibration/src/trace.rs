@@ -66,9 +66,9 @@ impl Trace {
 ///
 /// # Errors
 /// [`WalkError`] if either model cannot be run.
-pub fn trace<E: Executor>(
+pub fn trace<E: Executor, F: Executor<Value = E::Value, Error = E::Error>>(
     (on_reference, reference): (&mut E, &Model),
-    (on_candidate, candidate): (&mut E, &Model),
+    (on_candidate, candidate): (&mut F, &Model),
     inputs: &IndexMap<String, E::Value>,
     limits: Limits,
 ) -> Result<Trace, WalkError<E::Error>> {

@@ -19,7 +19,7 @@ use crate::types::from_runtime;
 use crate::{CompileOptions, ExportError};
 
 /// Compares a source graph with what would be compiled from it, block by block, then node by node in the worst block.
-/// Gives what it ran on, too.
+/// Compiled for OpenVINO, it runs there. Gives what it ran on, too.
 ///
 /// # Errors
 /// [`ExportError`] if either cannot be read or run.
@@ -50,6 +50,7 @@ pub fn debug(path: &Path, options: &CompileOptions, block_nodes: usize) -> Resul
     let weights = plan_weights(models.iter().map(|(name, model)| (name, model)), options.storage, &Default::default())?;
     let stored = |name: &str| from_runtime(weights[name].dtype);
     let limits = Limits { nodes: block_nodes, ..Limits::default() };
-    let trace = locate(&reference, &models[0].1, &stored, &set, &check.ort, limits)?;
+    let trace =
+        locate(&reference, &models[0].1, &stored, &set, (&check.ort, options.target.backend() == "openvino"), limits)?;
     Ok((set.label, trace))
 }

@@ -1,13 +1,16 @@
 //! Models, and pieces of them, on ONNX Runtime: the compiler looks at what they compute.
 
 pub(crate) mod adapted;
+pub(crate) mod openvino;
 
 use std::borrow::Cow;
 
 use indexmap::IndexMap;
 use v2l_calibration::Executor;
+use v2l_graphs::passes::NotForOpenVino;
 use v2l_graphs::{Location, Model, encode_model};
-use v2l_runtime::backends::onnxruntime::{GraphWeight, Interface, OrtError, OrtSession};
+use v2l_runtime::backends::onnxruntime::{OrtError, OrtSession};
+use v2l_runtime::backends::{BackendError, GraphWeight, Interface};
 use v2l_runtime::engine::manifest::WEIGHTS_PLACEHOLDER;
 use v2l_runtime::engine::session::{Dim, Port, Session, SessionError};
 use v2l_runtime::options::OpenOptions;
@@ -39,6 +42,18 @@ pub enum ExecuteError {
     /// ONNX Runtime refuses the graph.
     #[error(transparent)]
     Open(#[from] OrtError),
+    /// A graph cannot be written for OpenVINO.
+    #[error(transparent)]
+    Lower(#[from] NotForOpenVino),
+    /// Another backend refuses the graph.
+    #[error(transparent)]
+    OpenOn(#[from] BackendError),
+    /// This build has no such backend, or it runs engines alone.
+    #[error("this build runs no graph on {backend}; expected one with the feature `{backend}`")]
+    NoBackend {
+        /// The backend.
+        backend: &'static str,
+    },
     /// ONNX Runtime cannot run it.
     #[error(transparent)]
     Run(#[from] SessionError),
@@ -68,29 +83,8 @@ impl OrtExecutor {
     /// # Errors
     /// [`ExecuteError`].
     pub fn session(&self, model: &Model, inputs: Vec<Port>) -> Result<OrtSession, ExecuteError> {
-        let location = |name: &str| {
-            let length = model.graph.initializers.get(name)?.expected_len()? as u64;
-            Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
-        };
-        let onnx = encode_model(model, &location)?;
-        let mut weights = Vec::new();
-        for (name, weight) in model.graph.initializers.iter().filter(|(_, w)| w.external) {
-            let fail = |reason: String| ExecuteError::Weight { name: name.clone(), reason };
-            let dtype = to_runtime(weight.dtype);
-            let data = match self.overrides.get(name) {
-                Some(data) => data.clone(),
-                None => weight.data.to_bytes().map_err(|e| fail(e.to_string()))?,
-            };
-            weights.push(GraphWeight { name: name.clone(), dtype, shape: weight.shape.clone(), data });
-        }
-        let outputs = model.graph.outputs.iter().map(|output| {
-            let dtype = output.ty.as_ref().map(|ty| to_runtime(ty.dtype));
-            let dtype = dtype.ok_or_else(|| ExecuteError::Output { name: output.name.clone() })?;
-            Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
-        });
-        let outputs = outputs.collect::<Result<_, ExecuteError>>()?;
-        let interface = Interface { name: model.graph.name.clone(), inputs, outputs };
-        Ok(OrtSession::from_graph(interface, &onnx, weights, &self.options)?)
+        let weights = weights(model, &self.overrides)?;
+        Ok(OrtSession::from_graph(interface(model, inputs)?, &encoded(model)?, weights, &self.options)?)
     }
 }
 
@@ -99,11 +93,7 @@ impl Executor for OrtExecutor {
     type Error = ExecuteError;
 
     fn run(&mut self, model: &Model, inputs: &[(&str, &Tensor)]) -> Result<Vec<(String, Tensor)>, ExecuteError> {
-        let port = |(name, tensor): &(&str, &Tensor)| {
-            let shape = tensor.shape().iter().map(|&n| Dim::Fixed(n)).collect();
-            Port { name: (*name).to_owned(), dtype: tensor.dtype(), shape }
-        };
-        let mut session = self.session(model, inputs.iter().map(port).collect())?;
+        let mut session = self.session(model, ports_of(inputs))?;
         Ok(session.run(inputs)?.into_iter().collect())
     }
 
@@ -113,4 +103,47 @@ impl Executor for OrtExecutor {
             other => other.to_f32().map(|array| Cow::Owned(array.iter().copied().collect())),
         }
     }
+}
+
+/// The model's bytes; it names its weights.
+fn encoded(model: &Model) -> Result<Vec<u8>, ExecuteError> {
+    let location = |name: &str| {
+        let length = model.graph.initializers.get(name)?.expected_len()? as u64;
+        Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
+    };
+    Ok(encode_model(model, &location)?)
+}
+
+/// The weights of a model, those in `overrides` with other values.
+fn weights(model: &Model, overrides: &IndexMap<String, bytes::Bytes>) -> Result<Vec<GraphWeight>, ExecuteError> {
+    let external = model.graph.initializers.iter().filter(|(_, weight)| weight.external);
+    let weight = external.map(|(name, weight)| {
+        let fail = |reason: String| ExecuteError::Weight { name: name.clone(), reason };
+        let data = match overrides.get(name) {
+            Some(data) => data.clone(),
+            None => weight.data.to_bytes().map_err(|e| fail(e.to_string()))?,
+        };
+        Ok(GraphWeight { name: name.clone(), dtype: to_runtime(weight.dtype), shape: weight.shape.clone(), data })
+    });
+    weight.collect()
+}
+
+/// What the model takes and gives.
+fn interface(model: &Model, inputs: Vec<Port>) -> Result<Interface, ExecuteError> {
+    let outputs = model.graph.outputs.iter().map(|output| {
+        let dtype = output.ty.as_ref().map(|ty| to_runtime(ty.dtype));
+        let dtype = dtype.ok_or_else(|| ExecuteError::Output { name: output.name.clone() })?;
+        Ok(Port { name: output.name.clone(), dtype, shape: Vec::new() })
+    });
+    let outputs = outputs.collect::<Result<_, ExecuteError>>()?;
+    Ok(Interface { name: model.graph.name.clone(), inputs, outputs })
+}
+
+/// Inputs of just these extents.
+fn ports_of(inputs: &[(&str, &Tensor)]) -> Vec<Port> {
+    let port = |(name, tensor): &(&str, &Tensor)| {
+        let shape = tensor.shape().iter().map(|&n| Dim::Fixed(n)).collect();
+        Port { name: (*name).to_owned(), dtype: tensor.dtype(), shape }
+    };
+    inputs.iter().map(port).collect()
 }

@@ -260,13 +260,16 @@ fn accuracy_target_decides_what_passes() {
 fn debug_finds_the_node_block_by_block() {
     let scratch = Scratch::new();
     let model = cancelling(&scratch);
-    let run = run_ok("compile", args!["debug", &model, "--precision", "bf16", "--block-nodes", "4", "--json"]);
-    let blocks = events(&run.stdout, "block");
-    assert!(blocks.len() > 2, "{}", run.stdout);
-    let own = |block: &Json| block["own"]["relative_l2"].as_f64().unwrap();
-    let worst = blocks.iter().max_by(|a, b| own(a).total_cmp(&own(b))).unwrap();
-    assert!(own(worst) > 0.1 && blocks.iter().filter(|b| own(b) > 0.05).count() == 1, "{}", run.stdout);
-    assert_eq!(events(&run.stdout, "culprit")[0]["node"], "cancel/Sub");
+    for backend in ["ort", "openvino"] {
+        let precision = args!["--precision", "bf16", "--block-nodes", "4", "--json", "--backend", backend];
+        let run = run_ok("compile", &[args!["debug", &model], precision].concat());
+        let blocks = events(&run.stdout, "block");
+        assert!(blocks.len() > 2, "{}", run.stdout);
+        let own = |block: &Json| block["own"]["relative_l2"].as_f64().unwrap();
+        let worst = blocks.iter().max_by(|a, b| own(a).total_cmp(&own(b))).unwrap();
+        assert!(own(worst) > 0.1 && blocks.iter().filter(|b| own(b) > 0.05).count() == 1, "{}", run.stdout);
+        assert_eq!(events(&run.stdout, "culprit")[0]["node"], "cancel/Sub");
+    }
     let exact = run_ok("compile", args!["debug", &model, "--json"]);
     assert_eq!(events(&exact.stdout, "culprit")[0]["node"], Json::Null);
 }

@@ -315,6 +315,24 @@ fn engines_without_a_form_for_openvino_are_refused_with_a_way_out() {
 }
 
 #[test]
+fn debug_looks_into_the_form_for_openvino_block_by_block() {
+    let built = Built::plain(&fixtures().join("transformer/rotary_t2v"));
+    let graph = built.bundle().join("transformer/step.onnx");
+    let options = args!["--backend", "openvino", "--block-nodes", "40", "--json"];
+    let run = output(command("compile", &[args!["debug", &graph], options].concat()));
+    assert_eq!(run.code, 0, "{}", run.stderr);
+    let events = run.stdout.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let blocks: Vec<Json> = events.filter(|event| event["event"] == "block").collect();
+    let largest = |which: &str| {
+        let errors = blocks.iter().map(|block| block[which]["relative_l2"].as_f64().unwrap());
+        errors.fold(0.0, f64::max)
+    };
+    // Bits of its own say that it ran there.
+    assert!(blocks.len() > 3 && largest("own") > 0.0, "{}", run.stdout);
+    assert!(largest("own") < 1e-5 && largest("accumulated") < 1e-5, "{}", run.stdout);
+}
+
+#[test]
 fn both_leaves_out_what_openvino_does_not_take_and_says_so() {
     let scratch = Scratch::new();
     let model = |name: &str, axis: i64, extents: &[usize]| {

@@ -11,7 +11,8 @@ use v2l_export::check::CheckOptions;
 use v2l_graphs::{
     Attribute, Builder, DataType, Dim, Initializer, TensorData, TensorType, Value, ValueInfo, encode_model,
 };
-use v2l_runtime::backends::onnxruntime::{Interface, OrtEngine, OrtSession};
+use v2l_runtime::backends::Interface;
+use v2l_runtime::backends::onnxruntime::{OrtEngine, OrtSession};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};

@@ -263,7 +263,10 @@ impl Checked<'_> {
         };
         match check.passed() {
             true => checks.done.push(check),
-            false => return Err(ExportError::Numeric(Box::new(Failed { check, trace: None }))),
+            false => {
+                let trace = self.locate(set, open).ok();
+                return Err(ExportError::Numeric(Box::new(Failed { check, trace })));
+            }
         }
         Ok(())
     }
@@ -298,7 +301,7 @@ impl Checked<'_> {
                 check = GraphCheck { tolerance, outputs: outputs(&actual, expected, tolerance), ..check };
             }
             if !check.passed() {
-                let trace = self.locate(set).ok();
+                let trace = self.locate(set, open).ok();
                 return Err(ExportError::Numeric(Box::new(Failed { check, trace })));
             }
             checks.done.push(check);
@@ -348,8 +351,9 @@ impl Checked<'_> {
     }
 
     /// Where the compiled graph leaves its source.
-    fn locate(&self, set: &InputSet) -> Result<Trace, ExportError> {
-        locate(&self.reference, &self.lowered, self.stored, set, &self.options.ort, Limits::default())
+    fn locate(&self, set: &InputSet, open: &OpenOptions) -> Result<Trace, ExportError> {
+        let how = (&self.options.ort, open.backend.name() == Some("openvino"));
+        locate(&self.reference, &self.lowered, self.stored, set, how, Limits::default())
     }
 }
 

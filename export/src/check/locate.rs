@@ -8,6 +8,7 @@ use super::inputs::InputSet;
 use super::reference::Reference;
 use crate::ExportError;
 use crate::execute::OrtExecutor;
+use crate::execute::openvino::OpenVinoExecutor;
 
 /// The f32 graph over weights that were rounded to their storage type.
 fn rounded(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
@@ -19,18 +20,24 @@ fn rounded(model: &Model, stored: &dyn Fn(&str) -> DataType) -> Model {
     model
 }
 
-/// Where `compiled`, over weights as they are stored, leaves its source.
+/// Where `compiled`, over weights as they are stored, leaves its source, which runs on ONNX Runtime; `on_openvino`: where it leaves it on OpenVINO.
 pub(crate) fn locate(
     reference: &Reference,
     compiled: &Model,
     stored: &dyn Fn(&str) -> DataType,
     set: &InputSet,
-    ort: &OpenOptions,
+    (open, on_openvino): (&OpenOptions, bool),
     limits: Limits,
 ) -> Result<Trace, ExportError> {
-    let executor = || OrtExecutor { options: ort.clone(), ..OrtExecutor::default() };
+    let failed = |reason: String| ExportError::Graph { graph: reference.model.graph.name.clone(), reason };
+    let executor = || OrtExecutor { options: open.clone(), ..OrtExecutor::default() };
     let candidate = rounded(compiled, stored);
-    let (mut first, mut second) = (executor(), executor());
-    trace((&mut first, &reference.model), (&mut second, &candidate), &set.tensors, limits)
-        .map_err(|e| ExportError::Graph { graph: reference.model.graph.name.clone(), reason: e.to_string() })
+    let first = (&mut executor(), &reference.model);
+    let traced = if on_openvino {
+        let mut second = OpenVinoExecutor::new(open, &candidate).map_err(|e| failed(e.to_string()))?;
+        trace(first, (&mut second, &candidate), &set.tensors, limits)
+    } else {
+        trace(first, (&mut executor(), &candidate), &set.tensors, limits)
+    };
+    traced.map_err(|e| failed(e.to_string()))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::backends::error::BackendError;
+use crate::backends::interface::{GraphWeight, Interface};
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;
 use crate::engine::session::Session;
@@ -65,6 +66,21 @@ pub trait Backend: Sync {
     /// # Errors
     /// [`BackendError`]: the backend is not there, the engine is not for it, memory does not suffice, an adapter does not fit.
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError>;
+
+    /// Opens a graph that belongs to no engine, over these weights, as it stands; `None` if the backend runs engines alone. The ONNX bytes are
+    /// in the backend's own form.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    fn open_graph(
+        &self,
+        _interface: &Interface,
+        _onnx: &[u8],
+        _weights: &[GraphWeight],
+        _options: &OpenOptions,
+    ) -> Option<Result<Box<dyn Session>, BackendError>> {
+        None
+    }
 }
 
 /// Opens sessions again over other weights, or says why not.

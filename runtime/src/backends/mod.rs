@@ -5,6 +5,7 @@ mod device_weights;
 mod error;
 mod graph_session;
 mod hoisted;
+mod interface;
 pub mod onnxruntime;
 mod open;
 pub mod openvino;
@@ -17,12 +18,14 @@ use v2l_trt::Flavour;
 
 pub use backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 pub use error::{BackendError, BackendFailure};
+pub use interface::{GraphWeight, Interface};
 pub use open::OpenEngine;
 
 use crate::options::BackendChoice;
 
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;
+use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::options::{OpenOptions, WeightMode};
 use onnxruntime::OnnxRuntime;
@@ -66,6 +69,20 @@ pub fn chosen(engine: &Engine, options: &OpenOptions) -> &'static dyn Backend {
     };
     // From the last: the first suits every engine.
     BACKENDS.iter().rev().find(wanted).copied().unwrap_or(&OnnxRuntime)
+}
+
+/// Opens a graph that belongs to no engine on the backend that the options name: see [`Backend::open_graph`].
+///
+/// # Errors
+/// As [`Backend::open_graph`].
+pub fn open_graph(
+    interface: &Interface,
+    onnx: &[u8],
+    weights: &[GraphWeight],
+    options: &OpenOptions,
+) -> Option<Result<Box<dyn Session>, BackendError>> {
+    let named = |backend: &&&dyn Backend| options.backend.name() == Some(backend.name());
+    BACKENDS.iter().find(named)?.open_graph(interface, onnx, weights, options)
 }
 
 /// How an engine's weights will be held with these options, and why, in words: see [`Backend::held_weights`].

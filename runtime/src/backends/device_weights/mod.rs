@@ -19,6 +19,8 @@ pub(super) use host::Host;
 #[cfg(feature = "openvino")]
 pub(super) use host::bytes;
 
+#[cfg(feature = "openvino")]
+use crate::backends::interface::GraphWeight;
 use crate::engine::Engine;
 use crate::engine::session::Port;
 use crate::lora::adapter::Adapter;
@@ -156,6 +158,21 @@ impl DeviceWeights {
                 let base = device.hold(dtype, data)?;
                 held.insert(name.to_owned(), Held { dtype, shape, base });
             }
+        }
+        device.settle()?;
+        Ok(Self { device, held, beside_graphs: false, state: RwLock::default() })
+    }
+
+    /// Brings weights that belong to no engine to the device.
+    ///
+    /// # Errors
+    /// [`FuseError::Device`] or [`FuseError::Memory`].
+    #[cfg(feature = "openvino")]
+    pub(super) fn of(device: Arc<dyn Device>, weights: &[&GraphWeight]) -> Result<Self, FuseError> {
+        let mut held = IndexMap::new();
+        for GraphWeight { name, dtype, shape, data } in weights {
+            let base = device.hold(*dtype, data.clone())?;
+            held.insert(name.clone(), Held { dtype: *dtype, shape: shape.clone(), base });
         }
         device.settle()?;
         Ok(Self { device, held, beside_graphs: false, state: RwLock::default() })

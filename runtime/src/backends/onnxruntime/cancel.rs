@@ -74,7 +74,8 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::backends::onnxruntime::{Interface, OrtSession};
+    use crate::backends::interface::Interface;
+    use crate::backends::onnxruntime::OrtSession;
     use crate::engine::session::{Dim, Port, Session as _};
     use crate::options::OpenOptions;
     use crate::tensor::{Dtype, Tensor};

@@ -8,7 +8,6 @@ mod bounded;
 mod builder;
 mod cancel;
 mod graph;
-mod interface;
 mod open;
 mod opened_graph;
 mod operator_times;
@@ -22,7 +21,6 @@ mod weight_decision;
 mod weighted;
 
 pub use backend::OnnxRuntime;
-pub use interface::{GraphWeight, Interface};
 pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};

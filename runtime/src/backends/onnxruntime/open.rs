@@ -10,7 +10,6 @@ use ort::session::builder::SessionBuilder;
 
 use super::bounded::within;
 use super::builder::configured;
-use super::interface::Interface;
 use super::opened_graph::OrtGraph;
 use super::options::{Arithmetic, DeviceWeightChoice, Provider};
 use super::promote::{Promoted, promote};
@@ -23,6 +22,7 @@ use super::{NAME, OrtError};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{Cuda, Device, DeviceWeights, Host, State};
 use crate::backends::hoisted::Hoisted;
+use crate::backends::interface::Interface;
 use crate::backends::weights::graph_weights;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};

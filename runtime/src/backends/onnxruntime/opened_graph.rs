@@ -7,13 +7,13 @@ use ort::value::{DynValue, ValueType};
 use std::sync::Arc;
 
 use super::cancel::Runner;
-use super::interface::Interface;
 use super::operator_times::OperatorTimes;
 use super::scratch::Scratch;
 use super::value::{borrow, borrow_block, copy_out, dtype_of};
 use super::{NAME, OrtError, failed};
 use crate::backends::device_weights::{DeviceWeights, HeldInput, InUse, State};
 use crate::backends::hoisted::RunnableGraph;
+use crate::backends::interface::Interface;
 use crate::engine::inputs::{Bound, bind};
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::options::RunLimits;

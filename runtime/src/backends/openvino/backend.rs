@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use super::NAME;
 use super::engine::OpenVinoEngine;
+use super::loose;
 use super::verdict::verdict;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
+use crate::backends::interface::{GraphWeight, Interface};
 use crate::backends::onnxruntime::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
 use crate::backends::weights::weight_bytes;
 use crate::components::Needs;
@@ -79,6 +81,17 @@ impl Backend for OpenVino {
 
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError> {
         Ok(Box::new(OpenVinoEngine::open(engine, options)?))
+    }
+
+    fn open_graph(
+        &self,
+        interface: &Interface,
+        onnx: &[u8],
+        weights: &[GraphWeight],
+        options: &OpenOptions,
+    ) -> Option<Result<Box<dyn Session>, BackendError>> {
+        let opened = loose::open(interface, onnx, weights, options);
+        Some(opened.map(|session| Box::new(session) as _).map_err(Into::into))
     }
 }
 

@@ -17,6 +17,7 @@ use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
 use crate::backends::hoisted::Hoisted;
+use crate::backends::interface::Interface;
 use crate::backends::weights::private_bytes;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, OpenVinoGraph, Slot};
@@ -214,7 +215,9 @@ impl OpenVinoEngine {
             self.compiled.insert(graph.name.clone(), compiled.with_input_names(names));
         }
         let compiled = &self.compiled[&graph.name];
-        OvGraph::new(graph, inputs.to_vec(), &form.weights, (compiled, &self.device_weights), self.limits)
+        let (name, outputs) = (graph.name.clone(), graph.outputs.clone());
+        let interface = Interface { name, inputs: inputs.to_vec(), outputs };
+        OvGraph::new(interface, &form.weights, (compiled, &self.device_weights), self.limits)
     }
 }
 

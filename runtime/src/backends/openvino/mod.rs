@@ -13,6 +13,8 @@ mod engine;
 #[cfg(feature = "openvino")]
 mod error;
 #[cfg(feature = "openvino")]
+mod loose;
+#[cfg(feature = "openvino")]
 mod opened_graph;
 pub(crate) mod options;
 #[cfg(feature = "openvino")]

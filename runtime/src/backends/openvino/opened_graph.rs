@@ -10,8 +10,8 @@ use super::NAME;
 use super::error::{OvError, failed};
 use crate::backends::device_weights::{DeviceWeights, InUse, State, bytes};
 use crate::backends::hoisted::RunnableGraph;
+use crate::backends::interface::Interface;
 use crate::engine::inputs::bind;
-use crate::engine::manifest::Graph;
 use crate::engine::session::{Port, SessionError};
 use crate::io::raw::tensor_from_bytes;
 use crate::options::RunLimits;
@@ -31,13 +31,12 @@ pub struct OvGraph {
 impl OvGraph {
     /// Over these weights, after checking that it is the graph that is expected.
     pub(super) fn new(
-        graph: &Graph,
-        inputs: Vec<Port>,
+        Interface { name, inputs, outputs }: Interface,
         weights: &[String],
         (compiled, device_weights): (&Compiled, &Arc<DeviceWeights>),
         limits: Option<RunLimits>,
     ) -> Result<Self, OvError> {
-        let interface = |what: String| OvError::Interface { graph: graph.name.clone(), what };
+        let interface = |what: String| OvError::Interface { graph: name.clone(), what };
         let expected = inputs.iter().map(|port| &port.name).chain(weights);
         if let Some(missing) = expected.clone().find(|name| !compiled.inputs().contains(name)) {
             return Err(interface(format!("the manifest has the input `{missing}`, the stored graph has not")));
@@ -45,12 +44,18 @@ impl OvGraph {
         if let Some(more) = compiled.inputs().iter().find(|name| !expected.clone().any(|known| known == *name)) {
             return Err(interface(format!("the stored graph has the input `{more}`, the manifest has not")));
         }
-        if let Some(port) = inputs.iter().chain(&graph.outputs).find(|port| element(port.dtype).is_none()) {
+        if let Some(port) = inputs.iter().chain(&outputs).find(|port| element(port.dtype).is_none()) {
             return Err(interface(format!("`{}` is of {}, which OpenVINO is not given", port.name, port.dtype)));
         }
-        let request = compiled.request().map_err(|source| OvError::Graph { graph: graph.name.clone(), source })?;
-        let (weights, outputs) = (weights.to_vec(), graph.outputs.clone());
-        Ok(Self { request, weights, device_weights: Arc::clone(device_weights), inputs, outputs, limits })
+        let request = compiled.request().map_err(|source| OvError::Graph { graph: name.clone(), source })?;
+        Ok(Self {
+            request,
+            weights: weights.to_vec(),
+            device_weights: Arc::clone(device_weights),
+            inputs,
+            outputs,
+            limits,
+        })
     }
 
     /// Sees to it that every weight in use without adapters is set, and gives those with adapters: they may be others in the next run.

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use v2l_openvino::{Borrowed, CompileOptions, Core, Element, Model, OpenVinoError, Precision};
 
-use crate::backends::onnxruntime::{Interface, OrtOptions, OrtSession};
+use crate::backends::interface::Interface;
+use crate::backends::onnxruntime::{OrtOptions, OrtSession};
 use crate::engine::session::{Dim, Port, Session, SessionError};
 use crate::io::atomic::write_file;
 use crate::io::user_cache::user_cache;
