@@ -190,7 +190,7 @@ pub(crate) fn compare(
         if trial.prepare {
             let announced: Vec<(&str, &Tensor)> =
                 inputs.iter().filter(|(name, _)| *name != "x").map(|(name, tensor)| (&name[..], tensor)).collect();
-            used.prepare(&announced).map_err(|e| failed("announced", e.to_string()))?;
+            used.prepare(&announced, &|| false).map_err(|e| failed("announced", e.to_string()))?;
         }
         let found = run(&mut used, &inputs).map_err(|e| failed("used session", e))?;
         differ(&expected, &found).map_or(Ok(()), |e| Err(failed("used session", e)))?;

@@ -97,7 +97,7 @@ fn session_over_device_weights_keeps_factors_and_runs_without_them() {
         let mut schedule = inputs.clone();
         schedule.insert("timestep".to_owned(), Tensor::I64(ndarray::arr1(&[999, 500, 20]).into_dyn()));
         schedule.shift_remove("hidden_states");
-        session.prepare(&refs(&schedule)).unwrap();
+        session.prepare(&refs(&schedule), &|| false).unwrap();
         assert_eq!(run(&mut session, &inputs), given, "strength {strength}");
     }
     // What is given comes first, and a wrong factor changes nothing.

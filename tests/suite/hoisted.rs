@@ -89,7 +89,7 @@ fn tables_serve_any_batch_order_and_setting_and_prepared_ones_the_same() {
             let mut schedule = at(&base, &[999, 500, 20, 500]);
             schedule.retain(|name, _| name != "hidden_states");
             let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, t)| (&name[..], t)).collect();
-            prepared.prepare(&schedule).unwrap();
+            prepared.prepare(&schedule, &|| false).unwrap();
             for timesteps in [&[500][..], &[20], &[999, 20], &[20, 999], &[500, 500, 7], &[500]] {
                 let inputs = at(&repeated(&base, timesteps.len()), timesteps);
                 let expected = sample(&mut *plain, &inputs);
@@ -129,7 +129,7 @@ fn rows_have_the_same_bits_whichever_rows_they_were_computed_with_and_before_or_
         let mut prepared = open();
         let schedule = at(&base, &many);
         let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
-        prepared.prepare(&schedule).unwrap();
+        prepared.prepare(&schedule, &|| false).unwrap();
         let mut used = open();
         sample(&mut *used, &at(&repeated(&base, many.len()), &many));
         for (what, session) in [("prepared", &mut prepared), ("used", &mut used)] {

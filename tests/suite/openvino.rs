@@ -1,6 +1,7 @@
 //! OpenVINO as a backend, on the real library, against golden files and ONNX Runtime. The library must be there
 //! (`bin/setup --tests`).
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +12,14 @@ use serde_json::Value as Json;
 use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::{Builder, DataType, encode_model};
-use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
+use v2l_runtime::backends::{BackendEngine, OpenEngine, chosen};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph};
+use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph, Slot};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::events::Cancelled;
 use v2l_runtime::io::weights::write_tensors;
+use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -280,7 +282,7 @@ fn timestep_rows_have_the_same_bits_prepared_or_not_and_follow_adapters() {
     schedule.insert("timestep".to_owned(), Tensor::I64(ndarray::arr1(&[999, 500, 20]).into_dyn()));
     schedule.shift_remove("hidden_states");
     let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
-    prepared.prepare(&schedule).unwrap();
+    prepared.prepare(&schedule, &|| false).unwrap();
     assert_eq!(run(&mut *prepared, &inputs), alone);
     base.set_adapters(&options.adapters, std::iter::empty(), None).unwrap();
     for session in [&mut session, &mut prepared] {
@@ -303,6 +305,62 @@ fn a_run_that_is_no_longer_wanted_ends_and_leaves_the_session_as_it_was() {
         assert_eq!((stopped.class(), stopped.to_string()), (ErrorClass::Cancelled, Cancelled.to_string()));
         assert_eq!(session.run_unless(&inputs, &|| false).unwrap(), before);
     }
+}
+
+#[test]
+fn timesteps_that_are_no_longer_wanted_are_not_prepared_and_the_session_stays_as_it_was() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
+    let mut schedule = inputs.clone();
+    schedule.insert("timestep".to_owned(), Tensor::I64(ndarray::Array1::from_iter(0..40).into_dyn()));
+    schedule.shift_remove("hidden_states");
+    let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
+    for options in [openvino(), OpenOptions::default()] {
+        let mut session = OpenEngine::open(Arc::clone(&engine), &options).unwrap().session("step").unwrap();
+        let before = run(&mut *session, &inputs);
+        for rows in [0, 3] {
+            let asked = Cell::new(0);
+            let later = || asked.replace(asked.get() + 1) >= rows;
+            let stopped = session.prepare(&schedule, &later).unwrap_err();
+            assert_eq!((stopped.class(), stopped.to_string()), (ErrorClass::Cancelled, Cancelled.to_string()));
+            assert!(asked.get() <= rows + 1, "asked {} times", asked.get());
+            assert_eq!(run(&mut *session, &inputs), before);
+        }
+        session.prepare(&schedule, &|| false).unwrap();
+        assert_eq!(run(&mut *session, &inputs), before);
+    }
+}
+
+/// An adapter of these, which changes a bias, too: the graphs that it lies in are compiled again.
+fn with_a_bias(engine: &Engine) -> Adapter {
+    let is_bias = |slot: &&Slot| slot.name.ends_with("bias");
+    let bias = engine.parameters().iter().find(is_bias).expect("the model has a bias");
+    adapter("a", engine.manifest().slots.iter().chain([bias]), 3, 1)
+}
+
+#[test]
+fn base_that_cannot_be_brought_back_leaves_adapters_and_sessions_as_they_were() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
+    let steer = vec![(with_a_bias(&engine), 0.5)];
+    let mut on = chosen(&engine, &openvino()).open(Arc::clone(&engine), &openvino()).unwrap();
+    let base = run(&mut *on.session("step").unwrap(), &inputs);
+    on.set_adapters(&steer, &mut |_| Ok(()), None).unwrap();
+    let report = on.report().private_bytes;
+    let mut session = on.session("step").unwrap();
+    let steered = run(&mut *session, &inputs);
+    assert_ne!(steered, base);
+    // What a graph that does not compile any more looks like.
+    let mut fails = |on: &mut dyn BackendEngine| on.session("nowhere").map(drop);
+    let error = on.set_adapters(&[], &mut fails, None).unwrap_err();
+    assert!(error.to_string().contains("has no graph `nowhere`"), "{error}");
+    assert_eq!(on.report().private_bytes, report);
+    assert_eq!(run(&mut *session, &inputs), steered, "the session that is open");
+    assert_eq!(run(&mut *on.session("step").unwrap(), &inputs), steered, "one that is opened now");
+    on.set_adapters(&[], &mut |_| Ok(()), None).unwrap();
+    assert_eq!(run(&mut *on.session("step").unwrap(), &inputs), base, "the base comes back bit for bit");
 }
 
 #[test]

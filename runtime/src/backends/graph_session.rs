@@ -179,10 +179,10 @@ impl<P: RunnableGraph> Session for GraphSession<P> {
         Ok(true)
     }
 
-    fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+    fn prepare(&mut self, inputs: &[(&str, &Tensor)], cancelled: &dyn Fn() -> bool) -> Result<(), SessionError> {
         let weights = self.weights();
-        let in_use =
-            InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled: None };
+        let (ordinal, cancelled) = (self.ordinal(), Some(cancelled));
+        let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal, cancelled };
         let Some(hoisted) = &mut self.hoisted else { return Ok(()) };
         hoisted.prepare(&views(&laid_out(inputs)), in_use)
     }

@@ -90,7 +90,7 @@ impl Session for Recording {
         self.session.hold(inputs)
     }
 
-    fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
-        self.session.prepare(inputs)
+    fn prepare(&mut self, inputs: &[(&str, &Tensor)], cancelled: &dyn Fn() -> bool) -> Result<(), SessionError> {
+        self.session.prepare(inputs, cancelled)
     }
 }

@@ -82,12 +82,12 @@ pub trait Session: Send {
     }
     /// Says what runs to come will be given, so that what they share can be computed at once. `inputs` are some of the
     /// graph's, by name: a vector such as `timestep` with an element for each run, anything else as those runs will get it. Results of
-    /// [`Self::run`] do not depend on it, bit for bit.
+    /// [`Self::run`] do not depend on it, bit for bit. It ends early once `cancelled` says so, as [`Self::run_unless`] does.
     ///
     /// # Errors
-    /// [`SessionError`] as [`Self::run`]; the session stays usable.
-    fn prepare(&mut self, _inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
-        Ok(())
+    /// [`SessionError`] as [`Self::run_unless`]; the session stays usable.
+    fn prepare(&mut self, _inputs: &[(&str, &Tensor)], cancelled: &dyn Fn() -> bool) -> Result<(), SessionError> {
+        if cancelled() { Err(SessionError::Cancelled(Cancelled)) } else { Ok(()) }
     }
 }
 

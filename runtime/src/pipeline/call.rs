@@ -32,10 +32,15 @@ pub(super) fn run(
         .zip(&rounded)
         .map(|((name, tensor), rounded)| (*name, rounded.as_ref().unwrap_or(tensor)))
         .collect();
-    session.run_unless(&inputs, &|| progress.is_cancelled()).map_err(|source| match source {
+    session.run_unless(&inputs, &|| progress.is_cancelled()).map_err(|source| failed(component, graph, source))
+}
+
+/// Why a session of this graph failed, or that it was ended.
+pub(super) fn failed(component: &'static str, graph: &str, source: SessionError) -> PipelineError {
+    match source {
         SessionError::Cancelled(cancelled) => cancelled.into(),
         source => PipelineError::Session { component, graph: graph.to_owned(), source },
-    })
+    }
 }
 
 /// One float output of a graph, its shape checked.

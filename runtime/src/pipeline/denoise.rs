@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use ndarray::{Array5, ArrayD, ArrayViewD, Axis};
 
-use super::call::{run, take};
+use super::call::{failed, run, take};
 use super::error::PipelineError;
 use crate::components::{ComponentError, Components, StepGraph};
 use crate::engine::session::Session;
@@ -89,8 +89,14 @@ impl<'a> Denoiser<'a> {
         Ok(Self { steps, graph, runs, batch, open: None })
     }
 
-    /// Opens the transformer that makes the first of the steps to come, unless it is open, and announces those that it makes.
-    pub(super) fn open(&mut self, components: &mut dyn Components, timesteps: &[f64]) -> Result<(), PipelineError> {
+    /// Opens the transformer that makes the first of the steps to come, unless it is open, and announces those that it makes; until `cancelled`
+    /// says so.
+    pub(super) fn open(
+        &mut self,
+        components: &mut dyn Components,
+        timesteps: &[f64],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<(), PipelineError> {
         let Some(&first) = timesteps.first() else { return Ok(()) };
         let component = self.steps.component(first);
         if self.open.as_ref().is_some_and(|(open, _)| *open == component) {
@@ -101,7 +107,7 @@ impl<'a> Denoiser<'a> {
         let (own, rest) = timesteps.split_at(own);
         let timesteps = self.steps.timesteps(own);
         let graph = &self.graph.graph;
-        let fail = |source| PipelineError::Session { component, graph: graph.clone(), source };
+        let fail = |source| failed(component, graph, source);
         let mut kept = Vec::with_capacity(self.runs.len());
         for (rows, fixed) in &self.runs {
             let adapters = borrowed(self.adapters(*rows, component));
@@ -110,7 +116,7 @@ impl<'a> Denoiser<'a> {
             let mut inputs = borrowed(&timesteps);
             inputs.extend(fixed.iter().map(|(name, tensor)| (*name, &**tensor)));
             inputs.extend(adapters.into_iter().filter(|_| !held));
-            session.prepare(&inputs).map_err(fail)?;
+            session.prepare(&inputs, cancelled).map_err(fail)?;
             kept.push(held);
         }
         if let Some(&next) = rest.first() {

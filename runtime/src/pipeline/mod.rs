@@ -326,12 +326,12 @@ impl Pipeline {
         let timesteps = schedule.timesteps().to_vec();
         let (step, controls) = self.with_controls(step, &settings);
         let mut denoiser = Denoiser::new(&*steps, (&step, &controls), &settings)?;
-        denoiser.open(components, &timesteps)?;
+        denoiser.open(components, &timesteps, &|| observer.cancelled())?;
         let total = timesteps.len();
         let mut progress = PhaseProgress::start(observer, Phase::Denoise, total);
         for (i, &timestep) in timesteps.iter().enumerate() {
             progress.check()?;
-            denoiser.open(components, &timesteps[i..])?;
+            denoiser.open(components, &timesteps[i..], &|| progress.is_cancelled())?;
             let scaled = array5(schedule.scale_input(latents.clone().into_dyn(), i))?;
             let prediction = denoiser.predict(components, &scaled, timestep, &progress)?;
             let mut draw = |shape: &[usize]| standard_normal_at(settings.seed, NoisePurpose::SolverStep, i, shape);

@@ -280,7 +280,7 @@ mod tests {
             Ok(NamedTensors::from([("sample".to_owned(), sample.into_dyn().into())]))
         }
 
-        fn prepare(&mut self, inputs: &[(&str, &Tensor)]) -> Result<(), SessionError> {
+        fn prepare(&mut self, inputs: &[(&str, &Tensor)], _: &dyn Fn() -> bool) -> Result<(), SessionError> {
             let shapes: Vec<String> =
                 inputs.iter().map(|(name, tensor)| format!("{name}{:?}", tensor.shape())).collect();
             self.log.lock().unwrap().push(format!("{} prepares {}", self.name, shapes.join(" ")));
