@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
 mod abi;
+mod backends;
 mod examples;
 mod frontends;
 mod header;

@@ -278,7 +278,8 @@ typedef struct v2l_open_options {
      */
     int32_t reserved;
     /**
-     * What runs the engines of pipelines and predictors: V2L_BACKEND_… Sessions run on ONNX Runtime.
+     * What runs engines: V2L_BACKEND_… Sessions run on OpenVINO where that is asked for or, with V2L_BACKEND_AUTO, suits the engine; else on
+     * ONNX Runtime.
      */
     v2l_backend backend;
     /**
@@ -1382,8 +1383,8 @@ v2l_status v2l_adapter_save(const struct v2l_adapter *adapter,
                             v2l_adapter_format format);
 
 /**
- * Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
- * that are held in f32, which the engine's sessions share.
+ * Opens a graph of an engine; NULL is the engine's only graph. On ONNX Runtime it costs reading the weights, and a private copy of those
+ * that are held in f32, which the engine's sessions share. On OpenVINO it costs compiling the graph.
  *
  * A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
  * them, and a run adds them unless it is given some.

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use v2l_runtime::backends::AUTO;
 #[cfg(not(feature = "stand-in-backend"))]
 pub(crate) use v2l_runtime::backends::onnxruntime::OrtEngine as SessionBackend;
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::backends::tensorrt::TrtOptions;
+use v2l_runtime::backends::{AUTO, OpenEngine, chosen};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Graph;
 use v2l_runtime::engine::session::{Dim, Port};
@@ -70,13 +70,16 @@ pub const V2L_BACKEND_TENSORRT: v2l_backend = 3;
 /// OpenVINO, on CPUs: engines of `v2l-compile --backend openvino`, unless the library is built without it.
 pub const V2L_BACKEND_OPENVINO: v2l_backend = 4;
 
+/// What the runtime calls OpenVINO.
+const OPENVINO: &str = "openvino";
+
 /// What the runtime calls them.
 const BACKEND_NAMES: [(v2l_backend, &str); 5] = [
     (V2L_BACKEND_COMPILED, AUTO),
     (V2L_BACKEND_ORT, "ort"),
     (V2L_BACKEND_TENSORRT_RTX, "tensorrt-rtx"),
     (V2L_BACKEND_TENSORRT, "tensorrt"),
-    (V2L_BACKEND_OPENVINO, "openvino"),
+    (V2L_BACKEND_OPENVINO, OPENVINO),
 ];
 
 /// In which type graphs compute on OpenVINO.
@@ -129,7 +132,8 @@ pub struct v2l_open_options {
     pub verify_hashes: i32,
     /// 0.
     pub reserved: i32,
-    /// What runs the engines of pipelines and predictors: V2L_BACKEND_… Sessions run on ONNX Runtime.
+    /// What runs engines: V2L_BACKEND_… Sessions run on OpenVINO where that is asked for or, with V2L_BACKEND_AUTO, suits the engine; else on
+    /// ONNX Runtime.
     pub backend: v2l_backend,
     /// GPU for engines that are compiled for TensorRT, counted from 0; 65535 at most.
     pub device: u32,
@@ -390,6 +394,15 @@ impl Shared {
             options,
             engine,
         }
+    }
+
+    /// The engine on OpenVINO, if its sessions are to run there: each has one of its own, as sessions of one have the same adapters.
+    pub(crate) fn own_backend(&self) -> Result<Option<OpenEngine>, Failure> {
+        let backend = chosen(&self.engine, &self.options);
+        if backend.name() != OPENVINO {
+            return Ok(None);
+        }
+        Ok(Some(OpenEngine::open_on(backend, Arc::clone(&self.engine), &self.options)?))
     }
 
     /// Lets `work` use the backend, which is opened now if it was not.

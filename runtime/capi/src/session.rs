@@ -3,6 +3,7 @@
 use std::ffi::c_char;
 use std::sync::Arc;
 
+use v2l_runtime::backends::{OpenEngine, OpenReport};
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::lora::branch;
 use v2l_runtime::tensor::{NamedTensors, TensorView};
@@ -31,6 +32,8 @@ pub struct v2l_session {
 
 struct State {
     session: Box<dyn Session>,
+    /// What the session runs on, if it shares that with no other.
+    own: Option<OpenEngine>,
     applied: Applied,
     /// The inputs that stand for the adapters.
     factors: NamedTensors,
@@ -47,6 +50,16 @@ impl v2l_session {
             state.factors = branch::inputs(&self.shared.engine, graph, &applied.borrowed())?;
             state.applied = applied;
             return Ok(branch_report(state.applied.slots()));
+        }
+        if let State { own: Some(own), session, .. } = state {
+            own.set_adapters(
+                &applied.copies(),
+                std::iter::once((&self.graph, session)),
+                Some(&|| control.is_cancelled()),
+            )?;
+            let report = fuse_report(&own.report().fused);
+            state.applied = applied;
+            return Ok(report);
         }
         let (session, report) = self.shared.with_backend(|backend| {
             let before = backend.set_adapters(&applied.copies(), Some(&|| control.is_cancelled()))?;
@@ -72,8 +85,8 @@ impl v2l_session {
     }
 }
 
-/// Opens a graph of an engine on ONNX Runtime; NULL is the engine's only graph. Costs reading the weights, and a private copy of those
-/// that are held in f32, which the engine's sessions share.
+/// Opens a graph of an engine; NULL is the engine's only graph. On ONNX Runtime it costs reading the weights, and a private copy of those
+/// that are held in f32, which the engine's sessions share. On OpenVINO it costs compiling the graph.
 ///
 /// A graph whose name ends in ".side" takes adapters as inputs `<slot>.lora_down` and `<slot>.lora_up`: v2l_session_set_adapters makes
 /// them, and a run adds them unless it is given some.
@@ -93,12 +106,21 @@ pub unsafe extern "C" fn v2l_session_new(
             Some(_) => branch::inputs(&shared.engine, &graph, &[])?,
             None => NamedTensors::new(),
         };
-        let session = shared.with_backend(|backend| {
-            let report = backend.report();
+        let told = |report: &OpenReport| {
             log(V2L_LOG_INFO, &format!("graph `{}`: weights {}: {}", graph.name, report.mode, report.reason));
-            Ok(backend.session(&graph.name)?)
-        })?;
-        let state = State { session: Box::new(session), applied: Applied::default(), factors };
+        };
+        let mut own = shared.own_backend()?;
+        let session = match &mut own {
+            Some(own) => {
+                told(own.report());
+                own.session(&graph.name)?
+            }
+            None => shared.with_backend(|backend| {
+                told(backend.report());
+                Ok(Box::new(backend.session(&graph.name)?) as Box<dyn Session>)
+            })?,
+        };
+        let state = State { session, own, applied: Applied::default(), factors };
         let branches = graph.lora_rank.is_some();
         out.give(v2l_session { shared, graph: graph.name, branches, state: Serial::new(state) });
         Ok(())
