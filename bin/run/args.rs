@@ -170,7 +170,7 @@ pub(crate) struct Args {
     /// Bytes that --prediction-cache may take; what was not used for longest goes.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]
     pub(crate) prediction_cache_size: u64,
-    /// Folder to keep fused weights in: adapters that come again, with the same strengths, are not fused but mapped. On ONNX Runtime's CPU.
+    /// Folder to keep fused weights in: adapters that come again, with the same strengths, are not fused but mapped. On ONNX Runtime's CPU and OpenVINO.
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
     pub(crate) fused_cache: Option<PathBuf>,
     /// Bytes that --fused-cache may take; what was not used for longest goes.

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ndarray::ArrayD;
+use v2l_export::CompileOptions;
+use v2l_export::targets::OpenVino;
+use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::Engine;
@@ -15,7 +18,7 @@ use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, FusedCache, fuse, fuse_ke
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Dtype;
 
-use crate::support::{Built, Case, cases, f32s, fixtures, run};
+use crate::support::{Built, Case, cases, f32s, fixtures, openvino, run};
 use crate::swaps::adapter;
 use crate::tools::{Scratch, args, run_ok};
 
@@ -82,6 +85,34 @@ fn kept_weights_are_those_of_a_fuse_and_belong_to_one_base_stack_strength_and_ty
     // Nothing to fuse is nothing to keep.
     let found = fuse_kept(&other.engine(TRANSFORMER), &[], &options, &cache).unwrap();
     assert_eq!(found.report.kept, None);
+}
+
+#[test]
+fn fused_weights_are_kept_on_openvino_too_and_onnx_runtime_finds_them() {
+    let lab = Lab::new();
+    let folder = fixtures().join("transformer/rotary_t2v");
+    let compile =
+        CompileOptions { storage: Some(Dtype::Bf16), target: Arc::new(OpenVino), ..CompileOptions::default() };
+    let built = Built::with(&folder, &Default::default(), &compile);
+    let (engine, inputs) = (built.engine(TRANSFORMER), Case::read(&cases(&folder)[0]).inputs);
+    let cache = lab.cache(1 << 30);
+    let open = |fused_cache| {
+        let adapters = vec![(lab.a.clone(), 0.5)];
+        let options = OpenOptions { fused_cache, adapters, ..openvino() };
+        OpenEngine::open(Arc::clone(&engine), &options).unwrap()
+    };
+    let expected = run(&mut *open(None).session("step").unwrap(), &inputs);
+    for kept in [false, true] {
+        let mut opened = open(Some(cache.clone()));
+        assert_eq!(opened.report().fused.kept, Some(kept));
+        assert_eq!(opened.report().private_bytes == 0, kept, "what is kept lies in a map");
+        assert_eq!(run(&mut *opened.session("step").unwrap(), &inputs), expected);
+        opened.set_adapters(&[], std::iter::empty(), None).unwrap();
+        assert_ne!(run(&mut *opened.session("step").unwrap(), &inputs), expected);
+    }
+    assert_eq!(lab.entries().len(), 1);
+    let found = fuse_kept(&engine, &[(&lab.a, 0.5)], &FuseOptions::new(FuseTarget::Storage), &cache).unwrap();
+    assert_eq!(found.report.kept, Some(true));
 }
 
 #[test]

@@ -325,7 +325,7 @@ typedef struct v2l_open_options {
      */
     int32_t reserved2;
     /**
-     * Folder to keep fused weights in, on ONNX Runtime's CPU: adapters that come again are not fused but mapped. NULL: none are kept.
+     * Folder to keep fused weights in, on ONNX Runtime's CPU and on OpenVINO: adapters that come again are not fused but mapped. NULL: none are kept.
      */
     const char *fused_cache;
     /**

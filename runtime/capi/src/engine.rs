@@ -157,7 +157,7 @@ pub struct v2l_open_options {
     pub openvino_precision: v2l_openvino_precision,
     /// 0.
     pub reserved2: i32,
-    /// Folder to keep fused weights in, on ONNX Runtime's CPU: adapters that come again are not fused but mapped. NULL: none are kept.
+    /// Folder to keep fused weights in, on ONNX Runtime's CPU and on OpenVINO: adapters that come again are not fused but mapped. NULL: none are kept.
     pub fused_cache: *const c_char,
     /// Bytes that `fused_cache` may take; what was not used for longest goes. 0: 32 GiB.
     pub fused_cache_size: u64,

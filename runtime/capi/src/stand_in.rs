@@ -100,7 +100,8 @@ impl Session for StandInSession {
 
     fn run_views(&mut self, inputs: &[(&str, TensorView<'_>)]) -> Result<NamedTensors, SessionError> {
         let sum: f32 = inputs.iter().flat_map(|(_, view)| view.data()).map(|&byte| f32::from(byte)).sum();
-        let checksums: Result<Vec<f32>, _> = self.weights.iter().map(|name| Ok(self.checksum(name)? * sum)).collect();
+        let checksums: Result<Vec<f32>, SessionError> =
+            self.weights.iter().map(|name| Ok(self.checksum(name)? * sum)).collect();
         let checksums = ndarray::Array1::from(checksums?).into_dyn();
         Ok(self.outputs.iter().map(|port| (port.name.clone(), Tensor::F32(checksums.clone()))).collect())
     }

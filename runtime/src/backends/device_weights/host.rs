@@ -6,10 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::{Block, Device, ToFuse};
+use crate::engine::manifest::Hash;
 use crate::io::raw::aligned;
 use crate::io::weights::WeightView;
 use crate::lora::fuse::{
-    CancelCheck, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, fuse_tensors, most_laid_out,
+    CancelCheck, Changed, FuseError, FuseOptions, FuseReport, FuseTarget, FusedCache, Pool, fuse_tensors, most_laid_out,
 };
 use crate::memory::available_memory;
 use crate::tensor::Dtype;
@@ -19,6 +20,8 @@ use crate::tensor::Dtype;
 pub(in crate::backends) struct Host {
     pool: Pool,
     all: bool,
+    /// Where fused weights are kept, and the base that they belong to.
+    kept: Option<(FusedCache, Hash)>,
 }
 
 impl Host {
@@ -26,7 +29,13 @@ impl Host {
     /// those of slots.
     pub(in crate::backends) fn new(memory: Option<u64>, all: bool) -> Self {
         let limit = |bytes| Pool::with_limit(usize::try_from(bytes).unwrap_or(usize::MAX));
-        Self { pool: memory.map_or_else(Pool::default, limit), all }
+        Self { pool: memory.map_or_else(Pool::default, limit), all, kept: None }
+    }
+
+    /// With fused weights of this base kept in a folder: those that come again are mapped.
+    #[cfg(feature = "openvino")]
+    pub(in crate::backends) fn keeping(self, cache: Option<FusedCache>, base: &Hash) -> Self {
+        Self { kept: cache.map(|cache| (cache, *base)), ..self }
     }
 }
 
@@ -58,13 +67,19 @@ impl Device for Host {
         for &ToFuse { name, dtype, shape, base, slots } in tensors {
             changed.push(Changed { name, base: WeightView { dtype, shape, data: bytes(base) }, slots });
         }
-        let fresh = needed.saturating_sub(self.pool.free()).saturating_add(most_laid_out(&changed)) as u64;
-        if let Some(available) = available_memory().filter(|&available| fresh > available) {
-            let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("{available} bytes are available"));
-            return Err(FuseError::Memory { needed, source });
-        }
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
-        let fused = fuse_tensors(&changed, &options)?;
+        let fuse = || {
+            let fresh = needed.saturating_sub(self.pool.free()).saturating_add(most_laid_out(&changed)) as u64;
+            if let Some(available) = available_memory().filter(|&available| fresh > available) {
+                let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("{available} bytes are available"));
+                return Err(FuseError::Memory { needed, source });
+            }
+            fuse_tensors(&changed, &options)
+        };
+        let fused = match &self.kept {
+            Some((cache, base)) => cache.kept_or(base, &changed, options.target, fuse)?,
+            None => fuse()?,
+        };
         Ok((fused.weights.into_values().map(block).collect(), fused.report))
     }
 

@@ -76,7 +76,8 @@ impl OpenVinoEngine {
             let view = engine.weight(name)?;
             Ok((view.dtype, aligned(view.dtype, view.data)))
         };
-        let device_weights = DeviceWeights::new(&engine, Arc::new(Host::new(options.memory, true)), &weights, weight)?;
+        let host = Host::new(options.memory, true).keeping(options.fused_cache.clone(), engine.fingerprint());
+        let device_weights = DeviceWeights::new(&engine, Arc::new(host), &weights, weight)?;
         let report = OpenReport {
             mode: WeightMode::Stored,
             reason: format!("OpenVINO {} takes them as they are stored, and computes in {why}", core.version()),
@@ -123,13 +124,17 @@ impl OpenVinoEngine {
         cancelled: CancelCheck<'_>,
     ) -> Result<FusedState, OvError> {
         let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-        let private_bytes = private_bytes(&self.engine, WeightMode::Stored, adapters)?;
         let in_graphs = self.in_graphs(adapters);
         let of_graphs: Vec<(&Adapter, f32)> =
             in_graphs.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let vectors = fuse::fuse(&self.engine, &of_graphs, FuseTarget::Storage)?;
         let (state, mut report) = self.device_weights.set_adapters(&self.engine, &borrowed, cancelled)?;
         report.slots.extend(vectors.report.slots);
+        let private_bytes = match report.kept {
+            // Matrices lie in a map.
+            Some(true) => vectors.weights.values().map(|weight| weight.len() as u64).sum(),
+            _ => private_bytes(&self.engine, WeightMode::Stored, adapters)?,
+        };
         let changed = vectors.weights != self.vectors;
         let before = FusedState {
             state,

@@ -18,7 +18,7 @@ use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    FuseBase, FuseError, FuseOptions, FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, SlotTerms, by_tensor,
+    Changed, FuseBase, FuseError, FuseOptions, FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, by_tensor,
     changed, fuse_tensors,
 };
 use crate::engine::manifest::Hash;
@@ -54,20 +54,11 @@ pub fn fuse_kept(
 ) -> Result<Fused, FuseError> {
     let by_tensor = by_tensor(base, adapters)?;
     let tensors = changed(base, &by_tensor)?;
-    let Some(hash) = base.fingerprint().filter(|_| !tensors.is_empty()) else {
-        return fuse_tensors(&tensors, options);
-    };
-    let key = FusedKey::new(hash, &by_tensor, options.target);
-    let lengths: Vec<(&str, usize)> =
-        tensors.iter().map(|tensor| (tensor.name, tensor.length(options.target))).collect();
-    if let Some(mut fused) = cache.get(&key, &lengths) {
-        fused.report.kept = Some(true);
-        return Ok(fused);
+    let fuse = || fuse_tensors(&tensors, options);
+    match base.fingerprint() {
+        Some(hash) => cache.kept_or(hash, &tensors, options.target, fuse),
+        None => fuse(),
     }
-    let mut fused = fuse_tensors(&tensors, options)?;
-    fused.report.kept = Some(false);
-    fused.report.not_kept = cache.put(&key, &fused).err().map(|e| format!("{}: {e}", cache.folder.display()));
-    Ok(fused)
 }
 
 /// The hash of all that fused weights depend on.
@@ -75,8 +66,8 @@ pub fn fuse_kept(
 pub(super) struct FusedKey(blake3::Hash);
 
 impl FusedKey {
-    /// `by_tensor` is in the order of fusion.
-    pub(super) fn new(base: &Hash, by_tensor: &IndexMap<&str, Vec<SlotTerms<'_>>>, target: FuseTarget) -> Self {
+    /// Of tensors in the order of fusion.
+    fn new(base: &Hash, tensors: &[Changed<'_>], target: FuseTarget) -> Self {
         let mut hasher = blake3::Hasher::new();
         let mut part = |bytes: &[u8]| {
             hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -86,9 +77,9 @@ impl FusedKey {
         part(env!("CARGO_PKG_VERSION").as_bytes());
         part(base.as_bytes());
         part(&[u8::from(target == FuseTarget::F32)]);
-        for (tensor, slots) in by_tensor {
-            part(tensor.as_bytes());
-            for (slot, terms) in slots {
+        for Changed { name, slots, .. } in tensors {
+            part(name.as_bytes());
+            for (slot, terms) in *slots {
                 part(slot.name.as_bytes());
                 for term in terms {
                     part(&term.factor().to_le_bytes());
@@ -143,6 +134,32 @@ impl From<KeptSlot> for SlotReport {
 }
 
 impl FusedCache {
+    /// What is kept of these tensors over this base, or what `fuse` makes of them, which is kept then.
+    ///
+    /// # Errors
+    /// Those of `fuse`. What cannot be kept is said in the report.
+    pub(crate) fn kept_or(
+        &self,
+        base: &Hash,
+        tensors: &[Changed<'_>],
+        target: FuseTarget,
+        fuse: impl FnOnce() -> Result<Fused, FuseError>,
+    ) -> Result<Fused, FuseError> {
+        if tensors.is_empty() {
+            return fuse();
+        }
+        let key = FusedKey::new(base, tensors, target);
+        let lengths: Vec<(&str, usize)> = tensors.iter().map(|tensor| (tensor.name, tensor.length(target))).collect();
+        if let Some(mut fused) = self.get(&key, &lengths) {
+            fused.report.kept = Some(true);
+            return Ok(fused);
+        }
+        let mut fused = fuse()?;
+        fused.report.kept = Some(false);
+        fused.report.not_kept = self.put(&key, &fused).err().map(|e| format!("{}: {e}", self.folder.display()));
+        Ok(fused)
+    }
+
     /// What is kept of this key: exactly these tensors, with their lengths. `None` if there is nothing sound; an entry that is
     /// damaged is removed.
     pub(super) fn get(&self, key: &FusedKey, expected: &[(&str, usize)]) -> Option<Fused> {
