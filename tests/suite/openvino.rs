@@ -218,9 +218,18 @@ fn matrices_in_8_bits_give_what_they_give_on_onnx_runtime() {
     }
 }
 
-/// With low-rank branches.
+#[test]
+fn matrices_in_8_bits_are_exact_unless_something_else_is_asked_for() {
+    let engine = in_8_bits(&fixtures().join("transformer/rotary_t2v"), Arc::new(OpenVino)).engine("transformer");
+    assert_eq!(engine.manifest().storage, Dtype::Bf16, "what is left is");
+    let reason = &opened(&engine, OpenVinoPrecision::Auto).report().reason.clone();
+    assert!(reason.ends_with("computes in float32"), "{reason}");
+}
+
+/// With low-rank branches; what is left beside 8 bits is in bfloat16.
 fn in_8_bits(model: &Path, target: Arc<dyn Target>) -> Built {
-    let options = CompileOptions { int8: Some(32), lora_rank: Some(4), target, ..CompileOptions::default() };
+    let (int8, lora_rank, storage) = (Some(32), Some(4), Some(Dtype::Bf16));
+    let options = CompileOptions { int8, lora_rank, storage, target, ..CompileOptions::default() };
     Built::with(model, &ExportOptions::default(), &options)
 }
 

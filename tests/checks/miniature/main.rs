@@ -13,7 +13,7 @@
 //! A model folder with `predictor/` is the second miniature, whose adapters come from prompts: `effects` says what is scored then.
 //!
 //! `--precisions` is about the transformer's precision alone: `steered` in float32, then with weights stored in bf16 and
-//! fp16, in the arithmetic of an fp16 precision plan, and with weights in 8 bits; each with the size of the transformer's
+//! fp16, in the arithmetic of an fp16 precision plan, and with weights in 8 bits, then on OpenVINO in bf16 and in 8 bits; each with the size of the transformer's
 //! engine, the time, and the relative L2 distance of its pixels from those in float32.
 
 mod effects;
@@ -30,6 +30,7 @@ use std::time::Instant;
 use anyhow::ensure;
 use clap::Parser;
 use serde_json::json;
+use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::options::OrtWeights;
 use v2l_runtime::tensor::Dtype;
@@ -124,6 +125,7 @@ fn main() -> anyhow::Result<()> {
     let fp16 = Setup { storage: Some(Dtype::F16), ..in_f32 };
     let fp32 = Setup { storage: Some(Dtype::F32), ..in_f32 };
     if args.precisions {
+        let int8 = Setup { branches: true, int8: true, ..fp32 };
         let mut exact = None;
         for (name, setup) in [
             ("fp32", fp32),
@@ -131,7 +133,10 @@ fn main() -> anyhow::Result<()> {
             ("fp16 stored", fp16),
             ("fp16 plan", Setup { plan: true, ..fp16 }),
             ("fp32, branches", Setup { branches: true, ..fp32 }),
-            ("int8, branches", Setup { branches: true, int8: true, ..fp32 }),
+            ("int8, branches", int8),
+            ("openvino bf16", Setup { openvino: Some(OpenVinoPrecision::Auto), ..in_f32 }),
+            ("openvino int8, branches", Setup { openvino: Some(OpenVinoPrecision::F32), ..int8 }),
+            ("openvino int8, rows too", Setup { openvino: Some(OpenVinoPrecision::Int8), ..int8 }),
         ] {
             let clips = this.mode(&mut Lab::new(&args.model, setup)?, name, Mode::Steered, exact.as_deref())?;
             exact.get_or_insert(clips);

@@ -15,7 +15,7 @@ v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
 
 `--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
-and bf16, in rounds; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
+and bf16, in rounds; besides, over matrices of 8 bits, v2l on ONNX Runtime and on OpenVINO, there with rows in f32 and in 8 bits; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
 docs/openvino.md is of `--openvino --layers 4`. With `--model wan-1.3b` the model is Wan 2.1's text-to-video transformer of 1.3 billion
 parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text. With `--one-by-one` each is opened, timed and closed before the
 next, which takes the memory of one alone: about 8 GB for all 30 layers, in place of 20.
@@ -252,9 +252,13 @@ class Peer:
 
 
 def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
-    engines = work / "engines.openvino"
-    command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet"]
-    subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+    def compiled(name, *flags):
+        engines = work / name
+        command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet", *flags]
+        subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+        return engines / "transformer.engine"
+
+    stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=32")
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
     def torch_in(dtype):
@@ -267,9 +271,9 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
         # The first run warms up.
         return lambda: timed(forward), forward().numpy(), lambda: None
 
-    def v2l(name, *flags):
+    def v2l(name, engine, *flags):
         written = work / f"{name.replace(' ', '_')}.safetensors"
-        arguments = [engines / "transformer.engine", work / "inputs.safetensors", "--outputs", written, *flags]
+        arguments = [engine, work / "inputs.safetensors", "--outputs", written, *flags]
         worker = Worker(tools / "peers_step", *arguments)
         worker()
         return worker, load_file(written)["sample"], worker.close
@@ -277,9 +281,12 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     peers = {
         "torch float32": Peer(lambda: torch_in(torch.float32)),
         "torch bfloat16": Peer(lambda: torch_in(torch.bfloat16)),
-        "v2l ort f32": Peer(lambda: v2l("v2l ort f32")),
-        "v2l openvino f32": Peer(lambda: v2l("v2l openvino f32", "--openvino", "f32")),
-        "v2l openvino bf16": Peer(lambda: v2l("v2l openvino bf16", "--openvino", "bf16")),
+        "v2l ort f32": Peer(lambda: v2l("v2l ort f32", stored)),
+        "v2l ort int8": Peer(lambda: v2l("v2l ort int8", int8)),
+        "v2l openvino f32": Peer(lambda: v2l("v2l openvino f32", stored, "--openvino", "f32")),
+        "v2l openvino bf16": Peer(lambda: v2l("v2l openvino bf16", stored, "--openvino", "bf16")),
+        "v2l openvino int8": Peer(lambda: v2l("v2l openvino int8", int8, "--openvino", "f32")),
+        "v2l openvino int8 rows": Peer(lambda: v2l("v2l openvino int8 rows", int8, "--openvino", "int8")),
     }
     # Beside the clock, what the processor did: other programs on the machine do not count in it.
     if one_by_one:

@@ -1,7 +1,7 @@
 //! v2l's side of the comparison that `step.py` runs: one step for each line on stdin, its seconds on stdout.
 //!
 //! ```text
-//! step ENGINE INPUTS [--stored] [--provider cuda] [--plan] [--openvino f32|bf16]
+//! step ENGINE INPUTS [--stored] [--provider cuda] [--plan] [--openvino f32|bf16|int8]
 //! ```
 
 use std::io::BufRead;

@@ -60,7 +60,8 @@ fn is_in_8_bits(manifest: &Manifest) -> bool {
 
 /// What suits an engine where nobody asks for anything.
 fn natural(manifest: &Manifest, has_bf16: bool) -> (Precision, &'static str) {
-    let stored = manifest.storage == Dtype::Bf16 && is_transformer(&manifest.component);
+    // What is left beside matrices of 8 bits is stored as it may be; they are exact in float32.
+    let stored = manifest.storage == Dtype::Bf16 && is_transformer(&manifest.component) && !is_in_8_bits(manifest);
     match (stored, has_bf16) {
         (true, true) => (Precision::BF16, "bfloat16, as its weights are stored"),
         (true, false) => (Precision::F32, "float32: this processor has no bfloat16"),
