@@ -366,29 +366,17 @@ impl PipelineConfig {
         let name = file.family.as_deref().unwrap_or(DEFAULT);
         // From the text, so that errors have their place in it.
         let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
-        let File {
-            format,
-            version,
-            components,
-            scheduler,
-            tokenizer,
-            predictor_tokenizer,
-            controls,
-            reference,
-            defaults,
-            ..
-        } = file;
         let config = Self {
-            format,
-            version,
-            components,
+            format: file.format,
+            version: file.version,
+            components: file.components,
             family,
-            scheduler,
-            tokenizer,
-            predictor_tokenizer,
-            controls,
-            reference,
-            defaults,
+            scheduler: file.scheduler,
+            tokenizer: file.tokenizer,
+            predictor_tokenizer: file.predictor_tokenizer,
+            controls: file.controls,
+            reference: file.reference,
+            defaults: file.defaults,
         };
         config.check()?;
         Ok(config)

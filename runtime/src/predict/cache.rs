@@ -231,6 +231,28 @@ mod tests {
     }
 
     #[test]
+    fn cache_removes_what_a_killed_writer_left_a_day_ago() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = PredictionCache::open(dir.path(), 10 * ENTRY).unwrap();
+        let hours = |hours: u64| SystemTime::now() - Duration::from_secs(hours * 3600);
+        let put = |name: &str, at: SystemTime| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, [0; 10]).unwrap();
+            std::fs::File::open(&path).unwrap().set_modified(at).unwrap();
+            path
+        };
+        // The name that a writer gives.
+        let writer = crate::io::atomic::AtomicFile::create(path_of(&cache, 1)).unwrap();
+        let name = writer.path().file_name().unwrap().to_str().unwrap().to_owned();
+        drop(writer);
+        let left = put(&name, hours(25));
+        let busy = put(&format!(".{}.tokens.abcdef.partial", key(2).0.to_hex()), hours(1));
+        let foreign = put(".mine.tokens.abcdef.partial", hours(25));
+        cache.put(&key(3), &tokens(3)).unwrap();
+        assert_eq!([&left, &busy, &foreign].map(|path| path.exists()), [false, true, true]);
+    }
+
+    #[test]
     fn cache_is_safe_for_several_writers_and_readers() {
         let dir = tempfile::tempdir().unwrap();
         std::thread::scope(|scope| {
