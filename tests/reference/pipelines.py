@@ -5,9 +5,8 @@ Run: python tests/reference/pipelines.py [--out DIR]        (after sample.py: `f
 Writes
 - pipeline/{t2v,i2v,i2v_1_5}/: a model in the hub's layout and `case_*.safetensors`, computed by diffusers'
   CogVideoXPipeline and CogVideoXImageToVideoPipeline. input.latents [1,T,16,h,w] (padding frames of 1.5
-  included), input.image [H,W,3] u8 (also `image_*.png`); output.prompt_embeds [2,226,d] (negative first;
-  the prompts are the same everywhere, so only each folder's first case has it), output.image_latents,
-  output.latents_step_<k>, output.latents_final, output.frames [F,H,W,3] in [0,1].
+  included), input.image [H,W,3] u8 (also `image_*.png`); output.latents_final, and output.frames [F,H,W,3] u8, the 256
+  levels that [0,1] is cut to.
   The image latents are the distribution's *mode*, where diffusers samples: the only deviation.
 - pipeline/fun/: the CogVideoX-Fun inpainting pipeline (our own transcription, VideoX-Fun's VAE chunks)
   on fixtures/sample, in f32. `base`: no adapter, no noise augmentation; `steered`: adapter predicted
@@ -85,8 +84,8 @@ def mode_of(encoded, generator=None, sample_mode="sample"):
     return encoded.latent_dist.mode()
 
 
-def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed, text=False):
-    trace, captured = {}, {}
+def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed):
+    trace = {}
     patch_t = pipeline.transformer.config.patch_size_t or 1
     latent_frames = -(-((frames - 1) // 4 + 1) // patch_t) * patch_t
     latents = randn(1, latent_frames, 16, height // 8, width // 8, seed=seed)
@@ -98,23 +97,10 @@ def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed, 
         arguments["image"] = image
 
     def on_step(_, step, timestep, state):
-        trace[f"latents_step_{step}"] = state["latents"].clone()
-        if text:
-            trace["prompt_embeds"] = state["prompt_embeds"]
+        trace["latents_final"] = state["latents"].clone()
         return state
 
-    original = pipeline.prepare_latents
-
-    def prepare(*args):
-        result = original(*args)
-        if isinstance(result, tuple):
-            captured["image_latents"] = result[1]
-        return result
-
-    with (
-        mock.patch.object(pipeline_cogvideox_image2video, "retrieve_latents", mode_of),
-        mock.patch.object(pipeline, "prepare_latents", prepare),
-    ):
+    with mock.patch.object(pipeline_cogvideox_image2video, "retrieve_latents", mode_of):
         result = pipeline(
             prompt=PROMPT,
             negative_prompt=NEGATIVE,
@@ -126,11 +112,10 @@ def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed, 
             latents=latents,
             output_type="np",
             callback_on_step_end=on_step,
-            callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"],
             **arguments,
         )
     video = torch.from_numpy(result.frames[0])
-    trace |= captured | {"latents_final": trace[f"latents_step_{STEPS - 1}"], "frames": video}
+    trace["frames"] = seen(video)
     metadata = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
@@ -190,14 +175,19 @@ def resize_mask(mask, latents):
     return torch.cat(parts, dim=2)
 
 
+def seen(frames):
+    """[0,1] -> the levels of 8-bit files, as tests compare them."""
+    return (frames * 255).floor().to(torch.uint8)
+
+
 def run_fun(
     model: FunModel, image, frames, latents, augmentation=None, changes=None,
     texts=(NEGATIVE, PROMPT), steps=STEPS, guidance=GUIDANCE,
 ):  # fmt: skip
     """Inpainting pipeline for one first frame of the target size; `augmentation` is added to the
-    condition wherever that is not exactly -1. With one text there is no guidance."""
+    condition wherever that is not exactly -1. With one text there is no guidance. Gives final latents, and frames in [0,1]."""
     width, height = image.size
-    trace = {"prompt_embeds": model.encode_text(list(texts))}
+    text = model.encode_text(list(texts))
     batch = len(texts)
 
     first = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
@@ -209,27 +199,21 @@ def run_fun(
     masked_latents = model.encode_video(condition)
     mask_latents = resize_mask(1 - mask, masked_latents) * model.vae.config.scaling_factor
     inpaint = torch.cat([mask_latents, masked_latents], dim=1).transpose(1, 2)
-    trace |= {"masked_latents": masked_latents, "inpaint_latents": inpaint}
 
     cos, sin = fun_tables(model.transformer.config, height, width, latents.shape[1])
-    trace |= {"image_rotary_emb_cos": cos, "image_rotary_emb_sin": sin}
 
     model.scheduler.set_timesteps(steps)
-    trace["timesteps"] = model.scheduler.timesteps.clone()
     x = latents * model.scheduler.init_noise_sigma
     with fused(model.transformer, changes or {}):
-        for step, t in enumerate(model.scheduler.timesteps):
+        for t in model.scheduler.timesteps:
             hidden = torch.cat([torch.cat([x] * batch), torch.cat([inpaint] * batch)], dim=2)
-            v = model.transformer(hidden, trace["prompt_embeds"], t.expand(batch), image_rotary_emb=(cos, sin)).sample
+            v = model.transformer(hidden, text, t.expand(batch), image_rotary_emb=(cos, sin)).sample
             if batch == 2:
                 unconditional, conditional = v.chunk(2)
                 v = unconditional + guidance * (conditional - unconditional)
             x = model.scheduler.step(v, t, x).prev_sample
-            trace[f"latents_step_{step}"] = x
-    trace["latents_final"] = x
     decoded = fun_decode(model.vae, x.transpose(1, 2) / model.vae.config.scaling_factor)
-    trace["frames"] = (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
-    return trace
+    return x, (decoded / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
 
 
 def write_fun(directory: Path, sample: Path):
@@ -250,13 +234,14 @@ def write_fun(directory: Path, sample: Path):
         inputs = {"latents": latents, "image": torch.from_numpy(np.array(image))}
         outputs, changes, augmentation = {}, None, None
         if steered:
-            pixels, reference_latents, weights = model.predict(reference, size)
+            pixels, _, weights = model.predict(reference, size)
             changes = deltas(weights[0], model.aux, slots)
-            outputs = {"reference_pixels": pixels, "reference_latents": reference_latents, "pred_weights": weights}
+            outputs = {"reference_pixels": pixels}
         if strength is not None:
             inputs["augmentation_noise"] = randn(1, 3, frames, size[1], size[0], seed=seed + 1)
             augmentation = inputs["augmentation_noise"] * strength
-        trace = run_fun(model, image, frames, latents, augmentation, changes)
+        final, video = run_fun(model, image, frames, latents, augmentation, changes)
+        outputs |= {"latents_final": final, "frames": seen(video)}
         metadata = {
             "prompt": PROMPT,
             "negative_prompt": NEGATIVE,
@@ -271,10 +256,7 @@ def write_fun(directory: Path, sample: Path):
             "slots": json.dumps(slots),
             "tiling": tiled,
         }
-        if name != "base":
-            del trace["prompt_embeds"]
-        save_case(directory / f"case_{name}.safetensors", inputs, outputs | trace, metadata)
-        final, video = trace["latents_final"], trace["frames"]
+        save_case(directory / f"case_{name}.safetensors", inputs, outputs, metadata)
         print(
             f"fun {name}: latents {tuple(final.shape)} std {final.std():.2f}, frames {tuple(video.shape)}"
             f" mean {video.mean():.2f} std {video.std():.2f}, clipped {((video == 0) | (video == 1)).float().mean():.2f}"
@@ -286,8 +268,8 @@ def write_fun(directory: Path, sample: Path):
     noise = case("noise", (32, 48), 5, seed=610, strength=0.0563)
     case("tiled", (16, 64), 5, seed=620, steered=True, tiled=True)
     print(f"fun: steering moves the final latents by {(steered - base).std():.2f} of std {base.std():.2f}")
-    quiet = run_fun(model, Image.open(directory / "image_32x48.png"), 5, randn(1, 2, 16, 6, 4, seed=610))
-    print(f"fun: augmentation moves them by {(noise - quiet['latents_final']).std():.3f}")
+    quiet, _ = run_fun(model, Image.open(directory / "image_32x48.png"), 5, randn(1, 2, 16, 6, 4, seed=610))
+    print(f"fun: augmentation moves them by {(noise - quiet).std():.3f}")
     model.vae.disable_tiling()
     other = [draw_scene(index, 9, 1, (72, 56)) for index in range(9)]
     first, second = (model.predict(images, (32, 48)) for images in (reference, other))
@@ -300,12 +282,12 @@ def write_fun(directory: Path, sample: Path):
 def main():
     out = output_dir(__doc__, "pipeline")
     t2v = make_pipeline(CogVideoXPipeline, out / "t2v", 500)
-    run_diffusers(t2v, out / "t2v", "9f_32x48", 9, 32, 48, seed=501, text=True)
+    run_diffusers(t2v, out / "t2v", "9f_32x48", 9, 32, 48, seed=501)
     i2v = make_pipeline(CogVideoXImageToVideoPipeline, out / "i2v", 520)
-    run_diffusers(i2v, out / "i2v", "9f_32x48", 9, 32, 48, seed=521, text=True)
+    run_diffusers(i2v, out / "i2v", "9f_32x48", 9, 32, 48, seed=521)
     run_diffusers(i2v, out / "i2v", "17f_32x16", 17, 32, 16, seed=522)
     i2v_1_5 = make_pipeline(CogVideoXImageToVideoPipeline, out / "i2v_1_5", 540)
-    run_diffusers(i2v_1_5, out / "i2v_1_5", "9f_32x48", 9, 32, 48, seed=541, text=True)  # one padding frame
+    run_diffusers(i2v_1_5, out / "i2v_1_5", "9f_32x48", 9, 32, 48, seed=541)  # one padding frame
     run_diffusers(i2v_1_5, out / "i2v_1_5", "5f_16x32", 5, 16, 32, seed=542)  # none
     with random_weights.made(fixtures_dir() / "sample") as sample:
         write_fun(out / "fun", sample)

@@ -23,7 +23,8 @@ pub(crate) fn shrink(
         let path = entry.path();
         if is_entry(&path) {
             entries.push((used(&metadata).unwrap_or(SystemTime::UNIX_EPOCH), metadata.len(), path));
-        } else if is_unfinished(&path) && metadata.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STRAY)) {
+        } else if is_unfinished(&path) && metadata.modified().is_ok_and(|at| at.elapsed().is_ok_and(|age| age > STRAY))
+        {
             // It takes no part in the limit; the next call tries again.
             let _ = remove(&path);
         }

@@ -42,17 +42,13 @@ def case(folder: Path, mini: FunModel, effect, seed):
     latents = randn(1, model.LATENT_FRAMES, 16, model.LATENT_SIZE, model.LATENT_SIZE, seed=seed)
     _, _, tokens = mini.predict(reference, image.size, signed=True)
     changes = deltas(tokens[0], mini.aux, linear_modules(mini.transformer))
-    trace = run_fun(mini, image, len(reference), latents, changes=changes, texts=(caption,), steps=STEPS)
-    base = run_fun(mini, image, len(reference), latents, texts=(caption,), steps=STEPS)
-    outputs = {
-        "pred_weights": tokens,
-        "latents_final": trace["latents_final"],
-        "frames": trace["frames"].half(),
-    }
+    final, frames = run_fun(mini, image, len(reference), latents, changes=changes, texts=(caption,), steps=STEPS)
+    base, _ = run_fun(mini, image, len(reference), latents, texts=(caption,), steps=STEPS)
+    outputs = {"pred_weights": tokens, "latents_final": final, "frames": frames.half()}
     metadata = {"effect": effect, "prompt": caption, "num_inference_steps": STEPS, "num_frames": len(reference)}
     save_case(folder / "golden" / f"case_{effect}.safetensors", {"latents": latents}, outputs, metadata)
-    moved = (trace["latents_final"] - base["latents_final"]).norm() / base["latents_final"].norm()
-    shown = measures.Classifier.load(folder / "classifier.json")(trace["frames"].numpy())
+    moved = (final - base).norm() / base.norm()
+    shown = measures.Classifier.load(folder / "classifier.json")(frames.numpy())
     print(f"{effect}: shows {shown}; steering moves the final latents by {moved:.3f} of their norm")
 
 

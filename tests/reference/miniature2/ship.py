@@ -31,7 +31,7 @@ trained and scored. Wan's image-to-video form without an image encoder, in diffu
 | folder | what it is |
 |---|---|
 | `transformer/`, `vae/`, `text_encoder/`, `tokenizer/`, `scheduler/` | the base: it animates a first frame, and no caption names an effect |
-| `predictor/` | the hypernetwork, in the profile `paper`: a prompt -> an adapter of rank {rank} for every linear layer of the blocks. Not here yet: it is not trained |
+| `predictor/` | the hypernetwork, in the profile `paper`: a prompt -> an adapter of rank {rank} for every linear layer of the blocks |
 | `bank/` | three of the {bank} adapters that it learned from, in canonical form |
 | `trials/`, `classifier.json` | first frames and captions that training never saw, prompts seen and held out, and the classifier |
 | `images/` | first frames to play with; `captions.json` |

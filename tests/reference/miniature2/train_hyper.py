@@ -3,7 +3,8 @@
 Run: python train_hyper.py --work DIR [--minutes 9] [--regress 3] [--resume]        (needs DIR/bank.pt)
 Leaves DIR/hyper.pt and DIR/hyper.jsonl. The first --regress minutes bring updates near the bank's (normalised mean square error of B A,
 which the log calls `nmse`; on canonical factors it stays at 1 for as long). The rest trains through the frozen transformer, with the
-loss that trained the bank, and --keep times the first one.
+loss that trained the bank, and --keep times the first one. Half of the prompts are varied:
+parts of two phrasings joined, words left out, and words put in that mean nothing.
 """
 
 import json
@@ -16,6 +17,40 @@ import hyper
 import judge
 import networks
 from cache import Cache
+
+
+OUT, IN = 0.2, 0.1
+
+
+class Prompts:
+    """Phrasings to train with, half of them varied."""
+
+    def __init__(self):
+        self.told = {effect: [prompt.split() for prompt in world.prompts(effect, False)] for effect in world.EFFECTS}
+        self.words = {effect: set().union(*told) for effect, told in self.told.items()}
+        uses = lambda word: sum(word in words for words in self.words.values())  # noqa: E731
+        every = sorted(set().union(*self.words.values()))
+        # Words of many effects tell none of them from another; those of one effect alone tell it.
+        self.idle, self.telling = [w for w in every if uses(w) >= 6], {w for w in every if uses(w) == 1}
+
+    def draw(self, rng, name):
+        """What a member of the bank is called."""
+        effect = world.VARIANTS.get(name, name)
+        words = " ".join(self.varied(rng, effect) if rng.random() < 0.5 else self.any(rng, effect))
+        return words if name == effect else world.GENTLY[False][rng.integers(len(world.GENTLY[False]))].format(words)
+
+    def any(self, rng, effect):
+        return self.told[effect][rng.integers(len(self.told[effect]))]
+
+    def varied(self, rng, effect):
+        """The first words of one phrasing and the last words of another, each word left out at OUT, an idle one before it at IN; a word that tells the effect stays."""
+        while True:
+            first, last = self.any(rng, effect), self.any(rng, effect)
+            words = first[: rng.integers(len(first) + 1)] + last[rng.integers(len(last) + 1) :]
+            words = [word for word in words if rng.random() >= OUT]
+            if self.telling.intersection(words):
+                put = lambda: [self.idle[rng.integers(len(self.idle))]] if rng.random() < IN else []  # noqa: E731
+                return [part for word in words for part in (*put(), word)]
 
 
 def nmse(found, bank, norms, members):
@@ -40,17 +75,14 @@ def main():
     network = hyper.new_network(lots.transformer)
     average = lab.Average(network, hyper.new_network(lots.transformer), 0.998)
     run = lab.Run("hyper", a, {"hyper": network, "average": average.shadow}, network.groups(a.lr), 25)
-    with torch.no_grad():
-        told = {}
-        for name in world.BANK:
-            ids, mask = networks.tokens(lots.words, world.prompts(name, False))
-            told[name] = (networks.hidden(lots.text_encoder, ids, mask), mask)
+    prompts = Prompts()
     checked = run.used
     while run.on():
         rng, gen = run.rng(), torch.Generator().manual_seed(run.at)
         among = rng.choice(len(world.BANK), a.prompts, replace=False)
-        picks = [rng.integers(len(told[world.BANK[i]][0])) for i in among]
-        text, mask = (torch.stack([told[world.BANK[i]][part][pick] for i, pick in zip(among, picks)]) for part in (0, 1))
+        with torch.no_grad():
+            ids, mask = networks.tokens(lots.words, [prompts.draw(rng, world.BANK[i]) for i in among])
+            text = networks.hidden(lots.text_encoder, ids, mask)
         found = network(weights, text, mask)
         distance = nmse(found, bank, norms, torch.from_numpy(among))
         if run.used < a.regress:
