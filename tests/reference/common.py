@@ -81,6 +81,11 @@ def save_case(path: Path, inputs: dict, outputs: dict, metadata: dict | None = N
     path.write_bytes(_sorted_metadata(save(tensors, {k: str(v) for k, v in (metadata or {}).items()} or None)))
 
 
+def levels(frames: torch.Tensor) -> torch.Tensor:
+    """[0,1] -> the levels of 8-bit files."""
+    return (frames * 255).floor().to(torch.uint8)
+
+
 def _sorted_metadata(file: bytes) -> bytes:
     """A safetensors file with its metadata in key order; the library leaves it to chance."""
     size = int.from_bytes(file[:8], "little")

@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 from transformers import T5EncoderModel, T5Tokenizer
 
 import random_weights
-from common import fixtures_dir, output_dir, randn, report, save_case
+from common import fixtures_dir, levels, output_dir, randn, report, save_case
 from hypernetwork import LIGHT_LORA_FILE, Hypernetwork, deltas, fused, linear_modules, make_transformer
 from rope import fun_tables
 from sample import SCHEDULER, draw_scene, give_networks, model_index, text_encoder, tokenizer
@@ -115,7 +115,7 @@ def run_diffusers(pipeline, directory: Path, name, frames, height, width, seed):
             **arguments,
         )
     video = torch.from_numpy(result.frames[0])
-    trace["frames"] = seen(video)
+    trace["frames"] = levels(video)
     metadata = {
         "prompt": PROMPT,
         "negative_prompt": NEGATIVE,
@@ -173,11 +173,6 @@ def resize_mask(mask, latents):
     if frames > 1:
         parts.append(F.interpolate(mask[:, :, 1:], size=(frames - 1, height, width), mode="trilinear"))
     return torch.cat(parts, dim=2)
-
-
-def seen(frames):
-    """[0,1] -> the levels of 8-bit files, as tests compare them."""
-    return (frames * 255).floor().to(torch.uint8)
 
 
 def run_fun(
@@ -241,7 +236,7 @@ def write_fun(directory: Path, sample: Path):
             inputs["augmentation_noise"] = randn(1, 3, frames, size[1], size[0], seed=seed + 1)
             augmentation = inputs["augmentation_noise"] * strength
         final, video = run_fun(model, image, frames, latents, augmentation, changes)
-        outputs |= {"latents_final": final, "frames": seen(video)}
+        outputs |= {"latents_final": final, "frames": levels(video)}
         metadata = {
             "prompt": PROMPT,
             "negative_prompt": NEGATIVE,

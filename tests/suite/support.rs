@@ -63,6 +63,14 @@ impl Case {
     pub(crate) fn output(&self, name: &str) -> ArrayD<f32> {
         f32s(&self.outputs[name])
     }
+
+    /// Levels `[F, H, W, 3]` of the output `frames`.
+    pub(crate) fn levels(&self) -> &ArrayD<u8> {
+        match &self.outputs["frames"] {
+            Tensor::U8(levels) => levels,
+            other => panic!("{}: frames are {}", self.name, other.dtype()),
+        }
+    }
 }
 
 pub(crate) fn f32s(tensor: &Tensor) -> ArrayD<f32> {

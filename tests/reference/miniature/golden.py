@@ -5,7 +5,7 @@ Writes FOLDER/golden/
 - case_<effect>.safetensors, one per family: a whole request, steered, through diffusers' modules and our transcription of
   CogVideoX-Fun's inpainting pipeline (../pipelines.py): the first trial's image and caption, the adapter of its reference
   fused into the weights, 20 steps without guidance, f32. input.latents [1,T,16,h,w]; output.pred_weights [1,N,D],
-  output.latents_final, output.frames [F,H,W,3] f16 in [0,1].
+  output.latents_final, output.frames [F,H,W,3] u8.
 - features.json: per effect, measures.py's 20 features of the first trial's reference, and the classifier's answer.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image
 import clips
 import measures
 import model
-from common import randn, report, save_case, save_json
+from common import levels, randn, report, save_case, save_json
 from hypernetwork import deltas, linear_modules
 from pipelines import FunModel, run_fun
 
@@ -44,7 +44,7 @@ def case(folder: Path, mini: FunModel, effect, seed):
     changes = deltas(tokens[0], mini.aux, linear_modules(mini.transformer))
     final, frames = run_fun(mini, image, len(reference), latents, changes=changes, texts=(caption,), steps=STEPS)
     base, _ = run_fun(mini, image, len(reference), latents, texts=(caption,), steps=STEPS)
-    outputs = {"pred_weights": tokens, "latents_final": final, "frames": frames.half()}
+    outputs = {"pred_weights": tokens, "latents_final": final, "frames": levels(frames)}
     metadata = {"effect": effect, "prompt": caption, "num_inference_steps": STEPS, "num_frames": len(reference)}
     save_case(folder / "golden" / f"case_{effect}.safetensors", {"latents": latents}, outputs, metadata)
     moved = (final - base).norm() / base.norm()

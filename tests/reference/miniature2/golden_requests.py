@@ -4,7 +4,7 @@ Run: python golden_requests.py --model FOLDER        (FOLDER: what ship.py wrote
 Writes FOLDER/golden/case_<effects>.safetensors: whole requests through diffusers' WanImageToVideoPipeline and transformers, f32. Prompts
 go through the text encoder and the predictor's plain definition (../prompt2effect.py, f64); their adapters are fused into the
 weights. input.latents [1,c,T,h,w]; output.adapter_A and adapter_B of one layer, of the first prompt; output.latents_final,
-normalised as the transformer sees them; output.frames [F,H,W,3] f16 in [0,1]. Settings are in the metadata.
+normalised as the transformer sees them; output.frames [F,H,W,3] u8. Settings are in the metadata.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from transformers import T5Tokenizer
 
 import measures
 import prompt2effect
-from common import randn, report, save_case
+from common import levels, randn, report, save_case
 
 CASES = {"up_right": (("up_right", 1, 1.0),), "to_blue+squash": (("to_blue", 0, 1.0), ("squash", 2, 0.8))}
 SHOWN = "blocks.1.attn1.to_q"
@@ -77,7 +77,7 @@ def main():
         pixels = pipe.vae.decode(final * std + mean, return_dict=False)[0]
         video = (pixels / 2 + 0.5).clamp(0, 1)[0].permute(1, 2, 3, 0)
         a, b = found[0][SHOWN]
-        outputs = {"adapter_A": a.float(), "adapter_B": b.float(), "latents_final": final, "frames": video.half()}
+        outputs = {"adapter_A": a.float(), "adapter_B": b.float(), "latents_final": final, "frames": levels(video)}
         told = [[index["prompts"][e]["held_out"][which], strength] for e, which, strength in effects]
         metadata = {"effect": first, "prompt": caption, "layer": SHOWN, "effects": json.dumps(told)}
         save_case(folder / "golden" / f"case_{name}.safetensors", {"latents": latents}, outputs, metadata)
