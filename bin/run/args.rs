@@ -398,7 +398,7 @@ impl Args {
             ("--provider", self.provider != Provider::Cpu, ort),
             ("--ort-weights", self.ort_weights != Weights::Auto && backend == "openvino", ort),
             ("--ort-arithmetic", self.ort_arithmetic != OrtArithmetic::Fp32 && backend == "openvino", ort),
-            ("--fused-cache", self.fused_cache.is_some(), ort),
+            ("--fused-cache", self.fused_cache.is_some(), (&["ort", "openvino"], "ONNX Runtime and OpenVINO")),
         ];
         match flags.iter().find(|(_, given, (backends, _))| *given && !backends.contains(&backend)) {
             Some((flag, _, (_, title))) => {

@@ -492,8 +492,13 @@ fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
     assert!(run.code == 6 && run.stderr.contains("bin/setup --openvino"), "{} {}", run.code, run.stderr);
     let run = named.run(args!["--backend", "ort", "--openvino-lib", &nowhere]);
     assert!(run.code == 2 && run.stderr.contains("--openvino-lib is for OpenVINO"), "{} {}", run.code, run.stderr);
-    let run = named.run(args!["--backend", "openvino", "--fused-cache", &nowhere]);
-    assert!(run.code == 2 && run.stderr.contains("--fused-cache is for ONNX Runtime"), "{} {}", run.code, run.stderr);
+    let run = named.run(args!["--backend", "tensorrt", "--fused-cache", &nowhere]);
+    assert!(
+        run.code == 2 && run.stderr.contains("--fused-cache is for ONNX Runtime and"),
+        "{} {}",
+        run.code,
+        run.stderr
+    );
     let run = named.run(args!["--backend", "openvino", "--openvino-precision", "f16"]);
     assert!(run.code == 2 && run.stderr.contains("expected auto, f32, bf16 or int8"), "{} {}", run.code, run.stderr);
 }
