@@ -1,13 +1,15 @@
 //! Adapters of every form, rank and strength against what PEFT and diffusers fuse.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use half::bf16;
 use indexmap::IndexMap;
 use safetensors::SafeTensors;
 use tempfile::TempDir;
-use v2l_export::ExportOptions;
-use v2l_runtime::backends::onnxruntime::OrtEngine;
+use v2l_export::targets::OpenVino;
+use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::{WeightFile, read_tensors, write_tensors};
 use v2l_runtime::lora::adapter::{
@@ -17,7 +19,7 @@ use v2l_runtime::lora::fuse::{FuseTarget, fuse};
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
-use crate::support::{Built, Case, assert_close, f32s, fixtures, run};
+use crate::support::{Built, Case, assert_close, f32s, fixtures, run, ways};
 use crate::tools::{Scratch, args, run_ok, sample, sample_model};
 
 /// Relative to the norm of the weight.
@@ -230,24 +232,28 @@ fn an_adapter_shifted_by_one_block_is_refused_or_fuses_to_other_weights() {
 #[test]
 fn an_adapter_under_wrong_names_moves_the_output_away_from_that_of_peft() {
     let folder = fixtures().join("adapter");
-    let built = Built::plain(&folder.join("transformer"));
+    let compile = CompileOptions { target: Arc::new(OpenVino), ..CompileOptions::default() };
+    let built = Built::with(&folder.join("transformer"), &ExportOptions::default(), &compile);
     let case = Case::read(&folder.join("case.safetensors"));
     let slots = built.engine("transformer").manifest().slots.clone();
-    let sample = |path: &Path, strength| {
+    let sample = |path: &Path, strength, way: OpenOptions| {
         let adapter = read_adapter(path, &slots, &ReadOptions::default()).unwrap().adapter;
-        let options = OpenOptions { adapters: vec![(adapter, strength)], ..Default::default() };
-        let mut session = OrtEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
-        f32s(&run(&mut session, &case.inputs)["sample"])
+        let options = OpenOptions { adapters: vec![(adapter, strength)], ..way };
+        let mut session = OpenEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
+        f32s(&run(&mut *session, &case.inputs)["sample"])
     };
     let kohya = folder.join("kohya.safetensors");
-    assert_close("strength 1", &sample(&kohya, 1.0), &case.output("sample_strength_1"), 1e-5);
-    assert_close("strength -1/2", &sample(&kohya, -0.5), &case.output("sample_strength_minus_half"), 1e-5);
+    for way in ways() {
+        let what = format!("{:?}, weights {:?}", way.backend.name(), way.weights);
+        assert_close(&what, &sample(&kohya, 1.0, way.clone()), &case.output("sample_strength_1"), 1e-5);
+        assert_close(&what, &sample(&kohya, -0.5, way), &case.output("sample_strength_minus_half"), 1e-5);
+    }
     let scratch = Scratch::new();
     let swapped: NamedTensors =
         read_tensors(&kohya).unwrap().into_iter().map(|(key, t)| (other_block(&key), t)).collect();
     let path = scratch.path("swapped.safetensors");
     write_tensors(&path, &swapped, &IndexMap::new()).unwrap();
-    let (wrong, right) = (sample(&path, 1.0), case.output("sample_strength_1"));
+    let (wrong, right) = (sample(&path, 1.0, OpenOptions::default()), case.output("sample_strength_1"));
     let distance = distance(
         &wrong.iter().map(|&v| v.into()).collect::<Vec<_>>(),
         &right.iter().map(|&v| v.into()).collect::<Vec<_>>(),

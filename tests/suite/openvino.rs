@@ -5,6 +5,7 @@ use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
@@ -370,6 +371,36 @@ fn base_that_cannot_be_brought_back_leaves_adapters_and_sessions_as_they_were() 
     assert_eq!(run(&mut *on.session("step").unwrap(), &inputs), steered, "one that is opened now");
     on.set_adapters(&[], &mut |_| Ok(()), None).unwrap();
     assert_eq!(run(&mut *on.session("step").unwrap(), &inputs), base, "the base comes back bit for bit");
+}
+
+#[test]
+fn graphs_are_not_compiled_again_once_that_is_no_longer_wanted_and_everything_stays_as_it_was() {
+    let built = built("transformer/fun_inp");
+    let engine = built.engine("transformer");
+    let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
+    let steer = vec![(with_a_bias(&engine), 0.5)];
+    let mut on = opened(&engine, OpenVinoPrecision::F32);
+    let mut sessions = IndexMap::from([("step".to_owned(), on.session("step").unwrap())]);
+    let base = run(&mut *sessions["step"], &inputs);
+    let asked = AtomicUsize::new(0);
+    let count = || {
+        asked.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    on.set_adapters(&steer, sessions.iter_mut(), Some(&count)).unwrap();
+    let steered = run(&mut *sessions["step"], &inputs);
+    on.set_adapters(&[], sessions.iter_mut(), None).unwrap();
+    assert_eq!(run(&mut *sessions["step"], &inputs), base);
+    // The last question comes before the graph is compiled, when all is fused.
+    let left = AtomicUsize::new(asked.load(Ordering::Relaxed));
+    let at_last = || left.fetch_sub(1, Ordering::Relaxed) == 1;
+    let error = on.set_adapters(&steer, sessions.iter_mut(), Some(&at_last)).unwrap_err();
+    assert_eq!((error.class(), error.to_string()), (ErrorClass::Cancelled, Cancelled.to_string()));
+    assert_eq!(left.load(Ordering::Relaxed), 0, "it was asked as often as before");
+    assert_eq!(run(&mut *sessions["step"], &inputs), base);
+    assert_eq!(run(&mut *on.session("step").unwrap(), &inputs), base);
+    on.set_adapters(&steer, sessions.iter_mut(), None).unwrap();
+    assert_eq!(run(&mut *sessions["step"], &inputs), steered);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::fmt;
 
 use crate::engine::EngineError;
 use crate::error::{Classified, ErrorClass};
+use crate::events::Cancelled;
 
 /// A backend's own error.
 pub trait BackendFailure: Classified + Send + Sync + 'static {
@@ -16,6 +17,8 @@ pub trait BackendFailure: Classified + Send + Sync + 'static {
 }
 
 impl BackendFailure for EngineError {}
+
+impl BackendFailure for Cancelled {}
 
 /// Why an engine could not be opened, or its adapters not be replaced: a backend's own error, in its words.
 pub struct BackendError {

@@ -8,6 +8,7 @@ use super::error::BackendError;
 use crate::engine::Engine;
 use crate::engine::recording::Recorder;
 use crate::engine::session::Session;
+use crate::events::Cancelled;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::CancelCheck;
 use crate::options::OpenOptions;
@@ -69,6 +70,10 @@ impl OpenEngine {
         let mut opened = Vec::new();
         let mut reopen = |on: &mut dyn BackendEngine| {
             for graph in &graphs {
+                // A backend that compiles takes seconds for a graph.
+                if cancelled.is_some_and(|cancelled| cancelled()) {
+                    return Err(Cancelled.into());
+                }
                 opened.push(session(on, self.record.as_ref(), graph)?);
             }
             Ok(())

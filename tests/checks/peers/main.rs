@@ -10,18 +10,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
 use clap::Parser;
 use serde_json::json;
-use v2l_runtime::backends::onnxruntime::OrtEngine;
+use v2l_runtime::backends::OpenEngine;
+use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
 use v2l_runtime::lora::branch;
 use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, Pool, fuse_with};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Tensor;
+
+mod status;
 
 /// Fuse an adapter into an engine's weights, timed.
 #[derive(Parser)]
@@ -35,6 +36,9 @@ struct Args {
     /// Hold weights as stored.
     #[arg(long, alias = "lazy")]
     stored: bool,
+    /// Run on OpenVINO, in bfloat16.
+    #[arg(long, conflicts_with = "stored")]
+    openvino: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -45,8 +49,10 @@ fn main() -> anyhow::Result<()> {
     let adapters = args.adapters.iter().map(read).collect::<anyhow::Result<Vec<(Adapter, f32)>>>()?;
     if let Some(inputs) = &args.inputs {
         let weights = if args.stored { OrtWeights::Stored } else { OrtWeights::F32 };
-        let options = OpenOptions { weights, threads: Some(2), adapters, ..OpenOptions::default() };
-        let mut opened = OrtEngine::open(engine, &options)?;
+        let backend = if args.openvino { "openvino" } else { "ort" }.parse().map_err(anyhow::Error::msg)?;
+        let openvino = OpenVinoOptions { precision: OpenVinoPrecision::Bf16, ..OpenVinoOptions::default() };
+        let options = OpenOptions { weights, threads: Some(2), adapters, backend, openvino, ..OpenOptions::default() };
+        let mut opened = OpenEngine::open(engine, &options)?;
         let fused = start.elapsed().as_secs_f64();
         let mut session = opened.session("step")?;
         let ready = start.elapsed().as_secs_f64();
@@ -54,7 +60,8 @@ fn main() -> anyhow::Result<()> {
         let inputs: Vec<(&str, &Tensor)> = tensors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
         session.run(&inputs)?;
         let done = start.elapsed().as_secs_f64();
-        println!("{}", json!({ "fused": fused, "ready": ready, "done": done, "private": private_memory()? }));
+        let (cpu, private) = (status::processor_seconds(), status::bytes("RssAnon:"));
+        println!("{}", json!({ "fused": fused, "ready": ready, "done": done, "cpu": cpu, "private": private }));
         return Ok(());
     }
     // The weights are in the page cache, as the peers' are in memory.
@@ -76,11 +83,4 @@ fn main() -> anyhow::Result<()> {
         println!("{}", json!({ "seconds": start.elapsed().as_secs_f64() }));
     }
     Ok(())
-}
-
-/// Bytes of anonymous memory of this process.
-fn private_memory() -> anyhow::Result<u64> {
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).context("no RssAnon")?;
-    Ok(1024 * line.split_whitespace().next().context("RssAnon")?.parse::<u64>()?)
 }

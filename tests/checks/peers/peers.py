@@ -10,8 +10,8 @@ and 8 GB of memory. Two threads on either side. Every round measures, one after 
   memory (fresh), with the survival report;
 - branches: the inputs of the low-rank branches for the same adapter: what swapping it costs there.
 
-Then, in new processes: from the checkpoint on disk to the first forward (290 tokens) with the adapter fused, and the
-private memory at the end. Prints medians and the ratios of the pairs; `--json` one event per line. Nothing is asserted.
+Then, in new processes: from the checkpoint on disk to the first forward (290 tokens) with the adapter fused, the processor's
+seconds and the private memory at the end; v2l on ONNX Runtime, and on OpenVINO in bf16 (`bin/setup --openvino`). Prints medians and the ratios of the pairs; `--json` one event per line. Nothing is asserted.
 
 `--model wan-14b` is a Wan 2.1 transformer of 14B's widths (5120 and 13824) with 8 layers, 80 linears; about 15 GB of disk and 18 GB of memory. New memory,
 branches and the forward are left out. `--stack N` fuses N adapters of each rank at once.
@@ -103,6 +103,15 @@ class Worker:
         self.process.wait()
 
 
+def built_tools():
+    """The folder of the release binaries, which cargo builds."""
+    build = ["cargo", "build", "--release", "--locked", "-p", "v2l", "-p", "v2l-checks", "--bins"]
+    subprocess.run(build, cwd=ROOT, check=True)
+    metadata = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
+    found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
+    return Path(json.loads(found)["target_directory"]) / "release"
+
+
 def timed(work):
     start = time.perf_counter()
     work()
@@ -174,9 +183,10 @@ with torch.no_grad():
         i["timestep"], image_rotary_emb=(i["image_rotary_emb_cos"], i["image_rotary_emb_sin"]),
     )
 done = time.perf_counter() - start
+cpu = time.process_time()
 private = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
 import json
-print(json.dumps({"fused": fused, "done": done, "private": private}))
+print(json.dumps({"fused": fused, "done": done, "cpu": cpu, "private": private}))
 """
 
 
@@ -217,19 +227,12 @@ def main():
     torch.set_num_threads(2)
     work = a.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
-    kind, tools = MODELS[a.model], a.tools
-    if tools is None:
-        build = ["cargo", "build", "--release", "--locked", "-p", "v2l", "-p", "v2l-checks", "--bins"]
-        subprocess.run(build, cwd=ROOT, check=True)
-        metadata = subprocess.run(
-            ["cargo", "metadata", "--no-deps", "--format-version", "1"], cwd=ROOT, check=True, capture_output=True
-        )
-        tools = Path(json.loads(metadata.stdout)["target_directory"]) / "release"
+    kind, tools = MODELS[a.model], a.tools or built_tools()
     if not (work / "engines").exists():
         make_model(kind, work / "transformer")
         run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
         run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
-        branches = ["--lora-rank", 128] if kind is CogVideoX else ["--no-verify"]
+        branches = ["--lora-rank", 128, "--backend", "openvino"] if kind is CogVideoX else ["--no-verify"]
         run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", *branches, "--quiet")
 
     machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
@@ -256,10 +259,11 @@ def main():
         ("diffusers bf16", [sys.executable, "-c", FORWARD, work / "transformer", adapter, inputs]),
         ("v2l f32", [peers, engine, adapter, "--inputs", inputs]),
         ("v2l stored", [peers, engine, adapter, "--inputs", inputs, "--stored"]),
+        ("v2l openvino bf16", [peers, engine, adapter, "--inputs", inputs, "--openvino"]),
     ):
         taken = last_line(command)
         text = f"{name}: fused after {taken['fused']:.2f} s, first forward done after {taken['done']:.2f} s"
-        say({"event": "first forward", "case": name} | taken, f"{text}, {taken['private'] / 1e9:.2f} GB private")
+        say({"event": "first forward", "case": name} | taken, f"{text}, {taken['cpu']:.2f} s of the processor, {taken['private'] / 1e9:.2f} GB private")
 
 
 if __name__ == "__main__":

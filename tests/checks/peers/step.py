@@ -1,9 +1,9 @@
 """One step of a mid-size transformer against ONNX Runtime on the plainly exported graph and against PyTorch.
 
-Run: python tests/checks/peers/step.py --work DIR [--layers 6] [--rounds 5] [--passes | --openvino | --cuda]
-A random CogVideoX transformer of full width (3072), 768 latent tokens and 226 of text, batch 1, two threads on either
-side. In a virtual environment of tests/reference/requirements.txt with onnxscript; builds the release binaries with cargo,
-or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
+Run: python tests/checks/peers/step.py --work DIR [--layers 6] [--rounds 5] [--long] [--passes | --openvino | --cuda]
+A random CogVideoX transformer of full width (3072), 768 latent tokens (with `--long` 3600) and 226 of text, batch 1, two threads on
+either side. In a virtual environment of tests/reference/requirements.txt with onnxscript, for `--openvino` also openvino==2026.4.1;
+builds the release binaries with cargo, or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
 
 Every round times, one after the other: v2l's step in f32 (weights in f32; timestep table and prologue are there, as
 in all steps but a generation's first), ONNX Runtime on the graph that torch.onnx exports from diffusers' model, PyTorch in f32
@@ -14,11 +14,15 @@ v2l. Prints medians, and ratios of pairs; asserts that the outputs agree.
 `--passes` compares v2l with itself instead: the time of everything but linear layers, and the weights that a step reads, without
 each pass in turn; and two latents in one batch, as guidance needs them, against two runs of one.
 
-`--openvino` compares v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, with v2l on ONNX Runtime in f32 and with PyTorch in f32
-and bf16, in rounds; besides, over matrices of 8 bits, v2l on ONNX Runtime and on OpenVINO, there with rows in f32 and in 8 bits; each with its processor's seconds, by which they are compared, and its error from PyTorch in f32, v2l also with the private memory that it has after a step. The table in
-docs/openvino.md is of `--openvino --layers 4`. With `--model wan-1.3b` the model is Wan 2.1's text-to-video transformer of 1.3 billion
-parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text. With `--one-by-one` each is opened, timed and closed before the
-next, which takes the memory of one alone: about 8 GB for all 30 layers, in place of 20.
+`--openvino` compares, in rounds: v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, and over matrices of 8 bits, with
+rows in f32 and in 8 bits; v2l on ONNX Runtime in f32 and over 8 bits; PyTorch in f32, in bf16 and in bf16 compiled; OpenVINO on the graph
+that torch.onnx exports (weights in f32 as constants, its own default of bf16); and OpenVINO on v2l's typed graph of `--precision bf16`, in
+which every node has the type of the precision plan, not hoisted, with matrices as inputs. Each with its processor's seconds, by which
+they are compared, and its error from PyTorch in f32; v2l also with its private memory after a step, and its largest resident set.
+The tables in docs/openvino.md are of `--openvino --layers 4`, with and without `--long`. With `--model wan-1.3b` the model is Wan 2.1's
+text-to-video transformer of 1.3 billion parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text; the two of graphs
+that are not v2l's engines are left out. With `--one-by-one` each is opened, run twice and closed before the next in
+every round, and the second run counts: that takes the memory of one alone, about 8 GB for all 30 layers, in place of 20.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
@@ -38,6 +42,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx.helper
 import onnxruntime as ort
 import torch
 from diffusers import CogVideoXTransformer3DModel, WanTransformer3DModel
@@ -46,9 +51,11 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-ROOT = Path(__file__).resolve().parents[3]
+from peers import built_tools
+
 PRODUCTS = {"MatMul", "Gemm", "FusedMatMul", "Conv", "MultiHeadAttention"}
-FRAMES, ROWS, COLUMNS = 3, 16, 16
+# Frames, rows and columns of tokens.
+SHORT, LONG = (3, 16, 16), (9, 20, 20)
 # Those that find something in v2l's own graphs.
 PASSES = ["duplicates", "rotary", "attention", "modulated-norm", "prologue", "timestep-tables"]
 # As v2l's runtime has it: weights come from outside, and these optimisers would want to read them.
@@ -69,6 +76,7 @@ class CogVideoX:
 
     layers = 6
     network = CogVideoXTransformer3DModel
+    grid = SHORT
 
     @staticmethod
     def config(layers):
@@ -81,13 +89,13 @@ class CogVideoX:
             "use_rotary_positional_embeddings": True,
         }
 
-    @staticmethod
-    def inputs():
-        normal = randn()
-        cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (ROWS, COLUMNS)), (ROWS, COLUMNS), FRAMES)
+    @classmethod
+    def inputs(cls):
+        normal, (frames, rows, columns) = randn(), cls.grid
+        cos, sin = get_3d_rotary_pos_embed(64, ((0, 0), (rows, columns)), (rows, columns), frames)
         return {
-            "hidden_states": normal(1, FRAMES, 16, 2 * ROWS, 2 * COLUMNS),
-            "inpaint_latents": normal(1, FRAMES, 17, 2 * ROWS, 2 * COLUMNS),
+            "hidden_states": normal(1, frames, 16, 2 * rows, 2 * columns),
+            "inpaint_latents": normal(1, frames, 17, 2 * rows, 2 * columns),
             "encoder_hidden_states": normal(1, 226, 4096),
             "timestep": torch.tensor([500]),
             "image_rotary_emb_cos": cos.float(),
@@ -139,7 +147,7 @@ class Plain(torch.nn.Module):
         return self.model(pixels, encoder_hidden_states, timestep, image_rotary_emb=(cos, sin), return_dict=False)[0]
 
 
-def make(work: Path, tools: Path, kind, layers, plain=True):
+def make(work: Path, tools: Path, kind, layers, engines=True):
     torch.manual_seed(0)
     model = kind.network(**kind.config(layers)).eval()
     # What modulation, norms and biases start as would hide mistakes.
@@ -148,16 +156,18 @@ def make(work: Path, tools: Path, kind, layers, plain=True):
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(torch.bfloat16).save_pretrained(work / "transformer")
-    save_file({name: tensor.contiguous() for name, tensor in kind.inputs().items()}, work / "inputs.safetensors")
-    if plain:
-        export_plainly(work, model.float())
     run = lambda *command: subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)  # noqa: E731
     run(tools / "v2l-export", work / "transformer", "-o", work / "bundle", "--quiet")
-    if plain:
+    if engines:
         run(tools / "v2l-compile", work / "bundle", "-o", work / "engines", "--explain", "--quiet")
 
 
-def export_plainly(work: Path, model):
+def export_plainly(work: Path, kind):
+    """What torch.onnx makes of diffusers' model, for these inputs."""
+    path = work / f"plain.{'x'.join(map(str, kind.grid))}.onnx"
+    if path.exists():
+        return path
+    model = kind.network.from_pretrained(work / "transformer", torch_dtype=torch.float32).eval()
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
     order = ["hidden_states", "inpaint_latents", "encoder_hidden_states", "timestep"]
     order += ["image_rotary_emb_cos", "image_rotary_emb_sin"]
@@ -165,7 +175,7 @@ def export_plainly(work: Path, model):
         torch.onnx.export(
             Plain(model),
             tuple(given[name] for name in order),
-            work / "plain.onnx",
+            path,
             input_names=order,
             output_names=["sample"],
             dynamo=True,
@@ -173,6 +183,7 @@ def export_plainly(work: Path, model):
             opset_version=20,
             verbose=False,
         )
+    return path
 
 
 class Worker:
@@ -185,7 +196,7 @@ class Worker:
     def __call__(self):
         print(file=self.process.stdin, flush=True)
         answer = json.loads(self.process.stdout.readline())
-        self.private, self.cpu = answer["private"], answer["cpu"]
+        self.private, self.cpu, self.peak = answer["private"], answer["cpu"], answer["peak"]
         return answer["seconds"]
 
     def close(self):
@@ -246,7 +257,7 @@ class Peer:
         self.cpu.append(self.step.cpu if isinstance(self.step, Worker) else own)
 
     def close(self):
-        self.private = getattr(self.step, "private", None)
+        self.private, self.peak = (getattr(self.step, name, None) for name in ("private", "peak"))
         self.close_step()
         self.step = None
 
@@ -261,15 +272,16 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=32")
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
-    def torch_in(dtype):
+    def torch_in(dtype, compiled=False):
         model = kind.network.from_pretrained(work / "transformer", torch_dtype=dtype)
+        model = torch.compile(model) if compiled else model
 
         def forward():
             with torch.no_grad():
                 return kind.forward(model, given)
 
         # The first run warms up.
-        return lambda: timed(forward), forward().numpy(), lambda: None
+        return lambda: timed(forward), forward().numpy(), torch._dynamo.reset if compiled else lambda: None
 
     def v2l(name, engine, *flags):
         written = work / f"{name.replace(' ', '_')}.safetensors"
@@ -281,6 +293,7 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     peers = {
         "torch float32": Peer(lambda: torch_in(torch.float32)),
         "torch bfloat16": Peer(lambda: torch_in(torch.bfloat16)),
+        "torch bfloat16 compiled": Peer(lambda: torch_in(torch.bfloat16, compiled=True)),
         "v2l ort f32": Peer(lambda: v2l("v2l ort f32", stored)),
         "v2l ort int8": Peer(lambda: v2l("v2l ort int8", int8)),
         "v2l openvino f32": Peer(lambda: v2l("v2l openvino f32", stored, "--openvino", "f32")),
@@ -288,13 +301,19 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
         "v2l openvino int8": Peer(lambda: v2l("v2l openvino int8", int8, "--openvino", "f32")),
         "v2l openvino int8 rows": Peer(lambda: v2l("v2l openvino int8 rows", int8, "--openvino", "int8")),
     }
+    if kind is CogVideoX:
+        typed = compiled("engines.typed", "--precision", "bf16", "--no-calibration")
+        plain = export_plainly(work, kind)
+        numbers = {name: tensor.numpy() for name, tensor in given.items()}
+        peers["openvino, exported graph, bf16"] = Peer(lambda: openvino_on(str(plain), {}, numbers, "bf16"))
+        peers["openvino, v2l's typed graph"] = Peer(lambda: openvino_on(*typed_graph(typed), numbers, "f32"))
     # Beside the clock, what the processor did: other programs on the machine do not count in it.
     if one_by_one:
-        for peer in peers.values():
-            peer.open()
-            for _ in range(rounds):
+        for _ in range(rounds):
+            for peer in peers.values():
+                peer.open()
                 peer.measure()
-            peer.close()
+                peer.close()
     else:
         for peer in peers.values():
             peer.open()
@@ -316,8 +335,65 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
         text = f"{name}: {seconds:.2f} s, {cpu:.2f} s of the processor, {beside}; {error:.1e} from float32 (relative L2)"
         if peer.private is not None:
             event["private"] = peer.private
-            text += f"; {peer.private / 1e6:.0f} MB private"
+            event["peak"] = peer.peak
+            text += f"; {peer.private / 1e6:.0f} MB private, {peer.peak / 1e6:.0f} MB resident at most"
         say(event, text)
+
+
+def openvino_on(graph, weights, inputs, precision):
+    """OpenVINO's own Python on a graph, as v2l sets it; `weights` are inputs besides, in place."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "PERFORMANCE_HINT": "LATENCY"}
+    settings |= {"ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 2}
+    core = openvino.Core()
+    request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+    for name, (words, shape) in weights.items():
+        request.set_tensor(name, openvino.Tensor(words, shape, openvino.Type.bf16))
+    given = {name: openvino.Tensor(np.ascontiguousarray(value)) for name, value in inputs.items()}
+
+    def step():
+        for name, value in given.items():
+            request.set_tensor(name, value)
+        request.infer()
+
+    step()
+    return lambda: timed(step), request.get_tensor("sample").data.copy(), lambda: None
+
+
+def typed_graph(engine: Path):
+    """The typed graph of an engine with matrices as inputs and layers as products and sums, and the matrices as 16-bit words."""
+    weights = {}
+    with safe_open(engine, "pt") as file:
+        graph = next(g for g in json.loads(bytes(file.get_tensor("v2l/manifest").numpy()))["graphs"] if g["name"] == "step")
+        model = onnx.load_model_from_string(bytes(file.get_tensor(graph["files"]["typed"]["file"]).numpy()))
+        for value in [v for v in model.graph.initializer if v.data_location == onnx.TensorProto.EXTERNAL]:
+            stored = file.get_tensor(value.name)
+            if stored.dim() < 2:
+                value.ClearField("external_data")
+                value.data_location = onnx.TensorProto.DEFAULT
+                value.raw_data = stored.contiguous().view(torch.uint8).numpy().tobytes()
+                continue
+            assert stored.dtype == torch.bfloat16, value.name
+            weights[value.name] = stored.contiguous().view(torch.uint16).numpy(), list(stored.shape)
+            model.graph.input.append(onnx.helper.make_tensor_value_info(value.name, value.data_type, value.dims))
+            model.graph.initializer.remove(value)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type != "Gemm":
+            nodes.append(node)
+            continue
+        flags = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert flags.get("alpha", 1) == flags.get("beta", 1) == 1 and not flags.get("transA", 0), node.name
+        out, matrix = node.output[0], node.input[1]
+        if flags.get("transB", 0):
+            nodes.append(onnx.helper.make_node("Transpose", [matrix], [f"{out}/b"], perm=[1, 0]))
+            matrix = f"{out}/b"
+        nodes.append(onnx.helper.make_node("MatMul", [node.input[0], matrix], [f"{out}/product"]))
+        nodes.append(onnx.helper.make_node("Add", [f"{out}/product", node.input[2]], [out]))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    return model.SerializeToString(), weights
 
 
 def compare_on_gpu(work: Path, tools: Path, rounds, say):
@@ -458,6 +534,7 @@ def main():
     parser.add_argument("--model", choices=MODELS, default="cogvideox", help="another one goes with --openvino")
     parser.add_argument("--layers", type=int, help="transformer blocks; 6 of CogVideoX, all 30 of Wan")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--long", action="store_true", help="3600 tokens of CogVideoX in place of 768")
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
     parser.add_argument("--one-by-one", action="store_true", help="with --openvino: one after the other, in the memory of one")
@@ -468,18 +545,15 @@ def main():
     if a.model != "cogvideox" and not a.openvino:
         parser.error("--model goes with --openvino; the other comparisons are of CogVideoX")
     kind = MODELS[a.model]
+    if a.long:
+        CogVideoX.grid = LONG
     layers = a.layers or kind.layers
     torch.set_num_threads(2)
-    work, tools = a.work.resolve(), a.tools
+    work, tools = a.work.resolve(), a.tools or built_tools()
     work.mkdir(parents=True, exist_ok=True)
-    if tools is None:
-        build = ["cargo", "build", "--release", "--locked", "-p", "v2l", "-p", "v2l-checks", "--bins"]
-        subprocess.run(build, cwd=ROOT, check=True)
-        metadata = ["cargo", "metadata", "--no-deps", "--format-version", "1"]
-        found = subprocess.run(metadata, cwd=ROOT, check=True, capture_output=True).stdout
-        tools = Path(json.loads(found)["target_directory"]) / "release"
     if not (work / ("bundle" if a.openvino else "engines")).exists():
-        make(work, tools, kind, layers, plain=not a.openvino)
+        make(work, tools, kind, layers, engines=not a.openvino)
+    save_file({name: tensor.contiguous() for name, tensor in kind.inputs().items()}, work / "inputs.safetensors")
     say = (lambda event, text: print(json.dumps(event))) if a.json else (lambda event, text: print(text))
     machine = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), "unknown")
     versions = {"torch": torch.__version__, "onnxruntime": ort.__version__}
@@ -505,7 +579,8 @@ def main():
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     v2l = Worker(tools / "peers_step", engine, work / "inputs.safetensors", "--outputs", work / "v2l.safetensors")
     v2l()
-    plain = ort.InferenceSession(str(work / "plain.onnx"), options(), providers=["CPUExecutionProvider"])
+    exported = str(export_plainly(work, kind))
+    plain = ort.InferenceSession(exported, options(), providers=["CPUExecutionProvider"])
     cases = {"v2l": v2l, "onnxruntime": lambda: timed(lambda: plain.run(None, inputs))}
     for dtype in (torch.float32, torch.bfloat16):
         model = kind.network.from_pretrained(work / "transformer", torch_dtype=dtype)
@@ -537,7 +612,7 @@ def main():
     main_graph = Stored(engine, step, work / "v2l")
     ours = profiled(main_graph.session, lambda: main_graph.run(values), a.rounds)
     del main_graph
-    plain = ort.InferenceSession(str(work / "plain.onnx"), options(work / "plain"), providers=["CPUExecutionProvider"])
+    plain = ort.InferenceSession(exported, options(work / "plain"), providers=["CPUExecutionProvider"])
     theirs = profiled(plain, lambda: plain.run(None, inputs), a.rounds)
     totals, outside = {}, {}
     for name, (nodes, operators) in (("onnxruntime", theirs), ("v2l", ours)):

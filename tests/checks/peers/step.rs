@@ -19,6 +19,8 @@ use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Tensor;
 
+mod status;
+
 /// Run a transformer's step, timed.
 #[derive(Parser)]
 struct Args {
@@ -63,27 +65,11 @@ fn main() -> anyhow::Result<()> {
     }
     for line in std::io::stdin().lock().lines() {
         line?;
-        let (start, worked) = (Instant::now(), processor_seconds());
+        let (start, worked) = (Instant::now(), status::processor_seconds());
         session.run(&inputs)?;
-        let (seconds, cpu) = (start.elapsed().as_secs_f64(), processor_seconds() - worked);
-        println!("{}", json!({ "seconds": seconds, "cpu": cpu, "private": private() }));
+        let (seconds, cpu) = (start.elapsed().as_secs_f64(), status::processor_seconds() - worked);
+        let (private, peak) = (status::bytes("RssAnon:"), status::bytes("VmHWM:"));
+        println!("{}", json!({ "seconds": seconds, "cpu": cpu, "private": private, "peak": peak }));
     }
     Ok(())
-}
-
-/// Seconds that this process's threads have worked, in hundredths; 0 where the system does not say.
-fn processor_seconds() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
-    // Behind the name, which may hold spaces: state is the third field, the two times are the 14th and 15th.
-    let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
-    let ticks: u64 = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
-    ticks as f64 / 100.0
-}
-
-/// Bytes of memory that are this process's own; 0 where the system does not say.
-fn private() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
-    kib.unwrap_or(0) * 1024
 }

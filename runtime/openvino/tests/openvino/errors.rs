@@ -153,3 +153,25 @@ fn output_that_no_memory_holds_is_too_little_memory_and_the_request_goes_on() {
     request.run(&|| false).unwrap();
     assert_eq!(output(&request, "y"), [1.5; 4]);
 }
+
+#[test]
+fn graph_whose_weights_no_memory_holds_is_too_little_memory_and_others_compile() {
+    let mut builder = Builder::new("large");
+    let x = builder.input("x", DataType::Float, [1_usize, 1 << 20]);
+    // OpenVINO has room of its own for inputs with fixed extents: here 8 TiB.
+    let w = builder.input("w", DataType::Float, [1_usize << 20, 1 << 21]);
+    let y = builder.op("MatMul", &[&x, &w]);
+    builder.output("y", &y, DataType::Float, [1_usize, 1 << 21]);
+    #[cfg(target_os = "linux")]
+    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_AS, 1 << 40, 1 << 40).unwrap();
+    let core = core();
+    let model = Model::from_onnx_bytes(&core, &onnx(builder)).unwrap();
+    let error = core.compile(&model, &CompileOptions::default()).and_then(|compiled| compiled.request()).err();
+    assert!(matches!(error, Some(OpenVinoError::OutOfMemory { .. })), "{error:?}");
+    let mut request = request(&linear(2, 2), &CompileOptions::default());
+    request.set_input("x", f32s(&[1, 2], &[1.0, 2.0])).unwrap();
+    request.set_input("w", f32s(&[2, 2], &[1.0; 4])).unwrap();
+    request.set_input("b", f32s(&[2], &[1.0; 2])).unwrap();
+    request.run(&|| false).unwrap();
+    assert_eq!(output(&request, "y"), [4.0, 4.0]);
+}

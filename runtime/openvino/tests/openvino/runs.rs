@@ -337,6 +337,47 @@ fn lent_inputs_count_for_one_run_and_must_be_given_again() {
     assert!(short.to_string().contains("takes 16 bytes; there are 12"), "{short}");
 }
 
+/// What it costs that weights are others in a run: beside the fuse, a swap is no more.
+#[test]
+fn weights_that_are_given_anew_cost_at_most_20_microseconds_each() {
+    const LAYERS: usize = 64;
+    let mut builder = Builder::new("chain");
+    let x = builder.input("x", DataType::Float, [1_usize, 8]);
+    let name = |layer: usize| format!("w{layer}");
+    let mut y = x;
+    for layer in 0..LAYERS {
+        let w = builder.input(&name(layer), DataType::Float, [8_usize, 8]);
+        y = builder.op("MatMul", &[&y, &w]);
+    }
+    builder.output("y", &y, DataType::Float, [1_usize, 8]);
+    let mut request = request(&onnx(builder), &CompileOptions::default());
+    let (x, w) = (bytes(&noise(8, 1)), noise(64, 2));
+    let (names, blocks): (Vec<String>, Vec<Vec<u8>>) = (0..LAYERS).map(|layer| (name(layer), bytes(&w))).unzip();
+    let lend = |name, shape: &[usize], bytes| (name, Lent::new(Element::F32, shape, bytes).unwrap());
+    // The shortest of many: the machine may be busy.
+    let mut shortest = |anew: bool| {
+        let mut least = Duration::MAX;
+        for _ in 0..200 {
+            if !anew {
+                for name in &names {
+                    request.set_input(name, f32s(&[8, 8], &w)).unwrap();
+                }
+            }
+            let begin = Instant::now();
+            let mut given = vec![lend("x", &[1, 8], &x)];
+            let weights = names.iter().zip(&blocks).filter(|_| anew);
+            given.extend(weights.map(|(name, block)| lend(&name[..], &[8, 8], &block[..])));
+            request.run_on(&given, NEVER).unwrap();
+            least = least.min(begin.elapsed());
+        }
+        least
+    };
+    let (kept, anew) = (shortest(false), shortest(true));
+    let each = anew.saturating_sub(kept) / LAYERS as u32;
+    println!("{each:?} for each weight: {anew:?} with {LAYERS} of them given anew, {kept:?} without");
+    assert!(each < Duration::from_micros(20), "{each:?}");
+}
+
 /// OpenVINO drops a reshape without effect, and its output's name becomes one more of the input's.
 #[test]
 fn input_with_several_names_is_known_by_the_graphs_own() {

@@ -12,7 +12,7 @@ use v2l_openvino::{Borrowed, Compiled, Core, Model};
 use super::embed::embed;
 use super::error::OvError;
 use super::opened_graph::{OvGraph, borrowed};
-use super::precision::{Arithmetic, decide};
+use super::precision::{Arithmetic, NoBf16, decide, has_bf16};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
@@ -71,7 +71,12 @@ impl OpenVinoEngine {
             weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
         }
         let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
-        let (arithmetic, why) = decide(&core, engine.manifest(), options.openvino.precision)?;
+        let has_bf16 = has_bf16(&core).map_err(OvError::Library)?;
+        let decided = decide(has_bf16, engine.manifest(), options.openvino.precision);
+        let (arithmetic, why) = decided.or_else(|NoBf16| {
+            let cpu = core.device_name().map_err(OvError::Library)?;
+            Err(OvError::NoBf16 { cpu: cpu.trim().to_owned() })
+        })?;
         let weight = |name: &str| {
             let view = engine.weight(name)?;
             Ok((view.dtype, aligned(view.dtype, view.data)))

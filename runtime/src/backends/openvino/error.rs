@@ -53,13 +53,21 @@ pub enum OvError {
         what: String,
     },
     /// OpenVINO did not open a graph.
-    #[error("graph `{graph}`: {source}")]
+    #[error("graph `{graph}`: {source}{}", way_out(source))]
     Graph {
         /// The graph.
         graph: String,
         /// Its words.
         source: OpenVinoError,
     },
+}
+
+/// What to do about it, where that is no other model.
+fn way_out(source: &OpenVinoError) -> String {
+    match source {
+        OpenVinoError::OutOfMemory { .. } => format!("; free memory, or use `{BACKEND_ORT}`"),
+        _ => String::new(),
+    }
 }
 
 impl Classified for OvError {

@@ -4,7 +4,6 @@ use std::num::NonZero;
 
 use v2l_openvino::{CompileOptions, Core, OpenVinoError, Precision};
 
-use super::error::OvError;
 use super::options::OpenVinoPrecision;
 use crate::components::is_transformer;
 use crate::engine::manifest::Manifest;
@@ -16,7 +15,7 @@ const BF16: &str = "BF16";
 const GROUP: u32 = 32;
 
 /// What graphs compute in.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Arithmetic {
     precision: Precision,
     /// What is multiplied with matrices of 8 bits is quantised, too.
@@ -31,27 +30,30 @@ impl Arithmetic {
     }
 }
 
-/// What was decided, and why, in words.
+/// What was decided, and why, in words. `has_bf16`: the processor has instructions for bfloat16; see [`has_bf16`].
+///
+/// # Errors
+/// [`NoBf16`], if the processor lacks what is asked for.
 pub(super) fn decide(
-    core: &Core,
+    has_bf16: bool,
     manifest: &Manifest,
     asked: OpenVinoPrecision,
-) -> Result<(Arithmetic, &'static str), OvError> {
-    let has_bf16 = has_bf16(core).map_err(OvError::Library)?;
+) -> Result<(Arithmetic, &'static str), NoBf16> {
     let plain = |(precision, why)| (Arithmetic { precision, quantizes: false }, why);
     match (asked, has_bf16) {
         (OpenVinoPrecision::F32, _) => Ok(plain((Precision::F32, "float32, as asked for"))),
         (OpenVinoPrecision::Bf16, true) => Ok(plain((Precision::BF16, "bfloat16, as asked for"))),
-        (OpenVinoPrecision::Bf16, false) => {
-            let cpu = core.device_name().map_err(OvError::Library)?;
-            Err(OvError::NoBf16 { cpu })
-        }
+        (OpenVinoPrecision::Bf16, false) => Err(NoBf16),
         (OpenVinoPrecision::Int8, _) if is_in_8_bits(manifest) => {
             Ok((Arithmetic { precision: Precision::F32, quantizes: true }, "8 bits, as asked for, and float32"))
         }
         (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => Ok(plain(natural(manifest, has_bf16))),
     }
 }
+
+/// bfloat16 was asked of a processor that has none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct NoBf16;
 
 /// True for a transformer whose matrices are stored in 8 bits: what adapters change, of an encoder nothing.
 fn is_in_8_bits(manifest: &Manifest) -> bool {
@@ -72,4 +74,48 @@ fn natural(manifest: &Manifest, has_bf16: bool) -> (Precision, &'static str) {
 /// True if the processor has instructions for bfloat16.
 pub(super) fn has_bf16(core: &Core) -> Result<bool, OpenVinoError> {
     Ok(core.capabilities()?.iter().any(|capability| capability == BF16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::components::TRANSFORMER;
+    use crate::engine::manifest::Slot;
+    use crate::tensor::NamedTensors;
+    use crate::testing::engines::manifest;
+
+    /// The table of docs/openvino.md.
+    #[test]
+    fn precision_follows_storage_and_processor_unless_one_is_asked_for() {
+        let of = |component: &str, storage| {
+            let slot = Slot::linear("layer", 8, 64);
+            let manifest = manifest(&NamedTensors::new(), storage, Vec::new(), vec![slot]);
+            Manifest { component: component.to_owned(), ..manifest }
+        };
+        let mut in_8_bits = of(TRANSFORMER, Dtype::Bf16);
+        in_8_bits.slots[0].quantized = Some(64);
+        let engines =
+            [of(TRANSFORMER, Dtype::Bf16), of(TRANSFORMER, Dtype::F32), in_8_bits, of("vae_decoder", Dtype::Bf16)];
+        let asked = [OpenVinoPrecision::Auto, OpenVinoPrecision::F32, OpenVinoPrecision::Bf16, OpenVinoPrecision::Int8];
+        let said = |has_bf16: bool| {
+            engines.each_ref().map(|engine| {
+                asked.map(|asked| match decide(has_bf16, engine, asked) {
+                    Ok((Arithmetic { quantizes: true, precision: Precision::F32 }, _)) => "int8",
+                    Ok((Arithmetic { precision: Precision::F32, .. }, _)) => "f32",
+                    Ok((Arithmetic { precision: Precision::BF16, .. }, _)) => "bf16",
+                    Err(NoBf16) => "refused",
+                })
+            })
+        };
+        let with = [
+            ["bf16", "f32", "bf16", "bf16"],
+            ["f32", "f32", "bf16", "f32"],
+            ["f32", "f32", "bf16", "int8"],
+            ["f32", "f32", "bf16", "f32"],
+        ];
+        assert_eq!(said(true), with);
+        let without = with
+            .map(|row| [row[0].replace("bf16", "f32"), "f32".into(), "refused".into(), row[3].replace("bf16", "f32")]);
+        assert_eq!(said(false), without);
+    }
 }
