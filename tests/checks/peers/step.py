@@ -250,11 +250,12 @@ class Peer:
         if self.step is None:
             self.step, self.output, self.close_step = self.start()
 
-    def measure(self):
+    def measure(self, name):
         start = time.process_time()
         self.seconds.append(self.step())
         own = time.process_time() - start
         self.cpu.append(self.step.cpu if isinstance(self.step, Worker) else own)
+        print(f"{name}: {self.seconds[-1]:.2f} s, {self.cpu[-1]:.2f} s of the processor", file=sys.stderr, flush=True)
 
     def close(self):
         self.private, self.peak = (getattr(self.step, name, None) for name in ("private", "peak"))
@@ -310,16 +311,16 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     # Beside the clock, what the processor did: other programs on the machine do not count in it.
     if one_by_one:
         for _ in range(rounds):
-            for peer in peers.values():
+            for name, peer in peers.items():
                 peer.open()
-                peer.measure()
+                peer.measure(name)
                 peer.close()
     else:
         for peer in peers.values():
             peer.open()
         for _ in range(rounds):
-            for peer in peers.values():
-                peer.measure()
+            for name, peer in peers.items():
+                peer.measure(name)
         for peer in peers.values():
             peer.close()
     expected = peers["torch float32"].output
@@ -358,7 +359,8 @@ def openvino_on(graph, weights, inputs, precision):
         request.infer()
 
     step()
-    return lambda: timed(step), request.get_tensor("sample").data.copy(), lambda: None
+    # OpenVINO reads the weights where they are, and keeps no hold of them.
+    return lambda held=weights: timed(step), request.get_tensor("sample").data.copy(), lambda: None
 
 
 def typed_graph(engine: Path):
