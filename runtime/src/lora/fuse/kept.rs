@@ -71,11 +71,7 @@ impl FusedKey {
     ///
     /// # Errors
     /// As [`fuse_with`](super::fuse_with), of an adapter that does not fit.
-    pub(crate) fn of(
-        base: &Arc<Engine>,
-        adapters: &[(&Adapter, f32)],
-        target: FuseTarget,
-    ) -> Result<Self, FuseError> {
+    pub(crate) fn of(base: &Arc<Engine>, adapters: &[(&Adapter, f32)], target: FuseTarget) -> Result<Self, FuseError> {
         let by_tensor = by_tensor(base, adapters)?;
         Ok(Self::new(Engine::fingerprint(base), &changed(base, &by_tensor)?, target))
     }
