@@ -1,4 +1,4 @@
-"""The Triton backend in a real `tritonserver`: equal bytes to `v2l-run`, progress, adapters, cancelling, errors, load."""
+"""The Triton backend in a real `tritonserver`: equal bytes to `v2l-run`, graphs, progress, adapters, cancelling, errors, metrics, load."""
 
 import importlib.util
 import json
@@ -40,22 +40,40 @@ def free_ports(count: int) -> List[int]:
     return ports
 
 
-class Server:
-    """A `tritonserver` with two models over one engine directory: `video` answers once, `stream` also with progress."""
+def program() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent / "tritonserver/bin/tritonserver"
 
-    def __init__(self, engines: Path, loras: Path, work: Path) -> None:
-        for name, decoupled, count in (("video", False, 2), ("stream", True, 1)):
+
+def models(engines: Path, loras: Path, work: Path) -> Dict[str, str]:
+    """Configurations by the names of their models. `video` answers once, `stream` also with progress, both from one engine directory;
+    `kept` has caches; `step` and `encode` are graphs by themselves."""
+
+    def configuration(count: int = 1, decoupled: bool = False, **parameters: object) -> str:
+        given = {"adapters": loras, "threads": 1, **parameters}
+        text = 'backend: "v2l"\n' + f"instance_group [{{ kind: KIND_CPU, count: {count} }}]\n"
+        text += "".join(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in given.items())
+        return text + ("model_transaction_policy { decoupled: true }\n" if decoupled else "")
+
+    return {
+        "video": configuration(2, engines=engines),
+        "stream": configuration(decoupled=True, engines=engines),
+        "kept": configuration(engines=engines, fused_cache=work / "fused", prediction_cache=work / "predictions"),
+        "step": configuration(2, engine=engines / "transformer.engine", graph="step", backend="ort", weights="f32"),
+        "encode": configuration(engine=engines / "text_encoder.engine"),
+    }
+
+
+class Server:
+    """A `tritonserver` with some models."""
+
+    def __init__(self, configurations: Dict[str, str], work: Path, before: Tuple[str, ...] = (), **environment: str) -> None:
+        for name, text in configurations.items():
             (work / "repository" / name / "1").mkdir(parents=True)
-            parameters = {"engines": engines, "adapters": loras, "threads": "1"}
-            text = 'backend: "v2l"\n' + f"instance_group [{{ kind: KIND_CPU, count: {count} }}]\n"
-            text += "".join(f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in parameters.items())
-            text += "model_transaction_policy { decoupled: true }\n" if decoupled else ""
             (work / "repository" / name / "config.pbtxt").write_text(text)
         self.http, self.grpc, self.metrics = free_ports(3)
-        spec = importlib.util.find_spec("pytriton")
-        assert spec is not None and spec.origin is not None
-        program = Path(spec.origin).parent / "tritonserver/bin/tritonserver"
-        words = [program, "--model-repository", work / "repository", "--backend-directory", os.environ["V2L_TEST_BACKENDS"]]
+        words = [*before, program(), "--model-repository", work / "repository", "--backend-directory", os.environ["V2L_TEST_BACKENDS"]]
         for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
             words += [f"--{name}-port", port, f"--{name}-address", "127.0.0.1"]
         self.log = work / "server.log"
@@ -64,12 +82,30 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=open(self.log, "wb"),
             stderr=subprocess.STDOUT,
-            env={**v2l_tools.environment(), "ORT_DISABLE_TELEMETRY": "1"},
+            env={**v2l_tools.environment(), "ORT_DISABLE_TELEMETRY": "1", **environment},
         )
         until = time.monotonic() + 60
         while not self.ready():
             assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()[-4000:]
             time.sleep(0.1)
+
+    def private(self) -> int:
+        """Bytes of memory that the server has alone, free pages given back."""
+        pages = Path(f"/proc/{self.process.pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in pages if line.startswith("Private_"))
+
+    def counted(self, name: str, **labels: str) -> float:
+        """What a counter says."""
+        text = requests.get(f"http://127.0.0.1:{self.metrics}/metrics", timeout=5).text
+        for line in text.splitlines():
+            if line.startswith(name + "{") and all(f'{label}="{value}"' in line for label, value in labels.items()):
+                return float(line.rsplit(" ", 1)[1])
+        raise AssertionError(f"no {name} {labels}:\n{text}")
+
+    def stop(self) -> None:
+        assert self.process.poll() is None, self.log.read_text()[-4000:]
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0, self.log.read_text()[-4000:]
 
     def ready(self) -> bool:
         try:
@@ -88,11 +124,10 @@ def loras(engines: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(engines: Path, loras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    running = Server(engines, loras, tmp_path_factory.mktemp("triton"))
+    work = tmp_path_factory.mktemp("triton")
+    running = Server(models(engines, loras, work), work)
     yield running
-    assert running.process.poll() is None, running.log.read_text()[-4000:]
-    running.process.send_signal(signal.SIGTERM)
-    assert running.process.wait(60) == 0, running.log.read_text()[-4000:]
+    running.stop()
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +178,7 @@ def test_configuration_is_completed(server: Server) -> None:
     client = http.InferenceServerClient(f"127.0.0.1:{server.http}")
     config = client.get_model_config("stream")
     assert [one["name"] for one in config["input"]] == ["prompt", "image", "image_bytes", "last_image_bytes", "reference", "reference_bytes"]
-    assert [one["name"] for one in config["output"]] == ["video", "frames", "progress"]
+    assert [one["name"] for one in config["output"]] == ["video", "frames", "latents", "progress"]
     assert config["model_transaction_policy"]["decoupled"]
     client.close()
 
@@ -246,6 +281,132 @@ def test_wrong_requests_are_errors_and_the_server_lives(server: Server, loras: P
         assert named in str(refused.value), refused.value
     assert client.infer("video", inputs(grpc), outputs=outputs, parameters=parameters()).as_numpy("video").item() == video
     client.close()
+
+
+def test_latents_come_alone_without_being_decoded(server: Server, engines: Path) -> None:
+    with v2l.Pipeline(engines, threads=1) as pipeline:
+        latents = pipeline.generate(PROMPT, image=IMAGE, **REQUEST)["latents"]
+    for library, port in ((http, server.http), (grpc, server.grpc)):
+        client = library.InferenceServerClient(f"127.0.0.1:{port}")
+        before = server.counted("v2l_phase_seconds_total", model="video", phase="decode")
+        made = client.infer("video", inputs(library), outputs=[library.InferRequestedOutput("latents")], parameters=parameters())
+        assert np.array_equal(made.as_numpy("latents"), latents)
+        assert made.as_numpy("video") is None and made.as_numpy("frames") is None
+        assert server.counted("v2l_phase_seconds_total", model="video", phase="decode") == before
+        outputs = [library.InferRequestedOutput(name) for name in ("frames", "latents")]
+        made = client.infer("video", inputs(library), outputs=outputs, parameters=parameters())
+        assert np.array_equal(made.as_numpy("latents"), latents) and made.as_numpy("frames").shape == (9, 48, 48, 3)
+        assert server.counted("v2l_phase_seconds_total", model="video", phase="decode") > before
+        client.close()
+
+
+TYPES = {"FP32": np.float32, "INT64": np.int64}
+
+
+def tensors_of(batch: int) -> Dict[str, "np.ndarray[Any, Any]"]:
+    """Some numbers for a step of the miniature."""
+    draw = np.random.default_rng(7)
+    shapes = {
+        "hidden_states": (batch, 3, 16, 6, 6),
+        "inpaint_latents": (batch, 3, 17, 6, 6),
+        "encoder_hidden_states": (batch, 16, 64),
+        "image_rotary_emb_cos": (27, 32),
+        "image_rotary_emb_sin": (27, 32),
+    }
+    given = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return {**given, "timestep": np.full(batch, 500, np.int64)}
+
+
+def ran(library: Any, client: Any, model: str, tensors: Dict[str, Any], **given: Any) -> Any:
+    asked = []
+    for name, array in tensors.items():
+        kind = next(kind for kind, dtype in TYPES.items() if array.dtype == dtype)
+        asked.append(library.InferInput(name, list(array.shape), kind))
+        asked[-1].set_data_from_numpy(array)
+    return client.infer(model, asked, parameters=given or None)
+
+
+def test_graph_of_an_engine_takes_named_tensors_and_adapters(server: Server, engines: Path, loras: Path) -> None:
+    described = http.InferenceServerClient(f"127.0.0.1:{server.http}")
+    step = described.get_model_config("step")
+    assert {one["name"]: (one["data_type"], one["dims"]) for one in step["input"]}["hidden_states"] == ("TYPE_FP32", [-1, -1, 16, -1, -1])
+    config = described.get_model_config("encode")
+    assert config["max_batch_size"] == 0
+    assert [(one["name"], one["data_type"]) for one in config["input"]] == [("input_ids", "TYPE_INT64")]
+    described.close()
+    with v2l.Engine(engines / "transformer.engine", threads=1, weights=v2l.Weights.F32) as engine, v2l.Session(engine, "step") as session:
+        adapter = v2l.Adapter(engine, loras / "squash.safetensors")
+        for batch in (1, 2):
+            tensors = tensors_of(batch)
+            plain, steered = session.run(tensors, []), session.run(tensors, [(adapter, 0.5)])
+            assert not np.array_equal(plain["sample"], steered["sample"])
+            for library, port in ((http, server.http), (grpc, server.grpc)):
+                client = library.InferenceServerClient(f"127.0.0.1:{port}")
+                assert np.array_equal(ran(library, client, "step", tensors).as_numpy("sample"), plain["sample"])
+                found = ran(library, client, "step", tensors, lora="squash=0.5").as_numpy("sample")
+                assert np.array_equal(found, steered["sample"])
+                client.close()
+        client = grpc.InferenceServerClient(f"127.0.0.1:{server.grpc}")
+        name = "hidden_states"
+        for wrong, given, named in (
+            ({**tensors, name: tensors[name][:, :1]}, {}, name),
+            ({key: value for key, value in tensors.items() if key != name}, {}, name),
+            (tensors, {"lora": "another"}, "another"),
+            (tensors, {"seed": 1}, "seed"),
+        ):
+            with pytest.raises(InferenceServerException) as refused:
+                ran(grpc, client, "step", wrong, **given)
+            assert named in str(refused.value), refused.value
+        assert np.array_equal(ran(grpc, client, "step", tensors).as_numpy("sample"), plain["sample"])
+        client.close()
+
+
+def test_metrics_tell_phases_steps_swaps_and_hits(server: Server) -> None:
+    client = http.InferenceServerClient(f"127.0.0.1:{server.http}")
+    outputs = [http.InferRequestedOutput("video")]
+    reference = (Path(os.environ["V2L_TEST_FIXTURES"]) / "sample/reference.mp4").read_bytes()
+
+    def counts() -> Dict[str, float]:
+        found = {f"{kind} {cache}": server.counted(f"v2l_cache_{kind}_total", model="kept", cache=cache)
+                 for kind in ("hits", "misses") for cache in ("prediction", "fused")}
+        found.update({name: server.counted(f"v2l_{name}_total", model="kept") for name in ("steps", "swaps")})
+        return found
+
+    assert set(counts().values()) == {0.0}
+    first = client.infer("kept", inputs(http, reference_bytes=reference), outputs=outputs, parameters=parameters()).as_numpy("video").item()
+    assert counts() == {"hits prediction": 0, "misses prediction": 1, "hits fused": 0, "misses fused": 1, "steps": 4, "swaps": 1}
+    client.infer("kept", inputs(http), outputs=outputs, parameters=parameters())
+    again = client.infer("kept", inputs(http, reference_bytes=reference), outputs=outputs, parameters=parameters()).as_numpy("video").item()
+    assert again == first
+    assert counts() == {"hits prediction": 1, "misses prediction": 1, "hits fused": 1, "misses fused": 1, "steps": 12, "swaps": 3}
+    seconds = {phase: server.counted("v2l_phase_seconds_total", model="kept", phase=phase)
+               for phase in ("predict", "swap", "encode_text", "encode_condition", "denoise", "decode", "save", "total")}
+    assert all(spent > 0 for spent in seconds.values()), seconds
+    assert sum(seconds.values()) - seconds["total"] <= seconds["total"] < 120, seconds
+    client.close()
+
+
+def test_wrong_configurations_are_refused(engines: Path, tmp_path: Path) -> None:
+    wrong = {
+        "both": ({"engines": engines, "engine": engines / "transformer.engine"}, "both engines and engine"),
+        "graph": ({"engines": engines, "graph": "step"}, "graph without engine"),
+        "unknown": ({"engine": engines / "transformer.engine", "graph": "leap"}, "leap"),
+        "threads": ({"engines": engines, "threads": "some"}, "threads"),
+        "backend": ({"engines": engines, "backend": "directml"}, "directml"),
+        "nonsense": ({"engines": engines, "nonsense": "1"}, "nonsense"),
+    }
+    for name, (given, _) in wrong.items():
+        (tmp_path / name / "1").mkdir(parents=True)
+        lines = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in given.items()]
+        (tmp_path / name / "config.pbtxt").write_text('backend: "v2l"\ninstance_group [{ kind: KIND_CPU }]\n' + "".join(lines))
+    words = [program(), "--model-repository", tmp_path, "--backend-directory", os.environ["V2L_TEST_BACKENDS"]]
+    words += ["--allow-http", "false", "--allow-grpc", "false", "--allow-metrics", "false"]
+    ended = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                           text=True, timeout=60, env=v2l_tools.environment())
+    assert ended.returncode != 0
+    for name, (_, named) in wrong.items():
+        failed = [line for line in ended.stdout.splitlines() if f"failed to load '{name}'" in line]
+        assert failed and named in failed[0], (name, failed)
 
 
 def test_two_hundred_requests_of_eight_clients_get_each_their_own_video(server: Server, expected: Dict[float, bytes]) -> None:

@@ -399,7 +399,7 @@ pub struct TensorRecord {
 }
 
 /// A BLAKE3 hash, spelled as 64 hexadecimal digits: a manifest's length does not depend on what was hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Hash([u8; 32]);
 
 impl Hash {

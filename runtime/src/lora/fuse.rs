@@ -31,6 +31,7 @@ mod report;
 mod survival;
 
 pub use arena::Pool;
+pub(crate) use kept::FusedKey;
 pub use kept::{FusedCache, fuse_kept};
 pub use kernel::{Packed, RoundingStats, Simd};
 pub use report::{FuseReport, SlotReport};

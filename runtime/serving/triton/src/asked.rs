@@ -1,6 +1,6 @@
 //! What a request asks for: its inputs and parameters, checked.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use v2l_runtime::Request as VideoRequest;
 use v2l_runtime::generator::ReferenceOptions;
@@ -8,6 +8,7 @@ use v2l_runtime::media::clip::Clip;
 use v2l_runtime::media::video::Frames;
 use v2l_runtime::pipeline::config::PixelRange;
 
+use crate::adapters::named;
 use crate::failure::Failure;
 use crate::ffi;
 use crate::server::{Input, Parameter, Request, element};
@@ -84,9 +85,7 @@ impl Asked {
                 });
             }
             "lora" => {
-                for entry in text(name, value)?.split(',') {
-                    self.adapters.push(adapter(entry.trim(), settings.adapters.as_deref())?);
-                }
+                self.adapters = named(text(name, value)?, settings.adapters.as_deref())?;
             }
             _ => {
                 return Err(Failure::argument(format!(
@@ -103,7 +102,7 @@ fn wrong(name: &str, found: impl std::fmt::Display, expected: &str) -> Failure {
     Failure::argument(format!("{name} is {found}; expected {expected}"))
 }
 
-fn text<'a>(name: &str, value: &'a Parameter) -> Result<&'a str, Failure> {
+pub(crate) fn text<'a>(name: &str, value: &'a Parameter) -> Result<&'a str, Failure> {
     match value {
         Parameter::Text(text) => Ok(text),
         other => Err(wrong(name, format!("{other:?}"), "a string")),
@@ -135,26 +134,6 @@ fn real(name: &str, value: &Parameter) -> Result<f64, Failure> {
     };
     let number = number.filter(|number| number.is_finite());
     number.ok_or_else(|| wrong(name, format!("{value:?}"), "a finite number"))
-}
-
-/// `NAME` or `NAME=STRENGTH`, of a file below the folder of adapters.
-fn adapter(entry: &str, folder: Option<&Path>) -> Result<(PathBuf, f32), Failure> {
-    let (name, strength) = entry.rsplit_once('=').unwrap_or((entry, "1"));
-    let strength = strength.parse::<f32>().ok().filter(|strength| strength.is_finite());
-    let strength =
-        strength.ok_or_else(|| wrong("lora", format!("{entry:?}"), "NAME=STRENGTH, the strength a finite number"))?;
-    let Some(folder) = folder else {
-        return Err(Failure::argument("this model takes no adapters; its configuration has no parameter adapters"));
-    };
-    let unknown = || Failure::argument(format!("there is no adapter {name:?}"));
-    let folder =
-        folder.canonicalize().map_err(|error| Failure::internal(format!("the folder of adapters: {error}")))?;
-    let found = [format!("{name}.safetensors"), name.to_owned()].into_iter().find_map(|name| {
-        let file = folder.join(name).canonicalize().ok()?;
-        let inside = file.starts_with(&folder) && file.is_file();
-        (inside && file.extension().is_some_and(|ending| ending == "safetensors")).then_some(file)
-    });
-    Ok((found.ok_or_else(unknown)?, strength))
 }
 
 /// Frames of a UINT8 tensor `[frames, height, width, 3]`.

@@ -22,7 +22,7 @@ macro_rules! opaque {
 }
 
 opaque!(pub Backend Error Instance Model Request);
-opaque!(pub(crate) Factory Input Message Output Response);
+opaque!(pub(crate) Factory Input Message Metric MetricFamily Output Parameter Response);
 
 pub(crate) const ERROR_INTERNAL: u32 = 1;
 pub(crate) const ERROR_INVALID_ARG: u32 = 3;
@@ -30,9 +30,20 @@ pub(crate) const ERROR_UNAVAILABLE: u32 = 4;
 pub(crate) const ERROR_UNSUPPORTED: u32 = 5;
 pub(crate) const ERROR_CANCELLED: u32 = 7;
 
+pub(crate) const TYPE_BOOL: u32 = 1;
 pub(crate) const TYPE_UINT8: u32 = 2;
+pub(crate) const TYPE_UINT16: u32 = 3;
+pub(crate) const TYPE_UINT32: u32 = 4;
+pub(crate) const TYPE_UINT64: u32 = 5;
+pub(crate) const TYPE_INT8: u32 = 6;
+pub(crate) const TYPE_INT16: u32 = 7;
+pub(crate) const TYPE_INT32: u32 = 8;
 pub(crate) const TYPE_INT64: u32 = 9;
+pub(crate) const TYPE_FP16: u32 = 10;
+pub(crate) const TYPE_FP32: u32 = 11;
+pub(crate) const TYPE_FP64: u32 = 12;
 pub(crate) const TYPE_BYTES: u32 = 13;
+pub(crate) const TYPE_BF16: u32 = 14;
 
 pub(crate) const MEMORY_GPU: u32 = 2;
 
@@ -40,6 +51,9 @@ pub(crate) const PARAMETER_STRING: u32 = 0;
 pub(crate) const PARAMETER_INT: u32 = 1;
 pub(crate) const PARAMETER_BOOL: u32 = 2;
 pub(crate) const PARAMETER_DOUBLE: u32 = 3;
+
+/// Kind of a metric that only grows.
+pub(crate) const COUNTER: u32 = 0;
 
 /// Flag of the last response.
 pub(crate) const FINAL: u32 = 1;
@@ -68,6 +82,24 @@ unsafe extern "C" {
     ) -> *mut Error;
     pub(crate) fn TRITONSERVER_MessageDelete(message: *mut Message) -> *mut Error;
 
+    pub(crate) fn TRITONSERVER_ParameterNew(name: *const c_char, kind: u32, value: *const c_void) -> *mut Parameter;
+    pub(crate) fn TRITONSERVER_ParameterDelete(parameter: *mut Parameter);
+    pub(crate) fn TRITONSERVER_MetricFamilyNew(
+        family: *mut *mut MetricFamily,
+        kind: u32,
+        name: *const c_char,
+        description: *const c_char,
+    ) -> *mut Error;
+    pub(crate) fn TRITONSERVER_MetricFamilyDelete(family: *mut MetricFamily) -> *mut Error;
+    pub(crate) fn TRITONSERVER_MetricNew(
+        metric: *mut *mut Metric,
+        family: *mut MetricFamily,
+        labels: *mut *const Parameter,
+        count: u64,
+    ) -> *mut Error;
+    pub(crate) fn TRITONSERVER_MetricDelete(metric: *mut Metric) -> *mut Error;
+    pub(crate) fn TRITONSERVER_MetricIncrement(metric: *mut Metric, value: f64) -> *mut Error;
+
     pub(crate) fn TRITONBACKEND_ApiVersion(major: *mut u32, minor: *mut u32) -> *mut Error;
 
     pub(crate) fn TRITONBACKEND_ModelRepository(
@@ -75,6 +107,7 @@ unsafe extern "C" {
         kind: *mut u32,
         location: *mut *const c_char,
     ) -> *mut Error;
+    pub(crate) fn TRITONBACKEND_ModelName(model: *mut Model, name: *mut *const c_char) -> *mut Error;
     pub(crate) fn TRITONBACKEND_ModelVersion(model: *mut Model, version: *mut u64) -> *mut Error;
     pub(crate) fn TRITONBACKEND_ModelConfig(model: *mut Model, version: u32, config: *mut *mut Message) -> *mut Error;
     pub(crate) fn TRITONBACKEND_ModelAutoCompleteConfig(model: *mut Model, wanted: *mut bool) -> *mut Error;

@@ -1,50 +1,54 @@
-//! An instance: an engine directory that makes one video after the other.
+//! An instance that makes one video after the other.
 
-use std::path::PathBuf;
-use std::time::SystemTime;
+use std::ffi::{CStr, CString};
+use std::path::Path;
+use std::time::Instant;
 
 use v2l_runtime::events::{Event, Observer, Phase};
 use v2l_runtime::generator::PredictOptions;
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions};
 use v2l_runtime::{Generator, Video};
 
+use crate::adapters::{FileKey, Kept};
 use crate::asked::Asked;
 use crate::failure::{Failure, log};
 use crate::ffi;
-use crate::server::{Output, Request, Responses};
+use crate::metrics::{Cache, Metrics};
+use crate::server::{Made, Request, Responses, of_element};
 use crate::settings::Settings;
-
-/// Adapters that an instance keeps.
-const KEPT: usize = 16;
-
-/// What tells an adapter's file from its earlier self.
-type FileKey = (PathBuf, u64, Option<SystemTime>);
 
 /// An engine directory, and the adapters that it was given.
 pub(crate) struct Instance {
     generator: Generator,
-    /// Adapters from files, those used last at the end.
-    kept: Vec<(FileKey, Adapter)>,
+    kept: Kept,
     /// Files and strengths of the adapters that are set; `None` if others are.
     set: Option<Vec<(FileKey, f32)>>,
 }
 
+/// What a request's sampler made, and the decoder where frames are wanted.
+pub(crate) struct Sampled {
+    latents: Option<Made>,
+    video: Option<Video>,
+}
+
 impl Instance {
-    pub(crate) fn open(settings: &Settings) -> Result<Self, Failure> {
-        let generator = Generator::open(&settings.engines, &settings.options)?;
-        Ok(Self { generator, kept: Vec::new(), set: None })
+    pub(crate) fn open(folder: &Path, settings: &Settings) -> Result<Self, Failure> {
+        let generator = Generator::open(folder, &settings.options)?;
+        Ok(Self { generator, kept: Kept::default(), set: None })
     }
 
-    /// Makes the video that is asked for.
-    pub(crate) fn run(&mut self, asked: &Asked, observer: &mut dyn Observer) -> Result<Video, Failure> {
+    /// Makes what is asked for. Who wants neither the video nor its frames gets none decoded.
+    pub(crate) fn run(
+        &mut self,
+        asked: &Asked,
+        metrics: &Metrics,
+        observer: &mut dyn Observer,
+    ) -> Result<Sampled, Failure> {
         self.generator.settings(&asked.request)?;
-        // All that one request names are kept, whatever their number, until the next.
-        let over = self.kept.len().saturating_sub(KEPT);
-        self.kept.drain(..over);
-        let mut wanted = Vec::new();
-        for (file, strength) in &asked.adapters {
-            wanted.push((self.keep(file)?, *strength));
-        }
+        let generator = &mut self.generator;
+        let wanted = self
+            .kept
+            .stack(&asked.adapters, |file| Ok(generator.load_adapter(file, &ReadOptions::default())?.adapter))?;
         let predicted = match &asked.reference {
             Some(reference) => {
                 let request = &asked.request;
@@ -55,34 +59,98 @@ impl Instance {
                     seed: request.seed,
                     reference: asked.prepared,
                 };
-                Some(self.generator.predict_with(reference, &options, observer)?.adapter)
+                let began = Instant::now();
+                let prediction = self.generator.predict_with(reference, &options, observer)?;
+                metrics.took(c"predict", began.elapsed().as_secs_f64());
+                metrics.cached(Cache::Prediction, prediction.cached);
+                Some(prediction.adapter)
             }
             None => None,
         };
         if predicted.is_some() || self.set.as_ref() != Some(&wanted) {
-            let mut stack = Vec::new();
-            for (key, strength) in &wanted {
-                let adapter = self.kept.iter().find(|(kept, _)| kept == key);
-                stack.push((&adapter.ok_or_else(|| Failure::internal("an adapter was let go"))?.1, *strength));
-            }
-            stack.extend(predicted.iter().map(|adapter| (adapter, asked.reference_strength.unwrap_or(1.0))));
-            self.set = None;
-            self.generator.set_adapters(&stack)?;
-            self.set = predicted.is_none().then_some(wanted);
+            self.swap(
+                wanted,
+                predicted.as_ref().map(|adapter| (adapter, asked.reference_strength.unwrap_or(1.0))),
+                metrics,
+            )?;
         }
-        Ok(self.generator.generate_with(&asked.request, observer)?)
+        let numbers = asked.wants("latents");
+        if !asked.wants("video") && !asked.wants("frames") {
+            let generated = self.generator.sample(&asked.request, observer)?;
+            return Ok(Sampled {
+                latents: Some(floats(c"latents", generated.latents.shape(), generated.latents.iter())),
+                video: None,
+            });
+        }
+        let video = self.generator.generate_with(&asked.request, observer)?;
+        let latents = numbers.then(|| floats(c"latents", video.latents.shape(), video.latents.iter()));
+        Ok(Sampled { latents, video: Some(video) })
     }
 
-    /// Reads an adapter, unless it is kept.
-    fn keep(&mut self, file: &PathBuf) -> Result<FileKey, Failure> {
-        let found = std::fs::metadata(file).map_err(|error| Failure::internal(format!("an adapter: {error}")))?;
-        let key = (file.clone(), found.len(), found.modified().ok());
-        let entry = match self.kept.iter().position(|(kept, _)| *kept == key) {
-            Some(place) => self.kept.remove(place),
-            None => (key.clone(), self.generator.load_adapter(file, &ReadOptions::default())?.adapter),
-        };
-        self.kept.push(entry);
-        Ok(key)
+    /// Replaces the adapters, whole or not at all.
+    fn swap(
+        &mut self,
+        wanted: Vec<(FileKey, f32)>,
+        predicted: Option<(&Adapter, f32)>,
+        metrics: &Metrics,
+    ) -> Result<(), Failure> {
+        let began = Instant::now();
+        let mut stack = self.kept.adapters(&wanted)?;
+        stack.extend(predicted);
+        self.set = None;
+        let applied = self.generator.set_adapters(&stack)?;
+        metrics.took(c"swap", began.elapsed().as_secs_f64());
+        metrics.swapped();
+        if !stack.is_empty() {
+            metrics.cached(Cache::Fused, applied.fused.and_then(|fused| fused.kept));
+        }
+        self.set = predicted.is_none().then_some(wanted);
+        Ok(())
+    }
+}
+
+impl Sampled {
+    /// The outputs that are wanted.
+    pub(crate) fn outputs(self, asked: &Asked, metrics: &Metrics) -> Result<Vec<Made>, Failure> {
+        let mut made = Vec::new();
+        if let (Some(video), true) = (&self.video, asked.wants("video")) {
+            let began = Instant::now();
+            let failed = |error: std::io::Error| Failure::internal(format!("a temporary file: {error}"));
+            let folder = tempfile::tempdir().map_err(failed)?;
+            let file = folder.path().join("video.mp4");
+            video.save(&file)?;
+            let data = of_element(&std::fs::read(&file).map_err(failed)?)?;
+            made.push(Made { name: c"video".into(), kind: ffi::TYPE_BYTES, shape: vec![1], data });
+            metrics.took(c"save", began.elapsed().as_secs_f64());
+        }
+        if let (Some(video), true) = (&self.video, asked.wants("frames")) {
+            let frames = &video.frames;
+            let shape = extents(&[frames.count(), frames.height(), frames.width(), 3]);
+            made.push(Made { name: c"frames".into(), kind: ffi::TYPE_UINT8, shape, data: frames.data().to_vec() });
+        }
+        made.extend(self.latents);
+        Ok(made)
+    }
+}
+
+fn extents(extents: &[usize]) -> Vec<i64> {
+    extents.iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect()
+}
+
+fn floats<'a>(name: &CStr, shape: &[usize], values: impl Iterator<Item = &'a f32>) -> Made {
+    let data = values.flat_map(|value| value.to_le_bytes()).collect();
+    Made { name: CString::from(name), kind: ffi::TYPE_FP32, shape: extents(shape), data }
+}
+
+/// The word of a phase in the metrics.
+fn word(phase: Phase) -> Option<&'static CStr> {
+    match phase {
+        Phase::EncodeText => Some(c"encode_text"),
+        Phase::EncodeCondition => Some(c"encode_condition"),
+        Phase::Denoise => Some(c"denoise"),
+        Phase::Decode => Some(c"decode"),
+        // Parts of a prediction, which is timed as a whole.
+        Phase::EncodeReference | Phase::EncodeVideo | Phase::Predict => None,
     }
 }
 
@@ -91,6 +159,9 @@ pub(crate) struct Watcher<'a> {
     pub(crate) request: Request,
     /// `None` where a request has one response.
     pub(crate) progress: Option<&'a Responses>,
+    pub(crate) metrics: &'a Metrics,
+    /// When the phase at work began.
+    pub(crate) began: Instant,
 }
 
 impl Watcher<'_> {
@@ -98,7 +169,7 @@ impl Watcher<'_> {
         let Some(responses) = self.progress else { return };
         let numbers = [phase as i64 + 1, done as i64, total as i64];
         let data: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        let output = Output { name: c"progress", kind: ffi::TYPE_INT64, shape: &[3], data: &data };
+        let output = Made { name: c"progress".into(), kind: ffi::TYPE_INT64, shape: vec![3], data };
         // A client that is told nothing still gets its video.
         let _ = responses.send(Ok(&[output]), false);
     }
@@ -107,9 +178,20 @@ impl Watcher<'_> {
 impl Observer for Watcher<'_> {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::PhaseStarted { phase, total } => self.report(*phase, 0, *total),
-            Event::Step { phase, done, total } => self.report(*phase, *done, *total),
-            Event::PhaseFinished { .. } => {}
+            Event::PhaseStarted { phase, total } => {
+                self.began = Instant::now();
+                self.report(*phase, 0, *total);
+            }
+            Event::Step { phase, done, total } => {
+                if *phase == Phase::Denoise {
+                    self.metrics.step();
+                }
+                self.report(*phase, *done, *total);
+            }
+            Event::PhaseFinished { phase } => {
+                let seconds = self.began.elapsed().as_secs_f64();
+                word(*phase).into_iter().for_each(|word| self.metrics.took(word, seconds));
+            }
             Event::Warning { message } => log(message),
         }
     }

@@ -1,6 +1,6 @@
 //! The v2l runtime as a backend of NVIDIA Triton Inference Server.
 //!
-//! The library is `libtriton_v2l.so`; a model is an engine directory. Triton's own functions are declared here by hand and resolved by
+//! The library is `libtriton_v2l.so`; a model is an engine directory, or a graph of an engine. Triton's own functions are declared here by hand and resolved by
 //! the server that loads the library. Every entry goes through `failure::guard`: nothing unwinds into the server. `docs/serving.md`
 //! says what a request holds.
 //!
@@ -19,18 +19,22 @@ use std::ptr::null_mut;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+mod adapters;
 mod asked;
 mod failure;
 mod ffi;
+mod graph;
 mod instance;
+mod metrics;
 mod server;
 mod settings;
 
 use asked::Asked;
 use failure::{Failure, caught, check, guard, log};
+use graph::GraphInstance;
 use instance::{Instance, Watcher};
-use server::{Model, Output, Request, Responses, of_element};
-use settings::Settings;
+use server::{Made, Model, Request, Responses};
+use settings::{Serves, Settings};
 
 /// Refuses a server whose interface is another, and keeps ONNX Runtime from reporting.
 #[unsafe(no_mangle)]
@@ -47,6 +51,15 @@ pub unsafe extern "C" fn TRITONBACKEND_Initialize(_backend: *mut ffi::Backend) -
                 ffi::API_MAJOR
             )));
         }
+        Ok(())
+    })
+}
+
+/// Frees what models shared.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn TRITONBACKEND_Finalize(_backend: *mut ffi::Backend) -> *mut ffi::Error {
+    guard(|| {
+        metrics::finish();
         Ok(())
     })
 }
@@ -79,6 +92,12 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelFinalize(model: *mut ffi::Model) -> 
     })
 }
 
+/// What an instance has open.
+enum State {
+    Videos(Instance),
+    Graph(GraphInstance),
+}
+
 /// The settings of an instance's model.
 ///
 /// # Safety
@@ -93,12 +112,16 @@ unsafe fn settings<'a>(instance: *mut ffi::Instance) -> Result<&'a Settings, Fai
     }
 }
 
-/// Opens the engine directory for an instance.
+/// Opens the engine directory, or the graph, for an instance.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceInitialize(instance: *mut ffi::Instance) -> *mut ffi::Error {
     guard(|| {
         // SAFETY: the server's own instance.
-        let opened = Instance::open(unsafe { settings(instance) }?)?;
+        let settings = unsafe { settings(instance) }?;
+        let opened = match &settings.serves {
+            Serves::Videos(folder) => State::Videos(Instance::open(folder, settings)?),
+            Serves::Graph(engine, graph) => State::Graph(GraphInstance::open(engine, graph, settings)?),
+        };
         let state = Box::into_raw(Box::new(Mutex::new(opened)));
         // SAFETY: as in ModelInitialize.
         unsafe {
@@ -117,14 +140,14 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceFinalize(instance: *mut ffi:
         unsafe {
             check(ffi::TRITONBACKEND_ModelInstanceState(instance, &raw mut state))?;
             if !state.is_null() {
-                drop(Box::from_raw(state.cast::<Mutex<Instance>>()));
+                drop(Box::from_raw(state.cast::<Mutex<State>>()));
             }
         }
         Ok(())
     })
 }
 
-/// Makes the videos of requests, one after the other. Each gets its responses, is counted and released; an error here is of none of them.
+/// Answers requests, one after the other. Each gets its responses, is counted and released; an error here is of none of them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceExecute(
     instance: *mut ffi::Instance,
@@ -135,7 +158,7 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceExecute(
     // SAFETY: the server's own instance; ModelInstanceInitialize set its state.
     let opened = caught(|| unsafe {
         check(ffi::TRITONBACKEND_ModelInstanceState(instance, &raw mut state))?;
-        let state = state.cast::<Mutex<Instance>>().as_ref();
+        let state = state.cast::<Mutex<State>>().as_ref();
         Ok((settings(instance)?, state.ok_or_else(|| Failure::internal("the instance has no state"))?))
     });
     let (settings, state) = match opened {
@@ -179,12 +202,11 @@ fn uptime() -> u64 {
     (seconds * 1e9) as u64
 }
 
-/// Answers a request; true if with a video.
-fn answer(request: Request, settings: &Settings, state: &Mutex<Instance>) -> Result<bool, Failure> {
+/// Answers a request; true if with what it asks for.
+fn answer(request: Request, settings: &Settings, state: &Mutex<State>) -> Result<bool, Failure> {
     let responses = Responses::new(request)?;
     match caught(|| make(request, settings, state, &responses)) {
         Ok(outputs) => {
-            let outputs: Vec<Output<'_>> = outputs.iter().map(Made::output).collect();
             responses.send(Ok(&outputs), true)?;
             Ok(true)
         }
@@ -195,45 +217,30 @@ fn answer(request: Request, settings: &Settings, state: &Mutex<Instance>) -> Res
     }
 }
 
-/// An output that was made.
-enum Made {
-    Video(Vec<u8>),
-    Frames([i64; 4], Vec<u8>),
-}
-
-impl Made {
-    fn output(&self) -> Output<'_> {
-        match self {
-            Self::Video(data) => Output { name: c"video", kind: ffi::TYPE_BYTES, shape: &[1], data },
-            Self::Frames(shape, data) => Output { name: c"frames", kind: ffi::TYPE_UINT8, shape, data },
-        }
-    }
-}
-
+/// What a request asks for, made by an instance; panics may have left that in between, which the next set of adapters puts right.
 fn make(
     request: Request,
     settings: &Settings,
-    state: &Mutex<Instance>,
+    state: &Mutex<State>,
     responses: &Responses,
 ) -> Result<Vec<Made>, Failure> {
-    let asked = Asked::of(request, settings)?;
-    let mut observer =
-        Watcher { request, progress: (settings.decoupled && asked.wants("progress")).then_some(responses) };
-    // A panic may have left an instance in between; the next set of adapters puts it right.
-    let video = state.lock().unwrap_or_else(PoisonError::into_inner).run(&asked, &mut observer)?;
-    let mut made = Vec::new();
-    if asked.wants("video") {
-        let failed = |error: std::io::Error| Failure::internal(format!("a temporary file: {error}"));
-        let folder = tempfile::tempdir().map_err(failed)?;
-        let file = folder.path().join("video.mp4");
-        video.save(&file)?;
-        made.push(Made::Video(of_element(&std::fs::read(&file).map_err(failed)?)?));
-    }
-    if asked.wants("frames") {
-        let frames = &video.frames;
-        let extents = [frames.count(), frames.height(), frames.width(), 3];
-        let shape = extents.map(|extent| i64::try_from(extent).unwrap_or(i64::MAX));
-        made.push(Made::Frames(shape, frames.data().to_vec()));
-    }
+    let began = Instant::now();
+    let made = match &settings.serves {
+        Serves::Graph(..) => match &mut *state.lock().unwrap_or_else(PoisonError::into_inner) {
+            State::Graph(instance) => instance.run(request, settings)?,
+            State::Videos(_) => return Err(Failure::internal("the instance makes videos")),
+        },
+        Serves::Videos(_) => {
+            let asked = Asked::of(request, settings)?;
+            let progress = (settings.decoupled && asked.wants("progress")).then_some(responses);
+            let mut observer = Watcher { request, progress, metrics: &settings.metrics, began };
+            let sampled = match &mut *state.lock().unwrap_or_else(PoisonError::into_inner) {
+                State::Videos(instance) => instance.run(&asked, &settings.metrics, &mut observer)?,
+                State::Graph(_) => return Err(Failure::internal("the instance runs a graph")),
+            };
+            sampled.outputs(&asked, &settings.metrics)?
+        }
+    };
+    settings.metrics.took(c"total", began.elapsed().as_secs_f64());
     Ok(made)
 }

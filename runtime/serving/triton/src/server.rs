@@ -1,6 +1,6 @@
 //! The server's objects in safe Rust: a model's configuration, what a request holds, its responses.
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::PathBuf;
 use std::ptr::null_mut;
 
@@ -44,6 +44,17 @@ impl Model {
         }
         // SAFETY: the location lives as long as the model.
         Ok(PathBuf::from(unsafe { text(location) }).join(version.to_string()))
+    }
+
+    /// Name and version.
+    pub(crate) fn name(self) -> Result<(String, u64), Failure> {
+        let (mut name, mut version) = (std::ptr::null(), 0);
+        // SAFETY: as above; the name lives as long as the model.
+        unsafe {
+            check(ffi::TRITONBACKEND_ModelName(self.0, &raw mut name))?;
+            check(ffi::TRITONBACKEND_ModelVersion(self.0, &raw mut version))?;
+            Ok((text(name), version))
+        }
     }
 
     /// The configuration.
@@ -231,12 +242,12 @@ impl Drop for Responses {
     }
 }
 
-/// An output of a response.
-pub(crate) struct Output<'a> {
-    pub(crate) name: &'a CStr,
+/// An output that was made.
+pub(crate) struct Made {
+    pub(crate) name: CString,
     pub(crate) kind: u32,
-    pub(crate) shape: &'a [i64],
-    pub(crate) data: &'a [u8],
+    pub(crate) shape: Vec<i64>,
+    pub(crate) data: Vec<u8>,
 }
 
 impl Responses {
@@ -248,7 +259,7 @@ impl Responses {
     }
 
     /// Sends a response: its outputs, or what went wrong. After the last one no other may follow.
-    pub(crate) fn send(&self, outputs: Result<&[Output<'_>], Failure>, last: bool) -> Result<(), Failure> {
+    pub(crate) fn send(&self, outputs: Result<&[Made], Failure>, last: bool) -> Result<(), Failure> {
         let mut response = null_mut();
         // SAFETY: the factory lives.
         check(unsafe { ffi::TRITONBACKEND_ResponseNewFromFactory(&raw mut response, self.0) })?;
@@ -259,7 +270,7 @@ impl Responses {
     }
 }
 
-fn write(response: *mut ffi::Response, output: &Output<'_>) -> Result<(), Failure> {
+fn write(response: *mut ffi::Response, output: &Made) -> Result<(), Failure> {
     let (mut place, mut buffer, mut memory, mut memory_id) = (null_mut(), null_mut::<c_void>(), 0, 0);
     let (dimensions, bytes) = (u32::try_from(output.shape.len()), output.data.len());
     let Ok(dimensions) = dimensions else { return Err(Failure::internal("an output has too many axes")) };
@@ -274,10 +285,79 @@ fn write(response: *mut ffi::Response, output: &Output<'_>) -> Result<(), Failur
         return Err(Failure::internal("the server has no host memory for an output"));
     }
     if bytes > 0 {
-        // SAFETY: the server gave room for so many bytes of host memory.
+        let bytes = bytes + usize::from(cfg!(feature = "planted-error"));
+        // SAFETY: the server gave room for so many bytes of host memory, but for the planted error.
         unsafe { std::ptr::copy_nonoverlapping(output.data.as_ptr(), buffer.cast::<u8>(), bytes) };
     }
     Ok(())
+}
+
+/// Counters of one name, told apart by labels.
+pub(crate) struct Family(*mut ffi::MetricFamily);
+
+// SAFETY: the server guards its metrics by itself.
+unsafe impl Send for Family {}
+
+impl Family {
+    pub(crate) fn new(name: &CStr, description: &CStr) -> Result<Self, Failure> {
+        let mut family = null_mut();
+        // SAFETY: strings that end in NUL, which the server copies, and a place for what it makes.
+        check(unsafe {
+            ffi::TRITONSERVER_MetricFamilyNew(&raw mut family, ffi::COUNTER, name.as_ptr(), description.as_ptr())
+        })?;
+        Ok(Self(family))
+    }
+
+    /// The counter of these labels, which must be gone before its family is.
+    pub(crate) fn counter(&self, labels: &[(&CStr, &CStr)]) -> Result<Counter, Failure> {
+        let mut metric = null_mut();
+        let made: Vec<*mut ffi::Parameter> = labels
+            .iter()
+            // SAFETY: strings that end in NUL; the server copies them.
+            .map(|(name, value)| unsafe {
+                ffi::TRITONSERVER_ParameterNew(name.as_ptr(), ffi::PARAMETER_STRING, value.as_ptr().cast())
+            })
+            .collect();
+        let mut given: Vec<*const ffi::Parameter> = made.iter().map(|label| label.cast_const()).collect();
+        // SAFETY: the family lives, the labels live through the call, which copies them; each is deleted once.
+        unsafe {
+            let count = given.len() as u64;
+            let counted = check(ffi::TRITONSERVER_MetricNew(&raw mut metric, self.0, given.as_mut_ptr(), count));
+            made.into_iter().for_each(|label| ffi::TRITONSERVER_ParameterDelete(label));
+            counted?;
+        }
+        Ok(Counter(metric))
+    }
+}
+
+impl Drop for Family {
+    fn drop(&mut self) {
+        // SAFETY: the family is this value's own, and its counters are gone.
+        let _ = check(unsafe { ffi::TRITONSERVER_MetricFamilyDelete(self.0) });
+    }
+}
+
+/// A number that grows.
+pub(crate) struct Counter(*mut ffi::Metric);
+
+// SAFETY: the server guards its metrics by itself.
+unsafe impl Send for Counter {}
+// SAFETY: as above.
+unsafe impl Sync for Counter {}
+
+impl Counter {
+    /// Adds to it; a counter that the server refuses to count is nobody's to hear of.
+    pub(crate) fn add(&self, value: f64) {
+        // SAFETY: the counter lives.
+        let _ = check(unsafe { ffi::TRITONSERVER_MetricIncrement(self.0, value) });
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        // SAFETY: the counter is this value's own.
+        let _ = check(unsafe { ffi::TRITONSERVER_MetricDelete(self.0) });
+    }
 }
 
 /// The one element of a BYTES tensor.

@@ -16,6 +16,7 @@ mod promote;
 mod provider;
 mod scratch;
 mod session;
+mod shared;
 mod value;
 mod weight_decision;
 mod weighted;
@@ -25,6 +26,7 @@ pub use open::{FusedState, OrtEngine};
 pub use operator_times::OperatorTimes;
 pub use options::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
 pub use session::OrtSession;
+pub use shared::SharedWeights;
 
 use crate::options::WeightMode;
 

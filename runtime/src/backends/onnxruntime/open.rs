@@ -16,6 +16,7 @@ use super::promote::{Promoted, promote};
 use super::provider;
 use super::scratch::Scratch;
 use super::session::OrtSession;
+use super::shared::{SharedWeights, WeightSet};
 use super::weight_decision::{WeightDecision, check_memory, weight_mode};
 use super::weighted::WeightedBuilder;
 use super::{NAME, OrtError};
@@ -30,7 +31,7 @@ use crate::engine::session::Port;
 use crate::io::library;
 use crate::io::raw;
 use crate::lora::adapter::Adapter;
-use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, FusedCache, Pool};
+use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, FusedCache, FusedKey, Pool};
 use crate::memory::available_memory;
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
@@ -46,7 +47,7 @@ pub struct FusedState {
 
 #[derive(Clone, Debug)]
 enum Replaced {
-    Buffers(IndexMap<String, Bytes>),
+    Buffers(Arc<WeightSet>),
     DeviceWeights(Arc<State>),
 }
 
@@ -61,7 +62,9 @@ pub struct OrtEngine {
     /// Weights that are not the pristine ones, in the type that the graphs take.
     overrides: HashMap<String, Bytes>,
     /// Weights that adapters are fused into; they come before the overrides.
-    fused: IndexMap<String, Bytes>,
+    fused: Arc<WeightSet>,
+    /// What other engines hold, too.
+    shared: Option<SharedWeights>,
     /// Their memory, used again by the next adapters.
     pool: Pool,
     memory: Option<u64>,
@@ -124,7 +127,8 @@ impl OrtEngine {
             arithmetic: options.ort.arithmetic,
             report,
             overrides: HashMap::new(),
-            fused: IndexMap::new(),
+            fused: Arc::default(),
+            shared: options.ort.shared.clone(),
             pool: options
                 .memory
                 .map_or_else(Pool::default, |limit| Pool::with_limit(usize::try_from(limit).unwrap_or(usize::MAX))),
@@ -193,7 +197,7 @@ impl OrtEngine {
         }
         let before = self.fuse(adapters, cancelled)?;
         self.report.private_bytes = decision.private.saturating_sub(self.spared(adapters));
-        self.f32_copies.retain(|name, _| !self.fused.contains_key(name));
+        self.f32_copies.retain(|name, _| !self.fused.weights.contains_key(name));
         Ok(before)
     }
 
@@ -242,13 +246,18 @@ impl OrtEngine {
             });
         }
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(target) };
-        let fused = match &self.fused_cache {
-            Some(cache) => fuse::fuse_kept(&self.engine, &adapters, &options, cache)?,
-            None => fuse::fuse_with(&self.engine, &adapters, &options)?,
+        let fuse = || match &self.fused_cache {
+            Some(cache) => fuse::fuse_kept(&self.engine, &adapters, &options, cache),
+            None => fuse::fuse_with(&self.engine, &adapters, &options),
         };
+        let fused = match &self.shared {
+            Some(shared) => shared.set(FusedKey::of(&self.engine, &adapters, target)?, fuse)?,
+            None => Arc::new(WeightSet::from(fuse()?)),
+        };
+        let report = fused.report.clone();
         Ok(FusedState {
-            weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused.weights)),
-            report: std::mem::replace(&mut self.report.fused, fused.report),
+            weights: Replaced::Buffers(std::mem::replace(&mut self.fused, fused)),
+            report: std::mem::replace(&mut self.report.fused, report),
             private_bytes: self.report.private_bytes,
         })
     }
@@ -259,7 +268,7 @@ impl OrtEngine {
             return 0;
         }
         let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
-        self.fused.values().map(|weight| weight.len() as u64).fold(laid_out, u64::saturating_add)
+        self.fused.weights.values().map(|weight| weight.len() as u64).fold(laid_out, u64::saturating_add)
     }
 
     /// What was decided, and why.
@@ -358,6 +367,11 @@ impl OrtEngine {
         if let Some(folder) = &profile {
             builder = builder.with_profiling(folder.join("run")).map_err(|e| backend(e.to_string()))?;
         }
+        // ONNX Runtime packs what it holds as initializers, and only where `configured` lets it.
+        let packed = self.fused.packed.clone().filter(|_| self.report.mode == WeightMode::F32);
+        if let Some(packed) = &packed {
+            builder = builder.with_prepacked_weights(packed).map_err(|e| backend(e.to_string()))?;
+        }
         let mut builder = WeightedBuilder::new(&graph.name, builder)?;
         let (mut promoted, mut names) = (Vec::new(), Vec::new());
         for name in weights {
@@ -377,10 +391,10 @@ impl OrtEngine {
             let bytes = promote(&bytes, &promoted).map_err(backend)?;
             let (session, held) = builder.commit(&bytes)?;
             let part = OrtGraph::over(interface, session, held, Arc::clone(device_weights), names)?;
-            return Ok(part.with_profile(profile).with_limits(self.limits));
+            return Ok(part.with_profile(profile).with_limits(self.limits).with_packed(packed));
         }
         let (session, held) = builder.commit(&bytes)?;
-        Ok(OrtGraph::new(interface, session, held)?.with_profile(profile).with_limits(self.limits))
+        Ok(OrtGraph::new(interface, session, held)?.with_profile(profile).with_limits(self.limits).with_packed(packed))
     }
 
     /// The type in which graphs take a weight that is stored as `stored`.
@@ -393,14 +407,18 @@ impl OrtEngine {
 
     /// The bytes for ONNX Runtime: an override, the map, or a private copy that is widened or aligned.
     fn weight_data(&mut self, name: &str, stored: Dtype, wanted: Dtype, pristine: Bytes) -> Bytes {
-        let replaced = self.fused.get(name).or_else(|| self.overrides.get(name));
+        let replaced = self.fused.weights.get(name).or_else(|| self.overrides.get(name));
         if let Some(data) = replaced.or_else(|| self.f32_copies.get(name)) {
             return data.clone();
         }
         if stored == wanted && pristine.as_ptr().addr().is_multiple_of(stored.size()) {
             return pristine;
         }
-        let data = self::pristine(stored, wanted, pristine);
+        let make = || self::pristine(stored, wanted, pristine);
+        let data = match &self.shared {
+            Some(shared) => shared.copy(self.engine.fingerprint(), name, wanted, make),
+            None => make(),
+        };
         self.f32_copies.insert(name.to_owned(), data.clone());
         data
     }

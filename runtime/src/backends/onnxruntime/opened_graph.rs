@@ -1,6 +1,7 @@
 //! One stored graph, ready to run.
 
 use bytes::Bytes;
+use ort::session::builder::PrepackedWeights;
 use ort::session::{SessionInputValue, SessionOutputs};
 use ort::value::{DynValue, ValueType};
 
@@ -24,6 +25,7 @@ use crate::tensor::{NamedTensors, TensorView};
 pub struct OrtGraph {
     // Fields drop in order: ONNX Runtime lets go of the weights before they go.
     session: ort::session::Session,
+    _packed: Option<PrepackedWeights>,
     _weights: Vec<Bytes>,
     /// Weights that are inputs behind [`Self::inputs`], in this order, and where they are.
     device_weights: Option<(Arc<DeviceWeights>, Vec<String>)>,
@@ -48,6 +50,7 @@ impl OrtGraph {
         let runner = Runner::default();
         Ok(Self {
             session,
+            _packed: None,
             _weights: weights,
             device_weights: None,
             inputs,
@@ -134,6 +137,11 @@ impl OrtGraph {
     /// Keeps the folder that the session's profiler writes to.
     pub(super) fn with_profile(self, folder: Option<Scratch>) -> Self {
         Self { profile: folder, ..self }
+    }
+
+    /// Keeps what the session shares of packed weights.
+    pub(super) fn with_packed(self, packed: Option<PrepackedWeights>) -> Self {
+        Self { _packed: packed, ..self }
     }
 
     /// Bounds every run.

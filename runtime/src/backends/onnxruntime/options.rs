@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use super::shared::SharedWeights;
+
 /// How ONNX Runtime is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OrtOptions {
@@ -18,6 +20,8 @@ pub struct OrtOptions {
     pub device_weights: DeviceWeightChoice,
     /// Run graphs that are compiled for another backend, too, by the ONNX form that every engine holds.
     pub any_backend: bool,
+    /// What engines of this process that are opened with clones of it hold together; each holds its own without.
+    pub shared: Option<SharedWeights>,
 }
 
 /// In which types a graph computes.

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::fs::{File, FileTimes, Metadata};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use super::{
     Changed, FuseBase, FuseError, FuseOptions, FuseReport, FuseTarget, Fused, RoundingStats, SlotReport, by_tensor,
     changed, fuse_tensors,
 };
+use crate::engine::Engine;
 use crate::engine::manifest::Hash;
 use crate::io::atomic::AtomicFile;
 use crate::io::bounded::{is_entry, remove, shrink};
@@ -62,10 +63,19 @@ pub fn fuse_kept(
 }
 
 /// The hash of all that fused weights depend on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FusedKey(blake3::Hash);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct FusedKey(blake3::Hash);
 
 impl FusedKey {
+    /// Of what fusing these adapters into an engine gives.
+    ///
+    /// # Errors
+    /// As [`fuse_with`](super::fuse_with), of an adapter that does not fit.
+    pub(crate) fn of(base: &Arc<Engine>, adapters: &[(&Adapter, f32)], target: FuseTarget) -> Result<Self, FuseError> {
+        let by_tensor = by_tensor(base, adapters)?;
+        Ok(Self::new(Engine::fingerprint(base), &changed(base, &by_tensor)?, target))
+    }
+
     /// Of tensors in the order of fusion.
     fn new(base: &Hash, tensors: &[Changed<'_>], target: FuseTarget) -> Self {
         let mut hasher = blake3::Hasher::new();
