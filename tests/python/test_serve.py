@@ -54,9 +54,17 @@ class Server:
         )
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        until = time.monotonic() + 60
+        try:
+            self._begin(180 if "--ray" in flags else 60)
+        except BaseException:
+            # Whoever waits for it does not get it, and cannot end it.
+            self.stop()
+            raise
+
+    def _begin(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while True:
-            assert self.process.poll() is None and time.monotonic() < until, data.with_suffix(".log").read_text()
+            assert self.process.poll() is None and time.monotonic() < until, self.data.with_suffix(".log").read_text()
             with contextlib.suppress(httpx.TransportError):
                 if self.client.get("/health").status_code == 200:
                     return
