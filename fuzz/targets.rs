@@ -145,6 +145,9 @@ fn adapter(path: &Path) {
             predictor: ptr::null(),
             allow_partial,
             reserved: 0,
+            second: ptr::null(),
+            experts: 0,
+            reserved2: 0,
         };
         // SAFETY: the calls follow the header.
         unsafe {

@@ -5,6 +5,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +21,9 @@ pytest.importorskip("ray", reason="Ray is not installed; install v2l[ray]")
 
 import v2l
 from conftest import IMAGE, MINIATURE, PROMPT, REQUEST
-from test_serve import FORM, LONG, Server
+from test_serve import FORM, LONG, Server, free_port
+from v2l.serve import Config
+from v2l.serve.store import Store
 
 #: Strengths of the one adapter: ten stacks, the base model among them.
 STACKS = [0.0, *(round(0.1 * tenth, 1) for tenth in range(1, 10))]
@@ -173,3 +177,72 @@ def test_running_video_is_cancelled_on_its_replica(cluster: Server) -> None:
     began = time.monotonic()
     assert finished(cluster, short)["status"] == "completed"
     assert time.monotonic() - began < 20
+
+
+#: Two videos on two replicas; then the application is deployed with one. The job of the replica that goes is the other's after that.
+SHRUNK = """
+import sys, time
+from pathlib import Path
+import ray
+from ray import serve
+from v2l.serve import Config, cluster
+from v2l.serve.store import Store
+
+config = Config.from_json(sys.stdin.read())
+store = Store(config.data, config.model)
+request = {"prompt": "a boat", "num_frames": 257, "num_inference_steps": 100, "guidance_scale": 1.0, "seed": 1, "lora": []}
+ids = [store.create(store.new_id(), request, f"stack {n}", 9).id for n in range(2)]
+ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
+serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
+serve.run(cluster._deployed(config, 2, 2), name="v2l")
+
+def until(what, seconds=120):
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, [store.get(id) for id in ids]
+        time.sleep(0.02)
+
+until(lambda: store.statuses()["in_progress"] == 2)
+serve.run(cluster._deployed(config, 1, 1), name="v2l")
+until(lambda: store.statuses()["queued"] == 1)
+(back,) = store.queued()
+print("attempts of the job that is back:", back.attempts, flush=True)
+for id in ids:
+    if id != back.id:
+        store.delete(id)
+until(lambda: store.get(back.id).status == "in_progress")
+print("attempts of the job that runs again:", store.get(back.id).attempts)
+print("lost:", store.counters().get("workers_lost", {}))
+store.delete(back.id)
+serve.shutdown()
+ray.shutdown()
+"""
+
+
+def test_planned_end_of_a_replica_puts_its_job_back(engines: Path, tmp_path: Path) -> None:
+    config = Config(engines=engines, data=tmp_path / "data", model="miniature", in_process=False, drain=0.5, pipeline={"threads": 1})
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    words = [sys.executable, "-c", SHRUNK, str(free_port())]
+    ran = subprocess.run(words, input=config.to_json(), capture_output=True, text=True, timeout=400, env=environment)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert ran.stdout.splitlines()[-3:] == ["attempts of the job that is back: 0", "attempts of the job that runs again: 1", "lost: {}"]
+
+
+def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server) -> None:
+    """The last test: it ends the cluster."""
+    lost = counter(cluster, "v2l_workers_lost_total")
+    long = cluster.create({**LONG, "num_frames": "1001"}).json()["id"]
+    cluster.wait(long, "in_progress")
+    cluster.process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + 5
+    while cluster.client.get("/health").status_code == 200:
+        assert time.monotonic() < until
+    refused = cluster.create()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert cluster.client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
+    assert cluster.process.wait(60) == 0
+    store = Store(cluster.data, "miniature")
+    job = store.get(long)
+    assert job is not None and (job.status, job.attempts) == ("queued", 0)
+    assert store.counters()["workers_lost"][""] == lost
+    store.delete(long)

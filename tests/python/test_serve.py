@@ -54,9 +54,17 @@ class Server:
         )
         self.url = f"http://127.0.0.1:{self.port}"
         self.client = httpx.Client(base_url=self.url, timeout=60)
-        until = time.monotonic() + 60
+        try:
+            self._begin(180 if "--ray" in flags else 60)
+        except BaseException:
+            # Whoever waits for it does not get it, and cannot end it.
+            self.stop()
+            raise
+
+    def _begin(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while True:
-            assert self.process.poll() is None and time.monotonic() < until, data.with_suffix(".log").read_text()
+            assert self.process.poll() is None and time.monotonic() < until, self.data.with_suffix(".log").read_text()
             with contextlib.suppress(httpx.TransportError):
                 if self.client.get("/health").status_code == 200:
                     return
@@ -206,6 +214,8 @@ def test_fields_are_checked_before_a_job_is_made(server: Server) -> None:
         ({"lora": '{"name": "squash", "scale": "much"}'}, 400, "lora"),
         ({"lora": "[" * 100000}, 400, "lora"),
         ({"lora[name]": "squash", "lora[scale]": "1"}, 200, ""),
+        ({"lora": '{"name": "squash", "target": "transformer"}'}, 200, ""),
+        ({"lora": '{"name": "squash", "target": "transformer_2"}'}, 400, "one transformer"),
         ({"extra_params": '{"rank": 3}'}, 400, "extra_params"),
         ({"prompt": "x" * 20001}, 400, "prompt"),
     ):
@@ -480,6 +490,38 @@ def test_server_that_ends_puts_its_job_back(engines: Path, tmp_path: Path) -> No
         assert "v2l_workers_lost_total 0.0" in again.client.get("/metrics").text
     finally:
         again.stop(signal.SIGKILL)
+
+
+@pytest.mark.parametrize("flags", [[], ["--workers", 1]])
+def test_server_that_ends_answers_503_until_its_video_is_done(engines: Path, tmp_path: Path, flags: List[object]) -> None:
+    server = Server(engines, tmp_path / "data", "--drain-seconds", 60, *flags)
+    long, waiting = server.create(LONG).json()["id"], server.create().json()["id"]
+    assert server.client.get("/health").status_code == 200
+    server.wait(long, "in_progress")
+    sync: List[int] = []
+    waits = threading.Thread(target=lambda: sync.append(httpx.post(f"{server.url}/v1/videos/sync", json=FORM, timeout=60).status_code))
+    waits.start()
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGTERM)
+    until = time.monotonic() + 5
+    while server.client.get("/health").status_code == 200:
+        assert time.monotonic() < until
+    refused = server.create()
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+    assert server.client.get("/health").json() == {"status": "draining"}
+    # What was taken is answered for all the same.
+    assert server.client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
+    waits.join()
+    assert sync == [503]
+    assert server.process.wait(60) == 0
+    again = Server(engines, tmp_path / "data")
+    try:
+        made = again.client.get(f"/v1/videos/{long}").json()
+        assert (made["status"], made["attempts"]) == ("completed", 1)
+        assert again.wait(waiting)["status"] == "completed"
+        assert "v2l_workers_lost_total 0.0" in again.client.get("/metrics").text
+    finally:
+        again.stop()
 
 
 def test_many_clients_get_each_their_own_video(server: Server, engines: Path, tmp_path: Path) -> None:

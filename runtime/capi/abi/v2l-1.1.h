@@ -391,6 +391,11 @@ typedef struct v2l_slot {
 } v2l_slot;
 
 /**
+ * Which transformers an adapter is for, of a model with two.
+ */
+typedef int32_t v2l_experts;
+
+/**
  * How an adapter is loaded. All zero: the defaults.
  */
 typedef struct v2l_adapter_options {
@@ -410,6 +415,19 @@ typedef struct v2l_adapter_options {
      * 0.
      */
     int32_t reserved;
+    /**
+     * Since 1.1. For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
+     * then for a pipeline's, and layers of the second are called `transformer_2.<slot>`. NULL: the adapter is for `engine` alone.
+     */
+    const struct v2l_engine *second;
+    /**
+     * Since 1.1. Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
+     */
+    v2l_experts experts;
+    /**
+     * 0.
+     */
+    int32_t reserved2;
 } v2l_adapter_options;
 
 /**
@@ -1137,6 +1155,26 @@ typedef struct v2l_generate_options {
  * It changes nothing, and need not, or was allowed not to.
  */
 #define V2L_KEY_IGNORED 2
+
+/**
+ * Those that the file's keys or its name say; both if they say nothing.
+ */
+#define V2L_EXPERTS_AUTO 0
+
+/**
+ * "transformer", which makes the first steps, of high noise.
+ */
+#define V2L_EXPERTS_HIGH 1
+
+/**
+ * "transformer_2", which makes the last steps, of low noise.
+ */
+#define V2L_EXPERTS_LOW 2
+
+/**
+ * Both.
+ */
+#define V2L_EXPERTS_BOTH 3
 
 /**
  * As the engine directory says.

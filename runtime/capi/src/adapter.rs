@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use v2l_runtime::lora::adapter::{
-    self as files, Adapter, AdapterFormat, Coverage, Outcome, ReadOptions, write_adapter,
+    self as files, Adapter, AdapterFormat, Coverage, Experts, Outcome, Placed, ReadOptions, write_adapter,
 };
 use v2l_runtime::predict::Prediction;
 
@@ -169,12 +169,49 @@ pub struct v2l_adapter_options {
     pub allow_partial: i32,
     /// 0.
     pub reserved: i32,
+    /// Since 1.1. For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
+    /// then for a pipeline's, and layers of the second are called `transformer_2.<slot>`. NULL: the adapter is for `engine` alone.
+    pub second: *const v2l_engine,
+    /// Since 1.1. Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
+    pub experts: v2l_experts,
+    /// 0.
+    pub reserved2: i32,
 }
 
 growing!(
     v2l_adapter_options,
-    Self { size: size_of::<Self>(), predictor: std::ptr::null(), allow_partial: 0, reserved: 0 }
+    Self {
+        size: size_of::<Self>(),
+        predictor: std::ptr::null(),
+        allow_partial: 0,
+        reserved: 0,
+        second: std::ptr::null(),
+        experts: V2L_EXPERTS_AUTO,
+        reserved2: 0,
+    },
+    grown at second,
 );
+
+/// Which transformers an adapter is for, of a model with two.
+pub type v2l_experts = i32;
+/// Those that the file's keys or its name say; both if they say nothing.
+pub const V2L_EXPERTS_AUTO: v2l_experts = 0;
+/// "transformer", which makes the first steps, of high noise.
+pub const V2L_EXPERTS_HIGH: v2l_experts = 1;
+/// "transformer_2", which makes the last steps, of low noise.
+pub const V2L_EXPERTS_LOW: v2l_experts = 2;
+/// Both.
+pub const V2L_EXPERTS_BOTH: v2l_experts = 3;
+
+fn experts_of(value: v2l_experts) -> Result<Option<Experts>, Failure> {
+    Ok(match value {
+        V2L_EXPERTS_AUTO => None,
+        V2L_EXPERTS_HIGH => Some(Experts::High),
+        V2L_EXPERTS_LOW => Some(Experts::Low),
+        V2L_EXPERTS_BOTH => Some(Experts::Both),
+        other => return Err(unknown("experts", other, "V2L_EXPERTS_…")),
+    })
+}
 
 /// Fills in the defaults; `size` is sizeof(v2l_adapter_options).
 #[unsafe(no_mangle)]
@@ -203,16 +240,29 @@ pub unsafe extern "C" fn v2l_adapter_new(
             )
         };
         growing::unused(options.reserved)?;
-        // SAFETY: as above.
-        let predictor = unsafe { optional(options.predictor, "predictor") }?;
+        growing::unused(options.reserved2)?;
+        // SAFETY: as above, for both.
+        let (predictor, second) =
+            unsafe { (optional(options.predictor, "predictor")?, optional(options.second, "second")?) };
+        let experts = experts_of(options.experts)?;
+        if second.is_none() && experts.is_some() {
+            let message = "`experts` is set without `second`; a model with one transformer has no experts";
+            return Err(Failure::argument(message.to_owned()));
+        }
         let slots = &engine.0.engine.manifest().slots;
         let loaded = match predictor {
             Some(predictor) if files::detect(file)? == AdapterFormat::Light => {
                 AdapterObject::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
             }
             _ => {
-                let options = ReadOptions { allow_partial: options.allow_partial != 0, experts: None };
-                let loaded = files::read_adapter(file, &*engine.0.engine, &options)?;
+                let options = ReadOptions { allow_partial: options.allow_partial != 0, experts };
+                let first = &*engine.0.engine;
+                let loaded = match second {
+                    Some(second) => {
+                        files::read_adapter_for_two(file, [first.into(), (&*second.0.engine).into()], &options)?
+                    }
+                    None => files::read_adapter(file, first, &options)?,
+                };
                 tell(&loaded.coverage);
                 AdapterObject::read(loaded.adapter, &loaded.coverage)
             }
@@ -235,6 +285,9 @@ fn tell(coverage: &Coverage) {
     }
     for note in &coverage.notes {
         log(V2L_LOG_WARNING, &format!("{file}: {note}"));
+    }
+    if let Some(Placed { experts, reason }) = &coverage.placed {
+        log(V2L_LOG_INFO, &format!("{file}: for {}: {reason}", experts.describe()));
     }
 }
 

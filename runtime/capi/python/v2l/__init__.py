@@ -8,8 +8,10 @@ Every handle may be used from any thread; calls release the interpreter's lock. 
 from __future__ import annotations
 
 import collections
+import contextlib
 import ctypes
 import enum
+import json
 import math
 import os
 import pathlib
@@ -28,7 +30,7 @@ from ._native import LIBRARY as _lib
 from ._native import Error, check as _check
 
 __all__ = [
-    "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Format", "Frames",
+    "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Experts", "Format", "Frames",
     "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "images", "set_log", "version",
 ]
 
@@ -114,6 +116,18 @@ class Format(enum.IntEnum):
     BARE = 6
     LIGHT = 7
     LIGHT_FULL = 8
+
+
+class Experts(enum.IntEnum):
+    """Which transformers an adapter is for, of a model with two."""
+
+    #: Those that the file's keys or its name say; both if they say nothing.
+    AUTO = 0
+    #: ``transformer``, which makes the first steps, of high noise.
+    HIGH = 1
+    #: ``transformer_2``, which makes the last steps, of low noise.
+    LOW = 2
+    BOTH = 3
 
 
 class Range(enum.IntEnum):
@@ -525,16 +539,25 @@ class Engine(_Handle):
 
 
 class Adapter(_Handle):
-    """Low-rank updates of some slots of an engine."""
+    """Low-rank updates of some slots of an engine; with ``second``, of the two transformers of a model. See :meth:`Pipeline.adapter`."""
 
     _kind = "adapter"
 
     def __init__(
-        self, engine: Engine, file: Path, *, predictor: Optional["Predictor"] = None, allow_partial: bool = False
+        self,
+        engine: Engine,
+        file: Path,
+        *,
+        predictor: Optional["Predictor"] = None,
+        allow_partial: bool = False,
+        second: Optional[Engine] = None,
+        experts: Experts = Experts.AUTO,
     ) -> None:
         options = _initial(_native.AdapterOptions, _lib.v2l_adapter_options_init)
         options.predictor = predictor._handle if predictor is not None else None
         options.allow_partial = int(allow_partial)
+        options.second = second._handle if second is not None else None
+        options.experts = experts
         super().__init__(_made(_lib.v2l_adapter_new, engine._handle, _path(file), ctypes.byref(options)))
 
     @property
@@ -731,6 +754,22 @@ class Pipeline(_Handle):
     def engine(self, component: str) -> Engine:
         """The engine of a component, to load adapters for its slots."""
         return Engine._of(_made(_lib.v2l_pipeline_engine, self._handle, component.encode()))
+
+    def adapter(
+        self,
+        file: Path,
+        *,
+        experts: Experts = Experts.AUTO,
+        predictor: Optional[Predictor] = None,
+        allow_partial: bool = False,
+    ) -> Adapter:
+        """Loads an adapter for the transformer, or for those of the two that ``experts`` says, of a model with two."""
+        described = json.loads((pathlib.Path(self.directory) / "pipeline.json").read_text(encoding="utf-8"))
+        with contextlib.ExitStack() as opened:
+            first = opened.enter_context(self.engine("transformer"))
+            two = "transformer_2" in described["components"]
+            second = opened.enter_context(self.engine("transformer_2")) if two else None
+            return Adapter(first, file, predictor=predictor, allow_partial=allow_partial, second=second, experts=experts)
 
     def set_adapters(
         self, adapters: AdapterSet, *, cancel: Optional[Cancel] = None

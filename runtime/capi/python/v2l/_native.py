@@ -100,7 +100,15 @@ class AdapterReport(Structure):
 
 
 class AdapterOptions(Structure):
-    _fields_ = [("size", c_size_t), ("predictor", c_void_p), ("allow_partial", c_int32), ("reserved", c_int32)]
+    _fields_ = [
+        ("size", c_size_t),
+        ("predictor", c_void_p),
+        ("allow_partial", c_int32),
+        ("reserved", c_int32),
+        ("second", c_void_p),
+        ("experts", c_int32),
+        ("reserved2", c_int32),
+    ]
 
 
 class Coverage(Structure):

@@ -38,10 +38,25 @@ def strength_of(value: Any, what: str) -> float:
     return strength
 
 
+#: An adapter of a request: its file, its strength, and the transformers that it is for as :class:`v2l.Experts` counts them.
+Entry = Tuple[str, float, int]
+
+#: Which transformers an adapter is for, in SGLang's words and in those of ``v2l-run``.
+_TARGETS = {"all": 3, "both": 3, "transformer": 1, "high": 1, "transformer_2": 2, "low": 2}
+TARGET_NAMES = {0: "all", 1: "transformer", 2: "transformer_2", 3: "all"}
+
+
+def has_two_transformers(engines: Path) -> bool:
+    """True for an engine directory with ``transformer_2``."""
+    described = json.loads((engines / "pipeline.json").read_text(encoding="utf-8"))
+    return "transformer_2" in described["components"]
+
+
 class Adapters:
     """The adapters below some folders."""
 
-    def __init__(self, folders: Tuple[Path, ...]) -> None:
+    def __init__(self, folders: Tuple[Path, ...], two: bool = False) -> None:
+        self._two = two
         self._folders = [Path(os.path.realpath(folder)) for folder in folders]
 
     def names(self) -> Dict[str, Path]:
@@ -69,8 +84,21 @@ class Adapters:
                     continue
         raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists those that there are", "lora", "unknown_lora")
 
-    def resolve(self, given: Any) -> List[Tuple[str, float]]:
-        """Files and strengths of what a request says: an adapter or a list of such."""
+    def target(self, given: Any) -> int:
+        """The transformers that an adapter is for, of a model with two: those that its file says, unless a request does."""
+        if given is None or given == "":
+            return 0
+        if not isinstance(given, str) or given not in _TARGETS:
+            raise Refused(400, f"lora.target is {given!r:.40}; expected {', '.join(_TARGETS)}", "lora", "unsupported")
+        target = _TARGETS[given]
+        if not self._two:
+            if target == 2:
+                raise Refused(400, f"lora.target is {given}; this model has one transformer, leave target out", "lora", "unsupported")
+            return 0
+        return target
+
+    def resolve(self, given: Any) -> List[Entry]:
+        """Files, strengths and targets of what a request says: an adapter or a list of such."""
         if given is None:
             return []
         entries = given if isinstance(given, list) else [given]
@@ -82,7 +110,7 @@ class Adapters:
                 entry = {"name": entry}
             if not isinstance(entry, dict):
                 raise Refused(400, f"lora is {type(entry).__name__}; expected an object with name and scale, or a list of such", "lora")
-            known = {"name", "lora_name", "adapter", "path", "local_path", "lora_path", "scale", "lora_scale", "strength", "int_id"}
+            known = {"name", "lora_name", "adapter", "path", "local_path", "lora_path", "scale", "lora_scale", "strength", "int_id", "target"}
             unknown = sorted(set(entry) - known)
             if unknown:
                 raise Refused(400, f"lora has {unknown[0]!r:.40}; expected {', '.join(sorted(known))}", "lora")
@@ -90,19 +118,19 @@ class Adapters:
             if name is None and path is None:
                 raise Refused(400, "lora names no adapter; expected name or path", "lora")
             scale = next((entry[key] for key in ("scale", "lora_scale", "strength") if entry.get(key) is not None), 1.0)
-            stack.append((str(self.find(name, path)), strength_of(scale, "lora.scale")))
+            stack.append((str(self.find(name, path)), strength_of(scale, "lora.scale"), self.target(entry.get("target"))))
         return stack
 
 
 def stack_key(request: Mapping[str, Any]) -> str:
     """A name for what a request does to the weights; equal for equal stacks, "" for the base model."""
     facts: List[Any] = []
-    for file, strength in request.get("lora") or []:
+    for file, strength, target in request.get("lora") or []:
         try:
             found = os.stat(file)
-            facts.append([file, found.st_size, found.st_mtime_ns, strength])
+            facts.append([file, found.st_size, found.st_mtime_ns, strength, target])
         except OSError:
-            facts.append([file, strength])
+            facts.append([file, strength, target])
     if request.get("reference"):
         names = ("reference_hash", "reference_strength", "reference_range", "width", "height", "image_hash", "seed")
         facts.append([request.get(name) for name in names])
@@ -117,32 +145,33 @@ class Checker:
     def __init__(self, engines: Path) -> None:
         self._engines = engines
         self._lock = threading.Lock()
-        self._engine: Any = None
-        self._good: Dict[Tuple[str, int, int], None] = {}
-        components = json.loads((engines / "pipeline.json").read_text(encoding="utf-8"))["components"]
-        self._two = "transformer_2" in components
+        self._opened: Any = None
+        self._good: Dict[Tuple[str, int, int, int], None] = {}
+        self._two = has_two_transformers(engines)
 
-    def check(self, stack: List[Tuple[str, float]]) -> None:
+    def _engine(self, component: str) -> Any:
+        import v2l
+
+        return v2l.Engine(self._engines / f"{component}.engine")
+
+    def check(self, stack: List[Entry]) -> None:
         """Refuses an adapter that the engine does not take, in the library's words."""
         import v2l
 
-        if stack and self._two:
-            # The library's adapters are for one transformer.
-            message = "this model has two transformers, and adapters for such a model are not served yet; use v2l-run --lora"
-            raise Refused(400, message, "lora", "unsupported_lora")
-        for file, _ in stack:
+        for file, _, target in stack:
             try:
                 found = os.stat(file)
             except OSError:
                 raise Refused(400, f"the adapter {Path(file).stem} is no longer there", "lora", "unknown_lora") from None
-            key = (file, found.st_size, found.st_mtime_ns)
+            key = (file, found.st_size, found.st_mtime_ns, target)
             with self._lock:
                 if key in self._good:
                     continue
-                if self._engine is None:
-                    self._engine = v2l.Engine(self._engines / "transformer.engine")
+                if self._opened is None:
+                    self._opened = self._engine("transformer"), self._engine("transformer_2") if self._two else None
+                first, second = self._opened
                 try:
-                    v2l.Adapter(self._engine, file).close()
+                    v2l.Adapter(first, file, second=second, experts=v2l.Experts(target)).close()
                 except v2l.Error as error:
                     # The client knows the adapter by its name; where it lies is the server's business.
                     message = str(error).replace(file, Path(file).name)

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
 from . import fields, metrics, uploads
-from .adapters import Adapters, Checker, stack_key
+from .adapters import TARGET_NAMES, Adapters, Checker, Entry, has_two_transformers, stack_key
 from .config import Config
 from .errors import Refused
 from .guard import Guard
@@ -43,10 +43,32 @@ class Service:
         for folder in ("uploads", "videos", "predictions"):
             (config.data / folder).mkdir(parents=True, exist_ok=True)
         self.store = Store(config.data, config.model)
-        self.adapters = Adapters(config.lora_folders)
+        self.adapters = Adapters(config.lora_folders, has_two_transformers(config.engines))
         self.checker = Checker(config.engines)
         self.defaults = fields.Defaults(config.describe())
-        self.draining = False
+        self._draining = False
+        self._worker: Optional[Worker] = None
+        self._thread: Optional[threading.Thread] = None
+
+    # Beginning and end.
+
+    @property
+    def draining(self) -> bool:
+        """True once the server is about to end, or the cluster that it belongs to."""
+        return self._draining or self.store.is_ending(self.config.generation)
+
+    def begin(self) -> None:
+        """Starts the worker of this process."""
+        self._worker = Worker(self.config, self.store)
+        self._thread = threading.Thread(target=self._worker.run, name="v2l-worker")
+        self._thread.start()
+
+    def drain(self) -> None:
+        """Takes no more requests, and returns once the video at work is done or back in the queue."""
+        self._draining = True
+        if self._worker is not None and self._thread is not None:
+            self._worker.stop()
+            self._thread.join()
 
     # From a request to a job.
 
@@ -131,12 +153,12 @@ class Service:
         named = uploads.check(file, video=what == "reference", most=self.config.max_decoded, what=name)
         return str(named), digest.hexdigest()
 
-    def default_stack(self) -> List[Tuple[str, float]]:
+    def default_stack(self) -> List[Entry]:
         """The adapters of requests that name none."""
         state = self.store.state("lora") or {}
         if not state.get("active"):
             return []
-        return [(entry["path"], entry["strength"]) for entry in state["stack"]]
+        return [(entry["path"], entry["strength"], entry["target"]) for entry in state["stack"]]
 
     # From a job to an answer.
 
@@ -205,22 +227,17 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        worker = Worker(config, service.store) if config.in_process and dispatch is None else None
-        thread = threading.Thread(target=worker.run, name="v2l-worker") if worker is not None else None
-        if thread is not None:
-            thread.start()
+        if config.in_process and dispatch is None:
+            service.begin()
         ended = dispatch(service) if dispatch is not None else None
         sweeping = asyncio.create_task(_sweep(service))
         try:
             yield
         finally:
-            service.draining = True
             sweeping.cancel()
             if ended is not None:
                 ended()
-            if worker is not None and thread is not None:
-                worker.stop()
-                await run_in_threadpool(thread.join)
+            await run_in_threadpool(service.drain)
 
     app = FastAPI(title="v2l", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service = service
@@ -242,7 +259,8 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     def health() -> JSONResponse:
         """200 while requests are taken; 503 while the server ends, or if its queue cannot be read."""
         service.store.statuses()
-        return JSONResponse({"status": "draining" if service.draining else "ok"}, 503 if service.draining else 200)
+        draining = service.draining
+        return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
 
     @app.get("/metrics")
     def measured() -> Response:
@@ -272,6 +290,8 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
             while job.status in ("queued", "in_progress"):
                 if gone.done():
                     raise Refused(499, "the client went away")
+                if job.status == "queued" and service.draining:
+                    raise Refused(503, "the server is about to end; send this to another, or again later")
                 await asyncio.sleep(_POLL)
                 job = await run_in_threadpool(service.find, id)
         except BaseException:
@@ -345,15 +365,18 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     def list_loras() -> Dict[str, Any]:
         """Adapters that there are, and those in use for requests that name none."""
         state = service.store.state("lora") or {"stack": [], "active": False}
-        active = [{"nickname": entry["nickname"], "strength": entry["strength"], "merged": True} for entry in state["stack"]]
+        active: Dict[str, List[Dict[str, Any]]] = {"all": []}
+        for entry in state["stack"] if state["active"] else []:
+            shown = {"nickname": entry["nickname"], "strength": entry["strength"], "merged": True}
+            active.setdefault(TARGET_NAMES[entry["target"]], []).append(shown)
         known = [{"nickname": name, "path": f"{name}.safetensors"} for name in service.adapters.names()]
-        return {"loaded_adapters": known, "active": {"all": active if state["active"] else []}}
+        return {"loaded_adapters": known, "active": active}
 
     return app
 
 
 def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
-    """What ``set_lora`` says: names, paths and strengths, each one or a list of them."""
+    """What ``set_lora`` says: names, paths, targets and strengths, each one or a list of them."""
     if not isinstance(given, dict):
         raise Refused(400, "the body is no object")
     unknown = sorted(set(given) - {"lora_nickname", "lora_path", "target", "strength"})
@@ -364,18 +387,17 @@ def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
         return value if isinstance(value, list) else [value]
 
     names, paths = listed(given.get("lora_nickname")), listed(given.get("lora_path"))
-    targets, strengths = listed(given.get("target") or "all"), listed(given.get("strength", 1.0))
+    targets, strengths = listed(given.get("target")), listed(given.get("strength", 1.0))
     count = max(len(names), len(paths))
     if any(len(values) not in (1, count) for values in (names, paths, targets, strengths)):
         raise Refused(400, f"lists of different lengths; expected {count} of each, or one", "lora_nickname")
-    if any(target != "all" for target in targets):
-        raise Refused(400, "target is not all; adapters say themselves which layers they change", "target", "unsupported")
     stack: List[Dict[str, Any]] = []
     for place in range(count):
-        name, path, strength = [values[place] if len(values) > 1 else values[0] for values in (names, paths, strengths)]
-        ((file, scale),) = service.adapters.resolve([{"name": name, "path": path, "scale": strength}])
-        stack.append({"nickname": name or Path(file).stem, "path": file, "strength": scale})
-    service.checker.check([(str(entry["path"]), 1.0) for entry in stack])
+        given_here = [values[place] if len(values) > 1 else values[0] for values in (names, paths, strengths, targets)]
+        name, path, strength, target = given_here
+        ((file, scale, experts),) = service.adapters.resolve([{"name": name, "path": path, "scale": strength, "target": target}])
+        stack.append({"nickname": name or Path(file).stem, "path": file, "strength": scale, "target": experts})
+    service.checker.check([(str(entry["path"]), 1.0, entry["target"]) for entry in stack])
     return stack
 
 

@@ -11,17 +11,21 @@ these folders. Needs ``v2l[serve,ray]``.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import gc
 import importlib
 import logging
 import os
+import secrets
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
 from .app import Service, create_app
 from .config import Config
-from .store import Job
+from .store import Job, Store
 from .worker import Worker
 
 LOG = logging.getLogger("v2l.serve")
@@ -31,8 +35,25 @@ ENGINE = "v2l-engine"
 INGRESS = "v2l-ingress"
 #: Stacks that a replica is known for at the same time.
 _STACKS = 8
+#: How often a replica asks whether it is about to end, and how long it has to put a job back once the time for that job is over.
+_ASK = 0.25
+_MARGIN = 20.0
 #: How often the ingress looks for jobs that wait.
 _LOOK = 0.05
+
+
+def _shutting_down() -> Callable[[], bool]:
+    """What says whether Ray ends the replica of this process.
+
+    Ray has no call for it: a replica's ``__del__`` comes after its last request, and the process is killed if that takes too long. Its object
+    for the replica knows; where a version of Ray has no such object, a planned end counts as a lost worker.
+    """
+    for found in gc.get_objects():
+        kind = type(found)
+        if kind.__module__ == "ray.serve._private.replica" and "_shutting_down" in getattr(found, "__dict__", {}):
+            return lambda: bool(found._shutting_down)
+    LOG.warning("this version of Ray does not say when it ends a replica")
+    return lambda: False
 
 
 class Engine:
@@ -44,6 +65,20 @@ class Engine:
         self._worker = Worker(told, label="replica")
         self._worker.open()
         self._one = asyncio.Lock()
+        self._told = told
+        threading.Thread(target=self._watch, args=(_shutting_down(),), name="v2l-ending", daemon=True).start()
+
+    def _watch(self, ended_by_ray: Callable[[], bool]) -> None:
+        """Puts the job back in good time when Ray ends this replica, or the cluster ends."""
+        store = Store(self._told.data, self._told.model)
+        while True:
+            try:
+                if ended_by_ray() or store.is_ending(self._told.generation):
+                    self._worker.stop()
+                    return
+            except Exception:
+                LOG.exception("whether the cluster ends cannot be read")
+            time.sleep(_ASK)
 
     async def make(self, id: str) -> bool:
         """Makes a video: that of the job, or of another that fits the adapters in use; false if none waits.
@@ -88,7 +123,8 @@ async def _dispatch(service: Service, handle: Any) -> None:
 
     while True:
         try:
-            for job in await asyncio.to_thread(waiting):
+            ending = await asyncio.to_thread(service.store.is_ending, service.config.generation)
+            for job in [] if ending else await asyncio.to_thread(waiting):
                 if job.id not in sent:
                     sent[job.id] = asyncio.create_task(send(job))
         except Exception:
@@ -133,7 +169,8 @@ def _deployed(config: Config, fewest: int, most: int) -> Any:
         max_queued_requests=-1,
         health_check_period_s=5,
         health_check_timeout_s=30,
-        graceful_shutdown_timeout_s=config.drain,
+        # Ray kills what takes longer.
+        graceful_shutdown_timeout_s=config.drain + _MARGIN,
         ray_actor_options={"num_cpus": 1},
         **scaled,
     )(engine)
@@ -177,6 +214,8 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
     if "RAY_ADDRESS" not in os.environ:
         # Ray's count of processors only books replicas; a machine with one may have several.
         alone = {"address": "local", "num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
+    config = dataclasses.replace(config, generation=secrets.token_hex(8))
+    store = Store(config.data, config.model)
     ray.init(logging_level=logging.WARNING, **alone)
     # Ray has put its own functions here, which end the process at once.
     ended = threading.Event()
@@ -187,6 +226,12 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
         ray_serve.run(_deployed(config, fewest, most), name=APPLICATION, route_prefix="/")
         LOG.info("Ray Serve running on http://%s:%s", host, port)
         ended.wait()
+        LOG.info("ending: requests are refused, the videos at work have %g s", config.drain)
+        store.set_ending(config.generation, True)
+        until = time.monotonic() + config.drain + _MARGIN
+        while store.statuses()["in_progress"] and time.monotonic() < until:
+            time.sleep(_ASK)
     finally:
         ray_serve.shutdown()
         ray.shutdown()
+        store.set_ending(config.generation, False)

@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .config import Config
@@ -157,13 +158,36 @@ def _serve(config: Config, options: argparse.Namespace) -> None:
 
     from .app import create_app
 
-    # uvicorn ends in order at a signal, and then sends it again to whoever handled it before: there is nothing left to do.
+    crew = Crew(config, options.workers) if options.workers else None
+    app = create_app(config)
+
+    class Server(uvicorn.Server):
+        """Answers while the video at work is finished, and closes its port after that; at a second signal, at once."""
+
+        _draining = False
+
+        def handle_exit(self, sig: int, frame: Optional[FrameType]) -> None:
+            if self._draining:
+                super().handle_exit(sig, frame)
+                return
+            self._draining = True
+            threading.Thread(target=self._drain, name="v2l-drain", daemon=True).start()
+
+        def _drain(self) -> None:
+            LOG.info("ending: requests are refused, the video at work has %g s", config.drain)
+            try:
+                app.state.service.drain()
+                if crew is not None:
+                    crew.end()
+            finally:
+                self.should_exit = True
+
+    # uvicorn sends signals again to whoever handled them before: there is nothing left to do.
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, lambda _signal, _frame: None)
-    crew = Crew(config, options.workers) if options.workers else None
     try:
-        uvicorn.run(
-            create_app(config),
+        settings = uvicorn.Config(
+            app,
             host=options.host,
             port=options.port,
             # The parser that bounds the head of a request.
@@ -178,6 +202,7 @@ def _serve(config: Config, options: argparse.Namespace) -> None:
             log_level="error" if options.quiet else "info",
             log_config=None,
         )
+        Server(settings).run()
     finally:
         if crew is not None:
             crew.end()

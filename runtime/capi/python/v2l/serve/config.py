@@ -52,6 +52,8 @@ class Config:
     patience: float = 300.0
     #: Jobs run inside the server; else others run them, over the same ``data``.
     in_process: bool = True
+    #: The name of the cluster that this process belongs to; the store says to all of its processes when it ends.
+    generation: str = ""
     #: Options of :class:`v2l.Pipeline`.
     pipeline: Dict[str, Any] = field(default_factory=dict)
 

@@ -30,7 +30,6 @@ class Generator:
         self._options.setdefault("fused_cache", config.data / "fused")
         self._engines = config.engines
         self._pipeline = v2l.Pipeline(config.engines, **self._options)
-        self._transformer = self._pipeline.engine("transformer")
         self._predictor: Optional[v2l.Predictor] = None
         self._kept: "collections.OrderedDict[Hashable, v2l.Adapter]" = collections.OrderedDict()
         self._set: Optional[Tuple[Tuple[Hashable, float], ...]] = None
@@ -44,7 +43,6 @@ class Generator:
         self._kept.clear()
         if self._predictor is not None:
             self._predictor.close()
-        self._transformer.close()
         self._pipeline.close()
 
     def _adapter(self, key: Hashable, make: Callable[[], v2l.Adapter]) -> v2l.Adapter:
@@ -61,10 +59,11 @@ class Generator:
     ) -> List[Tuple[Hashable, v2l.Adapter, float]]:
         """The adapters of a request with what tells them from others: files, and what is predicted for it."""
         stack: List[Tuple[Hashable, v2l.Adapter, float]] = []
-        for file, strength in request.get("lora") or []:
+        for file, strength, target in request.get("lora") or []:
             found = os.stat(file)
-            key: Hashable = (file, found.st_size, found.st_mtime_ns)
-            stack.append((key, self._adapter(key, lambda: v2l.Adapter(self._transformer, file)), strength))
+            key: Hashable = (file, found.st_size, found.st_mtime_ns, target)
+            loaded = self._adapter(key, lambda: self._pipeline.adapter(file, experts=v2l.Experts(target)))
+            stack.append((key, loaded, strength))
         width, height = request.get("width") or 0, request.get("height") or 0
         if request.get("reference"):
             key = ("reference", request["reference_hash"], request.get("reference_range"), request.get("image_hash"))

@@ -373,6 +373,20 @@ class Store:
         with self._transaction() as connection:
             connection.execute("INSERT OR REPLACE INTO state VALUES (?, ?, ?)", (self.model, name, json.dumps(value)))
 
+    def clear_state(self, name: str) -> None:
+        """Forgets the value under a name."""
+        with self._transaction() as connection:
+            connection.execute("DELETE FROM state WHERE model = ? AND name = ?", (self.model, name))
+
+    def is_ending(self, generation: str) -> bool:
+        """True once the cluster of this name is about to end; see :attr:`Config.generation`."""
+        return bool(generation) and self.state(f"ending {generation}") is not None
+
+    def set_ending(self, generation: str, ending: bool) -> None:
+        """Says to all processes of a cluster that it is about to end, or forgets that."""
+        name = f"ending {generation}"
+        self.set_state(name, True) if ending else self.clear_state(name)
+
     def state(self, name: str) -> Any:
         """The value under a name; ``None`` if there is none."""
         rows = self._rows("SELECT value FROM state WHERE model = ? AND name = ?", self.model, name)

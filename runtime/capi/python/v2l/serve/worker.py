@@ -52,8 +52,9 @@ class Worker:
 
     def stop(self) -> None:
         """Takes no more jobs; the one at work has the time of ``Config.drain``, and goes back to the queue after that."""
-        self._cut_off = time.monotonic() + self._config.drain
-        self._ending.set()
+        if not self._ending.is_set():
+            self._cut_off = time.monotonic() + self._config.drain
+            self._ending.set()
 
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Works until :meth:`stop` is called or it is not wanted any more."""
@@ -84,7 +85,7 @@ class Worker:
 
     def take(self, id: str) -> bool:
         """Makes the video of a job that waits: of one that needs no change of adapters, else the one that is named; false if none waits."""
-        job = self._claim(id)
+        job = self._claim(id) if not self._ending.is_set() else None
         if job is not None:
             self.work(job)
         return job is not None
