@@ -17,9 +17,9 @@ use crate::tools::{RawTensor, Scratch, args, command, run_ok, tamper};
 
 const TOLERANCE: f64 = 1e-5;
 /// Cases with the fixtures of their bases.
-const CASES: [(&str, &str); 2] = [("wan", "wan/transformer/t2v"), ("two_by_two", "wan/transformer/i2v_2_2")];
+pub(crate) const CASES: [(&str, &str); 2] = [("wan", "wan/transformer/t2v"), ("two_by_two", "wan/transformer/i2v_2_2")];
 
-fn case(name: &str) -> PathBuf {
+pub(crate) fn case(name: &str) -> PathBuf {
     fixtures().join("lofa").join(name)
 }
 

@@ -57,6 +57,7 @@ mod memory;
 mod miniature;
 mod modes;
 mod openvino;
+mod openvino_networks;
 #[cfg(unix)]
 mod outputs;
 mod overrides;

@@ -16,11 +16,21 @@ use crate::tools::Scratch;
 
 /// A base with a predictor, both copies free to be changed before they are compiled.
 pub(crate) fn build(package: &Path, base: &Path, change: impl FnOnce(&Path, &Path)) -> Built {
+    build_for(package, base, &CompileOptions::default(), change)
+}
+
+/// [`build`], compiled otherwise.
+pub(crate) fn build_for(
+    package: &Path,
+    base: &Path,
+    compile: &CompileOptions,
+    change: impl FnOnce(&Path, &Path),
+) -> Built {
     let (package, base) = (random_weights::made(package), random_weights::made(base));
     change(package.root(), base.root());
     let package = Some(PredictorPackage { path: package.root().to_owned(), text_encoder: None });
     let options = ExportOptions { package, ..ExportOptions::default() };
-    Built::with(base.root(), &options, &CompileOptions::default())
+    Built::with(base.root(), &options, compile)
 }
 
 /// The embeddings of a package's reference.

@@ -15,7 +15,7 @@ use crate::tools::{Scratch, args, command, run_ok, sample_model, tamper};
 
 const TOLERANCE: f64 = 1e-5;
 /// Cases with the fixtures of their bases.
-const CASES: [(&str, &str); 5] = [
+pub(crate) const CASES: [(&str, &str); 5] = [
     ("paper_wan", "wan/transformer/t2v"),
     ("paper_cogvideox", "transformer/rotary_t2v"),
     ("square", "wan/transformer/flf2v"),
@@ -23,7 +23,7 @@ const CASES: [(&str, &str); 5] = [
     ("between", "wan/transformer/t2v"),
 ];
 
-fn case(name: &str) -> PathBuf {
+pub(crate) fn case(name: &str) -> PathBuf {
     fixtures().join("prompt2effect").join(name)
 }
 
