@@ -28,6 +28,10 @@ from conftest import IMAGE, MINIATURE, PROMPT, REQUEST
 PARAMETERS: Dict[str, Any] = {**REQUEST, "guidance_scale": "1"}
 #: Stacks of requests: strengths of the one adapter.
 STACKS = [0.0, 0.3, 0.6, 1.0]
+#: What the server runs with where the backend was built for AddressSanitizer. What is not v2l's is not built for it.
+SANITIZER: Dict[str, str] = {}
+if "V2L_TEST_ASAN" in os.environ:
+    SANITIZER = {"LD_PRELOAD": os.environ["V2L_TEST_ASAN"], "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"}
 
 
 def free_ports(count: int) -> List[int]:
@@ -68,12 +72,12 @@ def models(engines: Path, loras: Path, work: Path) -> Dict[str, str]:
 class Server:
     """A `tritonserver` with some models."""
 
-    def __init__(self, configurations: Dict[str, str], work: Path, before: Tuple[str, ...] = (), **environment: str) -> None:
+    def __init__(self, configurations: Dict[str, str], work: Path, backends: str = os.environ["V2L_TEST_BACKENDS"]) -> None:
         for name, text in configurations.items():
             (work / "repository" / name / "1").mkdir(parents=True)
             (work / "repository" / name / "config.pbtxt").write_text(text)
         self.http, self.grpc, self.metrics = free_ports(3)
-        words = [*before, program(), "--model-repository", work / "repository", "--backend-directory", os.environ["V2L_TEST_BACKENDS"]]
+        words = [program(), "--model-repository", work / "repository", "--backend-directory", backends]
         for name, port in (("http", self.http), ("grpc", self.grpc), ("metrics", self.metrics)):
             words += [f"--{name}-port", port, f"--{name}-address", "127.0.0.1"]
         self.log = work / "server.log"
@@ -82,9 +86,9 @@ class Server:
             stdin=subprocess.DEVNULL,
             stdout=open(self.log, "wb"),
             stderr=subprocess.STDOUT,
-            env={**v2l_tools.environment(), "ORT_DISABLE_TELEMETRY": "1", **environment},
+            env={**v2l_tools.environment(), "ORT_DISABLE_TELEMETRY": "1", **SANITIZER},
         )
-        until = time.monotonic() + 60
+        until = time.monotonic() + 120
         while not self.ready():
             assert self.process.poll() is None and time.monotonic() < until, self.log.read_text()[-4000:]
             time.sleep(0.1)
@@ -106,6 +110,7 @@ class Server:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0, self.log.read_text()[-4000:]
+        assert "AddressSanitizer" not in self.log.read_text(), self.log.read_text()[-4000:]
 
     def ready(self) -> bool:
         try:
@@ -407,6 +412,16 @@ def test_wrong_configurations_are_refused(engines: Path, tmp_path: Path) -> None
     for name, (_, named) in wrong.items():
         failed = [line for line in ended.stdout.splitlines() if f"failed to load '{name}'" in line]
         assert failed and named in failed[0], (name, failed)
+
+
+@pytest.mark.skipif("V2L_TEST_PLANTED" not in os.environ, reason="tests/triton/check --sanitize has a backend with a planted error")
+def test_sanitizer_sees_a_planted_error(engines: Path, loras: Path, tmp_path: Path) -> None:
+    planted = Server({"step": models(engines, loras, tmp_path)["step"]}, tmp_path, os.environ["V2L_TEST_PLANTED"])
+    client = http.InferenceServerClient(f"127.0.0.1:{planted.http}")
+    with pytest.raises(Exception):
+        ran(http, client, "step", tensors_of(1))
+    assert planted.process.wait(60) != 0
+    assert "AddressSanitizer: heap-buffer-overflow" in planted.log.read_text()
 
 
 def test_two_hundred_requests_of_eight_clients_get_each_their_own_video(server: Server, expected: Dict[float, bytes]) -> None:
