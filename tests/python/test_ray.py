@@ -225,7 +225,9 @@ def test_planned_end_of_a_replica_puts_its_job_back(engines: Path, tmp_path: Pat
     words = [sys.executable, "-c", SHRUNK, str(free_port())]
     ran = subprocess.run(words, input=config.to_json(), capture_output=True, text=True, timeout=400, env=environment)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.splitlines()[-3:] == ["attempts of the job that is back: 0", "attempts of the job that runs again: 1", "lost: {}"]
+    # Ray says things of its own.
+    for said in ("attempts of the job that is back: 0", "attempts of the job that runs again: 1", "lost: {}"):
+        assert said in ran.stdout.splitlines(), ran.stdout
 
 
 def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server) -> None:
