@@ -94,7 +94,7 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelFinalize(model: *mut ffi::Model) -> 
 
 /// What an instance has open.
 enum State {
-    Videos(Instance),
+    Videos(Box<Instance>),
     Graph(GraphInstance),
 }
 
@@ -119,7 +119,7 @@ pub unsafe extern "C" fn TRITONBACKEND_ModelInstanceInitialize(instance: *mut ff
         // SAFETY: the server's own instance.
         let settings = unsafe { settings(instance) }?;
         let opened = match &settings.serves {
-            Serves::Videos(folder) => State::Videos(Instance::open(folder, settings)?),
+            Serves::Videos(folder) => State::Videos(Box::new(Instance::open(folder, settings)?)),
             Serves::Graph(engine, graph) => State::Graph(GraphInstance::open(engine, graph, settings)?),
         };
         let state = Box::into_raw(Box::new(Mutex::new(opened)));
