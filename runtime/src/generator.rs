@@ -102,6 +102,24 @@ impl Classified for GeneratorError {
 ///
 /// Opening reads `pipeline.json` and the tokenizer. Networks are mapped and opened when they are first needed, and those that are
 /// done with are let go, so that they need not be in memory together.
+///
+/// ```no_run
+/// use v2l_runtime::{Clip, Generator, Options, Request};
+///
+/// # fn main() -> Result<(), v2l_runtime::Error> {
+/// let mut generator = Generator::open("engines", &Options::default())?;
+/// let mut request = Request::new("a paper boat");
+/// request.image = Some(Clip::read("first.png".as_ref(), None)?.into_frames()?);
+/// let plain = generator.generate(&request)?;
+///
+/// let effect = generator.predict(&Clip::read("effect.mp4".as_ref(), None)?)?;
+/// generator.set_adapters(&[(&effect.adapter, 0.8)])?;
+/// let steered = generator.generate(&request)?;
+/// plain.save("plain.mp4")?;
+/// steered.save("steered.mp4")?;
+/// # Ok(())
+/// # }
+/// ```
 pub struct Generator {
     directory: EngineDirectory,
     pipeline: Pipeline,
@@ -213,6 +231,18 @@ impl Generator {
     /// Loads an adapter for the transformer: a safetensors file in any form, or PEFT's folder. Every key is applied, ignored for a
     /// reason, or refused. For a model with two transformers, [`read_adapter_for_two`] says which of them it changes.
     ///
+    /// ```no_run
+    /// use v2l_runtime::lora::adapter::ReadOptions;
+    /// use v2l_runtime::{Generator, Options};
+    ///
+    /// # fn main() -> Result<(), v2l_runtime::Error> {
+    /// let mut generator = Generator::open("engines", &Options::default())?;
+    /// let style = generator.load_adapter("style.safetensors", &ReadOptions::default())?;
+    /// generator.set_adapters(&[(&style.adapter, 0.8)])?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`AdapterError`](crate::lora::adapter::AdapterError); for tokens as [`Self::expand`].
     pub fn load_adapter(&mut self, path: impl AsRef<Path>, options: &ReadOptions) -> Result<LoadedAdapter, Error> {
@@ -265,6 +295,38 @@ impl Generator {
     }
 
     /// Generates a video with the adapters that are set. The same request on the same machine gives the same bytes.
+    ///
+    /// ```no_run
+    /// use std::time::{Duration, Instant};
+    ///
+    /// use v2l_runtime::events::{Event, Observer};
+    /// use v2l_runtime::{ErrorClass, Generator, Options, Request};
+    ///
+    /// /// Prints steps, and gives up after a minute.
+    /// struct Patience(Instant);
+    ///
+    /// impl Observer for Patience {
+    ///     fn event(&mut self, event: &Event) {
+    ///         if let Event::Step { done, total, .. } = event {
+    ///             println!("{done} of {total}");
+    ///         }
+    ///     }
+    ///
+    ///     fn cancelled(&self) -> bool {
+    ///         self.0.elapsed() > Duration::from_secs(60)
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), v2l_runtime::Error> {
+    /// let mut generator = Generator::open("engines", &Options::default())?;
+    /// match generator.generate_with(&Request::new("a paper boat"), &mut Patience(Instant::now())) {
+    ///     Ok(video) => video.save("out.mp4")?,
+    ///     Err(error) if error.class() == ErrorClass::Cancelled => println!("it took too long"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// If the request cannot be carried out, memory does not suffice, a network fails, or `observer` asks to stop. Nothing is kept of an

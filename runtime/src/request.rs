@@ -12,6 +12,15 @@ pub const NEGATIVE_PROMPT: &str = "The video is not of a high quality, it has a 
     frame. The background is solid. Strange body and strange trajectory. Distortion.";
 
 /// A video to generate. What is `None` comes from the pipeline's defaults.
+///
+/// ```
+/// use v2l_runtime::Request;
+///
+/// let mut request = Request::new("a paper boat");
+/// request.num_frames = Some(17);
+/// request.seed = Some(7);
+/// assert_eq!(request.width, None, "as the image or the model says");
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     /// What to show.

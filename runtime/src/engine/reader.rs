@@ -125,6 +125,16 @@ pub struct Engine {
 impl Engine {
     /// Maps and checks an engine. Costs the header, the manifest and the stored graphs, not the weights.
     ///
+    /// ```no_run
+    /// # fn main() -> Result<(), v2l_runtime::engine::EngineError> {
+    /// let engine = v2l_runtime::Engine::open("engines/transformer.engine")?;
+    /// for slot in &engine.manifest().slots {
+    ///     println!("{} {} -> {}", slot.name, slot.in_features, slot.out_features);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// [`EngineError`] if the file is no engine, of another version, or contradicts itself.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, EngineError> {

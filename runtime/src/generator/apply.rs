@@ -33,6 +33,17 @@ pub struct Applied {
 impl Generator {
     /// Replaces the adapters by others, each with its strength; none is the base model. A transaction: on an error all is as before.
     ///
+    /// ```no_run
+    /// # fn main() -> Result<(), v2l_runtime::Error> {
+    /// # let mut generator = v2l_runtime::Generator::open("engines", &v2l_runtime::Options::default())?;
+    /// # let (effect, style) = (v2l_runtime::Adapter::default(), v2l_runtime::Adapter::default());
+    /// let applied = generator.set_adapters(&[(&effect, 1.0), (&style, 0.5)])?;
+    /// println!("{} slots changed", applied.slots);
+    /// generator.set_adapters(&[])?; // the base model, bit for bit
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Self::set_adapters_unless`].
     pub fn set_adapters(&mut self, adapters: &[(&Adapter, f32)]) -> Result<Applied, Error> {

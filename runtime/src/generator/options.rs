@@ -11,6 +11,19 @@ use crate::pipeline::{LatentChoice, PipelineConfig, PixelRange, ReferenceConfig,
 use crate::predict::cache::PredictionCache;
 
 /// How a [`Generator`](super::Generator) is opened.
+///
+/// ```
+/// use v2l_runtime::Options;
+/// use v2l_runtime::generator::PredictionCacheOptions;
+/// use v2l_runtime::options::OpenOptions;
+///
+/// let options = Options {
+///     engines: OpenOptions { backend: "ort".parse().expect("it is a backend"), ..OpenOptions::default() },
+///     prediction_cache: Some(PredictionCacheOptions { folder: "cache".into(), bytes: 1 << 30 }),
+///     ..Options::default()
+/// };
+/// assert!(options.ffmpeg.is_none(), "it is searched for");
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// How engines are opened. Adapters given here do not count: see [`Generator::set_adapters`](super::Generator::set_adapters).

@@ -53,6 +53,17 @@ impl Generator {
 
     /// Predicts an adapter from a reference, for a video of the pipeline's default size.
     ///
+    /// ```no_run
+    /// use v2l_runtime::{AdapterFormat, Clip, Generator, Options};
+    ///
+    /// # fn main() -> Result<(), v2l_runtime::Error> {
+    /// let mut generator = Generator::open("engines", &Options::default())?;
+    /// let effect = generator.predict(&Clip::read("effect.mp4".as_ref(), None)?)?;
+    /// effect.save("effect.safetensors", AdapterFormat::Kohya)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// As [`Self::predict_with`].
     pub fn predict(&mut self, reference: &Clip) -> Result<Prediction, Error> {

@@ -39,6 +39,18 @@ pub use recipe::{FoundRecipe, Recipe, RecipeSource, recipe_of};
 pub use write::{check_destination, write_adapter, write_adapter_with};
 
 /// Low-rank updates for some slots of a component.
+///
+/// ```
+/// use ndarray::array;
+/// use v2l_runtime::Adapter;
+/// use v2l_runtime::lora::adapter::LowRank;
+///
+/// let layer = LowRank { down: array![[1.0, 0.0, 2.0]], up: array![[1.0], [3.0]], alpha: 0.5 };
+/// assert_eq!((layer.rank(), layer.scale()), (1, 0.5));
+/// let layers = [("blocks.0.attn1.to_q".to_owned(), layer)].into_iter().collect();
+/// let adapter = Adapter { name: "mine".to_owned(), layers };
+/// assert_eq!(adapter.layers.len(), 1);
+/// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Adapter {
     /// For messages and for the fixed order of fusion: a file name, say.
