@@ -89,7 +89,7 @@ def compare(name, command, work: Path, rounds, say):
     outputs = {backend: work / f"{name}.{backend}.safetensors" for backend in BACKENDS}
     for number in range(rounds + 1):
         for backend, flags in BACKENDS.items():
-            phases = run([*command, *flags, "--outputs", outputs[backend]], os.environ)
+            phases = run([*command, *flags, "--outputs", outputs[backend], "-o", work / f"{name}.{backend}.mp4"], os.environ)
             if number:  # the first round fills the page cache
                 taken[backend].append(phases)
     apart = [next(iter(load_file(path).values())).astype(np.float64) for path in outputs.values()]
