@@ -1,5 +1,6 @@
 """The installed package: commands, module, what goes in and comes out, cancelling, the cache of `from_pretrained`."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -13,7 +14,7 @@ import pytest
 import v2l
 import v2l.tools
 import v2l_tools
-from conftest import COMMANDS, IMAGE, MINIATURE, PREDICTOR, PROMPT, REQUEST, command
+from conftest import COMMANDS, FIXTURES, IMAGE, MINIATURE, PREDICTOR, PROMPT, REQUEST, command
 
 
 def test_commands_are_the_tools_with_their_exit_codes() -> None:
@@ -39,6 +40,19 @@ def test_libraries_come_from_the_wheels_unless_the_environment_names_some(monkey
     assert "imageio_ffmpeg/binaries/ffmpeg" in found["V2L_FFMPEG"]
     monkeypatch.setenv("ORT_DYLIB_PATH", "/elsewhere")
     assert "V2L_ORT_LIB" not in v2l_tools.libraries()
+
+
+def test_enumerations_are_those_of_the_header() -> None:
+    header = (FIXTURES.parents[1] / "runtime/capi/include/v2l.h").read_text()
+    kinds = {
+        "STAGE": v2l.Phase, "BACKEND": v2l.Backend, "OPENVINO": v2l.OpenVinoPrecision, "FORMAT": v2l.Format, "EXPERTS": v2l.Experts,
+        "RANGE": v2l.Range, "RESIZE": v2l.Resize, "LATENT": v2l.Latent, "WEIGHTS": v2l.Weights, "ARITHMETIC": v2l.Arithmetic,
+        "ADAPTERS": v2l.AdapterMode,
+    }
+    for prefix, kind in kinds.items():
+        defined = {name: int(value) for name, value in re.findall(rf"#define V2L_{prefix}_(\w+) (\d+)\n", header)}
+        assert defined, prefix
+        assert defined.items() <= {name: int(value) for name, value in kind.__members__.items()}.items(), prefix
 
 
 def test_types_hold(tmp_path: Path) -> None:

@@ -103,6 +103,7 @@ class OpenVinoPrecision(enum.IntEnum):
     AUTO = 0
     F32 = 1
     BF16 = 2
+    INT8 = 3
 
 
 class Format(enum.IntEnum):
