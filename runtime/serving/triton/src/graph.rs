@@ -90,28 +90,30 @@ impl GraphInstance {
     }
 }
 
-/// Types that have the same bytes here and in the server.
-const TYPES: [(u32, Dtype); 13] = [
-    (ffi::TYPE_BOOL, Dtype::Bool),
-    (ffi::TYPE_UINT8, Dtype::U8),
-    (ffi::TYPE_UINT16, Dtype::U16),
-    (ffi::TYPE_UINT32, Dtype::U32),
-    (ffi::TYPE_UINT64, Dtype::U64),
-    (ffi::TYPE_INT8, Dtype::I8),
-    (ffi::TYPE_INT16, Dtype::I16),
-    (ffi::TYPE_INT32, Dtype::I32),
-    (ffi::TYPE_INT64, Dtype::I64),
-    (ffi::TYPE_FP16, Dtype::F16),
-    (ffi::TYPE_FP32, Dtype::F32),
-    (ffi::TYPE_FP64, Dtype::F64),
-    (ffi::TYPE_BF16, Dtype::Bf16),
-];
+/// The server's number and name of a type, whose bytes are the same here and there.
+pub(crate) fn type_of(dtype: Dtype) -> (u32, &'static str) {
+    match dtype {
+        Dtype::F32 => (ffi::TYPE_FP32, "TYPE_FP32"),
+        Dtype::F16 => (ffi::TYPE_FP16, "TYPE_FP16"),
+        Dtype::Bf16 => (ffi::TYPE_BF16, "TYPE_BF16"),
+        Dtype::F64 => (ffi::TYPE_FP64, "TYPE_FP64"),
+        Dtype::I64 => (ffi::TYPE_INT64, "TYPE_INT64"),
+        Dtype::I32 => (ffi::TYPE_INT32, "TYPE_INT32"),
+        Dtype::I16 => (ffi::TYPE_INT16, "TYPE_INT16"),
+        Dtype::I8 => (ffi::TYPE_INT8, "TYPE_INT8"),
+        Dtype::U64 => (ffi::TYPE_UINT64, "TYPE_UINT64"),
+        Dtype::U32 => (ffi::TYPE_UINT32, "TYPE_UINT32"),
+        Dtype::U16 => (ffi::TYPE_UINT16, "TYPE_UINT16"),
+        Dtype::U8 => (ffi::TYPE_UINT8, "TYPE_UINT8"),
+        Dtype::Bool => (ffi::TYPE_BOOL, "TYPE_BOOL"),
+    }
+}
 
 /// An input as a tensor of the rank that the graph takes: the server has none without axes.
 fn tensor(input: Input, rank: Option<usize>) -> Result<Tensor, Failure> {
     let Input { name, kind, shape, data } = input;
     let wrong = |what: &str| Failure::argument(format!("input {name}: {what}"));
-    let dtype = TYPES.iter().find(|(number, _)| *number == kind).map(|(_, dtype)| *dtype);
+    let dtype = Dtype::ALL.into_iter().find(|dtype| type_of(*dtype).0 == kind);
     let dtype = dtype.ok_or_else(|| wrong("strings are no input of a graph; expected numbers"))?;
     let extents: Result<Vec<usize>, _> = shape.iter().map(|extent| usize::try_from(*extent)).collect();
     let mut extents = extents.map_err(|_| wrong("an extent is negative"))?;
@@ -123,14 +125,13 @@ fn tensor(input: Input, rank: Option<usize>) -> Result<Tensor, Failure> {
 }
 
 fn made(name: &str, tensor: &Tensor) -> Result<Made, Failure> {
-    let kind = TYPES.iter().find(|(_, dtype)| *dtype == tensor.dtype()).map(|(number, _)| *number);
     let mut shape: Vec<i64> = tensor.shape().iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect();
     if shape.is_empty() {
         shape.push(1);
     }
     Ok(Made {
         name: CString::new(name).map_err(|_| Failure::internal("an output's name holds NUL"))?,
-        kind: kind.ok_or_else(|| Failure::internal("an output's type is unknown"))?,
+        kind: type_of(tensor.dtype()).0,
         shape,
         data: tensor_bytes(tensor).into_owned(),
     })

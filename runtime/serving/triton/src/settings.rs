@@ -10,9 +10,9 @@ use v2l_runtime::backends::onnxruntime::SharedWeights;
 use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
 use v2l_runtime::lora::fuse::FusedCache;
-use v2l_runtime::tensor::Dtype;
 
 use crate::failure::Failure;
+use crate::graph::type_of;
 use crate::metrics::Metrics;
 use crate::server::Model;
 
@@ -158,25 +158,7 @@ fn of_port(port: &Port) -> Json {
     if dims.is_empty() {
         dims.push(1);
     }
-    json!({ "name": port.name, "data_type": type_name(port.dtype), "dims": dims })
-}
-
-fn type_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "TYPE_FP32",
-        Dtype::F16 => "TYPE_FP16",
-        Dtype::Bf16 => "TYPE_BF16",
-        Dtype::I64 => "TYPE_INT64",
-        Dtype::I32 => "TYPE_INT32",
-        Dtype::U8 => "TYPE_UINT8",
-        Dtype::Bool => "TYPE_BOOL",
-        Dtype::F64 => "TYPE_FP64",
-        Dtype::I8 => "TYPE_INT8",
-        Dtype::I16 => "TYPE_INT16",
-        Dtype::U16 => "TYPE_UINT16",
-        Dtype::U32 => "TYPE_UINT32",
-        Dtype::U64 => "TYPE_UINT64",
-    }
+    json!({ "name": port.name, "data_type": type_of(port.dtype).1, "dims": dims })
 }
 
 fn of_videos() -> (Vec<Json>, Vec<Json>) {
