@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_graphs::{Builder, DataType, Dim, encode_model};
 use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::generator::{Generator, Options, PredictionCacheOptions};
 use v2l_runtime::io::weights::read_tensors;
-use v2l_runtime::tensor::NamedTensors;
+use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, openvino, run};
 use crate::tools::Scratch;
@@ -101,4 +102,25 @@ fn graphs_by_pytorchs_exporters_equal_onnx_runtime_on_openvino() {
         assert_eq!((outputs.len(), expected.len()), (1, 1), "{name}");
         assert_close(&name, &f32s(&outputs[0]), &f32s(&expected[0]), TOLERANCE);
     }
+}
+
+#[test]
+fn inputs_that_nothing_reads_are_taken_on_openvino_as_on_onnx_runtime() {
+    let mut b = Builder::new("unread");
+    let x = b.input("x", DataType::Float, [Dim::from("rows"), 3.into()]);
+    let _unread = b.input("unread", DataType::Bool, [Dim::from("rows")]);
+    let y = b.op("Neg", &[&x]);
+    b.output("y", &y, DataType::Float, [Dim::from("rows"), 3.into()]);
+    let scratch = Scratch::new();
+    let (onnx, engine) = (scratch.path("unread.onnx"), scratch.path("unread.engine"));
+    std::fs::write(&onnx, encode_model(&b.finish().unwrap(), &|_| None).unwrap()).unwrap();
+    v2l_export::compile(&onnx, &engine, &for_openvino(), &mut |_| {}).unwrap();
+    let mut opened = OpenEngine::open(Arc::new(Engine::open(&engine).unwrap()), &openvino()).unwrap();
+    let mut session = opened.session("unread").unwrap();
+    let x = Tensor::from_f32(&[2, 3], vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0]).unwrap();
+    let unread = Tensor::Bool(ndarray::arr1(&[false, true]).into_dyn());
+    let outputs = session.run(&[("x", &x), ("unread", &unread)]).unwrap();
+    assert_eq!(f32s(&outputs["y"]).as_slice().unwrap(), [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]);
+    let error = session.run(&[("x", &x)]).unwrap_err().to_string();
+    assert!(error.contains("`unread`"), "{error}");
 }

@@ -2,10 +2,13 @@
 //!
 //! What it is known to compute wrongly, without a word, or not at all stands here in one place each, rewritten or refused.
 
+mod rotation;
+
 use std::collections::{HashMap, HashSet};
 
 use super::links::{fixed, is_last};
 use super::parts::node;
+use super::remove_dead_nodes;
 use crate::operators::{CONTRIB, is_onnx};
 use crate::tensor;
 use crate::walk::{bodies, bodies_mut, defined_names, free_name, label};
@@ -26,7 +29,7 @@ pub struct LoweredForOpenVino {
     pub linear: usize,
     /// Layer norms whose scales and shifts of several axes were written apart.
     pub norms: usize,
-    /// Rotations that were given a position for every token.
+    /// Rotations that were given a position for every token, or written as products and a sum.
     pub rotary: usize,
 }
 
@@ -44,7 +47,8 @@ pub struct NotForOpenVino {
 
 /// Makes weights of two and more axes inputs, and takes smaller ones into the graph; leaves those of 8-bit layers where they are; writes each `Gemm` as `Transpose`, `MatMul` and `Add`,
 /// since OpenVINO multiplies every weight of a `Gemm` by alpha in every run; takes scale and shift of several axes out of each layer norm; gives each `RotaryEmbedding` that has the
-/// position of its first token alone those of all tokens, which OpenVINO takes for what they are.
+/// position of its first token alone those of all tokens, which OpenVINO takes for what they are; writes each rotation that [`lower_for_ort`](super::lower_for_ort) left a
+/// choice of two ways for as products and a sum, since OpenVINO shares no memory with what lies in an `If`.
 ///
 /// Sums are taken in another order than before: results differ by roundings. Types of new values are not recorded. Costs time linear in the
 /// graph.
@@ -57,6 +61,10 @@ pub fn lower_for_openvino(model: &mut Model) -> Result<LoweredForOpenVino, NotFo
     let mut taken = defined_names(&model.graph);
     let mut known = Known { is_old: model.opset().is_none_or(|version| version < LEAST_OPSET), ..Known::default() };
     lower(&mut model.graph, &mut known, &mut taken, &mut done)?;
+    if done.rotary > 0 {
+        // What chose between two ways.
+        remove_dead_nodes(model);
+    }
     Ok(done)
 }
 
@@ -118,6 +126,7 @@ fn factor(node: &Node, attribute: &str) -> Option<f32> {
 struct Known {
     shapes: HashMap<String, Vec<Dim>>,
     constants: HashSet<String>,
+    rotations: rotation::Shared,
     /// The model is of an operator set before [`LEAST_OPSET`].
     is_old: bool,
 }
@@ -167,6 +176,11 @@ fn lower(
     known.add(graph);
     let mut nodes = Vec::with_capacity(graph.nodes.len());
     for mut node in std::mem::take(&mut graph.nodes) {
+        if let Some(found) = rotation::find(&node) {
+            done.rotary += 1;
+            rotation::write(&mut writer(graph, taken, &mut nodes, node), &found, &mut known.rotations);
+            continue;
+        }
         for body in bodies_mut(&mut node) {
             lower(body, &mut known.clone(), taken, done)?;
         }
@@ -257,6 +271,11 @@ impl Writer<'_> {
 
     fn int(&mut self, part: &str, value: i64) -> String {
         self.constant(part, Initializer::inline(DataType::Int64, &[], value.to_le_bytes().to_vec()))
+    }
+
+    fn ints(&mut self, part: &str, values: &[i64]) -> String {
+        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.constant(part, Initializer::inline(DataType::Int64, &[values.len()], bytes))
     }
 
     fn write(&mut self, op: &str, inputs: &[&str], to: &str, attributes: &[(&str, Attribute)]) {

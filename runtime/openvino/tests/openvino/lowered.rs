@@ -81,6 +81,11 @@ fn rotation_and_attention_are_right_for_every_batch_and_every_table() {
     assert_eq!(lower_for_ort(&mut lowered, &Passes::default()).rotary, 2);
     let untouched = lowered.clone();
     assert_eq!(lower_for_openvino(&mut lowered).unwrap().rotary, 2);
+    // Nothing is left to choose, in buffers of its own.
+    let chosen = ["If", "RotaryEmbedding", "ReduceMin", "Equal"];
+    assert!(lowered.graph.nodes.iter().all(|node| !chosen.contains(&&node.op_type[..])));
+    let shared = lowered.graph.nodes.iter().filter(|node| node.outputs[0].ends_with("_pairs"));
+    assert_eq!(shared.count(), 2, "both rotations read the same");
     let mut requests = [&plain, &lowered, &untouched].map(|graph| request(&encoded(graph), &CompileOptions::default()));
     for (batch, text, tokens, paired) in
         [(1, 3, 10, true), (2, 3, 10, true), (2, 0, 7, true), (1, 3, 10, false), (2, 4, 9, false)]

@@ -24,6 +24,8 @@ pub struct OvGraph {
     weights: Vec<String>,
     device_weights: Arc<DeviceWeights>,
     inputs: Vec<Port>,
+    /// Those that no node reads: OpenVINO leaves them out.
+    unread: Vec<String>,
     outputs: Vec<Port>,
     limits: Option<RunLimits>,
 }
@@ -38,8 +40,10 @@ impl OvGraph {
     ) -> Result<Self, OvError> {
         let interface = |what: String| OvError::Interface { graph: name.clone(), what };
         let expected = inputs.iter().map(|port| &port.name).chain(weights);
-        if let Some(missing) = expected.clone().find(|name| !compiled.inputs().contains(name)) {
-            return Err(interface(format!("the manifest has the input `{missing}`, the stored graph has not")));
+        if let Some(missing) = weights.iter().find(|name| !compiled.inputs().contains(name)) {
+            return Err(interface(format!(
+                "the manifest has the weight `{missing}`, the stored graph does not read it"
+            )));
         }
         if let Some(more) = compiled.inputs().iter().find(|name| !expected.clone().any(|known| known == *name)) {
             return Err(interface(format!("the stored graph has the input `{more}`, the manifest has not")));
@@ -48,8 +52,10 @@ impl OvGraph {
             return Err(interface(format!("`{}` is of {}, which OpenVINO is not given", port.name, port.dtype)));
         }
         let request = compiled.request().map_err(|source| OvError::Graph { graph: name.clone(), source })?;
+        let is_unread = |name: &&String| !compiled.inputs().contains(name);
         Ok(Self {
             request,
+            unread: inputs.iter().map(|port| &port.name).filter(is_unread).cloned().collect(),
             weights: weights.to_vec(),
             device_weights: Arc::clone(device_weights),
             inputs,
@@ -123,11 +129,12 @@ impl RunnableGraph for OvGraph {
             lent.push((name, Lent::new(known(dtype)?, shape, data)?));
             Ok(())
         };
-        for (port, input) in left.iter().zip(&bound) {
+        let is_read = |port: &Port| !self.unread.contains(&port.name);
+        for (port, input) in left.iter().zip(&bound).filter(|(port, _)| is_read(port)) {
             let view = input.view();
             lend(&port.name[..], view.dtype(), view.shape(), view.data()).map_err(failed)?;
         }
-        for (port, shape, data) in &kept {
+        for (port, shape, data) in kept.iter().filter(|(port, ..)| is_read(port)) {
             lend(&port.name[..], port.dtype, shape, data).map_err(failed)?;
         }
         for (at, data) in &fused {
