@@ -22,7 +22,9 @@ they are compared, and its error from PyTorch in f32; v2l also with its private 
 The tables in docs/openvino.md are of `--openvino --layers 4`, with and without `--long`. With `--model wan-1.3b` the model is Wan 2.1's
 text-to-video transformer of 1.3 billion parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text; the two of graphs
 that are not v2l's engines are left out. With `--one-by-one` each is opened, run twice and closed before the next in
-every round, and the second run counts: that takes the memory of one alone, about 8 GB for all 30 layers, in place of 20.
+every round, and the second run counts: that takes the memory of one alone, about 8 GB for all 30 layers, in place of 20. With
+`--profile` it says instead where a step's time goes on OpenVINO, by operator, and what the linear layers alone take as products of
+PyTorch's, which are oneDNN's, as are OpenVINO's.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
@@ -31,6 +33,7 @@ built with `--features cuda`; `bin/gpu-check` runs it. It has not been run on a 
 
 import argparse
 import collections
+import functools
 import json
 import os
 import statistics
@@ -263,13 +266,15 @@ class Peer:
         self.step = None
 
 
-def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
-    def compiled(name, *flags):
-        engines = work / name
-        command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet", *flags]
-        subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
-        return engines / "transformer.engine"
+def compile_for_openvino(work: Path, tools: Path, name, *flags):
+    engines = work / name
+    command = [tools / "v2l-compile", work / "bundle", "-o", engines, "--backend", "openvino", "--no-verify", "--quiet", *flags]
+    subprocess.run([str(c) for c in command], check=True, stdout=sys.stderr)
+    return engines / "transformer.engine"
 
+
+def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
+    compiled = functools.partial(compile_for_openvino, work, tools)
     stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=32")
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
@@ -341,16 +346,23 @@ def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
         say(event, text)
 
 
-def openvino_on(graph, weights, inputs, precision):
-    """OpenVINO's own Python on a graph, as v2l sets it; `weights` are inputs besides, in place."""
+def request_on_openvino(graph, weights, settings):
+    """OpenVINO's own Python on a graph, as v2l sets it; `weights` are inputs besides, in place: they are to outlive what is given."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": precision, "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "PERFORMANCE_HINT": "LATENCY"}
+    settings = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0, "PERFORMANCE_HINT": "LATENCY"} | settings
     settings |= {"ENABLE_CPU_PINNING": False, "INFERENCE_NUM_THREADS": 2}
     core = openvino.Core()
     request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
     for name, (words, shape) in weights.items():
         request.set_tensor(name, openvino.Tensor(words, shape, openvino.Type.bf16))
+    return request
+
+
+def openvino_on(graph, weights, inputs, precision):
+    import openvino
+
+    request = request_on_openvino(graph, weights, {"INFERENCE_PRECISION_HINT": precision})
     given = {name: openvino.Tensor(np.ascontiguousarray(value)) for name, value in inputs.items()}
 
     def step():
@@ -363,21 +375,101 @@ def openvino_on(graph, weights, inputs, precision):
     return lambda held=weights: timed(step), request.get_tensor("sample").data.copy(), lambda: None
 
 
+def words_of(file, name):
+    """A tensor of bfloat16 as 16-bit words, and its shape."""
+    stored = file.get_tensor(name)
+    assert stored.dtype == torch.bfloat16, name
+    return stored.contiguous().view(torch.uint16).numpy(), list(stored.shape)
+
+
+def hold(value, stored):
+    """Takes the data of an initializer that lies elsewhere into the graph."""
+    value.ClearField("external_data")
+    value.data_location = onnx.TensorProto.DEFAULT
+    value.raw_data = stored.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def outside(model):
+    return [value for value in model.graph.initializer if value.data_location == onnx.TensorProto.EXTERNAL]
+
+
+def stored_graph(engine: Path):
+    """The step's form for OpenVINO, its constants in it, and the matrices that it has as inputs."""
+    step, _, _ = described(engine)
+    form = step["files"]["openvino"]
+    with safe_open(engine, "pt") as file:
+        model = onnx.load_model_from_string(bytes(file.get_tensor(form["file"]).numpy()))
+        for value in outside(model):
+            hold(value, file.get_tensor(value.name))
+        return model.SerializeToString(), {name: words_of(file, name) for name in form["weights"]}
+
+
+def profile_on_openvino(stored: Path, int8: Path, tokens, rounds, say):
+    """Where the step's time goes, node by node, and what its linear layers alone take: as products of PyTorch's, which are oneDNN's."""
+    import openvino
+
+    step, stages, manifest = described(stored)
+    values = load_file(stored.parents[1] / "inputs.safetensors")
+    for stage in stages:
+        values |= Stored(stored, stage).run(values)
+    extents = [manifest["tensors"][name]["shape"] for name in step["weights"] if name.startswith("transformer_blocks.")]
+    extents = [shape for shape in extents if len(shape) == 2]
+    work = 2 * tokens * sum(rows * columns for rows, columns in extents)
+    for name, engine, settings in (
+        ("f32", stored, {"INFERENCE_PRECISION_HINT": "f32"}),
+        ("bf16", stored, {"INFERENCE_PRECISION_HINT": "bf16"}),
+        ("8 bits, rows too", int8, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
+    ):
+        graph, weights = stored_graph(engine)
+        request = request_on_openvino(graph, weights, settings | {"PERF_COUNT": True})
+        names = {name for port in request.model_inputs for name in port.get_names()}
+        for key in names & values.keys():
+            request.set_tensor(key, openvino.Tensor(np.ascontiguousarray(values[key])))
+        runs = []
+        for number in range(rounds + 1):
+            request.infer()
+            if number:  # the first round warms up
+                times = collections.Counter()
+                for node in request.profiling_info:
+                    times[node.node_type] += 1e3 * node.real_time.total_seconds()
+                runs.append(times)
+        times = {op: statistics.median(run[op] for run in runs) for op in runs[0]}
+        whole, products = sum(times.values()), times.get("MatMul", 0) + times.get("FullyConnected", 0)
+        largest = sorted(times.items(), key=lambda item: -item[1])[:6]
+        rate = work / products / 1e6
+        event = {"event": "nodes", "case": name, "ms": whole, "products_ms": products, "gflops": rate, "operators_ms": times}
+        text = ", ".join(f"{op} {value:.0f}" for op, value in largest)
+        say(event, f"{name}: {whole:.0f} ms, {products / whole:.1%} in products, {rate:.0f} GFLOP/s in them; {text}")
+        del request, graph, weights
+    normal = torch.Generator().manual_seed(2)
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16), ("8 bits, whole rows", torch.int8)):
+        milliseconds = 0
+        for (rows, columns), times in collections.Counter(map(tuple, extents)).items():
+            a, b = torch.randn(tokens, columns, generator=normal), torch.randn(rows, columns, generator=normal)
+            if dtype == torch.int8:
+                a, b = ((40 * matrix).clamp(-127, 127).to(dtype) for matrix in (a, b))
+                product = lambda a=a, b=b: torch._int_mm(a, b.T)  # noqa: E731
+            else:
+                a, b = a.to(dtype), b.to(dtype)
+                product = lambda a=a, b=b: torch.nn.functional.linear(a, b)  # noqa: E731
+            product()
+            milliseconds += 1e3 * times * statistics.median(timed(product) for _ in range(rounds))
+        rate = work / milliseconds / 1e6
+        event = {"event": "products", "case": name, "ms": milliseconds, "gflops": rate}
+        say(event, f"linear layers of the blocks alone, PyTorch {name}: {milliseconds:.0f} ms, {rate:.0f} GFLOP/s")
+
+
 def typed_graph(engine: Path):
     """The typed graph of an engine with matrices as inputs and layers as products and sums, and the matrices as 16-bit words."""
     weights = {}
     with safe_open(engine, "pt") as file:
         graph = next(g for g in json.loads(bytes(file.get_tensor("v2l/manifest").numpy()))["graphs"] if g["name"] == "step")
         model = onnx.load_model_from_string(bytes(file.get_tensor(graph["files"]["typed"]["file"]).numpy()))
-        for value in [v for v in model.graph.initializer if v.data_location == onnx.TensorProto.EXTERNAL]:
-            stored = file.get_tensor(value.name)
-            if stored.dim() < 2:
-                value.ClearField("external_data")
-                value.data_location = onnx.TensorProto.DEFAULT
-                value.raw_data = stored.contiguous().view(torch.uint8).numpy().tobytes()
+        for value in outside(model):
+            if len(value.dims) < 2:
+                hold(value, file.get_tensor(value.name))
                 continue
-            assert stored.dtype == torch.bfloat16, value.name
-            weights[value.name] = stored.contiguous().view(torch.uint16).numpy(), list(stored.shape)
+            weights[value.name] = words_of(file, value.name)
             model.graph.input.append(onnx.helper.make_tensor_value_info(value.name, value.data_type, value.dims))
             model.graph.initializer.remove(value)
     nodes = []
@@ -540,12 +632,13 @@ def main():
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
     parser.add_argument("--one-by-one", action="store_true", help="with --openvino: one after the other, in the memory of one")
+    parser.add_argument("--profile", action="store_true", help="with --openvino: where the time goes, in place of the comparison")
     parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, against PyTorch in bf16")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
-    if a.model != "cogvideox" and not a.openvino:
-        parser.error("--model goes with --openvino; the other comparisons are of CogVideoX")
+    if a.model != "cogvideox" and (not a.openvino or a.profile):
+        parser.error("--model goes with --openvino without --profile; the other comparisons are of CogVideoX")
     kind = MODELS[a.model]
     if a.long:
         CogVideoX.grid = LONG
@@ -562,6 +655,12 @@ def main():
     text = ", ".join(f"{name} {version}" for name, version in versions.items())
     say({"event": "machine", "cpu": machine} | versions, f"{machine}, 2 threads, {text}; {a.model}, {layers} layers")
 
+    if a.openvino and a.profile:
+        compiled = functools.partial(compile_for_openvino, work, tools)
+        frames, rows, columns = kind.grid
+        tokens = frames * rows * columns + 226
+        profile_on_openvino(compiled("engines.openvino"), compiled("engines.int8", "--int8=32"), tokens, a.rounds, say)
+        return
     if a.openvino:
         compare_on_openvino(work, tools, kind, a.rounds, a.one_by_one, say)
         return
