@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,7 +20,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph, Slot};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::events::Cancelled;
-use v2l_runtime::io::weights::write_tensors;
+use v2l_runtime::io::weights::{read_tensors, write_tensors};
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
@@ -35,6 +36,13 @@ fn built(model: &str) -> Built {
     let lora_rank = model.starts_with("transformer/").then_some(4);
     let options = CompileOptions { target: Arc::new(OpenVino), lora_rank, ..CompileOptions::default() };
     Built::with(&fixtures().join(model), &ExportOptions::default(), &options)
+}
+
+/// Over weights in bfloat16.
+fn in_bfloat16(folder: &Path) -> Built {
+    let options =
+        CompileOptions { storage: Some(Dtype::Bf16), target: Arc::new(OpenVino), ..CompileOptions::default() };
+    Built::with(folder, &ExportOptions::default(), &options)
 }
 
 fn form(graph: &Graph) -> &OpenVinoGraph {
@@ -84,9 +92,7 @@ fn bfloat16_step_over_timestep_rows_in_float32_stays_within_its_rounding() {
 fn steps_over_bfloat16_weights_compute_in_it_unless_float32_is_asked_for() {
     let folder = fixtures().join("transformer/rotary_t2v");
     let case = Case::read(&cases(&folder)[0]);
-    let compile =
-        CompileOptions { storage: Some(Dtype::Bf16), target: Arc::new(OpenVino), ..CompileOptions::default() };
-    let built = Built::with(&folder, &ExportOptions::default(), &compile);
+    let built = in_bfloat16(&folder);
     let engine = built.engine("transformer");
     let expected = f32s(&run(&mut *built.session("transformer", "step", OrtWeights::F32), &case.inputs)["sample"]);
     let exact = on_openvino(&engine, "step", &case.inputs);
@@ -488,7 +494,11 @@ struct Named {
 
 impl Named {
     fn new() -> Self {
-        let (built, scratch) = (built("transformer/rotary_t2v"), Scratch::new());
+        Self::over(built("transformer/rotary_t2v"))
+    }
+
+    fn over(built: Built) -> Self {
+        let scratch = Scratch::new();
         let case = Case::read(&cases(&fixtures().join("transformer/rotary_t2v"))[0]);
         write_tensors(scratch.path("in.safetensors"), &case.inputs, &IndexMap::new()).unwrap();
         Self { built, scratch }
@@ -496,13 +506,46 @@ impl Named {
 
     /// `v2l-run` on them, with a folder of its own for what is kept for the machine.
     fn run(&self, more: &[OsString]) -> Run {
+        output(self.command(more))
+    }
+
+    fn command(&self, more: &[OsString]) -> Command {
         let engine = self.built.engines().join("transformer.engine");
         let tensors = args!["--inputs", self.scratch.path("in.safetensors"), "--outputs", self.scratch.path("out")];
         let args = [args!["--engine", engine, "--graph", "step", "--json"], tensors, more].concat();
         let mut command = command("run", &args);
         command.env("XDG_CACHE_HOME", self.scratch.path("cache"));
-        output(command)
+        command
     }
+}
+
+/// The same on an emulated processor that has AVX2, and neither bfloat16 nor 8-bit products.
+fn emulated(command: &Command) -> Command {
+    let mut emulated = Command::new("qemu-x86_64");
+    emulated.args(["-cpu", "Haswell"]).arg(command.get_program()).args(command.get_args());
+    emulated.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
+    emulated
+}
+
+#[test]
+#[ignore = "takes qemu-x86_64 (apt-get install qemu-user)"]
+fn without_bfloat16_auto_takes_onnx_runtime_and_openvino_computes_in_float32() {
+    let named = Named::over(in_bfloat16(&fixtures().join("transformer/rotary_t2v")));
+    let outputs = |command: Command| {
+        let run = output(command);
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        let tensors = read_tensors(named.scratch.path("out")).unwrap();
+        (member(&run, "opened", "reason").as_str().unwrap().to_owned(), f32s(&tensors["sample"]))
+    };
+    let (_, expected) = outputs(named.command(args!["--backend", "openvino", "--openvino-precision", "f32"]));
+    let (reason, found) = outputs(emulated(&named.command(args!["--backend", "openvino"])));
+    assert!(reason.ends_with("float32: this processor has no bfloat16"), "{reason}");
+    assert_close("float32 on an emulated processor", &found, &expected, 1e-5);
+    let (_, expected) = outputs(emulated(&named.command(args!["--backend", "ort"])));
+    let (reason, found) = outputs(emulated(&named.command(args!["--backend", "auto"])));
+    assert!(!reason.starts_with("OpenVINO") && found == expected, "{reason}");
+    let run = output(emulated(&named.command(args!["--backend", "openvino", "--openvino-precision", "bf16"])));
+    assert!(run.code == 6 && run.stderr.contains("use `--openvino-precision f32`"), "{} {}", run.code, run.stderr);
 }
 
 /// The member of an event.
