@@ -56,8 +56,8 @@ struct Args {
     /// Leave out an optimisation pass; may be given several times.
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Pass::ALL.map(Pass::name)))]
     disable_pass: Vec<String>,
-    /// Inputs that change from step to step, for a graph that v2l does not know: what depends on none of them is then
-    /// computed once for all steps, and what depends on vectors among them only, such as timesteps, once for each.
+    /// Inputs that change from step to step, for a graph that v2l does not know. What depends on none of them is then computed
+    /// once for all steps. What depends only on vectors among them, such as timesteps, is computed once for each value.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     step_inputs: Option<Vec<String>>,
     /// Say what each pass did to each graph, and what a run on the check's inputs spends its time on.
@@ -65,7 +65,7 @@ struct Args {
     explain: bool,
     /// Store the matrices of linear layers in 8 bits, with a scale for each block of 32, 64, 128 or 256 inputs.
     /// Adapters then come in low-rank branches (--lora-rank), and --precision says how the other weights are stored.
-    /// With --accuracy-target, blocks that cost too much accuracy are left as they are. A hypernetwork always is.
+    /// With --accuracy-target, blocks that cost too much accuracy are left as they are. A hypernetwork is never changed.
     #[arg(
         long,
         value_name = "BLOCK",
@@ -301,7 +301,7 @@ fn explain_times(engine: &EngineReport, output: &mut Output) {
 fn warn_of_names(named: &SlotReport, explain: bool, output: &mut Output) {
     if !named.unmatched.is_empty() {
         output.warning(&format!(
-            "matrices of the graph are not in the checkpoint and have the names that the exporter left ({}): {}",
+            "the checkpoint does not name {} of the graph's matrices, which keep the exporter's names: {}",
             named.unmatched.len(),
             named.unmatched.join(", ")
         ));
@@ -315,12 +315,15 @@ fn warn_of_names(named: &SlotReport, explain: bool, output: &mut Output) {
     let (unused, pruned) = (named.unused.len(), named.pruned.len());
     if unused > 0 {
         let parts = [
-            (pruned, "left out by the exporter, updates of which have no effect, or computed by it"),
-            (unused - pruned, "tables, or changed by the exporter"),
+            (pruned, "that the exporter left out or computed, so that updates of them have no effect"),
+            (unused - pruned, "that are tables, or that the exporter changed"),
         ];
         let parts: Vec<String> = parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
         let more = if explain { "" } else { " (--explain lists them)" };
-        output.note(&format!("matrices of the checkpoint in no product of the graph: {}{more}", parts.join("; ")));
+        output.note(&format!(
+            "no product of the graph reads some matrices of the checkpoint: {}{more}",
+            parts.join("; ")
+        ));
     }
 }
 

@@ -12,8 +12,8 @@ use v2l_export::{DataType, ExportOptions, Parts, PredictorPackage};
 ///
 /// MODEL is a diffusers-layout pipeline (model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/), a single
 /// component folder (config.json and safetensors, sharded or not), the folder of Wan's authors (high_noise_model/,
-/// low_noise_model/), or one safetensors or GGUF file that says by its tensors what it is, such as ComfyUI's. Parts can be given one
-/// by one, beside it or without it.
+/// low_noise_model/), or one safetensors or GGUF file, such as ComfyUI's, which is recognised by its tensors. Parts can be given one
+/// by one, beside MODEL or without it.
 #[derive(Parser)]
 #[command(name = "v2l-export", version)]
 struct Args {
@@ -55,10 +55,10 @@ struct Args {
 #[derive(clap::Args)]
 #[group(id = "part", multiple = true)]
 struct PartArgs {
-    /// Transformer; of two, that of the noisier steps.
+    /// Transformer; of a model with two, the one for the noisier steps.
     #[arg(long, value_name = "PATH")]
     transformer: Option<PathBuf>,
-    /// Transformer of the last steps, of models with two.
+    /// The second transformer, for the last steps, of a model with two.
     #[arg(long, value_name = "PATH")]
     transformer_2: Option<PathBuf>,
     /// Autoencoder.

@@ -67,7 +67,7 @@ struct Args {
     /// The singular values of every layer of the sum of the adapters, which do not depend on how their factors were chosen.
     #[arg(long, requires = "engine", conflicts_with_all = ["survival", "heat_map"])]
     canonical: bool,
-    /// The rank to bring the sum to; what it keeps of the sum is said.
+    /// The rank to bring the sum to; the output says how much of the sum it keeps.
     #[arg(long, value_name = "R", requires = "canonical")]
     rank: Option<NonZeroUsize>,
     /// Where to save the sum, of strength 1, in canonical form.
@@ -159,11 +159,11 @@ fn inspect(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         (_, Some(engine)) if args.canonical => canonical::show(&paths, engine, args, output),
         ([_], Some(engine)) if args.survival => survival::show(&paths[0], engine, args, output),
         ([_], _) if args.heat_map.is_some() => {
-            Err(Failure::usage("--heat-map is the picture of --survival, or of two adapters; give one of them"))
+            Err(Failure::usage("--heat-map draws --survival, or two adapters; give one of these"))
         }
         ([given], engine) => show(given, kinds[0], engine.as_deref(), args, output),
         ([a, b], Some(engine)) if !args.survival => overlap::show([a, b], engine, args, output),
-        (_, Some(_)) if args.survival => Err(Failure::usage("--survival is of one adapter; look at each by itself")),
+        (_, Some(_)) if args.survival => Err(Failure::usage("--survival takes one adapter; give one at a time")),
         (_, Some(_)) => {
             Err(Failure::usage("adapters are compared two at a time; give two, or --canonical for their sum"))
         }
@@ -182,14 +182,20 @@ fn checked_kind(path: &Path, args: &Args) -> anyhow::Result<Kind> {
         if let (Kind::Checkpoint, Err(error @ AdapterError::Unsupported { .. })) = (kind, detect(path)) {
             return Err(error.into());
         }
-        return Err(Failure::usage(format!("{}: --engine is for adapters, and this is none", path.display())));
+        return Err(Failure::usage(format!(
+            "{}: --engine is for adapters, and this is no adapter; leave it out",
+            path.display()
+        )));
     }
     if args.verify_hashes && !matches!(kind, Kind::Engine | Kind::Pipeline) {
-        return Err(Failure::usage(format!("{}: --verify-hashes is for engines, and this is none", path.display())));
+        return Err(Failure::usage(format!(
+            "{}: --verify-hashes is for engines, and this is no engine; leave it out",
+            path.display()
+        )));
     }
     if args.memory && kind != Kind::Pipeline {
         return Err(Failure::usage(format!(
-            "{}: --memory is for engine directories, and this is none",
+            "{}: --memory is for engine directories, and this is no such folder; leave it out",
             path.display()
         )));
     }

@@ -101,7 +101,7 @@ impl PrecisionArgs {
             }
             if given("--calibration") && accuracy_target.is_none() {
                 return Err(Failure::usage(
-                    "--calibration with --int8 needs --accuracy-target: else nothing is decided",
+                    "--calibration with --int8 needs --accuracy-target; without it there is nothing to decide",
                 ));
             }
         }

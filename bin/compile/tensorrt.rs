@@ -21,8 +21,7 @@ pub(crate) struct TensorRtArgs {
     /// tensorrt-rtx].
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "TensorRT")]
     compute_capability: Vec<Capability>,
-    /// For tensorrt: a file of what it learns of how long kernels take; read if it is there, and written after each
-    /// plan.
+    /// For tensorrt: file with the times of kernels that it measured; read if it is there, and written after each plan.
     #[arg(long = "timingCacheFile", value_name = "FILE", help_heading = "TensorRT")]
     pub(crate) timing_cache: Option<PathBuf>,
 }

@@ -98,7 +98,7 @@ pub(crate) fn load(
     let (Some(second), Some(placed)) = (second, coverage.placed) else { return Ok((engine, adapter)) };
     let (component, engine) =
         if placed.experts == Experts::Low { (TRANSFORMER_2, second) } else { (TRANSFORMER, engine) };
-    output.note(&format!("what follows is of {component}"));
+    output.note(&format!("the following is about {component}"));
     let part = parts_for(&[(&adapter, 1.0)], component).pop();
     Ok((engine, part.map_or_else(Adapter::default, |(part, _)| part)))
 }

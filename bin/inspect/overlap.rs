@@ -22,7 +22,7 @@ pub(crate) fn show(adapters: [&Given; 2], engine: &Path, args: &Args, output: &m
     let found = compare(slots, (&first_adapter, *a), (&second_adapter, *b))?;
     if found.slots.is_empty() {
         return Err(Failure::usage(format!(
-            "{} and {} change no layer both: there is nothing to compare, and they do not disturb each other",
+            "{} and {} have no layer in common: there is nothing to compare, and they do not disturb each other",
             first.display(),
             second.display()
         )));

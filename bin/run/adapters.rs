@@ -164,7 +164,7 @@ fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
         _ => None,
     });
     if let Some(example) = example {
-        output.warning(&format!("{}: {ignored} keys change nothing, for example {example}", path.display()));
+        output.warning(&format!("{}: {ignored} of its keys change nothing, such as {example}", path.display()));
     }
     output.note(&format!("{}: {applied} keys applied, {ignored} ignored", path.display()));
     for note in &coverage.notes {
@@ -224,7 +224,7 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         100.0 * overall.unchanged()
     ));
     if fused.kept == Some(true) {
-        output.note("the fused weights were kept: nothing is fused");
+        output.note("the fused weights come from the cache: nothing is fused");
     }
     if let Some(reason) = &fused.not_kept {
         output.warning(&format!("the fused weights are not kept: {reason}"));

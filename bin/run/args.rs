@@ -29,7 +29,7 @@ use v2l_runtime::schedulers::samplers;
 #[derive(Parser)]
 #[command(name = "v2l-run", version, group(ArgGroup::new("prediction").multiple(true)))]
 pub(crate) struct Args {
-    /// Engine directory, or a single .engine file. --predictor with --save-lora does without.
+    /// Engine directory, or a single .engine file. Not needed for --predictor with --save-lora.
     #[arg(long, visible_alias = "loadEngine", value_name = "PATH", required_unless_present = "predictor")]
     pub(crate) engine: Option<PathBuf>,
 
@@ -58,10 +58,10 @@ pub(crate) struct Args {
     /// Frames of the video, 4n + 1.
     #[arg(long, value_name = "N", help_heading = "Generate")]
     pub(crate) num_frames: Option<usize>,
-    /// Width in pixels [default: the image's].
+    /// Width in pixels [default: the pipeline's, the image's, or what the model was trained on].
     #[arg(long, value_name = "PX", help_heading = "Generate")]
     pub(crate) width: Option<usize>,
-    /// Height in pixels [default: the image's].
+    /// Height in pixels [default: the pipeline's, the image's, or what the model was trained on].
     #[arg(long, value_name = "PX", help_heading = "Generate")]
     pub(crate) height: Option<usize>,
     /// Sampling steps.
@@ -102,7 +102,7 @@ pub(crate) struct Args {
     /// Reference to predict an adapter from: a video, a folder of images, an image, or safetensors with `pixels`.
     #[arg(long, value_name = "REF", group = "prediction", conflicts_with_all = ["predictor", "effect", "effect_embeds"], help_heading = "Adapters")]
     pub(crate) reference: Option<PathBuf>,
-    /// What the predictor shall make an adapter of, with a weight if not 1. Repeatable: the adapters are added.
+    /// Text that the predictor makes an adapter from, with a weight if not 1. Repeatable: the adapters are added.
     #[arg(
         long,
         value_name = "TEXT[=STRENGTH]",
@@ -136,7 +136,7 @@ pub(crate) struct Args {
     /// JSON file that says which outputs of --predictor are the factors of which slots.
     #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
     pub(crate) predictor_map: Option<PathBuf>,
-    /// Named input tensors of --predictor. Repeatable: what several inputs give is joined to the mean of the updates.
+    /// Named input tensors of --predictor. Repeatable: the updates of several inputs are averaged.
     #[arg(long, value_name = "FILE", requires = "predictor", help_heading = "Adapters")]
     pub(crate) predictor_inputs: Vec<PathBuf>,
     /// Strength of the predicted adapter.
@@ -146,7 +146,8 @@ pub(crate) struct Args {
     /// path says which it is for; else its keys or its name do.
     #[arg(long, value_name = "PATH[@EXPERT][=STRENGTH]", help_heading = "Adapters")]
     pub(crate) lora: Vec<OsString>,
-    /// Steps, scheduler, shift, guidance and boundary that the adapters of --lora were made for: taken for what no flag says, or left out.
+    /// The recipe of the adapters of --lora: the steps, scheduler, shift, guidance and boundary that they were made for. It sets what no flag
+    /// sets, or is left out.
     #[arg(long, value_enum, default_value_t, help_heading = "Adapters")]
     pub(crate) recipe: RecipeChoice,
     /// What is done to several adapters before they are added.
@@ -167,13 +168,13 @@ pub(crate) struct Args {
     /// Folder to keep predictions in: for a reference, or --predictor-inputs, that come again, the predictor does not run.
     #[arg(long, value_name = "DIR", requires = "prediction", help_heading = "Adapters")]
     pub(crate) prediction_cache: Option<PathBuf>,
-    /// Bytes that --prediction-cache may take; what was not used for longest goes.
+    /// Bytes that --prediction-cache may take; the least recently used go.
     #[arg(long, value_name = "BYTES", default_value_t = 256 << 20, requires = "prediction_cache", help_heading = "Adapters")]
     pub(crate) prediction_cache_size: u64,
     /// Folder to keep fused weights in: adapters that come again, with the same strengths, are not fused but mapped. On ONNX Runtime's CPU and OpenVINO.
     #[arg(long, value_name = "DIR", help_heading = "Adapters")]
     pub(crate) fused_cache: Option<PathBuf>,
-    /// Bytes that --fused-cache may take; what was not used for longest goes.
+    /// Bytes that --fused-cache may take; the least recently used go.
     #[arg(long, value_name = "BYTES", default_value_t = 32 << 30, requires = "fused_cache", help_heading = "Adapters")]
     pub(crate) fused_cache_size: u64,
     /// Range of reference pixels that the checkpoint was trained with [default: the pipeline's].
@@ -220,15 +221,15 @@ pub(crate) struct Args {
     /// OpenVINO's C library, or the folder of it [default: $V2L_OPENVINO_LIB, vendor/, Python packages, the loader].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) openvino_lib: Option<PathBuf>,
-    /// In which type graphs compute on OpenVINO: auto (bf16 for a transformer whose weights are stored so, where the processor has it),
-    /// f32, bf16, or int8 (as auto, but what is multiplied with a transformer's matrices of 8 bits is rounded to 8 bits, too).
+    /// In which type graphs compute on OpenVINO. With auto, a transformer whose weights are stored in bf16 computes so, where the processor
+    /// has it; all else is f32. With int8, what is multiplied with a transformer's 8-bit matrices is rounded to 8 bits, too.
     #[arg(long, value_name = "auto|f32|bf16|int8", default_value = "auto", help_heading = "Machine")]
     pub(crate) openvino_precision: OpenVinoPrecision,
     /// TensorRT's library, or the folder of it [default: $V2L_TRT_LIB, vendor/, Python packages, the loader].
     #[arg(long, value_name = "PATH", help_heading = "Machine")]
     pub(crate) trt_lib: Option<PathBuf>,
-    /// Engines that are compiled for TensorRT: do not compare them with what was recorded when they were compiled or, with
-    /// adapters, with ONNX Runtime, when their weights were set.
+    /// For engines compiled for TensorRT: do not verify weights once they are set. Otherwise outputs are compared with those that the
+    /// compiler recorded or, with adapters, with those of ONNX Runtime.
     #[arg(long, help_heading = "Machine")]
     pub(crate) no_verify: bool,
     /// What ONNX Runtime computes on: cpu, cuda, or cuda:N for GPU N (built with `--features cuda`).
@@ -237,7 +238,7 @@ pub(crate) struct Args {
     /// How ONNX Runtime gets weights that are stored in 16 bits.
     #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
     pub(crate) ort_weights: Weights,
-    /// In which types graphs compute: fp32, or as the precision plan says that they were compiled by.
+    /// Types in which graphs compute: fp32, or those of the precision plan that they were compiled by.
     #[arg(long, value_enum, default_value_t, help_heading = "Machine")]
     pub(crate) ort_arithmetic: OrtArithmetic,
     /// ONNX Runtime library [default: searched].
@@ -275,9 +276,9 @@ pub(crate) enum FuseMode {
     /// --inputs, fuse if the engine has such a graph.
     #[default]
     Auto,
-    /// Costs the fuse, then nothing.
+    /// Takes time once, when adapters are fused, and none in the steps.
     Fuse,
-    /// Costs a little in every step, loses nothing, and swaps at once. The engine must have been compiled with --lora-rank.
+    /// Takes a little time in every step, loses nothing in rounding, and swaps at once. The engine must have been compiled with --lora-rank.
     #[value(alias = "side")]
     Branch,
 }
@@ -320,7 +321,7 @@ pub(crate) enum Switch {
 pub(crate) enum OrtArithmetic {
     #[default]
     Fp32,
-    /// Weights are then used as they are stored, and --ort-weights says nothing.
+    /// Weights are then used as they are stored, and --ort-weights has no effect.
     Plan,
 }
 
@@ -352,9 +353,9 @@ impl Args {
 
     /// `--engine`, which all but a prediction alone needs.
     pub(crate) fn engine(&self) -> anyhow::Result<&Path> {
-        self.engine
-            .as_deref()
-            .ok_or_else(|| Failure::usage("--engine is missing; only --predictor with --save-lora alone does without"))
+        self.engine.as_deref().ok_or_else(|| {
+            Failure::usage("--engine is missing; only --predictor with --save-lora, and nothing else, needs none")
+        })
     }
 
     /// How engines are opened.

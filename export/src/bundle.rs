@@ -137,9 +137,22 @@ pub fn export(
     pipeline.check().map_err(|e| ExportError::pipeline(model, e))?;
     let text = serde_json::to_string_pretty(&pipeline).map_err(|e| ExportError::config(model, e.to_string()))?;
     bundle.write_file(FILE_NAME, format!("{text}\n").as_bytes())?;
-    let report = ExportReport { components: bundle.reports, notes: source.notes };
+    let mut notes = source.notes;
+    notes.extend(without_tokenizer(&pipeline));
+    let report = ExportReport { components: bundle.reports, notes };
     dir.commit().map_err(ExportError::io(output))?;
     Ok(report)
+}
+
+/// What cannot be done with a text encoder whose tokenizer is missing, in words.
+fn without_tokenizer(pipeline: &PipelineConfig) -> Option<String> {
+    let holds = |name: &str| pipeline.components.contains_key(name);
+    let missing = holds(TRANSFORMER) && holds(TEXT_ENCODER) && pipeline.tokenizer.is_none();
+    missing.then(|| {
+        "there is no tokenizer: expected the folder `tokenizer` beside the text encoder, with spiece.model or tokenizer.json; the \
+         model will take no `v2l-run --prompt`, only `--prompt-embeds`; export again with that folder, or with --tokenizer FOLDER"
+            .to_owned()
+    })
 }
 
 /// Adds a predictor that comes as a package to the networks of the model that it is for; gives the tokenizer of its own text

@@ -95,7 +95,7 @@ pub enum ExportError {
     /// Tensors of the checkpoint that the architecture does not use.
     #[error(
         "{checkpoint}: {count} tensors are not used by {architecture}: {names}. \
-         Every tensor must have its place; is config.json the one of this checkpoint?"
+         Is config.json the one of this checkpoint?"
     )]
     SurplusTensors {
         /// The checkpoint.

@@ -34,7 +34,9 @@ pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Byt
 /// Reads a JSON file of at most 64 MiB.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {
     let text = read_file(path, 64 << 20).map_err(ExportError::io(path))?;
-    serde_json::from_slice(&text).map_err(|e| ExportError::config(path, format!("not the JSON expected here: {e}")))
+    serde_json::from_slice(&text).map_err(|e| {
+        ExportError::config(path, format!("it is not the JSON that was expected: {e}; was it downloaded completely?"))
+    })
 }
 
 /// Structural checks, as one error.

@@ -107,7 +107,7 @@ impl Source {
             return Err(ExportError::NotAModel {
                 path: model.to_owned(),
                 reason:
-                    "is not there; expected a folder with model_index.json, or with config.json and safetensors, or a \
+                    "there is no such file or folder; expected a folder with model_index.json, or with config.json and safetensors, or a \
                          safetensors or GGUF file"
                         .into(),
             });
@@ -191,8 +191,8 @@ impl Source {
             self.index = family.index(&config, two);
             if let Some(boundary) = self.index["boundary_ratio"].as_f64() {
                 self.notes.push(format!(
-                    "nothing says where the second transformer takes over: the first makes the steps above {boundary} of all noise, \
-                     as published"
+                    "the files do not say where the second transformer takes over: the first makes the steps above \
+                     {boundary} of all noise, as published; `v2l-run --boundary-ratio` sets another value"
                 ));
             }
         }
@@ -202,7 +202,7 @@ impl Source {
             && let Some(scheduler) = family.scheduler(&config)
         {
             self.notes.push(format!(
-                "nothing says how to sample: {} with shift {} is taken, as published; --scheduler names another",
+                "the files do not say how to sample: {} with shift {} is taken, as published; --scheduler names another",
                 scheduler["_class_name"].as_str().unwrap_or_default(),
                 scheduler["flow_shift"]
             ));

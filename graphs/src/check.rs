@@ -27,8 +27,7 @@ const FIRST_CHECKED_OPSET: i64 = 13;
 pub enum CheckError {
     /// A value has two definitions.
     #[error(
-        "graph `{graph}`: value `{value}` is defined by {first} and again by {second}; expected one definition, \
-         rename one of them"
+        "graph `{graph}`: value `{value}` is defined by {first} and again by {second}; expected one definition; rename one of them"
     )]
     DefinedTwice {
         /// The graph or body.
@@ -61,9 +60,7 @@ pub enum CheckError {
         producer: String,
     },
     /// Nodes wait for each other.
-    #[error(
-        "graph `{graph}`: the nodes {nodes:?} wait for each other; expected no cycle, repeat the export of the model"
-    )]
+    #[error("graph `{graph}`: the nodes {nodes:?} wait for each other; expected no cycle; export the model again")]
     Cycle {
         /// The graph or body.
         graph: String,
@@ -81,7 +78,7 @@ pub enum CheckError {
         closest: Option<String>,
     },
     /// Two outputs have one name.
-    #[error("graph `{graph}`: output `{value}` is listed twice; expected distinct names, insert an Identity")]
+    #[error("graph `{graph}`: output `{value}` is listed twice; expected distinct names; insert an Identity")]
     OutputTwice {
         /// The graph or body.
         graph: String,

@@ -82,8 +82,7 @@ pub enum ReadError {
     },
     /// External data points out of the model's folder.
     #[error(
-        "tensor `{tensor}`: external data `{location}` leaves the model's folder; expected a relative path below it, \
-         copy the file beside the model and save the model again"
+        "tensor `{tensor}`: external data `{location}` leaves the model's folder; expected a relative path below it; copy the file beside the model, and save the model again"
     )]
     ExternalOutside {
         /// The tensor.

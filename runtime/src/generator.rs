@@ -80,7 +80,7 @@ pub enum GeneratorError {
         folder: PathBuf,
     },
     /// Adapters can neither be fused nor applied in branches.
-    #[error("{fuse}; the low-rank branches do not serve either: {branch}")]
+    #[error("{fuse}; low-rank branches do not work either: {branch}")]
     Neither {
         /// Why not fused.
         fuse: Box<DirectoryError>,

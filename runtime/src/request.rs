@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Classified, ErrorClass};
 use crate::media::video::Frames;
 use crate::values::{WrongValue, between, real};
+use crate::wording::{HEIGHT, WIDTH, Words};
 
 /// The negative prompt of Video2LoRA's official scripts.
 pub const NEGATIVE_PROMPT: &str = "The video is not of a high quality, it has a low resolution. Watermark present in each \
@@ -223,6 +224,44 @@ pub enum RequestError {
         nearest_width: usize,
         /// A height that works.
         nearest_height: usize,
+    },
+    /// The video is larger, wider or longer than a transformer's table of positions reaches.
+    #[error(
+        "{what} is {found}, which takes {positions} positions; the transformer's table has {table} ({key}), enough for {largest}; set \
+         `{option}` to {largest} or less{remedy}"
+    )]
+    Positions {
+        /// Which part of the request.
+        what: &'static str,
+        /// What it is.
+        found: usize,
+        /// Positions that it takes.
+        positions: usize,
+        /// Positions that there are.
+        table: usize,
+        /// What of the model's configuration says so.
+        key: &'static str,
+        /// The largest value that works.
+        largest: usize,
+        /// The option that says it.
+        option: Words,
+        /// Another way out, if there is one.
+        remedy: &'static str,
+    },
+    /// The transformer has positions for one size alone.
+    #[error(
+        "the size is {width}x{height}, expected {sample_width}x{sample_height}: this model has learned positions for that size \
+         alone; set `{WIDTH}` and `{HEIGHT}` to it, or leave both out"
+    )]
+    LearnedSize {
+        /// Width asked for, in pixels.
+        width: usize,
+        /// Height asked for.
+        height: usize,
+        /// The width that was learned.
+        sample_width: usize,
+        /// The height that was learned.
+        sample_height: usize,
     },
 }
 

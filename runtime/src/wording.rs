@@ -3,7 +3,7 @@
 //! Errors name an option by one of the constants here, and so tell every user what to change in the words of the tool, language or
 //! function that they use.
 
-pub use v2l_search::wording::{Speaker, Words, speak, together};
+pub use v2l_search::wording::{Speaker, Supply, Words, speak, together};
 
 /// Adapters whose keys match only in part.
 pub const ALLOW_PARTIAL: Words = Words::new(["allow_partial: true", "--allow-partial", "allow_partial"]);
@@ -29,6 +29,12 @@ pub const EFFECT_EMBEDS: Words = Words::new(["Source::tensors", "--effect-embeds
 pub const FFMPEG: Words = Words::new(["ffmpeg", "--ffmpeg", "ffmpeg"]);
 /// Adapters in the weights.
 pub const FUSE: Words = Words::new(["AdapterMode::Fuse", "--fuse-mode fuse", "V2L_ADAPTERS_FUSE"]);
+/// The first frame.
+pub const IMAGE: Words = Words::new(["image", "--image FILE", "image"]);
+/// The last frame.
+pub const LAST_IMAGE: Words = Words::new(["last_image", "--last-image FILE", "last_image"]);
+/// What the video is to differ from.
+pub const NEGATIVE_PROMPT: Words = Words::new(["negative_prompt", "--negative-prompt", "negative_prompt"]);
 /// Height of the video.
 pub const HEIGHT: Words = Words::new(["height", "--height", "height"]);
 /// Weights are given to sessions as initializers, not as inputs on a device.

@@ -263,8 +263,8 @@ fn questions_that_make_no_sense_are_refused() {
     let cases = [
         (args![&a, &b].to_vec(), "--engine"),
         (args![&a, &b, &a, "--engine", &engines].to_vec(), "two at a time"),
-        (args![&a, &b, "--engine", &engines, "--survival"].to_vec(), "--survival is of one adapter"),
-        (args![&a, "--engine", &engines, "--heat-map", "x.png"].to_vec(), "--heat-map is the picture of"),
+        (args![&a, &b, "--engine", &engines, "--survival"].to_vec(), "--survival takes one adapter"),
+        (args![&a, "--engine", &engines, "--heat-map", "x.png"].to_vec(), "--heat-map draws --survival"),
         (args![&a, "--canonical"].to_vec(), "--engine"),
         (args![&a, "--engine", &engines, "--rank", "2"].to_vec(), "--canonical"),
     ];

@@ -814,8 +814,41 @@ fn prompt_beyond_the_tokenizer_is_truncated_with_a_warning() {
     let prompt = "a cat runs on the beach ".repeat(80);
     let run = output(generate(&sample.engines(), args!["--prompt", prompt, "-o", &target]));
     assert_eq!(run.code, 0, "{}", run.stderr);
-    assert!(run.stderr.contains("warning: the text is too long: its last "), "{}", run.stderr);
+    let expected = "warning: the prompt is too long: the model takes 226 tokens, and the last 655 are ignored";
+    assert!(run.stderr.contains(expected), "{}", run.stderr);
     assert!(target.is_file());
+}
+
+#[test]
+fn negative_prompt_beyond_the_tokenizer_says_whose_it_is() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let engines = scratch.copy(&sample.engines(), "engines");
+    let long = "a cat runs on the beach ".repeat(80);
+    edit_json(&engines.join("pipeline.json"), |p| p["defaults"]["negative_prompt"] = long.clone().into());
+    let size = args!["--num-frames", "5", "--steps", "1", "--guidance", "2", "--width", "32", "--height", "32"];
+    let warnings = |more: &[OsString]| {
+        let asked = args!["--engine", &engines, "--prompt", "a cat", "-o", scratch.path("out.safetensors")];
+        let run = output(command("run", &[asked, size, more].concat()));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.stderr
+    };
+    let own = warnings(args!["--negative-prompt", &long]);
+    assert!(own.contains("warning: the negative prompt is too long"), "{own}");
+    let default = warnings(args![]);
+    let expected = "warning: the model's default negative prompt (`--negative-prompt` replaces it) is too long";
+    assert!(default.contains(expected), "{default}");
+}
+
+#[test]
+fn pipeline_without_a_tokenizer_is_exported_with_a_warning() {
+    let scratch = Scratch::new();
+    let model = scratch.copy(sample_model(), "model");
+    let export = |bundle: &str| run_ok("export", args![&model, "-o", scratch.path(bundle)]).stderr;
+    assert!(!export("whole").contains("there is no tokenizer"));
+    std::fs::remove_dir_all(model.join("tokenizer")).unwrap();
+    let warned = export("without");
+    let expected = "warning: there is no tokenizer: expected the folder `tokenizer`";
+    assert!(warned.contains(expected) && warned.contains("--tokenizer FOLDER"), "{warned}");
 }
 
 #[test]

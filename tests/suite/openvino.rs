@@ -563,7 +563,7 @@ fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
     assert!(run.code == 0 && reason.as_str().unwrap().ends_with("computes in float32, as asked for"), "{reason}");
     let nowhere = named.scratch.path("nowhere");
     let run = named.run(args!["--backend", "openvino", "--openvino-lib", &nowhere]);
-    assert!(run.code == 6 && run.stderr.contains("bin/setup --openvino"), "{} {}", run.code, run.stderr);
+    assert!(run.code == 6 && run.stderr.contains("pip install openvino"), "{} {}", run.code, run.stderr);
     let run = named.run(args!["--backend", "ort", "--openvino-lib", &nowhere]);
     assert!(run.code == 2 && run.stderr.contains("--openvino-lib is for OpenVINO"), "{} {}", run.code, run.stderr);
     let run = named.run(args!["--backend", "tensorrt", "--fused-cache", &nowhere]);

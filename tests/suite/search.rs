@@ -7,6 +7,10 @@ use crate::tools::{Run, Scratch, args, binary, command, output, sample};
 
 /// `v2l-run`, copied to `folder`, on a graph of the sample, with nothing in the environment that names a library.
 fn installed(scratch: &Scratch, folder: &str) -> Run {
+    installed_with(scratch, folder, &["-o", scratch.path("out.safetensors").to_str().unwrap()])
+}
+
+fn installed_with(scratch: &Scratch, folder: &str, more: &[&str]) -> Run {
     let sample = sample();
     std::fs::create_dir_all(scratch.path(folder)).unwrap();
     let program = scratch.path(&format!("{folder}/v2l-run"));
@@ -16,7 +20,7 @@ fn installed(scratch: &Scratch, folder: &str) -> Run {
     let latents = scratch.write("latents.safetensors", one_latent());
     let mut command = Command::new(program);
     command.args(["--engine".as_ref(), sample.engines().as_os_str(), "--decode".as_ref(), latents.as_os_str()]);
-    command.arg("-o").arg(scratch.path("out.safetensors")).stdin(Stdio::null());
+    command.args(more).stdin(Stdio::null());
     for variable in ["V2L_ORT_LIB", "ORT_DYLIB_PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"] {
         command.env_remove(variable);
     }
@@ -48,6 +52,28 @@ fn vendor_of_a_checkout_is_looked_into_for_a_program_in_its_target() {
     let run = installed(&scratch, "a/target/debug");
     assert_eq!(run.code, 6, "{}", run.stderr);
     assert!(run.stderr.contains("a/vendor/ort/onnxruntime/capi/libonnxruntime.so cannot be loaded"), "{}", run.stderr);
+}
+
+#[test]
+fn way_to_a_missing_library_is_one_that_the_user_has() {
+    let scratch = Scratch::new();
+    scratch.write("a/Cargo.toml", "");
+    scratch.write("a/bin/setup", "");
+    let out = scratch.path("out.safetensors");
+    let (nowhere, out) = (scratch.path("nowhere"), out.to_str().unwrap().to_owned());
+    let nowhere = nowhere.to_str().unwrap();
+    let video = scratch.path("out.mp4");
+    for (more, anybody, checkout) in [
+        (vec!["-o", &out, "--ort-lib", nowhere], "`pip install onnxruntime` and set V2L_ORT_LIB", "run `bin/setup`"),
+        (vec!["-o", video.to_str().unwrap(), "--ffmpeg", nowhere], "`apt install ffmpeg`", "run `bin/setup`"),
+    ] {
+        for (folder, in_checkout) in [("a/usr/bin", false), ("a/target/debug", true)] {
+            let run = installed_with(&scratch, folder, &more);
+            assert!(run.code == 6 && run.stderr.contains(anybody), "{}: {}", run.code, run.stderr);
+            assert_eq!(run.stderr.contains(checkout), in_checkout, "{}", run.stderr);
+            assert!(in_checkout || !run.stderr.contains("bin/"), "{}", run.stderr);
+        }
+    }
 }
 
 #[test]

@@ -211,7 +211,12 @@ fn requests_that_a_model_cannot_carry_out_exit_with_2() {
     };
     refuse(args!["--num-frames", "8"], "the number of frames is 8, expected 4n + 1, such as 5 or 9");
     refuse(args!["--width", "40"], "do not divide by 16");
-    refuse(args!["--image", &image], "the image is given, expected none");
+    refuse(args!["--width", "528"], "the width is 528, which takes 33 positions; the transformer's table has 32");
+    refuse(args!["--num-frames", "129"], "enough for 125; set `--num-frames` to 125 or less");
+    refuse(
+        args!["--image", &image],
+        "the image is given, expected none, because this model takes text only; leave `--image FILE` out",
+    );
     refuse(args!["--last-image", &image], "--image");
     refuse(args!["--guidance-2", "3"], "the second guidance scale is 3, expected none");
     refuse(args!["--scheduler", "ddim"], "there is no scheduler `ddim` for this model");
@@ -222,6 +227,16 @@ fn requests_that_a_model_cannot_carry_out_exit_with_2() {
     let arguments = args!["--engine", engines.path("engines"), "-o", &video, "--prompt-embeds", &file];
     let Run { code, stderr, .. } = output(command("run", arguments));
     assert!(code == 2 && stderr.contains("there is no tensor `prompt_embeds`"), "{code}: {stderr}");
+}
+
+#[test]
+fn request_without_an_image_that_the_model_needs_names_the_flag() {
+    let engines = engines(&runs()["i2v"]);
+    let video = engines.path("v.safetensors");
+    let run = output(command("run", args!["--engine", engines.path("engines"), "-o", &video, "--prompt", "a cat"]));
+    let expected =
+        "error: the image is absent, expected one, because this model animates an image; give it with `--image FILE`\n";
+    assert!(run.code == 2 && run.stderr == expected, "{}: {}", run.code, run.stderr);
 }
 
 #[test]

@@ -47,7 +47,10 @@ pub(super) fn is(path: &Path) -> bool {
 /// Names what is damaged or not supported.
 pub(super) fn open(path: &Path) -> Result<Gguf, ExportError> {
     let file = map_file(path).map_err(ExportError::io(path))?;
-    let damaged = |reason| ExportError::NotAModel { path: path.to_owned(), reason: format!("a GGUF file; {reason}") };
+    let damaged = |reason| ExportError::NotAModel {
+        path: path.to_owned(),
+        reason: format!("this GGUF file cannot be read: {reason}"),
+    };
     read(path, &file).map_err(damaged)
 }
 
@@ -55,7 +58,10 @@ fn read(path: &Path, file: &Bytes) -> Result<Gguf, String> {
     let mut reader = Reader { file, at: MAGIC.len() };
     let version = reader.u32()?;
     if !VERSIONS.contains(&version) {
-        return Err(format!("version {version} of GGUF; expected {} to {}", VERSIONS[0], VERSIONS[1]));
+        return Err(format!(
+            "its version is {version}, expected {} or {}; write it anew with a newer tool",
+            VERSIONS[0], VERSIONS[1]
+        ));
     }
     let (tensors, pairs) = (reader.count()?, reader.count()?);
     let mut header = Header { metadata: BTreeMap::new(), shapes: BTreeMap::new(), alignment: 32 };
@@ -138,9 +144,10 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn take(&mut self, length: usize) -> Result<&'a [u8], String> {
-        let end = self.at.checked_add(length).filter(|end| *end <= self.file.len()).ok_or_else(|| {
-            format!("the header of the GGUF file ends after {} bytes; was it downloaded completely?", self.file.len())
-        })?;
+        let end =
+            self.at.checked_add(length).filter(|end| *end <= self.file.len()).ok_or_else(|| {
+                format!("its header ends after {} bytes; was it downloaded completely?", self.file.len())
+            })?;
         Ok(&self.file[std::mem::replace(&mut self.at, end)..end])
     }
 

@@ -93,9 +93,9 @@ pub(crate) fn family_of(architecture: &dyn Architecture) -> Option<&'static dyn 
 /// What is supported, in words.
 fn supported(names: &[&str]) -> String {
     match names {
-        [rest @ .., last] if !rest.is_empty() => format!("{} and {last} are", rest.join(", ")),
-        [only] => format!("{only} is"),
-        _ => "nothing is".to_owned(),
+        [rest @ .., last] if !rest.is_empty() => format!("expected {} or {last}", rest.join(", ")),
+        [only] => format!("expected {only}"),
+        _ => "this build has none".to_owned(),
     }
 }
 

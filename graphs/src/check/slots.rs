@@ -27,8 +27,7 @@ pub enum SlotError {
     },
     /// A node other than MatMul, Gemm and Conv reads it.
     #[error(
-        "slot `{name}`: node `{node}` ({op_type}) reads it; expected MatMul, Gemm or Conv with the weight as second \
-         input, run `passes::optimize` or export the layer with its weight unchanged"
+        "slot `{name}`: node `{node}` ({op_type}) reads it; expected MatMul, Gemm or Conv with the weight as second input; run `passes::optimize`, or export the layer with its weight unchanged"
     )]
     Indirect {
         /// The weight.

@@ -6,8 +6,7 @@
 pub enum PassError {
     /// Nodes wait for each other.
     #[error(
-        "graph `{graph}`: the nodes {} wait for each other in a cycle; expected a graph without cycles, \
-         repeat the export of the model",
+        "graph `{graph}`: the nodes {} wait for each other in a cycle; expected a graph without cycles; export the model again",
         quoted(nodes)
     )]
     Cycle {
@@ -18,7 +17,7 @@ pub enum PassError {
     },
     /// The model's own record of weight transforms cannot be read.
     #[error(
-        "metadata `{key}`: {reason}; expected a JSON object of strings, remove the entry or export the model again"
+        "metadata `{key}`: {reason}; expected a JSON object of strings; remove the entry, or export the model again"
     )]
     BadMetadata {
         /// The `metadata_props` key.

@@ -32,8 +32,7 @@ pub struct BranchSlot {
 pub enum BranchError {
     /// The product is not of the plain form.
     #[error(
-        "slot `{slot}`: node `{node}` ({op_type}) is no product with the weight as the slot has it; expected MatMul, Gemm, or \
-         Gather of output features: compile without `v2l-compile --lora-rank`"
+        "slot `{slot}`: node `{node}` ({op_type}) does not multiply by the weight as the slot describes it; expected MatMul, Gemm, or Gather of output features: compile without `v2l-compile --lora-rank`"
     )]
     Form {
         /// The slot.
@@ -44,7 +43,9 @@ pub enum BranchError {
         op_type: String,
     },
     /// Slots of one weight have rows in common, or rows that it lacks.
-    #[error("weight `{tensor}`: the rows of its slots overlap or lie outside; expected ranges apart: mend `v2l.slots`")]
+    #[error(
+        "weight `{tensor}`: the rows of its slots overlap or lie outside it; expected separate ranges: correct `v2l.slots`"
+    )]
     Overlap {
         /// The initializer.
         tensor: String,

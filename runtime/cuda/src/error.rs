@@ -5,7 +5,9 @@
 #[non_exhaustive]
 pub enum CudaError {
     /// The feature `gpu` is off.
-    #[error("this v2l was built without CUDA; build it with `cargo build --release --features cuda`")]
+    #[error(
+        "this v2l was built without CUDA, as its packages are; build it from source with `cargo build --release --features cuda`"
+    )]
     NotBuilt,
     /// There is no driver.
     #[error("no NVIDIA driver: {reason}; install one, or compute on the provider `cpu`")]
@@ -24,7 +26,7 @@ pub enum CudaError {
         count: usize,
     },
     /// The compiler of kernels is nowhere.
-    #[error("NVRTC was not found; looked at {}; run `bin/gpu-check`, which fetches it, or set V2L_CUDA_LIBS to a folder that holds it", looked.join(", "))]
+    #[error("NVRTC was not found; looked at {}; `pip install nvidia-cuda-nvrtc` brings it, or set V2L_CUDA_LIBS to a folder that holds it", looked.join(", "))]
     NoCompiler {
         /// Every place that was tried.
         looked: Vec<String>,

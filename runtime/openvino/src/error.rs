@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use openvino_sys::ov_status_e;
 
-use crate::library::LibraryError;
+use crate::library::{LibraryError, SUPPLY};
 
 /// Why something could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +15,7 @@ pub enum OpenVinoError {
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// One of the libraries that OpenVINO loads by itself is missing.
-    #[error("OpenVINO's {file} is not in {}: {reason}; run `bin/setup --openvino`, which fetches all five libraries", folder.display())]
+    #[error("OpenVINO's {file} is not in {}: {reason}; {SUPPLY}, which brings all five libraries", folder.display())]
     MissingFile {
         /// What its name begins with.
         file: &'static str,
@@ -47,7 +47,7 @@ pub enum OpenVinoError {
         reason: String,
     },
     /// A tensor that a graph does not take or give.
-    #[error("the graph has no {port} `{name}`, or of another type or shape: {reason}")]
+    #[error("the graph has no {port} `{name}` of this type and shape: {reason}")]
     Port {
         /// `input` or `output`.
         port: &'static str,
@@ -57,7 +57,7 @@ pub enum OpenVinoError {
         reason: String,
     },
     /// Too little memory.
-    #[error("OpenVINO has too little memory while it {action}: {reason}")]
+    #[error("OpenVINO ran out of memory while it {action}: {reason}")]
     OutOfMemory {
         /// What was under way: `compiles`, `runs`.
         action: &'static str,

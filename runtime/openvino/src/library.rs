@@ -8,14 +8,15 @@ use std::sync::{Mutex, PoisonError};
 
 use libloading::Library as SharedLibrary;
 use openvino_sys::ov_version_t;
-use v2l_search::wording::OPENVINO_LIBRARY;
+use v2l_search::wording::{OPENVINO_LIBRARY, Supply};
 
 use crate::search::{Found, VARIABLE, find, is_bare};
 
 /// The lowest version that works: the first whose C API compiles with a list of properties.
 pub const MINIMUM: Version = Version { year: 2026, minor: 4, patch: 0 };
 
-const WAY_OUT: &str = "run `bin/setup --openvino`";
+/// How to come by OpenVINO: the package's libraries are found where they are installed.
+pub(crate) const SUPPLY: Supply = Supply::new("run `bin/setup --openvino`", "`pip install openvino`");
 
 /// A release of OpenVINO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,7 +50,7 @@ impl fmt::Display for Version {
 #[non_exhaustive]
 pub enum LibraryError {
     /// An option or variable names something that is not there.
-    #[error("OpenVINO: {from} names {}, where there is no {file}; correct it, or leave it out and {WAY_OUT}", path.display())]
+    #[error("OpenVINO: {from} names {}, where there is no {file}; correct it, or leave it out and {SUPPLY}", path.display())]
     NotThere {
         /// The option or variable.
         from: String,
@@ -59,13 +60,13 @@ pub enum LibraryError {
         file: &'static str,
     },
     /// It is nowhere.
-    #[error("OpenVINO was not found; looked at {}; {WAY_OUT}, pass `{OPENVINO_LIBRARY}`, or set {VARIABLE}", looked.join(", "))]
+    #[error("OpenVINO was not found; looked at {}; {SUPPLY}; or name yours with `{OPENVINO_LIBRARY}` or {VARIABLE}", looked.join(", "))]
     Missing {
         /// Every place that was tried.
         looked: Vec<String>,
     },
     /// The system cannot load it, or it is something else.
-    #[error("{} (from {from}) cannot be loaded as OpenVINO: {reason}; {WAY_OUT}, or pass another with `{OPENVINO_LIBRARY}`", path.display())]
+    #[error("{} (from {from}) cannot be loaded as OpenVINO: {reason}; {SUPPLY}; or name another with `{OPENVINO_LIBRARY}`", path.display())]
     Unloadable {
         /// The library.
         path: PathBuf,
@@ -76,7 +77,7 @@ pub enum LibraryError {
     },
     /// It is too old.
     #[error(
-        "{} (from {from}) is OpenVINO {found}; expected {}.{} or newer: {WAY_OUT}, or pass a newer one with `{OPENVINO_LIBRARY}`",
+        "{} (from {from}) is OpenVINO {found}; expected {}.{} or newer: {SUPPLY}; or name a newer one with `{OPENVINO_LIBRARY}`",
         path.display(), MINIMUM.year, MINIMUM.minor
     )]
     Version {

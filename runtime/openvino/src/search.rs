@@ -131,6 +131,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let message = find(Some(folder.path())).unwrap_err().to_string();
         let start = format!("OpenVINO: openvino.library names {}, where there is no ", folder.path().display());
-        assert!(message.starts_with(&start) && message.contains("bin/setup --openvino"), "{message}");
+        assert!(message.starts_with(&start) && message.contains("pip install openvino"), "{message}");
     }
 }

@@ -49,7 +49,45 @@ pub fn together(options: &[String]) -> String {
     options.join(if spoken { " " } else { " and " })
 }
 
+/// How to come by a library or program that v2l loads and does not bring, as an imperative.
+///
+/// In a checkout, which has a script for it, that is named first; an installed program names what a package manager has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Supply {
+    checkout: &'static str,
+    anywhere: &'static str,
+}
+
+impl Supply {
+    /// With the command of a checkout, and what anybody can do.
+    pub const fn new(checkout: &'static str, anywhere: &'static str) -> Self {
+        Self { checkout, anywhere }
+    }
+
+    fn of(self, in_checkout: bool) -> String {
+        if in_checkout { format!("{}, or {}", self.checkout, self.anywhere) } else { self.anywhere.to_owned() }
+    }
+}
+
+impl fmt::Display for Supply {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.of(crate::vendored("").is_some()))
+    }
+}
+
 /// OpenVINO's library.
 pub const OPENVINO_LIBRARY: Words = Words::new(["openvino.library", "--openvino-lib", "openvino_library"]);
 /// TensorRT's library.
 pub const TRT_LIBRARY: Words = Words::new(["trt.library", "--trt-lib", "trt_library"]);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn installed_programs_are_not_told_of_a_checkouts_scripts() {
+        let supply = Supply::new("run `bin/setup`", "`apt install ffmpeg`");
+        assert_eq!(supply.of(true), "run `bin/setup`, or `apt install ffmpeg`");
+        assert_eq!(supply.of(false), "`apt install ffmpeg`");
+    }
+}

@@ -123,7 +123,7 @@ pub enum SessionError {
     },
     /// An input has extents that the graph was not compiled for.
     #[error(
-        "input `{name}`: found {found:?}, out of what the graph was compiled for ({ranges}); \
+        "input `{name}`: its shape {found:?} lies outside what the graph was compiled for ({ranges}); \
          give another size, or compile with a profile that holds it"
     )]
     OutOfProfile {

@@ -265,9 +265,9 @@ impl Generator {
             // The branches do not serve these adapters, and what is fused does.
             (Err(why), Ok(fused)) => {
                 self.step = Some(StepGraph::default());
-                let reason = format!("{instead}, but the low-rank branches do not serve: {why}");
+                let reason = format!("{instead}, but the low-rank branches do not work: {why}");
                 let warning =
-                    format!("the adapters are fused all the same, because the low-rank branches do not serve: {why}");
+                    format!("the adapters are fused all the same, because the low-rank branches do not work: {why}");
                 Ok(Applied { warning: Some(warning), ..Applied::fused(reason, fused) })
             }
             (Err(why), Err(error)) => {

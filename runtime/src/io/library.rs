@@ -13,29 +13,37 @@ use std::sync::{Mutex, PoisonError};
 use ort::environment::Environment;
 
 use crate::error::{Classified, ErrorClass};
-use crate::wording::{FFMPEG, ORT_LIBRARY, Words};
+use crate::wording::{FFMPEG, ORT_LIBRARY, Supply, Words};
 
 /// The lowest minor version of ONNX Runtime 1.x that the runtime can use.
 pub const ORT_MINOR: u32 = ort::MINOR_VERSION;
+
+const ORT_SUPPLY: Supply = Supply::new(
+    "run `bin/setup`",
+    "`pip install onnxruntime` and set V2L_ORT_LIB to the folder `onnxruntime/capi` of that package",
+);
+const FFMPEG_SUPPLY: Supply = Supply::new("run `bin/setup`", "install it, for example with `apt install ffmpeg`");
 
 /// Why a library or tool cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LibraryError {
     /// It is nowhere.
-    #[error("{what} was not found; looked at {}; run `bin/setup`, pass `{option}`, or set {variable}", looked.join(", "))]
+    #[error("{what} was not found; looked at {}; {supply}; or name yours with `{option}` or {variable}", looked.join(", "))]
     Missing {
         /// `ONNX Runtime` or `ffmpeg`.
         what: &'static str,
         /// Every place that was tried.
         looked: Vec<String>,
+        /// How to come by it.
+        supply: Supply,
         /// The option that names it.
         option: Words,
         /// The environment variable that names it.
         variable: &'static str,
     },
     /// An option or variable names something that is not there.
-    #[error("{what}: {from} names {path}, which does not exist; correct it, or run `bin/setup` and leave it out")]
+    #[error("{what}: {from} names {path}, which does not exist; correct it, or leave it out and {supply}")]
     NotThere {
         /// `ONNX Runtime` or `ffmpeg`.
         what: &'static str,
@@ -43,10 +51,12 @@ pub enum LibraryError {
         from: String,
         /// What it names.
         path: PathBuf,
+        /// How to come by another.
+        supply: Supply,
     },
     /// The library is too old.
     #[error(
-        "{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: run `bin/setup`, or pass a newer one with `{ORT_LIBRARY}`"
+        "{path} is ONNX Runtime {found}; expected 1.{minimum} or newer: {ORT_SUPPLY}; or name a newer one with `{ORT_LIBRARY}`"
     )]
     Version {
         /// The library.
@@ -93,6 +103,7 @@ struct Search<'a> {
     what: &'static str,
     option: Words,
     variables: &'a [&'static str],
+    supply: Supply,
     /// Folder below the checkout, and whether a file name in it will do.
     vendored: &'a str,
     matches: &'a dyn Fn(&str) -> bool,
@@ -111,6 +122,7 @@ pub fn find_onnxruntime(explicit: Option<&Path>) -> Result<Found, LibraryError> 
         what: "ONNX Runtime",
         option: ORT_LIBRARY,
         variables: &["V2L_ORT_LIB", "ORT_DYLIB_PATH"],
+        supply: ORT_SUPPLY,
         vendored: "vendor/ort/onnxruntime/capi",
         matches: &is_onnxruntime,
         system: (variable, &exact),
@@ -128,6 +140,7 @@ pub fn find_ffmpeg(explicit: Option<&Path>) -> Result<Found, LibraryError> {
         what: "ffmpeg",
         option: FFMPEG,
         variables: &["V2L_FFMPEG"],
+        supply: FFMPEG_SUPPLY,
         vendored: "vendor/ffmpeg/imageio_ffmpeg/binaries",
         matches: &|name| name == exact || name.starts_with("ffmpeg-"),
         system: ("PATH", &exact),
@@ -169,14 +182,18 @@ impl Search<'_> {
             return Ok(Found { path, from: format!("${}", self.system.0) });
         }
         looked.push(format!("${}", self.system.0));
-        Err(LibraryError::Missing { what: self.what, looked, option: self.option, variable: self.variables[0] })
+        let (what, supply, option) = (self.what, self.supply, self.option);
+        Err(LibraryError::Missing { what, looked, supply, option, variable: self.variables[0] })
     }
 
     fn named(&self, path: &Path, from: &str) -> Result<Found, LibraryError> {
         let found = if path.is_dir() { self.inside(path) } else { path.is_file().then(|| path.to_owned()) };
         match found {
             Some(path) => Ok(Found { path, from: from.to_owned() }),
-            None => Err(LibraryError::NotThere { what: self.what, from: from.to_owned(), path: path.to_owned() }),
+            None => {
+                let (what, supply) = (self.what, self.supply);
+                Err(LibraryError::NotThere { what, from: from.to_owned(), path: path.to_owned(), supply })
+            }
         }
     }
 
@@ -313,10 +330,13 @@ mod tests {
         let error = LibraryError::Missing {
             what: "ffmpeg",
             looked: vec!["/a".into(), "$PATH".into()],
+            supply: FFMPEG_SUPPLY,
             option: FFMPEG,
             variable: "V2L_FFMPEG",
         };
-        let expected = "ffmpeg was not found; looked at /a, $PATH; run `bin/setup`, pass `ffmpeg`, or set V2L_FFMPEG";
+        // Tests run in a checkout's `target/`.
+        let expected = "ffmpeg was not found; looked at /a, $PATH; run `bin/setup`, or install it, for example with `apt install ffmpeg`; \
+                        or name yours with `ffmpeg` or V2L_FFMPEG";
         assert_eq!(error.to_string(), expected);
     }
 }

@@ -84,6 +84,14 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     /// [`MissingSection`].
     fn frames(&self, frames: usize) -> Result<(usize, usize), Error>;
 
+    /// Refuses a video whose tokens lie where the transformer has no positions.
+    ///
+    /// # Errors
+    /// [`RequestError`](crate::request::RequestError), or [`MissingSection`].
+    fn check_positions(&self, _settings: &Settings) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The latent that sampling starts from, padding frames included.
     ///
     /// # Errors

@@ -21,8 +21,12 @@ use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes. It has the list `controls`.
-pub const VERSION: u32 = 4;
+/// The newest `version` that this build reads and writes. It has a transformer's [`POSITION_KEYS`].
+pub const VERSION: u32 = 5;
+/// Keys of a transformer that say how far its positions reach.
+const POSITION_KEYS: [&str; 2] = ["rope_max_seq_len", "learned_positions"];
+/// The `version` that has the list `controls`.
+const CONTROLS_VERSION: u32 = 4;
 /// The `version` that has the section `predictor_tokenizer` and the component `predictor_text_encoder`.
 const PREDICTOR_ENCODER_VERSION: u32 = 3;
 /// The `version` that has the section `image_encoder`, the components `transformer_2` and `image_encoder`, and the default
@@ -154,7 +158,9 @@ impl Serialize for PipelineConfig {
         let sections = self.family.as_ref().map(|family| family.sections()).transpose().map_err(S::Error::custom)?;
         let Sections { transformer, vae, image_encoder } = sections.unwrap_or_default();
         let named = self.family.as_ref().map(|family| family.name()).filter(|name| *name != DEFAULT);
-        let version = self.version.max(version_of(self, image_encoder.is_some()));
+        let positions =
+            transformer.as_ref().is_some_and(|section| POSITION_KEYS.iter().any(|key| !section[*key].is_null()));
+        let version = self.version.max(if positions { VERSION } else { version_of(self, image_encoder.is_some()) });
         let config = self.clone();
         let file = File {
             format: config.format,
@@ -175,10 +181,10 @@ impl Serialize for PipelineConfig {
     }
 }
 
-/// The oldest version that has all that a file uses.
+/// The oldest version that has all that a file uses beside positions.
 fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
     if !config.controls.is_empty() {
-        return VERSION;
+        return CONTROLS_VERSION;
     }
     if config.predictor_tokenizer.is_some() || config.components.contains_key(PREDICTOR_TEXT_ENCODER) {
         return PREDICTOR_ENCODER_VERSION;

@@ -10,6 +10,7 @@ use crate::components::IMAGE_ENCODER;
 use crate::events::PhaseProgress;
 use crate::models::family::TextInput;
 use crate::tensor::Tensor;
+use crate::wording::NEGATIVE_PROMPT;
 
 /// Graph of the image encoder, its input and its output.
 pub(super) const ENCODE: &str = "encode";
@@ -30,8 +31,13 @@ impl Pipeline {
             return given(embeddings, request.negative_prompt_embeds.as_ref(), settings, padded);
         }
         let negative = settings.negative_prompt.as_deref();
-        let texts: Vec<&str> = negative.into_iter().chain([request.prompt.as_str()]).collect();
-        let embeddings = self.encode_text(components, &texts, observer)?;
+        let name = match request.negative_prompt {
+            Some(_) => "the negative prompt".to_owned(),
+            None => format!("the model's default negative prompt (`{NEGATIVE_PROMPT}` replaces it)"),
+        };
+        let negative = negative.map(|text| (&name[..], text));
+        let texts: Vec<_> = negative.into_iter().chain([("the prompt", request.prompt.as_str())]).collect();
+        let embeddings = self.encode_named(components, &texts, observer)?;
         components.release(TEXT_ENCODER);
         Ok(embeddings)
     }

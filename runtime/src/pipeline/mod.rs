@@ -132,16 +132,31 @@ impl Pipeline {
         texts: &[&str],
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
+        let texts: Vec<_> = texts.iter().map(|text| ("the text", *text)).collect();
+        self.encode_named(components, &texts, observer)
+    }
+
+    /// [`Self::encode_text`] of texts that warnings have names for.
+    fn encode_named(
+        &self,
+        components: &mut dyn Components,
+        texts: &[(&str, &str)],
+        observer: &mut dyn Observer,
+    ) -> Result<ArrayD<f32>, PipelineError> {
         let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
         let input = self.config.family.as_ref().and_then(|family| family.text());
         let masked = input.is_some_and(|text| text.masked);
-        let texts: Vec<String> = texts.iter().map(|text| self.cleaned(text)).collect();
+        let names = texts.iter().map(|(name, _)| *name);
+        let texts: Vec<String> = texts.iter().map(|(_, text)| self.cleaned(text)).collect();
         let mut ids = Vec::with_capacity(texts.len() * tokenizer.max_length());
         let mut mask = Vec::with_capacity(ids.capacity());
-        for text in &texts {
+        for (text, name) in texts.iter().zip(names) {
             let tokens = tokenizer.encode(text)?;
             if let Some(lost) = tokens.truncated {
-                let message = format!("the text is too long: its last {lost} tokens are ignored ({text:?})");
+                let most = tokenizer.max_length();
+                let message = format!(
+                    "{name} is too long: the model takes {most} tokens, and the last {lost} are ignored ({text:?})"
+                );
                 observer.event(&Event::Warning { message });
             }
             mask.extend((0..tokens.ids.len()).map(|token| i64::from(token < tokens.used)));

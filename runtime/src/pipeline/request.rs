@@ -5,6 +5,7 @@ use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 use crate::models::family::{ImageInput, Limits};
 use crate::request::{Request, RequestError, Settings};
 use crate::schedulers::Scheduler;
+use crate::wording::{IMAGE, LAST_IMAGE};
 
 fn nearest(extent: usize, multiple: usize) -> usize {
     ((extent + multiple / 2) / multiple).max(1) * multiple
@@ -13,21 +14,34 @@ fn nearest(extent: usize, multiple: usize) -> usize {
 /// Refuses images that the model takes no notice of, and their absence where it needs them.
 fn check_images(request: &Request, limits: &Limits) -> Result<(), RequestError> {
     let images = [
-        ("the image", limits.image, &request.image, ["this model animates an image", "this model takes text only"]),
         (
-            "the last image",
+            ("the image", IMAGE),
+            limits.image,
+            &request.image,
+            ["this model animates an image", "this model takes text only"],
+        ),
+        (
+            ("the last image", LAST_IMAGE),
             limits.last_image,
             &request.last_image,
             ["this model makes what is between two images", "this model takes no image of the last frame"],
         ),
     ];
-    for (what, input, image, [needed, refused]) in images {
+    for ((what, option), input, image, [needed, refused]) in images {
         match (input, image) {
             (ImageInput::Required, None) => {
-                return Err(RequestError::part(what, "absent", format!("one, because {needed}")));
+                return Err(RequestError::part(
+                    what,
+                    "absent",
+                    format!("one, because {needed}; give it with `{option}`"),
+                ));
             }
             (ImageInput::Refused, Some(_)) => {
-                return Err(RequestError::part(what, "given", format!("none, because {refused}")));
+                return Err(RequestError::part(
+                    what,
+                    "given",
+                    format!("none, because {refused}; leave `{option}` out"),
+                ));
             }
             _ => {}
         }
@@ -94,7 +108,7 @@ impl Pipeline {
             }
         }
         let scheduler = self.scheduler(request)?;
-        Ok(Settings {
+        let settings = Settings {
             width,
             height,
             num_frames,
@@ -110,7 +124,9 @@ impl Pipeline {
             seed: request.seed.unwrap_or(defaults.seed),
             noise_aug_strength: if limits.noisy_image { strength } else { 0.0 },
             controls: self.controls(request)?,
-        })
+        };
+        family.check_positions(&settings)?;
+        Ok(settings)
     }
 
     /// Guidance of the first transformer and, if there is one, of the second.

@@ -51,7 +51,7 @@ impl Flavour {
     pub(crate) const fn way_out(self) -> &'static str {
         match self {
             Self::Rtx => {
-                "`pip install tensorrt-rtx-cu13-libs==1.7.1.116`, or run bin/trt-check, which fetches it into vendor/"
+                "`pip install tensorrt-rtx-cu13-libs==1.7.1.116`, or in a checkout run bin/trt-check, which fetches it into vendor/"
             }
             Self::TensorRt => "install TensorRT 11.4 from NVIDIA",
         }

@@ -25,7 +25,7 @@ pub use self::loaded::Library;
 pub enum LibraryError {
     /// This v2l has no shim.
     #[error(
-        "this v2l was built without {title}; build it with `cargo build --release --features tensorrt`, which takes a C++ compiler"
+        "this v2l was built without {title}, as its packages are; build it from source with `cargo build --release --features tensorrt`, which takes a C++ compiler"
     )]
     NotBuiltIn {
         /// `TensorRT-RTX` or `TensorRT`.
@@ -35,7 +35,7 @@ pub enum LibraryError {
     #[error(transparent)]
     NotThere(#[from] NotThere),
     /// It is nowhere.
-    #[error("{title} was not found; looked at {looked}; {way_out}, pass `{TRT_LIBRARY}`, or set {VARIABLE}")]
+    #[error("{title} was not found; looked at {looked}; {way_out}; or name yours with `{TRT_LIBRARY}` or {VARIABLE}")]
     Missing {
         /// `TensorRT-RTX` or `TensorRT`.
         title: &'static str,

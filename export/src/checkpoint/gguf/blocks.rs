@@ -82,7 +82,7 @@ pub(super) fn kind(place: String, number: u32) -> Result<Kind, String> {
     let other = OTHERS.into_iter().find(|(other, _)| *other == number);
     let name = other.map_or_else(|| format!("number {number}"), |(_, name)| name.to_owned());
     Err(format!(
-        "{place} is of GGUF's type {name}, which is not supported; F32, F16, BF16, F64, {} are",
+        "{place} is of GGUF's type {name}, which is not supported; expected F32, F16, BF16, F64, {}",
         known.join(", ")
     ))
 }

@@ -101,6 +101,7 @@ fn describe_transformer(pipeline: &mut PipelineConfig, config: &transformer::Con
         max_text_seq_length: config.max_text_seq_length,
         rotary: config.use_rotary_positional_embeddings,
         rotary_grid: None,
+        learned_positions: config.use_learned_positional_embeddings,
         ofs: config.ofs_embed_dim.is_some(),
         temporal_compression_ratio: config.temporal_compression_ratio,
         add_noise_in_inpaint_model: config.add_noise_in_inpaint_model,

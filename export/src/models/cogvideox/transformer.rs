@@ -123,8 +123,8 @@ impl Config {
             _ => Err(unsupported(
                 &format!("in_channels {input}"),
                 format!(
-                    "with {output} output channels, {output} (text to video), {} (image to video) and {} \
-                     (CogVideoX-Fun InP) are",
+                    "with {output} output channels expected {output} (text to video), {} (image to video) or {} \
+                     (CogVideoX-Fun InP)",
                     2 * output,
                     2 * output + 1
                 ),
@@ -203,11 +203,14 @@ impl Config {
         if !matches!(self.activation_fn.as_str(), "gelu-approximate" | "gelu") {
             return Err(unsupported(
                 &format!("activation_fn `{}`", self.activation_fn),
-                "`gelu-approximate` and `gelu` are",
+                "expected `gelu-approximate` or `gelu`",
             ));
         }
         if !matches!(self.timestep_activation_fn.as_str(), "silu" | "swish") {
-            return Err(unsupported(&format!("timestep_activation_fn `{}`", self.timestep_activation_fn), "`silu` is"));
+            return Err(unsupported(
+                &format!("timestep_activation_fn `{}`", self.timestep_activation_fn),
+                "expected `silu`",
+            ));
         }
         if self.use_learned_positional_embeddings && !self.use_rotary_positional_embeddings {
             return Err(unsupported(

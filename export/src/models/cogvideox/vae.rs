@@ -95,23 +95,23 @@ impl Config {
                     self.down_block_types.len(),
                     self.up_block_types.len()
                 ),
-                "1 to 8 of each, equally many, are",
+                "expected 1 to 8 of each, and as many of one as of the others",
             );
         }
         if let Some(other) = self.down_block_types.iter().find(|t| *t != "CogVideoXDownBlock3D") {
-            return unsupported(format!("down block `{other}`"), "`CogVideoXDownBlock3D` is");
+            return unsupported(format!("down block `{other}`"), "expected `CogVideoXDownBlock3D`");
         }
         if let Some(other) = self.up_block_types.iter().find(|t| *t != "CogVideoXUpBlock3D") {
-            return unsupported(format!("up block `{other}`"), "`CogVideoXUpBlock3D` is");
+            return unsupported(format!("up block `{other}`"), "expected `CogVideoXUpBlock3D`");
         }
         if !matches!(self.act_fn.as_str(), "silu" | "swish") {
-            return unsupported(format!("act_fn `{}`", self.act_fn), "`silu` is");
+            return unsupported(format!("act_fn `{}`", self.act_fn), "expected `silu`");
         }
         if self.use_quant_conv || self.use_post_quant_conv {
             return unsupported("use_quant_conv or use_post_quant_conv".into(), "no published CogVideoX VAE has them");
         }
         if self.shift_factor.is_some_and(|s| s != 0.0) || self.latents_mean.is_some() || self.latents_std.is_some() {
-            return unsupported("shift_factor, latents_mean or latents_std".into(), "only scaling_factor is");
+            return unsupported("shift_factor, latents_mean or latents_std".into(), "expected scaling_factor alone");
         }
         let divisible = |c: &usize| *c > 0 && c.is_multiple_of(self.norm_num_groups);
         if self.norm_num_groups == 0 || !self.block_out_channels.iter().all(divisible) {
@@ -126,7 +126,7 @@ impl Config {
                     "temporal_compression_ratio {}, layers_per_block {}",
                     self.temporal_compression_ratio, self.layers_per_block
                 ),
-                "1 to 256 and at least 1 are",
+                "expected a ratio of 1 to 256, and 1 layer or more",
             );
         }
         Ok(())

@@ -170,14 +170,14 @@ impl Config {
             }
         }
         if self.num_channels != COLOURS {
-            return Err(unsupported(format!("num_channels {}", self.num_channels), format!("{COLOURS} are")));
+            return Err(unsupported(format!("num_channels {}", self.num_channels), format!("expected {COLOURS}")));
         }
         if !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             let what = format!("{} num_attention_heads", self.num_attention_heads);
             return Err(unsupported(what, format!("they must divide hidden_size {}", self.hidden_size)));
         }
         self.activation().ok_or_else(|| {
-            unsupported(format!("hidden_act `{}`", self.hidden_act), "`gelu` and `quick_gelu` are".into())
+            unsupported(format!("hidden_act `{}`", self.hidden_act), "expected `gelu` or `quick_gelu`".into())
         })
     }
 

@@ -226,21 +226,23 @@ impl Config {
         match self.feed_forward_proj.as_str() {
             "relu" => Ok(FeedForward::Relu),
             "gated-gelu" => Ok(FeedForward::GatedGelu),
-            other => Err(unsupported(class, &format!("feed_forward_proj `{other}`"), "`relu` and `gated-gelu` are")),
+            other => {
+                Err(unsupported(class, &format!("feed_forward_proj `{other}`"), "expected `relu` or `gated-gelu`"))
+            }
         }
     }
 
     fn validate(&self, class: T5) -> Result<(), ExportError> {
         let sizes = [self.vocab_size, self.d_model, self.d_kv, self.d_ff, self.num_layers, self.num_heads];
         if sizes.iter().any(|&n| n == 0 || n > 1 << 24) {
-            return Err(unsupported(class, &format!("sizes {sizes:?}"), "1 to 16777216 are"));
+            return Err(unsupported(class, &format!("sizes {sizes:?}"), "expected 1 to 16777216"));
         }
         let (buckets, distance) = (self.relative_attention_num_buckets, self.relative_attention_max_distance);
         if buckets < 4 || !buckets.is_multiple_of(2) || distance <= buckets / 4 || distance > 1 << 20 {
             return Err(unsupported(
                 class,
                 &format!("{buckets} relative attention buckets up to distance {distance}"),
-                "an even number of at least 4 and a distance above a quarter of it are",
+                "expected an even number of at least 4, and a distance above a quarter of it",
             ));
         }
         self.feed_forward(class).map(drop)

@@ -26,7 +26,7 @@ pub(super) fn transformer(config: &transformer::Config, index: &Json) -> Result<
     } else {
         return Err(ExportError::Unsupported {
             what: format!("{}: in_channels {input} with out_channels {out}", transformer::CLASS),
-            reason: format!("as many, or twice as many and {} of a mask, are", vae::FRAMES),
+            reason: format!("expected as many, or twice as many and {} of a mask", vae::FRAMES),
         });
     };
     let image_embeddings = match (config.image_dim, config.pos_embed_seq_len) {
@@ -47,6 +47,7 @@ pub(super) fn transformer(config: &transformer::Config, index: &Json) -> Result<
         image_embeddings,
         expand_timesteps,
         boundary_ratio: index["boundary_ratio"].as_f64(),
+        rope_max_seq_len: config.rope_max_seq_len,
     })
 }
 

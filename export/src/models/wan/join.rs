@@ -62,7 +62,7 @@ pub(super) fn check(
     encoder(model, components, (IMAGE_ENCODER, IMAGE))?;
     let has = |name: &str| graph(components, name).is_some();
     if takes_images(components) && has(VAE_DECODER) && !has(IMAGE_ENCODER) {
-        let reason = "is not there, and the transformer takes image embeddings; was the model downloaded completely?";
+        let reason = "there is no such file or folder, and the transformer takes image embeddings; was the model downloaded completely?";
         return Err(ExportError::NotAModel { path: model.join(IMAGE_ENCODER), reason: reason.into() });
     }
     match (&described.transformer, &described.vae) {
@@ -82,7 +82,9 @@ pub(super) fn check(
 fn experts(model: &Path, index: &Json, components: &[Component]) -> Result<(), ExportError> {
     let missing = |part: &str, boundary: f64| ExportError::NotAModel {
         path: model.join(part),
-        reason: format!("is not there, and boundary_ratio {boundary} of {INDEX_FILE} stands between two transformers"),
+        reason: format!(
+            "there is no such folder, and boundary_ratio {boundary} of {INDEX_FILE} stands between two transformers; was the model downloaded completely?"
+        ),
     };
     let (first, second) = (graph(components, TRANSFORMER), graph(components, TRANSFORMER_2));
     match (first, second, index["boundary_ratio"].as_f64()) {

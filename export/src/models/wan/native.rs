@@ -102,7 +102,7 @@ pub(super) fn recognise(checkpoint: &Checkpoint, beside: &Json) -> Result<Option
 fn refuse_others(checkpoint: &Checkpoint, prefix: &str) -> Result<(), ExportError> {
     let unsupported = |model: &str, why: String| ExportError::Unsupported {
         what: format!("{}: {model}, which is built on Wan,", checkpoint.label()),
-        reason: format!("{why}; text to video, image to video, first and last frame and TI2V are"),
+        reason: format!("{why}; expected text to video, image to video, first and last frame, or TI2V"),
     };
     if let Some((tensor, model)) = OTHERS.iter().find(|(name, _)| checkpoint.contains(&format!("{prefix}{name}"))) {
         return Err(unsupported(model, format!("it has a tensor `{tensor}`")));

@@ -52,7 +52,7 @@ impl Default for Config {
 /// Reads how images are made `side` pixels wide and high.
 pub(super) fn read(path: &Path, side: usize) -> Result<ImageEncoderConfig, ExportError> {
     if !path.is_file() {
-        let reason = "is not there; it says how images are prepared for the image encoder";
+        let reason = "there is no such file; it says how images are prepared for the image encoder; was the model downloaded completely?";
         return Err(ExportError::NotAModel { path: path.to_owned(), reason: reason.into() });
     }
     let config: Config = read_json(path)?;
@@ -67,16 +67,16 @@ pub(super) fn read(path: &Path, side: usize) -> Result<ImageEncoderConfig, Expor
         ("do_pad", config.do_pad, false),
     ] {
         if found != expected {
-            return unsupported(format!("{key} {found}"), &format!("`{key}` {expected} is"));
+            return unsupported(format!("{key} {found}"), &format!("expected {expected}"));
         }
     }
     let number = |value: &Json| value.as_u64().and_then(|n| usize::try_from(n).ok());
     let Some(shortest_edge) = number(&config.size).or_else(|| number(&config.size["shortest_edge"])) else {
-        return unsupported(format!("size {}", config.size), "a number, or `shortest_edge`, is");
+        return unsupported(format!("size {}", config.size), "expected a number, or `shortest_edge`");
     };
     let pair = |value: &Json| Some([number(&value["height"])?, number(&value["width"])?]);
     let Some(crop_size) = number(&config.crop_size).map(|n| [n; 2]).or_else(|| pair(&config.crop_size)) else {
-        return unsupported(format!("crop_size {}", config.crop_size), "a number, or `height` and `width`, are");
+        return unsupported(format!("crop_size {}", config.crop_size), "expected a number, or `height` and `width`");
     };
     if crop_size != [side; 2] {
         let [height, width] = crop_size;

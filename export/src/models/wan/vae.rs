@@ -113,7 +113,7 @@ impl Config {
         if !(1..=8).contains(&levels) || self.temperal_downsample.len() + 1 != levels {
             return Err(unsupported(
                 &format!("{levels} dim_mult with {} temperal_downsample", self.temperal_downsample.len()),
-                "1 to 8 and one less are",
+                "expected 1 to 8, and one less of the other",
             ));
         }
         let factors = self.dim_mult.iter().map(|&factor| ("dim_mult", factor));
@@ -130,7 +130,7 @@ impl Config {
             }
         }
         if !self.attn_scales.is_empty() {
-            return Err(unsupported(&format!("attn_scales {:?}", self.attn_scales), "only an empty list is"));
+            return Err(unsupported(&format!("attn_scales {:?}", self.attn_scales), "expected an empty list"));
         }
         let channels = COLOURS * self.patch() * self.patch();
         if self.in_channels != channels || self.out_channels != channels {
@@ -154,7 +154,10 @@ impl Config {
         ] {
             let said = said.unwrap_or(found);
             if said != expected {
-                return Err(unsupported(&format!("{name} of a factor {said}"), format!("a factor {expected} is")));
+                return Err(unsupported(
+                    &format!("{name} of a factor {said}"),
+                    format!("expected a factor {expected}"),
+                ));
             }
         }
         Ok(())
@@ -170,7 +173,7 @@ impl Config {
             }
         }
         match self.latents_std.iter().find(|std| !(std.is_finite() && **std > 0.0)) {
-            Some(std) => Err(unsupported(&format!("latents_std {std}"), "numbers above 0 are")),
+            Some(std) => Err(unsupported(&format!("latents_std {std}"), "expected numbers above 0")),
             None => Ok(()),
         }
     }

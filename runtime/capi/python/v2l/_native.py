@@ -278,7 +278,10 @@ def _find() -> str:
         return str(beside)
     found = ctypes.util.find_library("v2l")
     if found is None:
-        raise ImportError("libv2l.so was not found; install it with bin/install-capi, and set V2L_LIBRARY to where it lies")
+        raise ImportError(
+            "libv2l.so was not found; install v2l's wheel or package, or name the library with V2L_LIBRARY "
+            "(a checkout installs it with bin/install-capi)"
+        )
     return found
 
 

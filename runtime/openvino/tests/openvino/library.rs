@@ -95,7 +95,7 @@ fn each_missing_library_is_named_with_the_way_out() {
         needed.map(|name| if cfg!(target_arch = "aarch64") { name.replace("intel", "arm") } else { name.to_owned() });
     for name in needed {
         let message = open(folder(&name).path());
-        assert!(message.contains(&name) && message.contains("bin/setup --openvino"), "without {name}: {message}");
+        assert!(message.contains(&name) && message.contains("pip install openvino"), "without {name}: {message}");
     }
     let message = open(folder("libopenvino_c").path());
     assert!(message.contains("there is no libopenvino_c.so") && message.contains("openvino.library"), "{message}");
@@ -106,8 +106,8 @@ fn older_library_is_refused_with_both_versions() {
     let folder = tempfile::tempdir().unwrap();
     let library = stand_in(folder.path(), &of_version("2025.3.0-19807-44526285f24-releases/2025/3"));
     let expected = format!(
-        "{} (from openvino.library) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or pass a newer one with \
-         `openvino.library`",
+        "{} (from openvino.library) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or `pip install openvino`; or name a \
+         newer one with `openvino.library`",
         library.display()
     );
     assert_eq!(open(&library), expected);
@@ -128,7 +128,7 @@ fn library_that_is_something_else_is_refused_with_the_loaders_words() {
     let text = folder.path().join("libopenvino_c.so.2641");
     fs::write(&text, "not a library").unwrap();
     let message = open(&text);
-    assert!(message.contains("cannot be loaded as OpenVINO") && message.contains("bin/setup --openvino"), "{message}");
+    assert!(message.contains("cannot be loaded as OpenVINO") && message.contains("pip install openvino"), "{message}");
     // Of the version, but without the functions.
     let message = open(&stand_in(folder.path(), &of_version("2026.4.1-1")));
     assert!(message.contains("cannot be loaded as OpenVINO") && message.contains("undefined symbol: ov_"), "{message}");

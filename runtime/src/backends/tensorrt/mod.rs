@@ -125,7 +125,7 @@ pub enum TrtError {
         reason: String,
     },
     /// A swap failed, and some graphs could not be brought back: they have no weights until adapters, or none, are set again.
-    #[error("{cause}; gone are the weights of {graphs}: set adapters again, or none")]
+    #[error("{cause}; the weights of {graphs} are lost: set adapters again, or set none")]
     Gone {
         /// Why the swap failed.
         cause: Box<TrtError>,

@@ -253,7 +253,7 @@ fn trt_swap_that_fails_leaves_the_former_weights_and_report() {
         // The refit that would bring it back fails, too: it is gone, and says so.
         gpu.behaviour.lock().unwrap().failing = [true, true].into();
         let error = trt.set_adapters(&[], None).unwrap_err().to_string();
-        assert!(error.contains("the engine is gone") && error.contains("planted"), "{error}");
+        assert!(error.contains("the engine is lost") && error.contains("planted"), "{error}");
         let given: Vec<(&str, &Tensor)> = case.inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
         assert!(session.run(&given).unwrap_err().to_string().contains("gone"));
         assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
@@ -332,7 +332,7 @@ fn trt_session_runs_in_the_profile_that_holds_the_shapes() {
     let mut other = case.inputs.clone();
     other["image"] = Tensor::from_f32(&[3, 8, 2, 2], vec![0.0; 96]).unwrap();
     let other: Vec<(&str, &Tensor)> = other.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
-    assert!(session.run(&other).unwrap_err().to_string().contains("out of what the graph was compiled for"));
+    assert!(session.run(&other).unwrap_err().to_string().contains("lies outside what the graph was compiled for"));
 }
 
 #[test]

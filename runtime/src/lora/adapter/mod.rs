@@ -207,14 +207,14 @@ pub enum AdapterError {
     },
     /// The file holds predicted tokens, not factors.
     #[error(
-        "{path} holds LightLoRA tokens; only the predictor that made them expands them: give the engine directory with its hypernetwork"
+        "{path} holds LightLoRA tokens, which only the predictor that made them can expand; give the engine directory that holds it"
     )]
     NeedsPredictor {
         /// The file.
         path: PathBuf,
     },
     /// An adapter is asked for one of two transformers, and the model has one.
-    #[error("{path} is asked for one of two transformers, and the model has one; leave out what follows the `@`")]
+    #[error("{path} is meant for one of two transformers, but this model has one; leave out `@` and what follows it")]
     OneTransformer {
         /// The file.
         path: PathBuf,

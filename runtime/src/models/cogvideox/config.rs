@@ -47,6 +47,9 @@ pub struct TransformerConfig {
     /// Placement of the rotary grid; absent: `fun` for inpainting, else `diffusers`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary_grid: Option<RotaryGrid>,
+    /// The positions are learned, for frames of `sample_width` and `sample_height` alone.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub learned_positions: bool,
     /// Takes `ofs` (CogVideoX 1.5 image-to-video), always 2.
     #[serde(default)]
     pub ofs: bool,

@@ -133,6 +133,11 @@ impl Family for CogVideoX {
         Ok(geometry::snap(frames, self.both()?.0))
     }
 
+    fn check_positions(&self, settings: &Settings) -> Result<(), Error> {
+        let (transformer, vae) = self.both()?;
+        Ok(geometry::check_positions(settings, (transformer, vae))?)
+    }
+
     fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
         Ok(geometry::latent_shape(settings, self.both()?))
     }

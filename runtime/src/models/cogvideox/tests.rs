@@ -117,6 +117,10 @@ fn tenth(inputs: &NamedTensors) -> NamedTensors {
 }
 
 fn pipeline(conditioning: &str, patch_size_t: Option<usize>) -> Pipeline {
+    pipeline_with(conditioning, patch_size_t, false)
+}
+
+fn pipeline_with(conditioning: &str, patch_size_t: Option<usize>, learned: bool) -> Pipeline {
     let in_channels = match conditioning {
         "text" => 16,
         "image" => 32,
@@ -128,7 +132,8 @@ fn pipeline(conditioning: &str, patch_size_t: Option<usize>) -> Pipeline {
             "in_channels": in_channels, "out_channels": 16, "patch_size": 2, "patch_size_t": patch_size_t,
             "attention_head_dim": 16, "sample_width": 12, "sample_height": 8, "sample_frames": 9,
             "max_text_seq_length": 16, "rotary": true, "ofs": patch_size_t.is_some(),
-            "temporal_compression_ratio": 4, "add_noise_in_inpaint_model": true, "conditioning": conditioning
+            "temporal_compression_ratio": 4, "add_noise_in_inpaint_model": true, "conditioning": conditioning,
+            "learned_positions": learned
         },
         "vae": {
             "scaling_factor": 0.5, "latent_channels": 16, "temporal_compression_ratio": 4,
@@ -326,6 +331,25 @@ fn sizes_that_do_not_divide_name_the_nearest() {
     let request = Request { width: Some(50), height: Some(7), ..request() };
     let error = pipeline("text", None).settings(&request, &mut ()).unwrap_err();
     assert!(error.to_string().contains("nearest size is 48x16"), "{error}");
+}
+
+#[test]
+fn sizes_without_positions_are_refused_before_anything_runs() {
+    let refused = |patch, learned, width, height| {
+        let request = Request { width: Some(width), height: Some(height), ..request() };
+        let settings = pipeline_with("text", patch, learned).settings(&request, &mut ());
+        settings.err().map(|error| error.to_string())
+    };
+    let message = refused(Some(2), false, 112, 64).unwrap();
+    let expected = "the width is 112, which takes 7 positions; the transformer's table has 6 (`sample_width`), enough for 96; set `width` to 96 \
+                    or less";
+    assert_eq!(message, expected);
+    assert!(refused(Some(2), false, 96, 80).unwrap().contains("the height is 80, which takes 5 positions"));
+    assert_eq!(refused(Some(2), false, 96, 64), None);
+    assert_eq!(refused(None, false, 112, 80), None, "CogVideoX 1.0 stretches its tables");
+    let message = refused(None, true, 48, 64).unwrap();
+    assert!(message.starts_with("the size is 48x64, expected 96x64: this model has learned positions"), "{message}");
+    assert_eq!(refused(None, true, 96, 64), None);
 }
 
 #[test]

@@ -59,6 +59,21 @@ pub struct TransformerConfig {
     /// there is one transformer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boundary_ratio: Option<f64>,
+    /// Positions in the tables of frames, rows and columns: the most patches along each axis. Absent: [`POSITIONS`].
+    #[serde(default = "published", skip_serializing_if = "is_published")]
+    pub rope_max_seq_len: usize,
+}
+
+/// Positions of the models that Wan's authors published.
+pub const POSITIONS: usize = 1024;
+
+fn published() -> usize {
+    POSITIONS
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_published(positions: &usize) -> bool {
+    *positions == POSITIONS
 }
 
 /// The autoencoder's configuration, with diffusers' names.
@@ -126,6 +141,7 @@ impl TransformerConfig {
         between("transformer.patch_size.1", self.patch_size[1], 1, 64)?;
         between("transformer.patch_size.2", self.patch_size[2], 1, 64)?;
         between("transformer.max_text_seq_length", self.max_text_seq_length, 2, 65_536)?;
+        between("transformer.rope_max_seq_len", self.rope_max_seq_len, 1, 65_536)?;
         if let Some(ratio) = self.boundary_ratio {
             real("transformer.boundary_ratio", ratio, (0.0..=1.0).contains(&ratio), "0 to 1")?;
         }

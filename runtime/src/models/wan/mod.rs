@@ -25,6 +25,7 @@ use crate::models::vae::Vae;
 use crate::request::{Request, RequestError, Settings};
 use crate::schedulers::Kind;
 use crate::values::WrongValue;
+use crate::wording::{HEIGHT, NUM_FRAMES, WIDTH};
 use config::{Conditioning, ImageEmbeddings, ImageEncoderConfig, TransformerConfig, VaeConfig};
 
 pub(super) const ENTRY: Entry = Entry { name: NAME, read };
@@ -176,6 +177,28 @@ impl Family for Wan {
             return Err(RequestError::part("the number of frames", frames.to_string(), expected).into());
         }
         Ok((frames, 0))
+    }
+
+    fn check_positions(&self, settings: &Settings) -> Result<(), Error> {
+        let (transformer, vae) = self.both()?;
+        let [_, _, latent_frames, latent_height, latent_width] = self.latent_shape(settings)?;
+        let [depth, rows, columns] = transformer.patch_size;
+        let (table, ratio) = (transformer.rope_max_seq_len, vae.scale_factor_spatial);
+        let longest = (table * depth - 1) * vae.scale_factor_temporal + 1;
+        for (what, option, found, positions, largest) in [
+            ("the number of frames", NUM_FRAMES, settings.num_frames, latent_frames.div_ceil(depth), longest),
+            ("the height", HEIGHT, settings.height, latent_height.div_ceil(rows), table * rows * ratio),
+            ("the width", WIDTH, settings.width, latent_width.div_ceil(columns), table * columns * ratio),
+        ] {
+            if positions > table {
+                let (key, remedy) =
+                    ("`rope_max_seq_len`", ", or raise that value in the transformer's config.json and export again");
+                return Err(
+                    RequestError::Positions { what, found, positions, table, key, largest, option, remedy }.into()
+                );
+            }
+        }
+        Ok(())
     }
 
     fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {

@@ -451,3 +451,21 @@ fn frames_are_decoded_one_latent_frame_at_a_time() {
     let chunks: Vec<usize> = log.inputs(VAE_DECODER).iter().map(|inputs| inputs["z"].shape()[2]).collect();
     assert_eq!(chunks, [1, 1, 1]);
 }
+
+#[test]
+fn video_beyond_the_position_table_is_refused_with_the_largest_that_goes() {
+    let table = [("rope_max_seq_len", json!(3))];
+    assert!(pipeline(&table).settings(&request(), &mut ()).is_ok());
+    let expected = "the width is 64, which takes 4 positions; the transformer's table has 3 (`rope_max_seq_len`), enough for 48; set `width` \
+                    to 48 or less, or raise that value in the transformer's config.json and export again";
+    assert_eq!(refused(&table, &Request { width: Some(64), ..request() }), expected);
+    let message = refused(&table, &Request { height: Some(64), ..request() });
+    assert!(message.contains("the height is 64") && message.contains("set `height` to 48 or less"), "{message}");
+    let message = refused(&table, &Request { num_frames: Some(13), ..request() });
+    assert!(
+        message.contains("the number of frames is 13") && message.contains("set `num_frames` to 9 or"),
+        "{message}"
+    );
+    // Published models have 1024.
+    assert!(pipeline(&[]).settings(&Request { width: Some(8192), ..request() }, &mut ()).is_ok());
+}

@@ -85,7 +85,7 @@ pub enum WeightedError<E: std::error::Error, S: std::fmt::Debug + std::fmt::Disp
     #[error("{0}; the engine was loaded again with its former weights")]
     Restored(Cause<S>),
     /// The refit failed midway, and the engine could not be brought back. It is gone.
-    #[error("{cause}; the engine is gone, since it could not be loaded again: {reason}; open it anew")]
+    #[error("{cause}; the engine is lost, because it could not be loaded again: {reason}; open it again")]
     Lost {
         /// Why the refit failed.
         cause: Cause<S>,

@@ -13,7 +13,7 @@ fn run_of_a_plan_computes_with_the_weights_of_the_engine_in_each_profile() {
     let said = "TensorRT-RTX on stand-in, compute capability 9.0; weights are verified when they are set";
     assert!(run.code == 0 && (run.stdout + &run.stderr).contains(said));
     let (run, _) = case.run(&engine, 17, &[]);
-    assert!(run.code == 2 && run.stderr.contains("out of what the graph was compiled for"), "{}", run.stderr);
+    assert!(run.code == 2 && run.stderr.contains("lies outside what the graph was compiled for"), "{}", run.stderr);
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn stream_that_is_lost_in_a_refit_takes_the_plan_with_it() {
     let mut engine = open(&path);
     let mut session = engine.session("model").unwrap();
     let error = engine.set_adapters(&[(adapter(&[UP], 80), 1.0)], std::iter::empty(), None).unwrap_err().to_string();
-    assert!(error.contains("cuStreamSynchronize") && error.contains("the engine is gone"), "{error}");
+    assert!(error.contains("cuStreamSynchronize") && error.contains("the engine is lost"), "{error}");
     assert!(run(&mut session).unwrap_err().to_string().contains("gone"));
     // With a stream of its own another does.
     let mut other = open(&path);

@@ -151,7 +151,7 @@ impl Config {
             return Err(unsupported(&what, format!("expected 1 to {MAX_POSITIONS}")));
         }
         if let Some(norm) = self.qk_norm.as_deref().filter(|norm| *norm != "rms_norm_across_heads") {
-            return Err(unsupported(&format!("qk_norm `{norm}`"), "`rms_norm_across_heads` is"));
+            return Err(unsupported(&format!("qk_norm `{norm}`"), "expected `rms_norm_across_heads`"));
         }
         let d = self.width();
         match (self.image_dim, self.added_kv_proj_dim) {
@@ -162,7 +162,7 @@ impl Config {
                     "image_dim {image:?} with added_kv_proj_dim {added:?} and pos_embed_seq_len {:?}",
                     self.pos_embed_seq_len
                 ),
-                format!("image_dim with added_kv_proj_dim {d}, or none of the three, are"),
+                format!("expected image_dim with added_kv_proj_dim {d}, or none of the three"),
             )),
         }
     }

@@ -82,7 +82,7 @@ class Adapters:
                 except (OSError, ValueError):
                     # A name that no file can have: too long, or not to be written in the file system's encoding.
                     continue
-        raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists those that there are", "lora", "unknown_lora")
+        raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists all that there are", "lora", "unknown_lora")
 
     def target(self, given: Any) -> int:
         """The transformers that an adapter is for, of a model with two: those that its file says, unless a request does."""

@@ -79,7 +79,7 @@ class Service:
         if kind == "application/json":
             given = fields.parsed(await request.body(), "the body")
             if not isinstance(given, dict):
-                raise Refused(400, "the body is no object")
+                raise Refused(400, "the body is not a JSON object; expected one with the fields of a request")
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
             try:
                 form = await request.form(max_files=4, max_fields=64, max_part_size=self.config.max_json)
@@ -90,9 +90,9 @@ class Service:
                 if isinstance(value, UploadFile):
                     what = fields.FILES.get(name)
                     if what is None:
-                        raise Refused(400, f"{name[:80]} is no field for a file; expected {', '.join(fields.FILES)}", name[:80])
+                        raise Refused(400, f"{name[:80]} is not a field for a file; expected {', '.join(fields.FILES)}", name[:80])
                     if what in files:
-                        raise Refused(400, f"{name} is given besides {files[what][0]}; expected one of them", name)
+                        raise Refused(400, f"{name} is given together with {files[what][0]}; expected one of them", name)
                     files[what] = (name, value)
                 else:
                     texts.append((name, value))
@@ -102,14 +102,14 @@ class Service:
         checked = fields.checked(given)
         for what, (name, url) in fields.urls(checked).items():
             if what in files:
-                raise Refused(400, f"{name} is given besides {files[what][0]}; expected one of them", name)
+                raise Refused(400, f"{name} is given together with {files[what][0]}; expected one of them", name)
             files[what] = (name, uploads.decoded_url(url, name))
         return checked, files
 
     async def create(self, request: Request) -> Job:
         """Makes a job of a request, or refuses it."""
         if self.draining:
-            raise Refused(503, "the server is about to end; send this to another, or again later")
+            raise Refused(503, "the server is shutting down; send this to another server, or again later")
         checked, files = await self.read(request)
         values = fields.plain(checked, self.config, self.defaults)
         if ("reference" in files or values.get("effect")) and not self.defaults.predicts:
@@ -291,7 +291,7 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
                 if gone.done():
                     raise Refused(499, "the client went away")
                 if job.status == "queued" and service.draining:
-                    raise Refused(503, "the server is about to end; send this to another, or again later")
+                    raise Refused(503, "the server is shutting down; send this to another server, or again later")
                 await asyncio.sleep(_POLL)
                 job = await run_in_threadpool(service.find, id)
         except BaseException:
@@ -378,10 +378,10 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
 def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
     """What ``set_lora`` says: names, paths, targets and strengths, each one or a list of them."""
     if not isinstance(given, dict):
-        raise Refused(400, "the body is no object")
+        raise Refused(400, "the body is not a JSON object; expected one with the fields of a request")
     unknown = sorted(set(given) - {"lora_nickname", "lora_path", "target", "strength"})
     if unknown:
-        raise Refused(400, f"{unknown[0]!r:.40} is no field of set_lora", unknown[0][:40])
+        raise Refused(400, f"{unknown[0]!r:.40} is not a field of set_lora; leave it out", unknown[0][:40])
 
     def listed(value: Any) -> List[Any]:
         return value if isinstance(value, list) else [value]

@@ -112,7 +112,7 @@ def parsed(text: bytes, what: str) -> Any:
     except RecursionError:
         raise Refused(400, f"{what} is nested too deeply", what) from None
     except ValueError:
-        raise Refused(400, f"{what} is no JSON", what) from None
+        raise Refused(400, f"{what} is not JSON", what) from None
 
 
 def checked(fields: Dict[str, Any]) -> VideoRequest:
@@ -148,7 +148,7 @@ def urls(request: VideoRequest) -> Dict[str, Tuple[str, str]]:
         if set(value) != {member}:
             raise Refused(400, f"{field} has {', '.join(sorted(value))[:80] or 'nothing'}; expected {member}", field)
         if what in found:
-            raise Refused(400, f"{field} is given besides {found[what][0]}; expected one of them", field)
+            raise Refused(400, f"{field} is given together with {found[what][0]}; expected one of them", field)
         found[what] = (field, value[member])
     return found
 

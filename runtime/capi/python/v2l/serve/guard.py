@@ -67,7 +67,7 @@ class Guard:
             raise Refused(431, f"the request has more than {_MOST_HEADERS} headers, or more than {_MOST_HEADER_BYTES} bytes of them")
         names = [name for name, _ in pairs]
         if any(names.count(name) > 1 for name in _SINGLE):
-            raise Refused(400, "a header that stands once stands twice")
+            raise Refused(400, "a header that may be given once is given twice")
         headers: Dict[str, str] = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
         if scope["path"] != "/health" and not self._config.authorised(headers.get("authorization", "")):
             raise Refused(401, "the key is missing or wrong; send it as Authorization: Bearer KEY")

@@ -38,7 +38,7 @@ def kind_of(start: bytes, what: str) -> "tuple[str, Optional[str]]":
             return ending, demuxer
     if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
         return ".webp", None
-    raise Refused(400, f"{what} is no picture or video that is taken; expected png, jpeg, webp, mp4, mov, webm, mkv or gif", what)
+    raise Refused(400, f"{what} is not a picture or video of a known kind; expected png, jpeg, webp, mp4, mov, webm, mkv or gif", what)
 
 
 def decoded_url(url: str, what: str) -> bytes:

@@ -56,6 +56,8 @@ fn sections_survive_writing_and_reading_in_the_oldest_version_that_has_them() {
         (with(&[("boundary_ratio", json!(0.875))]), 1),
         (with(&image()[..2]), 1),
         (with(&image()), 2),
+        (with(&[("rope_max_seq_len", json!(1024))]), 1),
+        (with(&[("rope_max_seq_len", json!(32))]), 5),
     ] {
         let config = read(&file(&transformer)).unwrap();
         let text = config.to_json().unwrap();
