@@ -13,11 +13,12 @@ use ndarray::{ArrayD, IxDyn};
 use serde_json::Value as Json;
 use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_graphs::{Builder, DataType, encode_model};
+use v2l_graphs::passes::quantize_weights;
+use v2l_graphs::{Builder, DataType, Initializer, Location, TensorData, encode_model};
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::backends::{BackendEngine, OpenEngine, chosen};
 use v2l_runtime::engine::Engine;
-use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph, Slot};
+use v2l_runtime::engine::manifest::{Graph, OpenVinoGraph, Slot, WEIGHTS_PLACEHOLDER};
 use v2l_runtime::error::{Classified, ErrorClass};
 use v2l_runtime::events::Cancelled;
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
@@ -467,23 +468,39 @@ fn both_leaves_out_what_openvino_does_not_take_and_says_so() {
 
 /// `y = x + Gelu(x · up) · down`: what `--backend auto` times. `UPDATE_PROBE=1` writes it.
 #[test]
-fn probe_is_the_graph_that_it_says_to_be() {
+fn probes_are_the_graphs_that_they_say_to_be() {
     let (tokens, width, hidden) = (256, 768, 3072);
-    let mut b = Builder::new("probe");
-    let x = b.input("x", DataType::Float, [tokens, width]);
-    let up = b.input("up", DataType::Float, [width, hidden]);
-    let down = b.input("down", DataType::Float, [hidden, width]);
-    let inner = b.op("MatMul", &[&x, &up]);
-    let active = b.op("Gelu", &[&inner]);
-    let outer = b.op("MatMul", &[&active, &down]);
-    let y = b.op("Add", &[&x, &outer]);
-    b.output("y", &y, DataType::Float, [tokens, width]);
-    let bytes = encode_model(&b.finish().unwrap(), &|_| None).unwrap();
-    let path = root().join("runtime/assets/openvino-probe.onnx");
-    if std::env::var_os("UPDATE_PROBE").is_some() {
-        std::fs::write(&path, &bytes).unwrap();
+    for (file, in_8_bits) in [("openvino-probe.onnx", false), ("openvino-probe-int8.onnx", true)] {
+        let mut b = Builder::new("probe");
+        let x = b.input("x", DataType::Float, [tokens, width]);
+        let mut matrix = |name: &str, ins: usize, outs: usize| match in_8_bits {
+            true => {
+                let zeros = TensorData::raw(vec![0; ins * outs * 4]);
+                b.initializer(name, Initializer::weight(DataType::Float, &[ins, outs], zeros))
+            }
+            false => b.input(name, DataType::Float, [ins, outs]),
+        };
+        let (up, down) = (matrix("up", width, hidden), matrix("down", hidden, width));
+        let inner = b.op("MatMul", &[&x, &up]);
+        let active = b.op("Gelu", &[&inner]);
+        let outer = b.op("MatMul", &[&active, &down]);
+        let y = b.op("Add", &[&x, &outer]);
+        b.output("y", &y, DataType::Float, [tokens, width]);
+        let mut model = b.finish().unwrap();
+        if in_8_bits {
+            assert_eq!(quantize_weights(&mut model, &["up".to_owned(), "down".to_owned()], 64), 2);
+        }
+        let elsewhere = |name: &str| {
+            let length = model.graph.initializers[name].expected_len()? as u64;
+            Some(Location { file: WEIGHTS_PLACEHOLDER.into(), offset: 0, length })
+        };
+        let bytes = encode_model(&model, &elsewhere).unwrap();
+        let path = root().join("runtime/assets").join(file);
+        if std::env::var_os("UPDATE_PROBE").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        assert!(std::fs::read(path).unwrap() == bytes, "run with UPDATE_PROBE=1");
     }
-    assert!(std::fs::read(path).unwrap() == bytes, "run with UPDATE_PROBE=1");
 }
 
 /// A transformer's engine, and named tensors that it takes.
@@ -579,31 +596,37 @@ fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
 
 #[test]
 fn auto_takes_openvino_by_what_was_measured_on_the_machine() {
-    let named = Named::new();
-    let mut inspect = command("inspect", args!["--machine", "--json"]);
-    inspect.env("XDG_CACHE_HOME", named.scratch.path("cache"));
-    let machine = output(inspect);
-    let backends = member(&machine, "machine", "backends");
-    let openvino = backends.as_array().unwrap().iter().find(|backend| backend["name"] == "openvino").unwrap();
-    let reason = openvino["reason"].as_str().unwrap();
-    let kept = named.scratch.path("cache/v2l/openvino-probe");
-    let on_openvino = |more: &[OsString]| {
-        let run = named.run(more);
-        member(&run, "opened", "reason").as_str().unwrap().starts_with("OpenVINO")
-    };
-    if reason.ends_with("no instructions for bfloat16") {
-        assert!(openvino["taken"] == false && !kept.exists() && !on_openvino(args![]), "{reason}");
-        return;
+    let model = fixtures().join("transformer/rotary_t2v");
+    let in_8_bits = in_8_bits(&model, Arc::new(OpenVino));
+    for (named, kept_in, what) in
+        [(Named::new(), "openvino-probe", "bfloat16"), (Named::over(in_8_bits), "openvino-probe-int8", "8 bits")]
+    {
+        let mut inspect = command("inspect", args!["--machine", "--json"]);
+        inspect.env("XDG_CACHE_HOME", named.scratch.path("cache"));
+        let machine = output(inspect);
+        let backends = member(&machine, "machine", "backends");
+        let openvino = backends.as_array().unwrap().iter().find(|backend| backend["name"] == "openvino").unwrap();
+        let reason = openvino["reason"].as_str().unwrap();
+        let kept = named.scratch.path("cache/v2l").join(kept_in);
+        let on_openvino = |more: &[OsString]| {
+            let run = named.run(more);
+            member(&run, "opened", "reason").as_str().unwrap().starts_with("OpenVINO")
+        };
+        if reason.contains(&format!("no instructions for {what}")) {
+            assert!(!kept.exists() && !on_openvino(args![]), "{reason}");
+            continue;
+        }
+        let text = std::fs::read_to_string(&kept).unwrap();
+        let (key, ratio) = text.trim_end().split_once('\n').unwrap();
+        assert!(reason.contains(&format!("a block in {what} takes ")), "{reason}");
+        assert!(ratio.parse::<f64>().unwrap() > 0.0, "{text}");
+        for (ratio, expected) in [("0.25", true), ("1.5", false)] {
+            std::fs::write(&kept, format!("{key}\n{ratio}\n")).unwrap();
+            assert_eq!(on_openvino(args![]), expected, "{what} {ratio}");
+            assert!(!on_openvino(args!["--ort-weights", "f32"]), "a choice of ONNX Runtime");
+        }
+        std::fs::write(&kept, "another machine\n0.1\n").unwrap();
+        named.run(args![]);
+        assert!(std::fs::read_to_string(&kept).unwrap().starts_with(key), "it is measured again");
     }
-    let text = std::fs::read_to_string(&kept).unwrap();
-    let (key, ratio) = text.trim_end().split_once('\n').unwrap();
-    assert!(reason.contains("of ONNX Runtime's time") && ratio.parse::<f64>().unwrap() > 0.0, "{reason} {text}");
-    for (ratio, expected) in [("0.25", true), ("1.5", false)] {
-        std::fs::write(&kept, format!("{key}\n{ratio}\n")).unwrap();
-        assert_eq!(on_openvino(args![]), expected, "{ratio}");
-        assert!(!on_openvino(args!["--ort-weights", "f32"]), "a choice of ONNX Runtime");
-    }
-    std::fs::write(&kept, "another machine\n0.1\n").unwrap();
-    named.run(args![]);
-    assert!(std::fs::read_to_string(&kept).unwrap().starts_with(key), "it is measured again");
 }

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use super::NAME;
 use super::engine::OpenVinoEngine;
 use super::loose;
+use super::precision::Arithmetic;
+use super::probe::Block;
 use super::verdict::verdict;
 use crate::backends::backend::{Backend, BackendEngine, Fused, OpenReport, Reopen};
 use crate::backends::error::BackendError;
 use crate::backends::interface::{GraphWeight, Interface};
-use crate::backends::onnxruntime::{Arithmetic, DeviceWeightChoice, OrtOptions, Provider};
+use crate::backends::onnxruntime::{self, DeviceWeightChoice, OrtOptions, Provider};
 use crate::backends::weights::weight_bytes;
 use crate::components::Needs;
 use crate::engine::footprint::Shapes;
@@ -41,14 +43,17 @@ impl Backend for OpenVino {
         !graphs.is_empty()
             && graphs.iter().flat_map(Graph::parts).all(has_form)
             && (provider, arithmetic, device_weights, profile)
-                == (Provider::Cpu, Arithmetic::Fp32, DeviceWeightChoice::None, false)
+                == (Provider::Cpu, onnxruntime::Arithmetic::Fp32, DeviceWeightChoice::None, false)
             && options.weights == OrtWeights::Auto
-            && verdict(options).takes
+            && verdict(Block::of(engine.manifest()), options).takes
     }
 
     fn on_this_machine(&self, options: &OpenOptions) -> (bool, String) {
-        let verdict = verdict(options);
-        (verdict.takes, verdict.why.clone())
+        let found = Block::ALL.map(|block| verdict(block, options));
+        let reasons: Vec<&str> = found.iter().filter_map(|verdict| verdict.why.as_deref()).collect();
+        let colon = if reasons.is_empty() { "" } else { ": " };
+        let takes = found.iter().any(|verdict| verdict.takes);
+        (takes, format!("{}{colon}{}", found[0].what, reasons.join("; ")))
     }
 
     fn held_weights(&self, _: &Engine, _: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
@@ -90,7 +95,7 @@ impl Backend for OpenVino {
         weights: &[GraphWeight],
         options: &OpenOptions,
     ) -> Option<Result<Box<dyn Session>, BackendError>> {
-        let opened = loose::open(interface, onnx, weights, options);
+        let opened = loose::open(interface, onnx, weights, Arithmetic::F32, options);
         Some(opened.map(|session| Box::new(session) as _).map_err(Into::into))
     }
 }

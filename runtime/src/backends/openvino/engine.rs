@@ -12,7 +12,8 @@ use v2l_openvino::{Borrowed, Compiled, Core, Model};
 use super::embed::embed;
 use super::error::OvError;
 use super::opened_graph::{OvGraph, borrowed};
-use super::precision::{Arithmetic, NoBf16, decide, has_bf16};
+use super::precision::{Arithmetic, NoBf16, can, decide};
+use super::probe::Block;
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
@@ -71,7 +72,7 @@ impl OpenVinoEngine {
             weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
         }
         let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
-        let has_bf16 = has_bf16(&core).map_err(OvError::Library)?;
+        let has_bf16 = can(&core, Block::Bf16.capability()).map_err(OvError::Library)?;
         let decided = decide(has_bf16, engine.manifest(), options.openvino.precision);
         let (arithmetic, why) = decided.or_else(|NoBf16| {
             let cpu = core.device_name().map_err(OvError::Library)?;
@@ -189,7 +190,7 @@ impl OpenVinoEngine {
         let timestep_rows = match hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
             // In float32, whatever is asked for: in bfloat16 the timestep itself would be rounded.
             Some(timestep_rows) => Some((
-                self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Arithmetic::default())?,
+                self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Arithmetic::F32)?,
                 timestep_rows.rows.clone(),
             )),
             None => None,

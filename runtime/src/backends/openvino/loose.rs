@@ -16,11 +16,13 @@ use crate::backends::graph_session::GraphSession;
 use crate::backends::interface::{GraphWeight, Interface};
 use crate::options::OpenOptions;
 
-/// Opens the graph, each node in the type that it has there: weights whose data it names elsewhere are its constants, the others its inputs, beside those of the interface.
+/// Opens the graph: weights whose data it names elsewhere are its constants, the others its inputs, beside those of the interface. With the
+/// arithmetic of [`Arithmetic::F32`] each node computes in the type that it has there.
 pub(super) fn open(
     interface: &Interface,
     onnx: &[u8],
     weights: &[GraphWeight],
+    arithmetic: Arithmetic,
     options: &OpenOptions,
 ) -> Result<OpenVinoSession, OvError> {
     let failed = |source| OvError::Graph { graph: interface.name.clone(), source };
@@ -37,7 +39,7 @@ pub(super) fn open(
     let constants = constants.collect::<Result<Vec<_>, OpenVinoError>>().map_err(failed)?;
     let model = Model::over_constants(&core, onnx, &constants).map_err(failed)?;
     let threads = options.threads.and_then(NonZero::new);
-    let compiled = core.compile(&model, &Arithmetic::default().options(threads)).map_err(failed)?;
+    let compiled = core.compile(&model, &arithmetic.options(threads)).map_err(failed)?;
     let names: Vec<String> = inputs.iter().map(|weight| weight.name.clone()).collect();
     let known = interface.inputs.iter().map(|port| &port.name).chain(&names).map(String::as_str);
     let compiled = compiled.with_input_names(known);

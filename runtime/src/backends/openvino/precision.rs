@@ -9,8 +9,6 @@ use crate::components::is_transformer;
 use crate::engine::manifest::Manifest;
 use crate::tensor::Dtype;
 
-/// What OpenVINO calls the instructions.
-const BF16: &str = "BF16";
 /// How many values of a row share a scale where rows are quantised.
 const GROUP: u32 = 32;
 
@@ -23,6 +21,11 @@ pub(super) struct Arithmetic {
 }
 
 impl Arithmetic {
+    /// Each node in the type that it has in the graph; exact over matrices of 8 bits.
+    pub(super) const F32: Self = Self { precision: Precision::F32, quantizes: false };
+    /// bfloat16, whatever the graph says.
+    pub(super) const BF16: Self = Self { precision: Precision::BF16, quantizes: false };
+
     /// How a graph is compiled that is to compute so.
     pub(super) fn options(self, threads: Option<NonZero<usize>>) -> CompileOptions {
         let dynamic_quantization = NonZero::new(if self.quantizes { GROUP } else { 0 });
@@ -30,7 +33,7 @@ impl Arithmetic {
     }
 }
 
-/// What was decided, and why, in words. `has_bf16`: the processor has instructions for bfloat16; see [`has_bf16`].
+/// What was decided, and why, in words. `has_bf16`: the processor has instructions for bfloat16.
 ///
 /// # Errors
 /// [`NoBf16`], if the processor lacks what is asked for.
@@ -56,7 +59,7 @@ pub(super) fn decide(
 pub(super) struct NoBf16;
 
 /// True for a transformer whose matrices are stored in 8 bits: what adapters change, of an encoder nothing.
-fn is_in_8_bits(manifest: &Manifest) -> bool {
+pub(super) fn is_in_8_bits(manifest: &Manifest) -> bool {
     manifest.slots.iter().any(|slot| slot.quantized.is_some())
 }
 
@@ -71,9 +74,9 @@ fn natural(manifest: &Manifest, has_bf16: bool) -> (Precision, &'static str) {
     }
 }
 
-/// True if the processor has instructions for bfloat16.
-pub(super) fn has_bf16(core: &Core) -> Result<bool, OpenVinoError> {
-    Ok(core.capabilities()?.iter().any(|capability| capability == BF16))
+/// True if the processor has instructions for what OpenVINO calls so.
+pub(super) fn can(core: &Core, what: &str) -> Result<bool, OpenVinoError> {
+    Ok(core.capabilities()?.iter().any(|capability| capability == what))
 }
 
 #[cfg(test)]
