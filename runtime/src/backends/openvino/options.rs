@@ -23,7 +23,7 @@ pub enum OpenVinoPrecision {
     /// bfloat16, accumulated in float32; norms, too.
     Bf16,
     /// As [`Self::Auto`], but a transformer's matrices that are stored in 8 bits are multiplied in 8 bits: rows are quantised when they come, in
-    /// groups of 32.
+    /// groups as long as the blocks of the matrices, at most 128.
     Int8,
 }
 

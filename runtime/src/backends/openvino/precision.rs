@@ -9,27 +9,31 @@ use crate::components::is_transformer;
 use crate::engine::manifest::Manifest;
 use crate::tensor::Dtype;
 
-/// How many values of a row share a scale where rows are quantised.
-const GROUP: u32 = 32;
+/// So many values of a row share a scale at most where rows are quantised: longer groups cost accuracy, and gain no time.
+const LONGEST_GROUP: u32 = 128;
 
 /// What graphs compute in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Arithmetic {
     precision: Precision,
-    /// What is multiplied with matrices of 8 bits is quantised, too.
-    quantizes: bool,
+    /// What is multiplied with matrices of 8 bits is quantised, too, with a scale for each so many values of a row.
+    quantized: Option<NonZero<u32>>,
 }
 
 impl Arithmetic {
     /// Each node in the type that it has in the graph; exact over matrices of 8 bits.
-    pub(super) const F32: Self = Self { precision: Precision::F32, quantizes: false };
+    pub(super) const F32: Self = Self { precision: Precision::F32, quantized: None };
     /// bfloat16, whatever the graph says.
-    pub(super) const BF16: Self = Self { precision: Precision::BF16, quantizes: false };
+    pub(super) const BF16: Self = Self { precision: Precision::BF16, quantized: None };
 
     /// How a graph is compiled that is to compute so.
     pub(super) fn options(self, threads: Option<NonZero<usize>>) -> CompileOptions {
-        let dynamic_quantization = NonZero::new(if self.quantizes { GROUP } else { 0 });
-        CompileOptions { precision: self.precision, dynamic_quantization, threads, ..CompileOptions::default() }
+        CompileOptions {
+            precision: self.precision,
+            dynamic_quantization: self.quantized,
+            threads,
+            ..CompileOptions::default()
+        }
     }
 }
 
@@ -42,15 +46,21 @@ pub(super) fn decide(
     manifest: &Manifest,
     asked: OpenVinoPrecision,
 ) -> Result<(Arithmetic, &'static str), NoBf16> {
-    let plain = |(precision, why)| (Arithmetic { precision, quantizes: false }, why);
+    let plain = |(precision, why)| (Arithmetic { precision, quantized: None }, why);
     match (asked, has_bf16) {
         (OpenVinoPrecision::F32, _) => Ok(plain((Precision::F32, "float32, as asked for"))),
         (OpenVinoPrecision::Bf16, true) => Ok(plain((Precision::BF16, "bfloat16, as asked for"))),
         (OpenVinoPrecision::Bf16, false) => Err(NoBf16),
-        (OpenVinoPrecision::Int8, _) if is_in_8_bits(manifest) => {
-            Ok((Arithmetic { precision: Precision::F32, quantizes: true }, "8 bits, as asked for, and float32"))
+        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => {
+            let group = (asked == OpenVinoPrecision::Int8).then(|| group(manifest)).flatten();
+            match group {
+                Some(_) => {
+                    let arithmetic = Arithmetic { precision: Precision::F32, quantized: group };
+                    Ok((arithmetic, "8 bits, as asked for, and float32"))
+                }
+                None => Ok(plain(natural(manifest, has_bf16))),
+            }
         }
-        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => Ok(plain(natural(manifest, has_bf16))),
     }
 }
 
@@ -61,6 +71,12 @@ pub(super) struct NoBf16;
 /// True for a transformer whose matrices are stored in 8 bits: what adapters change, of an encoder nothing.
 pub(super) fn is_in_8_bits(manifest: &Manifest) -> bool {
     manifest.slots.iter().any(|slot| slot.quantized.is_some())
+}
+
+/// How many values of a row are to share a scale: as many as in the matrices that they meet. `None` without such matrices.
+fn group(manifest: &Manifest) -> Option<NonZero<u32>> {
+    let block = manifest.slots.iter().filter_map(|slot| slot.quantized).min()?;
+    NonZero::new(u32::try_from(block).unwrap_or(LONGEST_GROUP).min(LONGEST_GROUP))
 }
 
 /// What suits an engine where nobody asks for anything.
@@ -103,7 +119,7 @@ mod tests {
         let said = |has_bf16: bool| {
             engines.each_ref().map(|engine| {
                 asked.map(|asked| match decide(has_bf16, engine, asked) {
-                    Ok((Arithmetic { quantizes: true, precision: Precision::F32 }, _)) => "int8",
+                    Ok((Arithmetic { quantized: Some(_), precision: Precision::F32 }, _)) => "int8",
                     Ok((Arithmetic { precision: Precision::F32, .. }, _)) => "f32",
                     Ok((Arithmetic { precision: Precision::BF16, .. }, _)) => "bf16",
                     Err(NoBf16) => "refused",
@@ -120,5 +136,17 @@ mod tests {
         let without = with
             .map(|row| [row[0].replace("bf16", "f32"), "f32".into(), "refused".into(), row[3].replace("bf16", "f32")]);
         assert_eq!(said(false), without);
+    }
+    #[test]
+    fn rows_are_quantized_in_groups_as_long_as_the_matrices_blocks() {
+        for (block, expected) in [(32, 32), (64, 64), (128, 128), (256, 128)] {
+            let slots = vec![
+                Slot { quantized: Some(256), ..Slot::linear("a", 8, 256) },
+                Slot { quantized: Some(block), ..Slot::linear("b", 8, 256) },
+            ];
+            let manifest = manifest(&NamedTensors::new(), Dtype::Bf16, Vec::new(), slots);
+            let Ok((arithmetic, _)) = decide(true, &manifest, OpenVinoPrecision::Int8) else { panic!("{block}") };
+            assert_eq!(arithmetic.options(None).dynamic_quantization, NonZero::new(expected));
+        }
     }
 }
