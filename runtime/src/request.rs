@@ -244,7 +244,7 @@ pub enum RequestError {
         /// The largest value that works.
         largest: usize,
         /// The option that says it.
-        option: Words,
+        option: &'static Words,
         /// Another way out, if there is one.
         remedy: &'static str,
     },

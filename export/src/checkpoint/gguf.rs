@@ -49,7 +49,7 @@ pub(super) fn open(path: &Path) -> Result<Gguf, ExportError> {
     let file = map_file(path).map_err(ExportError::io(path))?;
     let damaged = |reason| ExportError::NotAModel {
         path: path.to_owned(),
-        reason: format!("this GGUF file cannot be read: {reason}"),
+        reason: format!("it is a GGUF file that cannot be read: {reason}"),
     };
     read(path, &file).map_err(damaged)
 }

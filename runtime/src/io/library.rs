@@ -18,11 +18,11 @@ use crate::wording::{FFMPEG, ORT_LIBRARY, Supply, Words};
 /// The lowest minor version of ONNX Runtime 1.x that the runtime can use.
 pub const ORT_MINOR: u32 = ort::MINOR_VERSION;
 
-const ORT_SUPPLY: Supply = Supply::new(
+const ORT_SUPPLY: &Supply = &Supply::new(
     "run `bin/setup`",
     "`pip install onnxruntime` and set V2L_ORT_LIB to the folder `onnxruntime/capi` of that package",
 );
-const FFMPEG_SUPPLY: Supply = Supply::new("run `bin/setup`", "install it, for example with `apt install ffmpeg`");
+const FFMPEG_SUPPLY: &Supply = &Supply::new("run `bin/setup`", "install it, for example with `apt install ffmpeg`");
 
 /// Why a library or tool cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum LibraryError {
         /// Every place that was tried.
         looked: Vec<String>,
         /// How to come by it.
-        supply: Supply,
+        supply: &'static Supply,
         /// The option that names it.
         option: Words,
         /// The environment variable that names it.
@@ -52,7 +52,7 @@ pub enum LibraryError {
         /// What it names.
         path: PathBuf,
         /// How to come by another.
-        supply: Supply,
+        supply: &'static Supply,
     },
     /// The library is too old.
     #[error(
@@ -103,7 +103,7 @@ struct Search<'a> {
     what: &'static str,
     option: Words,
     variables: &'a [&'static str],
-    supply: Supply,
+    supply: &'static Supply,
     /// Folder below the checkout, and whether a file name in it will do.
     vendored: &'a str,
     matches: &'a dyn Fn(&str) -> bool,

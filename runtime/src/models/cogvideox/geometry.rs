@@ -27,8 +27,8 @@ pub(super) fn check_positions(
         return Ok(());
     }
     for (what, option, key, found, sample) in [
-        ("the height", HEIGHT, "`sample_height`", height, transformer.sample_height),
-        ("the width", WIDTH, "`sample_width`", width, transformer.sample_width),
+        ("the height", &HEIGHT, "`sample_height`", height, transformer.sample_height),
+        ("the width", &WIDTH, "`sample_width`", width, transformer.sample_width),
     ] {
         let (positions, table) = (found / ratio / patch, sample / patch);
         if positions > table {

@@ -186,9 +186,9 @@ impl Family for Wan {
         let (table, ratio) = (transformer.rope_max_seq_len, vae.scale_factor_spatial);
         let longest = (table * depth - 1) * vae.scale_factor_temporal + 1;
         for (what, option, found, positions, largest) in [
-            ("the number of frames", NUM_FRAMES, settings.num_frames, latent_frames.div_ceil(depth), longest),
-            ("the height", HEIGHT, settings.height, latent_height.div_ceil(rows), table * rows * ratio),
-            ("the width", WIDTH, settings.width, latent_width.div_ceil(columns), table * columns * ratio),
+            ("the number of frames", &NUM_FRAMES, settings.num_frames, latent_frames.div_ceil(depth), longest),
+            ("the height", &HEIGHT, settings.height, latent_height.div_ceil(rows), table * rows * ratio),
+            ("the width", &WIDTH, settings.width, latent_width.div_ceil(columns), table * columns * ratio),
         ] {
             if positions > table {
                 let (key, remedy) =

@@ -40,7 +40,7 @@ fn other_formats_and_versions_are_refused_first() {
     let error = read(&json!({"format": "other", "version": 1})).unwrap_err();
     assert!(matches!(error, ConfigError::Format { .. }), "{error}");
     let error = read(&json!({"format": "v2l-pipeline", "version": VERSION + 1, "components": 7})).unwrap_err();
-    assert!(error.to_string().contains("is 5, expected 1 to 4; update v2l"), "{error}");
+    assert!(error.to_string().contains("is 6, expected 1 to 5; update v2l"), "{error}");
 }
 
 #[test]

@@ -22,6 +22,9 @@ fn file(transformer: &Value) -> Value {
             "scale_factor_temporal": 4, "scale_factor_spatial": 8
         }
     });
+    if transformer.get("rope_max_seq_len").is_some_and(|positions| *positions != json!(1024)) {
+        file["version"] = json!(5);
+    }
     if transformer.get("image_embeddings").is_some() {
         file["version"] = json!(2);
         file["image_encoder"] = json!({
