@@ -24,7 +24,7 @@ from .adapters import TARGET_NAMES, Adapters, Checker, Entry, has_two_transforme
 from .config import Config
 from .errors import Refused
 from .guard import Guard
-from .store import Job, QueueFull, Store
+from .store import Job, QueueFull, open_store
 from .worker import Worker, remove, sweep
 
 LOG = logging.getLogger("v2l.serve")
@@ -42,7 +42,7 @@ class Service:
         self.config = config
         for folder in ("uploads", "videos", "predictions"):
             (config.data / folder).mkdir(parents=True, exist_ok=True)
-        self.store = Store(config.data, config.model)
+        self.store = open_store(config)
         self.adapters = Adapters(config.lora_folders, has_two_transformers(config.engines))
         self.checker = Checker(config.engines)
         self.defaults = fields.Defaults(config.describe())
@@ -255,9 +255,17 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     async def unknown(_request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(Refused(error.status_code, str(error.detail)).body(), error.status_code)
 
+    async def lost(_request: Request, error: Exception) -> JSONResponse:
+        LOG.error("the jobs cannot be read or written: %s", error)
+        told = Refused(503, "the jobs cannot be read or written now, and are kept; try again later")
+        return JSONResponse(told.body(), 503, {"Retry-After": "5"})
+
+    for kind in service.store.errors:
+        app.add_exception_handler(kind, lost)
+
     @app.get("/health")
     def health() -> JSONResponse:
-        """200 while requests are taken; 503 while the server ends, or if its queue cannot be read."""
+        """200 while requests are taken; 503 while the server ends, or while its jobs cannot be read."""
         service.store.statuses()
         draining = service.draining
         return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)

@@ -25,7 +25,7 @@ from typing import Any, Callable, Dict, List
 
 from .app import Service, create_app
 from .config import Config
-from .store import Job, Store
+from .store import Job, open_store
 from .worker import Worker
 
 LOG = logging.getLogger("v2l.serve")
@@ -62,7 +62,8 @@ class Engine:
     def __init__(self, config: str) -> None:
         told = Config.from_json(config)
         self._affine = told.affinity
-        self._worker = Worker(told, label="replica")
+        self._store = open_store(told)
+        self._worker = Worker(told, self._store, label="replica")
         self._worker.open()
         self._one = asyncio.Lock()
         self._told = told
@@ -70,10 +71,9 @@ class Engine:
 
     def _watch(self, ended_by_ray: Callable[[], bool]) -> None:
         """Puts the job back in good time when Ray ends this replica, or the cluster ends."""
-        store = Store(self._told.data, self._told.model)
         while True:
             try:
-                if ended_by_ray() or store.is_ending(self._told.generation):
+                if ended_by_ray() or self._store.is_ending(self._told.generation):
                     self._worker.stop()
                     return
             except Exception:
@@ -188,7 +188,7 @@ def _deployed(config: Config, fewest: int, most: int) -> Any:
 def application(arguments: Dict[str, str]) -> Any:
     """The application for ``serve run v2l.serve.cluster:application KEY=VALUE…``.
 
-    ``engines`` and ``data`` are folders that every node sees; ``model``, ``lora_folder`` and ``replicas`` (``N`` or ``N:M``) are as in ``v2l serve``. The key is
+    ``engines`` and ``data`` are folders that every node sees; ``model``, ``store``, ``lora_folder`` and ``replicas`` (``N`` or ``N:M``) are as in ``v2l serve``. The key is
     ``V2L_API_KEY`` of the environment.
     """
     engines = Path(arguments["engines"])
@@ -197,6 +197,7 @@ def application(arguments: Dict[str, str]) -> Any:
     config = Config(
         engines=engines,
         data=Path(arguments["data"]),
+        store=arguments.get("store") or os.environ.get("V2L_STORE", ""),
         model=arguments.get("model") or engines.name,
         lora_folders=(Path(folder),) if folder else (),
         api_key=os.environ.get("V2L_API_KEY") or None,
@@ -215,7 +216,7 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
         # Ray's count of processors only books replicas; a machine with one may have several.
         alone = {"address": "local", "num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
     config = dataclasses.replace(config, generation=secrets.token_hex(8))
-    store = Store(config.data, config.model)
+    store = open_store(config)
     ray.init(logging_level=logging.WARNING, **alone)
     # Ray has put its own functions here, which end the process at once.
     ended = threading.Event()
