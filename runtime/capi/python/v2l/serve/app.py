@@ -24,12 +24,12 @@ from .adapters import TARGET_NAMES, Adapters, Checker, Entry, has_two_transforme
 from .config import Config
 from .errors import Refused
 from .guard import Guard
-from .store import Job, QueueFull, open_store
+from .store import Job, QueueFull, Store, open_store
 from .worker import Worker, remove, sweep
 
 LOG = logging.getLogger("v2l.serve")
 
-#: How often the server looks whether a synchronous request's video is done.
+#: How often the server looks whether a synchronous request's video is done that another process makes.
 _POLL = 0.01
 #: How often what is too old is removed.
 _SWEEP = 60.0
@@ -294,19 +294,22 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
         job = await service.create(request)
         id = job.id
         gone = asyncio.create_task(_gone(request))
+        changed, wake = watch(service.store)
         try:
+            job = await run_in_threadpool(service.find, id)
             while job.status in ("queued", "in_progress"):
                 if gone.done():
                     raise Refused(499, "the client went away")
                 if job.status == "queued" and service.draining:
                     raise Refused(503, "the server is about to end; send this to another, or again later")
-                await asyncio.sleep(_POLL)
+                await waited(changed, _POLL)
                 job = await run_in_threadpool(service.find, id)
         except BaseException:
             await run_in_threadpool(service.delete, id)
             raise
         finally:
             gone.cancel()
+            service.store.watchers.remove(wake)
         if job.error_code is not None:
             status = {"invalid_argument": 400, "bad_adapter": 400, "unsupported": 501, "memory": 503}.get(job.error_code, 500)
             raise Refused(status, job.error_message or "", None, job.error_code)
@@ -407,6 +410,26 @@ def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
         stack.append({"nickname": name or Path(file).stem, "path": file, "strength": scale, "target": experts})
     service.checker.check([(str(entry["path"]), 1.0, entry["target"]) for entry in stack])
     return stack
+
+
+def watch(store: Store) -> Tuple[asyncio.Event, Callable[[], object]]:
+    """An event that is set when the store changes in this process, and what sets it: to be removed from the store's watchers."""
+    changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake() -> None:
+        # The server may be at its end.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(changed.set)
+
+    store.watchers.append(wake)
+    return changed, wake
+
+
+async def waited(changed: asyncio.Event, seconds: float) -> None:
+    """Waits for a change, which others may make unseen: so not for long."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(changed.wait(), seconds)
+    changed.clear()
 
 
 async def _gone(request: Request) -> None:

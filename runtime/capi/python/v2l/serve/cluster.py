@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from .app import Service, create_app
+from .app import Service, create_app, waited, watch
 from .config import Config
 from .store import Job, open_store
 from .worker import Worker
@@ -38,7 +38,7 @@ _STACKS = 8
 #: How often a replica asks whether it is about to end, and how long it has to put a job back once the time for that job is over.
 _ASK = 0.25
 _MARGIN = 20.0
-#: How often the ingress looks for jobs that wait.
+#: How often the ingress looks for jobs that wait and came by another.
 _LOOK = 0.05
 
 
@@ -112,6 +112,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
         try:
             routed = handle.options(multiplexed_model_id=job.stack) if service.config.affinity else handle
             await routed.make.remote(job.id)
+            service.store.changed()
         except Exception as error:
             # The job is in the store all the same, and goes out again when it waits again.
             LOG.warning("%s: the replica is lost or takes nothing: %s", job.id, type(error).__name__)
@@ -121,6 +122,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
         service.store.recover(service.config.lease)
         return service.store.queued()
 
+    changed, _ = watch(service.store)
     while True:
         try:
             ending = await asyncio.to_thread(service.store.is_ending, service.config.generation)
@@ -131,7 +133,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
             LOG.exception("the queue cannot be read")
         for id in [id for id, task in sent.items() if task.done()]:
             del sent[id]
-        await asyncio.sleep(_LOOK)
+        await waited(changed, _LOOK)
 
 
 def _deployed(config: Config, fewest: int, most: int) -> Any:

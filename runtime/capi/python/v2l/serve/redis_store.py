@@ -116,7 +116,7 @@ class RedisStore(Store):
         if told.get("maxmemory_policy", "noeviction") != "noeviction":
             LOG.warning("Redis forgets jobs if its memory is full; set maxmemory-policy noeviction")
 
-    def _transaction(self, change: Callable[[Change], _T]) -> _T:
+    def _transaction(self, change: Callable[[Change], _T], *, told: bool = False) -> _T:
         while True:
             with self._client.pipeline() as pipe:
                 made = _RedisChange(self._client, pipe, self.model)

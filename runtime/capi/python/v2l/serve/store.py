@@ -149,15 +149,18 @@ class Store(abc.ABC):
 
     def __init__(self, model: str) -> None:
         self.model = model
-        #: Set when this process has added a job; a worker in it need not look for one.
-        self.added = threading.Event()
+        #: Called, on any thread, when this process has added or ended a job: who waits for that in it need not look again and again.
+        self.watchers: List[Callable[[], object]] = []
         self._trouble = time.monotonic()
 
     # What a kind of store does.
 
     @abc.abstractmethod
-    def _transaction(self, change: Callable[[Change], _T]) -> _T:
-        """Makes a change whole or not at all, as if nobody else made one. It is called again if somebody did."""
+    def _transaction(self, change: Callable[[Change], _T], *, told: bool = False) -> _T:
+        """Makes a change whole or not at all, as if nobody else made one. It is called again if somebody did.
+
+        ``told`` is a change that a client is told of. The others may be lost with the machine's power: workers make them again.
+        """
 
     @abc.abstractmethod
     def now(self) -> float:
@@ -221,12 +224,17 @@ class Store(abc.ABC):
             jobs.write(None, job)
             return None
 
-        waiting = self._transaction(change)
+        waiting = self._transaction(change, told=True)
         made = self.get(id)
         if waiting is not None or made is None:
             raise QueueFull(f"{waiting} videos wait; expected fewer than {max_queued}, try again later")
-        self.added.set()
+        self.changed()
         return made
+
+    def changed(self) -> None:
+        """Says to those who wait in this process that there is something new."""
+        for watcher in self.watchers[:]:
+            watcher()
 
     def queued(self) -> List[Job]:
         """Jobs that wait, oldest first."""
@@ -305,7 +313,9 @@ class Store(abc.ABC):
                 jobs.count("seconds", phase, seconds)
             return True
 
-        return self._transaction(change)
+        mine = self._transaction(change)
+        self.changed()
+        return mine
 
     @staticmethod
     def _end(
@@ -384,7 +394,7 @@ class Store(abc.ABC):
                 found = self._end(jobs, found, now, "cancelled", "cancelled")
             jobs.write(found, None)
 
-        self._transaction(change)
+        self._transaction(change, told=True)
 
     def count(self, name: str, label: str = "", by: float = 1) -> None:
         """Adds to a counter."""
@@ -460,7 +470,7 @@ class SqliteStore(Store):
         folder.mkdir(parents=True, exist_ok=True)
         self._file = folder / "jobs.sqlite"
         self._threads = threading.local()
-        with self._locked() as connection:
+        with self._locked(True) as connection:
             # `executescript` would commit by itself.
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
@@ -481,13 +491,13 @@ class SqliteStore(Store):
                     if not tries:
                         raise
                     time.sleep(0.03)
-            connection.execute("PRAGMA synchronous=FULL")
             self._threads.connection = connection
         return connection
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[sqlite3.Connection]:
+    def _locked(self, told: bool) -> Iterator[sqlite3.Connection]:
         connection = self._connection()
+        connection.execute(f"PRAGMA synchronous={'FULL' if told else 'NORMAL'}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             yield connection
@@ -498,8 +508,8 @@ class SqliteStore(Store):
             raise
         connection.execute("COMMIT")
 
-    def _transaction(self, change: Callable[[Change], _T]) -> _T:
-        with self._locked() as connection:
+    def _transaction(self, change: Callable[[Change], _T], *, told: bool = False) -> _T:
+        with self._locked(told) as connection:
             return change(_SqliteChange(connection, self.model))
 
     def now(self) -> float:
@@ -546,7 +556,7 @@ class SqliteStore(Store):
         return {**dict.fromkeys(STATUSES, 0), **{row["status"]: row["n"] for row in self._rows(query, self.model)}}
 
     def set_state(self, name: str, value: Any) -> None:
-        with self._locked() as connection:
+        with self._locked(True) as connection:
             connection.execute("DELETE FROM state WHERE model = ? AND name = ?", (self.model, name))
             if value is not None:
                 connection.execute("INSERT INTO state VALUES (?, ?, ?)", (self.model, name, json.dumps(value)))

@@ -37,6 +37,8 @@ class Worker:
         self._name = worker_name(label)
         self._generator: Optional[Generator] = None
         self._ending = threading.Event()
+        self._woken = threading.Event()
+        self._store.watchers.append(self._woken.set)
         self._cut_off: Optional[float] = None
         (config.data / "videos").mkdir(parents=True, exist_ok=True)
 
@@ -59,6 +61,7 @@ class Worker:
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Works until :meth:`stop` is called or it is not wanted any more."""
         while wanted() and not self._ending.is_set():
+            self._woken.clear()
             try:
                 self._store.recover(self._config.lease)
                 job = self._claim()
@@ -66,8 +69,7 @@ class Worker:
                 LOG.exception("the queue cannot be read")
                 job = None
             if job is None:
-                self._store.added.wait(_IDLE)
-                self._store.added.clear()
+                self._woken.wait(_IDLE)
             else:
                 try:
                     self.work(job)
