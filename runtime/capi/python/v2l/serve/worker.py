@@ -39,6 +39,7 @@ class Worker:
         self._ending = threading.Event()
         self._woken = threading.Event()
         self._store.watchers.append(self._woken.set)
+        self._wanted: Callable[[], bool] = lambda: True
         self._cut_off: Optional[float] = None
         (config.data / "videos").mkdir(parents=True, exist_ok=True)
 
@@ -60,6 +61,7 @@ class Worker:
 
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Works until :meth:`stop` is called or it is not wanted any more."""
+        self._wanted = wanted
         while wanted() and not self._ending.is_set():
             self._woken.clear()
             try:
@@ -160,7 +162,7 @@ class Worker:
             try:
                 return self._store.finish(job, **outcome)
             except self._store.errors:
-                if self._ending.is_set():
+                if self._ending.is_set() or not self._wanted():
                     raise
                 LOG.exception("%s: the store cannot be written", job.id)
                 self._ending.wait(_BEAT)
