@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -383,11 +384,11 @@ def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def some(kind: str) -> "np.ndarray[Any, Any]":
-    """Numbers of a type, its largest and smallest among them; of BF16 as float32."""
+    """Numbers of a type, its largest and smallest among them."""
     if kind == "BOOL":
         return np.array([True, False, True])
-    if kind in ("BF16", "FP16"):
-        return np.array([0.5, -3.0, 1.0078125 if kind == "BF16" else 1.0009765625], np.float32 if kind == "BF16" else np.float16)
+    if kind in HALVES:
+        return np.array([0.5, -3.0, 1.0078125 if kind == "BF16" else 1.0009765625], np.float16 if kind == "FP16" else ml_dtypes.bfloat16)
     limits: Any = (np.finfo if kind.startswith("FP") else np.iinfo)(TYPES[kind])
     return np.array([3, limits.max, limits.min], TYPES[kind])
 
@@ -426,7 +427,7 @@ def test_halves_are_taken_and_given_where_the_configuration_declares_them(typed:
         for kind in HALVES:
             found = made.as_numpy(f"y_{kind}")
             assert made.get_output(f"y_{kind}")["datatype"] == kind if library is http else made.get_output(f"y_{kind}").datatype == kind
-            assert np.array_equal(found, np.concatenate([some(kind)] * 2)), (kind, found)
+            assert np.array_equal(found.astype(np.float32), np.concatenate([some(kind)] * 2).astype(np.float32)), (kind, found)
         # 2/3, rounded to the 8 bits of BF16.
         assert made.as_numpy("sum").tolist() == [0.66796875]
         with pytest.raises(InferenceServerException, match="x_FP16|x_BF16"):
