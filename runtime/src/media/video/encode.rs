@@ -27,8 +27,9 @@ const H264: &[&str] = &["-c:v", "libx264", "-preset", "medium", "-crf", "17", "-
 const VP9: &[&str] = &["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-pix_fmt", "yuv420p", "-threads", "4"];
 /// Side of the frames that a probe writes, in pixels: the smallest that all codecs take.
 const PROBE: usize = 64;
-/// Programs that wrote a format, as they then were, and the format's muxer.
-static WORKS: Mutex<BTreeSet<(PathBuf, (SystemTime, u64), &str)>> = Mutex::new(BTreeSet::new());
+/// A program as it was when it wrote a format, and the format's muxer.
+type Tried = (PathBuf, (SystemTime, u64), &'static str);
+static WORKS: Mutex<BTreeSet<Tried>> = Mutex::new(BTreeSet::new());
 const GIF: &[&str] = &["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"];
 
 fn format(path: &Path) -> Option<Format> {
