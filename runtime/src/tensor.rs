@@ -197,8 +197,8 @@ impl Tensor {
         ArrayD::from_shape_vec(IxDyn(shape), data).ok().map(Self::F32)
     }
 
-    /// Floats in the type that a graph takes; `None` for an integer type.
-    pub(crate) fn from_floats(array: ArrayD<f32>, dtype: Dtype) -> Option<Self> {
+    /// Floats rounded to f16 or bf16, or as they are; `None` for an integer type.
+    pub fn from_floats(array: ArrayD<f32>, dtype: Dtype) -> Option<Self> {
         match dtype {
             Dtype::F32 => Some(Self::F32(array)),
             Dtype::F16 => Some(Self::F16(array.mapv(f16::from_f32))),

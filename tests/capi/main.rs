@@ -5,6 +5,7 @@
 mod abi;
 mod backends;
 mod examples;
+mod experts;
 mod frontends;
 mod header;
 mod misuse;

@@ -20,10 +20,10 @@ import requests
 pytest.importorskip("ray", reason="Ray is not installed; install v2l[ray]")
 
 import v2l
-from conftest import IMAGE, MINIATURE, PROMPT, REQUEST
-from test_serve import FORM, LONG, Server, free_port
+from conftest import IMAGE, MINIATURE, PROMPT, REQUEST, free_port
+from test_serve import FORM, LONG, Server
 from v2l.serve import Config
-from v2l.serve.store import Store
+from v2l.serve.store import open_store
 
 #: Strengths of the one adapter: ten stacks, the base model among them.
 STACKS = [0.0, *(round(0.1 * tenth, 1) for tenth in range(1, 10))]
@@ -186,10 +186,10 @@ from pathlib import Path
 import ray
 from ray import serve
 from v2l.serve import Config, cluster
-from v2l.serve.store import Store
+from v2l.serve.store import open_store
 
 config = Config.from_json(sys.stdin.read())
-store = Store(config.data, config.model)
+store = open_store(config)
 request = {"prompt": "a boat", "num_frames": 257, "num_inference_steps": 100, "guidance_scale": 1.0, "seed": 1, "lora": []}
 ids = [store.create(store.new_id(), request, f"stack {n}", 9).id for n in range(2)]
 ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
@@ -243,7 +243,7 @@ def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server) ->
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
     assert cluster.client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
     assert cluster.process.wait(60) == 0
-    store = Store(cluster.data, "miniature")
+    store = open_store(Config(engines=cluster.data, data=cluster.data, model="miniature"))
     job = store.get(long)
     assert job is not None and (job.status, job.attempts) == ("queued", 0)
     assert store.counters().get("workers_lost", {}).get("", 0.0) == lost

@@ -22,18 +22,11 @@ import pytest
 import requests
 
 import v2l
-from conftest import COMMANDS, FIXTURES, IMAGE, MINIATURE, PROMPT, command
+from conftest import COMMANDS, FIXTURES, IMAGE, MINIATURE, PROMPT, command, free_port
 
 FORM = {"prompt": PROMPT, "num_frames": "9", "num_inference_steps": "4", "guidance_scale": "1", "seed": "43"}
 #: A job of some seconds, so that something can happen to it.
 LONG = {**FORM, "num_inference_steps": "100", "num_frames": "129"}
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
 
 
 class Server:

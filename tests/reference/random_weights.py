@@ -77,11 +77,16 @@ def recipe_for(key: str, tensors: dict[str, torch.Tensor], dtype: str = "F32", s
     return {"key": key, "tensors": entries}
 
 
+def compact(value) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 def save_recipe(file: Path, recipe: dict) -> dict[str, torch.Tensor]:
     """Writes the recipe that stands for `file`; gives its tensors."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(t)}" for name, t in recipe["tensors"].items())
-    text = f'{{"key": {json.dumps(recipe["key"])}, "tensors": {{\n{lines}\n}}}}\n'
+    lines = ",\n".join(f"{compact(name)}:{compact(t)}" for name, t in recipe["tensors"].items())
+    text = f'{{"key":{compact(recipe["key"])},"tensors":{{\n{lines}\n}}}}\n'
     file.with_name(file.name + ".recipe.json").write_text(text)
     return make(recipe)
 

@@ -118,12 +118,12 @@ def warm(work: Path, rounds: int) -> Dict[str, Any]:
 
 def store(work: Path, rounds: int) -> Dict[str, Any]:
     """Seconds of a sign of life, and of a look for work that finds none, in the store of the server's jobs."""
-    from v2l.serve.store import Store
+    from v2l.serve.store import SqliteStore
 
     measured: Dict[str, Any] = {}
     for replicas in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            jobs = Store(Path(folder), "miniature")
+            jobs = SqliteStore(Path(folder), "miniature")
             claimed = []
             for number in range(replicas):
                 jobs.create(str(number), {"prompt": PROMPT}, "", replicas)

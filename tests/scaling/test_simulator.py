@@ -188,7 +188,7 @@ class TheServersRule(unittest.TestCase):
         rng = random.Random(11)
         kinds = set()
         with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "time") as clock:
-            store = store_module.Store(Path(folder), "model")
+            store = store_module.SqliteStore(Path(folder), "model")
             waiting, ids = Waiting(), []
             now = 1000.0
             for number in range(400):

@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use v2l_export::targets::{OnnxRuntime, OpenVino, Target};
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_graphs::passes::quantize_weights;
-use v2l_graphs::{Builder, DataType, Initializer, Location, TensorData, encode_model};
+use v2l_graphs::{Builder, DataType, Dim, Initializer, Location, TensorData, encode_model};
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
 use v2l_runtime::backends::{BackendEngine, OpenEngine, chosen};
 use v2l_runtime::engine::Engine;
@@ -592,6 +592,35 @@ fn command_line_runs_on_openvino_or_says_how_to_come_by_it() {
     );
     let run = named.run(args!["--backend", "openvino", "--openvino-precision", "f16"]);
     assert!(run.code == 2 && run.stderr.contains("expected auto, f32, bf16 or int8"), "{} {}", run.code, run.stderr);
+}
+
+#[test]
+fn whole_numbers_of_more_than_32_bits_are_refused_on_openvino() {
+    let scratch = Scratch::new();
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Int64, [Dim::from("n")]);
+    let y = b.op("Neg", &[&x]);
+    b.output("y", &y, DataType::Int64, [Dim::from("n")]);
+    let model = scratch.write("model.onnx", encode_model(&b.finish().unwrap(), &|_| None).unwrap());
+    let (engine, inputs, outputs) = (scratch.path("m.engine"), scratch.path("in.safetensors"), scratch.path("out"));
+    let compiled = output(command("compile", args![model, "-o", &engine, "--backend", "openvino"]));
+    assert_eq!(compiled.code, 0, "{}", compiled.stderr);
+    let run = |last: i64| {
+        let given = Tensor::I64(ArrayD::from_shape_vec(IxDyn(&[2]), vec![-7, last]).unwrap());
+        write_tensors(&inputs, &[("x".to_owned(), given)].into_iter().collect(), &IndexMap::new()).unwrap();
+        output(command(
+            "run",
+            args!["--engine", &engine, "--backend", "openvino", "--inputs", &inputs, "--outputs", &outputs],
+        ))
+    };
+    assert_eq!(run(i64::from(i32::MAX)).code, 0);
+    let found = read_tensors(&outputs).unwrap();
+    assert_eq!(found["y"], Tensor::I64(ArrayD::from_shape_vec(IxDyn(&[2]), vec![7, -i64::from(i32::MAX)]).unwrap()));
+    for beyond in [1 << 31, i64::MIN] {
+        let refused = run(beyond);
+        assert_eq!(refused.code, 2, "{}", refused.stderr);
+        assert!(refused.stderr.contains("`x`") && refused.stderr.contains(&beyond.to_string()), "{}", refused.stderr);
+    }
 }
 
 #[test]

@@ -12,9 +12,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import requests
 import tritonclient.grpc as grpc
@@ -23,7 +25,8 @@ from tritonclient.utils import InferenceServerException
 
 import v2l
 import v2l_tools
-from conftest import IMAGE, MINIATURE, PROMPT, REQUEST
+from conftest import IMAGE, MINIATURE, PROMPT, REQUEST, command
+from v2l import _cache
 
 PARAMETERS: Dict[str, Any] = {**REQUEST, "guidance_scale": "1"}
 #: Stacks of requests: strengths of the one adapter.
@@ -31,7 +34,8 @@ STACKS = [0.0, 0.3, 0.6, 1.0]
 #: What the server runs with where the backend was built for AddressSanitizer. What is not v2l's is not built for it.
 SANITIZER: Dict[str, str] = {}
 if "V2L_TEST_ASAN" in os.environ:
-    SANITIZER = {"LD_PRELOAD": os.environ["V2L_TEST_ASAN"], "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"}
+    # TBB, which comes with OpenVINO, else loads a library in a way that AddressSanitizer refuses.
+    SANITIZER = {"TBB_ENABLE_SANITIZERS": "1", "LD_PRELOAD": os.environ["V2L_TEST_ASAN"], "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0:detect_odr_violation=0"}
 
 
 def free_ports(count: int) -> List[int]:
@@ -67,6 +71,23 @@ def models(engines: Path, loras: Path, work: Path) -> Dict[str, str]:
         "step": configuration(2, engine=engines / "transformer.engine", graph="step", backend="ort", weights="f32"),
         "encode": configuration(engine=engines / "text_encoder.engine"),
     }
+
+
+def ended(process: "subprocess.Popen[bytes]", log: Path, last: str) -> int:
+    """Waits for a server that ends, and gives its exit code.
+
+    With AddressSanitizer it hangs in its last destructors after it has unloaded any backend, even one that does nothing. There it is killed
+    once it has said `last`, and its exit code is 0 if there is no report.
+    """
+    until = time.monotonic() + 60
+    while SANITIZER and last not in log.read_text() and process.poll() is None:
+        assert time.monotonic() < until, log.read_text()[-4000:]
+        time.sleep(0.1)
+    if SANITIZER and process.poll() is None:
+        process.kill()
+        process.wait()
+        return int("AddressSanitizer" in log.read_text())
+    return process.wait(60)
 
 
 class Server:
@@ -109,17 +130,7 @@ class Server:
     def stop(self) -> None:
         assert self.process.poll() is None, self.log.read_text()[-4000:]
         self.process.send_signal(signal.SIGTERM)
-        if SANITIZER:
-            # With AddressSanitizer the server hangs in its last destructors after it has unloaded any backend, one that does nothing, too.
-            until = time.monotonic() + 60
-            while "Found 0 live models" not in self.log.read_text():
-                assert time.monotonic() < until, self.log.read_text()[-4000:]
-                time.sleep(0.1)
-            self.process.kill()
-            self.process.wait()
-        else:
-            assert self.process.wait(60) == 0, self.log.read_text()[-4000:]
-        assert "AddressSanitizer" not in self.log.read_text(), self.log.read_text()[-4000:]
+        assert ended(self.process, self.log, "Found 0 live models") == 0, self.log.read_text()[-4000:]
 
     def ready(self) -> bool:
         try:
@@ -314,7 +325,129 @@ def test_latents_come_alone_without_being_decoded(server: Server, engines: Path)
         client.close()
 
 
-TYPES = {"FP32": np.float32, "INT64": np.int64}
+TYPES = {
+    "FP32": np.float32, "FP16": np.float16, "FP64": np.float64, "INT64": np.int64, "INT32": np.int32, "INT16": np.int16, "INT8": np.int8,
+    "UINT64": np.uint64, "UINT32": np.uint32, "UINT16": np.uint16, "UINT8": np.uint8, "BOOL": np.bool_,
+}
+#: Those that graphs for OpenVINO have.
+OPENVINO = ("FP32", "INT64", "INT32", "INT8", "UINT8", "BOOL")
+HALVES = ("FP16", "BF16")
+
+
+def write_graph(kinds: Sequence[str], file: Path) -> None:
+    """A graph that gives each input of some types twice over, and the sum of one without axes with another."""
+    element = {"FP32": "FLOAT", "FP64": "DOUBLE", "FP16": "FLOAT16", "BF16": "BFLOAT16"}
+    ports, nodes = [], []
+    for kind in kinds:
+        number = getattr(onnx.TensorProto, element.get(kind, kind))
+        ports.append((kind, number))
+        nodes.append(onnx.helper.make_node("Concat", [f"x_{kind}"] * 2, [f"y_{kind}"], axis=0))
+    taken = [onnx.helper.make_tensor_value_info(f"x_{kind}", number, ["n"]) for kind, number in ports]
+    given = [onnx.helper.make_tensor_value_info(f"y_{kind}", number, ["m"]) for kind, number in ports]
+    nodes.append(onnx.helper.make_node("Add", ["scalar", "scalar"], ["sum"]))
+    taken.append(onnx.helper.make_tensor_value_info("scalar", onnx.TensorProto.FLOAT, []))
+    given.append(onnx.helper.make_tensor_value_info("sum", onnx.TensorProto.FLOAT, []))
+    graph = onnx.helper.make_graph(nodes, "types", taken, given)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=9), file)
+
+
+@pytest.fixture(scope="module")
+def typed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of graphs of every type, on ONNX Runtime and OpenVINO, and the miniature on OpenVINO."""
+    work = tmp_path_factory.mktemp("typed")
+    for name, kinds, flags in (("types", list(TYPES), []), ("halves", HALVES, []), ("openvino", OPENVINO, ["--backend", "openvino"])):
+        write_graph(kinds, work / f"{name}.onnx")
+        compiled = command("v2l-compile", work / f"{name}.onnx", "-o", work / f"{name}.engine", *flags)
+        assert compiled.returncode == 0, compiled.stderr
+    engines = _cache.engines(MINIATURE, work / "cache", {}, {"backend": "openvino"}, None, None)
+
+    def configuration(**parameters: object) -> str:
+        return models(engines, work, work)["video"].split("parameters")[0] + "".join(
+            f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in parameters.items()
+        )
+
+    def declared(place: str, names: Dict[str, str]) -> str:
+        ports = [f'{{ name: "{name}" data_type: TYPE_{kind} dims: [{1 if name in ("scalar", "sum") else -1}] }}' for name, kind in names.items()]
+        return f"{place} [{', '.join(ports)}]\n"
+
+    taken, given = ({**{f"{letter}_{kind}": kind for kind in HALVES}, more: "FP32"} for letter, more in (("x", "scalar"), ("y", "sum")))
+    given["sum"] = "BF16"
+    served = {
+        "types": configuration(engine=work / "types.engine"),
+        "halves": configuration(engine=work / "halves.engine"),
+        "declared": configuration(engine=work / "halves.engine") + declared("input", taken) + declared("output", given),
+        "openvino": configuration(engine=work / "openvino.engine", backend="openvino"),
+        "video": configuration(engines=engines, backend="openvino", threads=1),
+    }
+    running = Server(served, work)
+    yield running
+    running.stop()
+
+
+def some(kind: str) -> "np.ndarray[Any, Any]":
+    """Numbers of a type, its largest and smallest among them."""
+    if kind == "BOOL":
+        return np.array([True, False, True])
+    if kind in HALVES:
+        return np.array([0.5, -3.0, 1.0078125 if kind == "BF16" else 1.0009765625], np.float16 if kind == "FP16" else ml_dtypes.bfloat16)
+    limits: Any = (np.finfo if kind.startswith("FP") else np.iinfo)(TYPES[kind])
+    return np.array([3, limits.max, limits.min], TYPES[kind])
+
+
+def clients(server: Server) -> Iterator[Tuple[Any, Any]]:
+    for library, port in ((http, server.http), (grpc, server.grpc)):
+        client = library.InferenceServerClient(f"127.0.0.1:{port}")
+        yield library, client
+        client.close()
+
+
+def test_graphs_take_and_give_numbers_of_every_type(typed: Server) -> None:
+    scalar = np.array([1.5], np.float32)
+    for library, client in clients(typed):
+        for model, kinds in (("types", [kind for kind in TYPES if kind != "FP16"]), ("openvino", OPENVINO)):
+            tensors = {f"x_{kind}": some(kind) for kind in kinds}
+            if model == "openvino":
+                tensors["x_INT64"] = np.array([3, 2**31 - 1, -(2**31)])
+            else:
+                # Graphs take and give numbers in 16 bits as FP32.
+                tensors["x_FP16"] = some("FP16").astype(np.float32)
+            made = ran(library, client, model, {**tensors, "scalar": scalar})
+            for name, array in tensors.items():
+                found = made.as_numpy(name.replace("x", "y"))
+                assert found.dtype == array.dtype and np.array_equal(found, np.concatenate([array, array])), (model, name, found)
+            assert made.as_numpy("sum").tolist() == [3.0]
+
+
+def test_halves_are_taken_and_given_where_the_configuration_declares_them(typed: Server) -> None:
+    for library, client in clients(typed):
+        asked = []
+        for name, kind, array in (("x_FP16", "FP16", some("FP16")), ("x_BF16", "BF16", some("BF16")), ("scalar", "FP32", np.float32([1 / 3]))):
+            asked.append(library.InferInput(name, list(array.shape), kind))
+            asked[-1].set_data_from_numpy(array)
+        made = client.infer("declared", asked)
+        for kind in HALVES:
+            found = made.as_numpy(f"y_{kind}")
+            assert made.get_output(f"y_{kind}")["datatype"] == kind if library is http else made.get_output(f"y_{kind}").datatype == kind
+            assert np.array_equal(found.astype(np.float32), np.concatenate([some(kind)] * 2).astype(np.float32)), (kind, found)
+        # 2/3, rounded to the 8 bits of BF16.
+        assert made.as_numpy("sum").tolist() == [0.66796875]
+        with pytest.raises(InferenceServerException, match="x_FP16|x_BF16"):
+            client.infer("halves", asked)
+
+
+def test_openvino_refuses_what_it_would_cut_off_and_serves_videos(typed: Server, tmp_path: Path) -> None:
+    tensors = {f"x_{kind}": some(kind) for kind in OPENVINO}
+    for library, client in clients(typed):
+        with pytest.raises(InferenceServerException, match="x_INT64"):
+            ran(library, client, "openvino", {**tensors, "scalar": np.array([1.5], np.float32)})
+    directory = typed.log.parent / "cache"
+    (engines,) = [path for path in directory.iterdir() if (path / "pipeline.json").exists()]
+    with v2l.Pipeline(engines, threads=1, backend=v2l.Backend.OPENVINO) as pipeline:
+        latents = pipeline.generate(PROMPT, image=IMAGE, **REQUEST)["latents"]
+    client = grpc.InferenceServerClient(f"127.0.0.1:{typed.grpc}")
+    made = client.infer("video", inputs(grpc), outputs=[grpc.InferRequestedOutput("latents")], parameters=parameters())
+    assert np.array_equal(made.as_numpy("latents"), latents)
+    client.close()
 
 
 def tensors_of(batch: int) -> Dict[str, "np.ndarray[Any, Any]"]:
@@ -400,7 +533,6 @@ def test_metrics_tell_phases_steps_swaps_and_hits(server: Server) -> None:
     client.close()
 
 
-@pytest.mark.skipif(bool(SANITIZER), reason="with AddressSanitizer the server hangs when it ends, as in Server.stop")
 def test_wrong_configurations_are_refused(engines: Path, tmp_path: Path) -> None:
     wrong = {
         "both": ({"engines": engines, "engine": engines / "transformer.engine"}, "both engines and engine"),
@@ -409,18 +541,26 @@ def test_wrong_configurations_are_refused(engines: Path, tmp_path: Path) -> None
         "threads": ({"engines": engines, "threads": "some"}, "threads"),
         "backend": ({"engines": engines, "backend": "directml"}, "directml"),
         "nonsense": ({"engines": engines, "nonsense": "1"}, "nonsense"),
+        "form": ({"engine": engines / "transformer.engine", "backend": "openvino"}, "OpenVINO"),
+        "type": ({"engine": engines / "text_encoder.engine"}, "TYPE_FP32 or TYPE_FP16 or TYPE_BF16"),
+        "port": ({"engine": engines / "text_encoder.engine"}, "the input ids"),
+    }
+    declared = {
+        "type": 'output [{ name: "last_hidden_state" data_type: TYPE_INT8 dims: [-1, -1, -1] }]\n',
+        "port": 'input [{ name: "ids" data_type: TYPE_INT64 dims: [-1, -1] }]\n',
     }
     for name, (given, _) in wrong.items():
         (tmp_path / name / "1").mkdir(parents=True)
         lines = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}\n' for key, value in given.items()]
-        (tmp_path / name / "config.pbtxt").write_text('backend: "v2l"\ninstance_group [{ kind: KIND_CPU }]\n' + "".join(lines))
+        (tmp_path / name / "config.pbtxt").write_text('backend: "v2l"\ninstance_group [{ kind: KIND_CPU }]\n' + "".join(lines) + declared.get(name, ""))
     words = [program(), "--model-repository", tmp_path, "--backend-directory", os.environ["V2L_TEST_BACKENDS"]]
     words += ["--allow-http", "false", "--allow-grpc", "false", "--allow-metrics", "false"]
-    ended = subprocess.run([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                           text=True, timeout=60, env=v2l_tools.environment())
-    assert ended.returncode != 0
+    log = tmp_path / "server.log"
+    environment = {**v2l_tools.environment(), **SANITIZER}
+    process = subprocess.Popen([str(word) for word in words], stdin=subprocess.DEVNULL, stdout=open(log, "wb"), stderr=subprocess.STDOUT, env=environment)
+    assert (ended(process, log, "creating server: ") == 0) == bool(SANITIZER), log.read_text()[-4000:]
     for name, (_, named) in wrong.items():
-        failed = [line for line in ended.stdout.splitlines() if f"failed to load '{name}'" in line]
+        failed = [line for line in log.read_text().splitlines() if f"failed to load '{name}'" in line]
         assert failed and named in failed[0], (name, failed)
 
 

@@ -207,6 +207,9 @@ inline v2l_generate_options generate_options() {
     return detail::defaults<v2l_generate_options>(v2l_generate_options_init);
 }
 
+/// v2l_adapter_options with their defaults.
+inline v2l_adapter_options adapter_options() { return detail::defaults<v2l_adapter_options>(v2l_adapter_options_init); }
+
 /// An engine file.
 class Engine : public detail::Owner<v2l_engine, v2l_engine_free> {
 public:
@@ -272,6 +275,10 @@ public:
     Adapter(const Engine &engine, const std::string &file, const v2l_adapter_options *options = nullptr)
         : Owner(detail::made<v2l_adapter>(
               [&](auto out) { return v2l_adapter_new(engine.get(), file.c_str(), options, out); })) {}
+    /// For a model with two transformers: `experts` says which of them the file is for.
+    Adapter(const Engine &transformer, const Engine &transformer_2, const std::string &file,
+            v2l_experts experts = V2L_EXPERTS_AUTO)
+        : Owner(load(transformer.get(), transformer_2.get(), file, experts)) {}
 
     v2l_coverage coverage() const {
         v2l_coverage coverage{};
@@ -282,6 +289,18 @@ public:
 
     void save(const std::string &file, v2l_adapter_format format) const {
         check(v2l_adapter_save(get(), file.c_str(), format));
+    }
+
+private:
+    friend class Pipeline;
+
+    static v2l_adapter *load(const v2l_engine *first, const v2l_engine *second, const std::string &file,
+                             v2l_experts experts) {
+        auto options = adapter_options();
+        options.second = second;
+        options.experts = experts;
+        return detail::made<v2l_adapter>(
+            [&](auto out) { return v2l_adapter_new(first, file.c_str(), &options, out); });
     }
 };
 
@@ -410,6 +429,18 @@ public:
     Engine engine(const std::string &component) const {
         return Engine(detail::made<v2l_engine>(
             [&](auto out) { return v2l_pipeline_engine(get(), component.c_str(), out); }));
+    }
+
+    /// Loads an adapter for the transformer, or for those of the two that `experts` says, of a model with two.
+    Adapter adapter(const std::string &file, v2l_experts experts = V2L_EXPERTS_AUTO) const {
+        const Engine first = engine("transformer");
+        v2l_engine *second = nullptr;
+        const v2l_status status = v2l_pipeline_engine(get(), "transformer_2", &second);
+        if (status != V2L_ERROR_INVALID_ARGUMENT) { // there is one
+            check(status);
+        }
+        const Engine owner(second);
+        return Adapter(Adapter::load(first.get(), second, file, experts));
     }
 
     v2l_adapter_report set_adapters(const AdapterSet &set, Control &control) const {

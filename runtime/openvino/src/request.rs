@@ -353,7 +353,12 @@ fn read<'a>(tensor: &Handle<ov_tensor_t>) -> Result<(u32, Vec<usize>, &'a [u8]),
         check(openvino_sys::ov_tensor_get_element_type(tensor.raw(), (&raw mut number).cast()))?;
         check(openvino_sys::ov_tensor_get_byte_size(tensor.raw(), &mut length))?;
         check(openvino_sys::ov_tensor_data(tensor.raw(), &mut data))?;
-        check(openvino_sys::ov_tensor_get_shape(tensor.raw(), &mut shape))?;
+        let status = openvino_sys::ov_tensor_get_shape(tensor.raw(), &mut shape);
+        // It refuses to give a shape without extents.
+        let is_scalar = Element::of(number).is_some_and(|element| element.size() == length);
+        if !(is_scalar && status == ov_status_e::INVALID_C_PARAM) {
+            check(status)?;
+        }
         let rank = usize::try_from(shape.rank).unwrap_or_default();
         let extents = if rank == 0 || shape.dims.is_null() { &[][..] } else { slice::from_raw_parts(shape.dims, rank) };
         let extents = extents.iter().map(|extent| usize::try_from(*extent).unwrap_or_default()).collect();

@@ -275,7 +275,7 @@ def compile_for_openvino(work: Path, tools: Path, name, *flags):
 
 def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
     compiled = functools.partial(compile_for_openvino, work, tools)
-    stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=32")
+    stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=128")
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
     def torch_in(dtype, compiled=False):
@@ -418,7 +418,7 @@ def profile_on_openvino(stored: Path, int8: Path, tokens, rounds, say):
     for name, engine, settings in (
         ("f32", stored, {"INFERENCE_PRECISION_HINT": "f32"}),
         ("bf16", stored, {"INFERENCE_PRECISION_HINT": "bf16"}),
-        ("8 bits, rows too", int8, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 32}),
+        ("8 bits, rows too", int8, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
     ):
         graph, weights = stored_graph(engine)
         request = request_on_openvino(graph, weights, settings | {"PERF_COUNT": True})
@@ -661,7 +661,7 @@ def main():
         compiled = functools.partial(compile_for_openvino, work, tools)
         frames, rows, columns = kind.grid
         tokens = frames * rows * columns + 226
-        profile_on_openvino(compiled("engines.openvino"), compiled("engines.int8", "--int8=32"), tokens, a.rounds, say)
+        profile_on_openvino(compiled("engines.openvino"), compiled("engines.int8", "--int8=128"), tokens, a.rounds, say)
         return
     if a.openvino:
         compare_on_openvino(work, tools, kind, a.rounds, a.one_by_one, say)

@@ -136,6 +136,19 @@ fn every_type_of_element_goes_in_and_comes_out() {
     }
 }
 
+#[test]
+fn tensors_without_extents_go_in_and_come_out() {
+    let mut builder = Builder::new("doubled");
+    let x = builder.input("x", DataType::Float, [] as [Dim; 0]);
+    let y = builder.op("Add", &[&x, &x]);
+    builder.output("y", &y, DataType::Float, [] as [Dim; 0]);
+    let mut request = request(&onnx(builder), &CompileOptions::default());
+    request.set_input("x", f32s(&[], &[1.5])).unwrap();
+    request.run(NEVER).unwrap();
+    assert!(request.output("y").unwrap().shape().is_empty());
+    assert_eq!(output(&request, "y"), [3.0]);
+}
+
 /// A graph that hands its input `w` to operators that might work in place, and what they give for it.
 fn in_place() -> Vec<u8> {
     let mut builder = Builder::new("in_place");

@@ -1,5 +1,6 @@
 //! An instance that runs one graph on named tensors.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::Path;
@@ -62,7 +63,7 @@ impl GraphInstance {
         let results = session.run_unless(&inputs, &|| request.is_cancelled())?;
         settings.metrics.took(c"run", began.elapsed().as_secs_f64());
         let results = results.iter().filter(|(name, _)| wanted.is_empty() || wanted.contains(name));
-        results.map(|(name, tensor)| made(name, tensor)).collect()
+        results.map(|(name, tensor)| made(name, tensor, settings.given.get(name).copied())).collect()
     }
 
     /// Brings the request's adapters into the weights, whole or not at all.
@@ -124,7 +125,15 @@ fn tensor(input: Input, rank: Option<usize>) -> Result<Tensor, Failure> {
         .ok_or_else(|| wrong(&format!("{} bytes are not those of {dtype} {extents:?}", data.len())))
 }
 
-fn made(name: &str, tensor: &Tensor) -> Result<Made, Failure> {
+/// An output in the type that the configuration declares.
+fn made(name: &str, tensor: &Tensor, declared: Option<Dtype>) -> Result<Made, Failure> {
+    let tensor = match declared.filter(|dtype| *dtype != tensor.dtype()) {
+        None => Cow::Borrowed(tensor),
+        Some(dtype) => {
+            let rounded = tensor.to_f32().and_then(|floats| Tensor::from_floats(floats, dtype));
+            Cow::Owned(rounded.ok_or_else(|| Failure::internal("an output is of another type than its graph says"))?)
+        }
+    };
     let mut shape: Vec<i64> = tensor.shape().iter().map(|extent| i64::try_from(*extent).unwrap_or(i64::MAX)).collect();
     if shape.is_empty() {
         shape.push(1);
@@ -133,6 +142,6 @@ fn made(name: &str, tensor: &Tensor) -> Result<Made, Failure> {
         name: CString::new(name).map_err(|_| Failure::internal("an output's name holds NUL"))?,
         kind: type_of(tensor.dtype()).0,
         shape,
-        data: tensor_bytes(tensor).into_owned(),
+        data: tensor_bytes(&tensor).into_owned(),
     })
 }

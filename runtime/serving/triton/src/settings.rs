@@ -1,5 +1,6 @@
 //! What a model's configuration says, and what it is completed to.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -7,9 +8,11 @@ use std::sync::{Arc, LazyLock};
 use serde_json::{Value as Json, json};
 use v2l_runtime::Engine;
 use v2l_runtime::backends::onnxruntime::SharedWeights;
+use v2l_runtime::engine::manifest::Graph;
 use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::generator::{Options, PredictionCacheOptions};
 use v2l_runtime::lora::fuse::FusedCache;
+use v2l_runtime::tensor::Dtype;
 
 use crate::failure::Failure;
 use crate::graph::type_of;
@@ -37,6 +40,8 @@ pub(crate) struct Settings {
     pub(crate) serves: Serves,
     /// Adapters lie below it; `None` where requests may name none.
     pub(crate) adapters: Option<PathBuf>,
+    /// The types of a graph's outputs.
+    pub(crate) given: HashMap<String, Dtype>,
     /// A request has several responses: progress, then the video.
     pub(crate) decoupled: bool,
     /// How engines are opened.
@@ -85,10 +90,15 @@ impl Settings {
             complete(&mut config, &serves)?;
             model.set_config(&config)?;
         }
+        let given = match &serves {
+            Serves::Videos(_) => HashMap::new(),
+            Serves::Graph(engine, graph) => declared(&config, engine.graph(graph)?)?,
+        };
         let (name, version) = model.name()?;
         Ok(Self {
             serves,
             adapters: named.adapters,
+            given,
             decoupled: config["model_transaction_policy"]["decoupled"].as_bool().unwrap_or(false),
             options,
             metrics: Metrics::of(&name, version),
@@ -146,6 +156,43 @@ fn complete(config: &mut Json, serves: &Serves) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Types that the configuration may declare for a graph's input or output of a type: inputs are converted without loss, outputs are rounded.
+fn taken(place: &str, of: Dtype) -> Vec<Dtype> {
+    let others: &[Dtype] = match (place, of) {
+        (_, Dtype::F32) => &[Dtype::F16, Dtype::Bf16],
+        ("input", Dtype::I64) => &[Dtype::I32, Dtype::F32],
+        _ => &[],
+    };
+    [&[of], others].concat()
+}
+
+/// Checks what the configuration declares against a graph, and gives the types of its outputs.
+fn declared(config: &Json, graph: &Graph) -> Result<HashMap<String, Dtype>, Failure> {
+    let mut given = HashMap::new();
+    for (place, ports) in [("input", &graph.inputs), ("output", &graph.outputs)] {
+        for one in config[place].as_array().into_iter().flatten() {
+            let (name, kind) =
+                (one["name"].as_str().unwrap_or_default(), one["data_type"].as_str().unwrap_or_default());
+            let port = ports.iter().find(|port| port.name == name).ok_or_else(|| {
+                let known: Vec<&str> = ports.iter().map(|port| &port.name[..]).collect();
+                Failure::argument(format!("the configuration has the {place} {name}; expected {}", known.join(", ")))
+            })?;
+            let taken = taken(place, port.dtype);
+            let dtype = taken.iter().find(|dtype| type_of(**dtype).1 == kind).ok_or_else(|| {
+                let expected: Vec<&str> = taken.iter().map(|dtype| type_of(*dtype).1).collect();
+                Failure::argument(format!(
+                    "the {place} {name} is declared as {kind}; expected {}",
+                    expected.join(" or ")
+                ))
+            })?;
+            if place == "output" {
+                given.insert(port.name.clone(), *dtype);
+            }
+        }
+    }
+    Ok(given)
 }
 
 /// A graph's input or output. Triton has no tensors without axes: they have one, of extent 1.

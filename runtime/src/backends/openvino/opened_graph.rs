@@ -93,6 +93,22 @@ pub(super) fn element(dtype: Dtype) -> Option<Element> {
     }
 }
 
+/// Refuses whole numbers that OpenVINO would cut off: it computes with 32 bits of 64.
+fn within_32_bits(name: &str, view: &TensorView<'_>) -> Result<(), SessionError> {
+    if view.dtype() != Dtype::I64 {
+        return Ok(());
+    }
+    let (values, _) = view.data().as_chunks::<8>();
+    match values.iter().map(|bytes| i64::from_ne_bytes(*bytes)).find(|value| i32::try_from(*value).is_err()) {
+        Some(value) => Err(SessionError::InputMismatch {
+            name: name.to_owned(),
+            expected: format!("numbers from {} to {}, as OpenVINO has 32 bits for them", i32::MIN, i32::MAX),
+            found: value.to_string(),
+        }),
+        None => Ok(()),
+    }
+}
+
 /// A weight as OpenVINO takes it.
 pub(super) fn borrowed(dtype: Dtype, shape: &[usize], data: Bytes) -> Result<Borrowed, OpenVinoError> {
     Borrowed::new(known(dtype)?, shape, Arc::new(data))
@@ -132,6 +148,7 @@ impl RunnableGraph for OvGraph {
         let is_read = |port: &Port| !self.unread.contains(&port.name);
         for (port, input) in left.iter().zip(&bound).filter(|(port, _)| is_read(port)) {
             let view = input.view();
+            within_32_bits(&port.name, &view)?;
             lend(&port.name[..], view.dtype(), view.shape(), view.data()).map_err(failed)?;
         }
         for (port, shape, data) in kept.iter().filter(|(port, ..)| is_read(port)) {

@@ -1,8 +1,11 @@
 //! Frames to video files, through ffmpeg.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use ffmpeg_sidecar::command::FfmpegCommand;
 
@@ -24,6 +27,9 @@ const H264: &[&str] = &["-c:v", "libx264", "-preset", "medium", "-crf", "17", "-
 const VP9: &[&str] = &["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-pix_fmt", "yuv420p", "-threads", "4"];
 /// Side of the frames that a probe writes, in pixels: the smallest that all codecs take.
 const PROBE: usize = 64;
+/// A program as it was when it wrote a format, and the format's muxer.
+type Tried = (PathBuf, (SystemTime, u64), &'static str);
+static WORKS: Mutex<BTreeSet<Tried>> = Mutex::new(BTreeSet::new());
 const GIF: &[&str] = &["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"];
 
 fn format(path: &Path) -> Option<Format> {
@@ -75,7 +81,7 @@ pub fn write_commented(
 }
 
 /// Finds out whether [`write_video`] could write there, and changes nothing: the folder and ffmpeg with its codec are tried on two
-/// small black frames.
+/// small black frames. An ffmpeg that has written a format once in this process is not tried again.
 ///
 /// # Errors
 /// Those of [`write_video`].
@@ -86,11 +92,19 @@ pub fn probe_video(path: &Path, ffmpeg: Option<&Path>) -> Result<(), VideoError>
     let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
     let ffmpeg = ffmpeg.ok_or_else(|| VideoError::NoFfmpeg { path: path.to_owned() })?;
     let file = AtomicFile::create(path).map_err(io_error(path))?;
+    let program = std::fs::metadata(ffmpeg).ok().and_then(|found| Some((found.modified().ok()?, found.len())));
+    let tried = program.map(|program| (ffmpeg.to_owned(), program, format.muxer));
+    let works = || WORKS.lock().unwrap_or_else(PoisonError::into_inner);
+    if tried.as_ref().is_some_and(|tried| works().contains(tried)) {
+        return Ok(());
+    }
     let black = Frames::new(PROBE, PROBE, vec![0; 2 * 3 * PROBE * PROBE], None)?;
     encode(file.path(), &format, (&black, 8.0, ""), ffmpeg).map_err(|error| match error {
         VideoError::Ffmpeg { status, message, .. } => VideoError::Ffmpeg { path: path.to_owned(), status, message },
         other => other,
-    })
+    })?;
+    works().extend(tried);
+    Ok(())
 }
 
 /// True if [`write_video`] needs ffmpeg for this path, false for a folder.

@@ -100,6 +100,31 @@ fn missing_ffmpeg_is_named() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// A program that counts its calls and is an ffmpeg, or fails.
+#[cfg(unix)]
+#[test]
+fn ffmpeg_is_tried_once_for_a_format_until_it_is_another() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = tempfile::tempdir().unwrap();
+    let (program, log) = (scratch.path().join("counted"), scratch.path().join("log"));
+    let write = |last: &str| {
+        std::fs::write(&program, format!("#!/bin/sh\necho >>'{}'\n{last}\n", log.display())).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    let probe = |name: &str| probe_video(&scratch.path().join(name), Some(&program));
+    let calls = || std::fs::read_to_string(&log).unwrap().lines().count();
+    write("exit 1 # it fails");
+    assert!(probe("a.mp4").is_err() && probe("a.mp4").is_err());
+    assert_eq!(calls(), 2);
+    write(&format!("exec '{}' \"$@\"", ffmpeg().display()));
+    for (name, count) in [("a.mp4", 3), ("b.mp4", 3), ("a.gif", 4), ("b.gif", 4), ("none/a.mp4", 4)] {
+        assert_eq!(probe(name).is_ok(), name != "none/a.mp4", "{name}");
+        assert_eq!(calls(), count, "{name}");
+    }
+    write("exit 1 # another");
+    assert!(probe("a.mp4").is_err());
+}
+
 #[test]
 fn missing_files_and_empty_folders_are_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -24,12 +24,12 @@ from .adapters import TARGET_NAMES, Adapters, Checker, Entry, has_two_transforme
 from .config import Config
 from .errors import Refused
 from .guard import Guard
-from .store import Job, QueueFull, Store
+from .store import Job, QueueFull, Store, open_store
 from .worker import Worker, remove, sweep
 
 LOG = logging.getLogger("v2l.serve")
 
-#: How often the server looks whether a synchronous request's video is done.
+#: How often the server looks whether a synchronous request's video is done that another process makes.
 _POLL = 0.01
 #: How often what is too old is removed.
 _SWEEP = 60.0
@@ -42,7 +42,7 @@ class Service:
         self.config = config
         for folder in ("uploads", "videos", "predictions"):
             (config.data / folder).mkdir(parents=True, exist_ok=True)
-        self.store = Store(config.data, config.model)
+        self.store = open_store(config)
         self.adapters = Adapters(config.lora_folders, has_two_transformers(config.engines))
         self.checker = Checker(config.engines)
         self.defaults = fields.Defaults(config.describe())
@@ -255,9 +255,17 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     async def unknown(_request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse(Refused(error.status_code, str(error.detail)).body(), error.status_code)
 
+    async def lost(_request: Request, error: Exception) -> JSONResponse:
+        LOG.error("the jobs cannot be read or written: %s", error)
+        told = Refused(503, "the jobs cannot be read or written now, and are kept; try again later")
+        return JSONResponse(told.body(), 503, {"Retry-After": "5"})
+
+    for kind in service.store.errors:
+        app.add_exception_handler(kind, lost)
+
     @app.get("/health")
     def health() -> JSONResponse:
-        """200 while requests are taken; 503 while the server ends, or if its queue cannot be read."""
+        """200 while requests are taken; 503 while the server ends, or while its jobs cannot be read."""
         service.store.statuses()
         draining = service.draining
         return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
@@ -286,19 +294,22 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
         job = await service.create(request)
         id = job.id
         gone = asyncio.create_task(_gone(request))
+        changed, wake = watch(service.store)
         try:
+            job = await run_in_threadpool(service.find, id)
             while job.status in ("queued", "in_progress"):
                 if gone.done():
                     raise Refused(499, "the client went away")
                 if job.status == "queued" and service.draining:
                     raise Refused(503, "the server is shutting down; send this to another server, or again later")
-                await asyncio.sleep(_POLL)
+                await waited(changed, _POLL)
                 job = await run_in_threadpool(service.find, id)
         except BaseException:
             await run_in_threadpool(service.delete, id)
             raise
         finally:
             gone.cancel()
+            service.store.watchers.remove(wake)
         if job.error_code is not None:
             status = {"invalid_argument": 400, "bad_adapter": 400, "unsupported": 501, "memory": 503}.get(job.error_code, 500)
             raise Refused(status, job.error_message or "", None, job.error_code)
@@ -399,6 +410,26 @@ def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
         stack.append({"nickname": name or Path(file).stem, "path": file, "strength": scale, "target": experts})
     service.checker.check([(str(entry["path"]), 1.0, entry["target"]) for entry in stack])
     return stack
+
+
+def watch(store: Store) -> Tuple[asyncio.Event, Callable[[], object]]:
+    """An event that is set when the store changes in this process, and what sets it: to be removed from the store's watchers."""
+    changed, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def wake() -> None:
+        # The server may be at its end.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(changed.set)
+
+    store.watchers.append(wake)
+    return changed, wake
+
+
+async def waited(changed: asyncio.Event, seconds: float) -> None:
+    """Waits for a change, which others may make unseen: so not for long."""
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(changed.wait(), seconds)
+    changed.clear()
 
 
 async def _gone(request: Request) -> None:

@@ -23,9 +23,9 @@ import time
 from pathlib import Path
 from typing import Any, Callable, Dict, List
 
-from .app import Service, create_app
+from .app import Service, create_app, waited, watch
 from .config import Config
-from .store import Job, Store
+from .store import Job, open_store
 from .worker import Worker
 
 LOG = logging.getLogger("v2l.serve")
@@ -38,7 +38,7 @@ _STACKS = 8
 #: How often a replica asks whether it is about to end, and how long it has to put a job back once the time for that job is over.
 _ASK = 0.25
 _MARGIN = 20.0
-#: How often the ingress looks for jobs that wait.
+#: How often the ingress looks for jobs that wait and came by another.
 _LOOK = 0.05
 
 
@@ -62,7 +62,8 @@ class Engine:
     def __init__(self, config: str) -> None:
         told = Config.from_json(config)
         self._affine = told.affinity
-        self._worker = Worker(told, label="replica")
+        self._store = open_store(told)
+        self._worker = Worker(told, self._store, label="replica")
         self._worker.open()
         self._one = asyncio.Lock()
         self._told = told
@@ -70,10 +71,9 @@ class Engine:
 
     def _watch(self, ended_by_ray: Callable[[], bool]) -> None:
         """Puts the job back in good time when Ray ends this replica, or the cluster ends."""
-        store = Store(self._told.data, self._told.model)
         while True:
             try:
-                if ended_by_ray() or store.is_ending(self._told.generation):
+                if ended_by_ray() or self._store.is_ending(self._told.generation):
                     self._worker.stop()
                     return
             except Exception:
@@ -112,6 +112,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
         try:
             routed = handle.options(multiplexed_model_id=job.stack) if service.config.affinity else handle
             await routed.make.remote(job.id)
+            service.store.changed()
         except Exception as error:
             # The job is in the store all the same, and goes out again when it waits again.
             LOG.warning("%s: the replica is lost or takes nothing: %s", job.id, type(error).__name__)
@@ -121,6 +122,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
         service.store.recover(service.config.lease)
         return service.store.queued()
 
+    changed, _ = watch(service.store)
     while True:
         try:
             ending = await asyncio.to_thread(service.store.is_ending, service.config.generation)
@@ -131,7 +133,7 @@ async def _dispatch(service: Service, handle: Any) -> None:
             LOG.exception("the queue cannot be read")
         for id in [id for id, task in sent.items() if task.done()]:
             del sent[id]
-        await asyncio.sleep(_LOOK)
+        await waited(changed, _LOOK)
 
 
 def _deployed(config: Config, fewest: int, most: int) -> Any:
@@ -188,7 +190,7 @@ def _deployed(config: Config, fewest: int, most: int) -> Any:
 def application(arguments: Dict[str, str]) -> Any:
     """The application for ``serve run v2l.serve.cluster:application KEY=VALUE…``.
 
-    ``engines`` and ``data`` are folders that every node sees; ``model``, ``lora_folder`` and ``replicas`` (``N`` or ``N:M``) are as in ``v2l serve``. The key is
+    ``engines`` and ``data`` are folders that every node sees; ``model``, ``store``, ``lora_folder`` and ``replicas`` (``N`` or ``N:M``) are as in ``v2l serve``. The key is
     ``V2L_API_KEY`` of the environment.
     """
     engines = Path(arguments["engines"])
@@ -197,6 +199,7 @@ def application(arguments: Dict[str, str]) -> Any:
     config = Config(
         engines=engines,
         data=Path(arguments["data"]),
+        store=arguments.get("store") or os.environ.get("V2L_STORE", ""),
         model=arguments.get("model") or engines.name,
         lora_folders=(Path(folder),) if folder else (),
         api_key=os.environ.get("V2L_API_KEY") or None,
@@ -215,7 +218,7 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
         # Ray's count of processors only books replicas; a machine with one may have several.
         alone = {"address": "local", "num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
     config = dataclasses.replace(config, generation=secrets.token_hex(8))
-    store = Store(config.data, config.model)
+    store = open_store(config)
     ray.init(logging_level=logging.WARNING, **alone)
     # Ray has put its own functions here, which end the process at once.
     ended = threading.Event()

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 from .config import Config
+from .store import open_store
 
 LOG = logging.getLogger("v2l.serve")
 
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="port to listen on; 0 is any (default: %(default)s)")
     add("--model", help="what clients call the model (default: the folder's name)")
     add("--data", type=Path, help="folder of jobs and videos (default: v2l/serve/MODEL in the user's state folder)")
+    add("--store", metavar="URL", help="Redis that keeps the jobs, redis://HOST:PORT/NUMBER (default: V2L_STORE, else SQLite in --data)")
     add("--lora-folder", type=Path, action="append", default=[], help="folder whose adapters clients may name; repeatable")
     add("--api-key-file", type=Path, help="file with the key that clients must send; V2L_API_KEY serves, too")
     add("--max-queued", type=int, default=64, help="jobs that may wait (default: %(default)s)")
@@ -102,6 +104,7 @@ def _config(options: argparse.Namespace) -> Config:
     return Config(
         engines=engines,
         data=(options.data or state / "v2l" / "serve" / model.replace(os.sep, "_")).absolute(),
+        store=os.environ.get("V2L_STORE", "") if options.store is None else options.store,
         model=model,
         lora_folders=tuple(folder.resolve() for folder in options.lora_folder),
         api_key=_key(options.api_key_file),
@@ -229,6 +232,17 @@ def main(arguments: Sequence[str]) -> int:
     except v2l.Error as error:
         print(f"v2l serve: {error}", file=sys.stderr)
         return error.status
+    if config.store and importlib.util.find_spec("redis") is None:
+        print("v2l serve: redis is not installed, and --store needs it; pip install 'v2l[redis]'", file=sys.stderr)
+        return 6
+    try:
+        open_store(config)
+    except ConnectionError as error:
+        print(f"v2l serve: {error}", file=sys.stderr)
+        return 6
+    except (OSError, ValueError) as error:
+        print(f"v2l serve: {error}", file=sys.stderr)
+        return 2
     if not config.api_key and options.host not in ("127.0.0.1", "::1", "localhost"):
         LOG.warning("whoever reaches %s may use this server; --api-key-file asks for a key", options.host)
     LOG.info("serving %s as %s; jobs and videos lie in %s", config.engines, config.model, config.data)

@@ -21,6 +21,8 @@ class Config:
     data: Path
     #: What clients call the model.
     model: str
+    #: The address of the Redis that keeps the jobs, as ``redis://HOST:PORT/NUMBER``; without it they lie in SQLite in ``data``.
+    store: str = ""
     #: Adapters are served from below these folders only, by their names or paths.
     lora_folders: Tuple[Path, ...] = ()
     #: What clients must send as ``Authorization: Bearer``; nothing if it is not set.

@@ -10,13 +10,13 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import v2l
 
 from .config import Config
 from .engine import Generator
-from .store import Job, Store, worker_name
+from .store import Job, Store, open_store, worker_name
 
 LOG = logging.getLogger("v2l.serve")
 
@@ -33,10 +33,13 @@ class Worker:
 
     def __init__(self, config: Config, store: Optional[Store] = None, label: str = "worker") -> None:
         self._config = config
-        self._store = store or Store(config.data, config.model)
+        self._store = store or open_store(config)
         self._name = worker_name(label)
         self._generator: Optional[Generator] = None
         self._ending = threading.Event()
+        self._woken = threading.Event()
+        self._store.watchers.append(self._woken.set)
+        self._wanted: Callable[[], bool] = lambda: True
         self._cut_off: Optional[float] = None
         (config.data / "videos").mkdir(parents=True, exist_ok=True)
 
@@ -58,7 +61,9 @@ class Worker:
 
     def run(self, wanted: Callable[[], bool] = lambda: True) -> None:
         """Works until :meth:`stop` is called or it is not wanted any more."""
+        self._wanted = wanted
         while wanted() and not self._ending.is_set():
+            self._woken.clear()
             try:
                 self._store.recover(self._config.lease)
                 job = self._claim()
@@ -66,8 +71,7 @@ class Worker:
                 LOG.exception("the queue cannot be read")
                 job = None
             if job is None:
-                self._store.added.wait(_IDLE)
-                self._store.added.clear()
+                self._woken.wait(_IDLE)
             else:
                 try:
                     self.work(job)
@@ -145,14 +149,23 @@ class Worker:
             return
         if code == "cancelled" and overdue.is_set():
             code, message = "timeout", f"the video took longer than {self._config.max_seconds:g} s"
-        mine = self._store.finish(
-            job, file=file.name if code is None else None, code=code, message=self._shown(message), durations=durations
-        )
+        mine = self._finish(job, file=file.name if code is None else None, code=code, message=self._shown(message), durations=durations)
         if not mine:
             file.unlink(missing_ok=True)
         LOG.info("%s: %s", job.id, "done" if code is None else f"{code}: {message}")
         if swapped:
             self._store.count("swaps")
+
+    def _finish(self, job: Job, **outcome: Any) -> bool:
+        """Records what became of a job, once the store can be written: others leave it alone while it cannot."""
+        while True:
+            try:
+                return self._store.finish(job, **outcome)
+            except self._store.errors:
+                if self._ending.is_set() or not self._wanted():
+                    raise
+                LOG.exception("%s: the store cannot be written", job.id)
+                self._ending.wait(_BEAT)
 
     def _shown(self, message: Optional[str]) -> Optional[str]:
         """A message without the places of this machine's files."""
