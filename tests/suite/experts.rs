@@ -208,7 +208,7 @@ fn files_that_reach_no_transformer_or_the_wrong_one_are_refused() {
     let arguments =
         args!["--engine", sample.engines(), "--lora", with(&pair.high, "@high"), "-o", &video, "--prompt", "a"];
     let run = output(command("run", arguments));
-    assert!(run.code == 5 && run.stderr.contains("the model has one"), "{}: {}", run.code, run.stderr);
+    assert!(run.code == 5 && run.stderr.contains("this model has one"), "{}: {}", run.code, run.stderr);
 }
 
 #[test]

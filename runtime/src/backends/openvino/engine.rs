@@ -12,8 +12,7 @@ use v2l_openvino::{Borrowed, Compiled, Core, Model};
 use super::embed::embed;
 use super::error::OvError;
 use super::opened_graph::{OvGraph, borrowed};
-use super::precision::{Arithmetic, NoBf16, can, decide};
-use super::probe::Block;
+use super::precision::{Arithmetic, BF16, NoBf16, can, decide};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
@@ -72,7 +71,7 @@ impl OpenVinoEngine {
             weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
         }
         let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
-        let has_bf16 = can(&core, Block::Bf16.capability()).map_err(OvError::Library)?;
+        let has_bf16 = can(&core, BF16).map_err(OvError::Library)?;
         let decided = decide(has_bf16, engine.manifest(), options.openvino.precision);
         let (arithmetic, why) = decided.or_else(|NoBf16| {
             let cpu = core.device_name().map_err(OvError::Library)?;

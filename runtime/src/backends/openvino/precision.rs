@@ -9,6 +9,8 @@ use crate::components::is_transformer;
 use crate::engine::manifest::Manifest;
 use crate::tensor::Dtype;
 
+/// What OpenVINO calls instructions for bfloat16.
+pub(super) const BF16: &str = "BF16";
 /// So many values of a row share a scale at most where rows are quantised: longer groups cost accuracy, and gain no time.
 const LONGEST_GROUP: u32 = 128;
 

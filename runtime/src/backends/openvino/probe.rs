@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::loose;
-use super::precision::{Arithmetic, is_in_8_bits};
+use super::precision::{Arithmetic, BF16, is_in_8_bits};
 use crate::backends::interface::{GraphWeight, Interface};
 use crate::backends::onnxruntime::{OrtOptions, OrtSession};
 use crate::engine::manifest::Manifest;
@@ -62,7 +62,7 @@ impl Block {
     /// What OpenVINO calls the instructions.
     pub(super) const fn capability(self) -> &'static str {
         match self {
-            Self::Bf16 => "BF16",
+            Self::Bf16 => BF16,
             Self::Int8 => "INT8",
         }
     }
