@@ -175,5 +175,5 @@ fn survival_of_predicted_tokens_needs_the_hypernetwork() {
     assert_eq!(slots(&light), slots(&expanded));
     let refused = output(command("inspect", args![&light, "--engine", sample.engine(TRANSFORMER), "--survival"]));
     assert_eq!(refused.code, 5, "{}", refused.stderr);
-    assert!(refused.stderr.contains("give the engine directory with its hypernetwork"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("give the engine directory that holds it"), "{}", refused.stderr);
 }
