@@ -273,9 +273,9 @@ def compile_for_openvino(work: Path, tools: Path, name, *flags):
     return engines / "transformer.engine"
 
 
-def compare_on_openvino(work: Path, tools: Path, kind, rounds, one_by_one, say):
+def compare_on_openvino(work: Path, tools: Path, kind, block, rounds, one_by_one, say):
     compiled = functools.partial(compile_for_openvino, work, tools)
-    stored, int8 = compiled("engines.openvino"), compiled("engines.int8", "--int8=128")
+    stored, int8 = compiled("engines.openvino"), compiled("engines.int8", f"--int8={block}")
     given = {name: torch.from_numpy(value) for name, value in load_file(work / "inputs.safetensors").items()}
 
     def torch_in(dtype, compiled=False):
@@ -404,7 +404,7 @@ def stored_graph(engine: Path):
         return model.SerializeToString(), {name: words_of(file, name) for name in form["weights"]}
 
 
-def profile_on_openvino(stored: Path, int8: Path, tokens, rounds, say):
+def profile_on_openvino(stored: Path, int8: Path, block, tokens, rounds, say):
     """Where the step's time goes, node by node, and what its linear layers alone take: as products of PyTorch's, which are oneDNN's."""
     import openvino
 
@@ -418,7 +418,7 @@ def profile_on_openvino(stored: Path, int8: Path, tokens, rounds, say):
     for name, engine, settings in (
         ("f32", stored, {"INFERENCE_PRECISION_HINT": "f32"}),
         ("bf16", stored, {"INFERENCE_PRECISION_HINT": "bf16"}),
-        ("8 bits, rows too", int8, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128}),
+        ("8 bits, rows too", int8, {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": min(block, 128)}),
     ):
         graph, weights = stored_graph(engine)
         request = request_on_openvino(graph, weights, settings | {"PERF_COUNT": True})
@@ -634,6 +634,7 @@ def main():
     parser.add_argument("--passes", action="store_true", help="v2l with and without each pass, and guidance's batch")
     parser.add_argument("--openvino", action="store_true", help="on OpenVINO, against PyTorch and v2l on ONNX Runtime")
     parser.add_argument("--one-by-one", action="store_true", help="with --openvino: one after the other, in the memory of one")
+    parser.add_argument("--int8", type=int, default=128, metavar="BLOCK", help="with --openvino: blocks of the matrices in 8 bits")
     parser.add_argument("--profile", action="store_true", help="with --openvino: where the time goes, in place of the comparison")
     parser.add_argument("--cuda", action="store_true", help="on an NVIDIA GPU, against PyTorch in bf16")
     parser.add_argument("--tools", type=Path, help="folder of built binaries")
@@ -661,10 +662,11 @@ def main():
         compiled = functools.partial(compile_for_openvino, work, tools)
         frames, rows, columns = kind.grid
         tokens = frames * rows * columns + 226
-        profile_on_openvino(compiled("engines.openvino"), compiled("engines.int8", "--int8=128"), tokens, a.rounds, say)
+        engines = compiled("engines.openvino"), compiled("engines.int8", f"--int8={a.int8}")
+        profile_on_openvino(*engines, a.int8, tokens, a.rounds, say)
         return
     if a.openvino:
-        compare_on_openvino(work, tools, kind, a.rounds, a.one_by_one, say)
+        compare_on_openvino(work, tools, kind, a.int8, a.rounds, a.one_by_one, say)
         return
     if a.cuda:
         compare_on_gpu(work, tools, a.rounds, say)
