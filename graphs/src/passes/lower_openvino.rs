@@ -3,16 +3,17 @@
 //! What it is known to compute wrongly, without a word, or not at all stands here in one place each, rewritten or refused.
 
 mod rotation;
+mod writer;
 
 use std::collections::{HashMap, HashSet};
 
 use super::links::{fixed, is_last};
-use super::parts::node;
 use super::remove_dead_nodes;
 use crate::operators::{CONTRIB, is_onnx};
 use crate::tensor;
-use crate::walk::{bodies, bodies_mut, defined_names, free_name, label};
+use crate::walk::{bodies, bodies_mut, defined_names, label};
 use crate::{Attribute, DataType, Dim, Graph, Initializer, Model, Node, TensorType, ValueInfo};
+use writer::Writer;
 
 /// Operators that OpenVINO does not have, all of [`CONTRIB`]; it would refuse the whole graph.
 const LACKING: [&str; 2] = ["BiasSplitGelu", "NhwcConv"];
@@ -178,7 +179,7 @@ fn lower(
     for mut node in std::mem::take(&mut graph.nodes) {
         if let Some(found) = rotation::find(&node) {
             done.rotary += 1;
-            rotation::write(&mut writer(graph, taken, &mut nodes, node), &found, &mut known.rotations);
+            rotation::write(&mut Writer::new(graph, taken, &mut nodes, node), &found, &mut known.rotations);
             continue;
         }
         for body in bodies_mut(&mut node) {
@@ -199,7 +200,7 @@ fn lower(
                 (Some(2), _) => nodes.push(node),
                 (Some(0 | 1), Some(of_x @ (3 | 4))) => {
                     done.rotary += 1;
-                    rotary(&mut writer(graph, taken, &mut nodes, node), if of_x == 3 { 1 } else { 2 });
+                    rotary(&mut Writer::new(graph, taken, &mut nodes, node), if of_x == 3 { 1 } else { 2 });
                 }
                 _ => return Err(refuse("it may have one position for all tokens, which OpenVINO computes wrongly")),
             },
@@ -211,7 +212,7 @@ fn lower(
                     return Err(refuse("OpenVINO takes scales of one axis only, and its width is no known number"));
                 };
                 done.norms += 1;
-                norm(&mut writer(graph, taken, &mut nodes, node), width);
+                norm(&mut Writer::new(graph, taken, &mut nodes, node), width);
             }
             _ if is_onnx(&node)
                 && node.op_type == "Gemm"
@@ -222,7 +223,7 @@ fn lower(
             }
             _ if is_onnx(&node) && node.op_type == "Gemm" => {
                 done.linear += 1;
-                linear(&mut writer(graph, taken, &mut nodes, node));
+                linear(&mut Writer::new(graph, taken, &mut nodes, node));
             }
             _ => nodes.push(node),
         }
@@ -231,80 +232,10 @@ fn lower(
     Ok(())
 }
 
-fn writer<'a>(
-    graph: &'a mut Graph,
-    taken: &'a mut HashSet<String>,
-    nodes: &'a mut Vec<Node>,
-    instead: Node,
-) -> Writer<'a> {
-    let output = instead.outputs.first().cloned().unwrap_or_default();
-    Writer { graph, taken, nodes, instead, output }
-}
-
 /// A constant in blocks along another axis than the first.
 fn is_miscompiled(node: &Node, known: &Known) -> bool {
     let first = known.rank(node, 0).and_then(|rank| tensor::axis(node.int("axis").unwrap_or(1), rank)) == Some(0);
     node.int("block_size").unwrap_or(0) > 0 && known.is_constant(node, 0) && !first
-}
-
-/// Writes nodes in the place of one.
-struct Writer<'a> {
-    graph: &'a mut Graph,
-    taken: &'a mut HashSet<String>,
-    nodes: &'a mut Vec<Node>,
-    /// The node that they stand for.
-    instead: Node,
-    /// Its output.
-    output: String,
-}
-
-impl Writer<'_> {
-    fn free(&mut self, part: &str) -> String {
-        free_name(&format!("{}/{part}", self.output), self.taken)
-    }
-
-    fn constant(&mut self, part: &str, value: Initializer) -> String {
-        let name = self.free(part);
-        self.graph.initializers.insert(name.clone(), value);
-        name
-    }
-
-    fn int(&mut self, part: &str, value: i64) -> String {
-        self.constant(part, Initializer::inline(DataType::Int64, &[], value.to_le_bytes().to_vec()))
-    }
-
-    fn ints(&mut self, part: &str, values: &[i64]) -> String {
-        let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        self.constant(part, Initializer::inline(DataType::Int64, &[values.len()], bytes))
-    }
-
-    fn write(&mut self, op: &str, inputs: &[&str], to: &str, attributes: &[(&str, Attribute)]) {
-        let metadata = self.instead.metadata.clone();
-        self.nodes.push(Node { metadata, ..node(op, inputs, to, attributes) });
-    }
-
-    /// As [`Self::write`], to a value of its own.
-    fn made(&mut self, part: &str, op: &str, inputs: &[&str], attributes: &[(&str, Attribute)]) -> String {
-        let to = self.free(part);
-        self.write(op, inputs, &to, attributes);
-        to
-    }
-
-    /// `value` times `factor`, if there is one.
-    fn scaled(&mut self, value: String, factor: Option<f32>, part: &str) -> String {
-        let Some(factor) = factor else { return value };
-        let number = Initializer::inline(DataType::Float, &[], factor.to_le_bytes().to_vec());
-        let number = self.constant(&format!("{part}_factor"), number);
-        let typed = self.made(&format!("{part}_typed"), "CastLike", &[&number, &value], &[]);
-        self.made(part, "Mul", &[&value, &typed], &[])
-    }
-
-    fn turned(&mut self, value: String, attribute: &str, part: &str) -> String {
-        if self.instead.int(attribute).unwrap_or(0) == 0 {
-            return value;
-        }
-        self.made(part, "Transpose", &[&value], &[("perm", vec![1, 0].into())])
-    }
 }
 
 /// `alpha · op(A) · op(B) + beta · C`.

@@ -3,7 +3,7 @@
 //! OpenVINO keeps buffers for each `If` that no other node shares: what goes in, what comes out, what lies between.
 //! With two of them in every block, memory for activations would grow with the number of blocks.
 
-use super::Writer;
+use super::writer::Writer;
 use crate::operators::CONTRIB;
 use crate::passes::links::{Links, fixed};
 use crate::{Attribute, DataType, Graph, Initializer, Node};

@@ -1,4 +1,5 @@
 use super::*;
+use crate::passes::parts::node;
 use crate::passes::quantize_weights;
 use crate::{Builder, TensorData, Value, check};
 
