@@ -21,7 +21,7 @@ use crate::values::{WrongValue, between, real};
 
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes. It has a transformer's [`POSITION_KEYS`].
+/// The newest `version` that this build reads and writes. It has how far a transformer's positions reach (`rope_max_seq_len`, `learned_positions`).
 pub const VERSION: u32 = 5;
 /// Keys of a transformer that say how far its positions reach.
 const POSITION_KEYS: [&str; 2] = ["rope_max_seq_len", "learned_positions"];
