@@ -69,7 +69,7 @@ mod tests {
     fn choose_refuses_other_shapes_with_all_ranges() {
         for n in [1, 5, 9] {
             let message = choose(&[profile(2, 4), profile(8, 8)], &[("x", &tensor(n))]).unwrap_err().to_string();
-            assert!(message.contains(&format!("`x`: found [1, {n}]")), "{message}");
+            assert!(message.contains(&format!("`x`: its shape [1, {n}] lies outside")), "{message}");
             assert!(message.contains("profile 0: [1, 2] to [1, 4]; profile 1: [1, 8] to [1, 8]"), "{message}");
         }
     }

@@ -103,7 +103,7 @@ fn inputs_that_do_not_fit_are_refused_and_what_was_set_before_stays() {
     ];
     for (name, tensor) in wrong {
         let error = request.set_input(name, tensor).unwrap_err();
-        let expected = format!("the graph has no input `{name}`, or of another type or shape: ");
+        let expected = format!("the graph has no input `{name}` of this type and shape: ");
         assert!(error.to_string().starts_with(&expected) && error.to_string().len() > expected.len() + 10, "{error}");
     }
     request.run(&|| false).unwrap();
