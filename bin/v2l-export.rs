@@ -10,10 +10,10 @@ use v2l_export::{DataType, ExportOptions, Parts, PredictorPackage};
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
 ///
-/// MODEL is a diffusers-layout pipeline (model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/), a single
-/// component folder (config.json and safetensors, sharded or not), the folder of Wan's authors (high_noise_model/,
-/// low_noise_model/), or one safetensors or GGUF file, such as ComfyUI's, which is recognised by its tensors. Parts can be given one
-/// by one, beside MODEL or without it.
+/// MODEL is a pipeline in diffusers' layout: model_index.json, transformer/, vae/, text_encoder/, tokenizer/, scheduler/. Or it is the
+/// folder of a single component: config.json and safetensors, sharded or not. Or it is the folder of Wan's authors:
+/// high_noise_model/, low_noise_model/. Or it is one safetensors or GGUF file, such as ComfyUI's, which is recognised by its tensors.
+/// Parts can be given one by one, beside MODEL or without it.
 #[derive(Parser)]
 #[command(name = "v2l-export", version)]
 struct Args {

@@ -5,7 +5,7 @@
 
 mod attention;
 mod modulated_norm;
-mod rotary;
+pub(super) mod rotary;
 
 use super::{Pass, Passes, infer_shapes, remove_dead_nodes};
 use crate::Model;

@@ -22,6 +22,10 @@ pub const RESERVED_PREFIX: &str = "v2l/";
 pub const BRANCH_SUFFIX: &str = ".side";
 /// Behind a slot's name: the rank of its factors, the only extent of an input that may be 0.
 pub const RANK_SUFFIX: &str = ".lora_rank";
+/// Behind the name of a matrix in 8 bits: its values `[out, blocks, block]`.
+pub const INT8_SUFFIX: &str = ".int8";
+/// Behind the name of a matrix in 8 bits: the scales of its blocks, `[out · blocks]`.
+pub const SCALES_SUFFIX: &str = ".int8_scales";
 /// Name of the tensor that holds the text of the precision plan that the graphs were compiled by, if there is one.
 pub const PRECISION_PLAN: &str = "v2l/precision-plan";
 /// Prefix of the tensors that align the weights.

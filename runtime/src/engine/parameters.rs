@@ -2,10 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::manifest::{Graph, Manifest, RESERVED_PREFIX, Slot};
-
-/// Behind the name of a matrix in 8 bits: its scales, which are no parameter of the model.
-const SCALES_SUFFIX: &str = ".int8_scales";
+use super::manifest::{Graph, Manifest, RESERVED_PREFIX, SCALES_SUFFIX, Slot};
 
 /// The floating-point weights of an engine's graphs that are no linear layer's matrix, each as a slot that is called like its tensor.
 ///

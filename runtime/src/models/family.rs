@@ -44,6 +44,11 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     /// [`WrongValue`], naming the first key that is wrong.
     fn check(&self) -> Result<(), WrongValue>;
 
+    /// The oldest `version` of `pipeline.json` that has all keys of the sections.
+    fn version(&self) -> u32 {
+        OLDEST_VERSION
+    }
+
     /// The sections, as the file has them.
     ///
     /// # Errors
@@ -231,6 +236,11 @@ impl<'de> Deserialize<'de> for NoSection {
         Err(D::Error::custom("models of this family have no such section"))
     }
 }
+
+/// The oldest `version` of `pipeline.json`. It is written where nothing of a newer one is used.
+pub const OLDEST_VERSION: u32 = 1;
+/// The `version` of `pipeline.json` whose transformer says how far its positions reach.
+pub const POSITIONS_VERSION: u32 = 5;
 
 /// Reads the sections of a family from the text of a `pipeline.json`.
 ///

@@ -14,17 +14,17 @@ use crate::components::{IMAGE_ENCODER, PREDICTOR_TEXT_ENCODER, TRANSFORMER, TRAN
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_text;
 use crate::models;
-use crate::models::family::{DEFAULT, Family, Sections, UnknownFamily};
+use crate::models::family::{DEFAULT, Family, POSITIONS_VERSION, Sections, UnknownFamily};
 use crate::request::Defaults;
 use crate::schedulers::{self, Scheduler, SchedulerError};
 use crate::values::{WrongValue, between, real};
 
+pub use crate::models::family::OLDEST_VERSION;
+
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes. It has how far a transformer's positions reach (`rope_max_seq_len`, `learned_positions`).
-pub const VERSION: u32 = 5;
-/// Keys of a transformer that say how far its positions reach.
-const POSITION_KEYS: [&str; 2] = ["rope_max_seq_len", "learned_positions"];
+/// The newest `version` that this build reads and writes.
+pub const VERSION: u32 = POSITIONS_VERSION;
 /// The `version` that has the list `controls`.
 const CONTROLS_VERSION: u32 = 4;
 /// The `version` that has the section `predictor_tokenizer` and the component `predictor_text_encoder`.
@@ -32,8 +32,6 @@ const PREDICTOR_ENCODER_VERSION: u32 = 3;
 /// The `version` that has the section `image_encoder`, the components `transformer_2` and `image_encoder`, and the default
 /// `guidance_scale_2`.
 const TWO_TRANSFORMERS_VERSION: u32 = 2;
-/// The oldest `version` that this build reads. It is written where nothing of a newer one is used.
-pub const OLDEST_VERSION: u32 = 1;
 /// Name of the file in its directory.
 pub const FILE_NAME: &str = "pipeline.json";
 /// Largest file that is read, in bytes.
@@ -158,9 +156,7 @@ impl Serialize for PipelineConfig {
         let sections = self.family.as_ref().map(|family| family.sections()).transpose().map_err(S::Error::custom)?;
         let Sections { transformer, vae, image_encoder } = sections.unwrap_or_default();
         let named = self.family.as_ref().map(|family| family.name()).filter(|name| *name != DEFAULT);
-        let positions =
-            transformer.as_ref().is_some_and(|section| POSITION_KEYS.iter().any(|key| !section[*key].is_null()));
-        let version = self.version.max(if positions { VERSION } else { version_of(self, image_encoder.is_some()) });
+        let version = self.version.max(version_of(self, image_encoder.is_some()));
         let config = self.clone();
         let file = File {
             format: config.format,
@@ -181,8 +177,13 @@ impl Serialize for PipelineConfig {
     }
 }
 
-/// The oldest version that has all that a file uses beside positions.
+/// The oldest version that has all that a file uses.
 fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
+    let sections = config.family.as_ref().map_or(OLDEST_VERSION, |family| family.version());
+    sections.max(version_beside_sections(config, image_encoder))
+}
+
+fn version_beside_sections(config: &PipelineConfig, image_encoder: bool) -> u32 {
     if !config.controls.is_empty() {
         return CONTROLS_VERSION;
     }

@@ -6,14 +6,9 @@ use rayon::prelude::*;
 
 use super::error::PredictorError;
 use crate::engine::Engine;
-use crate::engine::manifest::{Hash, Slot};
+use crate::engine::manifest::{Hash, INT8_SUFFIX, SCALES_SUFFIX, Slot};
 use crate::io::raw;
 use crate::tensor::Dtype;
-
-/// Behind the name of a matrix that is stored in 8 bits: its values.
-const INT8_SUFFIX: &str = ".int8";
-/// Its scales.
-const SCALES_SUFFIX: &str = ".int8_scales";
 
 /// The pristine weight `[out, in]` of a slot, in the engine's map. Panels of it are copied to f32, and nothing of the size
 /// of the whole is.

@@ -360,6 +360,7 @@ def request_on_openvino(graph, weights, settings):
 
 
 def openvino_on(graph, weights, inputs, precision):
+    """A step of OpenVINO's own Python on a graph, what it gave first, and nothing to close."""
     import openvino
 
     request = request_on_openvino(graph, weights, {"INFERENCE_PRECISION_HINT": precision})
@@ -642,6 +643,8 @@ def main():
     a = parser.parse_args()
     if a.model != "cogvideox" and (not a.openvino or a.profile):
         parser.error("--model goes with --openvino without --profile; the other comparisons are of CogVideoX")
+    if a.profile and not a.openvino:
+        parser.error("--profile goes with --openvino")
     kind = MODELS[a.model]
     if a.long:
         CogVideoX.grid = LONG

@@ -6,6 +6,7 @@
 use super::writer::Writer;
 use crate::operators::CONTRIB;
 use crate::passes::links::{Links, fixed};
+use crate::passes::lower_ort::rotary::{ONE_TABLE, ROTATED, TWO_TABLES};
 use crate::{Attribute, DataType, Graph, Initializer, Node};
 
 /// `(x₀·cos₀ − x₁·sin₀, x₁·cos₁ + x₀·sin₁)` for the pairs of the last axis of `x` `[B, S, H, D]`, given as `[B, S, H·D]`.
@@ -27,38 +28,47 @@ pub(super) struct Shared {
     turns: Vec<(usize, String)>,
 }
 
-/// The rotation that an `If` chooses a way for, by whether its tables have one number for both of a pair.
+/// Wider heads stay as they are: the matrix that turns pairs has the square of so many numbers.
+const WIDEST: usize = 1024;
+
+/// The rotation that an `If` of [`lower_for_ort`](crate::passes::lower_for_ort) chooses a way for, by whether its tables have one number for
+/// both of a pair. An `If` of anybody else may choose by something else, and stays.
 pub(super) fn find(node: &Node) -> Option<Rotation> {
     let branch = |name: &str| match node.attributes.get(name) {
         Some(Attribute::Graph(branch)) => Some(&**branch),
         _ => None,
     };
-    let one_table = branch("then_branch")?.nodes.last()?;
-    if one_table.domain != CONTRIB || one_table.op_type != "RotaryEmbedding" {
-        return None;
-    }
-    let heads = usize::try_from(one_table.int("num_heads")?).ok()?;
-    two_tables(branch("else_branch")?, heads)
+    let (one, two) = (branch("then_branch")?, branch("else_branch")?);
+    let one_table = one.nodes.last()?;
+    let of = |value: Option<&String>, part: &str| Some(value?.strip_suffix(part)?.strip_suffix('/')?.to_owned());
+    let rotation = of(node.outputs.first(), ROTATED)?;
+    let is_ours = of(one_table.outputs.first(), ONE_TABLE)? == rotation
+        && of(two.outputs.first().map(|output| &output.name), TWO_TABLES)? == rotation
+        && (&one_table.domain[..], &one_table.op_type[..]) == (CONTRIB, "RotaryEmbedding");
+    let heads = usize::try_from(one_table.int("num_heads")?).ok().filter(|_| is_ours)?;
+    two_tables(two, heads)
 }
 
 fn two_tables(graph: &Graph, heads: usize) -> Option<Rotation> {
     let links = Links::new(graph);
     let output = graph.outputs.first()?;
     let joined = links.made_by(&output.name, "Reshape")?.inputs.first()?;
-    let [even, odd] = &links.made_by(joined, "Concat")?.inputs[..] else { return None };
-    let (even, odd) = (links.made_by(even, "Sub")?, links.made_by(odd, "Add")?);
-    let product = |value: &str| match &links.made_by(value, "Mul")?.inputs[..] {
-        [half, table] => Some((half, table.clone())),
+    let pair = |value: &str, op: &str| match &links.made_by(value, op)?.inputs[..] {
+        [first, second] => Some((first, second)),
         _ => None,
     };
-    let [(x0, cos0), (x1, sin0)] = [product(&even.inputs[0])?, product(&even.inputs[1])?];
-    let [(x1_again, cos1), (x0_again, sin1)] = [product(&odd.inputs[0])?, product(&odd.inputs[1])?];
+    let (even, odd) = pair(joined, "Concat")?;
+    let (x0_cos, x1_sin) = pair(even, "Sub")?;
+    let (x1_cos, x0_sin) = pair(odd, "Add")?;
+    let ((x0, cos0), (x1, sin0)) = (pair(x0_cos, "Mul")?, pair(x1_sin, "Mul")?);
+    let ((x1_again, cos1), (x0_again, sin1)) = (pair(x1_cos, "Mul")?, pair(x0_sin, "Mul")?);
     let split = links.made_by(x0, "Split")?;
     let halves = split.outputs.iter().eq([x0, x1]) && (x0, x1) == (x0_again, x1_again);
     let x = links.made_by(split.inputs.first()?, "Reshape").filter(|_| halves)?.inputs.first()?;
     let width = links.shape(&output.name)?.last().and_then(fixed)?;
     let dim = width.checked_div(heads).filter(|dim| dim * heads == width)?;
-    Some(Rotation { x: x.clone(), heads, dim, cos: [cos0, cos1], sin: [sin0, sin1] })
+    let [cos, sin] = [[cos0, cos1], [sin0, sin1]].map(|tables| tables.map(String::clone));
+    (dim.is_multiple_of(2) && dim <= WIDEST).then(|| Rotation { x: x.clone(), heads, dim, cos, sin })
 }
 
 /// `x·cos + turned(x)·sin`, where a product with a matrix of 0, 1 and −1 turns `(x₀, x₁)` into `(−x₁, x₀)`: exactly, in every type.

@@ -1,6 +1,7 @@
 use super::*;
+use crate::blocks::{self, RotaryTables};
 use crate::passes::parts::node;
-use crate::passes::quantize_weights;
+use crate::passes::{Passes, infer_shapes, lower_for_ort, optimize, quantize_weights};
 use crate::{Builder, TensorData, Value, check};
 
 fn op_types(graph: &Graph) -> Vec<&str> {
@@ -250,4 +251,65 @@ fn constants_in_blocks_are_refused_along_every_axis_but_the_first() {
         let lowered = lower_for_openvino(&mut model(axis, block, constant));
         assert_eq!(lowered.is_ok(), taken, "{axis:?}, {block}, {constant}: {lowered:?}");
     }
+}
+
+/// A rotation of two heads of this width by two tables, as it is written for ONNX Runtime.
+fn rotated_by_tables(dim: usize) -> Model {
+    let mut b = Builder::new("g");
+    let x = b.input("x", DataType::Float, [Dim::from("batch"), "tokens".into(), (2 * dim).into()]);
+    let mut table = |name| b.input(name, DataType::Float, [Dim::from("rows"), dim.into()]);
+    let (cos, sin) = (table("cos"), table("sin"));
+    let (batch, length) = (b.extent(&x, 0), b.ints(&[0]));
+    let tables = RotaryTables::new(&mut b, &cos, &sin, &length, dim);
+    let split = blocks::split_heads(&mut b, &x, &batch, 2, dim);
+    let turned = b.transpose(&split, &[0, 2, 1, 3]);
+    let rotated = blocks::rotate_interleaved(&mut b, &turned, &tables, dim);
+    let y = blocks::merge_heads(&mut b, &rotated, 2, dim);
+    b.output("y", &y, DataType::Float, [Dim::from("batch"), "tokens".into(), (2 * dim).into()]);
+    let mut model = b.finish().unwrap();
+    optimize(&mut model).unwrap();
+    infer_shapes(&mut model);
+    assert_eq!(lower_for_ort(&mut model, &Passes::default()).rotary, 1);
+    model
+}
+
+#[test]
+fn rotations_lose_their_choice_if_it_is_the_one_that_was_made_for_onnx_runtime() {
+    let choices = |model: &Model| model.graph.nodes.iter().filter(|node| node.op_type == "If").count();
+    let lowered = |model: &mut Model| {
+        lower_for_openvino(model).unwrap();
+        choices(model)
+    };
+    let mut ours = rotated_by_tables(8);
+    assert_eq!((choices(&ours), lowered(&mut ours)), (1, 0));
+    check::check(&ours).unwrap();
+    // Its matrix would be larger than all else.
+    assert_eq!(lowered(&mut rotated_by_tables(2048)), 1);
+    let spoil: [fn(&mut Node); 6] = [
+        // Of a stranger, who may choose by anything.
+        |choice| choice.outputs[0] = "theirs".to_owned(),
+        |choice| body(choice, "then_branch").nodes.clear(),
+        |choice| body(choice, "then_branch").nodes.last_mut().unwrap().op_type = "Identity".to_owned(),
+        |choice| *attribute(body(choice, "then_branch"), "num_heads") = Attribute::Int(0),
+        // Of an odd width.
+        |choice| *attribute(body(choice, "then_branch"), "num_heads") = Attribute::Int(16),
+        |choice| body(choice, "else_branch").nodes.iter_mut().for_each(|node| node.inputs.truncate(1)),
+    ];
+    for (number, spoil) in spoil.into_iter().enumerate() {
+        let mut model = rotated_by_tables(8);
+        let choice = model.graph.nodes.iter_mut().find(|node| node.op_type == "If").unwrap();
+        spoil(choice);
+        assert!(rotation::find(choice).is_none(), "{number}");
+    }
+}
+
+fn body<'a>(node: &'a mut Node, name: &str) -> &'a mut Graph {
+    match node.attributes.get_mut(name).unwrap() {
+        Attribute::Graph(body) => body,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn attribute<'a>(body: &'a mut Graph, name: &str) -> &'a mut Attribute {
+    body.nodes.last_mut().unwrap().attributes.get_mut(name).unwrap()
 }

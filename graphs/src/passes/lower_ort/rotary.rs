@@ -14,6 +14,11 @@ use crate::{Attribute, DataType, Dim, Graph, Model, Node, TensorType, ValueInfo}
 /// What is written in place of a rotation needs `Shape` of some extents alone.
 const LEAST_OPSET: i64 = 15;
 
+/// What an `If` that chooses between two ways of rotation, and what its branches give, is called: these, behind the rotation's name.
+pub(in crate::passes) const ROTATED: &str = "rotated";
+pub(in crate::passes) const ONE_TABLE: &str = "one_table";
+pub(in crate::passes) const TWO_TABLES: &str = "two_tables";
+
 const SWAP: [i64; 4] = [0, 2, 1, 3];
 
 /// `(x₀·cos₀ − x₁·sin₀, x₁·cos₁ + x₀·sin₁)` for the pairs of the last axis of `Transpose(x)`, `x` `[B, S, H, D]`.
@@ -152,7 +157,7 @@ fn rewrite(model: &mut Model, found: &Match<'_>, tables: &Tables, out: &str, nod
     };
     let attributes = [("interleaved", Attribute::Int(1)), ("num_heads", Attribute::Int(heads))];
     let inputs = [&name("rows")[..], &start, &tables.cos, &tables.sin];
-    let one = Node { domain: CONTRIB.to_owned(), ..node("RotaryEmbedding", &inputs, &name("one_table"), &attributes) };
+    let one = Node { domain: CONTRIB.to_owned(), ..node("RotaryEmbedding", &inputs, &name(ONE_TABLE), &attributes) };
     let last = |op: &str, inputs: &[&str], out: &str| node(op, inputs, out, &[("axis", Attribute::Int(-1))]);
     let product =
         |half: &str, table: usize, out: &str| node("Mul", &[&name(half), &tables.full[table]], &name(out), &[]);
@@ -168,11 +173,11 @@ fn rewrite(model: &mut Model, found: &Match<'_>, tables: &Tables, out: &str, nod
         node("Sub", &[&name("x0_cos"), &name("x1_sin")], &name("even"), &[]),
         node("Add", &[&name("x1_cos"), &name("x0_sin")], &name("odd"), &[]),
         last("Concat", &[&name("even"), &name("odd")], &name("joined")),
-        node("Reshape", &[&name("joined"), &rows], &name("two_tables"), &[]),
+        node("Reshape", &[&name("joined"), &rows], &name(TWO_TABLES), &[]),
     ];
     nodes.push(node("Reshape", &[found.x, &rows], &name("rows"), &[]));
-    let branches = [("then_branch", body("one_table", vec![one])), ("else_branch", body("two_tables", two))];
-    nodes.push(node("If", &[&tables.equal], &name("rotated"), &branches));
-    nodes.push(node("Reshape", &[&name("rotated"), &split], &name("heads"), &[]));
+    let branches = [("then_branch", body(ONE_TABLE, vec![one])), ("else_branch", body(TWO_TABLES, two))];
+    nodes.push(node("If", &[&tables.equal], &name(ROTATED), &branches));
+    nodes.push(node("Reshape", &[&name(ROTATED), &split], &name("heads"), &[]));
     nodes.push(node("Transpose", &[&name("heads")], out, &[("perm", SWAP.to_vec().into())]));
 }

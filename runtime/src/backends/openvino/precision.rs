@@ -15,7 +15,7 @@ pub(super) const BF16: &str = "BF16";
 const LONGEST_GROUP: u32 = 128;
 
 /// What graphs compute in.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Arithmetic {
     precision: Precision,
     /// What is multiplied with matrices of 8 bits is quantised, too, with a scale for each so many values of a row.
@@ -49,20 +49,15 @@ pub(super) fn decide(
     asked: OpenVinoPrecision,
 ) -> Result<(Arithmetic, &'static str), NoBf16> {
     let plain = |(precision, why)| (Arithmetic { precision, quantized: None }, why);
+    let quantized = if asked == OpenVinoPrecision::Int8 { group(manifest) } else { None };
+    if quantized.is_some() {
+        return Ok((Arithmetic { precision: Precision::F32, quantized }, "8 bits, as asked for, and float32"));
+    }
     match (asked, has_bf16) {
         (OpenVinoPrecision::F32, _) => Ok(plain((Precision::F32, "float32, as asked for"))),
         (OpenVinoPrecision::Bf16, true) => Ok(plain((Precision::BF16, "bfloat16, as asked for"))),
         (OpenVinoPrecision::Bf16, false) => Err(NoBf16),
-        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => {
-            let group = (asked == OpenVinoPrecision::Int8).then(|| group(manifest)).flatten();
-            match group {
-                Some(_) => {
-                    let arithmetic = Arithmetic { precision: Precision::F32, quantized: group };
-                    Ok((arithmetic, "8 bits, as asked for, and float32"))
-                }
-                None => Ok(plain(natural(manifest, has_bf16))),
-            }
-        }
+        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => Ok(plain(natural(manifest, has_bf16))),
     }
 }
 
@@ -139,6 +134,7 @@ mod tests {
             .map(|row| [row[0].replace("bf16", "f32"), "f32".into(), "refused".into(), row[3].replace("bf16", "f32")]);
         assert_eq!(said(false), without);
     }
+
     #[test]
     fn rows_are_quantized_in_groups_as_long_as_the_matrices_blocks() {
         for (block, expected) in [(32, 32), (64, 64), (128, 128), (256, 128)] {

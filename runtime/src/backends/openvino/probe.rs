@@ -11,7 +11,7 @@ use super::loose;
 use super::precision::{Arithmetic, BF16, is_in_8_bits};
 use crate::backends::interface::{GraphWeight, Interface};
 use crate::backends::onnxruntime::{OrtOptions, OrtSession};
-use crate::engine::manifest::Manifest;
+use crate::engine::manifest::{INT8_SUFFIX, Manifest, SCALES_SUFFIX};
 use crate::engine::session::{Dim, Port, Session, SessionError};
 use crate::io::atomic::write_file;
 use crate::io::user_cache::user_cache;
@@ -96,11 +96,11 @@ impl Block {
             let values = (0..outs * ins).map(|at| (at % 251) as u8).collect();
             let scales = (1.0_f32 / 4096.0).to_le_bytes().repeat(outs * ins / SCALED);
             let weight = |suffix: &str, dtype, shape, data: Vec<u8>| {
-                let name = format!("{name}.{suffix}");
+                let name = format!("{name}{suffix}");
                 GraphWeight { name, dtype, shape, data: Bytes::from(data) }
             };
             let scaled = vec![outs * ins / SCALED];
-            [weight("int8", Dtype::U8, shape, values), weight("int8_scales", Dtype::F32, scaled, scales)]
+            [weight(INT8_SUFFIX, Dtype::U8, shape, values), weight(SCALES_SUFFIX, Dtype::F32, scaled, scales)]
         };
         match self {
             Self::Bf16 => Vec::new(),

@@ -19,7 +19,8 @@ use crate::engine::footprint::Shapes;
 use crate::error::Error;
 use crate::events::Observer;
 use crate::models::family::{
-    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, OLDEST_VERSION, POSITIONS_VERSION,
+    Sections, Steps, TextInput, sections,
 };
 use crate::models::vae::Vae;
 use crate::request::{Request, Settings};
@@ -66,6 +67,11 @@ impl Family for CogVideoX {
             return Err(WrongValue::new("transformer.out_channels", &transformer.out_channels, &expected));
         }
         Ok(())
+    }
+
+    fn version(&self) -> u32 {
+        let learned = self.transformer.as_ref().is_some_and(|transformer| transformer.learned_positions);
+        if learned { POSITIONS_VERSION } else { OLDEST_VERSION }
     }
 
     fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {

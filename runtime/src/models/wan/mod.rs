@@ -19,7 +19,8 @@ use crate::error::Error;
 use crate::events::Observer;
 use crate::media::video::Frames;
 use crate::models::family::{
-    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections,
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, OLDEST_VERSION, POSITIONS_VERSION, Sections, Steps,
+    TextInput, sections,
 };
 use crate::models::vae::Vae;
 use crate::request::{Request, RequestError, Settings};
@@ -84,6 +85,12 @@ impl Family for Wan {
         self.vae.as_ref().map_or(Ok(()), VaeConfig::check)?;
         self.image_encoder.as_ref().map_or(Ok(()), ImageEncoderConfig::check)?;
         self.check_together()
+    }
+
+    fn version(&self) -> u32 {
+        let other =
+            self.transformer.as_ref().is_some_and(|transformer| transformer.rope_max_seq_len != config::POSITIONS);
+        if other { POSITIONS_VERSION } else { OLDEST_VERSION }
     }
 
     fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {

@@ -39,7 +39,6 @@ CREATE TABLE IF NOT EXISTS jobs (
     attempts INTEGER NOT NULL DEFAULT 0,
     worker TEXT,
     heard REAL,
-    cancelled INTEGER NOT NULL DEFAULT 0,
     created REAL NOT NULL,
     started REAL,
     completed REAL,
@@ -78,7 +77,6 @@ class Job:
     attempts: int = 0
     worker: Optional[str] = None
     heard: Optional[float] = None
-    cancelled: bool = False
     started: Optional[float] = None
     completed: Optional[float] = None
     file: Optional[str] = None
@@ -225,11 +223,11 @@ class Store(abc.ABC):
             return None
 
         waiting = self._transaction(change, told=True)
-        made = self.get(id)
-        if waiting is not None or made is None:
+        if waiting is not None:
             raise QueueFull(f"{waiting} videos wait; expected fewer than {max_queued}, try again later")
         self.changed()
-        return made
+        # Another may have deleted it already.
+        return self.get(id) or job
 
     def changed(self) -> None:
         """Says to those who wait in this process that there is something new."""
@@ -278,12 +276,12 @@ class Store(abc.ABC):
         return found if mine else None
 
     def beat(self, job: Job, progress: int) -> bool:
-        """Says that the job's worker lives, and how far it is; false if it should stop: the job is cancelled or another's."""
+        """Says that the job's worker lives, and how far it is; false if it should stop: the job is gone or another's."""
         now = self.now()
 
         def change(jobs: Change) -> bool:
             found = self._own(jobs, job)
-            if found is None or found.cancelled:
+            if found is None:
                 return False
             jobs.write(found, dataclasses.replace(found, heard=now, progress=progress))
             return True
@@ -418,10 +416,9 @@ _COLUMNS = [field.name for field in dataclasses.fields(Job)]
 
 
 def _job(row: sqlite3.Row) -> Job:
-    values = dict(row)
+    values = {name: row[name] for name in _COLUMNS}
     values["request"] = json.loads(values["request"])
     values["durations"] = json.loads(values["durations"] or "{}")
-    values["cancelled"] = bool(values["cancelled"])
     return Job(**values)
 
 
