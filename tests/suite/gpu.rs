@@ -1,6 +1,5 @@
 //! The transformer's golden cases on an NVIDIA GPU, by both backends. A test that did not run says so, and why.
 
-use std::io::Write;
 use std::sync::Arc;
 
 use v2l_export::precision::{PrecisionOptions, Request};
@@ -15,7 +14,7 @@ use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::NamedTensors;
 
 use crate::random_weights;
-use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
+use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run, skipped};
 
 /// In float32, whose sums a GPU takes in another order, with functions of its own.
 const TOLERANCE: f64 = 1e-4;
@@ -31,10 +30,6 @@ fn card(test: &str) -> Option<Capability> {
             None
         }
     }
-}
-
-fn skipped(test: &str, reason: &str) {
-    std::io::stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes()).unwrap();
 }
 
 fn check(what: &str, case: &Case, outputs: &NamedTensors) {

@@ -29,10 +29,12 @@ pub(crate) fn binary(name: &str) -> &'static str {
     }
 }
 
-/// `v2l-<name>` with these arguments; help is 100 columns wide.
+/// `v2l-<name>` with these arguments; help is 100 columns wide. Runs in the emulator that `bin/test --emulate` names.
 pub(crate) fn command<S: AsRef<OsStr>>(name: &str, args: &[S]) -> Command {
-    let mut command = Command::new(binary(name));
-    command.args(args).env("COLUMNS", "100").stdin(Stdio::null());
+    let emulator = std::env::var("V2L_TEST_EMULATOR").unwrap_or_default();
+    let mut words = emulator.split_whitespace().chain([binary(name)]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).args(args).env("COLUMNS", "100").stdin(Stdio::null());
     command
 }
 

@@ -114,6 +114,7 @@ mod built_in {
     use v2l_runtime::options::OpenOptions;
 
     use super::*;
+    use crate::support::skipped;
     use crate::tools::{Sample, run_ok};
 
     /// A small graph, and the sample that it is of.
@@ -128,7 +129,7 @@ mod built_in {
         match Library::open(Flavour::Rtx, None) {
             Ok(library) => Some(library),
             Err(error @ LibraryError::Missing { .. }) => {
-                say(&format!("SKIPPED {test}: {error}\n"));
+                skipped(test, &error.to_string());
                 None
             }
             Err(error) => panic!("{error}"),

@@ -12,7 +12,7 @@ use v2l_openvino::{Borrowed, Compiled, Core, Model};
 use super::embed::embed;
 use super::error::OvError;
 use super::opened_graph::{OvGraph, borrowed};
-use super::precision::{Arithmetic, BF16, NoBf16, can, decide};
+use super::precision::{Arithmetic, NoBf16, Processor, decide};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
@@ -71,8 +71,8 @@ impl OpenVinoEngine {
             weights.extend(form(&engine, graph)?.weights.iter().map(String::as_str));
         }
         let core = Core::open(options.openvino.library.as_deref()).map_err(OvError::Library)?;
-        let has_bf16 = can(&core, BF16).map_err(OvError::Library)?;
-        let decided = decide(has_bf16, engine.manifest(), options.openvino.precision);
+        let processor = Processor::of(&core).map_err(OvError::Library)?;
+        let decided = decide(processor, engine.manifest(), options.openvino.precision);
         let (arithmetic, why) = decided.or_else(|NoBf16| {
             let cpu = core.device_name().map_err(OvError::Library)?;
             Err(OvError::NoBf16 { cpu: cpu.trim().to_owned() })

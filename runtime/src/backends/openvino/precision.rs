@@ -39,25 +39,61 @@ impl Arithmetic {
     }
 }
 
-/// What was decided, and why, in words. `has_bf16`: the processor has instructions for bfloat16.
+/// The instructions of a processor that decide in what OpenVINO can compute.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Processor {
+    /// Products in bfloat16.
+    pub(super) bf16: bool,
+    /// Products of 8-bit rows with 8-bit matrices. OpenVINO leaves rows in float32 without them, and says nothing.
+    pub(super) products_in_8_bits: bool,
+}
+
+impl Processor {
+    /// The processor that `core` computes on.
+    ///
+    /// # Errors
+    /// [`OpenVinoError`], if the library does not say what it can.
+    pub(super) fn of(core: &Core) -> Result<Self, OpenVinoError> {
+        Ok(Self { bf16: can(core, BF16)?, products_in_8_bits: has_products_in_8_bits() })
+    }
+}
+
+/// OpenVINO names INT8 among the capabilities of every processor, so the processor itself is asked. Source: `useDynamicQuantizationImpl`
+/// of OpenVINO's CPU plugin.
+#[cfg(target_arch = "x86_64")]
+fn has_products_in_8_bits() -> bool {
+    is_x86_feature_detected!("avxvnni") || is_x86_feature_detected!("avx512vnni")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_products_in_8_bits() -> bool {
+    true
+}
+
+/// What was decided, and why, in words.
 ///
 /// # Errors
 /// [`NoBf16`], if the processor lacks what is asked for.
 pub(super) fn decide(
-    has_bf16: bool,
+    processor: Processor,
     manifest: &Manifest,
     asked: OpenVinoPrecision,
 ) -> Result<(Arithmetic, &'static str), NoBf16> {
     let plain = |(precision, why)| (Arithmetic { precision, quantized: None }, why);
     let quantized = if asked == OpenVinoPrecision::Int8 { group(manifest) } else { None };
     if quantized.is_some() {
-        return Ok((Arithmetic { precision: Precision::F32, quantized }, "8 bits, as asked for, and float32"));
+        let precision = Precision::F32;
+        return Ok(if processor.products_in_8_bits {
+            (Arithmetic { precision, quantized }, "8 bits, as asked for, and float32")
+        } else {
+            (Arithmetic::F32, "float32: this processor has no products in 8 bits")
+        });
     }
-    match (asked, has_bf16) {
+    match (asked, processor.bf16) {
         (OpenVinoPrecision::F32, _) => Ok(plain((Precision::F32, "float32, as asked for"))),
         (OpenVinoPrecision::Bf16, true) => Ok(plain((Precision::BF16, "bfloat16, as asked for"))),
         (OpenVinoPrecision::Bf16, false) => Err(NoBf16),
-        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, _) => Ok(plain(natural(manifest, has_bf16))),
+        (OpenVinoPrecision::Auto | OpenVinoPrecision::Int8, has_bf16) => Ok(plain(natural(manifest, has_bf16))),
     }
 }
 
@@ -100,6 +136,8 @@ mod tests {
     use crate::tensor::NamedTensors;
     use crate::testing::engines::manifest;
 
+    const BOTH: Processor = Processor { bf16: true, products_in_8_bits: true };
+
     /// The table of docs/openvino.md.
     #[test]
     fn precision_follows_storage_and_processor_unless_one_is_asked_for() {
@@ -113,9 +151,9 @@ mod tests {
         let engines =
             [of(TRANSFORMER, Dtype::Bf16), of(TRANSFORMER, Dtype::F32), in_8_bits, of("vae_decoder", Dtype::Bf16)];
         let asked = [OpenVinoPrecision::Auto, OpenVinoPrecision::F32, OpenVinoPrecision::Bf16, OpenVinoPrecision::Int8];
-        let said = |has_bf16: bool| {
+        let said = |bf16, products_in_8_bits| {
             engines.each_ref().map(|engine| {
-                asked.map(|asked| match decide(has_bf16, engine, asked) {
+                asked.map(|asked| match decide(Processor { bf16, products_in_8_bits }, engine, asked) {
                     Ok((Arithmetic { quantized: Some(_), precision: Precision::F32 }, _)) => "int8",
                     Ok((Arithmetic { precision: Precision::F32, .. }, _)) => "f32",
                     Ok((Arithmetic { precision: Precision::BF16, .. }, _)) => "bf16",
@@ -129,10 +167,12 @@ mod tests {
             ["f32", "f32", "bf16", "int8"],
             ["f32", "f32", "bf16", "f32"],
         ];
-        assert_eq!(said(true), with);
+        assert_eq!(said(true, true), with);
         let without = with
             .map(|row| [row[0].replace("bf16", "f32"), "f32".into(), "refused".into(), row[3].replace("bf16", "f32")]);
-        assert_eq!(said(false), without);
+        assert_eq!(said(false, true), without);
+        let exact = without.map(|row| row.map(|precision| precision.replace("int8", "f32")));
+        assert_eq!(said(false, false), exact, "AVX2 alone");
     }
 
     #[test]
@@ -143,7 +183,7 @@ mod tests {
                 Slot { quantized: Some(block), ..Slot::linear("b", 8, 256) },
             ];
             let manifest = manifest(&NamedTensors::new(), Dtype::Bf16, Vec::new(), slots);
-            let Ok((arithmetic, _)) = decide(true, &manifest, OpenVinoPrecision::Int8) else { panic!("{block}") };
+            let Ok((arithmetic, _)) = decide(BOTH, &manifest, OpenVinoPrecision::Int8) else { panic!("{block}") };
             assert_eq!(arithmetic.options(None).dynamic_quantization, NonZero::new(expected));
         }
     }
