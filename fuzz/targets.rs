@@ -22,6 +22,7 @@ use std::sync::OnceLock;
 use tempfile::TempDir;
 use v2l::*;
 use v2l_export::{CompileOptions, ExportOptions};
+use v2l_runtime::media::video::{MAX_SIDE, decode_picture};
 
 /// The files that inputs are written to.
 pub(crate) struct Files {
@@ -77,6 +78,9 @@ pub(crate) fn run(target: &str, bytes: &[u8]) {
     if target == "graphs" {
         return passes::check(bytes, scratch());
     }
+    if target == "picture" {
+        return picture(bytes);
+    }
     let folder = files().folder.path();
     let (name, call): (&str, fn(&Path)) = match target {
         "engine" => ("input.engine", engine),
@@ -88,6 +92,21 @@ pub(crate) fn run(target: &str, bytes: &[u8]) {
     let path = folder.join(name);
     std::fs::write(&path, bytes).unwrap();
     call(&path);
+}
+
+/// Most bytes that the frames of a fuzzed picture may take.
+const MOST: usize = 1 << 26;
+
+/// Decodes a picture or animation: the first frame, and all.
+fn picture(bytes: &[u8]) {
+    for first in [true, false] {
+        let Ok(Some(frames)) = decode_picture(bytes, first, MOST, Path::new("input")) else { continue };
+        assert!(frames.data().len() <= MOST && (frames.count() == 1 || !first));
+        assert!(frames.width() <= MAX_SIDE && frames.height() <= MAX_SIDE);
+        let starts = frames.starts().unwrap_or(&[]);
+        assert!(starts.is_sorted() && (starts.is_empty() || starts.len() == frames.count() + 1));
+        assert!(frames.fps().is_none_or(|fps| fps > 0.0 && fps <= 100.0));
+    }
 }
 
 /// A panic that the ABI caught is one all the same.

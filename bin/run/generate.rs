@@ -12,7 +12,7 @@ use v2l_runtime::generator::{Generator, PredictOptions};
 use v2l_runtime::io::weights::{WeightError, write_tensors};
 use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::Adapter;
-use v2l_runtime::media::clip::{Clip, read_frames, write_frames};
+use v2l_runtime::media::clip::{Clip, read_image, write_frames};
 use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::pipeline::Estimate;
@@ -84,7 +84,7 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Generator> {
 /// `--reference REF --save-lora FILE`: the prediction alone.
 pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     let mut generator = open(args)?;
-    let image = args.image.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose()?;
+    let image = args.image.as_ref().map(|path| read_image(path, args.ffmpeg.as_deref())).transpose()?;
     generator.open_predictor()?;
     predict(args, &mut generator, image.as_ref(), output)?;
     effect::predict(args, &mut generator, output)?;
@@ -157,7 +157,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
 /// The video that the flags ask for.
 fn request(args: &Args) -> anyhow::Result<Request> {
     let frames =
-        |path: &Option<PathBuf>| path.as_ref().map(|path| read_frames(path, args.ffmpeg.as_deref())).transpose();
+        |path: &Option<PathBuf>| path.as_ref().map(|path| read_image(path, args.ffmpeg.as_deref())).transpose();
     let initial_noise = args.latents.as_ref().map(|path| read_single(path, "latents", "with five axes")).transpose()?;
     let (prompt_embeds, negative_prompt_embeds) = match &args.prompt_embeds {
         Some(path) => read_embeddings(path)?,

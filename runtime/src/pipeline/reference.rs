@@ -35,7 +35,7 @@ pub fn reference_pixels(
                 if knobs.resize == ReferenceResize::None { (frames.width(), frames.height()) } else { size };
             let all: Vec<&[u8]> = frames.iter().collect();
             let mut data = Vec::new();
-            for index in chosen(knobs.frames, all.len(), frames.fps()) {
+            for index in chosen(knobs.frames, frames) {
                 data.extend(resized(all[index], (frames.width(), frames.height()), size, knobs.resize)?);
             }
             Ok(frames_to_pixels(&Frames::new(width, height, data, frames.fps())?, signed))
@@ -44,15 +44,28 @@ pub fn reference_pixels(
 }
 
 /// Indices of the frames that count.
-fn chosen(which: ReferenceFrames, count: usize, fps: Option<f64>) -> Vec<usize> {
+fn chosen(which: ReferenceFrames, frames: &Frames) -> Vec<usize> {
+    let count = frames.count();
     match which {
         ReferenceFrames::All => (0..count).collect(),
         ReferenceFrames::FirstN(n) => (0..count.min(n)).collect(),
         ReferenceFrames::Resample { count: most, fps: target } => {
-            let source = fps.unwrap_or(target);
-            (0..most).map(|k| (k as f64 * source / target).round() as usize).take_while(|&i| i < count).collect()
+            let source = frames.fps().unwrap_or(target);
+            let at = |k: usize| match frames.starts() {
+                Some(starts) => nearest(starts, k as f64 / target),
+                None => (k as f64 * source / target).round() as usize,
+            };
+            (0..most).map(at).take_while(|&i| i < count).collect()
         }
     }
+}
+
+/// The frame that begins nearest to a time; behind the middle of the last, none: `starts` ends with the end.
+fn nearest(starts: &[f64], time: f64) -> usize {
+    let after = starts.partition_point(|start| *start <= time);
+    let (before, next) = (after.saturating_sub(1), after.min(starts.len() - 1));
+    // Of two as near, the later, as where a rate is rounded.
+    if starts[next] - time <= time - starts[before] { next } else { before }
 }
 
 fn resized(

@@ -195,6 +195,9 @@ impl Predictor for Video2Lora {
             Reference::Frames(frames) => {
                 parts.add("frames");
                 parts.add(format!("{} {} {:?}", frames.width(), frames.height(), frames.fps()));
+                if let Some(starts) = frames.starts() {
+                    parts.add(format!("{starts:?}"));
+                }
                 parts.add(frames.data());
             }
             Reference::Pixels(pixels) => {

@@ -1,8 +1,8 @@
 //! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process; for
 //! the target `graphs`, bytes at random; for the target `commands`, runs of the tools.
 //!
-//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, graphs,
-//! commands. Prints what it did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
+//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, picture,
+//! graphs, commands. Prints what it did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
 //! that was written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets, but for `commands`, with coverage. That one
 //! takes the tools beside it (`cargo build`), and prints the command that is a finding.
 
@@ -94,17 +94,24 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
             .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
             .into(),
         "checkpoint" => vec![targets::model().join("diffusion_pytorch_model.safetensors")],
+        "picture" => return pictures(&read(&fixtures.join("pictures/pictures.safetensors"))),
         // These say what is drawn; any do.
         "graphs" => return vec![vec![0; 200]],
-        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, graphs, commands"),
+        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, picture, graphs, commands"),
     };
     paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
+}
+
+/// The files that a file of pictures holds; their frames have a bar in their names.
+fn pictures(bytes: &[u8]) -> Vec<Vec<u8>> {
+    let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
+    tensors.iter().filter(|(name, _)| !name.contains('|')).map(|(_, picture)| picture.data().to_vec()).collect()
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(target) = arguments.first() else {
-        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|graphs|commands [SECONDS] [SEED]");
+        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|picture|graphs|commands [SECONDS] [SEED]");
         return ExitCode::from(2);
     };
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);

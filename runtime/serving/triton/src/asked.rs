@@ -1,6 +1,6 @@
 //! What a request asks for: its inputs and parameters, checked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use v2l_runtime::Request as VideoRequest;
 use v2l_runtime::generator::ReferenceOptions;
@@ -43,10 +43,12 @@ impl Asked {
                     prompt = Some(text.map_err(|_| Failure::argument("the prompt is no UTF-8"))?.to_owned());
                 }
                 "image" => asked.request.image = Some(frames(input)?),
-                "image_bytes" => asked.request.image = Some(file(&input, settings)?.into_frames()?),
-                "last_image_bytes" => asked.request.last_image = Some(file(&input, settings)?.into_frames()?),
+                "image_bytes" => asked.request.image = Some(file(&input, settings, Clip::read_image)?.into_frames()?),
+                "last_image_bytes" => {
+                    asked.request.last_image = Some(file(&input, settings, Clip::read_image)?.into_frames()?);
+                }
                 "reference" => asked.reference = Some(Clip::Frames(frames(input)?)),
-                "reference_bytes" => asked.reference = Some(file(&input, settings)?),
+                "reference_bytes" => asked.reference = Some(file(&input, settings, Clip::read)?),
                 name => return Err(Failure::argument(format!("there is no input {name}"))),
             }
         }
@@ -146,8 +148,11 @@ fn frames(input: Input) -> Result<Frames, Failure> {
     Ok(Frames::new(width, height, input.data, None)?)
 }
 
+/// [`Clip::read`] or [`Clip::read_image`].
+type Reader = fn(&Path, Option<&Path>) -> Result<Clip, v2l_runtime::Error>;
+
 /// Picture or video in a file's own bytes, told by the first of them; nothing that names other files.
-fn file(input: &Input, settings: &Settings) -> Result<Clip, Failure> {
+fn file(input: &Input, settings: &Settings, read: Reader) -> Result<Clip, Failure> {
     let data = element(input)?;
     let ending = match data {
         [0x89, b'P', b'N', b'G', ..] => ".png",
@@ -167,5 +172,5 @@ fn file(input: &Input, settings: &Settings) -> Result<Clip, Failure> {
     let failed = |error: std::io::Error| Failure::internal(format!("a temporary file: {error}"));
     let mut kept = tempfile::Builder::new().prefix("v2l-").suffix(ending).tempfile().map_err(failed)?;
     std::io::Write::write_all(&mut kept, data).map_err(failed)?;
-    Ok(Clip::read(kept.path(), settings.options.ffmpeg.as_deref())?)
+    Ok(read(kept.path(), settings.options.ffmpeg.as_deref())?)
 }

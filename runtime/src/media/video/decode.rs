@@ -1,5 +1,7 @@
 //! Video files to frames, through ffmpeg.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ChildStdin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +13,7 @@ use ffmpeg_sidecar::event::{FfmpegEvent, LogLevel};
 use ffmpeg_sidecar::iter::FfmpegIterator;
 
 use super::frames::{Frames, VideoError, check_total, io_error};
+use super::growing::Growing;
 use crate::interrupt::{Leftover, Unfinished};
 
 /// The last lines that ffmpeg wrote, errors before all else.
@@ -113,16 +116,53 @@ pub(super) fn file_argument(path: &Path) -> std::ffi::OsString {
     argument
 }
 
-/// Decodes every frame of the first video stream.
-pub(super) fn decode(path: &Path, ffmpeg: &Path) -> Result<Frames, VideoError> {
+/// Where ffmpeg reads.
+pub(super) enum Input<'a> {
+    /// A file.
+    File(&'a Path),
+    /// What was read of a pipe already, and the pipe.
+    Pipe(Vec<u8>, File),
+}
+
+/// What is wanted of the frames.
+#[derive(Clone, Copy)]
+pub(super) struct Wish {
+    /// The first only.
+    pub(super) first: bool,
+    /// It is a picture: colours as its own decoders give them, which takes longer.
+    pub(super) picture: bool,
+}
+
+/// Options for colours of a picture: chroma of half size is brought to full size smoothly, and rounded once.
+const PICTURE: [&str; 2] = ["-sws_flags", "bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"];
+
+/// Decodes the frames of the first video stream of what `path` names.
+///
+/// ffmpeg converts by the matrix and range that the file is tagged with. It takes one without tags for BT.601.
+pub(super) fn decode(input: Input<'_>, path: &Path, ffmpeg: &Path, wish: Wish) -> Result<Frames, VideoError> {
     let mut command = FfmpegCommand::new_with_path(ffmpeg);
-    command
-        .input(file_argument(path))
-        .args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"])
-        .output("-");
+    match &input {
+        Input::File(path) => command.input(file_argument(path)),
+        Input::Pipe(..) => command.input("pipe:0"),
+    };
+    command.args(["-map", "0:v:0", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24"]);
+    if wish.first {
+        command.args(["-frames:v", "1"]);
+    }
+    if wish.picture {
+        command.args(PICTURE);
+    }
+    command.output("-");
     let child = Running::start(&mut command, ffmpeg)?;
+    if let Input::Pipe(start, mut pipe) = input
+        && let Some(mut stdin) = child.stdin()
+    {
+        // It ends when the pipe does, or when ffmpeg takes no more. Nobody waits for it: the pipe may be silent for ever.
+        std::thread::spawn(move || stdin.write_all(&start).and_then(|()| std::io::copy(&mut pipe, &mut stdin)));
+    }
     let mut messages = Messages::default();
-    let mut data = Vec::new();
+    let mut data = Growing::default();
+    let mut count = 0;
     let mut size = None;
     let mut fps = None;
     let events = child.events()?;
@@ -132,15 +172,14 @@ pub(super) fn decode(path: &Path, ffmpeg: &Path) -> Result<Frames, VideoError> {
             // The size is known before the first frame is allocated.
             FfmpegEvent::ParsedOutputStream(stream) => {
                 if let Some(video) = stream.video_data() {
-                    fps = Some(f64::from(video.fps));
+                    fps = Some(f64::from(video.fps)).filter(|_| !wish.picture);
                     check_total(video.width as usize, video.height as usize, 1)?;
                 }
             }
             FfmpegEvent::OutputFrame(frame) => {
                 let found = (frame.width as usize, frame.height as usize);
-                let (width, height) = *size.get_or_insert(found);
-                let count = data.len() / (width * height * 3).max(1) + 1;
-                check_total(width, height, count)?;
+                count += 1;
+                data.make_room(*size.get_or_insert(found), count)?;
                 data.extend_from_slice(&frame.data);
             }
             _ => {}
@@ -148,5 +187,5 @@ pub(super) fn decode(path: &Path, ffmpeg: &Path) -> Result<Frames, VideoError> {
     }
     child.finish(path, &messages)?;
     let (width, height) = size.ok_or_else(|| VideoError::NoFrames { path: path.to_owned() })?;
-    Frames::new(width, height, data, fps)
+    Frames::new(width, height, data.into(), fps)
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use ffmpeg_sidecar::command::FfmpegCommand;
 
 use super::decode::{Messages, Running, file_argument};
-use super::frames::{Frames, VideoError, extension, io_error};
+use super::frames::{FRAME_RATES, Frames, VideoError, extension, io_error};
 use super::images;
 use crate::io::atomic::{AtomicFile, FileSet};
 
@@ -18,13 +18,19 @@ use crate::io::atomic::{AtomicFile, FileSet};
 struct Format {
     muxer: &'static str,
     options: &'static [&'static str],
-    /// Chroma is stored at half size: sides must be even.
-    even: bool,
+    /// Luma and chroma, the latter at half size: sides must be even, and the file says what the numbers mean.
+    yuv: bool,
 }
 
 /// The number of encoder threads is fixed, because x264's output depends on it.
 const H264: &[&str] = &["-c:v", "libx264", "-preset", "medium", "-crf", "17", "-pix_fmt", "yuv420p", "-threads", "4"];
 const VP9: &[&str] = &["-c:v", "libvpx-vp9", "-crf", "20", "-b:v", "0", "-pix_fmt", "yuv420p", "-threads", "4"];
+/// RGB to limited BT.709, which is what players take a video of 720 lines or more for, whatever it says. The frames say so, too:
+/// some versions of ffmpeg ask them, others the options.
+const TO_YUV: &str = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,\
+    setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709";
+const TAGS: [&str; 8] =
+    ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"];
 /// Side of the frames that a probe writes, in pixels: the smallest that all codecs take.
 const PROBE: usize = 64;
 /// A program as it was when it wrote a format, and the format's muxer.
@@ -34,18 +40,19 @@ const GIF: &[&str] = &["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]pa
 
 fn format(path: &Path) -> Option<Format> {
     Some(match extension(path).as_str() {
-        "mp4" => Format { muxer: "mp4", options: H264, even: true },
-        "mov" => Format { muxer: "mov", options: H264, even: true },
-        "mkv" => Format { muxer: "matroska", options: H264, even: true },
-        "webm" => Format { muxer: "webm", options: VP9, even: true },
-        "gif" => Format { muxer: "gif", options: GIF, even: false },
+        "mp4" => Format { muxer: "mp4", options: H264, yuv: true },
+        "mov" => Format { muxer: "mov", options: H264, yuv: true },
+        "mkv" => Format { muxer: "matroska", options: H264, yuv: true },
+        "webm" => Format { muxer: "webm", options: VP9, yuv: true },
+        "gif" => Format { muxer: "gif", options: GIF, yuv: false },
         _ => return None,
     })
 }
 
 /// Writes frames as a video, or as PNG files `00000.png`, `00001.png`, … if `path` ends in `/` or is a folder.
 ///
-/// `.mp4`, `.mov` and `.mkv` hold H.264 (yuv420p, CRF 17), `.webm` VP9, `.gif` a palette of the whole clip. An odd side
+/// `.mp4`, `.mov` and `.mkv` hold H.264 (yuv420p, CRF 17), `.webm` VP9, all in limited BT.709 and tagged so (matrix, primaries,
+/// transfer, range); `.gif` a palette of the whole clip. An odd side
 /// is padded by one black row or column where the format needs even ones. `fps` is in frames per second. Equal frames
 /// give equal bytes with one ffmpeg build. A file appears whole or not at all. Frames of an earlier video leave a folder with the
 /// first of the new ones: files named as above, whatever made them. All else stays.
@@ -70,7 +77,7 @@ pub fn write_commented(
     if is_folder(path) {
         return images::write_folder(path, frames);
     }
-    if !(fps > 0.0 && fps <= 1000.0) {
+    if !FRAME_RATES.contains(&fps) {
         return Err(VideoError::Fps(fps));
     }
     let format = format(path).ok_or_else(|| VideoError::Extension { path: path.to_owned() })?;
@@ -135,8 +142,10 @@ fn encode(
         .arg(format!("{}x{}", frames.width(), frames.height()))
         .args(["-framerate", &fps.to_string(), "-i", "-"])
         .args(format.options);
-    if format.even && (frames.width() % 2 == 1 || frames.height() % 2 == 1) {
-        command.args(["-vf", "pad=ceil(iw/2)*2:ceil(ih/2)*2"]);
+    if format.yuv {
+        let odd = frames.width() % 2 == 1 || frames.height() % 2 == 1;
+        let pad = if odd { "pad=ceil(iw/2)*2:ceil(ih/2)*2," } else { "" };
+        command.args(["-vf", &format!("{pad}{TO_YUV}")]).args(TAGS);
     }
     // Nothing of the machine or the day goes into the file.
     command.args(["-map_metadata", "-1", "-fflags", "+bitexact", "-flags:v", "+bitexact"]);

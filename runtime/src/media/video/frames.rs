@@ -4,12 +4,16 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Classified, ErrorClass};
+use crate::memory::NotEnough;
 
 /// Longest side of a frame, in pixels.
 pub const MAX_SIDE: usize = 8192;
 
 /// Largest number of frames.
 pub const MAX_FRAMES: usize = 100_000;
+
+/// The slowest and the fastest video, in frames per second: what ffmpeg can say in the containers that are written.
+pub const FRAME_RATES: std::ops::RangeInclusive<f64> = 0.01..=1000.0;
 
 /// Largest number of bytes that the frames of one video may take: 16 GiB.
 pub const MAX_BYTES: usize = 1 << 34;
@@ -21,6 +25,8 @@ pub struct Frames {
     height: usize,
     data: Vec<u8>,
     fps: Option<f64>,
+    /// When each frame begins and the last ends, in seconds, where they last differently long.
+    starts: Option<Vec<f64>>,
 }
 
 impl Frames {
@@ -35,7 +41,31 @@ impl Frames {
             return Err(VideoError::Length { found: data.len(), frame: bytes });
         }
         check_total(width, height, data.len() / bytes)?;
-        Ok(Self { width, height, data, fps: fps.filter(|f| f.is_finite() && *f > 0.0) })
+        Ok(Self { width, height, data, fps: fps.filter(|f| f.is_finite() && *f > 0.0), starts: None })
+    }
+
+    /// These frames, shown for so many seconds each: the rate is their mean. A single frame has none.
+    pub(super) fn lasting(mut self, seconds: &[f64]) -> Self {
+        let total: f64 = seconds.iter().sum();
+        if seconds.len() != self.count() || seconds.len() < 2 || !(total.is_finite() && total > 0.0) {
+            return self;
+        }
+        self.fps = Some(seconds.len() as f64 / total);
+        if seconds.iter().any(|duration| (duration - seconds[0]).abs() > 1e-6) {
+            let mut at = 0.0;
+            let ends = seconds.iter().map(|duration| {
+                at += duration;
+                at
+            });
+            self.starts = Some(std::iter::once(0.0).chain(ends).collect());
+        }
+        self
+    }
+
+    /// When each frame begins and the last ends, in seconds from the first: `count + 1` times, where the source says that frames
+    /// last differently long. `None`: evenly, by [`Self::fps`].
+    pub fn starts(&self) -> Option<&[f64]> {
+        self.starts.as_deref()
     }
 
     /// Width in pixels.
@@ -48,7 +78,7 @@ impl Frames {
         self.height
     }
 
-    /// Frames per second, where the source says so.
+    /// Frames per second, where the source says so; the mean, where they last differently long.
     pub const fn fps(&self) -> Option<f64> {
         self.fps
     }
@@ -134,11 +164,22 @@ pub enum VideoError {
         message: String,
     },
     /// There is no frame.
-    #[error("{}: no video frame found; expected a video, an image, or a folder of .png, .jpg or .jpeg files", path.display())]
+    #[error("{}: no video frame found; expected a video, an image, or a folder of PNG, JPEG or WebP files", path.display())]
     NoFrames {
         /// The file or folder.
         path: PathBuf,
     },
+    /// Something lies among the frames of a folder that is none.
+    #[error("{}: it is {what} in a folder of frames; expected PNG, JPEG and WebP pictures alone; take it out of the folder", path.display())]
+    NotAFrame {
+        /// The file or folder.
+        path: PathBuf,
+        /// What it is, with its article.
+        what: &'static str,
+    },
+    /// Memory does not suffice.
+    #[error(transparent)]
+    Memory(#[from] NotEnough),
     /// An image cannot be read or written.
     #[error("{}: {message}", path.display())]
     Image {
@@ -187,8 +228,11 @@ pub enum VideoError {
         /// What is wrong.
         message: String,
     },
+    /// A pixel is no number.
+    #[error("a pixel is {0}; expected finite numbers in [-1, 1]")]
+    NotFinite(f32),
     /// Frames per second make no sense.
-    #[error("{0} frames per second, expected more than 0 and at most 1000")]
+    #[error("{0} frames per second, expected 0.01 to 1000")]
     Fps(f64),
     /// The file name says no known format.
     #[error("{}: unknown video format; expected .mp4, .mov, .mkv, .webm, .gif, or a folder (a path that ends in /) for PNG files", path.display())]
@@ -209,7 +253,9 @@ impl Classified for VideoError {
         match self {
             Self::Io { source, .. } | Self::Spawn { source, .. } => source.class(),
             Self::Ffmpeg { .. } | Self::Image { .. } => ErrorClass::Io,
+            Self::Memory(error) => error.class(),
             Self::NoFfmpeg { .. } => ErrorClass::Version,
+            Self::NotFinite(_) => ErrorClass::Numeric,
             _ => ErrorClass::Usage,
         }
     }

@@ -5,71 +5,107 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use image::{ImageReader, Limits, RgbImage};
-
-use super::frames::{Frames, MAX_SIDE, VideoError, check_total, extension, io_error};
+use super::frames::{Frames, MAX_BYTES, VideoError, extension, io_error};
+use super::growing::Growing;
+use super::natural;
+use super::picture::{self, Asked, Format, Kind, Wanted};
 use crate::io::atomic::FileSet;
 use crate::io::lookalike;
+use crate::io::map::map_file;
 
-/// True for a file that [`read_images`] reads.
-pub(super) fn is_image(path: &Path) -> bool {
-    matches!(extension(path).as_str(), "png" | "jpg" | "jpeg" | "webp")
+/// What systems leave in folders; besides, all that begins with a dot.
+const BESIDE: [&str; 6] = ["thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "@eadir"];
+
+/// True for what systems leave in folders, which nobody means for a frame.
+fn is_beside(name: &OsStr) -> bool {
+    let name = name.to_string_lossy().to_lowercase();
+    name.starts_with('.') || BESIDE.contains(&&*name)
 }
 
-/// All `.png`, `.jpg` and `.jpeg` files of a folder, by name.
-pub(super) fn read_folder(folder: &Path) -> Result<Frames, VideoError> {
+/// The pictures of a folder, in natural order of their names. Anything else in it is refused, but for what systems leave there.
+pub(super) fn read_folder(folder: &Path, wanted: Wanted) -> Result<Frames, VideoError> {
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(io_error(folder))? {
-        let path = entry.map_err(io_error(folder))?.path();
-        if matches!(extension(&path).as_str(), "png" | "jpg" | "jpeg") && path.is_file() {
-            paths.push(path);
+        let entry = entry.map_err(io_error(folder))?;
+        if !is_beside(&entry.file_name()) {
+            paths.push(entry.path());
         }
     }
-    paths.sort();
-    read_images(&paths, folder)
+    let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_owned();
+    paths.sort_by(|a, b| natural::compare(&name(a), &name(b)));
+    let mut frames = Vec::with_capacity(paths.len());
+    for path in paths {
+        let format = frame_format(&path)?;
+        frames.push((path, format));
+    }
+    if wanted == Wanted::First {
+        frames.truncate(1);
+    }
+    read_images(&frames, folder)
 }
 
-/// Images of one size as frames; `source` is named where there are none.
-pub(super) fn read_images(paths: &[PathBuf], source: &Path) -> Result<Frames, VideoError> {
-    let mut data = Vec::new();
+/// The format of a file in a folder of frames, which is a picture.
+fn frame_format(path: &Path) -> Result<Format, VideoError> {
+    let not = |what| Err(VideoError::NotAFrame { path: path.to_owned(), what });
+    let metadata = std::fs::metadata(path).map_err(io_error(path))?;
+    if metadata.is_dir() {
+        return not("a folder");
+    }
+    if !metadata.is_file() {
+        return not("no file");
+    }
+    let start = start(&mut File::open(path).map_err(io_error(path))?, path)?;
+    refuse_stand_in(&start, path)?;
+    match known(&start, path)? {
+        Kind::Picture(format) => Ok(format),
+        Kind::Avif => not("an AVIF picture"),
+        Kind::NotRead(what) => not(what),
+        Kind::Other => not("another kind of file"),
+    }
+}
+
+/// Images of one size as frames; `folder` is named where there are none.
+fn read_images(files: &[(PathBuf, Format)], folder: &Path) -> Result<Frames, VideoError> {
+    let mut data = Growing::default();
     let mut size = None;
-    for path in paths {
-        let image = read_image(path)?;
-        let (found_width, found_height) = (image.width() as usize, image.height() as usize);
+    let asked = Asked { wanted: Wanted::Only, most: MAX_BYTES };
+    for (path, format) in files {
+        let bytes = map_file(path).map_err(io_error(path))?;
+        let image = picture::read(*format, &bytes, asked).map_err(|bad| bad.of(path))?;
+        let (found_width, found_height) = (image.width(), image.height());
         let (width, height) = *size.get_or_insert((found_width, found_height));
         if (width, height) != (found_width, found_height) {
             return Err(VideoError::MixedSizes { path: path.clone(), width, height, found_width, found_height });
         }
-        check_total(width, height, paths.len())?;
-        data.extend_from_slice(image.as_raw());
+        data.make_room((width, height), files.len())?;
+        data.extend_from_slice(image.data());
     }
-    let (width, height) = size.ok_or_else(|| VideoError::NoFrames { path: source.to_owned() })?;
-    Frames::new(width, height, data, None)
+    let (width, height) = size.ok_or_else(|| VideoError::NoFrames { path: folder.to_owned() })?;
+    Frames::new(width, height, data.into(), None)
 }
 
-/// Reads one image as RGB; an alpha channel is dropped, as Pillow's `convert("RGB")` does.
-fn read_image(path: &Path) -> Result<RgbImage, VideoError> {
-    refuse_stand_in(path)?;
-    let error = |message: String| VideoError::Image { path: path.to_owned(), message };
-    let mut reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format).map_err(io_error(path))?;
-    let mut limits = Limits::default();
-    limits.max_image_width = Some(MAX_SIDE as u32);
-    limits.max_image_height = Some(MAX_SIDE as u32);
-    reader.limits(limits);
-    let bad = |e: image::ImageError| {
-        let reason = e.to_string();
-        error(format!("{}; expected an intact image of at most {MAX_SIDE} pixels a side", reason.trim_end_matches('.')))
-    };
-    Ok(reader.decode().map_err(bad)?.into_rgb8())
-}
-
-/// Refuses a pointer of Git LFS or a web page.
-pub(super) fn refuse_stand_in(path: &Path) -> Result<(), VideoError> {
+/// The first bytes of a file.
+pub(super) fn start(file: &mut File, path: &Path) -> Result<Vec<u8>, VideoError> {
     let mut start = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(lookalike::START as u64).read_to_end(&mut start))
-        .map_err(io_error(path))?;
-    match lookalike::stand_in(&start) {
+    file.take(lookalike::START as u64).read_to_end(&mut start).map_err(io_error(path))?;
+    Ok(start)
+}
+
+/// The kind of a file that begins so. One that is named as a picture and is none is refused.
+pub(super) fn known(start: &[u8], path: &Path) -> Result<Kind, VideoError> {
+    const NAMED: [&str; 7] = ["png", "apng", "jpg", "jpeg", "jfif", "webp", "avif"];
+    let kind = picture::kind(start);
+    if kind == Kind::Other && NAMED.contains(&&*extension(path)) {
+        let message =
+            "it is no picture (PNG, JPEG, WebP, GIF, AVIF), though its name says so; expected an intact image";
+        return Err(VideoError::Image { path: path.to_owned(), message: message.to_owned() });
+    }
+    Ok(kind)
+}
+
+/// Refuses a pointer of Git LFS or a web page, by how it begins.
+pub(super) fn refuse_stand_in(start: &[u8], path: &Path) -> Result<(), VideoError> {
+    match lookalike::stand_in(start) {
         Some(found) => Err(VideoError::Image { path: path.to_owned(), message: found.to_string() }),
         None => Ok(()),
     }

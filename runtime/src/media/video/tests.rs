@@ -2,6 +2,12 @@ use std::path::PathBuf;
 
 use super::*;
 
+mod colors;
+mod folders;
+mod pictures;
+mod streams;
+mod whole;
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }

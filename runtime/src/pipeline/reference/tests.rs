@@ -24,6 +24,25 @@ fn reference_knobs_choose_resize_and_scale() {
 }
 
 #[test]
+fn frames_that_last_unevenly_are_chosen_by_their_times() {
+    let starts = [0.0, 0.1, 0.2, 0.5, 0.6];
+    let chosen =
+        |fps: f64| (0..).map(|k| nearest(&starts, f64::from(k) / fps)).take_while(|&i| i < 4).collect::<Vec<_>>();
+    assert_eq!(chosen(10.0), [0, 1, 2, 2, 3, 3]);
+    assert_eq!(chosen(5.0), [0, 2, 3]);
+    assert_eq!(chosen(1.0), [0]);
+    // Even times choose as their rate does.
+    let even: Vec<f64> = (0..=9).map(|i| f64::from(i) / 10.0).collect();
+    let data: Vec<u8> = (0..9u8).flat_map(|f| [f; 3]).collect();
+    let frames = Frames::new(1, 1, data, Some(10.0)).unwrap();
+    for fps in [3.0, 8.0, 12.0, 30.0] {
+        let by_rate = super::chosen(ReferenceFrames::Resample { count: 49, fps }, &frames);
+        let by_times: Vec<usize> = (0..49).map(|k| nearest(&even, f64::from(k) / fps)).take_while(|&i| i < 9).collect();
+        assert_eq!(by_rate, by_times, "{fps}");
+    }
+}
+
+#[test]
 fn reference_pixels_equal_the_golden_bytes() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/pipeline/fun");
     let frames = read_frames(Path::new(&format!("{folder}/reference_frames")), None).unwrap();
