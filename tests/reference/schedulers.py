@@ -1,12 +1,16 @@
-"""Golden files for diffusers' DDIMScheduler and CogVideoXDDIMScheduler: tests/fixtures/scheduler/cases.json.
+"""Golden files for diffusers' DDIMScheduler, CogVideoXDDIMScheduler and CogVideoXDPMScheduler: tests/fixtures/scheduler/.
 
-The file holds `initial` (a latent), `model_outputs` (what the model is taken to answer at steps 0..3
+cases.json, of the first two, holds `initial` (a latent), `model_outputs` (what the model is taken to answer at steps 0..3
 of a run) and a list of cases with
 - `config`: what diffusers writes to scheduler_config.json,
 - `timesteps`: for several numbers of inference steps,
 - `alphas_cumprod`: [index, value] pairs, and `final_alpha_cumprod`,
 - `samples`: the latent after each step of a four-step run (eta 0); absent where diffusers divides by
   zero (epsilon prediction at a timestep whose alpha is 0).
+
+cogvideox_dpm.json, of the third, holds `initial`, `slope` and `offset` (the model answers `slope * x + offset`), `noises` (what
+each step adds; diffusers draws twice from the second step on, and the second draw is the one that counts) and a list of cases
+with `change` (of the file's `published` configuration), `steps`, `timesteps` and `samples`: [steps done, latent] pairs, halfway and at the end.
 
 Run: python tests/reference/schedulers.py [--out DIR]
 """
@@ -15,7 +19,8 @@ import itertools
 import json
 
 import torch
-from diffusers import CogVideoXDDIMScheduler, DDIMScheduler
+from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler, DDIMScheduler
+from diffusers.schedulers import scheduling_dpm_cogvideox
 
 from common import output_dir, randn, report, save_json
 
@@ -89,12 +94,65 @@ def case(kind, config: dict) -> dict:
     return result | ({} if samples is None else {"samples": samples})
 
 
+# CogVideoXDPMScheduler
+
+DPM_STEPS = (1, 2, 3, 7)
+SLOPE = 0.5 * randn(3, seed=3)
+OFFSET = randn(3, seed=4)
+NOISES = randn(max(DPM_STEPS), 3, seed=5)
+# The published configuration of the 5b models, and what others change of it.
+PUBLISHED = {"_class_name": "CogVideoXDPMScheduler"} | COGVIDEOX | dict(snr_shift_scale=1.0)
+CHANGES = (
+    {},
+    dict(snr_shift_scale=3.0),  # 2b
+    dict(rescale_betas_zero_snr=False),
+    dict(timestep_spacing="leading", steps_offset=1),
+    dict(timestep_spacing="linspace"),
+    dict(set_alpha_to_one=False),
+    dict(beta_schedule="linear"),
+    dict(prediction_type="sample"),
+    dict(prediction_type="epsilon", rescale_betas_zero_snr=False, beta_schedule="linear"),
+)
+
+
+def numbers(tensor: torch.Tensor) -> list:
+    """The numbers of a tensor, with as many digits as f32 has."""
+    return [float(f"{value:.9g}") for value in tensor.tolist()]
+
+
+def dpm_samples(scheduler) -> list:
+    """Samples as diffusers' pipelines call the scheduler."""
+    total, sample, samples, old = len(scheduler.timesteps), INITIAL[:3], [], None
+    for i, timestep in enumerate(scheduler.timesteps):
+        scheduling_dpm_cogvideox.randn_tensor = lambda *_, i=i, **__: NOISES[i]
+        before = scheduler.timesteps[i - 1] if i > 0 else None
+        sample, old = scheduler.step(SLOPE * sample + OFFSET, old, timestep, before, sample, return_dict=False)
+        if i + 1 in (total // 2, total):
+            samples.append([i + 1, numbers(sample)])
+    assert torch.isfinite(sample).all()
+    return samples
+
+
+def dpm_cases():
+    """Every configuration at every number of steps."""
+    for change in CHANGES:
+        for steps in DPM_STEPS:
+            scheduler = CogVideoXDPMScheduler.from_config(PUBLISHED | change)
+            scheduler.set_timesteps(steps)
+            case = {"change": change, "steps": steps, "timesteps": scheduler.timesteps.tolist()}
+            yield case | {"samples": dpm_samples(scheduler)}
+
+
 def main() -> None:
     directory = output_dir(__doc__, "scheduler")
     cases = [case(kind, config) for kind, config in configurations()]
     value = {"initial": INITIAL.tolist(), "model_outputs": MODEL_OUTPUTS.tolist(), "cases": cases}
     save_json(directory / "cases.json", value, indent=None)
     print(len(cases), "cases,", sum("samples" not in c for c in cases), "without samples")
+    dpm = {"initial": INITIAL[:3], "slope": SLOPE, "offset": OFFSET}
+    dpm = {name: numbers(tensor) for name, tensor in dpm.items()} | {"noises": [numbers(noise) for noise in NOISES]}
+    dpm |= {"published": PUBLISHED, "cases": list(dpm_cases())}
+    save_json(directory / "cogvideox_dpm.json", dpm, indent=None)
     report(directory)
 
 

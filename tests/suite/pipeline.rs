@@ -17,6 +17,7 @@ use v2l_runtime::request::Request;
 use v2l_runtime::tensor::Tensor;
 
 use crate::bad_input;
+use crate::random_weights;
 use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header};
 use crate::tools::{self, Scratch, args, run_ok};
 
@@ -130,6 +131,77 @@ fn image_to_video_equals_diffusers() {
 #[test]
 fn image_to_video_1_5_equals_diffusers() {
     check_diffusers("i2v_1_5");
+}
+
+/// A published folder names the scheduler that the model is sampled with; all noise is v2l's own of a seed.
+#[test]
+fn folder_with_cogvideox_dpm_samples_as_diffusers_at_every_number_of_steps() {
+    let folder = fixtures().join("pipeline/t2v");
+    let (made, golden) = (random_weights::made(&folder), folder.join("dpm.safetensors"));
+    bad_input::edit_json(&made.root().join("scheduler/scheduler_config.json"), |json| {
+        json["_class_name"] = "CogVideoXDPMScheduler".into();
+    });
+    let scratch = Scratch::new();
+    let (bundle, engines) = (scratch.path("bundle"), scratch.path("engines"));
+    v2l_export::export(made.root(), &bundle, &ExportOptions::default(), &mut |_| {}).unwrap();
+    v2l_export::compile(&bundle, &engines, &Default::default(), &mut |_| {}).unwrap();
+    let (case, facts) = (Case::read(&golden), header(&golden));
+    let sample = |steps: &str, more: &[&str]| {
+        let latents = scratch.path("latents.safetensors");
+        let mut arguments = vec!["--engine", text(&engines), "--outputs", text(&latents), "--steps", steps];
+        let flags = [
+            ("--prompt", "prompt"),
+            ("--negative-prompt", "negative_prompt"),
+            ("--num-frames", "num_frames"),
+            ("--guidance", "guidance_scale"),
+            ("--width", "width"),
+            ("--height", "height"),
+            ("--seed", "seed"),
+        ];
+        for (flag, key) in flags {
+            arguments.extend([flag, &facts[key]]);
+        }
+        arguments.extend(more);
+        v2l_run(&arguments);
+        single(&latents)
+    };
+    for steps in ["1", "2", "5", "12"] {
+        let expected = case.output(steps);
+        assert_close(&format!("{steps} steps"), &sample(steps, &[]), &expected, TOLERANCE);
+        if steps != "1" {
+            let ddim = sample(steps, &["--scheduler", "cogvideox_ddim"]);
+            let off = (&ddim - &expected).mapv(|x| x * x).sum() / expected.mapv(|x| x * x).sum();
+            assert!(off.sqrt() > 0.1, "{steps} steps of DDIM are others: {off}");
+        }
+    }
+}
+
+#[test]
+fn strength_beyond_all_meaning_is_an_error_and_three_is_not() {
+    let (sample, scratch) = (tools::sample(), Scratch::new());
+    let (image, lora) = (tools::sample_model().join("image.png"), scratch.path("lora.safetensors"));
+    let reference = tools::sample_model().join("reference.mp4");
+    run_ok(
+        "run",
+        args!["--engine", sample.engines(), "--image", &image, "--reference", reference, "--save-lora", &lora],
+    );
+    let run = |strength: &str| {
+        let latents = scratch.path("latents.safetensors");
+        let given = format!("{}={strength}", text(&lora));
+        let request = args!["--engine", sample.engines(), "--image", &image, "--num-frames", "5", "--steps", "2"];
+        let size = args!["--width", "32", "--height", "32", "--lora", given, "--outputs", &latents];
+        let run = tools::output(tools::command("run", &[request, size].concat()));
+        assert_eq!(latents.exists(), run.code == 0, "{}", run.stderr);
+        let _ = std::fs::remove_file(latents);
+        (run.code, run.stderr)
+    };
+    for strength in ["3", "-3"] {
+        assert_eq!(run(strength).0, 0, "{}", run(strength).1);
+    }
+    let (code, said) = run("100000");
+    assert_eq!(code, 7, "{said}");
+    assert!(said.contains("root mean square is") || said.contains("NaN or infinity after step"), "{said}");
+    assert!(said.contains("strength"), "{said}");
 }
 
 /// The shipped sample model with its hypernetwork.

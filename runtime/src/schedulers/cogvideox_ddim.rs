@@ -1,16 +1,15 @@
 //! diffusers' `CogVideoXDDIMScheduler`: f64 tables unless its betas are linear, SNR shift, rescaling of the cumulative
 //! alphas, no clipping.
 //!
-//! `CogVideoXDPMScheduler` is sampled with it, too: its tables are the same, and the official code samples with DDIM
-//! whatever the folder names. Source: diffusers 0.42 `schedulers/scheduling_ddim_cogvideox.py`.
+//! Source: diffusers 0.42 `schedulers/scheduling_ddim_cogvideox.py`.
 
 use serde::Deserialize;
 
 use super::diffusion::{self, BetaSchedule, Config};
-use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError, never_null};
 
 pub(super) const CLASS: Class = Class {
-    names: &["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"],
+    names: &["CogVideoXDDIMScheduler"],
     sampler: "cogvideox_ddim",
     kind: Kind::Diffusion,
     read: |value| Ok(Box::new(CogVideoxDdim::read(value)?)),
@@ -31,6 +30,7 @@ struct Keys {
 
 impl CogVideoxDdim {
     pub(super) fn read(value: &serde_json::Value) -> Result<Self, SchedulerError> {
+        never_null(value, &["snr_shift_scale"])?;
         let keys = Keys::deserialize(value)?;
         let config = Config::read(value, 0.00085, 0.0120, BetaSchedule::ScaledLinear)?;
         let shift = keys.snr_shift_scale.unwrap_or(3.0);

@@ -7,7 +7,7 @@
 use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 
-use super::scheduler::{Draw, Prediction, Schedule, SchedulerError};
+use super::scheduler::{Draw, Prediction, Schedule, SchedulerError, never_null};
 
 /// How inference steps are spread over the training steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +70,19 @@ struct Raw {
 
 const MAX_TRAIN_TIMESTEPS: usize = 100_000;
 
+/// Keys of every class of the kind that are never null.
+pub(super) const NEVER_NULL: [&str; 9] = [
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "clip_sample",
+    "clip_sample_range",
+    "prediction_type",
+    "set_alpha_to_one",
+    "steps_offset",
+    "timestep_spacing",
+];
+
 pub(super) fn unsupported(key: &'static str, found: &str, supported: &str) -> SchedulerError {
     SchedulerError::Unsupported { key, found: found.to_owned(), supported: supported.to_owned() }
 }
@@ -121,6 +134,7 @@ impl Config {
         beta_end: f64,
         beta_schedule: BetaSchedule,
     ) -> Result<Self, SchedulerError> {
+        never_null(value, &NEVER_NULL)?;
         let raw = Raw::deserialize(value)?;
         if raw.trained_betas.is_some_and(|v| !v.is_null()) {
             return Err(unsupported("trained_betas", "a list", "null"));

@@ -7,7 +7,7 @@ use ndarray::{ArrayD, Zip};
 use serde_json::{Value, json};
 
 use super::flow::{Config, Flow, Grid, Levels, must_be, only};
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError, never_null};
 
 pub(super) const CLASS: Class = Class {
     names: &["DPMSolverMultistepScheduler"],
@@ -15,6 +15,7 @@ pub(super) const CLASS: Class = Class {
     kind: Kind::Flow,
     read: |value| {
         if value.get("_class_name") == Some(&json!("DPMSolverMultistepScheduler")) {
+            never_null(value, &NEVER_NULL)?;
             must_be(value, &[("use_flow_sigmas", json!(true)), ("prediction_type", json!("flow_prediction"))])?;
             only(value, &options())?;
         }
@@ -25,6 +26,20 @@ pub(super) const CLASS: Class = Class {
 /// On the grid of Wan's own code.
 pub(super) const WAN: Class =
     Class { names: &[], sampler: "dpmpp_2m_wan", kind: Kind::Flow, read: |value| scheduler(value, Grid::WanDpm) };
+
+/// Keys that are never null.
+pub(super) const NEVER_NULL: [&str; 10] = [
+    "algorithm_type",
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "final_sigmas_type",
+    "lower_order_final",
+    "prediction_type",
+    "solver_order",
+    "solver_type",
+    "timestep_spacing",
+];
 
 fn options() -> [(&'static str, Value); 10] {
     [

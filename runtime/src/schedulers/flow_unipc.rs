@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::flow::{Config, Flow, Grid, Levels, must_be, only};
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError, never_null};
 
 pub(super) const CLASS: Class = Class {
     names: &["UniPCMultistepScheduler"],
@@ -20,6 +20,21 @@ pub(super) const CLASS: Class = Class {
 /// On the grid of Wan's own code.
 pub(super) const WAN: Class =
     Class { names: &[], sampler: "unipc_wan", kind: Kind::Flow, read: |value| read(value, Grid::WanUniPc) };
+
+/// Keys that are never null.
+pub(super) const NEVER_NULL: [&str; 11] = [
+    "beta_end",
+    "beta_schedule",
+    "beta_start",
+    "disable_corrector",
+    "final_sigmas_type",
+    "lower_order_final",
+    "predict_x0",
+    "prediction_type",
+    "solver_order",
+    "solver_type",
+    "timestep_spacing",
+];
 
 /// How the steps are taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -56,6 +71,7 @@ impl Default for Solver {
 
 impl Solver {
     fn read(value: &Value) -> Result<Self, SchedulerError> {
+        never_null(value, &NEVER_NULL)?;
         must_be(value, &[("use_flow_sigmas", json!(true)), ("prediction_type", json!("flow_prediction"))])?;
         only(
             value,

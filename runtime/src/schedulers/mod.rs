@@ -4,6 +4,7 @@
 //! [`Schedule`] of one video, which may keep state from step to step.
 
 mod cogvideox_ddim;
+mod cogvideox_dpm;
 mod ddim;
 mod diffusion;
 mod flow;
@@ -21,6 +22,7 @@ pub use scheduler::{Draw, Kind, Prediction, Schedule, Scheduler, SchedulerError}
 /// Every scheduler. A line each.
 static CLASSES: &[Class] = &[
     cogvideox_ddim::CLASS,
+    cogvideox_dpm::CLASS,
     ddim::CLASS,
     flow_unipc::CLASS,
     flow_unipc::WAN,
@@ -36,22 +38,21 @@ static CLASSES: &[Class] = &[
 
 /// Reads a `scheduler_config.json`.
 ///
-/// `sampler` is a name of `pipeline.json` and decides instead of the file's `_class_name`, which must be known even so. A
-/// file without a class name is read as `CogVideoXDDIMScheduler`. Absent keys take the defaults of the class that is used.
+/// `sampler` is a name of `pipeline.json` and decides instead of the file's `_class_name`. An option that is not implemented is
+/// refused where the class that is used reads it, as diffusers' `from_config` would take the file. A file of a class that is not
+/// known, or without one, is refused whichever sampler is used. Absent keys take the defaults of the class that is used.
 ///
 /// # Errors
 /// [`SchedulerError::Unsupported`] for a class, sampler or option that is not implemented, [`SchedulerError::Json`] if a
 /// key has the wrong type, [`SchedulerError::OutOfRange`] for a number that makes no sense.
 pub fn read(value: &serde_json::Value, sampler: Option<&str>) -> Result<Box<dyn Scheduler>, SchedulerError> {
     let class = class_of(value)?;
-    let class = match sampler {
-        None => class,
-        Some(sampler) => for_models_of(class).find(|class| class.sampler == sampler).ok_or_else(|| {
-            let supported = list(for_models_of(class).map(|class| class.sampler));
-            SchedulerError::Unsupported { key: "sampler", found: sampler.to_owned(), supported }
-        })?,
-    };
-    (class.read)(value)
+    let Some(sampler) = sampler else { return (class.read)(value) };
+    let found = for_models_of(class).find(|class| class.sampler == sampler).ok_or_else(|| {
+        let supported = list(for_models_of(class).map(|class| class.sampler));
+        SchedulerError::Unsupported { key: "sampler", found: sampler.to_owned(), supported }
+    })?;
+    (found.read)(value)
 }
 
 /// Reads a `scheduler_config.json` for a request that asks for a scheduler by one of its names, its own or diffusers', and
@@ -98,9 +99,10 @@ pub fn samplers() -> impl Iterator<Item = &'static str> {
 
 /// The class that a file names.
 fn class_of(value: &serde_json::Value) -> Result<&'static Class, SchedulerError> {
-    let Some(name) = value.get("_class_name") else { return Ok(&CLASSES[0]) };
-    let named = |class: &&Class| name.as_str().is_some_and(|name| class.names.contains(&name));
-    CLASSES.iter().find(named).ok_or_else(|| unknown_class(Some(name), CLASSES.iter()))
+    let name = value.get("_class_name");
+    let text = name.and_then(serde_json::Value::as_str);
+    let named = |class: &&Class| text.is_some_and(|text| class.names.contains(&text));
+    CLASSES.iter().find(named).ok_or_else(|| unknown_class(name, CLASSES.iter()))
 }
 
 fn unknown_class<'a>(name: Option<&serde_json::Value>, known: impl Iterator<Item = &'a Class>) -> SchedulerError {

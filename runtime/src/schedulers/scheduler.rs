@@ -85,6 +85,18 @@ pub(super) struct Class {
     pub(super) read: fn(&serde_json::Value) -> Result<Box<dyn Scheduler>, SchedulerError>,
 }
 
+/// Refuses a file in which one of these keys is null: diffusers gives them other values where they are absent. A null is none of
+/// their values: diffusers takes some of these for `false`, and fails on the others.
+pub(super) fn never_null(value: &serde_json::Value, keys: &[&'static str]) -> Result<(), SchedulerError> {
+    match keys.iter().find(|key| value.get(**key).is_some_and(serde_json::Value::is_null)) {
+        None => Ok(()),
+        Some(&key) => {
+            let supported = "a value, or a file without this key".to_owned();
+            Err(SchedulerError::Unsupported { key, found: "null".to_owned(), supported })
+        }
+    }
+}
+
 /// Why a scheduler cannot be built or used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
