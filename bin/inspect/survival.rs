@@ -66,7 +66,7 @@ fn row(slot: &SlotReport, weight_norm: f64, width: usize) -> String {
         slot.rank.to_string(),
         format!("{:.3e}", slot.rounding.delta_norm()),
         relative(slot, weight_norm).map_or("-".to_owned(), percent),
-        percent(slot.rounding.survived()),
+        if slot.rounding.norm > 0.0 { percent(slot.rounding.survived()) } else { "-".to_owned() },
         percent(slot.rounding.relative_error()),
         percent(slot.unchanged()),
     ];

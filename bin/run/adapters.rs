@@ -216,15 +216,22 @@ pub(crate) fn report(fused: &FuseReport, output: &mut Output) {
         "fused",
         json!({ "count": fused.slots.len(), "overall": overall, "slots": fused.slots, "kept": fused.kept }),
     );
-    output.note(&format!(
-        "fused {} slots: {:.1} % of the update survives rounding (error {:.1} %, {:.1} % of the weights unchanged)",
-        fused.slots.len(),
-        100.0 * rounding.survived(),
-        100.0 * rounding.relative_error(),
-        100.0 * overall.unchanged()
-    ));
+    if rounding.norm > 0.0 {
+        output.note(&format!(
+            "fused {} slots: {:.1} % of the update survives rounding (error {:.1} %, {:.1} % of the weights unchanged)",
+            fused.slots.len(),
+            100.0 * rounding.survived(),
+            100.0 * rounding.relative_error(),
+            100.0 * overall.unchanged()
+        ));
+    } else {
+        output.note(&format!("fused {} slots: the update is zero, and no weight changes", fused.slots.len()));
+    }
     if fused.kept == Some(true) {
         output.note("the fused weights come from the cache: nothing is fused");
+    }
+    if let Some(reason) = &fused.passed_over {
+        output.warning(&format!("an entry of the cache of fused weights is not used, but made again: {reason}"));
     }
     if let Some(reason) = &fused.not_kept {
         output.warning(&format!("the fused weights are not kept: {reason}"));

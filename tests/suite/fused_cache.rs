@@ -192,6 +192,75 @@ fn folder_that_cannot_be_written_to_is_said_and_the_weights_are_fused() {
     assert!(reason.contains("file"), "{reason}");
 }
 
+#[cfg(unix)]
+#[test]
+fn entry_that_others_could_have_put_there_is_passed_over_with_a_word_and_made_again() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let lab = Lab::new();
+    let cache = lab.cache(1 << 30);
+    let (engine, stack) = (lab.built.engine(TRANSFORMER), [(&lab.a, 1.0)]);
+    assert_eq!(lab.fused(&stack, FuseTarget::Storage, &cache), Some(false));
+    let entry = lab.entries().remove(0);
+    let fused = || fuse_kept(&engine, &stack, &FuseOptions::new(FuseTarget::Storage), &cache).unwrap();
+    let elsewhere = lab.scratch.path("elsewhere");
+    std::fs::copy(&entry, &elsewhere).unwrap();
+    let mode = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    let pipe = |path: &Path| {
+        std::fs::remove_file(path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let link = |path: &Path| {
+        std::fs::remove_file(path).unwrap();
+        symlink(&elsewhere, path).unwrap();
+    };
+    let open = |path: &Path| mode(path, 0o666);
+    type Put<'a> = &'a dyn Fn(&Path);
+    let cases = [
+        ("a pipe", &pipe as Put<'_>, "a pipe"),
+        ("a link", &link, "a link"),
+        ("a file that others may write to", &open, "others may write to it"),
+    ];
+    for (what, put, reason) in cases {
+        put(&entry);
+        let found = fused();
+        let said = found.report.passed_over.unwrap_or_default();
+        assert!(said.contains(reason) && found.report.not_kept.is_none(), "{what}: {said}");
+        assert_eq!(found.report.kept, Some(false), "{what}");
+        assert_eq!(lab.fused(&stack, FuseTarget::Storage, &cache), Some(true), "{what}: made again");
+    }
+    assert!(std::fs::metadata(&elsewhere).unwrap().is_file(), "what a link led to stays");
+    // Nothing is read from, or kept in, a folder that others may write to.
+    mode(&cache.folder, 0o777);
+    let found = fused();
+    assert_eq!(found.report.kept, Some(false));
+    let said = found.report.not_kept.unwrap_or_default();
+    assert!(said.contains("others may write to this folder"), "{said}");
+    mode(&cache.folder, 0o755);
+    assert_eq!(lab.fused(&stack, FuseTarget::Storage, &cache), Some(true));
+}
+
+#[test]
+fn adapters_that_change_nothing_are_said_and_nothing_survives_of_them() {
+    let lab = Lab::new();
+    let engine = lab.built.engine(TRANSFORMER);
+    let nothing = |change: fn(&mut v2l_runtime::lora::adapter::LowRank)| {
+        let mut adapter = lab.a.clone();
+        adapter.layers.values_mut().for_each(change);
+        adapter
+    };
+    let idle =
+        [nothing(|layer| layer.alpha = 0.0), nothing(|layer| layer.alpha = 1e-45), nothing(|layer| layer.up.fill(0.0))];
+    for adapter in &idle {
+        let report = fuse(&engine, &[(adapter, 1.0)], FuseTarget::Storage).unwrap().report;
+        let said = report.idle().unwrap();
+        let slots = report.slots.len();
+        assert!(said.contains(&format!("change nothing in {slots} of {slots} slots")), "{said}");
+        assert!(serde_json::to_value(&report).unwrap()["overall"]["survived"].is_null());
+    }
+    let report = fuse(&engine, &[(&lab.a, 1.0)], FuseTarget::Storage).unwrap().report;
+    assert_eq!(report.idle(), None);
+}
+
 #[test]
 fn threads_and_processes_share_a_folder() {
     let lab = Lab::new();

@@ -46,7 +46,16 @@ impl AtomicFile {
     /// # Errors
     /// If `destination` is a folder or cannot be written to, or the temporary cannot be made.
     pub fn create(destination: impl AsRef<Path>) -> io::Result<Self> {
-        let destination = destination.as_ref();
+        Self::with_mode(destination.as_ref(), 0o666)
+    }
+
+    /// Starts a file as [`create`](Self::create) does, to which a new one's user alone may write.
+    pub(crate) fn create_private(destination: &Path) -> io::Result<Self> {
+        Self::with_mode(destination, 0o644)
+    }
+
+    /// Starts a file. A new one has what the process's mask leaves of `mode`.
+    fn with_mode(destination: &Path, mode: u32) -> io::Result<Self> {
         let target = Target::of_file(destination)?;
         let folder = match &target {
             Target::Replaced(path) => folder_of(path).to_owned(),
@@ -60,8 +69,10 @@ impl AtomicFile {
         builder.prefix(&prefix).suffix(".partial");
         #[cfg(unix)]
         if matches!(target, Target::Replaced(_)) {
-            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+            builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(mode));
         }
+        #[cfg(not(unix))]
+        let _ = mode;
         let temporary = Unfinished::temporary(|| builder.tempfile_in(folder))?;
         let out = BufWriter::with_capacity(BUFFER, temporary.as_file().try_clone()?);
         Ok(Self { out, temporary, target })

@@ -274,6 +274,11 @@ pub fn onnxruntime_path() -> Option<PathBuf> {
     slot.as_ref().map(|(path, _)| path.clone())
 }
 
+/// The minor version of the ONNX Runtime 1.x that this process uses, once [`onnxruntime`] has loaded it.
+pub fn onnxruntime_minor() -> Option<u32> {
+    ort::util::probe(onnxruntime_path()?)
+}
+
 fn load_error(path: PathBuf, error: &ort::LoadDynamicError) -> LibraryError {
     match error {
         ort::LoadDynamicError::BadVersion { version_str, .. } => {

@@ -29,14 +29,21 @@ pub fn map_file(path: impl AsRef<Path>) -> io::Result<Bytes> {
         let message = "expected a file that can be read in place, found a pipe or a device; write it to a file first";
         return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
     }
-    let file = File::open(path)?;
-    if metadata.len() == 0 {
+    map_opened(&File::open(path)?)
+}
+
+/// [`map_file`] of a regular file that is open.
+///
+/// # Errors
+/// As there.
+pub(crate) fn map_opened(file: &File) -> io::Result<Bytes> {
+    if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
     // SAFETY: the map is read-only and private to this process. Everything that v2l writes goes to a new file that is
     // renamed over the old one, which leaves the mapped inode alone; the caller is told that others must do the same.
     #[allow(unsafe_code, reason = "a memory map")]
-    let map = unsafe { Mmap::map(&file)? };
+    let map = unsafe { Mmap::map(file)? };
     Ok(Bytes::from_owner(map))
 }
 
@@ -55,6 +62,19 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
         Some(found) => Err(Unusable(found.to_string()).into()),
         None => Ok(bytes),
     }
+}
+
+/// [`read_file`] of a file that v2l finds by its name in a folder, where a pipe or a device would wait for ever or never end.
+///
+/// # Errors
+/// Those of [`read_file`], and [`Unusable`] for what is no regular file.
+pub fn read_member(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
+    let path = path.as_ref();
+    let metadata = std::fs::metadata(path)?;
+    if !metadata.is_file() && !metadata.is_dir() {
+        return Err(Unusable("expected a file, found a pipe or a device".to_owned()).into());
+    }
+    read_file(path, limit)
 }
 
 /// [`read_file`] for text.
@@ -115,6 +135,18 @@ mod tests {
         assert!(map_file("/dev/zero").unwrap_err().to_string().contains("a device"));
         assert!(read_file("/dev/zero", 1 << 20).unwrap_err().to_string().contains("more than 1048576 bytes"));
         assert!(read_text("/dev/zero", 1 << 20).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn member_that_is_a_pipe_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipeline.json");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        assert!(read_member(&pipe, 10).unwrap_err().to_string().contains("found a pipe"));
+        assert!(map_file(&pipe).unwrap_err().to_string().contains("found a pipe"));
+        std::fs::write(dir.path().join("file"), b"text").unwrap();
+        assert_eq!(read_member(dir.path().join("file"), 10).unwrap(), b"text");
     }
 
     #[test]

@@ -34,6 +34,7 @@ pub use arena::Pool;
 pub(crate) use kept::FusedKey;
 pub use kept::{FusedCache, fuse_kept};
 pub use kernel::{Packed, RoundingStats, Simd};
+pub(crate) use report::idle;
 pub use report::{FuseReport, SlotReport};
 pub use survival::{Survival, survival, weight_norm};
 

@@ -5,7 +5,7 @@
 //! ONNX Runtime may differ: machines that differ so should not share a folder. An entry is a file `<key>.tokens` or
 //! `<key>.adapter`: a BLAKE3 hash over the key and the rest (32 bytes), and the rest, a [`Kept`] as bytes. Files
 //! appear whole by renaming, so any number of processes may share a folder; one that is damaged is removed and made
-//! again. Files of other names are left alone.
+//! again. One that is a pipe or a link, or that others could write to, is passed over with its reason, and made again. Files of other names are left alone.
 
 use std::fs::Metadata;
 use std::io;
@@ -14,8 +14,8 @@ use std::time::SystemTime;
 
 use super::entry::{FORMS, Form};
 use crate::error::{Classified, ErrorClass};
-use crate::io::atomic::write_file;
 use crate::io::bounded::{is_entry, remove, shrink};
+use crate::io::own::{create_private, open_own, write_own};
 
 pub use super::entry::Kept;
 pub use super::key::{Key, KeyParts};
@@ -54,7 +54,7 @@ impl PredictionCache {
     /// [`CacheError`] if there can be no such folder.
     pub fn open(folder: impl Into<PathBuf>, limit: u64) -> Result<Self, CacheError> {
         let folder = folder.into();
-        std::fs::create_dir_all(&folder).map_err(error(&folder))?;
+        create_private(&folder).map_err(error(&folder))?;
         Ok(Self { folder, limit })
     }
 
@@ -74,18 +74,7 @@ impl PredictionCache {
 
     fn read(&self, key: &Key, form: &Form) -> Result<Option<Kept>, CacheError> {
         let path = self.path(key, form);
-        match std::fs::metadata(&path) {
-            Ok(metadata) if metadata.is_file() => {}
-            // Opening a pipe would wait for its other end.
-            Ok(_) => return Err(error(&path)(io::Error::other("expected a file, found something else"))),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(error(&path)(e)),
-        }
-        let mut file = match std::fs::File::open(&path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(error(&path)(e)),
-        };
+        let Some(mut file) = open_own(&path).map_err(error(&path))? else { return Ok(None) };
         let mut bytes = Vec::new();
         io::Read::read_to_end(&mut io::Read::take(&mut file, MAX_ENTRY), &mut bytes).map_err(error(&path))?;
         let kept = decode(key, form, &bytes);
@@ -114,7 +103,7 @@ impl PredictionCache {
             return Ok(());
         }
         let path = self.path(key, kept.form());
-        write_file(&path, &bytes).map_err(error(&path))?;
+        write_own(&path, &bytes).map_err(error(&path))?;
         let is_entry = |path: &Path| FORMS.iter().any(|form| is_entry(path, form.extension));
         shrink(&self.folder, self.limit, is_entry, Metadata::modified);
         Ok(())

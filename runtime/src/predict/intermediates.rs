@@ -2,7 +2,8 @@
 //!
 //! A file `<key>.latents` in a folder: numbers, f32, little-endian, and behind them a BLAKE3 hash over the key and the numbers (32
 //! bytes). The key is the hash of the base's weights, of the network and of how it is computed. Files appear whole by renaming, so
-//! that several processes may share a folder; one that is damaged or truncated is made again. They are mapped, so that they take no
+//! that several processes may share a folder; one that is damaged or truncated is made again, and so is one that others could have
+//! written. They are mapped, so that they take no
 //! private memory.
 
 use std::io::{self, Write};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 
 use super::key::Key;
 use crate::io::atomic::AtomicFile;
-use crate::io::map::map_file;
+use crate::io::own::{create_own, map_own};
 
 const HASH: usize = 32;
 
@@ -29,12 +30,19 @@ impl Intermediates {
     }
 
     /// The bytes of this many numbers, if they are kept under this key and whole.
-    pub(super) fn get(&self, key: &Key, numbers: usize) -> Option<Bytes> {
-        let file = map_file(self.path(key)?).ok()?;
-        let (rest, hash) = file.split_at_checked(numbers.checked_mul(4)?)?;
-        let mut hasher = begin(key);
-        hasher.update(rest);
-        (hasher.finalize().as_bytes() == hash).then(|| file.slice(..file.len() - HASH))
+    ///
+    /// # Errors
+    /// Why what is there is passed over.
+    pub(super) fn get(&self, key: &Key, numbers: usize) -> io::Result<Option<Bytes>> {
+        let Some(path) = self.path(key) else { return Ok(None) };
+        let Some((_, file)) = map_own(&path)? else { return Ok(None) };
+        let whole =
+            numbers.checked_mul(4).and_then(|bytes| file.split_at_checked(bytes)).is_some_and(|(rest, hash)| {
+                let mut hasher = begin(key);
+                hasher.update(rest);
+                hasher.finalize().as_bytes() == hash
+            });
+        Ok(whole.then(|| file.slice(..file.len() - HASH)))
     }
 
     /// Begins to keep numbers under this key, in place of what may be there; `None` without a folder.
@@ -42,9 +50,8 @@ impl Intermediates {
     /// # Errors
     /// The system's.
     pub(super) fn put(&self, key: &Key) -> io::Result<Option<Keeping>> {
-        let (Some(path), Some(folder)) = (self.path(key), &self.0) else { return Ok(None) };
-        std::fs::create_dir_all(folder)?;
-        Ok(Some(Keeping { file: AtomicFile::create(path)?, hasher: begin(key) }))
+        let Some(path) = self.path(key) else { return Ok(None) };
+        Ok(Some(Keeping { file: create_own(&path)?, hasher: begin(key) }))
     }
 }
 
@@ -103,25 +110,25 @@ mod tests {
             file.add(&numbers[5..]).unwrap();
             file.finish().unwrap();
         };
-        assert_eq!(kept.get(&key, 24), None);
+        assert_eq!(kept.get(&key, 24).unwrap(), None);
         drop(kept.put(&key).unwrap());
-        assert_eq!(kept.get(&key, 0), None, "a file that was not finished");
+        assert_eq!(kept.get(&key, 0).unwrap(), None, "a file that was not finished");
         put();
-        assert_eq!(kept.get(&key, 24).as_deref(), Some(&bytes[..]));
-        assert_eq!(kept.get(&key, 23), None, "another count");
+        assert_eq!(kept.get(&key, 24).unwrap().as_deref(), Some(&bytes[..]));
+        assert_eq!(kept.get(&key, 23).unwrap(), None, "another count");
         let path = kept.path(&key).unwrap();
         std::fs::copy(&path, kept.path(&other).unwrap()).unwrap();
-        assert_eq!(kept.get(&other, 24), None, "another key's name");
+        assert_eq!(kept.get(&other, 24).unwrap(), None, "another key's name");
         let good = std::fs::read(&path).unwrap();
         let mut flipped = good.clone();
         flipped[60] ^= 1;
         for damaged in [&flipped[..], &good[..70], &good[..10], &[]] {
             std::fs::write(&path, damaged).unwrap();
-            assert_eq!(kept.get(&key, 24), None);
+            assert_eq!(kept.get(&key, 24).unwrap(), None);
             put();
-            assert_eq!(kept.get(&key, 24).as_deref(), Some(&bytes[..]), "made again");
+            assert_eq!(kept.get(&key, 24).unwrap().as_deref(), Some(&bytes[..]), "made again");
         }
         let none = Intermediates::new(None);
-        assert!(none.put(&key).unwrap().is_none() && none.get(&key, 24).is_none());
+        assert!(none.put(&key).unwrap().is_none() && none.get(&key, 24).unwrap().is_none());
     }
 }

@@ -7,7 +7,7 @@ use crate::components::{Components, PREDICTOR_TEXT_ENCODER, TEXT_ENCODER};
 use crate::directory::EngineDirectory;
 use crate::error::Error;
 use crate::events::Observer;
-use crate::io::map::read_file;
+use crate::io::map::read_member;
 use crate::pipeline::Pipeline;
 use crate::pipeline::config::{ConfigError, resolve};
 use crate::pipeline::tokenizer::{MAX_FILE, TextTokenizer};
@@ -133,6 +133,7 @@ impl Encoders<'_> {
         if !self.directory.has(TEXT_ENCODER) || self.pipeline.config().tokenizer.is_none() {
             return Err(none("there is none").into());
         }
+        check_known(prompt, self.pipeline.knows(prompt)?)?;
         let (used, most) = self.pipeline.count_tokens(prompt)?;
         check_length(prompt, used, wish.length.min(most))?;
         let state = self.pipeline.encode_text(&mut *self.directory, &[prompt], observer)?;
@@ -153,10 +154,11 @@ impl Encoders<'_> {
         let missing = || PredictorError::NoEncoder { width: wish.width, found: "its tokenizer is missing".to_owned() };
         let section = section.ok_or_else(missing)?;
         let path = resolve(self.directory.folder(), "predictor_tokenizer.file", &section.file)?;
-        let bytes = read_file(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
+        let bytes = read_member(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
         // Longer than any prompt that is read: what is too long is refused, not cut.
         let tokenizer = TextTokenizer::from_bytes(&bytes, 65_536, section.pad_id)?;
         let tokens = tokenizer.encode(prompt)?;
+        check_known(prompt, tokens.known)?;
         check_length(prompt, tokens.used, wish.length)?;
         let padded = wish.padding == TextPadding::Encoded;
         let count = if padded { wish.length } else { tokens.used };
@@ -187,6 +189,15 @@ fn fitted(rows: &Array2<f32>, used: usize, wish: &TextWish) -> Array2<f32> {
     Array2::from_shape_fn((wish.length, wish.width), |(row, column)| {
         if row < kept.min(rows.nrows()) { rows[[row, column]] } else { 0.0 }
     })
+}
+
+fn check_known(prompt: &str, known: bool) -> Result<(), PredictorError> {
+    if known {
+        return Ok(());
+    }
+    let reason = "the tokenizer knows nothing of it, so that any other such text would give the same; say it in words"
+        .to_owned();
+    Err(PredictorError::Prompt { prompt: prompt.to_owned(), reason })
 }
 
 fn check_length(prompt: &str, used: usize, most: usize) -> Result<(), PredictorError> {

@@ -1,6 +1,5 @@
 //! How long a block takes on OpenVINO and on ONNX Runtime: measured once for a machine.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -13,7 +12,7 @@ use crate::backends::interface::{GraphWeight, Interface};
 use crate::backends::onnxruntime::{OrtOptions, OrtSession};
 use crate::engine::manifest::{INT8_SUFFIX, Manifest, SCALES_SUFFIX};
 use crate::engine::session::{Dim, Port, Session, SessionError};
-use crate::io::atomic::write_file;
+use crate::io::own::{open_own, write_own};
 use crate::io::user_cache::user_cache;
 use crate::options::OpenOptions;
 use crate::tensor::{Dtype, Tensor};
@@ -133,8 +132,8 @@ impl Machine {
         let ratio = measure(self.block, options)?;
         if let Some(place) = self.block.place() {
             // Without it the next process measures again.
-            let _ = place.parent().map(std::fs::create_dir_all);
-            let _ = write_file(place, format!("{}\n{ratio}\n", self.key()).as_bytes());
+            let text = format!("{}\n{ratio}\n", self.key());
+            let _ = write_own(&place, text.as_bytes());
         }
         Ok(ratio)
     }
@@ -146,7 +145,7 @@ impl Machine {
 
     fn kept(&self) -> Option<f64> {
         let mut text = String::new();
-        File::open(self.block.place()?).ok()?.take(LONGEST).read_to_string(&mut text).ok()?;
+        open_own(&self.block.place()?).ok()??.take(LONGEST).read_to_string(&mut text).ok()?;
         let (key, ratio) = text.trim_end().split_once('\n')?;
         let ratio: f64 = ratio.parse().ok()?;
         (key == self.key() && ratio.is_finite() && ratio > 0.0).then_some(ratio)

@@ -11,6 +11,7 @@ use super::light;
 use super::parts::{LayerDescription, alpha, locate, scale_config};
 use super::{AdapterError, AdapterFormat, detect};
 use crate::io::weights::WeightFile;
+use crate::io::wrappers::unwrapped;
 
 /// What an adapter's file says of itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -55,7 +56,8 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
     described.scale = scale;
     let mut layers: IndexMap<String, LayerDescription> = IndexMap::new();
     for key in &keys {
-        let (module, stem, part) = match keys::parse(key) {
+        let plain = unwrapped(key);
+        let (module, stem, part) = match keys::parse(&plain) {
             Key::LoRa { module, stem, part, .. } => (module, stem, part),
             Key::Other(kind) => {
                 described.others.push((key.clone(), Some(kind)));
@@ -69,7 +71,7 @@ pub fn describe(path: &Path) -> Result<Description, AdapterError> {
         // Two layers may differ in what looks like a prefix.
         let shape = file.shape(key).unwrap_or_default();
         if part.is_difference() {
-            let end = key.strip_prefix(stem).unwrap_or_default();
+            let end = plain.strip_prefix(stem).unwrap_or_default();
             let difference = LayerDescription {
                 module: format!("{module}{end}"),
                 difference: Some(shape.to_vec()),

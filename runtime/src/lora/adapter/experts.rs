@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Adapter;
 use crate::components::{TRANSFORMER, TRANSFORMER_2};
+use crate::io::wrappers::unwrapped;
 
 /// What stands before layers and keys of the second transformer.
 const SECOND: &str = "transformer_2.";
@@ -71,8 +72,9 @@ pub struct Placed {
     pub reason: String,
 }
 
-/// What a file's name says of the transformers that it is for: `high_noise`, `HighNoise` and the like anywhere, `HIGH` or a `high` at
-/// the end as a word. A file that is called as every other has its folder's name.
+/// What a file's name says of the transformers that it is for: the words `high noise`, however they are joined (`high_noise`,
+/// `HighNoise`, `highnoise`), `HIGH` or a `high` at the end. Parts of other words (`flow_noise`, `thighs`) say nothing. A file that is
+/// called as every other has its folder's name.
 pub fn experts_by_name(path: &Path) -> Option<Experts> {
     let stem = path.file_stem()?.to_string_lossy().into_owned();
     let common = ["adapter_model", "pytorch_lora_weights", "diffusion_pytorch_model", "model", "lora"];
@@ -80,12 +82,13 @@ pub fn experts_by_name(path: &Path) -> Option<Experts> {
         Some(folder) if common.contains(&&stem[..]) => folder.to_string_lossy().into_owned(),
         _ => stem,
     };
-    let joined: String = stem.chars().filter(|c| c.is_alphanumeric()).collect::<String>().to_lowercase();
-    let words: Vec<&str> = stem.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let words = words(&stem);
     let says = |word: &str| {
-        let upper = word.to_uppercase();
-        joined.contains(&format!("{word}noise"))
-            || words.contains(&&upper[..])
+        let joined = format!("{word}noise");
+        let noise =
+            words.windows(2).any(|pair| pair[0].eq_ignore_ascii_case(word) && pair[1].eq_ignore_ascii_case("noise"));
+        noise
+            || words.iter().any(|found| found.eq_ignore_ascii_case(&joined) || *found == word.to_uppercase())
             || words.last().is_some_and(|last| last.eq_ignore_ascii_case(word))
     };
     match (says("high"), says("low")) {
@@ -93,6 +96,26 @@ pub fn experts_by_name(path: &Path) -> Option<Experts> {
         (false, true) => Some(Experts::Low),
         _ => None,
     }
+}
+
+/// The words of a name. One ends at what is neither a letter nor a digit, where letters follow digits or digits letters, and where a
+/// capital follows a small letter.
+fn words(name: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for part in name.split(|c: char| !c.is_alphanumeric()) {
+        let (mut before, mut at) = (None::<char>, 0);
+        for (index, c) in part.char_indices() {
+            let ends = before
+                .is_some_and(|b| b.is_ascii_digit() != c.is_ascii_digit() || b.is_lowercase() && c.is_uppercase());
+            if ends {
+                words.push(&part[at..index]);
+                at = index;
+            }
+            before = Some(c);
+        }
+        words.extend(Some(&part[at..]).filter(|rest| !rest.is_empty()));
+    }
+    words
 }
 
 /// True if an adapter changes a transformer of a model with two.
@@ -163,7 +186,9 @@ impl Route {
 
     /// A key as if the file were for this transformer alone, or why it is not for it.
     pub(super) fn spelled<'k>(self, key: &'k str) -> Result<Cow<'k, str>, &'static str> {
-        match (self.by_key, key.strip_prefix(SECOND)) {
+        let plain = unwrapped(key);
+        let second = key.strip_prefix(SECOND).or_else(|| plain.strip_prefix(SECOND));
+        match (self.by_key, second) {
             (true, Some(rest)) if self.second => Ok(Cow::Owned(format!("{FIRST}{rest}"))),
             (true, Some(_)) => Err("it is for `transformer_2`"),
             (true, None) if self.second => Err("it is for `transformer`"),
@@ -181,15 +206,15 @@ impl Route {
 /// some begin with `transformer_2.`; else that which its name says; else `transformer` where its keys begin with that, as diffusers has
 /// it; else both. Also how its keys are read for each.
 pub(super) fn place(path: &Path, keys: &[String], asked: Option<Experts>) -> (Placed, Vec<Route>) {
-    let by_key = keys.iter().any(|key| is_second(key));
+    let by_key = keys.iter().any(|key| is_second(&unwrapped(key)));
     let (experts, reason) = match (asked, experts_by_name(path)) {
         (Some(experts), _) => (experts, "asked for"),
         (None, _) if by_key => {
-            let all = keys.iter().all(|key| is_second(key));
+            let all = keys.iter().all(|key| is_second(&unwrapped(key)));
             (if all { Experts::Low } else { Experts::Both }, "its keys say so")
         }
         (None, Some(experts)) => (experts, "its name says so"),
-        (None, None) if keys.iter().any(|key| key.starts_with(FIRST)) => {
+        (None, None) if keys.iter().any(|key| unwrapped(key).starts_with(FIRST)) => {
             (Experts::High, "its keys begin with `transformer.`; FILE@both or FILE@low says otherwise")
         }
         (None, None) => (Experts::Both, "neither its name nor its keys say which"),
@@ -233,13 +258,38 @@ mod tests {
             "wan22-14b-HIGH-r64.safetensors",
             "effect_high.safetensors",
             "high_noise/adapter_model.safetensors",
+            "Wan22HighNoise_r64.safetensors",
+            "WAN22-HIGHNOISE-4.safetensors",
+            "HIGH_flow_noise.safetensors",
         ] {
             assert_eq!(by(name), Some(Experts::High), "{name}");
         }
-        assert_eq!(by("wan2.2_i2v_lownoise_4steps.safetensors"), Some(Experts::Low));
         for name in
-            ["high_quality.safetensors", "slow.safetensors", "high_noise_and_low_noise.safetensors", "b.safetensors"]
+            ["wan2.2_i2v_lownoise_4steps.safetensors", "effect_low.safetensors", "a/Wan22 low noise.safetensors"]
         {
+            assert_eq!(by(name), Some(Experts::Low), "{name}");
+        }
+        for name in [
+            "high_quality.safetensors",
+            "slow.safetensors",
+            "high_noise_and_low_noise.safetensors",
+            "b.safetensors",
+            // Parts of words.
+            "flow_noise.safetensors",
+            "FlowNoise.safetensors",
+            "flownoise_14b.safetensors",
+            "glow-noise-v2.safetensors",
+            "yellow_noise.safetensors",
+            "slow_noise/adapter_model.safetensors",
+            "thigh_noise.safetensors",
+            "lowland_noise.safetensors",
+            "low_noisy_film.safetensors",
+            "highnoises.safetensors",
+            "SHALLOW_water.safetensors",
+            "HIGHWAY_drive.safetensors",
+            "thigh.safetensors",
+            "overflow.safetensors",
+        ] {
             assert_eq!(by(name), None, "{name}");
         }
     }

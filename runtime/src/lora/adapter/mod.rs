@@ -4,6 +4,7 @@
 
 mod coverage;
 mod describe;
+mod distilled;
 mod experts;
 mod keys;
 mod light;

@@ -11,6 +11,7 @@ use super::parameters::ParameterNames;
 use super::{AdapterFormat, Outcome, wan};
 use crate::engine::Engine;
 use crate::engine::manifest::{Absent, How, Manifest, RowRange, Slot, Why};
+use crate::io::wrappers::unwrapped_module;
 
 /// The layers that an adapter may name.
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +149,10 @@ impl<'a> SlotNames<'a> {
             for (name, slot) in layers.iter().filter_map(inner).collect::<Vec<_>>() {
                 layers.entry(name).or_insert(slot);
             }
+        }
+        // So has one that was exported inside PyTorch's wrappers their words in between.
+        for (name, slot) in unwrapped_names(&layers) {
+            layers.entry(name).or_insert(slot);
         }
         let is_wan = wan::is_wan(layers.keys().map(String::as_str));
         if is_wan {
@@ -299,6 +304,17 @@ fn wrappers<'n>(names: impl Iterator<Item = &'n String>) -> Vec<String> {
     }
     let starts = (1..=common.len()).filter(|_| several).map(|n| format!("{}.", common[..n].join(".")));
     starts.collect()
+}
+
+/// Layers by their names without the words of wrappers, where one alone gets that name.
+fn unwrapped_names<'a>(layers: &IndexMap<String, &'a Slot>) -> Vec<(String, &'a Slot)> {
+    let mut found: IndexMap<String, Option<&'a Slot>> = IndexMap::new();
+    for (name, &slot) in layers {
+        if let Cow::Owned(plain) = unwrapped_module(name) {
+            found.entry(plain).and_modify(|other| *other = other.filter(|other| *other == slot)).or_insert(Some(slot));
+        }
+    }
+    found.into_iter().filter_map(|(name, slot)| Some((name, slot?))).collect()
 }
 
 /// Enters a target under its name with underscores, which several may have.

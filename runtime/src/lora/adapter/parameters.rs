@@ -1,10 +1,13 @@
 //! Parameters besides linear layers, by the names that adapters' files use for them.
 
+use std::borrow::Cow;
+
 use indexmap::IndexMap;
 
 use super::keys::KeyPart;
 use super::wan;
 use crate::engine::manifest::Slot;
+use crate::io::wrappers::unwrapped;
 
 /// Parameters by name.
 pub(super) struct ParameterNames<'a> {
@@ -24,6 +27,13 @@ impl<'a> ParameterNames<'a> {
             for inner in wrappers.iter().filter_map(|wrapper| parameter.name.strip_prefix(&wrapper[..])) {
                 dotted.entry(inner.to_owned()).or_insert(parameter);
             }
+        }
+        let plain = |(name, &slot): (&String, &&'a Slot)| match unwrapped(name) {
+            Cow::Owned(plain) => Some((plain, slot)),
+            Cow::Borrowed(_) => None,
+        };
+        for (name, parameter) in dotted.iter().filter_map(plain).collect::<Vec<_>>() {
+            dotted.entry(name).or_insert(parameter);
         }
         if is_wan {
             let own: Vec<_> =

@@ -12,6 +12,8 @@ use super::coverage::Coverage;
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError};
 use crate::engine::parameters;
+use crate::io::float8::Float8;
+use crate::io::json;
 use crate::io::weights::{WeightError, WeightFile};
 
 /// PEFT's configuration file, beside the weights.
@@ -130,7 +132,7 @@ pub(super) fn scale_config(
         Ok((Some(config), format!("{from}{how}")))
     };
     let parse = |path: &Path, text: &str| {
-        serde_json::from_str::<Map<String, Value>>(text)
+        json::read::<Map<String, Value>>(text.as_bytes())
             .map_err(|e| AdapterError::Config { path: path.to_owned(), reason: e.to_string() })
     };
     if let Some(text) = file.metadata("lora_adapter_metadata") {
@@ -163,11 +165,17 @@ pub(super) fn mismatch(file: &WeightFile, key: &str, expected: &str, found: Stri
 
 /// The finite floating-point values of a key.
 pub(super) fn values(file: &WeightFile, key: &str) -> Result<ArrayD<f32>, AdapterError> {
-    let view = file.get(key)?;
-    let values = view
-        .to_tensor()
-        .and_then(crate::tensor::Tensor::into_f32)
-        .ok_or_else(|| mismatch(file, key, "f32, f16 or bf16", view.dtype.to_string()))?;
+    let raw = file.raw(key)?;
+    let values = match Float8::of(raw.dtype) {
+        Some(form) => {
+            let values = form.values();
+            let values = raw.data.iter().map(|byte| values[usize::from(*byte)]).collect();
+            ArrayD::from_shape_vec(raw.shape, values).ok()
+        }
+        None => file.get(key)?.to_tensor().and_then(crate::tensor::Tensor::into_f32),
+    };
+    let values =
+        values.ok_or_else(|| mismatch(file, key, "f32, f16, bf16 or an 8-bit float", raw.dtype.to_string()))?;
     finite(file, key, values.iter().copied())?;
     Ok(values)
 }

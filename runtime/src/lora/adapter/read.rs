@@ -16,6 +16,7 @@ use super::parts::{CoveredAdapter, alpha, as_matrix, flattened, locate, matrix, 
 use super::scale::ScaleConfig;
 use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed};
 use crate::io::weights::WeightFile;
+use crate::io::wrappers::unwrapped;
 
 /// The header's entry, in files that v2l writes, for keys that do not spell a slot's own name: a JSON object from what stands before
 /// a key's part to the slot.
@@ -147,12 +148,12 @@ pub fn detect(path: &Path) -> Result<AdapterFormat, AdapterError> {
     if let Some(format) = light::kind(&file) {
         return Ok(format);
     }
-    let form = |key: &String| match keys::parse(key) {
+    let form = |key: &String| match keys::parse(&unwrapped(key)) {
         Key::LoRa { format, .. } => Some(format),
         _ => None,
     };
     let names = file.names();
-    let other = |key: &String| match keys::parse(key) {
+    let other = |key: &String| match keys::parse(&unwrapped(key)) {
         Key::Other(kind) => Some(AdapterError::Unsupported { path: path.clone(), key: key.clone(), kind }),
         _ => None,
     };
@@ -198,7 +199,43 @@ struct Reader<'a> {
     format: Option<AdapterFormat>,
 }
 
+/// What a key stands for.
+struct Named<'a> {
+    format: AdapterFormat,
+    module: String,
+    part: KeyPart,
+    target: Target<'a>,
+}
+
+/// Why a key stands for nothing.
+enum Unnamed {
+    /// It is part of an update of another kind.
+    Kind(&'static str),
+    /// It is no adapter's.
+    Unknown,
+    /// The model has no such layer.
+    NoLayer { format: AdapterFormat, module: String, reason: String },
+}
+
 impl<'a> Reader<'a> {
+    /// What a key of this spelling stands for.
+    fn named(&self, spelled: &str) -> Result<Named<'a>, Unnamed> {
+        let (format, module, stem, part) = match keys::parse(spelled) {
+            Key::LoRa { format, module, stem, part } => (format, module, stem, part),
+            Key::Other(kind) => return Err(Unnamed::Kind(kind)),
+            Key::Unknown => return Err(Unnamed::Unknown),
+        };
+        // What is written there is whose weight it is.
+        let written = self.written.get(stem).filter(|_| part.is_of_weight()).and_then(|slot| self.names.exact(slot));
+        if let Some(target) = written {
+            return Ok(Named { format, module: keys::unprefixed(stem).0.to_owned(), part, target });
+        }
+        match self.names.resolve((format, &module), stem, part) {
+            Ok((format, module, target)) => Ok(Named { format, module: module.into_owned(), part, target }),
+            Err(reason) => Err(Unnamed::NoLayer { format, module: module.into_owned(), reason }),
+        }
+    }
+
     fn key(&mut self, key: String) -> Result<(), AdapterError> {
         let path = || self.file.path().to_owned();
         let spelled = match self.route.spelled(&key) {
@@ -209,33 +246,30 @@ impl<'a> Reader<'a> {
                 return Ok(());
             }
         };
-        let (format, module, stem, part) = match keys::parse(&spelled) {
-            Key::LoRa { format, module, stem, part } => (format, module, stem, part),
-            Key::Other(kind) => return Err(AdapterError::Unsupported { path: path(), key, kind }),
-            Key::Unknown => {
+        let named = match self.named(&spelled) {
+            Err(first) => match unwrapped(&spelled) {
+                Cow::Owned(plain) => self.named(&plain).map_err(|_| first),
+                Cow::Borrowed(_) => Err(first),
+            },
+            found => found,
+        };
+        let Named { format, module, part, target } = match named {
+            Ok(named) => named,
+            Err(Unnamed::Kind(kind)) => return Err(AdapterError::Unsupported { path: path(), key, kind }),
+            Err(Unnamed::Unknown) => {
                 self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason: "no adapter's key".to_owned() } });
                 return Ok(());
             }
-        };
-        // What is written there is whose weight it is.
-        let written = self.written.get(stem).filter(|_| part.is_of_weight()).and_then(|slot| self.names.exact(slot));
-        let resolved = match written {
-            Some(target) => Ok((format, Cow::Borrowed(keys::unprefixed(stem).0), target)),
-            None => self.names.resolve((format, &module), stem, part),
-        };
-        let (format, module, target) = match resolved {
-            Ok(resolved) => resolved,
-            Err(reason) => {
+            Err(Unnamed::NoLayer { format, module, reason }) => {
                 self.format.get_or_insert(format);
-                if self.unknown.last().is_none_or(|last| **last != *module) {
-                    self.unknown.push(Cow::into_owned(module));
+                if self.unknown.last().is_none_or(|last| *last != module) {
+                    self.unknown.push(module);
                 }
                 self.keys.push(KeyOutcome { key, outcome: Outcome::Error { reason } });
                 return Ok(());
             }
         };
         self.format.get_or_insert(format);
-        let module = module.into_owned();
         let outcome = self.names.outcome(&target);
         if matches!(outcome, Outcome::Error { .. }) {
             self.keys.push(KeyOutcome { key, outcome });

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::AdapterError;
-use super::parts::{locate, name_of};
+use super::distilled::Name;
+use super::parts::locate;
 use crate::io::weights::{WeightError, WeightFile};
 
 /// The header's entry that holds a recipe as JSON.
@@ -17,6 +18,8 @@ const METADATA: &str = "v2l.recipe";
 const BESIDE: &str = "recipe.json";
 /// The longest recipe that is read, in bytes.
 const LONGEST: u64 = 1 << 16;
+/// The largest guidance of either sign, as in a request.
+const MAX_GUIDANCE: f64 = 1000.0;
 
 /// Steps, scheduler, shift, guidance and boundary that an adapter was made for; what is absent it does not say.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -92,6 +95,7 @@ impl Recipe {
     /// The key that is out of range, in words.
     fn check(&self) -> Result<(), String> {
         let positive = |value: f64| value.is_finite() && value > 0.0;
+        let too_far = |scale: f64| !(-MAX_GUIDANCE..=MAX_GUIDANCE).contains(&scale);
         let wrong = [
             (
                 "num_inference_steps",
@@ -99,8 +103,8 @@ impl Recipe {
                 "1 to 100000",
             ),
             ("shift", self.shift.is_some_and(|shift| !positive(shift)), "a number above 0"),
-            ("guidance_scale", self.guidance_scale.is_some_and(|scale| !scale.is_finite()), "a number"),
-            ("guidance_scale_2", self.guidance_scale_2.is_some_and(|scale| !scale.is_finite()), "a number"),
+            ("guidance_scale", self.guidance_scale.is_some_and(too_far), "-1000 to 1000"),
+            ("guidance_scale_2", self.guidance_scale_2.is_some_and(too_far), "-1000 to 1000"),
             ("boundary_ratio", self.boundary_ratio.is_some_and(|ratio| !(0.0..=1.0).contains(&ratio)), "0 to 1"),
         ];
         match wrong.into_iter().find(|(_, wrong, _)| *wrong) {
@@ -110,9 +114,10 @@ impl Recipe {
     }
 }
 
-/// Distillations of Wan by what their files are called: all words of any of these lists, letters and digits alone, lower case.
+/// Distillations of Wan, which their files' names say.
 struct Known {
-    words: &'static [&'static [&'static str]],
+    /// True for the words of a name of such a file.
+    is: fn(&Name) -> bool,
     of: &'static str,
     steps: usize,
     shift: Option<f64>,
@@ -122,27 +127,32 @@ struct Known {
 /// Recipes of LightX2V's configurations and of Wan2GP's profiles. All were distilled without guidance.
 const KNOWN: [Known; 4] = [
     Known {
-        // The second word tells a distillation from an effect of that name.
-        words: &[
-            &["lightx2v"],
-            &["stepdistill"],
-            &["lightning", "step"],
-            &["lightning", "seko"],
-            &["wan22lightning"],
-            &["wan21lightning"],
-        ],
+        // Effects are called lightning, too, and what is made for LightX2V: the second word tells a distillation.
+        is: |name| {
+            name.has("lightx2v") && (name.has("distill") || name.steps.is_some())
+                || name.follow("step", "distill")
+                || name.steps.is_some() && (name.has("lightning") || name.has("seko"))
+                // LightX2V's own folders have a date in the place of a name.
+                || name.steps.is_some() && name.dated && name.has("wan") && name.has("a14b")
+        },
         of: "LightX2V",
         steps: 4,
         shift: Some(5.0),
         scheduler: Some("euler_simple"),
     },
-    Known { words: &[&["fastwan"]], of: "FastWan", steps: 3, shift: Some(3.0), scheduler: None },
-    Known { words: &[&["fusionx"], &["fusionix"]], of: "FusionX", steps: 10, shift: Some(2.0), scheduler: None },
-    Known { words: &[&["causvid"]], of: "CausVid", steps: 9, shift: None, scheduler: None },
+    Known { is: |name| name.has("fastwan"), of: "FastWan", steps: 3, shift: Some(3.0), scheduler: None },
+    Known {
+        is: |name| name.has("fusionx") || name.has("fusionix"),
+        of: "FusionX",
+        steps: 10,
+        shift: Some(2.0),
+        scheduler: None,
+    },
+    Known { is: |name| name.has("causvid"), of: "CausVid", steps: 9, shift: None, scheduler: None },
 ];
 
 /// The recipe of an adapter's file: the header's entry `v2l.recipe`, else a file `<name>.recipe.json` beside it, else, for Wan's transformers,
-/// what is known of distillations that are called so.
+/// what is known of distillations that are called so. A name that has any word which files of distillations do not have says nothing.
 ///
 /// # Errors
 /// [`AdapterError::Config`] for a recipe that is no such JSON or out of range; [`AdapterError::Weights`] if a file cannot be read.
@@ -165,13 +175,12 @@ pub fn recipe_of(path: &Path) -> Result<Option<FoundRecipe>, AdapterError> {
         File::open(&beside).map_err(io)?.take(LONGEST).read_to_string(&mut text).map_err(io)?;
         return Ok(Some(FoundRecipe { recipe: read(&beside, &text)?, source: RecipeSource::Beside(beside) }));
     }
-    let name: String = name_of(&path).to_lowercase().chars().filter(|c| c.is_alphanumeric()).collect();
-    let called = |words: &&[&str]| words.iter().all(|word| name.contains(word));
-    let known = KNOWN.iter().find(|known| known.words.iter().any(called));
+    let name = Name::of(&said_name(&path));
+    let known = name.as_ref().and_then(|name| KNOWN.iter().find(|known| (known.is)(name)));
     let known = known.filter(|_| file.names().iter().any(|key| is_wan_key(key)));
     Ok(known.map(|known| {
         let recipe = Recipe {
-            num_inference_steps: Some(steps_in(&name).unwrap_or(known.steps)),
+            num_inference_steps: Some(name.as_ref().and_then(|name| name.steps).unwrap_or(known.steps)),
             scheduler: known.scheduler.map(str::to_owned),
             shift: known.shift,
             guidance_scale: Some(1.0),
@@ -181,11 +190,12 @@ pub fn recipe_of(path: &Path) -> Result<Option<FoundRecipe>, AdapterError> {
     }))
 }
 
-/// The number before `step` in a name of letters and digits, of at most two digits.
-fn steps_in(name: &str) -> Option<usize> {
-    let before = name.split_once("step")?.0;
-    let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
-    (1..=2).contains(&digits).then(|| before[before.len() - digits..].parse().ok()).flatten().filter(|&steps| steps > 0)
+/// A file's own name, or its folder's if the file is called as every other.
+fn said_name(path: &Path) -> String {
+    const COMMON: [&str; 4] = ["adapter_model", "pytorch_lora_weights", "high_noise_model", "low_noise_model"];
+    let own = path.file_stem().unwrap_or_default().to_string_lossy();
+    let folder = path.parent().and_then(Path::file_name).filter(|_| COMMON.contains(&&own[..]));
+    folder.map_or_else(|| own.clone().into_owned(), |folder| folder.to_string_lossy().into_owned())
 }
 
 /// True for a key of a layer of Wan's transformers, under their own names or diffusers'.
@@ -208,6 +218,23 @@ mod tests {
         write_tensors(path, &tensors, &metadata).unwrap();
     }
 
+    /// Names as files on the hubs have them, each with the recipe that it says.
+    #[test]
+    fn name_says_a_recipe_only_where_files_of_distillations_alone_have_it() {
+        let (mut distilled, mut traps) = (0, 0);
+        for line in include_str!("recipe/names.txt").lines().filter(|line| !line.starts_with('#')) {
+            let (name, expected) = line.split_once(" = ").unwrap();
+            let name = Name::of(name);
+            let known = name.as_ref().and_then(|name| KNOWN.iter().find(|known| (known.is)(name)));
+            let found = known.map(|known| {
+                format!("{} {}", known.of, name.as_ref().and_then(|name| name.steps).unwrap_or(known.steps))
+            });
+            assert_eq!(found.as_deref().unwrap_or("nothing"), expected, "{line}");
+            if expected == "nothing" { traps += 1 } else { distilled += 1 }
+        }
+        assert!(distilled >= 30 && traps >= 40, "{distilled} distilled, {traps} traps");
+    }
+
     #[test]
     fn recipe_comes_from_the_header_then_a_file_beside_it_then_the_name() {
         let folder = tempfile::tempdir().unwrap();
@@ -228,21 +255,28 @@ mod tests {
 
         write(&path, key, &[(METADATA, r#"{"shift": 8}"#)]);
         assert_eq!(recipe_of(&path).unwrap().unwrap().source, RecipeSource::Metadata);
-        for (text, word) in [("{\"steps\": 4}", "steps"), ("{\"shift\": -1}", "`shift`: expected"), ("[", "EOF")] {
+        for (text, word) in [
+            ("{\"steps\": 4}", "steps"),
+            ("{\"shift\": -1}", "`shift`: expected"),
+            ("{\"guidance_scale\": 1001}", "`guidance_scale`: expected"),
+            ("[", "EOF"),
+        ] {
             write(&path, key, &[(METADATA, text)]);
             let error = recipe_of(&path).unwrap_err().to_string();
             assert!(error.contains("recipe: ") && error.contains(word), "{error}");
         }
-        // An effect that is called like a distillation is none, steps are read from the name, and a folder's name counts.
+        // Steps are read from the name, and a folder's name counts.
         let named = |name: &str| {
             let path = folder.path().join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             write(&path, key, &[]);
             recipe_of(&path).unwrap().and_then(|found| found.recipe.num_inference_steps)
         };
-        assert_eq!(named("ice_and_lightning_storm.safetensors"), None);
+        assert_eq!(named("ice_and_lightning_storm-step00000800.safetensors"), None);
         assert_eq!(named("Wan2.2-Lightning_T2V-A14B-8steps.safetensors"), Some(8));
-        assert_eq!(named("wan_lightx2v/pytorch_lora_weights.safetensors"), Some(4));
+        assert_eq!(named("wan_lightx2v_step_distill/pytorch_lora_weights.safetensors"), Some(4));
+        assert_eq!(named("Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1/high_noise_model.safetensors"), Some(4));
+        assert_eq!(named("ice_storm-4steps/adapter_model.safetensors"), None);
         // The name of another model's file says nothing.
         let other = folder.path().join("cogvideox_lightning_4steps.safetensors");
         write(&other, "transformer_blocks.0.attn1.to_q.lora_A.weight", &[]);

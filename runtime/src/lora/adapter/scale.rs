@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 
 use super::AdapterError;
+use crate::io::wrappers::unwrapped_module;
 
 /// A PEFT configuration, as far as it changes what is computed.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,8 +63,12 @@ impl ScaleConfig {
         }
         let patterns = |key: &str| config.get(key).and_then(Value::as_object).into_iter().flatten();
         let rank_pattern = patterns("rank_pattern")
-            .map(|(pattern, value)| Some((Pattern::new(pattern)?, usize::try_from(value.as_u64()?).ok()?)))
-            .collect::<Option<Vec<_>>>()
+            .map(|(pattern, value)| {
+                let rank =
+                    whole(value).ok_or_else(|| fail(format!("rank_pattern `{pattern}`: {value} is not a rank")))?;
+                Ok(Pattern::new(pattern).map(|pattern| (pattern, rank)))
+            })
+            .collect::<Result<Option<Vec<_>>, AdapterError>>()?
             .map(Patterns::new);
         let mut alpha_pattern = Vec::new();
         for (pattern, value) in patterns("alpha_pattern") {
@@ -84,8 +89,12 @@ impl ScaleConfig {
         if alpha_pattern.ends.len().max(rank_ends) > MAX_PATTERNS {
             return Err(fail(format!("more than {MAX_PATTERNS} patterns; write fewer, each for several modules")));
         }
+        let rank = match config.get("r") {
+            None | Some(Value::Null) => None,
+            Some(value) => Some(whole(value).ok_or_else(|| fail(format!("r: {value} is not a rank")))?),
+        };
         Ok(Self {
-            rank: config.get("r").and_then(Value::as_u64).and_then(|rank| usize::try_from(rank).ok()),
+            rank,
             rank_pattern,
             alpha,
             alpha_pattern,
@@ -104,6 +113,12 @@ impl ScaleConfig {
         // Rank-stabilised LoRA scales by alpha / √rank.
         if self.rslora { alpha * (rank as f32).sqrt() } else { alpha }
     }
+}
+
+/// A rank; Python writes some as `16.0`.
+fn whole(value: &Value) -> Option<usize> {
+    let rounded = || value.as_f64().filter(|v| v.fract() == 0.0 && (0.0..1e9).contains(v)).map(|v| v as u64);
+    value.as_u64().or_else(rounded).and_then(|rank| usize::try_from(rank).ok())
 }
 
 fn number(value: &Value) -> Option<f32> {
@@ -175,10 +190,15 @@ impl<T: Copy> Patterns<T> {
     fn new(patterns: Vec<(Pattern, T)>) -> Self {
         let (mut whole, mut ends) = (HashMap::new(), Vec::new());
         for (at, (pattern, value)) in patterns.into_iter().enumerate() {
-            if pattern.whole {
-                whole.entry(pattern.name).or_insert((at, value));
-            } else {
-                ends.push((at, pattern, value));
+            // Modules are asked for without the words of wrappers, too.
+            let plain = unwrapped_module(&pattern.name).into_owned();
+            let plain = (plain != pattern.name).then_some(Pattern { name: plain, whole: pattern.whole });
+            for pattern in [Some(pattern), plain].into_iter().flatten() {
+                if pattern.whole {
+                    whole.entry(pattern.name).or_insert((at, value));
+                } else {
+                    ends.push((at, pattern, value));
+                }
             }
         }
         Self { whole, ends }
@@ -205,10 +225,16 @@ mod tests {
     #[test]
     fn scale_config_prefers_a_pattern_that_ends_the_module_name() {
         let config =
-            config(&json!({"lora_alpha": 8, "alpha_pattern": {"to_q": 2, "^a.to_k": 3, "b\\.to_v": 5}})).unwrap();
+            self::config(&json!({"lora_alpha": 8, "alpha_pattern": {"to_q": 2, "^a.to_k": 3, "b\\.to_v": 5}})).unwrap();
         let alpha = |module| config.alpha(module, 4);
         assert_eq!([alpha("a.to_q"), alpha("a.not_to_q"), alpha("a.to_k"), alpha("b.a.to_k")], [2.0, 8.0, 3.0, 8.0]);
         assert_eq!(alpha("b.to_v"), 5.0);
+        let wrapped = self::config(&json!({"alpha_pattern": {"^a._orig_mod.to_k": 3, "module.b.to_v": 5}})).unwrap();
+        let alpha = |module| wrapped.alpha(module, 4);
+        assert_eq!(
+            [alpha("a.to_k"), alpha("a._orig_mod.to_k"), alpha("c.b.to_v"), alpha("to_k")],
+            [3.0, 3.0, 5.0, 8.0]
+        );
     }
 
     #[test]
@@ -251,6 +277,9 @@ mod tests {
             (json!({"peft_type": "LOHA"}), "LOHA"),
             (json!({"alpha_pattern": {"to_[qk]": 2}}), "regular expression"),
             (json!({"lora_alpha": "16"}), "not a number"),
+            (json!({"lora_alpha": "NaN"}), "lora_alpha: \"NaN\" is not a number"),
+            (json!({"r": "Infinity"}), "r: \"Infinity\" is not a rank"),
+            (json!({"rank_pattern": {"to_q": "NaN"}}), "rank_pattern `to_q`"),
         ] {
             let error = config(&value).unwrap_err().to_string();
             assert!(error.contains(word), "{error}");

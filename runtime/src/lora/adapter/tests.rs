@@ -457,6 +457,40 @@ fn read_adapter_finds_the_layers_of_a_model_in_a_wrapper_and_else_names_the_way_
 }
 
 #[test]
+fn read_adapter_leaves_out_the_words_of_wrappers_in_keys_and_in_slots_but_not_of_names_that_are_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let update = Noise::new(5).update(3, 2, 1, 1.0);
+    let slots = ["b.0._orig_mod.to_q", "b.0.to_k.module", "a.module.c", "a.c"].map(|name| Slot::linear(name, 3, 2));
+    let read = |modules: &[&str]| {
+        let mut tensors = NamedTensors::new();
+        for module in modules {
+            tensors.insert(format!("{module}.lora_A.weight"), Tensor::F32(update.down.clone().into_dyn()));
+            tensors.insert(format!("{module}.lora_B.weight"), Tensor::F32(update.up.clone().into_dyn()));
+        }
+        read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default())
+    };
+    for (module, slot) in [
+        ("b.0.to_q", 0),
+        ("b.0._orig_mod.to_q", 0),
+        ("_orig_mod.b.0._fsdp_wrapped_module.to_q", 0),
+        ("diffusion_model.b.0._checkpoint_wrapped_module.to_k", 1),
+        ("b._fsdp_wrapped_module.0.to_k.module", 1),
+        ("a.module.c", 2),
+        ("a.c", 3),
+        ("a._orig_mod.c", 3),
+        ("lora_unet_b_0__fsdp_wrapped_module_to_k", 1),
+    ] {
+        let found = read(&[module]).unwrap_or_else(|error| panic!("{module}: {error}"));
+        assert_eq!(found.adapter.layers.keys().collect::<Vec<_>>(), [&slots[slot].name], "{module}");
+    }
+    assert_eq!(read(&["a.module.c", "a.c"]).unwrap().adapter.layers.len(), 2);
+    let message = read(&["a.c", "a._orig_mod.c"]).unwrap_err().to_string();
+    assert!(message.contains("lora_A.weight") && message.contains("a second one for `a.c`"), "{message}");
+    let message = read(&["b.0._orig_mod.to_v"]).unwrap_err().to_string();
+    assert!(message.contains("`b.0._orig_mod.to_v.lora_A.weight`"), "{message}");
+}
+
+#[test]
 fn read_adapter_ignores_keys_of_layers_that_the_exporter_left_out_and_refuses_those_that_are_no_slots_otherwise() {
     use crate::engine::manifest::{Absent, Why};
 

@@ -4,7 +4,8 @@
 //! `<key>.fused`: a BLAKE3 hash over the key and the head (32 bytes), the length of the head (u64), the head as JSON, and the
 //! weights, each at a multiple of 64 bytes. The head has the report of the fuse and a BLAKE3 hash of the weights. Files
 //! appear whole by renaming, so that any number of processes may share a folder. The weights are mapped; their hash is
-//! compared when this process first uses an entry. One that is damaged is removed and made again.
+//! compared when this process first uses an entry. One that is damaged is removed and made again. One that is a pipe or a link, or that
+//! others could write to, is passed over with its reason, and made again. Nothing is kept in a folder that others may write to.
 
 use std::collections::HashSet;
 use std::fs::{File, FileTimes, Metadata};
@@ -23,9 +24,8 @@ use super::{
 };
 use crate::engine::Engine;
 use crate::engine::manifest::Hash;
-use crate::io::atomic::AtomicFile;
 use crate::io::bounded::{is_entry, remove, shrink};
-use crate::io::map::map_file;
+use crate::io::own::{create_own, map_own};
 use crate::lora::adapter::Adapter;
 
 const EXTENSION: &str = "fused";
@@ -160,31 +160,37 @@ impl FusedCache {
         }
         let key = FusedKey::new(base, tensors, target);
         let lengths: Vec<(&str, usize)> = tensors.iter().map(|tensor| (tensor.name, tensor.length(target))).collect();
-        if let Some(mut fused) = self.get(&key, &lengths) {
-            fused.report.kept = Some(true);
-            return Ok(fused);
-        }
+        let named = |error: io::Error| format!("{}: {error}", self.folder.display());
+        let passed_over = match self.get(&key, &lengths) {
+            Ok(Some(mut fused)) => {
+                fused.report.kept = Some(true);
+                return Ok(fused);
+            }
+            Ok(None) => None,
+            Err(error) => Some(named(error)),
+        };
         let mut fused = fuse()?;
         fused.report.kept = Some(false);
-        fused.report.not_kept = self.put(&key, &fused).err().map(|e| format!("{}: {e}", self.folder.display()));
+        fused.report.not_kept = self.put(&key, &fused).err().map(named);
+        fused.report.passed_over = passed_over.filter(|reason| fused.report.not_kept.as_ref() != Some(reason));
         Ok(fused)
     }
 
     /// What is kept of this key: exactly these tensors, with their lengths. `None` if there is nothing sound; an entry that is
     /// damaged is removed.
-    pub(super) fn get(&self, key: &FusedKey, expected: &[(&str, usize)]) -> Option<Fused> {
+    ///
+    /// # Errors
+    /// Why an entry, or all of the folder, is passed over.
+    pub(super) fn get(&self, key: &FusedKey, expected: &[(&str, usize)]) -> io::Result<Option<Fused>> {
         let path = self.path(key);
-        let bytes = map_file(&path).ok()?;
-        let found = read(key, &bytes, expected, &path);
+        let Some((file, bytes)) = map_own(&path)? else { return Ok(None) };
+        let found = read(key, &bytes, expected, (&path, &file));
         match found {
-            Some(_) => {
-                // Reading must not fail where only reading is allowed. When it was modified tells a file from another.
-                let _ =
-                    File::open(&path).and_then(|file| file.set_times(FileTimes::new().set_accessed(SystemTime::now())));
-            }
+            // Reading must not fail where only reading is allowed. When it was modified tells a file from another.
+            Some(_) => drop(file.set_times(FileTimes::new().set_accessed(SystemTime::now()))),
             None => drop(remove(&path)),
         }
-        found
+        Ok(found)
     }
 
     /// Keeps fused weights, and removes those that were not used for longest until the limit is kept. What alone is larger is
@@ -204,8 +210,8 @@ impl FusedCache {
         }
         let slots = fused.report.slots.iter().map(KeptSlot::from).collect();
         let head = serde_json::to_vec(&Head { slots, tensors, content: content.finalize().to_string() })?;
-        std::fs::create_dir_all(&self.folder)?;
-        let mut file = AtomicFile::create(self.path(key))?;
+        let path = self.path(key);
+        let mut file = create_own(&path)?;
         file.write_all(head_hash(key, &head).as_bytes())?;
         file.write_all(&(head.len() as u64).to_le_bytes())?;
         file.write_all(&head)?;
@@ -237,7 +243,7 @@ fn head_hash(key: &FusedKey, head: &[u8]) -> blake3::Hash {
 }
 
 /// `None` if it is not what [`FusedCache::put`] made.
-fn read(key: &FusedKey, bytes: &Bytes, expected: &[(&str, usize)], path: &Path) -> Option<Fused> {
+fn read(key: &FusedKey, bytes: &Bytes, expected: &[(&str, usize)], entry: (&Path, &File)) -> Option<Fused> {
     let (hash, rest) = bytes.split_at_checked(HASH)?;
     let (length, rest) = rest.split_at_checked(8)?;
     let length =
@@ -258,7 +264,7 @@ fn read(key: &FusedKey, bytes: &Bytes, expected: &[(&str, usize)], path: &Path) 
         }
         weights.insert(name, data.slice(offset..end));
     }
-    if weights.len() != expected.len() || !is_sound(path, &data, &head.content) {
+    if weights.len() != expected.len() || !is_sound(entry, &data, &head.content) {
         return None;
     }
     let slots = head.slots.into_iter().map(SlotReport::from).collect();
@@ -269,8 +275,8 @@ fn read(key: &FusedKey, bytes: &Bytes, expected: &[(&str, usize)], path: &Path) 
 static COMPARED: Mutex<Option<HashSet<(PathBuf, Identity)>>> = Mutex::new(None);
 
 /// True if the weights have their hash. They are read whole when the process first sees the file.
-fn is_sound(path: &Path, data: &Bytes, content: &str) -> bool {
-    let entry = identity(path).map(|identity| (path.to_owned(), identity));
+fn is_sound((path, file): (&Path, &File), data: &Bytes, content: &str) -> bool {
+    let entry = identity(file).map(|identity| (path.to_owned(), identity));
     let mut compared = COMPARED.lock().unwrap_or_else(PoisonError::into_inner);
     let compared = compared.get_or_insert_default();
     if entry.as_ref().is_some_and(|entry| compared.contains(entry)) {
@@ -285,13 +291,13 @@ fn is_sound(path: &Path, data: &Bytes, content: &str) -> bool {
 type Identity = (u64, u64, u64, SystemTime);
 
 #[cfg(unix)]
-fn identity(path: &Path) -> Option<Identity> {
+fn identity(file: &File) -> Option<Identity> {
     use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::metadata(path).ok()?;
+    let metadata = file.metadata().ok()?;
     Some((metadata.dev(), metadata.ino(), metadata.len(), metadata.modified().ok()?))
 }
 
 #[cfg(not(unix))]
-fn identity(_: &Path) -> Option<Identity> {
+fn identity(_: &File) -> Option<Identity> {
     None
 }

@@ -31,6 +31,8 @@ pub struct FuseReport {
     pub kept: Option<bool>,
     /// Why they could not be kept.
     pub not_kept: Option<String>,
+    /// Why an entry that was there was not used: a pipe, a link, or what others could have written.
+    pub passed_over: Option<String>,
 }
 
 impl RoundingStats {
@@ -78,6 +80,25 @@ impl FuseReport {
     }
 }
 
+impl FuseReport {
+    /// What to tell the user if more than half of the slots keep all of their weights, although adapters of a strength other than 0
+    /// are for them; else `None`.
+    pub fn idle(&self) -> Option<String> {
+        idle(self.slots.iter().map(|slot| slot.rounding.unchanged == slot.weights))
+    }
+}
+
+/// What to tell the user if more than half of some slots stay as they are; else `None`.
+pub(crate) fn idle(unchanged: impl Iterator<Item = bool>) -> Option<String> {
+    let (idle, of) = unchanged.fold((0, 0), |(idle, of), unchanged| (idle + usize::from(unchanged), of + 1));
+    (2 * idle > of).then(|| {
+        format!(
+            "the adapters change nothing in {idle} of {of} slots: their updates are zero there, or too small to change a weight \
+             (a rank or an alpha of 0, or a factor that was never trained)"
+        )
+    })
+}
+
 impl Serialize for SlotReport {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut fields = serializer.serialize_struct("SlotReport", 7)?;
@@ -85,7 +106,9 @@ impl Serialize for SlotReport {
         fields.serialize_field("rank", &self.rank)?;
         fields.serialize_field("weights", &self.weights)?;
         fields.serialize_field("delta_norm", &self.rounding.delta_norm())?;
-        fields.serialize_field("survived", &self.rounding.survived())?;
+        // Nothing survives of nothing.
+        let survived = (self.rounding.norm > 0.0).then(|| self.rounding.survived());
+        fields.serialize_field("survived", &survived)?;
         fields.serialize_field("relative_error", &self.rounding.relative_error())?;
         fields.serialize_field("unchanged", &self.unchanged())?;
         fields.end()

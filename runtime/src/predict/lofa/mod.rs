@@ -228,7 +228,10 @@ impl Predictor for Lofa {
         let count = self.config.samples.len();
         let mut progress = PhaseProgress::start(inputs.observer(), Phase::Predict, count);
         let contexts = [self.context(1, &text, &progress)?, self.context(2, &text, &progress)?];
-        let found = kept.get(&key, count * STAGES * tokens * hidden_dim);
+        let found = kept.get(&key, count * STAGES * tokens * hidden_dim).unwrap_or_else(|error| {
+            progress.warn(format!("what is kept of the base is not used, but made again: {error}"));
+            None
+        });
         let keeping = match &found {
             Some(_) => None,
             None => kept.put(&key).unwrap_or_else(|error| {

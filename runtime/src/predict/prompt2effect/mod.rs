@@ -282,11 +282,18 @@ impl Predictor for Prompt2Effect {
         let (options, folder) = (inputs.options(), inputs.intermediates());
         let (key, cache) = (self.latents_key(&weights, options), Intermediates::new(folder));
         let shape = [weights.len(), self.config.num_latents, self.config.hidden_dim];
-        let kept = cache.get(&key, shape.iter().product()).and_then(|bytes| {
+        let (kept, passed_over) = match cache.get(&key, shape.iter().product()) {
+            Ok(kept) => (kept, None),
+            Err(error) => (None, Some(error)),
+        };
+        let kept = kept.and_then(|bytes| {
             raw::tensor_from_bytes(Dtype::F32, &shape, &bytes)?.into_f32()?.into_dimensionality().ok()
         });
         let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
         let mut progress = PhaseProgress::start(inputs.observer(), Phase::Predict, steps);
+        if let Some(error) = passed_over {
+            progress.warn(format!("what is kept of the base is not used, but made again: {error}"));
+        }
         let mut latents = match kept {
             Some(kept) => kept,
             None => {
