@@ -15,7 +15,7 @@ use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::io::ahead::ReadAhead;
-use crate::io::map::read_file;
+use crate::io::map::read_member;
 use crate::lora::adapter::{Adapter, by_expert, of_second, parts_for};
 use crate::lora::branch;
 use crate::lora::fuse::{CancelCheck, FuseError, FuseReport};
@@ -159,7 +159,7 @@ impl EngineDirectory {
     pub fn tokenizer(&self) -> Result<Option<Vec<u8>>, DirectoryError> {
         let Some(tokenizer) = &self.config.tokenizer else { return Ok(None) };
         let path = resolve(&self.folder, "tokenizer.file", &tokenizer.file)?;
-        let bytes = read_file(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
+        let bytes = read_member(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
         Ok(Some(bytes))
     }
 

@@ -25,11 +25,13 @@ mod mapped;
 mod options;
 mod predicting;
 mod recipe;
+mod resolve;
 
 pub use apply::Applied;
 pub use mapped::Mapped;
 pub use options::{Options, PredictOptions, PredictionCacheOptions, ReferenceOptions};
 pub use recipe::Followed;
+pub use resolve::{OwnVideo, Resolved};
 
 /// An adapter from a file.
 #[derive(Clone, Debug)]
@@ -345,7 +347,7 @@ impl Generator {
     /// As there.
     pub fn sample(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated, Error> {
         // Nothing is changed for a request that cannot be carried out.
-        self.settings(request)?;
+        self.pipeline.checked(request, &mut ())?;
         self.predictor = None;
         if self.step.is_none() {
             self.set_adapters(&[])?;

@@ -4,7 +4,7 @@ use ndarray::{Array5, ArrayD};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
-use crate::media::video::Frames;
+use crate::media::video::{FRAME_RATES, Frames};
 use crate::values::{WrongValue, between, real};
 use crate::wording::{HEIGHT, WIDTH, Words};
 
@@ -38,6 +38,8 @@ pub struct Request {
     pub height: Option<usize>,
     /// Pixel frames.
     pub num_frames: Option<usize>,
+    /// Length in seconds, where [`Self::num_frames`] says nothing: the video gets the number of frames nearest to it that the model can make.
+    pub seconds: Option<f64>,
     /// Sampler steps.
     pub num_inference_steps: Option<usize>,
     /// The scheduler, by the name of its sampler or of diffusers' class; the model's own if not given.
@@ -132,7 +134,7 @@ impl Defaults {
         if let Some(guidance) = self.guidance_scale_2 {
             real("defaults.guidance_scale_2", guidance, true, "a number")?;
         }
-        real("defaults.fps", self.fps, self.fps > 0.0 && self.fps <= 1000.0, "more than 0, at most 1000")?;
+        real("defaults.fps", self.fps, FRAME_RATES.contains(&self.fps), "0.01 to 1000")?;
         let strength = self.noise_aug_strength;
         real("defaults.noise_aug_strength", strength, strength >= 0.0, "0 or more")?;
         for (key, side) in [("defaults.width", self.width), ("defaults.height", self.height)] {

@@ -7,8 +7,10 @@ use indexmap::IndexMap;
 use ndarray::{ArrayD, Axis, IxDyn, Slice};
 use serde::{Deserialize, Serialize};
 
+mod exact;
 mod view;
 
+pub use exact::Lost;
 pub use view::TensorView;
 
 /// Element type of a tensor, spelled as in the engine manifest (`"f32"`, `"bf16"`, …).

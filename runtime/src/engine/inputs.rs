@@ -3,13 +3,10 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
-use bytemuck::cast_slice;
-use ndarray::{ArrayD, IxDyn};
-
 use crate::engine::manifest::RANK_SUFFIX;
 use crate::engine::session::{Dim, Port, SessionError};
 use crate::io::raw::{standard_layout, widen};
-use crate::tensor::{Dtype, Tensor, TensorView};
+use crate::tensor::{Dtype, Lost, Tensor, TensorView};
 
 /// An input in the type that a graph takes: where it was given, or converted.
 pub(crate) enum Bound<'a> {
@@ -46,8 +43,8 @@ pub(crate) fn views<'a>(laid_out: &'a [(&'a str, Cow<'a, Tensor>)]) -> Vec<(&'a 
     laid_out.iter().map(|(name, tensor)| (*name, row_major(tensor))).collect()
 }
 
-/// The tensors of `given` in the order of `ports`, converted where that loses nothing: f16 and bf16 to f32, i32 to
-/// i64, whole-numbered f32 to i64. An extent with a name must be the same wherever the name occurs.
+/// The tensors of `given` in the order of `ports`, converted between types of numbers where that loses nothing
+/// ([`TensorView::exactly`]). An extent with a name must be the same wherever the name occurs.
 ///
 /// # Errors
 /// [`SessionError`] that names the input, what the graph declares and what was given.
@@ -71,7 +68,7 @@ pub(crate) fn bind<'a>(ports: &[&Port], given: &[(&str, TensorView<'a>)]) -> Res
                 .get(&port.name[..])
                 .ok_or_else(|| SessionError::MissingInput { name: port.name.clone(), expected: expected() })?;
             check_shape(port, &tensor, &mut symbols)?;
-            convert(tensor, port.dtype).ok_or_else(|| mismatch(&port.name, describe(port), found(&tensor)))
+            convert(tensor, port.dtype).map_err(|found| mismatch(&port.name, describe(port), found))
         })
         .collect()
 }
@@ -106,25 +103,20 @@ fn check_shape<'p>(
     Ok(())
 }
 
-fn convert(tensor: TensorView<'_>, dtype: Dtype) -> Option<Bound<'_>> {
-    let (shape, data) = (IxDyn(tensor.shape()), tensor.data());
-    let i64s = |values: Vec<i64>| ArrayD::from_shape_vec(shape.clone(), values).ok().map(Tensor::I64);
-    let converted = match (tensor.dtype(), dtype) {
-        (found, expected) if found == expected => return Some(Bound::Given(tensor)),
-        (Dtype::F16 | Dtype::Bf16, Dtype::F32) => Tensor::from_f32(tensor.shape(), widen(tensor.dtype(), data)?),
-        (Dtype::I32, Dtype::I64) => i64s(cast_slice::<u8, i32>(data).iter().map(|&v| i64::from(v)).collect()),
-        (Dtype::F32, Dtype::I64) => {
-            let values: &[f32] = cast_slice(data);
-            values.iter().all(is_whole).then(|| values.iter().map(|&v| v as i64).collect()).and_then(i64s)
-        }
-        _ => None,
-    };
-    converted.map(Bound::Converted)
-}
-
-/// True for the whole numbers that a 64-bit integer holds for certain.
-fn is_whole(value: &f32) -> bool {
-    value.fract() == 0.0 && value.abs() < 9.0e18
+/// The tensor in the type that a graph takes; the error says what is lost.
+fn convert(tensor: TensorView<'_>, dtype: Dtype) -> Result<Bound<'_>, String> {
+    if tensor.dtype() == dtype {
+        return Ok(Bound::Given(tensor));
+    }
+    if let (Dtype::F16 | Dtype::Bf16, Dtype::F32) = (tensor.dtype(), dtype) {
+        let widened = widen(tensor.dtype(), tensor.data());
+        let widened = widened.and_then(|values| Tensor::from_f32(tensor.shape(), values));
+        return widened.map(Bound::Converted).ok_or_else(|| found(&tensor));
+    }
+    tensor.exactly(dtype).map(Bound::Converted).map_err(|lost| match lost {
+        Lost::Type => found(&tensor),
+        Lost::Value { at, value } => format!("{} with {value} at {at:?}, which {dtype} does not hold", found(&tensor)),
+    })
 }
 
 /// Name, type and extents of an input or output, for messages.
@@ -144,6 +136,7 @@ fn mismatch(name: &str, expected: impl Into<String>, found: impl Into<String>) -
 #[cfg(test)]
 mod tests {
     use half::bf16;
+    use ndarray::{ArrayD, IxDyn};
 
     use super::*;
 
@@ -199,12 +192,29 @@ mod tests {
     }
 
     #[test]
-    fn bind_rejects_a_conversion_with_loss() {
+    fn bind_rejects_a_conversion_with_loss_and_names_the_first_number_that_is_lost() {
         let ports = [port("t", Dtype::I64, &[])];
         for value in [0.5, f32::NAN, f32::INFINITY, 1e19] {
             assert!(bind(&ports, &[("t", &filled(&[], value))]).is_err(), "{value}");
         }
-        assert!(bind(&[port("x", Dtype::F16, &[])], &[("x", &filled(&[], 1.0))]).is_err());
+        let mut rows = ArrayD::from_elem(IxDyn(&[2, 2]), 999.0f32);
+        rows[[1, 0]] = 999.5;
+        let error = bind(&[port("t", Dtype::I64, &[symbol("b"), Dim::Fixed(2)])], &[("t", &Tensor::F32(rows))]);
+        let expected =
+            "input `t`: expected t i64 [b, 2], found f32 [2, 2] with 999.5 at [1, 0], which i64 does not hold";
+        assert_eq!(error.unwrap_err().to_string(), expected);
+        let flag = Tensor::Bool(ArrayD::from_elem(IxDyn(&[]), true));
+        let error = bind(&[port("x", Dtype::F32, &[])], &[("x", &flag)]).unwrap_err().to_string();
+        assert_eq!(error, "input `x`: expected x f32 [], found bool []");
+    }
+
+    #[test]
+    fn bind_takes_whole_timesteps_in_the_other_kind_of_number() {
+        let whole = Tensor::I64(ArrayD::from_elem(IxDyn(&[1]), 999));
+        let bound = bind(&[port("t", Dtype::F32, &[symbol("b")])], &[("t", &whole)]).unwrap();
+        assert_eq!(bound[0], filled(&[1], 999.0));
+        let bound = bind(&[port("t", Dtype::I32, &[symbol("b")])], &[("t", &filled(&[1], 999.0))]).unwrap();
+        assert_eq!(bound[0], Tensor::I32(ArrayD::from_elem(IxDyn(&[1]), 999)));
     }
 
     #[test]

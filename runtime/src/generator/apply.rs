@@ -4,14 +4,15 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use indexmap::IndexMap;
+use ndarray::Array2;
 
 use super::{AdapterMode, Generator, GeneratorError, Way, choose, has_branches};
 use crate::components::{NegativeStep, StepGraph, TRANSFORMER, TRANSFORMER_2};
 use crate::directory::{DirectoryError, FusedAdapters};
 use crate::error::{Classified, Error, ErrorClass};
 use crate::lora::Strength;
-use crate::lora::adapter::{Adapter, changes, of_second};
-use crate::lora::fuse::{CancelCheck, FuseReport};
+use crate::lora::adapter::{Adapter, LowRank, changes, of_second};
+use crate::lora::fuse::{CancelCheck, FuseReport, idle};
 
 /// What became of a set of adapters.
 #[derive(Clone, Debug)]
@@ -86,7 +87,12 @@ impl Generator {
         };
         self.applied = adapters.len();
         self.changed = changed(adapters);
-        Ok(applied)
+        let idle = match &applied.fused {
+            _ if adapters.iter().all(|(_, strength)| *strength == 0.0) => None,
+            Some(fused) => fused.idle(),
+            None => idle(adapters.iter().flat_map(|(adapter, _)| adapter.layers.values()).map(is_zero)),
+        };
+        Ok(Applied { warning: applied.warning.or(idle), ..applied })
     }
 
     /// [`Self::set_adapters_unless`] with adapters that the prediction for the negative prompt sees with another strength, or not at all.
@@ -295,6 +301,12 @@ struct State {
 
 /// What goes into branches, and what is fused.
 type Parted<'a> = (Vec<(Cow<'a, Adapter>, f32)>, Vec<(Adapter, f32)>);
+
+/// True for an update that is zero whatever its strength.
+fn is_zero(update: &LowRank) -> bool {
+    let zero = |factor: &Array2<f32>| factor.iter().all(|&x| x == 0.0);
+    update.alpha == 0.0 || zero(&update.up) || zero(&update.down)
+}
 
 /// Which of two transformers some adapters change, if it is one alone.
 fn changed(adapters: &[(&Adapter, f32)]) -> Option<&'static str> {

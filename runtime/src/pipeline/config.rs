@@ -11,8 +11,9 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::components::{IMAGE_ENCODER, PREDICTOR_TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2};
+use crate::error::Unusable;
 use crate::error::{Classified, ErrorClass};
-use crate::io::map::read_text;
+use crate::io::map::read_member;
 use crate::models;
 use crate::models::family::{DEFAULT, Family, POSITIONS_VERSION, Sections, UnknownFamily};
 use crate::request::Defaults;
@@ -346,8 +347,10 @@ impl PipelineConfig {
     /// [`ConfigError`].
     pub fn read(directory: &Path) -> Result<Self, ConfigError> {
         let path = directory.join(FILE_NAME);
-        let text = read_text(&path, MAX_FILE).map_err(|source| ConfigError::Io { path, source })?;
-        Self::from_json(&text)
+        let io = |source| ConfigError::Io { path: path.clone(), source };
+        let bytes = read_member(&path, MAX_FILE).map_err(io)?;
+        let not_text = |_| io(Unusable("expected text in UTF-8, found other bytes".to_owned()).into());
+        Self::from_json(std::str::from_utf8(&bytes).map_err(not_text)?)
     }
 
     /// Parses and checks the text of a `pipeline.json`. Format and version are looked at before anything else.

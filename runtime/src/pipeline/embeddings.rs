@@ -26,9 +26,8 @@ impl Pipeline {
         settings: &Settings,
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        if let Some(embeddings) = &request.prompt_embeds {
-            let padded = self.config().family.as_ref().and_then(|family| family.text()).filter(|text| text.masked);
-            return given(embeddings, request.negative_prompt_embeds.as_ref(), settings, padded);
+        if let Some(embeddings) = self.given_embeddings(request, settings)? {
+            return Ok(embeddings);
         }
         let negative = settings.negative_prompt.as_deref();
         let name = match request.negative_prompt {
@@ -40,6 +39,17 @@ impl Pipeline {
         let embeddings = self.encode_named(components, &texts, observer)?;
         components.release(TEXT_ENCODER);
         Ok(embeddings)
+    }
+
+    /// The embeddings that a request brings, as a step takes them; `None` if it brings none.
+    pub(super) fn given_embeddings(
+        &self,
+        request: &Request,
+        settings: &Settings,
+    ) -> Result<Option<ArrayD<f32>>, PipelineError> {
+        let Some(embeddings) = &request.prompt_embeds else { return Ok(None) };
+        let padded = self.config().family.as_ref().and_then(|family| family.text()).filter(|text| text.masked);
+        given(embeddings, request.negative_prompt_embeds.as_ref(), settings, padded).map(Some)
     }
 
     /// What the image encoder makes of the request's images, if the model has one; it is released.

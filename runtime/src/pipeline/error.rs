@@ -16,6 +16,9 @@ use crate::models::vae::VaeError;
 use crate::request::RequestError;
 use crate::schedulers::SchedulerError;
 
+/// Root mean square of a latent above which it is no video's. Latents that models make lie near 1, burnt ones below 10.
+pub(super) const MOST_ROOT_MEAN_SQUARE: f64 = 50.0;
+
 /// Why a pipeline did not finish.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -53,6 +56,19 @@ pub enum PipelineError {
         step: usize,
         /// Steps in all.
         total: usize,
+    },
+    /// The latent is finite, but far from any that the model makes.
+    #[error(
+        "the latent's root mean square is {found:.0} after step {step} of {total}, expected at most {MOST_ROOT_MEAN_SQUARE} (a video's \
+         is about 1): the result would be noise; lower the guidance, or the strength or alpha of adapters"
+    )]
+    Saturated {
+        /// The step, from 1.
+        step: usize,
+        /// Steps in all.
+        total: usize,
+        /// The root mean square.
+        found: f64,
     },
     /// A tensor that was given, or made, holds NaN or infinity.
     #[error("{what} hold {value} at {at:?}; expected finite numbers")]
@@ -128,7 +144,7 @@ impl Classified for PipelineError {
             Self::Video(error) => error.class(),
             Self::Session { source, .. } => source.class(),
             Self::Io { source, .. } => source.class(),
-            Self::NotFinite { .. } | Self::Infinite { .. } => ErrorClass::Numeric,
+            Self::NotFinite { .. } | Self::Saturated { .. } | Self::Infinite { .. } => ErrorClass::Numeric,
             Self::Output { .. } => ErrorClass::BadModel,
         }
     }

@@ -9,7 +9,7 @@ use ndarray::{Array5, ArrayD, Axis, Dimension, IxDyn};
 
 use crate::error::Error;
 use crate::events::PhaseProgress;
-use crate::io::map::read_file;
+use crate::io::map::read_member;
 use crate::media::video::{Frames, pixels_to_frames};
 use crate::models::arrays::array5;
 use crate::models::family::{Embeddings, Family, MissingSection};
@@ -38,6 +38,7 @@ pub(crate) use config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize, resolve,
 };
 use denoise::Denoiser;
+use error::MOST_ROOT_MEAN_SQUARE;
 pub use error::PipelineError;
 pub use estimate::{Estimate, Expected, PhaseMemory};
 pub use reference::{Reference, reference_pixels};
@@ -45,6 +46,17 @@ pub use reference::{Reference, reference_pixels};
 /// The text encoder's graph for prompts, whose padding it sees or, masked, does not.
 const fn text_graph(masked: bool) -> &'static str {
     if masked { "encode_masked" } else { "encode" }
+}
+
+/// Refuses the latent after a step that holds NaN or infinity, or numbers that mean nothing to the autoencoder.
+fn check_magnitude(latents: &Array5<f32>, step: usize, total: usize) -> Result<(), PipelineError> {
+    let sum: f64 = latents.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+    let found = (sum / latents.len().max(1) as f64).sqrt();
+    match found {
+        found if !found.is_finite() => Err(PipelineError::NotFinite { step, total }),
+        found if found > MOST_ROOT_MEAN_SQUARE => Err(PipelineError::Saturated { step, total, found }),
+        _ => Ok(()),
+    }
 }
 
 /// Everything of a pipeline but its networks.
@@ -72,7 +84,7 @@ impl Pipeline {
         let bytes = match &config.tokenizer {
             Some(tokenizer) => {
                 let path = resolve(directory, "tokenizer.file", &tokenizer.file)?;
-                Some(read_file(&path, MAX_TOKENIZER).map_err(|source| PipelineError::Io { path, source })?)
+                Some(read_member(&path, MAX_TOKENIZER).map_err(|source| PipelineError::Io { path, source })?)
             }
             None => None,
         };
@@ -115,6 +127,15 @@ impl Pipeline {
         Ok((tokens.used + tokens.truncated.unwrap_or_default(), tokenizer.max_length()))
     }
 
+    /// True if the tokenizer knows anything of a text: without it, all of the text is one and the same unknown.
+    ///
+    /// # Errors
+    /// As [`Self::count_tokens`].
+    pub fn knows(&self, text: &str) -> Result<bool, PipelineError> {
+        let tokenizer = self.tokenizer.as_ref().ok_or(MissingSection("tokenizer"))?;
+        Ok(tokenizer.encode(&self.cleaned(text))?.known)
+    }
+
     /// A text as it is tokenised.
     fn cleaned(&self, text: &str) -> String {
         let input = self.config.family.as_ref().and_then(|family| family.text());
@@ -152,6 +173,11 @@ impl Pipeline {
         let mut mask = Vec::with_capacity(ids.capacity());
         for (text, name) in texts.iter().zip(names) {
             let tokens = tokenizer.encode(text)?;
+            if !tokens.known && !text.trim().is_empty() {
+                let message =
+                    format!("the model's tokenizer knows nothing of {name}: it counts as if it were empty ({text:?})");
+                observer.event(&Event::Warning { message });
+            }
             if let Some(lost) = tokens.truncated {
                 let most = tokenizer.max_length();
                 let message = format!(
@@ -323,7 +349,7 @@ impl Pipeline {
         (request, step): (&Request, &StepGraph),
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {
-        let settings = self.settings(request, observer)?;
+        let settings = self.checked(request, observer)?;
         self.check_memory(components, (request, step), Expected::default())?;
         let family = self.family()?;
         let scheduler = self.scheduler(request)?.ok_or(MissingSection("scheduler"))?;
@@ -335,8 +361,7 @@ impl Pipeline {
         let steps = family.begin(components, (request, &settings), embeddings, observer)?;
         components.release(VAE_ENCODER);
         let shape = family.latent_shape(&settings)?;
-        let mut latents =
-            initial_noise(request, &settings, (shape, family.latent_axes()))? * schedule.init_noise_sigma();
+        let mut latents = initial_noise(request, &settings, shape)? * schedule.init_noise_sigma();
 
         let timesteps = schedule.timesteps().to_vec();
         let (step, controls) = self.with_controls(step, &settings);
@@ -351,9 +376,7 @@ impl Pipeline {
             let prediction = denoiser.predict(components, &scaled, timestep, &progress)?;
             let mut draw = |shape: &[usize]| standard_normal_at(settings.seed, NoisePurpose::SolverStep, i, shape);
             latents = array5(schedule.step(&prediction, i, &latents.into_dyn(), &mut draw)?)?;
-            if !latents.iter().all(|x| x.is_finite()) {
-                return Err(PipelineError::NotFinite { step: i + 1, total });
-            }
+            check_magnitude(&latents, i + 1, total)?;
             progress.step();
         }
         progress.finish();
@@ -362,20 +385,12 @@ impl Pipeline {
     }
 }
 
-fn initial_noise(
-    request: &Request,
-    settings: &Settings,
-    (shape, axes): ([usize; 5], &str),
-) -> Result<Array5<f32>, PipelineError> {
-    let Some(noise) = &request.initial_noise else {
-        return Ok(array5(standard_normal(settings.seed, NoisePurpose::InitialLatent, &shape))?);
-    };
-    if noise.shape() != shape {
-        let found = format!("{:?}", noise.shape());
-        return Err(RequestError::part("the initial noise", found, format!("{shape:?} ({axes})")).into());
+/// The noise that was given, which [`Pipeline::checked`] has seen, or drawn from the seed.
+fn initial_noise(request: &Request, settings: &Settings, shape: [usize; 5]) -> Result<Array5<f32>, PipelineError> {
+    match &request.initial_noise {
+        Some(noise) => Ok(noise.clone()),
+        None => Ok(array5(standard_normal(settings.seed, NoisePurpose::InitialLatent, &shape))?),
     }
-    finite("the initial noise", noise)?;
-    Ok(noise.clone())
 }
 
 /// Refuses NaN and infinity.

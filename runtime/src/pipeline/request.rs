@@ -1,11 +1,16 @@
 //! What a request comes to.
 
-use super::{Event, Observer, Pipeline, PipelineError};
-use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
+use super::{Event, Observer, Pipeline, PipelineError, finite};
+use crate::media::video::{FRAME_RATES, Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
 use crate::models::family::{ImageInput, Limits};
 use crate::request::{Request, RequestError, Settings};
 use crate::schedulers::Scheduler;
 use crate::wording::{IMAGE, LAST_IMAGE};
+
+/// Largest noise on the condition image, whose pixels lie in [-1, 1].
+const MOST_NOISE: f64 = 10.0;
+/// Largest guidance, either way: what is published ends at 20.
+const MOST_GUIDANCE: f64 = 1000.0;
 
 fn nearest(extent: usize, multiple: usize) -> usize {
     ((extent + multiple / 2) / multiple).max(1) * multiple
@@ -77,7 +82,11 @@ impl Pipeline {
         check_images(request, &limits)?;
         let (width, height) = self.checked_size(request, &limits)?;
 
-        let asked = request.num_frames.unwrap_or(defaults.num_frames);
+        let fps = request.fps.unwrap_or(defaults.fps);
+        if !FRAME_RATES.contains(&fps) {
+            return Err(RequestError::part("the frame rate", fps.to_string(), "0.01 to 1000").into());
+        }
+        let asked = self.asked_frames(request, limits.frame_step, fps)?;
         let pixels = width * height * 3;
         if asked == 0 || asked > MAX_FRAMES || asked > MAX_BYTES / 4 / pixels {
             let most = MAX_FRAMES.min(MAX_BYTES / 4 / pixels);
@@ -97,23 +106,19 @@ impl Pipeline {
         let (guidance_scale, guidance_scale_2) = self.guidance(request, observer)?;
         let negative = request.negative_prompt.as_ref().unwrap_or(&defaults.negative_prompt);
         let negative = (guidance_scale > 1.0 && request.prompt_embeds.is_none()).then(|| negative.clone());
-        let strength = request.noise_aug_strength.unwrap_or(defaults.noise_aug_strength);
-        let fps = request.fps.unwrap_or(defaults.fps);
-        for (what, found, good, expected) in [
-            ("the noise augmentation strength", strength, strength >= 0.0 && strength.is_finite(), "0 or more"),
-            ("the frame rate", fps, fps > 0.0 && fps <= 1000.0, "more than 0 and at most 1000"),
-        ] {
-            if !good {
-                return Err(RequestError::part(what, found.to_string(), expected).into());
-            }
-        }
+        let strength = self.noise_strength(request, &limits)?;
+        let steps = request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
         let scheduler = self.scheduler(request)?;
+        if let Some(scheduler) = &scheduler {
+            // Steps that the schedule does not have are refused before anything is loaded for them.
+            scheduler.begin(steps)?;
+        }
         let settings = Settings {
             width,
             height,
             num_frames,
             padding_frames,
-            num_inference_steps: request.num_inference_steps.unwrap_or(defaults.num_inference_steps),
+            num_inference_steps: steps,
             scheduler: request.scheduler.clone(),
             shift: scheduler.and_then(|scheduler| scheduler.shift()),
             guidance_scale,
@@ -122,11 +127,60 @@ impl Pipeline {
             negative_prompt: negative,
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
-            noise_aug_strength: if limits.noisy_image { strength } else { 0.0 },
+            noise_aug_strength: strength,
             controls: self.controls(request)?,
         };
         family.check_positions(&settings)?;
         Ok(settings)
+    }
+
+    /// [`Self::settings`] of a request whose tensors fit, too: whatever can be known to be wrong before anything is loaded.
+    ///
+    /// # Errors
+    /// As [`Self::settings`].
+    pub fn checked(&self, request: &Request, observer: &mut dyn Observer) -> Result<Settings, PipelineError> {
+        let settings = self.settings(request, observer)?;
+        if let Some(noise) = &request.initial_noise {
+            let family = self.family()?;
+            let (shape, axes) = (family.latent_shape(&settings)?, family.latent_axes());
+            if noise.shape() != shape {
+                let found = format!("{:?}", noise.shape());
+                return Err(RequestError::part("the initial noise", found, format!("{shape:?} ({axes})")).into());
+            }
+            finite("the initial noise", noise)?;
+        }
+        self.given_embeddings(request, &settings)?;
+        Ok(settings)
+    }
+
+    /// The number of frames that is asked for: as it is said, or so many as are nearest to a length in seconds.
+    fn asked_frames(&self, request: &Request, step: usize, fps: f64) -> Result<usize, RequestError> {
+        let (Some(seconds), None) = (request.seconds, request.num_frames) else {
+            return Ok(request.num_frames.unwrap_or(self.config().defaults.num_frames));
+        };
+        if !(seconds > 0.0 && seconds.is_finite()) {
+            return Err(RequestError::part("the length in seconds", seconds.to_string(), "more than 0"));
+        }
+        // One frame, and steps of some frames after it. What is too long is refused by its number of frames.
+        let steps = (seconds * fps / step as f64).round().min(MAX_FRAMES as f64) as usize;
+        Ok(steps * step + 1)
+    }
+
+    /// Standard deviation of the noise on the image: 0 for models that were trained without.
+    fn noise_strength(&self, request: &Request, limits: &Limits) -> Result<f64, RequestError> {
+        let what = "the noise augmentation strength";
+        let strength = request.noise_aug_strength.unwrap_or(self.config().defaults.noise_aug_strength);
+        if !(0.0..=MOST_NOISE).contains(&strength) {
+            return Err(RequestError::part(what, strength.to_string(), "0 to 10"));
+        }
+        match (limits.noisy_image, request.noise_aug_strength) {
+            (true, _) => Ok(strength),
+            (false, Some(asked)) if asked > 0.0 => {
+                let expected = "none, because this model was trained without noise on the image";
+                Err(RequestError::part(what, asked.to_string(), expected))
+            }
+            (false, _) => Ok(0.0),
+        }
     }
 
     /// Guidance of the first transformer and, if there is one, of the second.
@@ -142,8 +196,8 @@ impl Pipeline {
         let own = defaults.guidance_scale_2.filter(|_| request.guidance_scale.is_none());
         let second = two.then(|| request.guidance_scale_2.or(own).unwrap_or(first));
         for (what, found) in [("the guidance scale", first), ("the second guidance scale", second.unwrap_or(first))] {
-            if !found.is_finite() {
-                return Err(RequestError::part(what, found.to_string(), "a finite number").into());
+            if !(-MOST_GUIDANCE..=MOST_GUIDANCE).contains(&found) {
+                return Err(RequestError::part(what, found.to_string(), "a number from -1000 to 1000").into());
             }
         }
         if first <= 1.0 && second.is_some_and(|second| second > 1.0) {

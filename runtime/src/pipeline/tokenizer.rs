@@ -52,6 +52,8 @@ pub struct Tokens {
     pub used: usize,
     /// How many tokens of the text did not fit, if any.
     pub truncated: Option<usize>,
+    /// False if all of the text is unknown to the tokenizer, or spaces to it.
+    pub known: bool,
 }
 
 /// A tokenizer that pads and truncates as `T5Tokenizer` does with `padding="max_length", truncation=True`.
@@ -60,6 +62,18 @@ pub struct TextTokenizer {
     growth: Growth,
     max_length: usize,
     pad_id: u32,
+    /// The id of what the vocabulary lacks.
+    unknown_id: Option<u32>,
+}
+
+/// The id that a tokenizer gives to a character that no vocabulary has, of a private plane. It has no name that is the same in all files.
+/// `None` if the tokenizer spells such a character byte by byte.
+fn unknown_id(tokenizer: &Tokenizer) -> Option<u32> {
+    match tokenizer.encode_fast("\u{10FFFD}", false).ok()?.get_ids() {
+        // Behind the mark of a word's beginning, if the tokenizer writes one.
+        &[id] | &[_, id] => Some(id),
+        _ => None,
+    }
 }
 
 impl TextTokenizer {
@@ -83,7 +97,8 @@ impl TextTokenizer {
             .unwrap_or(0);
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| TokenizerError::File(e.to_string()))?;
-        Ok(Self { tokenizer, growth, max_length, pad_id })
+        let unknown_id = unknown_id(&tokenizer);
+        Ok(Self { tokenizer, growth, max_length, pad_id, unknown_id })
     }
 
     /// Number of ids per prompt.
@@ -103,6 +118,13 @@ impl TextTokenizer {
             .tokenizer
             .encode_fast(text, true)
             .map_err(|e| TokenizerError::Encode { text: text.to_owned(), message: e.to_string() })?;
+        let mut tokens = encoding.get_ids().iter().zip(encoding.get_special_tokens_mask());
+        // The encoding itself holds no texts: `encode_fast` leaves them out.
+        let known = tokens.any(|(id, special)| {
+            let has_text =
+                |token: String| !token.trim_matches(|c: char| c == '\u{2581}' || c.is_whitespace()).is_empty();
+            *special == 0 && Some(*id) != self.unknown_id && self.tokenizer.id_to_token(*id).is_some_and(has_text)
+        });
         let mut ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         let surplus = ids.len().saturating_sub(self.max_length);
         if surplus > 0 {
@@ -112,7 +134,7 @@ impl TextTokenizer {
         }
         let used = ids.len();
         ids.resize(self.max_length, i64::from(self.pad_id));
-        Ok(Tokens { ids, used, truncated: (surplus > 0).then_some(surplus) })
+        Ok(Tokens { ids, used, truncated: (surplus > 0).then_some(surplus), known })
     }
 }
 
@@ -141,6 +163,14 @@ mod tests {
             assert_eq!(found.ids[..expected.len()], expected, "{}", case["text"]);
             assert!(found.ids[expected.len()..].iter().all(|&id| id == 0));
             assert_eq!((found.ids.len(), found.truncated), (2048, None));
+        }
+    }
+
+    #[test]
+    fn text_is_known_if_the_vocabulary_has_any_of_it() {
+        let tokenizer = tokenizer(100);
+        for (text, known) in [("a cat", true), ("a \u{1F525}", true), ("\u{10FFFC}\u{10FFFC}", false), ("  ", false)] {
+            assert_eq!(tokenizer.encode(text).unwrap().known, known, "{text:?}");
         }
     }
 

@@ -43,7 +43,7 @@ impl OrtSession {
     /// # Errors
     /// [`OrtError`] if ONNX Runtime refuses the file, or takes or gives something else than `interface` says.
     pub fn from_file(interface: Interface, path: &Path, options: &OpenOptions) -> Result<Self, OrtError> {
-        let backend = |message: String| OrtError::Backend { graph: interface.name.clone(), message };
+        let backend = |message: String| OrtError::refused(&interface.name, message);
         let mut builder = plain(options, &interface.name)?;
         let session = builder.commit_from_file(path).map_err(|e| backend(e.to_string()))?;
         drop(builder);
@@ -54,7 +54,7 @@ impl OrtSession {
 }
 
 fn plain(options: &OpenOptions, graph: &str) -> Result<SessionBuilder, OrtError> {
-    let backend = |message: String| OrtError::Backend { graph: graph.to_owned(), message };
+    let backend = |message: String| OrtError::refused(graph, message);
     let environment = library::onnxruntime(options.ort.library.as_deref())?;
     let builder = SessionBuilder::new(&environment).map_err(|e| backend(e.to_string()))?;
     let builder = configured(builder, WeightMode::Stored, options.threads).map_err(backend)?;

@@ -38,10 +38,13 @@ use crate::error::{Classified, ErrorClass};
 use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
 use crate::memory::machine_memory;
-use crate::wording::{ARITHMETIC_FP32, WEIGHTS_STORED};
+use crate::wording::{ARITHMETIC_FP32, ORT_LIBRARY, WEIGHTS_STORED};
 
 /// What users and manifests call this backend.
 const NAME: &str = "ort";
+
+/// What ONNX Runtime says of an operator that it does not implement.
+const NO_KERNEL: &str = "Could not find an implementation for";
 
 /// Why ONNX Runtime could not open a graph.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +131,17 @@ pub enum OrtError {
         /// Its own words.
         message: String,
     },
+    /// ONNX Runtime knows an operator, but has no implementation of it for these types.
+    #[error(
+        "graph `{graph}`: this ONNX Runtime does not implement one of its operators: {message}; use a newer one (`{ORT_LIBRARY}`), or \
+         write the operator otherwise"
+    )]
+    NoKernel {
+        /// The graph.
+        graph: String,
+        /// Its own words.
+        message: String,
+    },
     /// ONNX Runtime refused.
     #[error("graph `{graph}`: ONNX Runtime: {message}")]
     Backend {
@@ -147,6 +161,7 @@ impl Classified for OrtError {
             Self::WrongBackend { .. } | Self::Arithmetic { .. } | Self::Provider { .. } => ErrorClass::Version,
             Self::Memory { .. } | Self::OutOfMemory { .. } => ErrorClass::Memory,
             Self::Placeholder { source } => source.class(),
+            Self::NoKernel { .. } => ErrorClass::Unsupported,
             _ => ErrorClass::BadModel,
         }
     }
@@ -168,6 +183,8 @@ impl OrtError {
         let graph = graph.to_owned();
         if is_allocation_failure(&message) {
             Self::OutOfMemory { graph, message }
+        } else if message.contains(NO_KERNEL) {
+            Self::NoKernel { graph, message }
         } else {
             Self::Backend { graph, message }
         }

@@ -120,7 +120,7 @@ impl Family for CogVideoX {
                 Conditioning::Inpaint => ImageInput::Optional,
             },
             last_image: ImageInput::Refused,
-            noisy_image: transformer.add_noise_in_inpaint_model,
+            noisy_image: transformer.conditioning == Conditioning::Inpaint && transformer.add_noise_in_inpaint_model,
         })
     }
 

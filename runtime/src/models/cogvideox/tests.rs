@@ -9,6 +9,7 @@ use super::config::Tiling;
 use super::*;
 use crate::components::{ComponentError, OpenSessions, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_DECODER, VAE_ENCODER};
 use crate::engine::session::{Dim, Port, Session, SessionError};
+use crate::error::{Classified, ErrorClass};
 use crate::events::Event;
 use crate::media::video::Frames;
 use crate::pipeline::config::{FORMAT, VERSION};
@@ -387,6 +388,50 @@ fn impossible_requests_are_refused() {
     assert!(refuse("text", Request { guidance_scale: Some(f64::NAN), ..request() }).contains("guidance"));
     let noise = Some(Array5::zeros([1, 1, 1, 1, 1]));
     assert!(refuse("text", Request { initial_noise: noise, ..request() }).contains("[1, 3, 16, 4, 6]"));
+}
+
+#[test]
+fn latent_far_from_any_video_is_an_error_and_a_burnt_one_is_not() {
+    fn predicts(inputs: &NamedTensors, times: f32) -> NamedTensors {
+        one("sample", float(&inputs["hidden_states"]).mapv(|x| times * x).into_dyn())
+    }
+    let run = |answer: fn(&NamedTensors) -> NamedTensors| {
+        let request = Request { initial_noise: Some(Array5::ones([1, 3, 16, 4, 6])), ..request() };
+        let step = StepGraph::default();
+        pipeline("text", None).generate(&mut networks(&Calls::default(), answer), (&request, &step), &mut ())
+    };
+    assert!(run(|inputs| predicts(inputs, -8.0)).is_ok());
+    let error = run(|inputs| predicts(inputs, 1e6)).unwrap_err();
+    assert!(matches!(error, PipelineError::Saturated { step: 1, total: 2, found } if found > 1e4), "{error}");
+    assert_eq!(error.class(), ErrorClass::Numeric);
+    assert!(error.to_string().contains("expected at most 50 (a video's is about 1)"), "{error}");
+}
+
+#[test]
+fn guidance_and_noise_out_of_range_or_without_use_are_refused() {
+    let refused = |conditioning: &str, change: fn(&mut Request)| {
+        let mut request = request();
+        change(&mut request);
+        let settings = pipeline(conditioning, None).settings(&request, &mut ());
+        settings.map_err(|error| (error.class(), error.to_string()))
+    };
+    for guidance in
+        [|r: &mut Request| r.guidance_scale = Some(1e30), |r: &mut Request| r.guidance_scale = Some(-1001.0)]
+    {
+        let (class, said) = refused("text", guidance).unwrap_err();
+        assert!(class == ErrorClass::Usage && said.contains("a number from -1000 to 1000"), "{said}");
+    }
+    assert!(refused("text", |r| r.guidance_scale = Some(1000.0)).is_ok());
+    // A model of text alone, or of images without noise, takes no noise, whatever its configuration says of the other kind.
+    let (class, said) = refused("text", |r| r.noise_aug_strength = Some(0.05)).unwrap_err();
+    assert!(
+        class == ErrorClass::Usage
+            && said.contains("expected none, because this model was trained without noise on the image")
+    );
+    assert!(refused("text", |r| r.noise_aug_strength = Some(0.0)).is_ok());
+    let (class, said) = refused("inpaint", |r| r.noise_aug_strength = Some(1e30)).unwrap_err();
+    assert!(class == ErrorClass::Usage && said.contains("expected 0 to 10"), "{said}");
+    assert!(refused("inpaint", |r| r.noise_aug_strength = Some(0.05)).is_ok());
 }
 
 #[test]
