@@ -10,11 +10,13 @@ use serde_json::Value as Json;
 use v2l_graphs::{DataType, ExternalDataWriter, encode_model};
 use v2l_runtime::components::{STEP_CONTROL, TEXT_ENCODER, TRANSFORMER, is_transformer};
 use v2l_runtime::io::atomic::AtomicFolder;
+use v2l_runtime::io::json;
 use v2l_runtime::pipeline::config::FILE_NAME;
 use v2l_runtime::pipeline::config::{ComponentFiles, GraphFiles, PipelineConfig, SchedulerSection, TokenizerConfig};
 use v2l_runtime::schedulers;
 
 use crate::files::{new_folder, read_json};
+use crate::finite::{Watch, Watched};
 use crate::models::control::Controls;
 use crate::models::predictors::{self, Base, PredictorFiles};
 use crate::models::{Part, Place};
@@ -99,7 +101,13 @@ pub fn export(
     if let Some(value) = &scheduler {
         let kind = source.family().map_or(Ok(()), |family| schedulers::check_kind(value, family.sampling()));
         kind.map_err(|e| ExportError::pipeline(model, e.into()))?;
-        schedulers::read(value, None).map_err(|e| ExportError::pipeline(model, e.into()))?;
+        schedulers::read(value, None).map_err(|e| {
+            let file = source.scheduler.as_ref().and_then(SchedulerSource::file).unwrap_or(model);
+            match json::not_finite(value, |value| schedulers::read(value, None).is_ok()) {
+                Some(option) => ExportError::config(file, option.to_string()),
+                None => ExportError::pipeline(model, e.into()),
+            }
+        })?;
     }
     let mut components = networks(&mut pipeline, model, &source, options)?;
     let own = match &options.package {
@@ -233,6 +241,17 @@ fn networks(
     Ok(components)
 }
 
+/// What is wrong with a weight that holds NaN or infinity, in words.
+fn not_finite(component: &str, name: &str, dtype: DataType) -> String {
+    let way_out = match dtype {
+        DataType::Float16 => {
+            "float16 ends at 65504: store it with `--precision bf16` or `fp32`, or look for NaN in the checkpoint"
+        }
+        _ => "no video comes of such weights: download the checkpoint again, or ask who trained it",
+    };
+    format!("{component}: the weight `{name}` holds NaN or infinity in {dtype}, expected finite numbers; {way_out}")
+}
+
 struct BundleWriter<'a> {
     /// The temporary folder that is written.
     folder: &'a AtomicFolder,
@@ -259,15 +278,23 @@ impl BundleWriter<'_> {
         let bytes = weights.values().map(|w| w.data.len() as u64).sum();
         (self.progress)(Progress::Component { name: &component.name, bytes });
         let shown = shown.join(WEIGHTS_FILE);
+        let watch = Watch::default();
         let mut data = File::create(folder.join(WEIGHTS_FILE))
-            .map(|file| ExternalDataWriter::new(BufWriter::with_capacity(1 << 20, file), WEIGHTS_FILE))
+            .map(|file| Watched { inner: BufWriter::with_capacity(1 << 20, file), watch: watch.clone() })
+            .map(|file| ExternalDataWriter::new(file, WEIGHTS_FILE))
             .map_err(ExportError::io(&shown))?;
         for (name, weight) in weights {
+            // The watch counts elements from the tensor's first byte on.
+            data.pad().map_err(ExportError::io(&shown))?;
+            watch.begin(weight.dtype);
             data.append(name, &weight.data).map_err(|e| match e.kind() {
                 // What the numbers are decoded from says itself where it lies.
                 ErrorKind::InvalidData => ExportError::Damaged(e.to_string()),
                 _ => ExportError::io(&shown)(e),
             })?;
+            if watch.end().is_some() {
+                return Err(ExportError::Damaged(not_finite(&component.name, name, weight.dtype)));
+            }
             (self.progress)(Progress::Written { bytes: data.len() });
         }
         let mut graphs = BTreeMap::new();
@@ -279,6 +306,7 @@ impl BundleWriter<'_> {
             graphs.insert(name.clone(), file);
         }
         data.into_inner()
+            .inner
             .into_inner()
             .map_err(std::io::IntoInnerError::into_error)
             .and_then(|f| f.sync_all())

@@ -1,25 +1,31 @@
 //! Checkpoints: one safetensors file or several with an index, or a GGUF file, read in place, every tensor accounted for.
 //!
 //! ```text
-//! entry   one tensor, as its file holds it
-//! scaled  8-bit floats and their scales
-//! gguf    GGUF files and their blocks
+//! files     where the tensors lie: a file, shards, a folder of them
+//! entry     one tensor, as its file holds it
+//! sections  files of several networks
+//! scaled    8-bit floats and integers, and their scales
+//! gguf      GGUF files and their blocks
 //! ```
 
 mod entry;
+mod files;
 mod gguf;
 mod scaled;
+mod sections;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
-use std::path::{Component, Path};
+use std::path::Path;
 
-use serde::Deserialize;
 use v2l_graphs::{Builder, DataType, Initializer, Value};
-use v2l_runtime::io::weights::WeightFile;
+use v2l_runtime::io::wrappers::unwrapped;
 
+pub(crate) use self::entry::is_folding;
 use self::entry::{Entry, Form};
+use self::files::Files;
+pub(crate) use self::sections::Section;
 use crate::ExportError;
 
 /// Tensor names under this prefix belong to the engine file itself.
@@ -39,154 +45,74 @@ pub struct Checkpoint {
     precision: Option<DataType>,
 }
 
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
 impl Checkpoint {
     /// Opens the checkpoint of a component folder: the file that `save_pretrained` writes, with its shards if it is an
-    /// index, or else the only safetensors file (or index) there.
+    /// index, or else its only variant, or else the only safetensors file (or index) there.
     ///
     /// # Errors
     /// Names the file, what was expected and what was found.
     pub fn open_folder(folder: &Path) -> Result<Self, ExportError> {
-        const INDEX: &str = ".safetensors.index.json";
-        for stem in ["diffusion_pytorch_model", "model"] {
-            let (index, single) = (folder.join(format!("{stem}{INDEX}")), folder.join(format!("{stem}.safetensors")));
-            match (index.is_file(), single.is_file()) {
-                (true, false) => return Self::open_sharded(&index),
-                (false, true) => return Self::open_file(&single),
-                (true, true) => {
-                    return Err(ExportError::NotAModel {
-                        path: folder.to_owned(),
-                        reason: format!("both {stem}.safetensors and {stem}{INDEX} are there; remove the stale one"),
-                    });
-                }
-                (false, false) => {}
-            }
-        }
-        let mut names: Vec<OsString> = std::fs::read_dir(folder)
-            .map_err(ExportError::io(folder))?
-            .filter_map(|entry| Some(entry.ok()?.file_name()))
-            .collect();
-        names.sort();
-        let ends = |name: &OsString, end: &str| name.as_encoded_bytes().ends_with(end.as_bytes());
-        let ending = |end: &str| names.iter().filter(|name| ends(name, end)).collect::<Vec<_>>();
-        match (&ending(INDEX)[..], &ending(".safetensors")[..]) {
-            ([index], _) => Self::open_sharded(&folder.join(index)),
-            ([], [single]) => Self::open_file(&folder.join(single)),
-            ([], []) if ending(".gguf").len() == 1 => Self::open_file(&folder.join(ending(".gguf")[0])),
-            ([], []) => Err(ExportError::NotAModel {
-                path: folder.to_owned(),
-                reason: "no .safetensors file; PyTorch .bin and .ckpt files are not read: save the model with \
-                         `save_pretrained(..., safe_serialization=True)`"
-                    .into(),
-            }),
-            (indices, singles) => Err(ExportError::NotAModel {
-                path: folder.to_owned(),
-                reason: format!(
-                    "expected diffusion_pytorch_model.safetensors or model.safetensors, or one other checkpoint; \
-                     found {} index files and {} .safetensors files",
-                    indices.len(),
-                    singles.len()
-                ),
-            }),
-        }
+        Self::new(files::of_folder(folder)?)
     }
 
     /// Opens a single safetensors file, or a GGUF file.
     ///
     /// # Errors
-    /// As [`WeightFile::open`], and [`ExportError::Unsupported`] for names under `v2l/`.
+    /// As [`WeightFile::open`](v2l_runtime::io::weights::WeightFile::open), and [`ExportError::Unsupported`] for names under `v2l/`.
     pub fn open_file(path: &Path) -> Result<Self, ExportError> {
-        if gguf::is(path) {
-            let file = gguf::open(path)?;
-            return Self::new(path.display().to_string(), file.metadata, file.tensors);
-        }
-        let file = WeightFile::open(path)?;
-        let mut tensors = BTreeMap::new();
-        for name in file.names() {
-            let entry = Entry::of(&file.raw(&name)?);
-            tensors.insert(name, entry);
-        }
-        Self::of_files(path.display().to_string(), &[file], tensors)
+        Self::new(files::of_file(path)?)
     }
 
-    fn open_sharded(index_path: &Path) -> Result<Self, ExportError> {
-        let index: ShardIndex = crate::files::read_json(index_path)?;
-        let folder = index_path.parent().unwrap_or(Path::new("."));
-        let mut shards: Vec<String> = index.weight_map.values().cloned().collect();
-        shards.sort();
-        shards.dedup();
-        let mut files = Vec::new();
-        for shard in &shards {
-            if !matches!(Path::new(shard).components().collect::<Vec<_>>()[..], [Component::Normal(_)]) {
-                return Err(ExportError::config(
-                    index_path,
-                    format!("shard `{shard}` is not a plain file name; shards must lie beside the index"),
-                ));
-            }
-            files.push(WeightFile::open(folder.join(shard))?);
-        }
-        let mut tensors = BTreeMap::new();
-        for (file, shard) in files.iter().zip(&shards) {
-            for name in file.names() {
-                match index.weight_map.get(&name) {
-                    Some(expected) if expected == shard => {
-                        let entry = Entry::of(&file.raw(&name)?);
-                        tensors.insert(name, entry)
-                    }
-                    found => {
-                        return Err(ExportError::config(
-                            index_path,
-                            format!(
-                                "tensor `{name}` is in {shard}, but the index says {}",
-                                found.map_or("nothing", |s| s)
-                            ),
-                        ));
-                    }
-                };
-            }
-        }
-        if let Some((name, shard)) = index.weight_map.iter().find(|(name, _)| !tensors.contains_key(*name)) {
-            return Err(ExportError::config(
-                index_path,
-                format!("the index lists `{name}` in {shard}, where it is not; was the shard downloaded completely?"),
-            ));
-        }
-        Self::of_files(folder.display().to_string(), &files, tensors)
+    /// Opens a file, the index of shards, or the checkpoint of a folder.
+    ///
+    /// # Errors
+    /// As [`Self::open_file`] and [`Self::open_folder`].
+    pub fn open(path: &Path) -> Result<Self, ExportError> {
+        Self::new(files::of(path)?)
     }
 
-    fn of_files(label: String, files: &[WeightFile], tensors: BTreeMap<String, Entry>) -> Result<Self, ExportError> {
-        let metadata = files.iter().flat_map(WeightFile::all_metadata);
-        let metadata = metadata.map(|(key, text)| (key.to_owned(), text.to_owned())).collect();
-        Self::new(label, metadata, tensors)
+    /// Opens what [`Self::open`] does, of a file of several networks the one of this section alone, under its own names.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; [`ExportError::NotAModel`] if tensors lie outside of sections.
+    pub(crate) fn open_section(path: &Path, section: Option<Section>) -> Result<Self, ExportError> {
+        let files = files::of(path)?;
+        match section {
+            Some(section) => Self::new(sections::of(files, section)?),
+            None => Self::new(files),
+        }
     }
 
-    fn new(
-        label: String,
-        metadata: BTreeMap<String, String>,
-        mut tensors: BTreeMap<String, Entry>,
-    ) -> Result<Self, ExportError> {
+    /// The networks of a file of several, as ComfyUI saves them; none of any other.
+    ///
+    /// # Errors
+    /// As [`Self::open_section`].
+    pub(crate) fn sections(path: &Path) -> Result<Vec<Section>, ExportError> {
+        sections::found(&files::of(path)?)
+    }
+
+    fn new(files: Files) -> Result<Self, ExportError> {
+        let Files { label, metadata, tensors } = files;
         if let Some(name) = tensors.keys().find(|n| n.starts_with(RESERVED)) {
             return Err(ExportError::Unsupported {
                 what: format!("{label}: tensor `{name}`"),
                 reason: "names under `v2l/` are the engine file's own; rename the tensor".into(),
             });
         }
-        if let Err(reason) = scaled::resolve(&label, &mut tensors, metadata.get(scaled::METADATA).map(String::as_str)) {
-            return Err(ExportError::NotAModel { path: label.into(), reason });
+        let plain = |name: &str| match unwrapped(name) {
+            Cow::Owned(plain) => Some(plain),
+            Cow::Borrowed(_) => None,
+        };
+        let tensors = rename(tensors, plain, "without the words of PyTorch's wrappers");
+        let quantisation = metadata.get(scaled::METADATA).map(String::as_str);
+        let resolved = tensors.and_then(|mut tensors| {
+            scaled::resolve(&label, &mut tensors, quantisation)?;
+            Ok(tensors)
+        });
+        match resolved {
+            Ok(tensors) => Ok(Self { label, metadata, tensors, used: RefCell::default(), precision: None }),
+            Err(reason) => Err(ExportError::NotAModel { path: label.into(), reason }),
         }
-        Ok(Self { label, metadata, tensors, used: RefCell::default(), precision: None })
-    }
-
-    /// Opens a file, or the checkpoint of a folder.
-    ///
-    /// # Errors
-    /// As [`Self::open_file`] and [`Self::open_folder`].
-    pub fn open(path: &Path) -> Result<Self, ExportError> {
-        if path.is_dir() { Self::open_folder(path) } else { Self::open_file(path) }
     }
 
     /// The same, its matrices to be stored in this type; `None`: in the one in which they lose nothing.
@@ -198,17 +124,11 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`ExportError::NotAModel`] if two tensors get one name.
-    pub(crate) fn renamed(mut self, rename: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
-        let mut tensors = BTreeMap::new();
-        for (name, entry) in std::mem::take(&mut self.tensors) {
-            let new = rename(&name).unwrap_or_else(|| name.clone());
-            if tensors.contains_key(&new) {
-                let reason = format!("`{name}` and another tensor are both `{new}` in diffusers' names");
-                return Err(ExportError::NotAModel { path: self.label.into(), reason });
-            }
-            tensors.insert(new, entry);
+    pub(crate) fn renamed(mut self, new: impl Fn(&str) -> Option<String>) -> Result<Self, ExportError> {
+        match rename(std::mem::take(&mut self.tensors), new, "in diffusers' names") {
+            Ok(tensors) => Ok(Self { tensors, ..self }),
+            Err(reason) => Err(ExportError::NotAModel { path: self.label.into(), reason }),
         }
-        Ok(Self { tensors, ..self })
     }
 
     /// A string of the header's metadata.
@@ -268,7 +188,7 @@ impl Checkpoint {
                 hint: self.closest(name).map(|n| format!(" (the closest name there is `{n}`)")).unwrap_or_default(),
             });
         };
-        if entry.shape != shape {
+        if !entry.reads_as(shape) {
             return Err(ExportError::WrongShape {
                 checkpoint: self.label.clone(),
                 name: name.to_owned(),
@@ -298,7 +218,8 @@ impl Checkpoint {
                 // Read by nothing, then.
                 (None, _) if self.used.borrow().contains(name) => continue,
                 (None, Form::Other(found)) => return Err(self.wrong_type(name, found)),
-                (None, _) => return Err(self.wrong_type(name, "F8")),
+                (None, Form::Eight(eight)) => return Err(self.wrong_type(name, eight.stored())),
+                (None, _) => return Err(self.wrong_type(name, "no number")),
             };
             if self.precision.is_none() && entry.shape.len() >= 2 && *found.get_or_insert(dtype) != dtype {
                 return Ok(DataType::Float);
@@ -343,6 +264,23 @@ impl Checkpoint {
             .max_by_key(|other| common(name, other) + ending(name, other))
             .filter(|other| common(name, other) + ending(name, other) > name.len() / 2)
     }
+}
+
+/// Tensors under the names that `new` gives them; those without keep their own. Says which two get one name, `how` it is meant.
+fn rename(
+    tensors: BTreeMap<String, Entry>,
+    new: impl Fn(&str) -> Option<String>,
+    how: &str,
+) -> Result<BTreeMap<String, Entry>, String> {
+    let mut renamed: BTreeMap<String, (String, Entry)> = BTreeMap::new();
+    for (name, entry) in tensors {
+        let plain = new(&name).unwrap_or_else(|| name.clone());
+        if let Some((other, _)) = renamed.get(&plain) {
+            return Err(format!("`{other}` and `{name}` are both `{plain}` {how}; remove one of them"));
+        }
+        renamed.insert(plain, (name, entry));
+    }
+    Ok(renamed.into_iter().map(|(name, (_, entry))| (name, entry)).collect())
 }
 
 /// A cursor into a checkpoint: knows its prefix, checks each shape where it is used, and names the full path in errors.

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
 use v2l_runtime::io::atomic::AtomicFolder;
+use v2l_runtime::io::json::{self, JsonError};
 use v2l_runtime::io::lookalike;
 use v2l_runtime::io::map::{map_known, read_file};
 use v2l_runtime::pipeline::config::FILE_NAME;
@@ -31,11 +32,15 @@ pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Byt
     map_known(file, |start| if file == model { lookalike::of(start) } else { lookalike::stand_in(start) })
 }
 
-/// Reads a JSON file of at most 64 MiB.
+/// Reads a JSON file of at most 64 MiB, as Python writes them: numbers may be `NaN` and infinite.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, ExportError> {
     let text = read_file(path, 64 << 20).map_err(ExportError::io(path))?;
-    serde_json::from_slice(&text).map_err(|e| {
-        ExportError::config(path, format!("it is not the JSON that was expected: {e}; was it downloaded completely?"))
+    json::read(&text).map_err(|e| match e {
+        JsonError::NotFinite { .. } => ExportError::config(path, e.to_string()),
+        JsonError::Syntax(e) => ExportError::config(
+            path,
+            format!("it is not the JSON that was expected: {e}; was it downloaded completely?"),
+        ),
     })
 }
 

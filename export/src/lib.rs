@@ -14,6 +14,7 @@ pub mod engine_writer;
 mod error;
 mod execute;
 mod files;
+mod finite;
 mod inspect;
 pub mod models;
 pub mod precision;

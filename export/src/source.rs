@@ -6,6 +6,7 @@ use bytes::Bytes;
 use serde_json::Value as Json;
 use v2l_graphs::DataType;
 
+use crate::checkpoint::Section;
 use crate::files::read_json;
 use crate::models::encoders::t5;
 use crate::models::{self, Architecture, CONFIG_FILE, Family, INDEX_FILE, Origin, Part, Place};
@@ -45,6 +46,16 @@ pub(crate) enum SchedulerSource {
     File(PathBuf),
     /// The family's own.
     Assumed(Json),
+}
+
+impl SchedulerSource {
+    /// The file, if it is one.
+    pub(crate) fn file(&self) -> Option<&Path> {
+        match self {
+            Self::File(path) => Some(path),
+            Self::Assumed(_) => None,
+        }
+    }
 }
 
 /// A network of a model.
@@ -114,8 +125,10 @@ impl Source {
         }
         let mut source = match parts.first() == Some(model) {
             true => Self::default(),
-            false if model.is_dir() => Self::folder(model)?,
-            false => Self { networks: vec![Network::open(model, None)?], ..Self::default() },
+            false if model.is_dir() => {
+                Self::folder(model, &|part| given.iter().any(|(of, path)| *of == part && path.is_some()))?
+            }
+            false => Self { networks: Network::all(model)?, ..Self::default() },
         };
         for (part, path) in given {
             let Some(path) = path else { continue };
@@ -134,7 +147,8 @@ impl Source {
         Ok(source)
     }
 
-    fn folder(model: &Path) -> Result<Self, ExportError> {
+    /// The parts of a folder, but those that are `replaced`: their weights may be elsewhere.
+    fn folder(model: &Path, replaced: &dyn Fn(Part) -> bool) -> Result<Self, ExportError> {
         let mut source = Self::default();
         if model.join(CONFIG_FILE).is_file() {
             source.networks.push(Network::open(model, None)?);
@@ -144,19 +158,21 @@ impl Source {
         if index.is_file() {
             source.index = read_json(&index)?;
         }
-        for part in Part::ALL {
+        for part in Part::ALL.into_iter().filter(|part| !replaced(*part)) {
             source.networks.extend(source.network(model, part)?);
         }
         for (part, folder) in EXPERTS {
             let folder = model.join(folder);
-            if source.networks.iter().all(|network| network.part != part) && folder.is_dir() {
+            if !replaced(part) && source.networks.iter().all(|network| network.part != part) && folder.is_dir() {
                 source.networks.push(Network::open(&folder, Some(part))?);
             }
         }
         let existing = |path: PathBuf| path.exists().then_some(path);
         source.tokenizer = existing(model.join("tokenizer")).map(TokenizerSource::Folder);
         source.scheduler = existing(model.join("scheduler").join(SCHEDULER_FILE)).map(SchedulerSource::File);
-        if source.networks.is_empty() {
+        let mut folders = Part::ALL.map(|part| (part, part.folder())).into_iter().chain(EXPERTS);
+        let left_out = folders.any(|(part, folder)| replaced(part) && model.join(folder).is_dir());
+        if source.networks.is_empty() && !left_out {
             return Err(ExportError::NotAModel {
                 path: model.to_owned(),
                 reason:
@@ -174,9 +190,9 @@ impl Source {
             self.notes.extend(network.lost()?);
         }
         let of = |part: Part| self.networks.iter().find(|network| network.part == part);
-        if let (None, Some(Network { origin: Origin::Tensors { path, .. }, .. })) =
+        if let (None, Some(Network { origin: origin @ Origin::Tensors { path, .. }, .. })) =
             (&self.tokenizer, of(Part::TextEncoder))
-            && let Some(model) = Checkpoint::open(path)?.bytes(t5::TOKENIZER)
+            && let Some(model) = origin.checkpoint()?.bytes(t5::TOKENIZER)
         {
             self.tokenizer = Some(TokenizerSource::Embedded(path.clone(), model));
         }
@@ -220,7 +236,7 @@ impl Source {
         }
         if folder.join(CONFIG_FILE).is_file() {
             let architecture = architecture(&folder, Some(part), self.index["_class_name"].as_str())?;
-            return Ok(Some(Network { architecture, part, origin: Origin::Folder(folder) }));
+            return Ok(Some(Network { architecture, part, origin: Origin::folder(&folder, architecture)? }));
         }
         if folder.is_dir() {
             return Err(ExportError::NotAModel { path: folder, reason: "there is no config.json".into() });
@@ -251,10 +267,7 @@ impl Source {
 impl Network {
     /// What the checkpoint had lost before it came here, in words.
     fn lost(&self) -> Result<Option<String>, ExportError> {
-        let path = match &self.origin {
-            Origin::Folder(path) | Origin::Tensors { path, .. } => path,
-        };
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = self.origin.checkpoint()?;
         let forms: Vec<String> =
             checkpoint.quantised().into_iter().map(|(form, count)| format!("{count} in {form}")).collect();
         Ok((!forms.is_empty()).then(|| {
@@ -277,12 +290,42 @@ impl Network {
             if class["_class_name"] != NATIVE_CLASS {
                 let architecture = architecture(path, expected, None)?;
                 let part = expected.unwrap_or_else(|| architecture.part());
-                return Ok(Self { architecture, part, origin: Origin::Folder(path.to_owned()) });
+                return Ok(Self { architecture, part, origin: Origin::folder(path, architecture)? });
             }
         }
         let beside = if beside.is_file() { read_json(&beside)? } else { Json::Null };
-        let (architecture, found) = models::recognise(&Checkpoint::open(path)?, &beside)?;
-        let origin = Origin::Tensors { path: path.to_owned(), found };
+        let sections = Checkpoint::sections(path)?;
+        let section = match expected.filter(|_| !sections.is_empty()) {
+            None => None,
+            Some(part) => {
+                let found = sections.iter().copied().find(|section| part.takes(part_of(*section)));
+                Some(found.ok_or_else(|| {
+                    let folders: Vec<&str> = sections.iter().map(|section| part_of(*section).folder()).collect();
+                    let reason = format!("it holds {}, and no {}", folders.join(", "), part.folder());
+                    ExportError::NotAModel { path: path.to_owned(), reason }
+                })?)
+            }
+        };
+        Self::recognised(path, section, &beside, expected)
+    }
+
+    /// Every network of a file: the one that it is, or those that it holds.
+    fn all(path: &Path) -> Result<Vec<Self>, ExportError> {
+        match Checkpoint::sections(path)?.as_slice() {
+            [] => Ok(vec![Self::open(path, None)?]),
+            sections => sections.iter().map(|section| Self::open(path, Some(part_of(*section)))).collect(),
+        }
+    }
+
+    /// The network that tensors say they are, `beside` a `config.json` of whatever kind.
+    fn recognised(
+        path: &Path,
+        section: Option<Section>,
+        beside: &Json,
+        expected: Option<Part>,
+    ) -> Result<Self, ExportError> {
+        let (architecture, found) = models::recognise(&Checkpoint::open_section(path, section)?, beside)?;
+        let origin = Origin::Tensors { path: path.to_owned(), section, found };
         let part = expected.unwrap_or_else(|| architecture.part());
         if !part.takes(architecture.part()) {
             let reason =
@@ -290,6 +333,15 @@ impl Network {
             return Err(ExportError::NotAModel { path: path.to_owned(), reason });
         }
         Ok(Self { architecture, part, origin })
+    }
+}
+
+/// The place of a section's network in a pipeline.
+fn part_of(section: Section) -> Part {
+    match section {
+        Section::Transformer => Part::Transformer,
+        Section::Vae => Part::Vae,
+        Section::TextEncoder => Part::TextEncoder,
     }
 }
 

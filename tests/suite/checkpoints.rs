@@ -15,19 +15,19 @@ use crate::random_weights;
 use crate::support::{assert_close, f32s, fixtures};
 use crate::tools::{RawTensor, Run, Scratch, args, command, output, run_ok, write};
 
-type Tensors = BTreeMap<String, RawTensor>;
+pub(crate) type Tensors = BTreeMap<String, RawTensor>;
 
 const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
 
 /// A network of Wan's fixtures, its tensors in bf16, and its configuration.
-fn network(fixture: &str) -> (Tensors, Json) {
+pub(crate) fn network(fixture: &str) -> (Tensors, Json) {
     let made = random_weights::made(&fixtures().join("wan").join(fixture));
     let file = made.path(WEIGHTS);
     let tensors = read(&file).into_iter().map(|(name, tensor)| (name, tensor.rounded())).collect();
     (tensors, serde_json::from_slice(&std::fs::read(made.path("config.json")).unwrap()).unwrap())
 }
 
-fn read(path: &Path) -> Tensors {
+pub(crate) fn read(path: &Path) -> Tensors {
     let bytes = std::fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     let raw = |view: &safetensors::tensor::TensorView<'_>| RawTensor {
@@ -39,13 +39,13 @@ fn read(path: &Path) -> Tensors {
 }
 
 impl RawTensor {
-    fn floats(&self) -> Vec<f32> {
+    pub(crate) fn floats(&self) -> Vec<f32> {
         assert_eq!(self.dtype, Dtype::F32);
         self.data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 
     /// In bf16.
-    fn rounded(&self) -> Self {
+    pub(crate) fn rounded(&self) -> Self {
         if self.dtype == Dtype::BF16 {
             return self.clone();
         }
@@ -53,14 +53,14 @@ impl RawTensor {
         Self { dtype: Dtype::BF16, shape: self.shape.clone(), data }
     }
 
-    fn of(shape: &[usize], values: &[f32]) -> Self {
+    pub(crate) fn of(shape: &[usize], values: &[f32]) -> Self {
         let data = values.iter().flat_map(|x| x.to_le_bytes()).collect();
         Self { dtype: Dtype::F32, shape: shape.to_vec(), data }
     }
 }
 
 /// The name of a transformer's tensor in the code of Wan's authors, as their repository and ComfyUI have it.
-fn native(name: &str) -> String {
+pub(crate) fn native(name: &str) -> String {
     const MODULES: [(&str, &str); 23] = [
         ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
         ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
@@ -93,12 +93,12 @@ fn native(name: &str) -> String {
     name.replace(".norm2.", ".norm3.")
 }
 
-fn renamed(tensors: &Tensors, rename: impl Fn(&str) -> String) -> Tensors {
+pub(crate) fn renamed(tensors: &Tensors, rename: impl Fn(&str) -> String) -> Tensors {
     tensors.iter().map(|(name, tensor)| (rename(name), tensor.clone())).collect()
 }
 
 /// Every file of the bundle that is exported of what the arguments name.
-fn bundle(arguments: &[OsString]) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn bundle(arguments: &[OsString]) -> BTreeMap<String, Vec<u8>> {
     let scratch = exported(arguments);
     let read = |path: PathBuf| {
         let name = path.strip_prefix(scratch.path("bundle")).unwrap().display().to_string();
@@ -116,7 +116,7 @@ fn exported(arguments: &[OsString]) -> Scratch {
 }
 
 /// Exports what the arguments name, and compiles it: every engine, by its file.
-fn engines(arguments: &[OsString], precision: &str) -> BTreeMap<String, Vec<u8>> {
+pub(crate) fn engines(arguments: &[OsString], precision: &str) -> BTreeMap<String, Vec<u8>> {
     let scratch = exported(arguments);
     run_ok("compile", args![scratch.path("bundle"), "-o", scratch.path("engines"), "--precision", precision]);
     let mut engines: BTreeMap<String, Vec<u8>> = scratch
@@ -130,7 +130,7 @@ fn engines(arguments: &[OsString], precision: &str) -> BTreeMap<String, Vec<u8>>
 }
 
 /// What two sets of engines differ in.
-fn differences(one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
+pub(crate) fn differences(one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>) -> Vec<String> {
     let names = one.keys().chain(other.keys());
     names.filter(|name| one.get(*name) != other.get(*name)).cloned().collect()
 }
@@ -208,7 +208,7 @@ fn every_layout_of_a_transformer_gives_the_same_engine() {
 }
 
 /// The name of an autoencoder's tensor in the code of Wan's authors; `block` is the number of modules in a block of the decoder.
-fn native_vae(name: &str, flat: bool, block: usize) -> String {
+pub(crate) fn native_vae(name: &str, flat: bool, block: usize) -> String {
     const MODULES: [(&str, &str); 12] = [
         ("coder.conv_in.", "coder.conv1."),
         ("norm_out.", "head.0."),
@@ -386,7 +386,7 @@ fn blocks_of_every_type_are_what_the_reference_decodes() {
 }
 
 /// A GGUF file of these tensors: matrices whose rows fall into blocks in Q8_0, the others in f32; bf16 stays.
-fn gguf(tensors: &Tensors) -> Vec<u8> {
+pub(crate) fn gguf(tensors: &Tensors) -> Vec<u8> {
     let string = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
     let mut header =
         [b"GGUF", &3u32.to_le_bytes()[..], &(tensors.len() as u64).to_le_bytes(), &1u64.to_le_bytes()].concat();
@@ -398,6 +398,7 @@ fn gguf(tensors: &Tensors) -> Vec<u8> {
         tensor.shape.iter().rev().for_each(|&extent| header.extend((extent as u64).to_le_bytes()));
         let kind: u32 = match tensor.dtype {
             Dtype::F32 => 0,
+            Dtype::F16 => 1,
             Dtype::BF16 => 30,
             // Blocks of 34 bytes, as they are.
             Dtype::U8 => 8,
@@ -445,7 +446,7 @@ fn quantised_gguf_gives_the_engine_of_its_values() {
 
 /// The message of an export that has to fail, and leaves nothing behind.
 #[track_caller]
-fn refusal(scratch: &Scratch, arguments: &[OsString], code: i32) -> String {
+pub(crate) fn refusal(scratch: &Scratch, arguments: &[OsString], code: i32) -> String {
     let mut all = arguments.to_vec();
     all.extend_from_slice(args!["-o", scratch.path("bundle")]);
     let Run { code: found, stderr, .. } = output(command("export", &all));
@@ -498,7 +499,7 @@ fn damaged_and_unknown_checkpoints_are_refused_and_leave_nothing() {
     };
     refused("a missing scale", &|t| drop(t.remove(&format!("{layer}.scale_weight"))));
     refused("an empty scale", &|t| drop(t.insert(format!("{layer}.scale_weight"), RawTensor::of(&[0], &[]))));
-    refused("a scale for each row", &|t| drop(t.insert(format!("{layer}.scale_weight"), RawTensor::f32s(&[56], 1.0))));
+    refused("scales of other rows", &|t| drop(t.insert(format!("{layer}.scale_weight"), RawTensor::f32s(&[55], 1.0))));
     refused("NaN", &|t| t.get_mut(&format!("{layer}.weight")).unwrap().data[7] = 0x7f);
     refused("both names of one layer", &|t| {
         drop(t.insert(format!("{layer}.weight_scale"), RawTensor::of(&[], &[1.0])));

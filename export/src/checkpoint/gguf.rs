@@ -24,6 +24,9 @@ const VERSIONS: [u32; 2] = [2, 3];
 const MAX_AXES: usize = 8;
 /// Key of a tensor's shape where ComfyUI-GGUF stores it in another.
 const SHAPE: &str = "comfy.gguf.orig_shape.";
+/// Ends of the names of a kernel and of its bias.
+const KERNEL: &str = ".weight";
+const BIAS: &str = ".bias";
 /// Most arrays within arrays.
 const MAX_DEPTH: usize = 4;
 
@@ -77,7 +80,26 @@ fn read(path: &Path, file: &Bytes) -> Result<Gguf, String> {
             return Err(format!("there are two tensors `{name}`"));
         }
     }
+    unfold(&mut found);
     Ok(Gguf { tensors: found, metadata: header.metadata })
+}
+
+/// Undoes what stable-diffusion.cpp does to kernels of more axes than the format has: output and input channels are one axis there.
+/// The bias says how many the output channels are.
+fn unfold(tensors: &mut BTreeMap<String, Entry>) {
+    let kernels: Vec<String> = tensors.keys().filter(|name| name.ends_with(KERNEL)).cloned().collect();
+    for name in kernels {
+        let bias = name.strip_suffix(KERNEL).and_then(|stem| tensors.get(&format!("{stem}{BIAS}")));
+        let Some(&[outputs]) = bias.map(|bias| &bias.shape[..]) else { continue };
+        let Some(kernel) = tensors.get_mut(&name).filter(|kernel| kernel.foldable) else { continue };
+        if let [both, depth, height, width] = kernel.shape[..]
+            && let Some(inputs) = both.checked_div(outputs)
+            && inputs > 1
+            && inputs * outputs == both
+        {
+            kernel.shape = vec![outputs, inputs, depth, height, width];
+        }
+    }
 }
 
 /// What the metadata say that is of use here.
@@ -118,6 +140,7 @@ impl Info {
         let range = begin.zip(end).filter(|(_, end)| *end <= file.len()).ok_or_else(|| {
             format!("tensor `{name}` ends outside the file of {} bytes; was it downloaded completely?", file.len())
         })?;
+        let foldable = shape.is_none();
         let shape = match shape {
             Some(other) if count(other) == Some(elements) => other.clone(),
             Some(other) => {
@@ -132,7 +155,7 @@ impl Info {
             Kind::Floats(dtype) => Form::Floats(dtype),
             Kind::Blocks(name, decoder) => Form::Coded(name, decoder),
         };
-        Ok(Entry { shape, data: file.slice(range.0..range.1), form })
+        Ok(Entry { shape, foldable, data: file.slice(range.0..range.1), form })
     }
 }
 
@@ -244,3 +267,35 @@ const UINT32: u32 = 4;
 const INT32: u32 = 5;
 const STRING: u32 = 8;
 const ARRAY: u32 = 9;
+
+#[cfg(test)]
+mod tests {
+    use v2l_graphs::DataType;
+
+    use super::*;
+
+    fn entry(shape: &[usize], foldable: bool) -> Entry {
+        Entry { shape: shape.to_vec(), foldable, data: Bytes::new(), form: Form::Floats(DataType::Float) }
+    }
+
+    #[test]
+    fn kernels_with_folded_channels_are_unfolded_by_their_bias_and_others_stay() {
+        for (kernel, bias, foldable, expected) in [
+            (&[768, 1, 2, 2][..], Some(48), true, &[48, 16, 1, 2, 2][..]),
+            // A kernel of two dimensions, one of other channels, one without a bias, and one whose shape the file says.
+            (&[48, 16, 3, 3], Some(48), true, &[48, 16, 3, 3]),
+            (&[768, 1, 2, 2], Some(47), true, &[768, 1, 2, 2]),
+            (&[768, 1, 2, 2], Some(0), true, &[768, 1, 2, 2]),
+            (&[768, 1, 2, 2], None, true, &[768, 1, 2, 2]),
+            (&[768, 1, 2, 2], Some(48), false, &[768, 1, 2, 2]),
+            (&[96, 48], Some(48), true, &[96, 48]),
+        ] {
+            let mut tensors = BTreeMap::from([("a.weight".to_owned(), entry(kernel, foldable))]);
+            if let Some(bias) = bias {
+                tensors.insert("a.bias".to_owned(), entry(&[bias], true));
+            }
+            unfold(&mut tensors);
+            assert_eq!(tensors["a.weight"].shape, expected, "{kernel:?} {bias:?}");
+        }
+    }
+}

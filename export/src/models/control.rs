@@ -12,6 +12,7 @@ use std::path::Path;
 use serde_json::Value as Json;
 use v2l_graphs::{Builder, DataType, Dim, Extent, Value};
 use v2l_runtime::components::{CONTROL, CONTROL_MASK};
+use v2l_runtime::io::json;
 use v2l_runtime::io::weights::WeightFile;
 
 use crate::ExportError;
@@ -52,7 +53,7 @@ impl Controls {
         let fail = |reason: String| ExportError::config(path, reason);
         let listed = |key: &str| {
             let text = file.metadata(key)?;
-            Some(serde_json::from_str::<Json>(text).ok().and_then(|found| found.as_array().cloned()))
+            Some(json::read::<Json>(text.as_bytes()).ok().and_then(|found| found.as_array().cloned()))
         };
         let names = match listed("control.names") {
             Some(Some(names)) => names.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>(),

@@ -50,13 +50,21 @@ impl<'a> Shapes<'a> {
     /// # Errors
     /// [`ExportError::NotAModel`] if the tensor is missing or has fewer axes.
     pub(crate) fn extent(&self, name: &str, axis: usize) -> Result<usize, ExportError> {
-        let shape = self.checkpoint.shape(self.names.get(name).unwrap_or(&name));
-        shape.and_then(|shape| shape.get(axis).copied()).ok_or_else(|| ExportError::NotAModel {
+        let shape = self.shape(name)?;
+        shape.get(axis).copied().ok_or_else(|| ExportError::NotAModel {
             path: self.checkpoint.label().into(),
-            reason: match shape {
-                None => format!("tensor `{name}` is missing, from which sizes of the model are read"),
-                Some(shape) => format!("tensor `{name}` has shape {shape:?}; expected {} axes or more", axis + 1),
-            },
+            reason: format!("tensor `{name}` has shape {shape:?}; expected {} axes or more", axis + 1),
+        })
+    }
+
+    /// The shape of a tensor.
+    ///
+    /// # Errors
+    /// [`ExportError::NotAModel`] if the tensor is missing.
+    pub(crate) fn shape(&self, name: &str) -> Result<&'a [usize], ExportError> {
+        self.checkpoint.shape(self.names.get(name).unwrap_or(&name)).ok_or_else(|| ExportError::NotAModel {
+            path: self.checkpoint.label().into(),
+            reason: format!("tensor `{name}` is missing, from which sizes of the model are read"),
         })
     }
 

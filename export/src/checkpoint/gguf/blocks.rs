@@ -105,7 +105,7 @@ impl Decode for Blocks {
         (self.row.bytes, self.row.values)
     }
 
-    fn decode(&self, blocks: &[u8], values: &mut [f32]) -> Result<(), String> {
+    fn decode(&self, _: usize, blocks: &[u8], values: &mut [f32]) -> Result<(), String> {
         for (block, values) in blocks.chunks_exact(self.row.bytes).zip(values.chunks_exact_mut(self.row.values)) {
             (self.row.decode)(block, values);
         }

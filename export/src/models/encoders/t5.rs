@@ -8,6 +8,7 @@ use serde_json::{Value as Json, json};
 use v2l_graphs::blocks;
 use v2l_graphs::{Builder, DataType, Extent, Model, Value};
 use v2l_runtime::engine::manifest::Slot;
+use v2l_runtime::io::json::{self, JsonError};
 use v2l_runtime::pipeline::config::PipelineConfig;
 
 use crate::component::{self, Component};
@@ -35,7 +36,7 @@ impl T5 {
     }
 
     /// A configuration; absent keys take transformers' defaults for the class.
-    fn config(self, mut value: Json) -> Result<Config, serde_json::Error> {
+    fn config(self, mut value: Json) -> Result<Config, JsonError> {
         if let (Self::Own, Some(keys)) = (self, value.as_object_mut()) {
             let defaults = [
                 ("vocab_size", json!(250_112)),
@@ -48,7 +49,7 @@ impl T5 {
                 keys.entry(key).or_insert(default);
             }
         }
-        Config::deserialize(value)
+        json::typed(&value)
     }
 }
 
@@ -67,13 +68,17 @@ impl Architecture for T5 {
         Ok(vec![export(*self, &config, &place.checkpoint()?)?])
     }
 
-    fn recognise(&self, checkpoint: &Checkpoint, _: &Json) -> Result<Option<Recognised>, ExportError> {
-        let bias = |block: usize| format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight");
+    fn names(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, ExportError> {
         let scheme = SCHEMES.iter().find(|scheme| checkpoint.contains(&scheme.name(0, scheme.bias)));
-        let names = match scheme {
+        Ok(match scheme {
             Some(scheme) => Recognised::names_by(checkpoint, "", |name| scheme.to_transformers(name)),
             None => BTreeMap::new(),
-        };
+        })
+    }
+
+    fn recognise(&self, checkpoint: &Checkpoint, _: &Json) -> Result<Option<Recognised>, ExportError> {
+        let bias = |block: usize| format!("encoder.block.{block}.layer.0.SelfAttention.relative_attention_bias.weight");
+        let names = self.names(checkpoint)?;
         let has = |name: String| checkpoint.contains(&name) || names.values().any(|new| *new == name);
         if !has(bias(0)) || has(bias(1)) != (*self == Self::Own) {
             return Ok(None);

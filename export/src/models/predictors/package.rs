@@ -267,7 +267,7 @@ fn text_encoder(folder: &Path, text: &Text) -> Result<(Component, ConvertedToken
         )));
     }
     // It describes itself to nobody: the pipeline has an encoder of its own.
-    let origin = Origin::Folder(folder.to_owned());
+    let origin = Origin::folder(folder, architecture)?;
     let place = Place { origin: &origin, part: Part::TextEncoder, controls: None, index: &Json::Null, precision: None };
     let components = architecture.export(&place, &mut PipelineConfig::empty())?;
     let Some(mut component) = components.into_iter().find(|component| component.name == TEXT_ENCODER) else {

@@ -7,6 +7,7 @@ mod processor;
 pub mod transformer;
 pub mod vae;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -119,6 +120,10 @@ impl Architecture for Transformer {
         Ok(vec![component])
     }
 
+    fn names(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, ExportError> {
+        native::names(checkpoint).map(Option::unwrap_or_default)
+    }
+
     fn recognise(&self, checkpoint: &Checkpoint, beside: &Json) -> Result<Option<Recognised>, ExportError> {
         native::recognise(checkpoint, beside)
     }
@@ -149,6 +154,10 @@ impl Architecture for Vae {
         let vae = Some(described::vae(&config));
         pipeline.family = Some(Arc::new(Model { vae, ..described::of(pipeline) }));
         Ok(components.into())
+    }
+
+    fn names(&self, checkpoint: &Checkpoint) -> Result<BTreeMap<String, String>, ExportError> {
+        Ok(vae::native::names(checkpoint).unwrap_or_default())
     }
 
     fn recognise(&self, checkpoint: &Checkpoint, beside: &Json) -> Result<Option<Recognised>, ExportError> {

@@ -5,6 +5,7 @@
 
 use serde_json::Value as Json;
 use v2l_runtime::engine::manifest::{Slot, slots_by_name};
+use v2l_runtime::io::json;
 use v2l_runtime::predict::lofa::{KIND, NetworkConfig, Sample};
 
 use super::package::{Base, Exported, Package, PackageKind, Text, attributes};
@@ -32,8 +33,7 @@ impl PackageKind for Lofa {
     }
 
     fn export(&self, package: &Package, base: &Base<'_>) -> Result<Exported, ExportError> {
-        let config: Config =
-            serde_json::from_value(package.config.clone()).map_err(|e| package.misfit(e.to_string()))?;
+        let config: Config = json::typed(&package.config).map_err(|e| package.misfit(e.to_string()))?;
         let sizes = Sizes::read(package, &config)?;
         let network = NetworkConfig {
             kind: KIND.to_owned(),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::{Map, Value as Json, json};
+use v2l_runtime::io::json;
 use v2l_runtime::predict::prompt2effect::{AttentionScope, Injection, KIND, NetworkConfig};
 
 use super::super::package::{Base, Package};
@@ -174,7 +175,7 @@ impl Description {
             file.clone()
         };
         let profile = own["profile"].as_str().unwrap_or("paper");
-        let config: Config = serde_json::from_value(overlaid(defaults(profile), &own))
+        let config: Config = json::typed(&overlaid(defaults(profile), &own))
             .map_err(|error| ExportError::config(&package.config_path, error.to_string()))?;
         config.describe(package, base)
     }

@@ -1,5 +1,7 @@
 //! The names that Wan's authors and ComfyUI give the autoencoder's tensors, and what their shapes say of it.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value as Json, json};
 
 use super::CLASS;
@@ -31,17 +33,22 @@ const DEVIATION_2_2: [f64; 48] = [
 
 /// An autoencoder by its tensors, `beside` a `config.json` of whatever kind; `None` if it is none of Wan's.
 pub(in super::super) fn recognise(checkpoint: &Checkpoint, beside: &Json) -> Result<Option<Recognised>, ExportError> {
-    if !checkpoint.contains(NATIVE) && !checkpoint.contains(DIFFUSERS) {
-        return Ok(None);
-    }
-    let resample = |i: &usize| checkpoint.contains(&format!("decoder.upsamples.{i}.{RESAMPLE}"));
-    let block = (0..MOST).find(resample).map(|i| i + 1);
-    let names = Recognised::names_by(checkpoint, "", |name| to_diffusers(name, block));
+    let Some(names) = names(checkpoint) else { return Ok(None) };
     if beside["_class_name"] == CLASS {
         return Ok(Some(Recognised { config: beside.clone(), names }));
     }
     let config = config(&Shapes::new(checkpoint, &names), checkpoint.label())?;
     Ok(Some(Recognised { config, names }))
+}
+
+/// The tensors' names in diffusers where they have the authors'; `None` if it is none of Wan's autoencoders.
+pub(in super::super) fn names(checkpoint: &Checkpoint) -> Option<BTreeMap<String, String>> {
+    if !checkpoint.contains(NATIVE) && !checkpoint.contains(DIFFUSERS) {
+        return None;
+    }
+    let resample = |i: &usize| checkpoint.contains(&format!("decoder.upsamples.{i}.{RESAMPLE}"));
+    let block = (0..MOST).find(resample).map(|i| i + 1);
+    Some(Recognised::names_by(checkpoint, "", |name| to_diffusers(name, block)))
 }
 
 /// A tensor's name in diffusers, of its name in the authors' code; `block` is the number of modules in a block of the decoder
