@@ -25,6 +25,7 @@ pub mod targets;
 #[cfg(test)]
 mod testing;
 mod typed;
+mod versions;
 pub(crate) mod weights;
 mod written;
 
@@ -34,7 +35,7 @@ use v2l_graphs::{ReadOptions, read_model};
 use v2l_runtime::components::{TRANSFORMER, is_transformer};
 use v2l_runtime::engine::manifest::Profile;
 use v2l_runtime::io::atomic::{AtomicFolder, probe_file};
-use v2l_runtime::io::map::read_file;
+use v2l_runtime::io::map::read_member;
 use v2l_runtime::pipeline::config::{ComponentFiles, EngineFiles, FILE_NAME, GraphFiles, PipelineConfig};
 use v2l_runtime::pipeline::tokenizer::MAX_FILE as MAX_TOKENIZER;
 
@@ -183,7 +184,7 @@ fn options_of(options: &CompileOptions, component: &str) -> CompileOptions {
 fn finish(dir: AtomicFolder, pipeline: &PipelineConfig, input: &Path, output: &Path) -> Result<(), ExportError> {
     for tokenizer in pipeline.tokenizer.iter().chain(&pipeline.predictor_tokenizer) {
         let from = input.join(&tokenizer.file);
-        let bytes = read_file(&from, MAX_TOKENIZER).map_err(ExportError::io(from))?;
+        let bytes = read_member(&from, MAX_TOKENIZER).map_err(ExportError::io(from))?;
         dir.write(&tokenizer.file, &bytes).map_err(ExportError::io(output.join(&tokenizer.file)))?;
     }
     let text = serde_json::to_string_pretty(pipeline).map_err(|e| ExportError::config(input, e.to_string()))?;

@@ -83,11 +83,11 @@ pub trait Decode: fmt::Debug + Send + Sync {
     /// Bytes of a block, and the values that it holds; neither is 0.
     fn block(&self) -> (usize, usize);
 
-    /// Decodes whole blocks into as many values as they hold.
+    /// Decodes whole blocks into as many values as they hold; `first` is the number of the first of them in the tensor.
     ///
     /// # Errors
     /// What is wrong with them, in words.
-    fn decode(&self, blocks: &[u8], values: &mut [f32]) -> Result<(), String>;
+    fn decode(&self, first: usize, blocks: &[u8], values: &mut [f32]) -> Result<(), String>;
 }
 
 /// Little-endian row-major tensor bytes, with transforms that are applied while the tensor is written.
@@ -100,6 +100,8 @@ enum Repr {
     /// Blocks that hold f32 values.
     Decoded {
         blocks: Bytes,
+        /// The number of the first block in the whole tensor.
+        first: usize,
         decoder: Arc<dyn Decode>,
     },
     /// A `[rows, cols]` matrix to be written as `[cols, rows]`.
@@ -135,7 +137,7 @@ impl TensorData {
 
     /// The f32 values that `blocks` hold, decoded while they are written.
     pub fn decoded(blocks: impl Into<Bytes>, decoder: Arc<dyn Decode>) -> Self {
-        Self(Repr::Decoded { blocks: blocks.into(), decoder })
+        Self(Repr::Decoded { blocks: blocks.into(), first: 0, decoder })
     }
 
     /// The transpose of a `[rows, cols]` matrix whose elements take `size` bytes.
@@ -174,7 +176,7 @@ impl TensorData {
             Repr::Raw(bytes) => {
                 (range.start <= range.end && range.end <= bytes.len()).then(|| Self(Repr::Raw(bytes.slice(range))))
             }
-            Repr::Decoded { blocks, decoder } => {
+            Repr::Decoded { blocks, first, decoder } => {
                 let (bytes, values) = decoder.block();
                 let at = |byte: usize| {
                     let whole = byte.is_multiple_of(4 * values);
@@ -182,7 +184,9 @@ impl TensorData {
                 };
                 let (start, end) = (at(range.start)?, at(range.end)?);
                 let inside = start <= end && end <= blocks.len();
-                inside.then(|| Self(Repr::Decoded { blocks: blocks.slice(start..end), decoder: Arc::clone(decoder) }))
+                let first = first + start / bytes;
+                let blocks = || blocks.slice(start..end);
+                inside.then(|| Self(Repr::Decoded { blocks: blocks(), first, decoder: Arc::clone(decoder) }))
             }
             Repr::Transposed { .. } | Repr::Quantized { .. } => None,
             Repr::Converted { data, from, to } => {
@@ -197,7 +201,7 @@ impl TensorData {
     pub fn len(&self) -> usize {
         match &self.0 {
             Repr::Raw(bytes) => bytes.len(),
-            Repr::Decoded { blocks, decoder } => {
+            Repr::Decoded { blocks, decoder, .. } => {
                 let (bytes, values) = decoder.block();
                 (blocks.len() / bytes).saturating_mul(values).saturating_mul(4)
             }
@@ -243,7 +247,7 @@ impl TensorData {
     pub fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
         match &self.0 {
             Repr::Raw(bytes) => out.write_all(bytes),
-            Repr::Decoded { blocks, decoder } => write_decoded(blocks, &**decoder, out),
+            Repr::Decoded { blocks, first, decoder } => write_decoded(blocks, *first, &**decoder, out),
             Repr::Transposed { data, rows, cols, size } => {
                 write_transposed(&data.to_bytes()?, *rows, *cols, *size, out)
             }
@@ -253,7 +257,7 @@ impl TensorData {
     }
 }
 
-fn write_decoded(blocks: &[u8], decoder: &dyn Decode, out: &mut dyn Write) -> io::Result<()> {
+fn write_decoded(blocks: &[u8], first: usize, decoder: &dyn Decode, out: &mut dyn Write) -> io::Result<()> {
     let (bytes, values) = decoder.block();
     if !blocks.len().is_multiple_of(bytes) {
         let reason = format!("{} bytes are no whole number of blocks of {bytes}", blocks.len());
@@ -262,9 +266,11 @@ fn write_decoded(blocks: &[u8], decoder: &dyn Decode, out: &mut dyn Write) -> io
     let each = (CHUNK / values).max(1);
     let mut wide = vec![0.0; each * values];
     let mut narrow = vec![0; 4 * wide.len()];
-    for chunk in blocks.chunks(each * bytes) {
+    for (at, chunk) in blocks.chunks(each * bytes).enumerate() {
         let n = chunk.len() / bytes * values;
-        decoder.decode(chunk, &mut wide[..n]).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+        decoder
+            .decode(first + at * each, chunk, &mut wide[..n])
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
         narrow_to(&wide[..n], DataType::Float, &mut narrow[..4 * n]);
         out.write_all(&narrow[..4 * n])?;
     }
@@ -385,7 +391,7 @@ mod tests {
             (1, 2)
         }
 
-        fn decode(&self, blocks: &[u8], values: &mut [f32]) -> Result<(), String> {
+        fn decode(&self, _: usize, blocks: &[u8], values: &mut [f32]) -> Result<(), String> {
             for (byte, pair) in blocks.iter().zip(values.chunks_exact_mut(2)) {
                 if *byte == u8::MAX {
                     return Err("no numbers".to_owned());
@@ -410,6 +416,35 @@ mod tests {
         assert_eq!((narrow.len(), narrow.to_bytes().unwrap().len()), (12, 12));
         let damaged = TensorData::decoded(vec![0x21, 0xff], Arc::new(Nibbles));
         assert_eq!(damaged.to_bytes().unwrap_err().to_string(), "no numbers");
+    }
+
+    /// The number of the byte in the tensor.
+    #[derive(Debug)]
+    struct Places;
+
+    impl Decode for Places {
+        fn block(&self) -> (usize, usize) {
+            (1, 1)
+        }
+
+        fn decode(&self, first: usize, _: &[u8], values: &mut [f32]) -> Result<(), String> {
+            values.iter_mut().enumerate().for_each(|(at, value)| *value = (first + at) as f32);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn decoders_are_told_where_blocks_lie_in_the_tensor_across_chunks_and_slices() {
+        let floats = |data: &TensorData| -> Vec<f32> {
+            let bytes = data.to_bytes().unwrap();
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+        };
+        let data = TensorData::decoded(vec![0; CHUNK + 5], Arc::new(Places));
+        let expected: Vec<f32> = (0..CHUNK + 5).map(|at| at as f32).collect();
+        assert_eq!(floats(&data), expected);
+        let part = data.slice(12..4 * (CHUNK + 4)).unwrap();
+        assert_eq!(floats(&part), expected[3..CHUNK + 4]);
+        assert_eq!(floats(&part.slice(8..16).unwrap()), [5.0, 6.0]);
     }
 
     #[test]

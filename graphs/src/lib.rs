@@ -21,6 +21,7 @@ pub mod slots;
 mod summary;
 mod symbolic;
 mod tensor;
+mod versions;
 mod walk;
 mod write;
 
@@ -37,6 +38,12 @@ pub use write::{ExternalDataWriter, Location, encode_model};
 
 /// The ONNX operator set of graphs built here: the first in which every operator used takes bfloat16.
 pub const OPSET: i64 = 22;
+
+/// The newest of ONNX's own operator sets whose changes are known here; [`read_model`] refuses newer ones.
+pub const NEWEST_OPSET: i64 = 28;
+
+/// The newest ONNX IR version whose content is known here; [`read_model`] refuses newer ones.
+pub const NEWEST_IR_VERSION: i64 = 14;
 
 /// The ONNX IR version of graphs built here.
 pub const IR_VERSION: i64 = 10;

@@ -11,6 +11,7 @@ use prost::Message;
 use crate::functions;
 use crate::model::Other;
 use crate::onnx::{self, attribute_proto::AttributeType, tensor_proto::DataLocation};
+use crate::versions::{BadVersion, domain, ir_version, opsets};
 use crate::{Attribute, DataType, Dim, Function, Graph, Initializer, Model, Node, TensorData, TensorType, ValueInfo};
 
 /// A float tensor of at least this many bytes counts as a weight even if it was stored inside the graph file, except in
@@ -126,16 +127,32 @@ pub fn read_model(path: &Path, options: &ReadOptions<'_>) -> Result<Model, ReadE
     for port in graph.input.iter().chain(&graph.output) {
         check_tensor(port)?;
     }
+    let bad_version = |found| bad_version(path, found);
+    let ir_version = ir_version(proto.ir_version).map_err(bad_version)?;
+    for function in &proto.functions {
+        opsets(function.opset_import.clone()).map_err(bad_version)?;
+    }
+    let opsets = opsets(proto.opset_import).map_err(bad_version)?;
     let mut reader = Reader { folder, options, files: HashMap::new(), inline_weights };
     Ok(Model {
-        ir_version: proto.ir_version.unwrap_or_default(),
+        ir_version,
         producer_name: proto.producer_name.unwrap_or_default(),
         producer_version: proto.producer_version.unwrap_or_default(),
-        opsets: proto.opset_import.into_iter().map(|o| (domain(o.domain), o.version.unwrap_or_default())).collect(),
+        opsets,
         metadata,
         graph: reader.graph(graph)?,
         functions: proto.functions.into_iter().map(function).collect::<Result<_, _>>()?,
     })
+}
+
+fn bad_version(path: &Path, found: BadVersion) -> ReadError {
+    match found {
+        BadVersion::Malformed(reason) => ReadError::NotOnnx { path: path.to_owned(), reason },
+        BadVersion::Later(what) => ReadError::Unsupported {
+            what: format!("{}: {what}", path.display()),
+            way_out: "it is newer than v2l; convert the model (onnx.version_converter), or export it for an older operator set",
+        },
+    }
 }
 
 /// A function as it is carried along: what its tensors name would be opened by whoever runs the model.
@@ -169,13 +186,16 @@ fn external_tensor(function: &onnx::FunctionProto) -> Option<String> {
     found.map_or(Some(String::new()), |found| found.into_iter().next().map(|external| external.tensor))
 }
 
-fn entries(props: Vec<onnx::StringStringEntryProto>) -> IndexMap<String, String> {
-    props.into_iter().map(|e| (e.key.unwrap_or_default(), e.value.unwrap_or_default())).collect()
+/// The nodes of a function, for passes.
+pub(crate) fn function_nodes(proto: &onnx::FunctionProto) -> Result<Vec<Node>, ReadError> {
+    let options = ReadOptions::default();
+    // No tensor in it names a file: `function` has seen to that.
+    let mut reader = Reader { folder: Path::new("."), options: &options, files: HashMap::new(), inline_weights: false };
+    proto.node.iter().cloned().map(|node| reader.node(node)).collect()
 }
 
-/// An operator domain; `ai.onnx` is the other spelling of the default one.
-fn domain(name: Option<String>) -> String {
-    name.filter(|n| n != "ai.onnx").unwrap_or_default()
+fn entries(props: Vec<onnx::StringStringEntryProto>) -> IndexMap<String, String> {
+    props.into_iter().map(|e| (e.key.unwrap_or_default(), e.value.unwrap_or_default())).collect()
 }
 
 struct Reader<'a> {

@@ -36,6 +36,19 @@ impl<W: Write> ExternalDataWriter<W> {
         Self { out, file: file.into(), position: 0, written: HashMap::new() }
     }
 
+    /// Writes zeros up to where the next tensor starts. [`append`] does it, too; who watches what a tensor writes does it before.
+    ///
+    /// # Errors
+    /// Those of the underlying writer.
+    ///
+    /// [`append`]: ExternalDataWriter::append
+    pub fn pad(&mut self) -> io::Result<()> {
+        let padding = self.position.next_multiple_of(64) - self.position;
+        self.out.write_all(&[0; 64][..padding as usize])?;
+        self.position += padding;
+        Ok(())
+    }
+
     /// Appends a weight, and tells where it lies.
     ///
     /// # Errors
@@ -45,9 +58,8 @@ impl<W: Write> ExternalDataWriter<W> {
         if self.written.contains_key(name) {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, format!("weight `{name}` was written before")));
         }
-        let padding = self.position.next_multiple_of(64) - self.position;
-        self.out.write_all(&[0; 64][..padding as usize])?;
-        let offset = self.position + padding;
+        self.pad()?;
+        let offset = self.position;
         data.write_to(&mut self.out)?;
         let length = data.len() as u64;
         self.position = offset + length;
@@ -120,6 +132,11 @@ fn graph(graph: &Graph, location: &dyn Fn(&str) -> Option<Location>) -> io::Resu
         value_info: graph.value_info.iter().map(value_info).collect(),
         ..Default::default()
     })
+}
+
+/// A node whose tensors are all its own.
+pub(crate) fn encode_node(value: &Node) -> io::Result<onnx::NodeProto> {
+    node(value, &|_| None)
 }
 
 fn node(node: &Node, location: &dyn Fn(&str) -> Option<Location>) -> io::Result<onnx::NodeProto> {

@@ -104,7 +104,7 @@ fn external_data_of_what_is_only_carried_along_are_refused() {
     models.push([message(7, b""), message(25, &function)].concat());
     for (index, model) in models.iter().enumerate() {
         let path = dir.path().join("m.onnx");
-        fs::write(&path, model).unwrap();
+        fs::write(&path, [IR_VERSION, model].concat()).unwrap();
         let error = read(&path).unwrap_err();
         assert!(matches!(&error, ReadError::Unsupported { what, .. } if what.contains("`inner`")), "{index}: {error}");
     }
@@ -217,29 +217,32 @@ mod wire {
     }
 }
 
-fn read_wire(bytes: Vec<u8>) -> Result<Model, ReadError> {
-    let bytes = Bytes::from(bytes);
+/// `ModelProto`: ir_version 1.
+const IR_VERSION: &[u8] = &[0x08, 8];
+
+fn read_wire(bytes: &[u8]) -> Result<Model, ReadError> {
+    let bytes = Bytes::from([IR_VERSION, bytes].concat());
     read_model(Path::new("hostile.onnx"), &ReadOptions { open: &|_| Ok(bytes.clone()) })
 }
 
 #[test]
 fn negative_and_overflowing_extents_are_refused() {
     for dims in [&[-1i64][..], &[2, i64::MIN], &[i64::MAX, i64::MAX], &[1 << 40, 1 << 40], &[i64::MAX]] {
-        let error = read_wire(wire::model(&[wire::tensor("w", 1, dims, &[])])).unwrap_err();
+        let error = read_wire(&wire::model(&[wire::tensor("w", 1, dims, &[])])).unwrap_err();
         assert!(matches!(&error, ReadError::BadTensor { tensor, .. } if tensor == "w"), "{dims:?}: {error}");
     }
 }
 
 #[test]
 fn bytes_that_do_not_fit_the_shape_are_refused_with_both_counts() {
-    let error = read_wire(wire::model(&[wire::tensor("w", 1, &[3], &[0; 8])])).unwrap_err().to_string();
+    let error = read_wire(&wire::model(&[wire::tensor("w", 1, &[3], &[0; 8])])).unwrap_err().to_string();
     assert!(error.contains("`w`") && error.contains("12") && error.contains('8'), "{error}");
 }
 
 #[test]
 fn unknown_element_type_is_refused_by_number() {
     for number in [0, 8, 14, 99, -5] {
-        let error = read_wire(wire::model(&[wire::tensor("w", number, &[1], &[0; 4])])).unwrap_err();
+        let error = read_wire(&wire::model(&[wire::tensor("w", number, &[1], &[0; 4])])).unwrap_err();
         assert!(matches!(error, ReadError::UnsupportedType { number: n, .. } if i64::from(n) == number), "{number}");
     }
 }
@@ -247,7 +250,7 @@ fn unknown_element_type_is_refused_by_number() {
 #[test]
 fn initializer_defined_twice_is_refused() {
     let tensor = wire::tensor("w", 1, &[1], &[0; 4]);
-    let error = read_wire(wire::model(&[tensor.clone(), tensor])).unwrap_err();
+    let error = read_wire(&wire::model(&[tensor.clone(), tensor])).unwrap_err();
     assert!(matches!(&error, ReadError::BadTensor { tensor, reason } if tensor == "w" && reason.contains("twice")));
 }
 
@@ -259,7 +262,7 @@ fn deeply_nested_bodies_are_an_error_and_no_stack_overflow() {
         let attribute = [wire::bytes(1, b"body"), wire::number(20, 5), wire::bytes(6, &graph)].concat();
         graph = wire::bytes(1, &wire::bytes(5, &attribute));
     }
-    assert!(matches!(read_wire(wire::bytes(7, &graph)), Err(ReadError::NotOnnx { .. })));
+    assert!(matches!(read_wire(&wire::bytes(7, &graph)), Err(ReadError::NotOnnx { .. })));
 }
 
 #[test]

@@ -189,7 +189,7 @@ fn graph_that_cannot_run_is_no_unchecked_engine() {
     let y = b.op("Relu", &[&x]);
     b.output("y", &y, DataType::Int64, [Dim::from("n")]);
     let model = save(&scratch, "m.onnx", b);
-    let message = refuse(&scratch, command("compile", args![&model]), 3);
+    let message = refuse(&scratch, command("compile", args![&model]), 4);
     assert!(message.contains("Relu") && message.contains("--no-verify"), "{message}");
     run_ok("compile", args![&model, "--no-verify"]);
 }

@@ -219,3 +219,53 @@ fn engine_that_runs_within_limits_is_stopped_at_them() {
         assert!(error.contains(said), "{error}");
     }
 }
+
+/// A graph of a step: `timestep` in `wanted`, doubled.
+fn doubled(scratch: &Scratch, wanted: DataType) -> PathBuf {
+    let mut b = Builder::new("step");
+    let t = b.input("timestep", wanted, [Dim::from("batch")]);
+    let y = b.op("Add", &[&t, &t]);
+    b.output("y", &y, wanted, [Dim::from("batch")]);
+    let engine = scratch.path(&format!("{wanted}.engine"));
+    run_ok("compile", args![save(scratch, b), "-o", &engine]);
+    engine
+}
+
+#[test]
+fn timesteps_of_another_type_are_taken_where_no_number_is_lost_and_else_named() {
+    let scratch = Scratch::new();
+    let (inputs, results) = (scratch.path("in.safetensors"), scratch.path("out.safetensors"));
+    let numbers = |dtype: Dtype, first: f64| {
+        let values = ndarray::ArrayD::from_shape_vec(ndarray::IxDyn(&[2]), vec![first, 3.0]).unwrap();
+        Tensor::F64(values).view().unwrap().exactly(dtype).unwrap()
+    };
+    let floats = [Dtype::F32, Dtype::F16, Dtype::Bf16, Dtype::F64];
+    let wholes = [Dtype::I64, Dtype::I32, Dtype::I16, Dtype::U64, Dtype::U32];
+    for (wanted, element) in [
+        (Dtype::F32, DataType::Float),
+        (Dtype::F64, DataType::Double),
+        (Dtype::I64, DataType::Int64),
+        (Dtype::I32, DataType::Int32),
+    ] {
+        let engine = doubled(&scratch, element);
+        let args = args!["--engine", &engine, "--inputs", &inputs, "--outputs", &results];
+        for given in floats.into_iter().chain(wholes) {
+            let tensors: NamedTensors = [("timestep".to_owned(), numbers(given, 96.0))].into_iter().collect();
+            write_tensors(&inputs, &tensors, &IndexMap::new()).unwrap();
+            run_ok("run", args);
+            let found = &read_tensors(&results).unwrap()["y"];
+            let expected = Tensor::F64(ndarray::arr1(&[192.0, 6.0]).into_dyn());
+            assert_eq!(*found, expected.view().unwrap().exactly(wanted).unwrap(), "{given} for {wanted}");
+            std::fs::remove_file(&results).unwrap();
+        }
+        let lost = match wanted {
+            Dtype::F32 => (numbers(Dtype::I64, 16_777_217.0), "16777217 at [0], which f32 does not hold"),
+            Dtype::F64 => (Tensor::I64(ndarray::arr1(&[i64::MAX]).into_dyn()), "9223372036854775807 at [0]"),
+            _ => (numbers(Dtype::F32, 999.5), "999.5 at [0], which i"),
+        };
+        let tensors: NamedTensors = [("timestep".to_owned(), lost.0)].into_iter().collect();
+        write_tensors(&inputs, &tensors, &IndexMap::new()).unwrap();
+        let message = refuse(&scratch, command("run", args), USAGE);
+        assert!(message.contains("`timestep`") && message.contains(lost.1), "{message}");
+    }
+}

@@ -121,18 +121,23 @@ pub(crate) fn profile_extents(
 /// # Errors
 /// [`ExportError::Inputs`] if names, types or extents do not fit, saying what the graph takes.
 pub fn read_inputs(path: &Path, graph: &Graph) -> Result<InputSet, ExportError> {
-    let tensors = read_tensors(path)?;
+    let mut tensors = read_tensors(path)?;
     let fail = |reason: String| ExportError::Inputs { path: path.to_owned(), reason, expected: signature(graph) };
     if let Some(name) = tensors.keys().find(|name| !graph.inputs.iter().any(|i| i.name == **name)) {
         return Err(fail(format!("the graph has no input `{name}`")));
     }
     let mut extents: HashMap<&str, usize> = HashMap::new();
     for input in &graph.inputs {
-        let tensor = tensors.get(&input.name).ok_or_else(|| fail(format!("input `{}` is missing", input.name)))?;
-        let found = || format!("input `{}`: found {} {:?}", input.name, tensor.dtype(), tensor.shape());
+        let tensor = tensors.get_mut(&input.name).ok_or_else(|| fail(format!("input `{}` is missing", input.name)))?;
         let Some(ty) = &input.ty else { continue };
         let dtype = to_runtime(ty.dtype);
-        let fits = if dtype.is_float() { tensor.dtype().is_float() } else { dtype == tensor.dtype() };
+        let mut fits = if dtype.is_float() { tensor.dtype().is_float() } else { dtype == tensor.dtype() };
+        if let Some(Ok(converted)) = tensor.view().filter(|_| !fits).map(|view| view.exactly(dtype)) {
+            *tensor = converted;
+            fits = true;
+        }
+        let tensor = &*tensor;
+        let found = || format!("input `{}`: found {} {:?}", input.name, tensor.dtype(), tensor.shape());
         let Some(shape) = ty.shape.as_ref().filter(|_| fits) else {
             return Err(fail(found()));
         };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
-use v2l_graphs::passes::lower_logic;
+use v2l_graphs::passes::{lower_logic, lower_opset};
 use v2l_graphs::{DataType, Model, ValueInfo, computes_in_16_bits, raise_precision, uses_narrow_floats};
 use v2l_runtime::backends::Interface;
 use v2l_runtime::backends::onnxruntime::{OrtError, OrtSession};
@@ -32,7 +32,8 @@ pub(crate) struct Reference {
 struct Untouched {
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
-    /// It holds 16-bit values, or selects among booleans, for which ONNX Runtime may have no kernel.
+    /// It holds 16-bit values, selects among booleans, or is of a later operator set or IR version, of which ONNX Runtime
+    /// may know nothing.
     may_not_run: bool,
 }
 
@@ -44,7 +45,9 @@ impl Reference {
         let rounds_alike = !model.metadata.contains_key(metadata::COMPONENT) && !computes_in_16_bits(&model.graph);
         let (inputs, outputs) = (model.graph.inputs.clone(), model.graph.outputs.clone());
         raise_precision(&mut model);
-        let may_not_run = lower_logic(&mut model) > 0 || narrow;
+        // Functions that cannot be lowered were refused before.
+        let is_late = lower_opset(&mut model).is_ok_and(|versions| versions.is_lowered);
+        let may_not_run = lower_logic(&mut model) > 0 || narrow || is_late;
         let untouched = (!narrow || rounds_alike).then_some(Untouched { inputs, outputs, may_not_run });
         Self { path: path.to_owned(), model, untouched }
     }

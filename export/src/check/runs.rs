@@ -39,6 +39,10 @@ pub(super) fn reference_runs(
         Err(ExecuteError::Open(error @ OrtError::Library(_))) => {
             return Err(ExportError::NotChecked(Unchecked::new(name, error.to_string())));
         }
+        Err(error @ ExecuteError::Open(OrtError::NoKernel { .. })) => {
+            let what = "a graph that this ONNX Runtime does not run".to_owned();
+            return Err(ExportError::Unsupported { what, reason: error.to_string() }.advised(&[Remedy::WithoutCheck]));
+        }
         Err(error) => return Err(graph_error(error.to_string()).advised(&[Remedy::WithoutCheck])),
     };
     let sizes = sizes(engine, name, &reference.model.graph, options);

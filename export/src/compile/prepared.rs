@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use serde_json::Value as Json;
-use v2l_graphs::passes::{PassError, Report, infer_shapes, lower_logic, optimize_with, sort_topologically};
+use v2l_graphs::passes::{
+    PassError, Report, infer_shapes, lower_logic, lower_opset, optimize_with, sort_topologically,
+};
 use v2l_graphs::{Model, ReadOptions, raise_precision, read_model};
 use v2l_runtime::io::map::map_file;
 
 use super::options::CompileOptions;
 use super::profiles;
+use super::versions::check_versions;
 use crate::files::{check_graph, open_file};
 use crate::{ExportError, metadata};
 
@@ -110,6 +113,7 @@ pub(crate) fn prepare(
     check_graph(&label, &model)?;
     let read = model.clone();
     raise_precision(&mut model);
+    check_versions(&label, &lower_opset(&mut model)?, options)?;
     let nodes_before = model.graph.nodes.len();
     lower_logic(&mut model);
     profiles::apply(&options.profiles, graph, &mut model)?;

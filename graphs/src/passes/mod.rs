@@ -15,6 +15,7 @@ mod links;
 mod logic;
 mod low_rank_branch;
 mod lower_openvino;
+mod lower_opset;
 mod lower_ort;
 mod lower_tensorrt;
 mod merge_duplicates;
@@ -37,6 +38,7 @@ pub use infer_shapes::{Extent, Footprint, Sum, footprint, infer_shapes, settle_e
 pub use logic::lower_logic;
 pub use low_rank_branch::{BranchError, BranchSlot, add_branches};
 pub use lower_openvino::{LoweredForOpenVino, NotForOpenVino, lower_for_openvino};
+pub use lower_opset::{LateNode, Versions, lower_opset};
 pub use lower_ort::{Lowered, lower_for_ort};
 pub use lower_tensorrt::lower_for_tensorrt;
 pub use merge_duplicates::merge_duplicates;

@@ -1,13 +1,20 @@
 """ONNX's own backend tests through v2l-compile and v2l-run, against ONNX Runtime on the untouched model.
 
 Run: python tests/checks/peers/onnx_backend.py [--work DIR] [--tools DIR] [--only WORD]... [--limit SECONDS]
-In a virtual environment of tests/reference/requirements.txt; builds the release binaries with cargo, or takes those in
-`--tools`. Two cases run at a time; all take about ten minutes.
+In a virtual environment of tests/reference/requirements.txt, or of newer packages; builds the release binaries with cargo, or
+takes those in `--tools`. Two cases run at a time; all take about ten minutes. The reference is the ONNX Runtime of the virtual
+environment; v2l uses the one that it finds, which V2L_ORT_LIB names.
 
 The cases are the `onnx` package's node, PyTorch and simple ones, with their own inputs. Every tool runs in a process of its
-own, with a limit of time and of address space. A case counts once:
+own, with a limit of time and of address space. A case counts once. Where ONNX Runtime does not load or run the model:
 
-- not run: ONNX Runtime does not load or run the model;
+- own results: every output of v2l-run lies within the case's tolerance of the case's own outputs;
+- refused by both: v2l-compile or v2l-run ends with exit code 4;
+- not run: v2l passes on that ONNX Runtime has no implementation, or has no tensors to give;
+- failed: v2l-run gives something else.
+
+Where it runs the model:
+
 - same bits: every output of v2l-run holds ONNX Runtime's bytes;
 - close: every output lies within the case's own tolerance (for 16-bit floats at least one unit in the last place);
 - drawn: the operator draws at random; type and shape agree;
@@ -73,6 +80,18 @@ class Case:
             values = [file.read_bytes() for file in files]
             ports = list(model.graph.input)[: len(values)]
         return {port.name: tensor(value, port) for port, value in zip(ports, values, strict=False)}
+
+
+    def outputs(self, model):
+        """The case's own results by output name; `None` if one is no tensor."""
+        if self.case.model is not None:
+            values = self.case.data_sets[0][1]
+        else:
+            files = sorted(Path(self.case.model_dir).glob("test_data_set_0/output_*.pb"), key=lambda f: int(f.stem[7:]))
+            values = [file.read_bytes() for file in files]
+        ports = model.graph.output
+        found = {port.name: tensor(value, port) for port, value in zip(ports, values, strict=False)}
+        return None if any(value is None for value in found.values()) else found
 
 
 def tensor(value, port):
@@ -187,6 +206,7 @@ def tool(limit, *command):
 
 
 def outcome(case, work: Path, tools: Path, limit):
+    """What became of a case, and why."""
     warnings.simplefilter("ignore")
     model = case.model()
     inputs = case.inputs(model)
@@ -199,11 +219,14 @@ def outcome(case, work: Path, tools: Path, limit):
             expected, reason = None, None
         else:
             expected, reason = reference(source, model, inputs)
-            if reason is not None:
-                return "not run", reason
+        alone = reason is not None
+        if alone:
+            expected = case.outputs(model)
         code, words = tool(limit, tools / "v2l-compile", source, "-o", engine, "--quiet")
         if code == 4:
-            return "refused", words
+            return ("refused by both" if alone else "refused"), words
+        if alone and (code != 0 or expected is None or any(v.dtype.name not in SAFETENSORS for v in inputs.values())):
+            return "not run", reason
         if expected is None:
             return ("no tensors", words) if code == 0 else ("failed", f"inputs are no tensors; v2l-compile: {code}: {words}")
         if code != 0:
@@ -213,10 +236,17 @@ def outcome(case, work: Path, tools: Path, limit):
         write(given, inputs)
         code, words = tool(limit, tools / "v2l-run", "--engine", engine, "--inputs", given, "--outputs", results, "--quiet")
         if code == 4:
-            return "refused", words
+            return ("refused by both" if alone else "refused"), words
+        if alone and code != 0:
+            return "not run", reason
         if code != 0:
             return "failed", f"v2l-run: {code}: {words}"
         found = read(results)
+        if alone:
+            far = close(case, found, expected)
+            if far and draws(model.graph):
+                return "not run", reason
+            return ("failed", far) if far else ("own results", reason)
         if same_bits(found, expected):
             return "same bits", ""
         if draws(model.graph) and all((found[n].dtype, found[n].shape) == (a.dtype, a.shape) for n, a in expected.items()):
@@ -267,7 +297,7 @@ def main():
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     tools, CASES = find_tools(a.tools), collect(a.only)
-    counts, refused, failed = collections.Counter(), collections.Counter(), []
+    counts, refused, not_run, failed = collections.Counter(), collections.Counter(), collections.Counter(), []
     with tempfile.TemporaryDirectory(dir=a.work) as work:
         jobs = [(index, Path(work), tools, a.limit) for index in range(len(CASES))]
         with multiprocessing.get_context("fork").Pool(2) as pool:
@@ -278,19 +308,29 @@ def main():
                     print(json.dumps({"case": name, "result": result, "words": words}), flush=True)
                 elif sys.stderr.isatty():
                     print(f"\r{done} of {len(jobs)}", end="", file=sys.stderr)
-                if result == "refused":
+                if result in ("refused", "refused by both"):
                     refused[gist(words)] += 1
+                elif result == "not run":
+                    not_run[gist(words)[:120]] += 1
                 elif result == "failed":
                     failed.append((name, words))
     if a.json:
         print(json.dumps({"counts": counts}))
     else:
-        ran = sum(counts.values()) - counts["not run"]
-        print(f"\n{sum(counts.values())} cases; ONNX Runtime {ort.__version__} runs {ran}, of them")
-        for result in ("same bits", "close", "drawn", "refused", "failed"):
+        alone = counts["not run"] + counts["own results"] + counts["refused by both"]
+        library = os.environ.get("V2L_ORT_LIB") or "the library that v2l finds"
+        print(f"\n{sum(counts.values())} cases of onnx {onnx.__version__}; v2l on {library}")
+        print(f"ONNX Runtime {ort.__version__} runs {sum(counts.values()) - alone}, of them")
+        for result in ("same bits", "close", "drawn", "no tensors", "refused"):
             print(f"  {counts[result]:5} {result}")
+        print(f"it does not run {alone}, of them")
+        for result in ("own results", "refused by both", "not run"):
+            print(f"  {counts[result]:5} {result}")
+        print(f"  {counts['failed']:5} failed")
         for words, count in refused.most_common():
             print(f"  {count:5} refused: {words}")
+        for words, count in not_run.most_common():
+            print(f"  {count:5} not run: {words}")
         for name, words in sorted(failed):
             print(f"failed: {name}: {words}")
     sys.exit(1 if failed else 0)
