@@ -104,6 +104,16 @@ def test_torch_tensors_go_in_without_loss(engines: Path) -> None:
     assert (number, halves.tolist()) == (3, [0x3F80, 0xC020])
 
 
+def test_inputs_of_another_type_go_in_where_no_number_is_lost(engines: Path) -> None:
+    with v2l.Session(v2l.Engine(engines / "text_encoder.engine"), "encode") as session:
+        expected = session.run({"input_ids": np.arange(16, dtype=np.int64)[None]})
+        for dtype in (np.float32, np.float64, np.float16, np.int32, np.uint8):
+            found = session.run({"input_ids": np.arange(16, dtype=dtype)[None]})
+            assert (found["last_hidden_state"] == expected["last_hidden_state"]).all(), dtype
+        with pytest.raises(v2l.Error, match=r"with 0\.5 at \[0, 0\], which i64 does not hold"):
+            session.run({"input_ids": np.full((1, 16), 0.5, np.float32)})
+
+
 def test_prediction_from_frames_is_that_from_the_folder(engines: Path, tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image")
     reference = MINIATURE / "references/squash"

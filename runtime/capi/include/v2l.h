@@ -2,7 +2,8 @@
  * v2l: predict LoRA adapters from a reference, apply them to a video diffusion transformer, generate video.
  *
  * HANDLES. A v2l_…_new function makes a handle, the v2l_…_free function of the same name ends it; NULL may be freed. Handles keep what
- * they were made from: they may be freed in any order. A handle that was freed must not be used again.
+ * they were made from: they may be freed in any order. A handle that was freed must not be used again. A
+ * handle of another kind is refused (V2L_ERROR_INVALID_ARGUMENT), and kept by a free.
  *
  * RESULTS. Every function that can fail returns a v2l_status: V2L_OK, or the class of the failure; v2l_last_error() then says, for this
  * thread, what was expected, what was found and the way out. Out-parameters come last. After a failure an out-parameter that takes a
@@ -24,7 +25,12 @@
  *   v2l_cancel   may be requested from any thread and from callbacks.
  * A session, predictor or pipeline that several threads use with different adapters must be told which in the call itself
  * (v2l_run_options, v2l_generate_options): nothing comes between the change and the run.
- * Freeing a handle while another thread uses it is an error that is not detected.
+ * Freeing a handle while another thread uses it is an error that is not detected. So is ending the process (exit, a return from main) while
+ * a thread is inside a call: what the library has loaded ends under it. Request a v2l_cancel, and wait for the call to return.
+ *
+ * FORK. A child of fork() has none of the library's threads. Once a process has asked for a handle, its children are refused: calls
+ * return V2L_ERROR_UNSUPPORTED, frees do nothing. A child that calls exec() may use the library, and so may one that was forked before the
+ * first handle was asked for.
  *
  * CALLBACKS must return normally: an exception or longjmp must not leave one. They may call v2l_cancel_request, v2l_last_error,
  * v2l_status_name and the version functions; any other call from a callback returns V2L_ERROR_REENTRANT and does nothing, for frees too.
@@ -91,6 +97,11 @@ typedef struct v2l_session v2l_session;
  * Named tensors that the library owns.
  */
 typedef struct v2l_tensors v2l_tensors;
+
+/**
+ * Text that the library owns. Since 1.1.
+ */
+typedef struct v2l_text v2l_text;
 
 /**
  * The outcome of a call: V2L_OK or the class of its failure. A number keeps its meaning for ever; up to 9 and at 130 it is the
@@ -162,9 +173,10 @@ typedef int32_t v2l_dtype;
  * A tensor in host memory; it owns nothing. This structure never grows.
  *
  * As an input it is the caller's, and read until the call returns. It is used in place, without a copy, if it lies in row-major order,
- * `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, f16 and bf16 widened to f32, i32 to i64, and f32
- * of whole numbers taken for i64. A copy that does not fit in the memory that the machine has available is refused with
- * V2L_ERROR_MEMORY.
+ * `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, and converted to the graph's type if every
+ * number in it is the same number there: i64 timesteps for a graph that takes f32, say. Else the call gives
+ * V2L_ERROR_INVALID_ARGUMENT, and its message names the first number that is lost.
+ * A copy that does not fit in the memory that the machine has available is refused with V2L_ERROR_MEMORY.
  *
  * As an output it lies in memory of the handle that it came from, lives as long, and must not be written to; its strides are set. The
  * tensors of a v2l_tensors lie in row-major order.
@@ -671,7 +683,7 @@ typedef struct v2l_reference {
      */
     const char *image_file;
     /**
-     * As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+     * As `image_file`: u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or NULL.
      */
     const struct v2l_tensor *image;
     /**
@@ -711,7 +723,7 @@ typedef struct v2l_generate_options {
      */
     const char *image_file;
     /**
-     * The first frame: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+     * The first frame: u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or NULL.
      */
     const struct v2l_tensor *image;
     /**
@@ -812,6 +824,11 @@ typedef struct v2l_generate_options {
      * Since 1.1. Number of controls that are on.
      */
     size_t control_count;
+    /**
+     * Since 1.1. Length in seconds, which counts if `num_frames` is 0: the number of frames nearest to it that the model can make. NaN: the
+     * default.
+     */
+    double seconds;
 } v2l_generate_options;
 
 /**
@@ -1552,6 +1569,31 @@ v2l_status v2l_pipeline_generate_file(const struct v2l_pipeline *pipeline,
                                       const struct v2l_generate_options *options,
                                       const struct v2l_control *control,
                                       const char *file);
+
+/**
+ * What v2l_pipeline_generate would make of `request` over this engine directory, or the failure that it would end with, as far as neither
+ * depends on memory or on weights: reads pipeline.json and the request's images, and loads nothing. Adapters do not count. `options` and
+ * `request` may be NULL. Since 1.1.
+ *
+ * `resolved` is JSON: an object with `width`, `height`, `num_frames`, `num_inference_steps`, `guidance_scale`, `fps`, `seed` and the other
+ * members of v2l_generate_options that the model has, with every default filled in; `seconds`, the length of the video; `own`, an object
+ * with `width`, `height` and `num_frames` of a request that says nothing; and `warnings`, what the video will not have of what is asked for.
+ * Later versions may add members.
+ */
+v2l_status v2l_request_resolve(const char *directory,
+                               const struct v2l_open_options *options,
+                               const struct v2l_generate_options *request,
+                               struct v2l_text **resolved);
+
+/**
+ * The text, in UTF-8 and with NUL at its end; it lives as long as the handle. Since 1.1.
+ */
+v2l_status v2l_text_get(const struct v2l_text *text, const char **value);
+
+/**
+ * Frees the text. NULL does nothing. Since 1.1.
+ */
+void v2l_text_free(struct v2l_text *text);
 
 #ifdef __cplusplus
 }  // extern "C"

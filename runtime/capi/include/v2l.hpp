@@ -471,6 +471,19 @@ public:
     }
 };
 
+/// What Pipeline::generate would make of a request over an engine directory, as JSON (v2l_request_resolve); loads nothing.
+inline std::string resolve(const std::string &directory, const v2l_generate_options &request,
+                           const v2l_open_options *options = nullptr) {
+    struct Text : detail::Owner<v2l_text, v2l_text_free> {
+        explicit Text(v2l_text *text) : Owner(text) {}
+    };
+    const Text text(detail::made<v2l_text>(
+        [&](auto out) { return v2l_request_resolve(directory.c_str(), options, &request, out); }));
+    const char *value = nullptr;
+    check(v2l_text_get(text.get(), &value));
+    return value;
+}
+
 } // namespace v2l
 
 #endif // V2L_HPP

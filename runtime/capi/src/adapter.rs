@@ -11,10 +11,11 @@ use v2l_runtime::predict::Prediction;
 
 pub use crate::applied::{v2l_adapter_report, v2l_weighted_adapter};
 use crate::engine::{unknown, v2l_engine};
-use crate::failure::{Failure, free, guard};
+use crate::failure::{Failure, guard};
 use crate::growing::{self, growing};
+use crate::handles::{Handle, Kind, free, optional, required};
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
-use crate::pointers::{Out, optional, path, required};
+use crate::pointers::{Out, path};
 use crate::predictor::v2l_predictor;
 use crate::status::v2l_status;
 use crate::tensor::{V2L_F32, c_name, out_of_range, v2l_tensor};
@@ -58,6 +59,10 @@ pub const V2L_KEY_IGNORED: v2l_key_outcome = 2;
 
 /// Low-rank updates of some slots.
 pub struct v2l_adapter(pub(crate) Arc<AdapterObject>);
+
+impl Handle for v2l_adapter {
+    const KIND: Kind = Kind::Adapter;
+}
 
 /// An adapter, where it came from, and what C sees of it.
 pub(crate) struct AdapterObject {

@@ -9,8 +9,9 @@ use crate::adapter::{AdapterObject, v2l_adapter};
 use crate::callbacks::{Control, v2l_control};
 use crate::failure::Failure;
 use crate::growing::{self, growing};
+use crate::handles::required;
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
-use crate::pointers::{required, slice};
+use crate::pointers::slice;
 
 /// An adapter of a set, and how strongly it acts: ΔW = strength · (alpha / rank) · up · down.
 #[derive(Clone, Copy)]
@@ -134,9 +135,17 @@ pub(crate) unsafe fn replace(
 /// What is said of a fuse, to the caller and to the log.
 pub(crate) fn fuse_report(report: &FuseReport) -> v2l_adapter_report {
     let overall = report.overall();
-    let (slots, survived) = (report.slots.len() as u64, overall.rounding.survived());
-    if slots > 0 {
+    let (slots, norm) = (report.slots.len() as u64, overall.rounding.norm);
+    // Nothing survives of an update of zero.
+    let survived = if slots > 0 && norm == 0.0 { 0.0 } else { overall.rounding.survived() };
+    if slots > 0 && norm > 0.0 {
         log(V2L_LOG_INFO, &format!("fused {slots} slots: {:.1} % of the update survives rounding", 100.0 * survived));
+    }
+    let cache = [("is not used, but made again", &report.passed_over), ("cannot be kept", &report.not_kept)];
+    for (what, reason) in cache {
+        if let Some(reason) = reason {
+            log(V2L_LOG_WARNING, &format!("an entry of the cache of fused weights {what}: {reason}"));
+        }
     }
     if let Some(warning) = report.warning() {
         log(V2L_LOG_WARNING, &warning);

@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use v2l_runtime::events::{Event, Observer, Phase};
 
-use crate::failure::{Failure, free, guard, guard_anywhere};
+use crate::failure::{Failure, guard, guard_anywhere};
 use crate::growing::{self, growing};
+use crate::handles::{Handle, Kind, free, optional, required};
 use crate::log::{User, V2L_LOG_WARNING, call, log, send_to, v2l_log_callback};
-use crate::pointers::{Out, optional, required};
+use crate::pointers::Out;
 use crate::status::v2l_status;
 
 /// A phase of the work.
@@ -39,6 +40,10 @@ pub type v2l_cancelled_callback = Option<unsafe extern "C" fn(user: *mut c_void)
 
 /// A request to stop, to be shared by threads.
 pub struct v2l_cancel(Arc<AtomicBool>);
+
+impl Handle for v2l_cancel {
+    const KIND: Kind = Kind::Cancel;
+}
 
 /// How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
 ///

@@ -20,9 +20,10 @@ use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions, OrtWeights};
 
-use crate::failure::{Failure, free, guard};
+use crate::failure::{Failure, guard};
 use crate::growing::{self, growing};
-use crate::pointers::{Out, optional_path, optional_text, path, required};
+use crate::handles::{Handle, Kind, free, required};
+use crate::pointers::{Out, optional_path, optional_text, path};
 use crate::serial::Serial;
 #[cfg(feature = "stand-in-backend")]
 pub(crate) use crate::stand_in::StandIn as SessionBackend;
@@ -307,6 +308,10 @@ pub(crate) fn unknown(member: &str, found: i32, expected: &str) -> Failure {
 
 /// An engine file, mapped, and the weights that its sessions share.
 pub struct v2l_engine(pub(crate) Arc<Shared>);
+
+impl Handle for v2l_engine {
+    const KIND: Kind = Kind::Engine;
+}
 
 /// What an engine's handle, its sessions and its adapters hold together.
 pub(crate) struct Shared {

@@ -8,6 +8,7 @@ use v2l_runtime::error::Error;
 use v2l_runtime::wording::{self, Speaker};
 
 use crate::log;
+use crate::process;
 use crate::status::*;
 
 /// Why a call failed. No error type itself, so that every error that knows its class converts into it.
@@ -48,9 +49,12 @@ thread_local! {
     static LAST: RefCell<CString> = RefCell::default();
 }
 
-/// Runs the body of a function that callbacks may not call.
+/// Runs the body of a function that neither callbacks nor children of a fork may call.
 pub(crate) fn guard(body: impl FnOnce() -> Result<(), Failure>) -> v2l_status {
     guard_anywhere(|| {
+        if let Some(why) = process::fork() {
+            return Err(Failure::new(V2L_ERROR_UNSUPPORTED, why));
+        }
         if log::running() {
             return Err(Failure::new(
                 V2L_ERROR_REENTRANT,
@@ -79,20 +83,6 @@ pub(crate) fn guard_anywhere(body: impl FnOnce() -> Result<(), Failure>) -> v2l_
     // A thread that is ending has no message any more.
     let _ = LAST.try_with(|last| last.replace(message));
     failure.status
-}
-
-/// Frees a handle; refused, and the handle kept, inside a callback.
-///
-/// # Safety
-/// `handle` is NULL or was given out by a `Box`, and is not used again.
-pub(crate) unsafe fn free<T>(handle: *mut T) {
-    guard(|| {
-        if !handle.is_null() {
-            // SAFETY: the caller's promise.
-            drop(unsafe { Box::from_raw(handle) });
-        }
-        Ok(())
-    });
 }
 
 /// What the last call that failed on this thread failed with, in words; "" if none did. Valid until the next failure on this thread.
@@ -158,15 +148,5 @@ mod tests {
         let failure = Failure::from(missing);
         assert_eq!(failure.status, V2L_ERROR_IO);
         assert!(failure.message.contains("/nowhere/x.engine"), "{}", failure.message);
-    }
-
-    #[test]
-    fn free_inside_a_callback_keeps_the_handle() {
-        let handle = Box::into_raw(Box::new(7));
-        // SAFETY: the handle is a box's; the first call keeps it, the second ends it.
-        log::call(|| unsafe { free(handle) });
-        assert!(last_error().contains("called from a callback"));
-        // SAFETY: as above.
-        unsafe { free(handle) };
     }
 }

@@ -1,7 +1,7 @@
 //! Structures that begin with their size and may grow from version to version.
 
 use crate::failure::Failure;
-use crate::pointers::{Out, required};
+use crate::pointers::{Out, value};
 use crate::status::V2L_ERROR_SIZE;
 
 /// Largest size that is believed.
@@ -54,7 +54,7 @@ fn used<T: Growing>(size: usize) -> Result<usize, Failure> {
 /// The header's promise: at least the size can be read.
 unsafe fn size_of_callers<T: Growing>(pointer: *const T) -> Result<usize, Failure> {
     // SAFETY: the size is the first member.
-    unsafe { required(pointer.cast::<usize>(), T::NAME) }.copied()
+    unsafe { value(pointer.cast::<usize>(), T::NAME) }.copied()
 }
 
 /// What the caller set, defaults for the rest; all defaults for NULL.

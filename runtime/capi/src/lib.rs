@@ -21,6 +21,8 @@ mod version;
 
 mod failure;
 
+mod handles;
+
 mod callbacks;
 
 mod growing;
@@ -28,6 +30,8 @@ mod growing;
 mod log;
 
 mod pointers;
+
+mod process;
 
 mod serial;
 
@@ -47,6 +51,8 @@ mod predict;
 
 mod pipeline;
 
+mod resolve;
+
 mod frames;
 
 #[cfg(feature = "stand-in-backend")]
@@ -60,6 +66,7 @@ pub use log::{V2L_LOG_INFO, V2L_LOG_WARNING, v2l_log_callback, v2l_log_level};
 pub use pipeline::*;
 pub use predict::*;
 pub use predictor::*;
+pub use resolve::*;
 pub use session::*;
 pub use status::*;
 pub use tensor::{

@@ -8,7 +8,7 @@ use ndarray::ArrayD;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::generator::{Generator, Options, Video};
 use v2l_runtime::io::raw::tensor_from_bytes;
-use v2l_runtime::media::clip::{Clip, check_destination};
+use v2l_runtime::media::clip::check_destination;
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -16,11 +16,12 @@ use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
 use crate::applied::{Applied, branch_report, fuse_report, replace};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::{Opening, Shared, v2l_engine, v2l_open_options};
-use crate::failure::{Failure, free, guard};
-use crate::frames::{self, five_axes};
+use crate::failure::{Failure, guard};
+use crate::frames::{self, finite, five_axes};
 use crate::growing::{self, growing};
+use crate::handles::{Handle, Kind, free, required};
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
-use crate::pointers::{Out, optional, optional_text, path, required, slice, text};
+use crate::pointers::{Out, optional_text, optional_value, path, slice, text};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, V2L_ERROR_INTERNAL, V2L_ERROR_TENSOR, v2l_status};
 use crate::tensor::{Input, v2l_tensor, v2l_tensors};
@@ -29,6 +30,10 @@ use crate::tensor::{Input, v2l_tensor, v2l_tensors};
 pub struct v2l_pipeline {
     state: Serial<State>,
     options: Options,
+}
+
+impl Handle for v2l_pipeline {
+    const KIND: Kind = Kind::Pipeline;
 }
 
 struct State {
@@ -139,7 +144,7 @@ pub struct v2l_generate_options {
     pub negative_prompt: *const c_char,
     /// The first frame: a file; or NULL.
     pub image_file: *const c_char,
-    /// The first frame: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+    /// The first frame: u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or NULL.
     pub image: *const v2l_tensor,
     /// f32 with five axes, in the order of the model's latents, instead of noise drawn from the seed; or NULL.
     pub initial_noise: *const v2l_tensor,
@@ -191,6 +196,9 @@ pub struct v2l_generate_options {
     pub control_values: *const f32,
     /// Since 1.1. Number of controls that are on.
     pub control_count: usize,
+    /// Since 1.1. Length in seconds, which counts if `num_frames` is 0: the number of frames nearest to it that the model can make. NaN: the
+    /// default.
+    pub seconds: f64,
 }
 
 growing!(
@@ -225,9 +233,11 @@ growing!(
         control_names: std::ptr::null(),
         control_values: std::ptr::null(),
         control_count: 0,
+        seconds: f64::NAN,
     },
     grown at scheduler,
-    grown at boundary_ratio
+    grown at boundary_ratio,
+    grown at seconds
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_generate_options).
@@ -238,15 +248,15 @@ pub unsafe extern "C" fn v2l_generate_options_init(options: *mut v2l_generate_op
 }
 
 /// What a call to generate asks for.
-struct Asked {
-    request: Request,
+pub(crate) struct Asked {
+    pub(crate) request: Request,
     applied: Option<Applied>,
 }
 
 impl Asked {
     /// # Safety
     /// The header's promise.
-    unsafe fn new(options: *const v2l_generate_options, ffmpeg: Option<&Path>) -> Result<Self, Failure> {
+    pub(crate) unsafe fn new(options: *const v2l_generate_options, ffmpeg: Option<&Path>) -> Result<Self, Failure> {
         // SAFETY: the caller's promise.
         let given = unsafe { growing::read(options) }?;
         growing::unused(given.reserved)?;
@@ -262,8 +272,8 @@ impl Asked {
         // SAFETY: as above.
         let (image, last_image, noise, prompt_embeds, negative_prompt_embeds) = unsafe {
             (
-                frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
-                frames::given("last image", given.last_image_file, given.last_image, 0.0, ffmpeg)?,
+                frames::one("image", given.image_file, given.image, ffmpeg)?,
+                frames::one("last image", given.last_image_file, given.last_image, ffmpeg)?,
                 copied(given.initial_noise, "initial_noise")?,
                 floats(given.prompt_embeds, "prompt_embeds")?,
                 floats(given.negative_prompt_embeds, "negative_prompt_embeds")?,
@@ -281,11 +291,12 @@ impl Asked {
         let request = Request {
             prompt: prompt.unwrap_or_default().to_owned(),
             negative_prompt: negative_prompt.map(str::to_owned),
-            image: image.map(Clip::into_frames).transpose()?,
-            last_image: last_image.map(Clip::into_frames).transpose()?,
+            image,
+            last_image,
             width: count(given.width),
             height: count(given.height),
             num_frames: count(given.num_frames),
+            seconds: number(given.seconds),
             num_inference_steps: count(given.num_inference_steps),
             scheduler: scheduler.map(str::to_owned),
             shift: number(given.shift),
@@ -307,7 +318,7 @@ impl Asked {
     fn carry_out(self, pipeline: &v2l_pipeline, control: &Control) -> Result<Video, Failure> {
         let mut state = pipeline.state.lock()?;
         // Nothing is changed for a request that cannot be carried out.
-        state.generator.settings(&self.request)?;
+        state.generator.resolve(&self.request)?;
         if let Some(applied) = self.applied.filter(|applied| *applied != state.applied) {
             state.apply(applied, control)?;
         }
@@ -321,7 +332,7 @@ impl Asked {
 /// The header's promise.
 unsafe fn copied(tensor: *const v2l_tensor, name: &str) -> Result<Option<Tensor>, Failure> {
     // SAFETY: the caller's promise, for both.
-    let input = unsafe { optional(tensor, name)?.map(|tensor| Input::new(tensor, name)) }.transpose()?;
+    let input = unsafe { optional_value(tensor, name)?.map(|tensor| Input::new(tensor, name)) }.transpose()?;
     Ok(input.map(|input| input.view().to_tensor()))
 }
 
@@ -334,7 +345,9 @@ unsafe fn floats(tensor: *const v2l_tensor, name: &str) -> Result<Option<ArrayD<
     let Some(tensor) = (unsafe { copied(tensor, name) })? else { return Ok(None) };
     let found = format!("{} {:?}", tensor.dtype(), tensor.shape());
     let wrong = || Failure::new(V2L_ERROR_TENSOR, format!("{name} is {found}; expected f32 [1, tokens, width]"));
-    tensor.into_f32().map(Some).ok_or_else(wrong)
+    let array = tensor.into_f32().ok_or_else(wrong)?;
+    finite(name, array.iter())?;
+    Ok(Some(array))
 }
 
 /// Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 with five axes in the model's order. `options` and

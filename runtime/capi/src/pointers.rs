@@ -16,23 +16,23 @@ fn checked<T>(pointer: *const T, name: &str) -> Result<(), Failure> {
     Err(Failure::new(V2L_ERROR_NULL, format!("`{name}` is {wrong}; expected a pointer to a value")))
 }
 
-/// What must be there.
+/// A value that must be there. For handles there is [`handles::required`](crate::handles::required).
 ///
 /// # Safety
 /// The header's promise.
-pub(crate) unsafe fn required<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failure> {
+pub(crate) unsafe fn value<'a, T>(pointer: *const T, name: &str) -> Result<&'a T, Failure> {
     checked(pointer, name)?;
     // SAFETY: neither NULL nor unaligned, and the caller's promise.
     Ok(unsafe { &*pointer })
 }
 
-/// What may be left out.
+/// A value that may be left out.
 ///
 /// # Safety
 /// The header's promise.
-pub(crate) unsafe fn optional<'a, T>(pointer: *const T, name: &str) -> Result<Option<&'a T>, Failure> {
+pub(crate) unsafe fn optional_value<'a, T>(pointer: *const T, name: &str) -> Result<Option<&'a T>, Failure> {
     // SAFETY: the caller's promise.
-    if pointer.is_null() { Ok(None) } else { unsafe { required(pointer, name) }.map(Some) }
+    if pointer.is_null() { Ok(None) } else { unsafe { value(pointer, name) }.map(Some) }
 }
 
 /// `count` values; NULL will do for none.
@@ -126,27 +126,13 @@ impl<T> Out<T> {
     }
 
     pub(crate) fn set(self, value: T) {
+        self.put(value);
+    }
+
+    /// What is there until the result is known.
+    pub(crate) fn put(&self, value: T) {
         // SAFETY: checked, and promised to be writable, when this was made.
         unsafe { self.0.write(value) }
-    }
-}
-
-impl<T> Out<*mut T> {
-    /// Where a handle goes; NULL until it is given.
-    ///
-    /// # Safety
-    /// As [`Out::new`].
-    pub(crate) unsafe fn handle(pointer: *mut *mut T, name: &str) -> Result<Self, Failure> {
-        // SAFETY: the caller's promise.
-        let out = unsafe { Self::new(pointer, name) }?;
-        // SAFETY: as in `set`.
-        unsafe { out.0.write(std::ptr::null_mut()) }
-        Ok(out)
-    }
-
-    /// Gives a handle away; `v2l_…_free` ends it.
-    pub(crate) fn give(self, value: T) {
-        self.set(Box::into_raw(Box::new(value)));
     }
 }
 

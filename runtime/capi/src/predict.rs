@@ -15,7 +15,8 @@ use crate::engine::unknown;
 use crate::failure::{Failure, guard};
 use crate::frames;
 use crate::growing::{self, growing};
-use crate::pointers::{Out, optional_text, required};
+use crate::handles::required;
+use crate::pointers::{Out, optional_text, value};
 use crate::predictor::v2l_predictor;
 use crate::status::v2l_status;
 use crate::tensor::{named_inputs, v2l_tensor};
@@ -79,7 +80,7 @@ pub struct v2l_reference {
     /// The first frame of the video to generate, which says its size where `width` and `height` are 0 and the model takes it from the
     /// image: a file; or NULL.
     pub image_file: *const c_char,
-    /// As `image_file`: u8 [frames, height, width, 3] in RGB or f32 [1, 3, frames, height, width] in [-1, 1]; or NULL.
+    /// As `image_file`: u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or NULL.
     pub image: *const v2l_tensor,
     /// Named tensors, `tensor_count` of them, for predictors that read such: exactly those that the map of v2l_predictor_new_mapped reads; or
     /// NULL.
@@ -136,13 +137,13 @@ pub unsafe extern "C" fn v2l_predictor_predict(
         let (out, predictor, control) =
             unsafe { (Out::handle(adapter, "adapter")?, required(predictor, "predictor")?, Control::new(control)?) };
         // SAFETY: as above.
-        let given = unsafe { growing::read(required(reference, "reference")?) }?;
+        let given = unsafe { growing::read(value(reference, "reference")?) }?;
         let ffmpeg = predictor.ffmpeg.as_deref();
         // SAFETY: as above.
         let (clip, image, tensors, prompt) = unsafe {
             (
-                frames::given("reference", given.file, given.frames, given.fps, ffmpeg)?,
-                frames::given("image", given.image_file, given.image, 0.0, ffmpeg)?,
+                frames::given(("reference", Clip::read), given.file, given.frames, given.fps, ffmpeg)?,
+                frames::one("image", given.image_file, given.image, ffmpeg)?,
                 tensors(&given)?,
                 optional_text(given.prompt, "prompt")?,
             )
@@ -150,7 +151,6 @@ pub unsafe extern "C" fn v2l_predictor_predict(
         if clip.is_none() && tensors.is_none() && prompt.is_none() {
             return Err(Failure::argument("`file`, `frames`, `tensors` and `prompt` are NULL; expected a reference"));
         }
-        let image = image.map(Clip::into_frames).transpose()?;
         let count = |count: u32| (count > 0).then_some(count as usize);
         let asked = PredictOptions {
             width: count(given.width),

@@ -13,8 +13,9 @@ use v2l_runtime::predict::{Prediction, PredictorError, Source, mapped};
 
 use crate::callbacks::Control;
 use crate::engine::{Opening, v2l_engine, v2l_open_options};
-use crate::failure::{Failure, free, guard};
-use crate::pointers::{Out, path, required};
+use crate::failure::{Failure, guard};
+use crate::handles::{Handle, Kind, free, required};
+use crate::pointers::{Out, path};
 use crate::serial::Serial;
 use crate::status::v2l_status;
 
@@ -22,6 +23,10 @@ use crate::status::v2l_status;
 pub struct v2l_predictor {
     pub(crate) state: Serial<State>,
     pub(crate) ffmpeg: Option<PathBuf>,
+}
+
+impl Handle for v2l_predictor {
+    const KIND: Kind = Kind::Predictor;
 }
 
 /// Where a predictor came from.

@@ -12,10 +12,11 @@ use crate::adapter::{v2l_adapter_report, v2l_weighted_adapter};
 use crate::applied::{Applied, branch_report, fuse_report, replace};
 use crate::callbacks::{Control, v2l_control};
 use crate::engine::{Shared, v2l_engine};
-use crate::failure::{Failure, free, guard};
+use crate::failure::{Failure, guard};
 use crate::growing::{self, growing};
+use crate::handles::{Handle, Kind, free, required};
 use crate::log::{V2L_LOG_INFO, log};
-use crate::pointers::{Out, optional_text, required};
+use crate::pointers::{Out, optional_text};
 use crate::serial::Serial;
 use crate::status::{V2L_ERROR_CANCELLED, v2l_status};
 use crate::tensor::{named_inputs, v2l_tensor, v2l_tensors};
@@ -28,6 +29,10 @@ pub struct v2l_session {
     /// The graph takes adapters as inputs.
     branches: bool,
     state: Serial<State>,
+}
+
+impl Handle for v2l_session {
+    const KIND: Kind = Kind::Session;
 }
 
 struct State {

@@ -6,8 +6,9 @@ use v2l_runtime::io::raw::{byte_len, standard_layout, tensor_from_bytes};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor, TensorView};
 
-use crate::failure::{Failure, free, guard};
-use crate::pointers::{Out, required, slice, text};
+use crate::failure::{Failure, guard};
+use crate::handles::{Handle, Kind, free, required};
+use crate::pointers::{Out, slice, text};
 use crate::status::{V2L_ERROR_INVALID_ARGUMENT, V2L_ERROR_MEMORY, V2L_ERROR_TENSOR, v2l_status};
 
 /// Type of a tensor's elements.
@@ -45,9 +46,10 @@ pub const V2L_MAX_RANK: u32 = 16;
 /// A tensor in host memory; it owns nothing. This structure never grows.
 ///
 /// As an input it is the caller's, and read until the call returns. It is used in place, without a copy, if it lies in row-major order,
-/// `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, f16 and bf16 widened to f32, i32 to i64, and f32
-/// of whole numbers taken for i64. A copy that does not fit in the memory that the machine has available is refused with
-/// V2L_ERROR_MEMORY.
+/// `data` is aligned to the elements and `dtype` is the graph's; otherwise it is copied, and converted to the graph's type if every
+/// number in it is the same number there: i64 timesteps for a graph that takes f32, say. Else the call gives
+/// V2L_ERROR_INVALID_ARGUMENT, and its message names the first number that is lost.
+/// A copy that does not fit in the memory that the machine has available is refused with V2L_ERROR_MEMORY.
 ///
 /// As an output it lies in memory of the handle that it came from, lives as long, and must not be written to; its strides are set. The
 /// tensors of a v2l_tensors lie in row-major order.
@@ -70,6 +72,10 @@ pub struct v2l_tensor {
 
 /// Named tensors that the library owns.
 pub struct v2l_tensors(Vec<Owned>);
+
+impl Handle for v2l_tensors {
+    const KIND: Kind = Kind::Tensors;
+}
 
 const DTYPES: [(v2l_dtype, Dtype); 13] = [
     (V2L_F32, Dtype::F32),

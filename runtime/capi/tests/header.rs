@@ -5,7 +5,7 @@
 use std::path::Path;
 
 /// Sources with exported items, in the header's order.
-const SOURCES: [&str; 13] = [
+const SOURCES: [&str; 14] = [
     "status",
     "version",
     "failure",
@@ -19,6 +19,7 @@ const SOURCES: [&str; 13] = [
     "predictor",
     "predict",
     "pipeline",
+    "resolve",
 ];
 
 fn made(root: &Path) -> String {

@@ -1,11 +1,14 @@
 /* Whatever is wrong with a call gets its code and a message, and leaves handles usable.
  *
  *   misuse ENGINES IMAGE */
+#define _POSIX_C_SOURCE 200809L
 #include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "v2l.h"
 
@@ -184,7 +187,12 @@ static void tensors(const char *engine_file) {
     z = good;
     z.data = integers;
     z.dtype = V2L_I64;
+    integers[1] = 16777217; /* which f32 does not hold */
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_session_run(session, &z, 1, NULL, &outputs));
+    integers[1] = 16777216;
+    EXPECT(V2L_OK, v2l_session_run(session, &z, 1, NULL, &outputs));
+    v2l_tensors_free(outputs);
+    outputs = NULL;
     v2l_run_options options;
     EXPECT(V2L_OK, v2l_run_options_init(&options, sizeof options));
     options.adapter_count = 1;
@@ -192,6 +200,26 @@ static void tensors(const char *engine_file) {
     EXPECT(V2L_OK, v2l_session_run(session, &good, 1, NULL, &outputs));
     v2l_tensors_free(outputs);
     v2l_session_free(session);
+}
+
+/* A child of a fork has none of the library's threads: it is told so, and waits for none. */
+static void in_a_fork(const v2l_engine *engine, v2l_session *session) {
+    int status = -1;
+    size_t count;
+    fflush(stdout);
+    const pid_t child = fork();
+    if (child == 0) {
+        v2l_cancel *cancel = (v2l_cancel *)1;
+        failures = 0;
+        EXPECT(V2L_ERROR_UNSUPPORTED, v2l_engine_slot_count(engine, &count));
+        EXPECT(V2L_ERROR_UNSUPPORTED, v2l_session_set_adapters(session, NULL, 0, NULL, NULL));
+        EXPECT(V2L_ERROR_UNSUPPORTED, v2l_cancel_new(&cancel));
+        v2l_session_free(session);
+        fflush(stdout);
+        _exit(failures);
+    }
+    EXPECT_TRUE(waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    EXPECT(V2L_OK, v2l_session_set_adapters(session, NULL, 0, NULL, NULL));
 }
 
 static void adapters(const char *engine_file, const char *directory) {
@@ -248,6 +276,18 @@ static void adapters(const char *engine_file, const char *directory) {
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_adapter_save(adapter, "x.safetensors", 0));
     EXPECT(V2L_ERROR_IO, v2l_adapter_save(adapter, "/nowhere/x.safetensors", V2L_FORMAT_KOHYA));
     EXPECT(V2L_OK, v2l_adapter_save(adapter, "kohya.safetensors", V2L_FORMAT_KOHYA));
+
+    /* Handles of another kind: refused, and kept by a free. */
+    size_t count;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_engine_slot_count((const v2l_engine *)adapter, &count));
+    const v2l_weighted_adapter other = {(const v2l_adapter *)engine, 1.0f};
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_session_set_adapters(session, &other, 1, NULL, NULL));
+    v2l_session_free((v2l_session *)engine);
+    EXPECT_TRUE(strstr(v2l_last_error(), "`handle` is a v2l_engine; expected a v2l_session") != NULL);
+    control.cancelled = NULL;
+    control.cancel = (const v2l_cancel *)session;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_session_set_adapters(session, &good, 1, &control, NULL));
+    in_a_fork(engine, session);
 
     /* Handles go in any order. */
     v2l_adapter_free(adapter);
@@ -310,6 +350,20 @@ static void callbacks(const char *engine_file, const char *directory, const char
     options.control_count = 0;
 #endif
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate_file(tried.pipeline, &options, NULL, "video.txt"));
+    static uint8_t bytes[2 * 64 * 96 * 3];
+    static float floats[3 * 64 * 96];
+    const int64_t two[] = {2, 64, 96, 3}, planar[] = {1, 3, 1, 64, 96};
+    v2l_tensor picture = {.data = bytes, .dtype = V2L_U8, .rank = 4, .shape = two};
+    options.image_file = NULL;
+    options.image = &picture;
+    EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    picture = (v2l_tensor){.data = floats, .dtype = V2L_F32, .rank = 5, .shape = planar};
+    floats[7] = 500;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    floats[7] = NAN;
+    EXPECT(V2L_ERROR_NUMERIC, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    options.image_file = image;
+    options.image = NULL;
     v2l_control control;
     EXPECT(V2L_OK, v2l_control_init(&control, sizeof control));
     control.progress = on_progress;

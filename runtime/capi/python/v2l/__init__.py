@@ -7,7 +7,6 @@ Every handle may be used from any thread; calls release the interpreter's lock. 
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import ctypes
 import enum
@@ -15,9 +14,8 @@ import json
 import math
 import os
 import pathlib
-import threading
 from dataclasses import dataclass
-from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Type, TypeVar, Union
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,12 +24,15 @@ import v2l_tools as _libraries
 
 from . import _native
 from ._arrays import NUMPY as _NUMPY, array_of as _array_of, frames_of as _frames_of, is_path as _is_path
-from ._native import LIBRARY as _lib
-from ._native import Error, check as _check
+from ._control import Cancel, Control as _Control, Phase, Progress as Progress
+from ._handles import STOPS as _STOPS, Handle as _Handle, Owner as _Owner
+from ._library import LIBRARY as _lib, Error
+from ._native import call as _call, initial as _initial, made as _made
+from ._values import array as _array
 
 __all__ = [
     "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Experts", "Format", "Frames",
-    "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "images", "set_log", "version",
+    "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "images", "resolve", "set_log", "version",
 ]
 
 Path = Union[str, "os.PathLike[str]"]
@@ -40,23 +41,6 @@ Path = Union[str, "os.PathLike[str]"]
 Frames = Any
 #: Adapters to apply, with their strengths; none is the base model.
 AdapterSet = Sequence[Tuple["Adapter", float]]
-#: Called with the phase, the steps done and all steps of the phase.
-Progress = Callable[["Phase", int, int], None]
-_Structure = TypeVar("_Structure", bound=ctypes.Structure)
-_Self = TypeVar("_Self")
-
-
-class Phase(enum.IntEnum):
-    """A phase of the work."""
-
-    ENCODE_TEXT = 1
-    ENCODE_REFERENCE = 2
-    ENCODE_CONDITION = 3
-    DENOISE = 4
-    DECODE = 5
-    ENCODE_VIDEO = 6
-    PREDICT = 7
-
 
 Stage = Phase  # The earlier name.
 
@@ -229,6 +213,8 @@ _LOG: List[object] = []
 
 def set_log(log: Optional[Callable[[LogLevel, str], None]]) -> None:
     """Sends the library's messages to ``log``, on whichever thread works; ``None`` to nobody. What it raises is lost."""
+    if log is not None and not callable(log):
+        raise TypeError(f"log is a {type(log).__name__}; expected a function, or None")
 
     def on_message(_user: object, level: int, message: bytes) -> None:
         try:
@@ -238,8 +224,18 @@ def set_log(log: Optional[Callable[[LogLevel, str], None]]) -> None:
             pass
 
     callback = _native.LOG_CALLBACK(on_message) if log is not None else _native.LOG_CALLBACK()
-    _check(_lib.v2l_set_log(callback, None))
-    _LOG[:] = [callback]
+    # Before the call: Ctrl-C may come between it and what follows.
+    _LOG.append(callback)
+    _call("v2l_set_log", callback, None)
+    del _LOG[:-1]
+
+
+def _end_log() -> None:
+    """When this returns, no thread is inside the log's function, and none will be."""
+    _lib.v2l_set_log(_native.LOG_CALLBACK(), None)
+
+
+_STOPS.append(_end_log)
 
 
 def images(frames: NDArray[Any]) -> List[Any]:
@@ -259,28 +255,16 @@ def _path(path: Path) -> bytes:
     return os.fsencode(path)
 
 
-def _sized(kind: Type[_Structure]) -> _Structure:
-    value = kind()
-    setattr(value, "size", ctypes.sizeof(kind))
-    return value
-
-
-def _initial(kind: Type[_Structure], init: Callable[..., int]) -> _Structure:
-    value = kind()
-    _check(init(ctypes.byref(value), ctypes.sizeof(kind)))
-    return value
-
-
 def _tensor(value: Any, name: Optional[str] = None) -> _native.Tensor:
     """A view of an array, which it keeps alive."""
     array, number = _array_of(value)
     tensor = _native.Tensor()
-    tensor.name = None if name is None else name.encode()
+    tensor.name = name
     tensor.data = array.ctypes.data
+    tensor.keep("data", array)
     tensor.dtype, tensor.rank = number, array.ndim
-    tensor.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
-    tensor.strides = (ctypes.c_int64 * array.ndim)(*array.strides)
-    tensor.array = array
+    tensor.shape = _array(ctypes.c_int64, array.shape, "shape")
+    tensor.strides = _array(ctypes.c_int64, array.strides, "strides")
     return tensor
 
 
@@ -293,137 +277,36 @@ def _copied(tensor: _native.Tensor) -> NDArray[Any]:
     return array
 
 
-def _arrays(handle: ctypes.c_void_p) -> Dict[str, NDArray[Any]]:
-    """Copies of the library's tensors, which are freed."""
-    try:
-        count = ctypes.c_size_t()
-        _check(_lib.v2l_tensors_count(handle, ctypes.byref(count)))
-        arrays = {}
-        for index in range(count.value):
-            tensor = _native.Tensor()
-            _check(_lib.v2l_tensors_get(handle, index, ctypes.byref(tensor)))
-            arrays[tensor.name.decode()] = _copied(tensor)
-        return arrays
-    finally:
-        _free("tensors", handle)
+class _Tensors(_Handle):
+    """What the library gives out."""
+
+    _kind = "tensors"
+
+    def arrays(self) -> Dict[str, NDArray[Any]]:
+        """Copies of the tensors."""
+        with self._in_use():
+            count = ctypes.c_size_t()
+            _call("v2l_tensors_count", self, ctypes.byref(count))
+            arrays = {}
+            for index in range(count.value):
+                tensor = _native.Tensor()
+                _call("v2l_tensors_get", self, index, ctypes.byref(tensor))
+                arrays[tensor.name.decode()] = _copied(tensor)
+            return arrays
 
 
-#: Handles that were given up inside a callback, where the library frees nothing: kinds and handles.
-_GIVEN_UP: Deque[Tuple[str, ctypes.c_void_p]] = collections.deque()
-_PROBE = _native.Control()
-
-
-def _in_callback() -> bool:
-    """True if this thread is inside a callback of the library, also before the callback's first line."""
-    status: int = _lib.v2l_control_init(ctypes.byref(_PROBE), ctypes.sizeof(_PROBE))
-    return status != 0
-
-
-def _free(kind: str, handle: ctypes.c_void_p) -> None:
-    """Frees a handle and those given up before; inside a callback they wait until it has returned."""
-    _GIVEN_UP.append((kind, handle))
-    _free_given_up()
-
-
-def _free_given_up() -> None:
-    # The collector may come here in the midst of itself: each handle is taken by one.
-    while _GIVEN_UP and not _in_callback():
-        try:
-            kind, handle = _GIVEN_UP.popleft()
-        except IndexError:
-            return
-        getattr(_lib, f"v2l_{kind}_free")(handle)
-
-
-class _Handle:
-    """Owns a handle of the library."""
-
-    _kind: str
-
-    def __init__(self, handle: ctypes.c_void_p) -> None:
-        self._handle: Optional[ctypes.c_void_p] = handle
-
-    def close(self) -> None:
-        """Frees the handle, inside a progress function as soon as the call has returned; it must not be used again."""
-        handle, self._handle = getattr(self, "_handle", None), None
-        if handle:
-            _free(self._kind, handle)
-
-    def __del__(self) -> None:
-        self.close()
-
-    def __enter__(self: _Self) -> _Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _made(function: Callable[..., int], *arguments: object) -> ctypes.c_void_p:
-    handle = ctypes.c_void_p()
-    _check(function(*arguments, ctypes.byref(handle)))
-    return handle
-
-
-class Cancel(_Handle):
-    """A request to stop; any thread may make it."""
-
-    _kind = "cancel"
-
-    def __init__(self) -> None:
-        super().__init__(_made(_lib.v2l_cancel_new))
-        self._requested = threading.Event()
-
-    @property
-    def requested(self) -> bool:
-        """True from :meth:`request` to :meth:`reset`."""
-        return self._requested.is_set()
-
-    def request(self) -> None:
-        """Asks every call that was given this to stop, until :meth:`reset`."""
-        self._requested.set()
-        _check(_lib.v2l_cancel_request(self._handle))
-
-    def reset(self) -> None:
-        """Takes the request back."""
-        _check(_lib.v2l_cancel_reset(self._handle))
-        self._requested.clear()
-
-
-class _Control:
-    """A call's progress and cancellation. What the progress function raises stops the call and comes out of it."""
-
-    def __init__(self, progress: Optional[Progress], cancel: Optional[Cancel]) -> None:
-        self._raised: Optional[BaseException] = None
-        self._structure = _initial(_native.Control, _lib.v2l_control_init)
-        self._structure.cancel = cancel._handle if cancel is not None else None
-
-        def on_progress(_user: object, phase: int, done: int, total: int) -> None:
-            try:
-                assert progress is not None
-                progress(Phase(phase), done, total)
-            except BaseException as raised:  # raised again by `run`
-                self._raised = raised
-
-        if progress is not None:
-            self._structure.progress = _native.PROGRESS_CALLBACK(on_progress)
-            self._structure.cancelled = _native.CANCELLED_CALLBACK(lambda _user: int(self._raised is not None))
-
-    def run(self, call: Callable[..., int]) -> None:
-        status = call(ctypes.byref(self._structure))
-        if _GIVEN_UP:
-            # The message of what failed is the thread's last; freeing leaves it alone.
-            _free_given_up()
-        if self._raised is not None:
-            raise self._raised
-        _check(status)
-
-
-def _weighted(adapters: AdapterSet) -> ctypes.Array[Any]:
-    array = (_native.WeightedAdapter * max(len(adapters), 1))()
-    for place, (adapter, strength) in zip(array, adapters):
-        place.adapter, place.strength = adapter._handle, strength
-    return array
+def _weighted(adapters: AdapterSet) -> Tuple[ctypes.Array[Any], int]:
+    """A set of adapters for C, and how many they are."""
+    set_of = []
+    for at, pair in enumerate(adapters):
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise TypeError(f"adapters[{at}] is a {type(pair).__name__}; expected an adapter and its strength")
+        weighted = _native.WeightedAdapter()
+        weighted.adapter, weighted.strength = pair
+        if pair[0] is None:
+            raise TypeError(f"adapters[{at}] is None; expected an Adapter")
+        set_of.append(weighted)
+    return _array(_native.WeightedAdapter, set_of, "adapters"), len(set_of)
 
 
 def _open_options(
@@ -449,7 +332,7 @@ def _open_options(
     openvino_precision: OpenVinoPrecision = OpenVinoPrecision.AUTO,
 ) -> ctypes.Structure:
     """``v2l_open_options``: the keyword arguments of :class:`Engine`, :class:`Predictor` and :class:`Pipeline`."""
-    options = _initial(_native.OpenOptions, _lib.v2l_open_options_init)
+    options = _initial(_native.OpenOptions)
     # Those that other wheels bring, unless the caller or the environment names some.
     others = _libraries.libraries()
     ort_library = ort_library or others.get("V2L_ORT_LIB")
@@ -464,12 +347,12 @@ def _open_options(
     options.trt_library = None if trt_library is None else _path(trt_library)
     options.openvino_library = None if openvino_library is None else _path(openvino_library)
     options.openvino_precision = openvino_precision
-    options.provider = None if provider is None else provider.encode()
+    options.provider = provider
     options.prediction_cache = None if prediction_cache is None else _path(prediction_cache)
     options.prediction_cache_size = prediction_cache_size
     options.fused_cache = None if fused_cache is None else _path(fused_cache)
     options.fused_cache_size = fused_cache_size
-    options.vae_tiling = {None: 0, True: 1, False: 2}[vae_tiling]
+    options.vae_tiling = 0 if vae_tiling is None else 1 if vae_tiling else 2
     return options
 
 
@@ -480,63 +363,61 @@ class Engine(_Handle):
 
     def __init__(self, file: Path, **options: object) -> None:
         given = _open_options(**options)  # type: ignore[arg-type]
-        super().__init__(_made(_lib.v2l_engine_new, _path(file), ctypes.byref(given)))
+        super().__init__(_made("engine", "v2l_engine_new", _path(file), ctypes.byref(given)))
 
-    @classmethod
-    def _of(cls, handle: ctypes.c_void_p) -> "Engine":
-        engine = cls.__new__(cls)
-        _Handle.__init__(engine, handle)
-        return engine
-
-    def _count(self, function: Callable[..., int], *arguments: object) -> int:
+    def _count(self, function: str, *arguments: object) -> int:
         count = ctypes.c_size_t()
-        _check(function(self._handle, *arguments, ctypes.byref(count)))
+        _call(function, self, *arguments, ctypes.byref(count))
         return count.value
 
     @property
     def component(self) -> str:
         """What the engine is: ``transformer``, …"""
-        name = ctypes.c_char_p()
-        _check(_lib.v2l_engine_component(self._handle, ctypes.byref(name)))
-        return (name.value or b"").decode()
+        with self._in_use():
+            name = ctypes.c_char_p()
+            _call("v2l_engine_component", self, ctypes.byref(name))
+            return (name.value or b"").decode()
 
     @property
     def graphs(self) -> List[str]:
         """Names of the graphs."""
-        names = []
-        for index in range(self._count(_lib.v2l_engine_graph_count)):
-            name = ctypes.c_char_p()
-            _check(_lib.v2l_engine_graph(self._handle, index, ctypes.byref(name)))
-            names.append((name.value or b"").decode())
-        return names
+        with self._in_use():
+            names = []
+            for index in range(self._count("v2l_engine_graph_count")):
+                name = ctypes.c_char_p()
+                _call("v2l_engine_graph", self, index, ctypes.byref(name))
+                names.append((name.value or b"").decode())
+            return names
 
     @property
     def slots(self) -> List[Slot]:
         """What adapters may change, in the order of the model's traversal."""
-        slots = []
-        for index in range(self._count(_lib.v2l_engine_slot_count)):
-            slot = _sized(_native.Slot)
-            _check(_lib.v2l_engine_slot(self._handle, index, ctypes.byref(slot)))
-            slots.append(Slot(slot.name.decode(), slot.tensor.decode(), slot.out_features, slot.in_features))
-        return slots
+        with self._in_use():
+            slots = []
+            for index in range(self._count("v2l_engine_slot_count")):
+                slot = _initial(_native.Slot)
+                _call("v2l_engine_slot", self, index, ctypes.byref(slot))
+                slots.append(Slot(slot.name.decode(), slot.tensor.decode(), slot.out_features, slot.in_features))
+            return slots
 
-    def _ports(self, graph: str, count: Callable[..., int], port: Callable[..., int]) -> List[Port]:
-        name, ports = graph.encode(), []
-        for index in range(self._count(count, name)):
-            found = _sized(_native.Port)
-            _check(port(self._handle, name, index, ctypes.byref(found)))
-            extents = ((found.shape[axis], found.symbols[axis]) for axis in range(found.rank))
-            shape = tuple(symbol.decode() if symbol else extent for extent, symbol in extents)
-            ports.append(Port(found.name.decode(), np.dtype(_NUMPY[found.dtype]), shape))
-        return ports
+    def _ports(self, graph: str, count: str, port: str) -> List[Port]:
+        with self._in_use():
+            ports = []
+            for index in range(self._count(count, graph)):
+                found = _initial(_native.Port)
+                _call(port, self, graph, index, ctypes.byref(found))
+                extents = ((found.shape[axis], found.symbols[axis]) for axis in range(found.rank))
+                shape = tuple(symbol.decode() if symbol else extent for extent, symbol in extents)
+                ports.append(Port(found.name.decode(), np.dtype(_NUMPY[found.dtype]), shape))
+            return ports
 
     def inputs(self, graph: str) -> List[Port]:
         """Inputs of a graph, in graph order."""
-        return self._ports(graph, _lib.v2l_engine_input_count, _lib.v2l_engine_input)
+        return self._ports(graph, "v2l_engine_input_count", "v2l_engine_input")
 
     def outputs(self, graph: str) -> List[Port]:
         """Outputs of a graph, in graph order."""
-        return self._ports(graph, _lib.v2l_engine_output_count, _lib.v2l_engine_output)
+        return self._ports(graph, "v2l_engine_output_count", "v2l_engine_output")
 
 
 class Adapter(_Handle):
@@ -554,46 +435,47 @@ class Adapter(_Handle):
         second: Optional[Engine] = None,
         experts: Experts = Experts.AUTO,
     ) -> None:
-        options = _initial(_native.AdapterOptions, _lib.v2l_adapter_options_init)
-        options.predictor = predictor._handle if predictor is not None else None
+        options = _initial(_native.AdapterOptions)
+        options.predictor, options.second = predictor, second
         options.allow_partial = int(allow_partial)
-        options.second = second._handle if second is not None else None
         options.experts = experts
-        super().__init__(_made(_lib.v2l_adapter_new, engine._handle, _path(file), ctypes.byref(options)))
+        super().__init__(_made("adapter", "v2l_adapter_new", engine, _path(file), ctypes.byref(options)))
 
     @property
     def coverage(self) -> Coverage:
         """What became of the file; a predicted adapter has no keys."""
-        found = _sized(_native.Coverage)
-        _check(_lib.v2l_adapter_coverage(self._handle, ctypes.byref(found)))
+        found = _initial(_native.Coverage)
+        _call("v2l_adapter_coverage", self, ctypes.byref(found))
         counts = found.keys, found.applied, found.ignored, found.slots_covered, found.slots_total
         return Coverage(*counts, found.parameters_covered)
 
     @property
     def keys(self) -> List[AdapterKey]:
         """What became of each key of the file, in its order; none for a predicted adapter."""
-        keys = []
-        for index in range(self.coverage.keys):
-            found = _sized(_native.AdapterKey)
-            _check(_lib.v2l_adapter_key_at(self._handle, index, ctypes.byref(found)))
-            keys.append(AdapterKey(found.key.decode(), found.detail.decode(), found.outcome == 1))
-        return keys
+        with self._in_use():
+            keys = []
+            for index in range(self.coverage.keys):
+                found = _initial(_native.AdapterKey)
+                _call("v2l_adapter_key_at", self, index, ctypes.byref(found))
+                keys.append(AdapterKey(found.key.decode(), found.detail.decode(), found.outcome == 1))
+            return keys
 
     @property
     def layers(self) -> List[AdapterLayer]:
         """Copies of the updates, slot by slot."""
-        count = ctypes.c_size_t()
-        _check(_lib.v2l_adapter_layer_count(self._handle, ctypes.byref(count)))
-        layers = []
-        for index in range(count.value):
-            found = _sized(_native.AdapterLayer)
-            _check(_lib.v2l_adapter_layer_at(self._handle, index, ctypes.byref(found)))
-            layers.append(AdapterLayer(found.slot.decode(), _copied(found.down), _copied(found.up), found.alpha))
-        return layers
+        with self._in_use():
+            count = ctypes.c_size_t()
+            _call("v2l_adapter_layer_count", self, ctypes.byref(count))
+            layers = []
+            for index in range(count.value):
+                found = _initial(_native.AdapterLayer)
+                _call("v2l_adapter_layer_at", self, index, ctypes.byref(found))
+                layers.append(AdapterLayer(found.slot.decode(), _copied(found.down), _copied(found.up), found.alpha))
+            return layers
 
     def save(self, file: Path, format: Format = Format.PEFT) -> None:
         """Writes the adapter, whole or not at all."""
-        _check(_lib.v2l_adapter_save(self._handle, _path(file), format))
+        _call("v2l_adapter_save", self, _path(file), format)
 
 
 def _report(found: ctypes.Structure) -> AdapterReport:
@@ -606,15 +488,13 @@ class Session(_Handle):
     _kind = "session"
 
     def __init__(self, engine: Engine, graph: str) -> None:
-        super().__init__(_made(_lib.v2l_session_new, engine._handle, graph.encode()))
+        super().__init__(_made("session", "v2l_session_new", engine, graph))
 
     def set_adapters(self, adapters: AdapterSet, *, cancel: Optional[Cancel] = None) -> AdapterReport:
         """Replaces the adapters; if that fails, all is as it was."""
-        report, weighted = _sized(_native.AdapterReport), _weighted(adapters)
-        _Control(None, cancel).run(
-            lambda control: _lib.v2l_session_set_adapters(
-                self._handle, weighted, len(adapters), control, ctypes.byref(report)
-            )
+        report, (weighted, count) = _initial(_native.AdapterReport), _weighted(adapters)
+        _Control(None, cancel).give_to(
+            lambda control: _call("v2l_session_set_adapters", self, weighted, count, control, ctypes.byref(report))
         )
         return _report(report)
 
@@ -623,21 +503,19 @@ class Session(_Handle):
     ) -> Dict[str, NDArray[Any]]:
         """Runs the graph; with ``adapters``, these are set first and nothing comes between. ``cancel`` ends a fuse."""
         tensors = [_tensor(array, name) for name, array in inputs.items()]
-        options = _initial(_native.RunOptions, _lib.v2l_run_options_init)
-        if adapters is not None:
-            options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
-        given = (_native.Tensor * len(tensors))(*tensors)
-        handle = ctypes.c_void_p()
+        given = _array(_native.Tensor, tensors, "inputs")
+        options = _initial(_native.RunOptions)
+        arguments = given, len(tensors), ctypes.byref(options)
+        if adapters is None:
+            # Nothing in it can be stopped.
+            return _Tensors(_made("tensors", "v2l_session_run", self, *arguments)).arrays()
+        options.adapters, options.adapter_count = _weighted(adapters)
 
-        def call(control: Any) -> int:
+        def call(control: Any) -> _Owner:
             options.control = ctypes.cast(control, ctypes.POINTER(_native.Control))
-            status: int = _lib.v2l_session_run(
-                self._handle, given, len(tensors), ctypes.byref(options), ctypes.byref(handle)
-            )
-            return status
+            return _made("tensors", "v2l_session_run", self, *arguments)
 
-        _Control(None, cancel).run(call)
-        return _arrays(handle)
+        return _Tensors(_Control(None, cancel).give_to(call)).arrays()
 
 
 class Predictor(_Handle):
@@ -647,18 +525,15 @@ class Predictor(_Handle):
 
     def __init__(self, directory: Path, **options: object) -> None:
         given = _open_options(**options)  # type: ignore[arg-type]
-        super().__init__(_made(_lib.v2l_predictor_new, _path(directory), ctypes.byref(given)))
+        super().__init__(_made("predictor", "v2l_predictor_new", _path(directory), ctypes.byref(given)))
 
     @classmethod
     def mapped(cls, engine: Path, map: Path, model: Engine, **options: object) -> "Predictor":
         """A predictor that v2l does not know by name: its engine, and the map from its outputs to the slots of ``model``."""
         given = _open_options(**options)  # type: ignore[arg-type]
-        predictor = cls.__new__(cls)
-        handle = _made(
-            _lib.v2l_predictor_new_mapped, _path(engine), _path(map), model._handle, ctypes.byref(given)
+        return cls._of(
+            _made("predictor", "v2l_predictor_new_mapped", _path(engine), _path(map), model, ctypes.byref(given))
         )
-        _Handle.__init__(predictor, handle)
-        return predictor
 
     def predict(
         self,
@@ -684,35 +559,28 @@ class Predictor(_Handle):
         ``prompt`` or, in its place, the ``tensors`` ``text_hidden`` and ``text_attention_mask``.
         ``image`` is the first frame of the video to generate, which may say its size.
         """
-        given = _initial(_native.Reference, _lib.v2l_reference_init)
+        given = _initial(_native.Reference)
         if _is_path(reference):
             given.file = _path(reference)
         elif reference is not None:
-            tensor = _tensor(_frames_of(reference))
-            given.frames = ctypes.pointer(tensor)
-        if prompt is not None:
-            given.prompt = prompt.encode()
+            given.frames = ctypes.pointer(_tensor(_frames_of(reference)))
+        given.prompt = prompt
         if tensors is not None:
             named = [_tensor(array, name) for name, array in tensors.items()]
-            given.tensors, given.tensor_count = (_native.Tensor * len(named))(*named), len(named)
+            given.tensors, given.tensor_count = _array(_native.Tensor, named, "tensors"), len(named)
         if _is_path(image):
             given.image_file = _path(image)
         elif image is not None:
-            first = _tensor(_frames_of(image))
-            given.image = ctypes.pointer(first)
+            given.image = ctypes.pointer(_tensor(_frames_of(image)))
         given.fps, given.width, given.height, given.frame_count = fps, width, height, frame_count
         given.range, given.resize, given.latent = range, resize, latent
         if seed is not None:
             given.seed = seed
-        handle = ctypes.c_void_p()
-        _Control(progress, cancel).run(
-            lambda control: _lib.v2l_predictor_predict(
-                self._handle, ctypes.byref(given), control, ctypes.byref(handle)
+        return Adapter._of(
+            _Control(progress, cancel).give_to(
+                lambda control: _made("adapter", "v2l_predictor_predict", self, ctypes.byref(given), control)
             )
         )
-        adapter = Adapter.__new__(Adapter)
-        _Handle.__init__(adapter, handle)
-        return adapter
 
 
 class Pipeline(_Handle):
@@ -722,7 +590,7 @@ class Pipeline(_Handle):
 
     def __init__(self, directory: Path, **options: object) -> None:
         given = _open_options(**options)  # type: ignore[arg-type]
-        super().__init__(_made(_lib.v2l_pipeline_new, _path(directory), ctypes.byref(given)))
+        super().__init__(_made("pipeline", "v2l_pipeline_new", _path(directory), ctypes.byref(given)))
         self._directory = pathlib.Path(directory)
 
     @property
@@ -754,7 +622,7 @@ class Pipeline(_Handle):
 
     def engine(self, component: str) -> Engine:
         """The engine of a component, to load adapters for its slots."""
-        return Engine._of(_made(_lib.v2l_pipeline_engine, self._handle, component.encode()))
+        return Engine._of(_made("engine", "v2l_pipeline_engine", self, component))
 
     def adapter(
         self,
@@ -776,13 +644,75 @@ class Pipeline(_Handle):
         self, adapters: AdapterSet, *, cancel: Optional[Cancel] = None
     ) -> AdapterReport:
         """Replaces the adapters; if that fails, all is as it was."""
-        report, weighted = _sized(_native.AdapterReport), _weighted(adapters)
-        _Control(None, cancel).run(
-            lambda control: _lib.v2l_pipeline_set_adapters(
-                self._handle, weighted, len(adapters), control, ctypes.byref(report)
-            )
+        report, (weighted, count) = _initial(_native.AdapterReport), _weighted(adapters)
+        _Control(None, cancel).give_to(
+            lambda control: _call("v2l_pipeline_set_adapters", self, weighted, count, control, ctypes.byref(report))
         )
         return _report(report)
+
+    @staticmethod
+    def _asked(
+        prompt: str = "",
+        *,
+        negative_prompt: Optional[str] = None,
+        image: Union[Path, Frames, None] = None,
+        initial_noise: Optional[Any] = None,
+        adapters: Optional[AdapterSet] = None,
+        width: int = 0,
+        height: int = 0,
+        num_frames: int = 0,
+        seconds: Optional[float] = None,
+        num_inference_steps: int = 0,
+        guidance_scale: Optional[float] = None,
+        fps: float = 0.0,
+        noise_aug_strength: Optional[float] = None,
+        seed: Optional[int] = None,
+        scheduler: Optional[str] = None,
+        shift: Optional[float] = None,
+        guidance_scale_2: Optional[float] = None,
+        last_image: Union[Path, Frames, None] = None,
+        prompt_embeds: Optional[Any] = None,
+        negative_prompt_embeds: Optional[Any] = None,
+        boundary_ratio: Optional[float] = None,
+        controls: Optional[Mapping[str, float]] = None,
+    ) -> ctypes.Structure:
+        """``v2l_generate_options``: the keyword arguments of :meth:`generate` and of :func:`resolve`."""
+        options = _initial(_native.GenerateOptions)
+        options.prompt, options.negative_prompt, options.scheduler = prompt, negative_prompt, scheduler
+        for name, frame in (("image", image), ("last_image", last_image)):
+            if _is_path(frame):
+                setattr(options, f"{name}_file", _path(frame))
+            elif frame is not None:
+                setattr(options, name, ctypes.pointer(_tensor(_frames_of(frame))))
+        for name, array in (
+            ("initial_noise", initial_noise),
+            ("prompt_embeds", prompt_embeds),
+            ("negative_prompt_embeds", negative_prompt_embeds),
+        ):
+            if array is not None:
+                setattr(options, name, ctypes.pointer(_tensor(array)))
+        if adapters is not None:
+            options.adapters, options.adapter_count = _weighted(adapters)
+        options.width, options.height = width, height
+        options.num_frames, options.num_inference_steps, options.fps = num_frames, num_inference_steps, fps
+        for name, number in (
+            ("guidance_scale", guidance_scale),
+            ("guidance_scale_2", guidance_scale_2),
+            ("boundary_ratio", boundary_ratio),
+            ("noise_aug_strength", noise_aug_strength),
+            ("shift", shift),
+            ("seconds", seconds),
+        ):
+            # What is not given is NaN, which nobody can give.
+            if number is not None:
+                setattr(options, name, number)
+        if controls:
+            options.control_count = len(controls)
+            options.control_names = _array(ctypes.c_char_p, controls, "controls")
+            options.control_values = _array(ctypes.c_float, controls.values(), "controls")
+        if seed is not None:
+            options.seed, options.has_seed = seed, 1
+        return options
 
     def generate(
         self,
@@ -795,6 +725,7 @@ class Pipeline(_Handle):
         width: int = 0,
         height: int = 0,
         num_frames: int = 0,
+        seconds: Optional[float] = None,
         num_inference_steps: int = 0,
         guidance_scale: Optional[float] = None,
         fps: float = 0.0,
@@ -812,55 +743,69 @@ class Pipeline(_Handle):
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
     ) -> Optional[Dict[str, NDArray[Any]]]:
-        """Generates a video: ``frames`` uint8 ``[frames, height, width, 3]`` and ``latents``, or with ``file`` a file and nothing else."""
-        options = _initial(_native.GenerateOptions, _lib.v2l_generate_options_init)
-        options.prompt = prompt.encode()
-        options.negative_prompt = None if negative_prompt is None else negative_prompt.encode()
-        held = []
-        for name, frame in (("image", image), ("last_image", last_image)):
-            if _is_path(frame):
-                setattr(options, f"{name}_file", _path(frame))
-            elif frame is not None:
-                held.append(_tensor(_frames_of(frame)))
-                setattr(options, name, ctypes.pointer(held[-1]))
-        for name, array in (
-            ("initial_noise", initial_noise),
-            ("prompt_embeds", prompt_embeds),
-            ("negative_prompt_embeds", negative_prompt_embeds),
-        ):
-            if array is not None:
-                held.append(_tensor(array))
-                setattr(options, name, ctypes.pointer(held[-1]))
-        if adapters is not None:
-            options.adapters, options.adapter_count = _weighted(adapters), len(adapters)
-        options.width, options.height = width, height
-        options.num_frames, options.num_inference_steps, options.fps = num_frames, num_inference_steps, fps
-        if guidance_scale is not None:
-            options.guidance_scale = guidance_scale
-        if guidance_scale_2 is not None:
-            options.guidance_scale_2 = guidance_scale_2
-        if boundary_ratio is not None:
-            options.boundary_ratio = boundary_ratio
-        if controls:
-            options.control_count = len(controls)
-            options.control_names = (ctypes.c_char_p * len(controls))(*(name.encode() for name in controls))
-            options.control_values = (ctypes.c_float * len(controls))(*controls.values())
-        if noise_aug_strength is not None:
-            options.noise_aug_strength = noise_aug_strength
-        if seed is not None:
-            options.seed, options.has_seed = seed, 1
-        if scheduler is not None:
-            options.scheduler = scheduler.encode()
-        if shift is not None:
-            options.shift = shift
+        """Generates a video: ``frames`` uint8 ``[frames, height, width, 3]`` and ``latents``, or with ``file`` a file and nothing else.
+
+        ``seconds`` counts without ``num_frames``: the number of frames nearest to it that the model can make. See :func:`resolve` for what
+        else a request comes to.
+        """
+        options = self._asked(
+            prompt,
+            negative_prompt=negative_prompt,
+            image=image,
+            initial_noise=initial_noise,
+            adapters=adapters,
+            width=width,
+            height=height,
+            num_frames=num_frames,
+            seconds=seconds,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            fps=fps,
+            noise_aug_strength=noise_aug_strength,
+            seed=seed,
+            scheduler=scheduler,
+            shift=shift,
+            guidance_scale_2=guidance_scale_2,
+            last_image=last_image,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
+            boundary_ratio=boundary_ratio,
+            controls=controls,
+        )
         control = _Control(progress, cancel)
         if file is not None:
-            control.run(
-                lambda c: _lib.v2l_pipeline_generate_file(self._handle, ctypes.byref(options), c, _path(file))
+            path = _path(file)
+            control.give_to(
+                lambda c: _call("v2l_pipeline_generate_file", self, ctypes.byref(options), c, path)
             )
             return None
-        handle = ctypes.c_void_p()
-        control.run(
-            lambda c: _lib.v2l_pipeline_generate(self._handle, ctypes.byref(options), c, ctypes.byref(handle))
-        )
-        return _arrays(handle)
+        return _Tensors(
+            control.give_to(lambda c: _made("tensors", "v2l_pipeline_generate", self, ctypes.byref(options), c))
+        ).arrays()
+
+
+class _Text(_Handle):
+    """A text that the library gives out."""
+
+    _kind = "text"
+
+    def value(self) -> str:
+        """A copy of it."""
+        with self._in_use():
+            text = ctypes.c_char_p()
+            _call("v2l_text_get", self, ctypes.byref(text))
+            return (text.value or b"").decode()
+
+
+def resolve(directory: Path, prompt: str = "", *, ffmpeg: Optional[Path] = None, **request: Any) -> Dict[str, Any]:
+    """What :meth:`Pipeline.generate` would make of a request over an engine directory, or the error that it would raise, as far as neither
+    depends on memory or on weights. Loads nothing.
+
+    ``request`` are the keyword arguments of :meth:`Pipeline.generate`; adapters do not count. What comes back has ``width``, ``height``,
+    ``num_frames``, ``num_inference_steps``, ``fps``, ``seed``, … with every default filled in; ``seconds``, the length of the video; ``own``, the
+    ``width``, ``height`` and ``num_frames`` of a request that says nothing; and ``warnings``, what the video will not have of what is asked for.
+    """
+    options, asked = _open_options(ffmpeg=ffmpeg), Pipeline._asked(prompt, **request)
+    text = _Text(_made("text", "v2l_request_resolve", _path(directory), ctypes.byref(options), ctypes.byref(asked)))
+    resolved: Dict[str, Any] = json.loads(text.value())
+    return resolved

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from typing import Any, Optional, Tuple, TypeGuard, Union
@@ -60,15 +61,46 @@ def array_of(value: Any) -> Tuple[NDArray[Any], int]:
     return array, number
 
 
+#: Modes of Pillow's that are more than 8 bits; converting them to RGB would cut them off.
+_DEEP = ("I", "F")
+#: The tag of Exif that says how a camera was held.
+_ORIENTATION = 0x0112
+
+
+def _pixels(image: Any) -> NDArray[Any]:
+    """A picture of Pillow's as uint8 ``[height, width, 3]``, upright."""
+    if image.mode.split(";")[0] in _DEEP:
+        raise TypeError(f"a picture of Pillow's mode {image.mode}; expected 8 bits for each channel: convert it to RGB first")
+    # Telephones write a second view beside the picture.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        raise TypeError(f"a picture of Pillow's has {image.n_frames} frames; expected one: give a list of its frames, each converted to RGB")
+    if callable(getattr(image, "getexif", None)) and image.getexif().get(_ORIENTATION, 1) != 1:
+        # Whoever made the picture has loaded Pillow.
+        image = importlib.import_module("PIL.ImageOps").exif_transpose(image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _picture(value: Any, at: int) -> NDArray[Any]:
+    """One of a list of pictures, ``[height, width, 3]``."""
+    array = _pixels(value) if _is_image(value) else array_of(value)[0]
+    if array.ndim == 4 and len(array) == 1:
+        array = array[0]
+    if array.ndim != 3:
+        raise TypeError(f"element {at} of a list of pictures has the shape {list(array.shape)}; expected [height, width, 3]")
+    return array
+
+
 def frames_of(value: Any) -> Any:
     """Frames as the library takes them: uint8 ``[frames, height, width, 3]`` or float32 ``[1, 3, frames, height, width]``.
 
     Takes such an array or tensor, one image (uint8 ``[height, width, 3]`` or Pillow's), or a sequence of images.
     """
     if _is_image(value):
-        value = np.asarray(value.convert("RGB"))
+        value = _pixels(value)
     elif isinstance(value, (list, tuple)):
-        return np.stack([frames_of(image)[0] for image in value])
+        if not value:
+            raise TypeError("an empty list of pictures; expected one at least")
+        return np.stack([_picture(one, at) for at, one in enumerate(value)])
     if getattr(value, "ndim", None) == 3:
         value = value[None]
     return value

@@ -1,21 +1,25 @@
-"""v2l.h for ctypes: structures, prototypes, and finding the library."""
+"""v2l.h for ctypes: structures, prototypes, and calls, which check what they are given."""
 
 from __future__ import annotations
 
 import ctypes
-import ctypes.util
-import os
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from pathlib import Path
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, Dict, List, Type, TypeVar
 
-ABI_MAJOR = 1
+from . import _handles
+from ._apart import Apart
+from ._handles import Owner
+from ._library import LIBRARY, check
+from ._values import Checked, Pointer, converted, pointer_to
+
+_Structure = TypeVar("_Structure", bound=Checked)
 
 CANCELLED_CALLBACK = ctypes.CFUNCTYPE(c_int32, c_void_p)
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_char_p)
 PROGRESS_CALLBACK = ctypes.CFUNCTYPE(None, c_void_p, c_int32, c_uint64, c_uint64)
 
 
-class Tensor(Structure):
+class Tensor(Checked):
     _fields_ = [
         ("name", c_char_p),
         ("data", c_void_p),
@@ -26,17 +30,17 @@ class Tensor(Structure):
     ]
 
 
-class Control(Structure):
+class Control(Checked):
     _fields_ = [
         ("size", c_size_t),
-        ("cancel", c_void_p),
+        ("cancel", pointer_to("cancel")),
         ("cancelled", CANCELLED_CALLBACK),
         ("progress", PROGRESS_CALLBACK),
         ("user", c_void_p),
     ]
 
 
-class OpenOptions(Structure):
+class OpenOptions(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("ort_library", c_char_p),
@@ -64,7 +68,7 @@ class OpenOptions(Structure):
     ]
 
 
-class Port(Structure):
+class Port(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("name", c_char_p),
@@ -75,7 +79,7 @@ class Port(Structure):
     ]
 
 
-class Slot(Structure):
+class Slot(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("name", c_char_p),
@@ -85,11 +89,11 @@ class Slot(Structure):
     ]
 
 
-class WeightedAdapter(Structure):
-    _fields_ = [("adapter", c_void_p), ("strength", c_float)]
+class WeightedAdapter(Checked):
+    _fields_ = [("adapter", pointer_to("adapter")), ("strength", c_float)]
 
 
-class AdapterReport(Structure):
+class AdapterReport(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("slots", c_uint64),
@@ -99,19 +103,19 @@ class AdapterReport(Structure):
     ]
 
 
-class AdapterOptions(Structure):
+class AdapterOptions(Checked):
     _fields_ = [
         ("size", c_size_t),
-        ("predictor", c_void_p),
+        ("predictor", pointer_to("predictor")),
         ("allow_partial", c_int32),
         ("reserved", c_int32),
-        ("second", c_void_p),
+        ("second", pointer_to("engine")),
         ("experts", c_int32),
         ("reserved2", c_int32),
     ]
 
 
-class Coverage(Structure):
+class Coverage(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("keys", c_uint64),
@@ -125,7 +129,7 @@ class Coverage(Structure):
     ]
 
 
-class AdapterKey(Structure):
+class AdapterKey(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("key", c_char_p),
@@ -135,7 +139,7 @@ class AdapterKey(Structure):
     ]
 
 
-class AdapterLayer(Structure):
+class AdapterLayer(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("slot", c_char_p),
@@ -146,7 +150,7 @@ class AdapterLayer(Structure):
     ]
 
 
-class RunOptions(Structure):
+class RunOptions(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("adapters", POINTER(WeightedAdapter)),
@@ -155,7 +159,7 @@ class RunOptions(Structure):
     ]
 
 
-class Reference(Structure):
+class Reference(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("file", c_char_p),
@@ -176,7 +180,7 @@ class Reference(Structure):
     ]
 
 
-class GenerateOptions(Structure):
+class GenerateOptions(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("prompt", c_char_p),
@@ -207,110 +211,128 @@ class GenerateOptions(Structure):
         ("control_names", POINTER(c_char_p)),
         ("control_values", POINTER(c_float)),
         ("control_count", c_size_t),
+        ("seconds", c_double),
     ]
 
 
-_HANDLE = c_void_p
 _OUT = POINTER(c_void_p)
 _COUNT = POINTER(c_size_t)
 _CONTROL = POINTER(Control)
 _ADAPTERS = POINTER(WeightedAdapter)
 
-#: Parameters of every function that returns a status.
-_STATUS_FUNCTIONS = {
-    "v2l_open_options_init": [POINTER(OpenOptions), c_size_t],
-    "v2l_control_init": [_CONTROL, c_size_t],
-    "v2l_set_log": [LOG_CALLBACK, c_void_p],
-    "v2l_adapter_options_init": [POINTER(AdapterOptions), c_size_t],
-    "v2l_run_options_init": [POINTER(RunOptions), c_size_t],
-    "v2l_reference_init": [POINTER(Reference), c_size_t],
-    "v2l_generate_options_init": [POINTER(GenerateOptions), c_size_t],
-    "v2l_cancel_new": [_OUT],
-    "v2l_cancel_request": [_HANDLE],
-    "v2l_cancel_reset": [_HANDLE],
-    "v2l_tensors_count": [_HANDLE, _COUNT],
-    "v2l_tensors_get": [_HANDLE, c_size_t, POINTER(Tensor)],
-    "v2l_engine_new": [c_char_p, POINTER(OpenOptions), _OUT],
-    "v2l_engine_component": [_HANDLE, POINTER(c_char_p)],
-    "v2l_engine_graph_count": [_HANDLE, _COUNT],
-    "v2l_engine_graph": [_HANDLE, c_size_t, POINTER(c_char_p)],
-    "v2l_engine_input_count": [_HANDLE, c_char_p, _COUNT],
-    "v2l_engine_input": [_HANDLE, c_char_p, c_size_t, POINTER(Port)],
-    "v2l_engine_output_count": [_HANDLE, c_char_p, _COUNT],
-    "v2l_engine_output": [_HANDLE, c_char_p, c_size_t, POINTER(Port)],
-    "v2l_engine_slot_count": [_HANDLE, _COUNT],
-    "v2l_engine_slot": [_HANDLE, c_size_t, POINTER(Slot)],
-    "v2l_adapter_new": [_HANDLE, c_char_p, POINTER(AdapterOptions), _OUT],
-    "v2l_adapter_coverage": [_HANDLE, POINTER(Coverage)],
-    "v2l_adapter_key_at": [_HANDLE, c_size_t, POINTER(AdapterKey)],
-    "v2l_adapter_layer_count": [_HANDLE, _COUNT],
-    "v2l_adapter_layer_at": [_HANDLE, c_size_t, POINTER(AdapterLayer)],
-    "v2l_adapter_save": [_HANDLE, c_char_p, c_int32],
-    "v2l_session_new": [_HANDLE, c_char_p, _OUT],
-    "v2l_session_set_adapters": [_HANDLE, _ADAPTERS, c_size_t, _CONTROL, POINTER(AdapterReport)],
-    "v2l_session_run": [_HANDLE, POINTER(Tensor), c_size_t, POINTER(RunOptions), _OUT],
-    "v2l_predictor_new": [c_char_p, POINTER(OpenOptions), _OUT],
-    "v2l_predictor_new_mapped": [c_char_p, c_char_p, _HANDLE, POINTER(OpenOptions), _OUT],
-    "v2l_predictor_predict": [_HANDLE, POINTER(Reference), _CONTROL, _OUT],
-    "v2l_pipeline_new": [c_char_p, POINTER(OpenOptions), _OUT],
-    "v2l_pipeline_engine": [_HANDLE, c_char_p, _OUT],
-    "v2l_pipeline_set_adapters": [_HANDLE, _ADAPTERS, c_size_t, _CONTROL, POINTER(AdapterReport)],
-    "v2l_pipeline_generate": [_HANDLE, POINTER(GenerateOptions), _CONTROL, _OUT],
-    "v2l_pipeline_generate_file": [_HANDLE, POINTER(GenerateOptions), _CONTROL, c_char_p],
+#: Parameters of every function that returns a status, as v2l.h names them.
+FUNCTIONS: Dict[str, Dict[str, Any]] = {
+    "v2l_open_options_init": {"options": POINTER(OpenOptions), "size": c_size_t},
+    "v2l_control_init": {"control": _CONTROL, "size": c_size_t},
+    "v2l_set_log": {"callback": LOG_CALLBACK, "user": c_void_p},
+    "v2l_adapter_options_init": {"options": POINTER(AdapterOptions), "size": c_size_t},
+    "v2l_run_options_init": {"options": POINTER(RunOptions), "size": c_size_t},
+    "v2l_reference_init": {"reference": POINTER(Reference), "size": c_size_t},
+    "v2l_generate_options_init": {"options": POINTER(GenerateOptions), "size": c_size_t},
+    "v2l_cancel_new": {"cancel": _OUT},
+    "v2l_cancel_request": {"cancel": pointer_to("cancel")},
+    "v2l_cancel_reset": {"cancel": pointer_to("cancel")},
+    "v2l_tensors_count": {"tensors": pointer_to("tensors"), "count": _COUNT},
+    "v2l_tensors_get": {"tensors": pointer_to("tensors"), "index": c_size_t, "tensor": POINTER(Tensor)},
+    "v2l_engine_new": {"file": c_char_p, "options": POINTER(OpenOptions), "engine": _OUT},
+    "v2l_engine_component": {"engine": pointer_to("engine"), "component": POINTER(c_char_p)},
+    "v2l_engine_graph_count": {"engine": pointer_to("engine"), "count": _COUNT},
+    "v2l_engine_graph": {"engine": pointer_to("engine"), "index": c_size_t, "name": POINTER(c_char_p)},
+    "v2l_engine_input_count": {"engine": pointer_to("engine"), "graph": c_char_p, "count": _COUNT},
+    "v2l_engine_input": {"engine": pointer_to("engine"), "graph": c_char_p, "index": c_size_t, "input": POINTER(Port)},
+    "v2l_engine_output_count": {"engine": pointer_to("engine"), "graph": c_char_p, "count": _COUNT},
+    "v2l_engine_output": {"engine": pointer_to("engine"), "graph": c_char_p, "index": c_size_t, "output": POINTER(Port)},
+    "v2l_engine_slot_count": {"engine": pointer_to("engine"), "count": _COUNT},
+    "v2l_engine_slot": {"engine": pointer_to("engine"), "index": c_size_t, "slot": POINTER(Slot)},
+    "v2l_adapter_new": {"engine": pointer_to("engine"), "file": c_char_p, "options": POINTER(AdapterOptions), "adapter": _OUT},
+    "v2l_adapter_coverage": {"adapter": pointer_to("adapter"), "coverage": POINTER(Coverage)},
+    "v2l_adapter_key_at": {"adapter": pointer_to("adapter"), "index": c_size_t, "key": POINTER(AdapterKey)},
+    "v2l_adapter_layer_count": {"adapter": pointer_to("adapter"), "count": _COUNT},
+    "v2l_adapter_layer_at": {"adapter": pointer_to("adapter"), "index": c_size_t, "layer": POINTER(AdapterLayer)},
+    "v2l_adapter_save": {"adapter": pointer_to("adapter"), "file": c_char_p, "format": c_int32},
+    "v2l_session_new": {"engine": pointer_to("engine"), "graph": c_char_p, "session": _OUT},
+    "v2l_session_set_adapters": {"session": pointer_to("session"), "adapters": _ADAPTERS, "count": c_size_t, "control": _CONTROL, "report": POINTER(AdapterReport)},
+    "v2l_session_run": {"session": pointer_to("session"), "inputs": POINTER(Tensor), "count": c_size_t, "options": POINTER(RunOptions), "outputs": _OUT},
+    "v2l_predictor_new": {"directory": c_char_p, "options": POINTER(OpenOptions), "predictor": _OUT},
+    "v2l_predictor_new_mapped": {"engine": c_char_p, "map": c_char_p, "model": pointer_to("engine"), "options": POINTER(OpenOptions), "predictor": _OUT},
+    "v2l_predictor_predict": {"predictor": pointer_to("predictor"), "reference": POINTER(Reference), "control": _CONTROL, "adapter": _OUT},
+    "v2l_pipeline_new": {"directory": c_char_p, "options": POINTER(OpenOptions), "pipeline": _OUT},
+    "v2l_pipeline_engine": {"pipeline": pointer_to("pipeline"), "component": c_char_p, "engine": _OUT},
+    "v2l_pipeline_set_adapters": {"pipeline": pointer_to("pipeline"), "adapters": _ADAPTERS, "count": c_size_t, "control": _CONTROL, "report": POINTER(AdapterReport)},
+    "v2l_pipeline_generate": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "results": _OUT},
+    "v2l_pipeline_generate_file": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "file": c_char_p},
+    "v2l_request_resolve": {"directory": c_char_p, "options": POINTER(OpenOptions), "request": POINTER(GenerateOptions), "text": _OUT},
+    "v2l_text_get": {"text": pointer_to("text"), "value": POINTER(c_char_p)},
 }
 
+#: Kinds of handles.
+KINDS = ("cancel", "tensors", "engine", "adapter", "session", "predictor", "pipeline", "text")
 
-class Error(Exception):
-    """A call that failed; ``status`` is its class, ``name`` the class's name in ``v2l.h``."""
+#: Functions that may take long, and tell the log, and cannot be stopped.
+_OPENING = ("v2l_engine_new", "v2l_adapter_new", "v2l_session_new", "v2l_predictor_new", "v2l_predictor_new_mapped", "v2l_pipeline_new")
 
-    def __init__(self, status: int, name: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.name = name
-
-
-def _find() -> str:
-    named = os.environ.get("V2L_LIBRARY")
-    if named:
-        return named
-    beside = Path(__file__).with_name("libv2l.so")
-    if beside.is_file():
-        return str(beside)
-    found = ctypes.util.find_library("v2l")
-    if found is None:
-        raise ImportError(
-            "libv2l.so was not found; install v2l's wheel or package, or name the library with V2L_LIBRARY "
-            "(a checkout installs it with bin/install-capi)"
-        )
-    return found
+#: Functions that callbacks may call.
+_ANYWHERE = ("v2l_cancel_request",)
 
 
-def _load() -> ctypes.CDLL:
-    # ONNX Runtime reads it when it is loaded: it neither reports to its makers nor keeps an identifier.
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
-    library = ctypes.CDLL(_find())
-    library.v2l_version.restype = c_char_p
-    library.v2l_abi_version.restype = c_uint32
-    library.v2l_last_error.restype = c_char_p
-    library.v2l_status_name.restype = c_char_p
-    library.v2l_status_name.argtypes = [c_int32]
-    major = library.v2l_abi_version() >> 16
-    if major != ABI_MAJOR:
-        raise ImportError(f"libv2l.so has ABI {major}; expected {ABI_MAJOR}: install the v2l package of the same version")
-    for name, parameters in _STATUS_FUNCTIONS.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = parameters, c_int32
-    for handle in ("cancel", "tensors", "engine", "adapter", "session", "predictor", "pipeline"):
-        free = getattr(library, f"v2l_{handle}_free")
+def _declare() -> None:
+    for name, parameters in FUNCTIONS.items():
+        function = getattr(LIBRARY, name)
+        # Which handles they are is checked by `call`.
+        function.argtypes = [c_void_p if issubclass(kind, Pointer) else kind for kind in parameters.values()]
+        function.restype = c_int32
+    for kind in KINDS:
+        free = getattr(LIBRARY, f"v2l_{kind}_free")
         free.argtypes, free.restype = [c_void_p], None
-    return library
 
 
-LIBRARY = _load()
+_declare()
 
 
-def check(status: int) -> None:
-    """Raises what a call failed with."""
-    if status != 0:
-        name = LIBRARY.v2l_status_name(status).decode()
-        raise Error(status, name, LIBRARY.v2l_last_error().decode())
+def call(name: str, *arguments: Any) -> None:
+    """Calls a function with checked arguments, and raises what it fails with. The handles that it is given live until it returns."""
+    token = _handles.enter(name in _ANYWHERE)
+    kept: List[object] = []
+    try:
+        given = []
+        for (parameter, kind), argument in zip(FUNCTIONS[name].items(), arguments, strict=True):
+            value, keep = converted(kind, argument, parameter)
+            given.append(value)
+            kept.append(keep)
+        check(getattr(LIBRARY, name)(*given))
+    finally:
+        # Whoever keeps the error keeps this frame, but no handle with it.
+        kept.clear()
+        _handles.leave(token)
+
+
+def made(kind: str, name: str, *arguments: Any) -> Owner:
+    """Calls a function whose last parameter takes a handle, which is owned from now on."""
+    _handles.use()
+
+    def make() -> Owner:
+        pointer = c_void_p()
+        call(name, *arguments, ctypes.byref(pointer))
+        return Owner(kind, pointer)
+
+    return Apart().run(make) if name in _OPENING else make()
+
+
+def initial(kind: Type[_Structure]) -> _Structure:
+    """A structure with its defaults: those of the library where it has some."""
+    value = kind()
+    if kind in _INITIAL:
+        call(_INITIAL[kind], ctypes.byref(value), ctypes.sizeof(kind))
+    else:
+        setattr(value, "size", ctypes.sizeof(kind))
+    return value
+
+
+_INITIAL: Dict[Any, str] = {
+    OpenOptions: "v2l_open_options_init",
+    Control: "v2l_control_init",
+    AdapterOptions: "v2l_adapter_options_init",
+    RunOptions: "v2l_run_options_init",
+    Reference: "v2l_reference_init",
+    GenerateOptions: "v2l_generate_options_init",
+}

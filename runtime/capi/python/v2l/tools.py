@@ -16,7 +16,7 @@ from typing import Any, Callable, Dict, List, Optional, Union
 import v2l_tools
 
 from . import Cancel, Path
-from ._native import LIBRARY, Error
+from ._library import error as _error
 
 __all__ = ["Event", "Progress", "compile", "export", "inspect", "run"]
 
@@ -88,7 +88,7 @@ def _call(
         return events
     failures = [event for event in events if event.get("event") == "error"]
     message = failures[-1]["message"] if failures else f"{tool} ended with {code}"
-    raise Error(code, LIBRARY.v2l_status_name(code).decode(), message)
+    raise _error(code, message)
 
 
 def export(
