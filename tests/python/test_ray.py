@@ -23,6 +23,7 @@ import v2l
 from conftest import IMAGE, MINIATURE, PROMPT, REQUEST, free_port
 from test_serve import FORM, LONG, Server
 from v2l.serve import Config
+from v2l.serve.identity import identified, identity_of
 from v2l.serve.store import open_store
 
 #: Strengths of the one adapter: ten stacks, the base model among them.
@@ -54,7 +55,7 @@ def expected(engines: Path, loras: Path, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def cluster(engines: Path, loras: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     data = tmp_path_factory.mktemp("served") / "data"
-    flags = ["--ray", "--replicas", 2, "--lora-folder", loras, "--max-queued", 40, "--threads", 1]
+    flags = ["--ray", "--replicas", 2, "--lora-folder", loras, "--max-queued", 40, "--threads", 1, "--max-times", 0]
     running = Server(engines, data, *flags)
     yield running
     assert running.stop() == 0
@@ -220,7 +221,7 @@ ray.shutdown()
 
 
 def test_planned_end_of_a_replica_puts_its_job_back(engines: Path, tmp_path: Path) -> None:
-    config = Config(engines=engines, data=tmp_path / "data", model="miniature", in_process=False, drain=0.5, pipeline={"threads": 1})
+    config = identified(Config(engines=engines, data=tmp_path / "data", model="miniature", in_process=False, drain=0.5, pipeline={"threads": 1}))
     environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
     words = [sys.executable, "-c", SHRUNK, str(free_port())]
     ran = subprocess.run(words, input=config.to_json(), capture_output=True, text=True, timeout=400, env=environment)
@@ -230,7 +231,7 @@ def test_planned_end_of_a_replica_puts_its_job_back(engines: Path, tmp_path: Pat
         assert said in ran.stdout.splitlines(), ran.stdout
 
 
-def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server) -> None:
+def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server, engines: Path) -> None:
     """The last test: it ends the cluster."""
     lost = counter(cluster, "v2l_workers_lost_total")
     long = cluster.create({**LONG, "num_frames": "1001"}).json()["id"]
@@ -243,7 +244,7 @@ def test_cluster_that_ends_answers_503_and_puts_its_job_back(cluster: Server) ->
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
     assert cluster.client.get(f"/v1/videos/{long}").json()["status"] == "in_progress"
     assert cluster.process.wait(60) == 0
-    store = open_store(Config(engines=cluster.data, data=cluster.data, model="miniature"))
+    store = open_store(Config(engines=engines, data=cluster.data, model="miniature", identity=identity_of(engines)))
     job = store.get(long)
     assert job is not None and (job.status, job.attempts) == ("queued", 0)
     assert store.counters().get("workers_lost", {}).get("", 0.0) == lost

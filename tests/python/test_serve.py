@@ -149,7 +149,7 @@ def test_lora_by_name_by_path_and_by_default_gives_the_bytes_of_the_command(
 ) -> None:
     expected = by_command(engines, tmp_path / "lora.mp4", "--lora", f"{loras}/squash.safetensors=0.5")
     assert expected != video
-    entries: List[Any] = [{"name": "squash", "scale": 0.5}, {"lora_path": str(loras / "squash.safetensors"), "lora_scale": "0.5"}]
+    entries: List[Any] = [{"name": "squash", "scale": 0.5}, {"lora_path": "squash.safetensors", "lora_scale": "0.5"}]
     for lora in (entries[0], [entries[1]]):
         made = server.create({**FORM, "lora": json.dumps(lora)})
         assert made.status_code == 200, made.text
@@ -473,7 +473,7 @@ def test_killed_worker_costs_a_job_one_more_try_and_then_it_fails(engines: Path,
 
 
 def test_server_that_ends_puts_its_job_back(engines: Path, tmp_path: Path) -> None:
-    server = Server(engines, tmp_path / "data", "--drain-seconds", 0)
+    server = Server(engines, tmp_path / "data", "--drain-seconds", 0, "--max-times", 16)
     long = server.create({**LONG, "num_frames": "513"}).json()["id"]
     server.wait(long, "in_progress")
     assert server.stop() == 0

@@ -118,15 +118,15 @@ def warm(work: Path, rounds: int) -> Dict[str, Any]:
 
 def store(work: Path, rounds: int) -> Dict[str, Any]:
     """Seconds of a sign of life, and of a look for work that finds none, in the store of the server's jobs."""
-    from v2l.serve.store import SqliteStore
+    from v2l.serve.sqlite_store import SqliteStore
 
     measured: Dict[str, Any] = {}
     for replicas in (1, 10, 100, 1000):
         with tempfile.TemporaryDirectory(dir=work) as folder:
-            jobs = SqliteStore(Path(folder), "miniature")
+            jobs = SqliteStore(Path(folder), "miniature", "engines")
             claimed = []
             for number in range(replicas):
-                jobs.create(str(number), {"prompt": PROMPT}, "", replicas)
+                jobs.create(str(number), {"prompt": PROMPT, "seed": number}, "", replicas)
                 # The other machine's workers; of this machine's the store asks the system, too.
                 claimed.append(jobs.claim(f"another/{number}/1/worker"))
             beats, looks = [], []

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import math
 import random
 import sys
 import tempfile
+import types
 import unittest
 from pathlib import Path
 from statistics import mean
@@ -19,7 +20,7 @@ from unittest import mock
 from simulator import POLICIES, Costs, Job, Policy, Result, Waiting, percentile, poisson, simulate, zipf
 
 ONE = [1.0]
-STORE = Path(__file__).parents[2] / "runtime/capi/python/v2l/serve/store.py"
+SERVER = Path(__file__).parents[2] / "runtime/capi/python/v2l/serve"
 
 
 def exponential(rng: random.Random) -> float:
@@ -180,23 +181,23 @@ class Conservation(unittest.TestCase):
 
 class TheServersRule(unittest.TestCase):
     def test_claims_are_those_of_the_servers_store(self) -> None:
-        spec = importlib.util.spec_from_file_location("store", STORE)
-        assert spec is not None and spec.loader is not None
-        store_module: Any = importlib.util.module_from_spec(spec)
-        sys.modules["store"] = store_module
-        spec.loader.exec_module(store_module)
+        # The package itself needs what the wheel brings.
+        package = types.ModuleType("serve")
+        package.__path__ = [str(SERVER)]
+        sys.modules["serve"] = package
+        store_module: Any = importlib.import_module("serve.sqlite_store")
         rng = random.Random(11)
         kinds = set()
-        with tempfile.TemporaryDirectory() as folder, mock.patch.object(store_module, "time") as clock:
-            store = store_module.SqliteStore(Path(folder), "model")
+        with tempfile.TemporaryDirectory() as folder, mock.patch("time.time") as clock:
+            store = store_module.SqliteStore(Path(folder), "model", "engines")
             waiting, ids = Waiting(), []
             now = 1000.0
             for number in range(400):
                 now += rng.expovariate(1.0)
-                clock.time.return_value = now
+                clock.return_value = now
                 if rng.random() < 0.55:
                     job = Job(number, rng.choice(["", "a", "b", "c"]), now, 1.0)
-                    store.create(str(number), {}, job.stack, 1_000)
+                    store.create(str(number), {"prompt": "", "seed": 0}, job.stack, 1_000)
                     waiting.add(job)
                     ids.append(number)
                 else:

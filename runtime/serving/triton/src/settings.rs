@@ -160,12 +160,14 @@ fn complete(config: &mut Json, serves: &Serves) -> Result<(), Failure> {
 
 /// Types that the configuration may declare for a graph's input or output of a type: inputs are converted without loss, outputs are rounded.
 fn taken(place: &str, of: Dtype) -> Vec<Dtype> {
-    let others: &[Dtype] = match (place, of) {
-        (_, Dtype::F32) => &[Dtype::F16, Dtype::Bf16],
-        ("input", Dtype::I64) => &[Dtype::I32, Dtype::F32],
-        _ => &[],
+    let fits = |other: &Dtype| match (place, of) {
+        _ if *other == of => false,
+        (_, Dtype::Bool) => false,
+        ("input", _) => *other != Dtype::Bool,
+        (_, Dtype::F32) => matches!(other, Dtype::F16 | Dtype::Bf16),
+        _ => false,
     };
-    [&[of], others].concat()
+    std::iter::once(of).chain(Dtype::ALL.into_iter().filter(fits)).collect()
 }
 
 /// Checks what the configuration declares against a graph, and gives the types of its outputs.

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import os
+import stat
+import struct
 import threading
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -14,7 +16,36 @@ from .errors import Refused
 
 _ENDING = ".safetensors"
 #: The most adapters of one request.
-_MOST = 16
+MOST = 16
+#: The most files of which is kept whether they can be used.
+_MOST_KNOWN = 4096
+#: The largest header of a file that is read, as the format has it.
+_MOST_HEADER = 100_000_000
+
+
+def is_text(name: str) -> bool:
+    """Whether a name of the file system is text, which an answer can hold and a request can say."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_safetensors(file: Path, size: int) -> bool:
+    """Whether a file has a header of safetensors, and the bytes that the header tells of."""
+    with open(file, "rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_MOST_HEADER, size - 8):
+            return False
+        text = opened.read(length)
+    try:
+        header = json.loads(text)
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        return bool(8 + length + max(ends, default=0) == size and ends)
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        return False
 
 
 def _text(value: Mapping[str, Any], *names: str) -> Optional[str]:
@@ -57,31 +88,62 @@ class Adapters:
 
     def __init__(self, folders: Tuple[Path, ...], two: bool = False) -> None:
         self._two = two
+        self._intact: Dict[Tuple[str, int, int], bool] = {}
         self._folders = [Path(os.path.realpath(folder)) for folder in folders]
 
     def names(self) -> Dict[str, Path]:
-        """Adapters by name: the path below its folder, without the ending. The first folder wins."""
+        """Adapters by name: the path below its folder, without the ending. The first folder wins.
+
+        What no request could use is left out: what is no file, links that lead out, names that are no text, and what is no intact file.
+        """
         found: Dict[str, Path] = {}
         for folder in self._folders:
-            for file in sorted(folder.rglob("*" + _ENDING)):
-                found.setdefault(str(file.relative_to(folder))[: -len(_ENDING)], file)
-        return found
+            for place, _, files in os.walk(folder):
+                for name in files:
+                    file = Path(place, name)
+                    known = str(file.relative_to(folder))[: -len(_ENDING)]
+                    if name.endswith(_ENDING) and is_text(known) and self._inside(file, folder) is not None and self._is_intact(file):
+                        found.setdefault(known, file)
+        return dict(sorted(found.items()))
+
+    def _is_intact(self, file: Path) -> bool:
+        """Whether a file is as long as its header says; each is read once, and again when it has changed."""
+        try:
+            status = os.stat(file)
+            key = (str(file), status.st_size, status.st_mtime_ns)
+            if key not in self._intact:
+                if len(self._intact) >= _MOST_KNOWN:
+                    self._intact.clear()
+                self._intact[key] = is_safetensors(file, status.st_size)
+            return self._intact[key]
+        except OSError:
+            return False
+
+    @staticmethod
+    def _inside(candidate: Path, folder: Path) -> Optional[Path]:
+        """The regular file that a name stands for, if it lies below the folder."""
+        try:
+            file = Path(os.path.realpath(candidate))
+            inside = file.suffix == _ENDING and file.is_relative_to(folder) and stat.S_ISREG(os.stat(file).st_mode)
+        except (OSError, ValueError):
+            # A name that no file can have: too long, or not to be written in the file system's encoding.
+            return None
+        return file if inside else None
 
     def find(self, name: Optional[str], path: Optional[str]) -> Path:
-        """The file of an adapter by its name, or by its path if that lies below a folder."""
+        """The file of an adapter by its name, or by its path below a folder."""
         shown = path or name or ""
-        if "\0" in shown or len(shown) > 1024:
+        parts = Path(shown).parts
+        if "\0" in shown or len(shown) > 1024 or not is_text(shown):
             raise Refused(400, "lora has a name that no file has", "lora")
+        if Path(shown).is_absolute() or ".." in parts:
+            # Nothing is looked up for it: whether it is there would tell what lies outside.
+            raise Refused(400, f"lora is {shown!r:.200}; expected a name or path below the server's folders, without `..`", "lora", "unknown_lora")
         for folder in self._folders:
-            # A path that is absolute stays as it is here, and must come out below the folder like any other.
             for candidate in (folder / shown, folder / (shown + _ENDING)):
-                try:
-                    file = Path(os.path.realpath(candidate))
-                    if file.suffix == _ENDING and file.is_relative_to(folder) and file.is_file():
-                        return file
-                except (OSError, ValueError):
-                    # A name that no file can have: too long, or not to be written in the file system's encoding.
-                    continue
+                file = self._inside(candidate, folder)
+                if file is not None:
+                    return file
         raise Refused(400, f"there is no adapter {shown!r:.200}; GET /v1/list_loras lists all that there are", "lora", "unknown_lora")
 
     def target(self, given: Any) -> int:
@@ -102,8 +164,8 @@ class Adapters:
         if given is None:
             return []
         entries = given if isinstance(given, list) else [given]
-        if len(entries) > _MOST:
-            raise Refused(400, f"lora has {len(entries)} adapters; expected at most {_MOST}", "lora")
+        if len(entries) > MOST:
+            raise Refused(400, f"lora has {len(entries)} adapters; expected at most {MOST}", "lora")
         stack = []
         for entry in entries:
             if isinstance(entry, str):
@@ -176,6 +238,6 @@ class Checker:
                     # The client knows the adapter by its name; where it lies is the server's business.
                     message = str(error).replace(file, Path(file).name)
                     raise Refused(400, message, "lora", "bad_lora") from None
-                if len(self._good) >= 4096:
+                if len(self._good) >= _MOST_KNOWN:
                     self._good.clear()
                 self._good[key] = None

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import logging
 import secrets
 import threading
 import time
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Tuple
+from typing import Any, AsyncIterator, Callable, Dict, List, Optional, Tuple, Type
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 
-from . import fields, metrics, uploads
-from .adapters import TARGET_NAMES, Adapters, Checker, Entry, has_two_transformers, stack_key
+from . import fields, forms, logs, metrics, uploads
+from .adapters import MOST, TARGET_NAMES, Adapters, Checker, Entry, has_two_transformers, stack_key
 from .config import Config
+from .door import KEPT, Door
 from .errors import Refused
 from .guard import Guard
-from .store import Job, QueueFull, Store, open_store
-from .worker import Worker, remove, sweep
+from .health import Health
+from .identity import identified
+from .store import Job, NoSuchJob, QueueFull, Store, open_store
+from .trouble import Trouble
+from .worker import Worker, remove, remove_files, sweep
 
-LOG = logging.getLogger("v2l.serve")
+LOG = logging.getLogger(logs.NAME)
 
 #: How often the server looks whether a synchronous request's video is done that another process makes.
 _POLL = 0.01
+#: HTTP statuses of jobs that have failed, for clients that wait for the video; 500 of others.
+_OF_JOBS = {"invalid_argument": 400, "bad_adapter": 400, "numeric": 400, "unsupported": 501, "memory": 503, "engines_replaced": 503}
 #: How often what is too old is removed.
 _SWEEP = 60.0
 
@@ -43,9 +51,12 @@ class Service:
         for folder in ("uploads", "videos", "predictions"):
             (config.data / folder).mkdir(parents=True, exist_ok=True)
         self.store = open_store(config)
+        #: What is raised while jobs or files cannot be written.
+        self.unwritten: Tuple[Type[Exception], ...] = (OSError, *self.store.errors)
+        self.health = Health(config, self.store, LOG)
         self.adapters = Adapters(config.lora_folders, has_two_transformers(config.engines))
         self.checker = Checker(config.engines)
-        self.defaults = fields.Defaults(config.describe())
+        self.door = Door(config)
         self._draining = False
         self._worker: Optional[Worker] = None
         self._thread: Optional[threading.Thread] = None
@@ -81,12 +92,8 @@ class Service:
             if not isinstance(given, dict):
                 raise Refused(400, "the body is not a JSON object; expected one with the fields of a request")
         elif kind in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            try:
-                form = await request.form(max_files=4, max_fields=64, max_part_size=self.config.max_json)
-            except (MultiPartException, HTTPException) as error:
-                raise Refused(400, f"the form is malformed: {getattr(error, 'detail', None) or getattr(error, 'message', '')}"[:200]) from None
             texts: List[Tuple[str, str]] = []
-            for name, value in form.multi_items():
+            for name, value in await forms.read(request, kind, self.config.max_json):
                 if isinstance(value, UploadFile):
                     what = fields.FILES.get(name)
                     if what is None:
@@ -111,9 +118,18 @@ class Service:
         if self.draining:
             raise Refused(503, "the server is shutting down; send this to another server, or again later")
         checked, files = await self.read(request)
-        values = fields.plain(checked, self.config, self.defaults)
-        if ("reference" in files or values.get("effect")) and not self.defaults.predicts:
+        try:
+            return await self._created(checked, files)
+        finally:
+            for _, content in files.values():
+                if isinstance(content, UploadFile):
+                    content.file.close()
+
+    async def _created(self, checked: fields.VideoRequest, files: Dict[str, Tuple[str, Any]]) -> Job:
+        values = fields.plain(checked, self.config)
+        if ("reference" in files or values.get("effect")) and not self.door.predicts:
             raise Refused(400, "this model has no predictor; leave out references and effect", "reference_video", "unsupported")
+        fields.without_effect(values, "reference" in files)
         if checked.user:
             LOG.info("a request of user %r", checked.user)
         return await run_in_threadpool(self._create, checked, values, files)
@@ -131,6 +147,7 @@ class Service:
             for what, (name, content) in files.items():
                 folder.mkdir(exist_ok=True)
                 values[what], values[f"{what}_hash"] = self._save(folder / what, name, what, content)
+            values["resolved"] = self.door.resolved(values, {what: name for what, (name, _) in files.items()})
             try:
                 return self.store.create(id, values, stack_key(values), self.config.max_queued)
             except QueueFull as full:
@@ -164,10 +181,11 @@ class Service:
 
     def shown(self, job: Job) -> Dict[str, Any]:
         """A job as clients see it."""
-        request, defaults = job.request, self.defaults
-        width, height = request.get("width") or defaults.width, request.get("height") or defaults.height
-        fps = request.get("fps") or defaults.fps
-        frames = request.get("num_frames") or defaults.num_frames
+        request = job.request
+        # What the request comes to, and once there is a video what is in it. Jobs of earlier servers say neither.
+        made: Dict[str, Any] = {**dict.fromkeys(KEPT), **(request.get("resolved") or {}), **(job.made or {})}
+        if job.made is not None:
+            made["seconds"] = made["num_frames"] / made["fps"]
         error = None if job.error_code is None else {"code": job.error_code, "message": job.error_message}
         return {
             "id": job.id,
@@ -179,16 +197,18 @@ class Service:
             "created_at": int(job.created),
             "completed_at": None if job.completed is None else int(job.completed),
             "expires_at": None if job.completed is None else int(job.completed + self.config.keep),
-            "size": f"{width}x{height}" if width and height else None,
-            "seconds": f"{frames / fps:g}",
+            "size": None if made["width"] is None else f"{made['width']}x{made['height']}",
+            "seconds": None if made["seconds"] is None else f"{made['seconds']:g}",
             "quality": "standard",
             "remixed_from_video_id": None,
             "error": error,
             "media_type": "video/mp4",
             "file_name": f"{job.id}.mp4" if job.file else None,
             "seed": request["seed"],
-            "num_frames": frames,
-            "fps": fps,
+            "num_frames": made["num_frames"],
+            "fps": made["fps"],
+            "num_inference_steps": made["num_inference_steps"],
+            "warnings": made["warnings"],
             "attempts": job.attempts,
             "inference_time_s": job.durations.get("total"),
             "stage_durations": {phase: time for phase, time in job.durations.items() if phase != "total"},
@@ -215,15 +235,18 @@ class Service:
 
     def delete(self, id: str) -> None:
         """Cancels a job and forgets it with all that belongs to it."""
+        # On a full disk the store can be changed once there is room.
+        remove_files(self.config, id)
         self.store.delete(id)
-        remove(self.config.data / "uploads" / id)
-        for file in (self.config.data / "videos").glob(f"{id}.*"):
-            remove(file)
+        # What its worker wrote meanwhile.
+        remove_files(self.config, id)
 
 
 def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = None) -> FastAPI:
     """The application over an engine directory. ``dispatch`` starts what gives jobs to workers elsewhere, and gives what ends it."""
+    config = identified(config)
     service = Service(config)
+    trouble = Trouble(LOG)
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -246,17 +269,32 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
     @app.exception_handler(Refused)
     async def refused(_request: Request, error: Refused) -> JSONResponse:
         headers = {"Retry-After": "5"} if error.status in (429, 503) else {}
-        if error.status == 413:
-            # Nobody reads the rest.
-            headers["Connection"] = "close"
         return JSONResponse(error.body(), error.status, headers)
 
     @app.exception_handler(HTTPException)
     async def unknown(_request: Request, error: HTTPException) -> JSONResponse:
-        return JSONResponse(Refused(error.status_code, str(error.detail)).body(), error.status_code)
+        return JSONResponse(Refused(error.status_code, str(error.detail)).body(), error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = ".".join(str(place) for place in first["loc"][1:])[:80]
+        return await refused(request, Refused(400, f"{name}: {first['msg']}"[:300], name))
+
+    @app.exception_handler(OSError)
+    async def no_room(request: Request, error: OSError) -> JSONResponse:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
+            return await unexpected(request, error)
+        LOG.error("uploads cannot be kept: %s", error)
+        return await refused(request, Refused(503, "the server has no room for uploads now; try again later"))
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, _error: Exception) -> JSONResponse:
+        return await refused(request, Refused(500, "the server failed; its log says why"))
 
     async def lost(_request: Request, error: Exception) -> JSONResponse:
-        LOG.error("the jobs cannot be read or written: %s", error)
+        trouble.failed("the jobs cannot be read or written", error)
         told = Refused(503, "the jobs cannot be read or written now, and are kept; try again later")
         return JSONResponse(told.body(), 503, {"Retry-After": "5"})
 
@@ -265,9 +303,11 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
 
     @app.get("/health")
     def health() -> JSONResponse:
-        """200 while requests are taken; 503 while the server ends, or while its jobs cannot be read."""
+        """200 while requests are taken; 503 while the server ends, or while its jobs cannot be read or written."""
         service.store.statuses()
         draining = service.draining
+        if not draining and not service.health.is_well():
+            raise Refused(503, "jobs and videos cannot be written now, or could not ten seconds ago; try again later")
         return JSONResponse({"status": "draining" if draining else "ok"}, 503 if draining else 200)
 
     @app.get("/metrics")
@@ -311,8 +351,7 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
             gone.cancel()
             service.store.watchers.remove(wake)
         if job.error_code is not None:
-            status = {"invalid_argument": 400, "bad_adapter": 400, "unsupported": 501, "memory": 503}.get(job.error_code, 500)
-            raise Refused(status, job.error_message or "", None, job.error_code)
+            raise Refused(_OF_JOBS.get(job.error_code, 500), job.error_message or "", None, job.error_code)
         headers = {"X-Request-Id": id, "X-Model": job.model, "X-Inference-Time-S": f"{job.durations.get('total', 0.0):.3f}"}
         return FileResponse(await run_in_threadpool(service.file, job), media_type="video/mp4", headers=headers)
 
@@ -321,7 +360,10 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
         """The videos, newest first unless ``order`` is ``asc``."""
         if not 1 <= limit <= 100 or order not in ("asc", "desc"):
             raise Refused(400, "limit is 1 to 100, order asc or desc", "limit")
-        found = service.store.list(limit + 1, after, order == "asc")
+        try:
+            found = service.store.list(limit + 1, after, order == "asc")
+        except NoSuchJob:
+            raise Refused(404, f"there is no video {after!r:.80}, and none was deleted lately; list from the beginning", "after") from None
         data = [service.shown(job) for job in found[:limit]]
         ids = [video["id"] for video in data]
         first, last = (ids[0], ids[-1]) if ids else (None, None)
@@ -354,7 +396,7 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
             raise Refused(415, "the body is not JSON; send it with Content-Type: application/json")
         given = fields.parsed(await request.body(), "the body")
         stack = await run_in_threadpool(_stack_of, service, given)
-        service.store.set_state("lora", {"stack": stack, "active": True})
+        await run_in_threadpool(service.store.set_state, "lora", {"stack": stack, "active": True})
         return {"status": "success", "adapters": [{key: entry[key] for key in ("nickname", "strength")} for entry in stack]}
 
     def switch(active: bool) -> Dict[str, Any]:
@@ -383,6 +425,10 @@ def create_app(config: Config, dispatch: Optional[Callable[[Service], Any]] = No
         known = [{"nickname": name, "path": f"{name}.safetensors"} for name in service.adapters.names()]
         return {"loaded_adapters": known, "active": active}
 
+    # HTTP asks for HEAD wherever GET is.
+    for route in app.routes[:]:
+        if isinstance(route, APIRoute) and route.methods == {"GET"}:
+            app.add_api_route(route.path, route.endpoint, methods=["HEAD"], include_in_schema=False)
     return app
 
 
@@ -400,6 +446,8 @@ def _stack_of(service: Service, given: Any) -> List[Dict[str, Any]]:
     names, paths = listed(given.get("lora_nickname")), listed(given.get("lora_path"))
     targets, strengths = listed(given.get("target")), listed(given.get("strength", 1.0))
     count = max(len(names), len(paths))
+    if count > MOST:
+        raise Refused(400, f"lora_nickname has {count} adapters; expected at most {MOST}", "lora_nickname")
     if any(len(values) not in (1, count) for values in (names, paths, targets, strengths)):
         raise Refused(400, f"lists of different lengths; expected {count} of each, or one", "lora_nickname")
     stack: List[Dict[str, Any]] = []
@@ -442,6 +490,8 @@ async def _sweep(service: Service) -> None:
     while True:
         try:
             await run_in_threadpool(sweep, service.store, service.config)
+        except service.unwritten as error:
+            LOG.error("what is too old could not be removed: %s", error)
         except Exception:
             LOG.exception("what is too old could not be removed")
         await asyncio.sleep(_SWEEP)

@@ -25,7 +25,9 @@ from typing import Any, Callable, Dict, List
 
 from .app import Service, create_app, waited, watch
 from .config import Config
+from .identity import identified
 from .store import Job, open_store
+from .trouble import Trouble
 from .worker import Worker
 
 LOG = logging.getLogger("v2l.serve")
@@ -71,13 +73,17 @@ class Engine:
 
     def _watch(self, ended_by_ray: Callable[[], bool]) -> None:
         """Puts the job back in good time when Ray ends this replica, or the cluster ends."""
+        trouble, what = Trouble(LOG), "whether the cluster ends cannot be read"
         while True:
             try:
                 if ended_by_ray() or self._store.is_ending(self._told.generation):
                     self._worker.stop()
                     return
+                trouble.went(what)
+            except self._store.errors as error:
+                trouble.failed(what, error)
             except Exception:
-                LOG.exception("whether the cluster ends cannot be read")
+                LOG.exception(what)
             time.sleep(_ASK)
 
     async def make(self, id: str) -> bool:
@@ -123,14 +129,18 @@ async def _dispatch(service: Service, handle: Any) -> None:
         return service.store.queued()
 
     changed, _ = watch(service.store)
+    trouble, what = Trouble(LOG), "the queue cannot be read"
     while True:
         try:
             ending = await asyncio.to_thread(service.store.is_ending, service.config.generation)
             for job in [] if ending else await asyncio.to_thread(waiting):
                 if job.id not in sent:
                     sent[job.id] = asyncio.create_task(send(job))
+            trouble.went(what)
+        except service.store.errors as error:
+            trouble.failed(what, error)
         except Exception:
-            LOG.exception("the queue cannot be read")
+            LOG.exception(what)
         for id in [id for id, task in sent.items() if task.done()]:
             del sent[id]
         await waited(changed, _LOOK)
@@ -139,6 +149,8 @@ async def _dispatch(service: Service, handle: Any) -> None:
 def _deployed(config: Config, fewest: int, most: int) -> Any:
     """The application for ``ray.serve.run``."""
     serve: Any = importlib.import_module("ray.serve")
+    # Replicas elsewhere must find the same engines.
+    config = identified(config)
     text = config.to_json()
 
     def build() -> Any:
@@ -217,7 +229,7 @@ def serve(config: Config, host: str, port: int, fewest: int, most: int) -> None:
     if "RAY_ADDRESS" not in os.environ:
         # Ray's count of processors only books replicas; a machine with one may have several.
         alone = {"address": "local", "num_cpus": max(os.cpu_count() or 1, most + 1), "include_dashboard": False, "log_to_driver": False}
-    config = dataclasses.replace(config, generation=secrets.token_hex(8))
+    config = dataclasses.replace(identified(config), generation=secrets.token_hex(8))
     store = open_store(config)
     ray.init(logging_level=logging.WARNING, **alone)
     # Ray has put its own functions here, which end the process at once.

@@ -9,19 +9,24 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-from .config import Config
-from .store import open_store
+from . import logs
+from .config import Config, warning_of
+from .identity import identity_of
+from .store import WAY_OUT, Unusable, open_store
 
 LOG = logging.getLogger("v2l.serve")
 
 #: The longest head of a request.
 _HEAD = 32 * 1024
+#: How long nothing is said of a store that does not answer.
+_SILENCE = 2.0
 #: Connections at the same time; more are answered with 503.
 _CONNECTIONS = 256
 
@@ -43,13 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine alone)")
     add("--port", type=int, default=8000, help="port to listen on; 0 is any (default: %(default)s)")
     add("--model", help="what clients call the model (default: the folder's name)")
-    add("--data", type=Path, help="folder of jobs and videos (default: v2l/serve/MODEL in the user's state folder)")
+    add("--data", type=Path, help="folder of jobs and videos (default: v2l/serve/MODEL-HASH in the user's state folder, with the hash of the engines)")
     add("--store", metavar="URL", help="Redis that keeps the jobs, redis://HOST:PORT/NUMBER (default: V2L_STORE, else SQLite in --data)")
     add("--lora-folder", type=Path, action="append", default=[], help="folder whose adapters clients may name; repeatable")
     add("--api-key-file", type=Path, help="file with the key that clients must send; V2L_API_KEY serves, too")
     add("--max-queued", type=int, default=64, help="jobs that may wait (default: %(default)s)")
     add("--max-upload-mib", type=int, default=256, help="largest request with files (default: %(default)s)")
     add("--max-seconds", type=float, default=0.0, help="how long a video may take; 0 is without end (default: 0)")
+    add("--max-times", type=float, default=4.0, help="pixels of a video, in videos of the model's own size and length; 0 is without end (default: 4)")
     add("--keep-hours", type=float, default=24.0, help="how long videos are kept (default: %(default)s)")
     add("--drain-seconds", type=float, default=10.0, help="how long a video may finish when the server ends (default: %(default)s)")
     add("--workers", type=int, default=0, metavar="N", help="processes that make videos; 0 makes them in the server (default: 0)")
@@ -67,9 +73,13 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _key(file: Optional[Path]) -> Optional[str]:
-    key = file.read_text().strip() if file is not None else os.environ.get("V2L_API_KEY", "").strip()
+    written = file.read_bytes().decode("utf-8", "surrogateescape") if file is not None else os.environ.get("V2L_API_KEY", "")
+    key = written.strip()
     if file is not None and not key:
         raise ValueError(f"{file} holds no key")
+    warning = warning_of(key)
+    if warning is not None:
+        LOG.warning("%s", warning)
     return key or None
 
 
@@ -89,6 +99,7 @@ def _config(options: argparse.Namespace) -> Config:
 
     engines = _engines(options.engines)
     model = options.model or options.engines.resolve().name
+    identity = identity_of(engines)
     home = os.environ.get("XDG_STATE_HOME")
     state = Path(home) if home else Path.home() / ".local" / "state"
     pipeline: Dict[str, Any] = {}
@@ -103,7 +114,8 @@ def _config(options: argparse.Namespace) -> Config:
             raise NotADirectoryError(f"--lora-folder {folder}: there is no such folder")
     return Config(
         engines=engines,
-        data=(options.data or state / "v2l" / "serve" / model.replace(os.sep, "_")).absolute(),
+        # Folders of engines have the same names again and again.
+        data=(options.data or state / "v2l" / "serve" / f"{model.replace(os.sep, '_')}-{identity[:12]}").absolute(),
         store=os.environ.get("V2L_STORE", "") if options.store is None else options.store,
         model=model,
         lora_folders=tuple(folder.resolve() for folder in options.lora_folder),
@@ -111,13 +123,36 @@ def _config(options: argparse.Namespace) -> Config:
         max_queued=options.max_queued,
         max_upload=options.max_upload_mib << 20,
         max_seconds=options.max_seconds,
+        max_times=options.max_times,
         keep=options.keep_hours * 3600,
         drain=options.drain_seconds,
         in_process=options.workers == 0,
         affinity=not options.no_affinity,
         patience=options.patience_seconds,
+        identity=identity,
         pipeline=pipeline,
     )
+
+
+def _prepare(config: Config) -> None:
+    """Makes the folders and the store, and mends what can be; :class:`Unusable` if they cannot be used."""
+    try:
+        for folder in ("uploads", "videos", "predictions"):
+            (config.data / folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=config.data) as file:
+            file.write(b"v2l")
+    except OSError as error:
+        raise Unusable(f"the folder {config.data} cannot be written: {error.strerror or error}; {WAY_OUT}", 9) from None
+    waits = threading.Timer(_SILENCE, LOG.warning, ["waiting for the store, which another program may hold"])
+    waits.start()
+    try:
+        broken = open_store(config).mend()
+    except UnicodeEncodeError:
+        raise Unusable(f"the name {config.model!r} is not UTF-8; give another with --model", 2) from None
+    finally:
+        waits.cancel()
+    if broken:
+        LOG.warning("%s jobs of the store could not be read, and have failed", broken)
 
 
 class Crew:
@@ -161,8 +196,9 @@ def _serve(config: Config, options: argparse.Namespace) -> None:
 
     from .app import create_app
 
-    crew = Crew(config, options.workers) if options.workers else None
     app = create_app(config)
+    # After what may fail.
+    crew = Crew(config, options.workers) if options.workers else None
 
     class Server(uvicorn.Server):
         """Answers while the video at work is finished, and closes its port after that; at a second signal, at once."""
@@ -214,9 +250,7 @@ def _serve(config: Config, options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Runs the command; gives its exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(
-        level=logging.ERROR if options.quiet else logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S"
-    )
+    logs.configure(logging.ERROR if options.quiet else logging.INFO, datefmt="%H:%M:%S")
     missing = [name for name in ("fastapi", "uvicorn", "multipart", "prometheus_client") if importlib.util.find_spec(name) is None]
     if missing:
         print(f"v2l serve: {', '.join(missing)} is not installed; pip install 'v2l[serve]'", file=sys.stderr)
@@ -236,23 +270,24 @@ def main(arguments: Sequence[str]) -> int:
         print("v2l serve: redis is not installed, and --store needs it; pip install 'v2l[redis]'", file=sys.stderr)
         return 6
     try:
-        open_store(config)
-    except ConnectionError as error:
+        _prepare(config)
+    except Unusable as error:
         print(f"v2l serve: {error}", file=sys.stderr)
-        return 6
-    except (OSError, ValueError) as error:
-        print(f"v2l serve: {error}", file=sys.stderr)
-        return 2
+        return error.code
     if not config.api_key and options.host not in ("127.0.0.1", "::1", "localhost"):
         LOG.warning("whoever reaches %s may use this server; --api-key-file asks for a key", options.host)
     LOG.info("serving %s as %s; jobs and videos lie in %s", config.engines, config.model, config.data)
-    if with_ray:
-        from . import cluster
+    try:
+        if with_ray:
+            from . import cluster
 
-        fewest, most = options.replicas
-        cluster.serve(config, options.host, options.port, fewest, most)
-    else:
-        _serve(config, options)
+            fewest, most = options.replicas
+            cluster.serve(config, options.host, options.port, fewest, most)
+        else:
+            _serve(config, options)
+    except Unusable as error:
+        print(f"v2l serve: {error}", file=sys.stderr)
+        return error.code
     return 0
 
 

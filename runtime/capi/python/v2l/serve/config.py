@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 _MIB = 1 << 20
+
+
+def _spellings(key: str) -> List[bytes]:
+    """The bytes that a key is sent as."""
+    spelled = [key.encode("utf-8", "surrogateescape")]
+    with contextlib.suppress(UnicodeError):
+        spelled.append(key.encode("latin-1"))
+    return spelled
+
+
+def warning_of(key: str) -> Optional[str]:
+    """Why clients may not be able to send a key; ``None`` if all can."""
+    if any(ord(character) < 32 or ord(character) == 127 for character in key):
+        return "the key holds a line break or another control character, which no header can carry: no client can send it"
+    if not key.isascii():
+        return "the key has characters outside ASCII: clients must send it in UTF-8 or Latin-1, and some can do neither"
+    return None
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,8 @@ class Config:
     max_side: int = 2048
     #: The most frames of a video.
     max_frames: int = 1024
+    #: The most pixels of a video, all frames together, as a multiple of those of the model's own video; 0 is without end.
+    max_times: float = 4.0
     #: The most steps of a sampler.
     max_steps: int = 200
     #: How long finished videos are kept.
@@ -56,6 +76,8 @@ class Config:
     in_process: bool = True
     #: The name of the cluster that this process belongs to; the store says to all of its processes when it ends.
     generation: str = ""
+    #: The hash of the engines, which jobs belong to; see :func:`v2l.serve.identity.identity_of`. It is taken when the server begins.
+    identity: str = ""
     #: Options of :class:`v2l.Pipeline`.
     pipeline: Dict[str, Any] = field(default_factory=dict)
 
@@ -63,8 +85,12 @@ class Config:
         """True if a request with this ``Authorization`` may come in."""
         if self.api_key is None:
             return True
-        expected = f"Bearer {self.api_key}".encode()
-        return hmac.compare_digest(header.encode("utf-8", "surrogateescape"), expected)
+        # The header comes as Latin-1, byte for byte.
+        scheme, _, given = header.partition(" ")
+        sent = given.strip(" ").encode("latin-1", "replace")
+        # Clients send what is not ASCII in UTF-8, or in Latin-1 as some libraries do.
+        same = [hmac.compare_digest(sent, key) for key in _spellings(self.api_key)]
+        return scheme.lower() == "bearer" and any(same)
 
     def describe(self) -> Dict[str, Any]:
         """``pipeline.json`` of the engine directory."""

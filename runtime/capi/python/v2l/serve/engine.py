@@ -11,9 +11,25 @@ from typing import Any, Callable, Dict, Hashable, List, Mapping, Optional, Tuple
 import v2l
 
 from .config import Config
+from .identity import check
 
 _MOST_ADAPTERS = 16
 _RANGES = {None: v2l.Range.DEFAULT, "unit": v2l.Range.UNIT, "signed": v2l.Range.SIGNED}
+
+
+#: Files of a job's request that are frames of its video.
+FILES = ("image", "last_image")
+#: What a job's request calls what :meth:`v2l.Pipeline.generate` takes, where the names differ.
+_NAMES = {"flow_shift": "shift"}
+_ARGUMENTS = (
+    "prompt", "negative_prompt", *FILES, "width", "height", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale",
+    "guidance_scale_2", "scheduler", "flow_shift", "boundary_ratio", "controls", "seed",
+)
+
+
+def arguments(request: Mapping[str, Any]) -> Dict[str, Any]:
+    """The arguments of :meth:`v2l.Pipeline.generate` for a job's request; adapters are not among them."""
+    return {_NAMES.get(name, name): request[name] for name in _ARGUMENTS if request.get(name) is not None}
 
 
 def _strength(request: Mapping[str, Any], name: str) -> float:
@@ -28,8 +44,10 @@ class Generator:
         self._options = dict(config.pipeline)
         self._options.setdefault("prediction_cache", config.data / "predictions")
         self._options.setdefault("fused_cache", config.data / "fused")
-        self._engines = config.engines
+        self._config = config
         self._pipeline = v2l.Pipeline(config.engines, **self._options)
+        # What was opened is what the server began with, or is not used.
+        check(config)
         self._predictor: Optional[v2l.Predictor] = None
         self._kept: "collections.OrderedDict[Hashable, v2l.Adapter]" = collections.OrderedDict()
         self._set: Optional[Tuple[Tuple[Hashable, float], ...]] = None
@@ -93,7 +111,9 @@ class Generator:
 
     def _predicting(self) -> v2l.Predictor:
         if self._predictor is None:
-            self._predictor = v2l.Predictor(self._engines, **self._options)
+            predictor = v2l.Predictor(self._config.engines, **self._options)
+            check(self._config)
+            self._predictor = predictor
         return self._predictor
 
     def run(
@@ -124,27 +144,7 @@ class Generator:
             self._pipeline.set_adapters([(adapter, strength) for _, adapter, strength in stack], cancel=cancel)
             self._set = wanted
         ended("prepare")
-        self._pipeline.generate(
-            request["prompt"],
-            negative_prompt=request.get("negative_prompt"),
-            image=request.get("image"),
-            last_image=request.get("last_image"),
-            width=request.get("width") or 0,
-            height=request.get("height") or 0,
-            num_frames=request.get("num_frames") or 0,
-            fps=request.get("fps") or 0.0,
-            num_inference_steps=request.get("num_inference_steps") or 0,
-            guidance_scale=request.get("guidance_scale"),
-            guidance_scale_2=request.get("guidance_scale_2"),
-            scheduler=request.get("scheduler"),
-            shift=request.get("flow_shift"),
-            boundary_ratio=request.get("boundary_ratio"),
-            controls=request.get("controls"),
-            seed=request["seed"],
-            file=file,
-            progress=on_progress,
-            cancel=cancel,
-        )
+        self._pipeline.generate(**arguments(request), file=file, progress=on_progress, cancel=cancel)
         ended("done")
         durations["total"] = time.monotonic() - began
         return durations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -37,14 +37,17 @@ class VideoRequest(BaseModel):
     scheduler: Optional[str] = Field(None, max_length=64)
     seed: Optional[int] = Field(None, ge=0, le=_MOST_SEED, description="One is drawn, and said, if none is given.")
     user: Optional[str] = Field(None, max_length=256)
-    lora: Optional[Any] = Field(None, description="An adapter {name or path, scale}, or a list of such.")
-    image_reference: Optional[Dict[str, str]] = Field(None, description="{image_url}: the first frame, as a data: URL.")
+    lora: Optional[Any] = Field(None, description="An adapter {name or path, scale}, or a list of such; an empty list is none.")
+    input_reference: Optional[Dict[str, str]] = Field(None, description="{image_url}: the first frame, as a data: URL; in forms a file.")
+    image_reference: Optional[Dict[str, str]] = Field(None, description="The same as input_reference.")
+    last_image: Optional[Dict[str, str]] = Field(None, description="{image_url}: the last frame, as a data: URL; in forms a file.")
     video_reference: Optional[Dict[str, str]] = Field(None, description="{video_url}: what the predictor reads, as a data: URL.")
     effect_reference: Optional[Dict[str, str]] = Field(None, description="The same as video_reference.")
     reference_strength: Optional[float] = Field(None, ge=-100, le=100)
     reference_range: Optional[str] = Field(None, pattern="^(unit|signed)$")
     effect: Optional[str] = Field(None, max_length=20_000, description="A prompt for a predictor that reads one.")
     effect_strength: Optional[float] = Field(None, ge=-100, le=100)
+    generator_device: Optional[str] = Field(None, max_length=64, description="Taken, and changes nothing: noise does not depend on a device.")
     extra_params: Optional[Dict[str, Any]] = Field(None, description="The fields below `lora`, under another roof.")
 
 
@@ -55,7 +58,15 @@ FILES = {
     "reference_video": "reference",
     "effect_reference": "reference",
 }
-_URLS = {"image_reference": ("image_url", "image"), "video_reference": ("video_url", "reference"), "effect_reference": ("video_url", "reference")}
+_URLS = {
+    "input_reference": ("image_url", "image"),
+    "image_reference": ("image_url", "image"),
+    "last_image": ("image_url", "last_image"),
+    "video_reference": ("video_url", "reference"),
+    "effect_reference": ("video_url", "reference"),
+}
+#: Fields that are JSON text in forms, where they begin like it.
+_STRUCTURED = ("lora", "extra_params", "controls", *_URLS)
 _EXTRA = {"reference_strength", "reference_range", "effect", "effect_strength", "effect_reference", "scheduler", "flow_shift", "guidance_scale_2", "boundary_ratio", "controls"}
 #: Fields of the dialect that v2l does not have, and the values that change nothing.
 _WITHOUT: Dict[str, Tuple[Any, ...]] = {
@@ -73,32 +84,68 @@ _WITHOUT: Dict[str, Tuple[Any, ...]] = {
 }
 
 
+#: Names of members of an adapter that name it. In a list of a form only one of them tells adapters apart.
+_NAMING = ("name", "lora_name", "adapter", "path", "local_path", "lora_path")
+_WAY_OUT = "send the list as JSON text in the field lora"
+_MOST_MEMBERS = 32
+
+
 def form_fields(items: List[Tuple[str, str]]) -> Dict[str, Any]:
-    """The text fields of a form; objects are JSON, or come one member a field, as `lora[name]`."""
+    """The text fields of a form. Objects are JSON, or come one member a field, as `lora[name]`; lists of them as `lora[][name]`."""
     fields: Dict[str, Any] = {}
+    lists: Dict[str, List[Tuple[str, str]]] = {}
     for name, text in items:
-        member = re.fullmatch(r"(\w+)\[(\w+)\]", name)
-        whole = re.fullmatch(r"(\w+)(?:\[\])?\[(\w+)\]", name)
-        if member is not None:
-            inside = fields.setdefault(member.group(1), {})
-        elif whole is not None:
-            # A list of objects: each begins where a member comes again.
-            entries = fields.setdefault(whole.group(1), [{}])
-            if not isinstance(entries, list):
-                raise Refused(400, f"{whole.group(1)} is given twice", whole.group(1))
-            if whole.group(2) in entries[-1]:
-                entries.append({})
-            inside = entries[-1]
-        else:
+        found = re.fullmatch(r"(\w+)(\[\])?(?:\[(\w+)\])?", name, re.ASCII)
+        if found is None or found.group(0) == found.group(1):
             if name in fields:
-                raise Refused(400, f"{name} is given twice", name)
-            structured = name in ("lora", "extra_params", "controls", *_URLS) and text[:1] in ("{", "[")
+                raise Refused(400, f"{name[:80]} is given twice", name[:80])
+            structured = name in _STRUCTURED and text[:1] in ("{", "[")
             fields[name] = parsed(text.encode(), name) if structured else text
-            continue
-        if not isinstance(inside, dict) or len(inside) > 32:
-            raise Refused(400, f"{name} does not fit the fields before it", name)
-        inside[(member or whole).group(2)] = text  # type: ignore[union-attr]
+        elif found.group(2):
+            lists.setdefault(found.group(1), []).append((found.group(3) or "", text))
+        else:
+            inside = fields.setdefault(found.group(1), {})
+            member = found.group(3)
+            if not isinstance(inside, dict) or len(inside) >= _MOST_MEMBERS:
+                raise Refused(400, f"{name[:80]} does not fit the fields before it", name[:80])
+            if member in inside:
+                raise Refused(400, f"{name[:80]} is given twice", name[:80])
+            inside[member] = text
+    for name, members in lists.items():
+        if name != "lora" or name in fields:
+            wrong = "is given twice" if name in fields else "is no list"
+            raise Refused(400, f"{name[:80]} {wrong}", name[:80])
+        fields[name] = _adapters(members)
     return fields
+
+
+def _adapters(members: List[Tuple[str, str]]) -> List[Any]:
+    """The adapters of a form's `lora[]` or `lora[][member]` fields.
+
+    Clients differ in the order of these fields: OpenAI's sends all names before the first scale. So which scale is for which name is certain
+    only where each adapter has every member.
+    """
+    columns: Dict[str, List[str]] = {}
+    for member, text in members:
+        columns.setdefault(member, []).append(text)
+    if list(columns) == [""]:
+        return list(columns[""])
+    counts = {member: len(texts) for member, texts in columns.items()}
+    naming = [member for member in columns if member in _NAMING]
+    if "" in columns or len(naming) > 1 or len(set(counts.values())) > 1:
+        shown = ", ".join(f"{count} of lora[]{f'[{member}]' if member else ''}" for member, count in list(counts.items())[:8])
+        raise Refused(400, f"the form has {shown[:200]}: which belong together is not certain; {_WAY_OUT}", "lora")
+    return [dict(zip(columns, entry)) for entry in zip(*columns.values())]
+
+
+def _object(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
+    """A JSON object, in which no name comes twice."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refused(400, f"{twice!r:.80} is given twice", None if len(twice) > 80 else twice)
+    return made
 
 
 def parsed(text: bytes, what: str) -> Any:
@@ -108,7 +155,7 @@ def parsed(text: bytes, what: str) -> Any:
         raise ValueError(name)
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_pairs_hook=_object)
     except RecursionError:
         raise Refused(400, f"{what} is nested too deeply", what) from None
     except ValueError:
@@ -120,7 +167,9 @@ def checked(fields: Dict[str, Any]) -> VideoRequest:
     for name in [*fields]:
         if name in _WITHOUT or name.startswith(("control_", "audio_", "rollout_", "frame_interpolation_")):
             value = fields.pop(name)
-            if value is not None and value != "" and value not in _WITHOUT.get(name, ()):
+            # A form has text for everything.
+            same = [other for one in _WITHOUT.get(name, ()) for other in (one, json.dumps(one), str(one))]
+            if value is not None and value != "" and value not in same:
                 raise Refused(400, f"{name} is not supported by this server; leave it out", name, "unsupported")
     try:
         request = VideoRequest.model_validate(fields)
@@ -153,28 +202,8 @@ def urls(request: VideoRequest) -> Dict[str, Tuple[str, str]]:
     return found
 
 
-class Defaults:
-    """What the engine directory says of requests that say nothing."""
-
-    def __init__(self, description: Mapping[str, Any]) -> None:
-        defaults = description.get("defaults") or {}
-        vae = description.get("vae") or {}
-        self.fps = float(defaults.get("fps") or 8)
-        self.num_frames = int(defaults.get("num_frames") or 49)
-        self.num_inference_steps = int(defaults.get("num_inference_steps") or 50)
-        self.width: Optional[int] = defaults.get("width") or vae.get("sample_width")
-        self.height: Optional[int] = defaults.get("height") or vae.get("sample_height")
-        #: Frames that one latent frame stands for, but for the first.
-        self.ratio = int(vae.get("temporal_compression_ratio") or 4)
-        self.predicts = "hypernetwork" in (description.get("components") or {})
-
-    def frames(self, seconds: float, fps: float) -> int:
-        """The number of frames that lasts about so long and that the model makes."""
-        return self.ratio * max(0, round(seconds * fps / self.ratio)) + 1
-
-
-def plain(request: VideoRequest, config: Config, defaults: Defaults) -> Dict[str, Any]:
-    """The numbers of a request, within the server's limits, as a job keeps them."""
+def plain(request: VideoRequest, config: Config) -> Dict[str, Any]:
+    """What a request says, within the server's limits, as a job keeps it. What the model makes of it is the runtime's to say."""
     if request.model is not None and request.model != config.model:
         raise Refused(404, f"there is no model {request.model!r:.100}; this server has {config.model!r}", "model", "model_not_found")
     width, height = request.width, request.height
@@ -185,26 +214,38 @@ def plain(request: VideoRequest, config: Config, defaults: Defaults) -> Dict[str
             raise Refused(400, f"{name} is {side}; expected 1 to {config.max_side}", "size" if request.size else name)
     if (width is None) != (height is None):
         raise Refused(400, "width and height belong together; give both, or size", "width" if width is None else "height")
-    fps = request.fps
-    frames = request.num_frames
-    if frames is None and request.seconds is not None:
-        frames = defaults.frames(request.seconds, fps or defaults.fps)
     for field, number, most in (
-        ("num_frames", frames, config.max_frames),
+        ("num_frames", request.num_frames, config.max_frames),
         ("num_inference_steps", request.num_inference_steps, config.max_steps),
     ):
         if number is not None and number > most:
             raise Refused(400, f"{field} is {number}; expected at most {most}", field)
     values = request.model_dump(
         include={
-            "prompt", "negative_prompt", "num_inference_steps", "guidance_scale", "guidance_scale_2", "flow_shift",
-            "scheduler", "seed", "boundary_ratio", "controls", "reference_strength", "reference_range", "effect", "effect_strength",
+            "prompt", "negative_prompt", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2",
+            "flow_shift", "scheduler", "seed", "boundary_ratio", "controls", "reference_strength", "reference_range", "effect",
+            "effect_strength",
         },
         exclude_none=True,
     )
-    if "\0" in values["prompt"] or "\0" in values.get("negative_prompt", "") or "\0" in values.get("effect", ""):
-        raise Refused(400, "a prompt has the character NUL", "prompt")
-    for name, value in (("width", width), ("height", height), ("num_frames", frames), ("fps", fps)):
-        if value is not None:
-            values[name] = value
+    for name in ("prompt", "negative_prompt", "effect", "scheduler"):
+        if "\0" in values.get(name, ""):
+            raise Refused(400, f"{name} has the character NUL", name)
+    if any("\0" in name for name in values.get("controls", {})):
+        raise Refused(400, "controls has a name with the character NUL", "controls")
+    if width is not None:
+        values["width"], values["height"] = width, height
+    if request.num_frames is not None:
+        values.pop("seconds", None)
     return values
+
+
+def without_effect(values: Dict[str, Any], reference: bool) -> None:
+    """Refuses numbers for a reference or an effect that the request does not have: they would change nothing."""
+    for name, there, what in (
+        ("reference_strength", reference, "a reference"),
+        ("reference_range", reference, "a reference"),
+        ("effect_strength", bool(values.get("effect")), "an effect"),
+    ):
+        if name in values and not there:
+            raise Refused(400, f"{name} is given without {what}; leave it out", name)

@@ -15,9 +15,9 @@ _Receive = Callable[[], Awaitable[_Message]]
 _Send = Callable[[_Message], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
-#: Header fields of a request, and their bytes in all.
 #: Headers that one reader takes from their first line and another from their last.
 _SINGLE = (b"content-type", b"content-length", b"authorization", b"origin", b"host")
+#: The most headers of a request, and the most bytes of them.
 _MOST_HEADERS = 100
 _MOST_HEADER_BYTES = 32 * 1024
 
@@ -35,13 +35,14 @@ class Guard:
                 return
             await self._app(scope, receive, send)
             return
-        began = False
+        began = whole = False
         left = 0
 
         async def counted() -> _Message:
-            nonlocal left
+            nonlocal left, whole
             message = await receive()
             if message["type"] == "http.request":
+                whole = not message.get("more_body")
                 left -= len(message.get("body") or b"")
                 if left < 0:
                     raise Refused(413, "the body is too large; the server's operator can allow more")
@@ -49,7 +50,11 @@ class Guard:
 
         async def answered(message: _Message) -> None:
             nonlocal began
-            began = began or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                began = True
+                if not whole and _has_body(scope):
+                    # What is left of the body must not be taken for the next request.
+                    message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
             await send(message)
 
         try:
@@ -81,6 +86,11 @@ class Guard:
         if length is not None and (not length.isdigit() or int(length[:20]) > most):
             raise Refused(413, f"the body has {length[:20]} bytes; expected at most {most}")
         return most
+
+
+def _has_body(scope: _Scope) -> bool:
+    headers = dict(scope["headers"])
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
 
 
 async def _answer(send: _Send, refused: Refused) -> None:

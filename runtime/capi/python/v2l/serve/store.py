@@ -1,6 +1,7 @@
 """The jobs: they outlive the process that took them and the one that works on them.
 
-:class:`Store` says what may become of a job, and :class:`SqliteStore` keeps jobs in a file; :mod:`v2l.serve.redis_store` keeps them in Redis.
+:class:`Store` says what may become of a job; :mod:`v2l.serve.sqlite_store` keeps jobs in a file, :mod:`v2l.serve.redis_store` in Redis.
+Jobs belong to the model's name and to the identity of its engines: a store never gives a job to other engines.
 
 Every change is one transaction. A worker owns a job from :meth:`Store.claim` on, as long as it is heard of; whoever finds it silent gives the job
 to another, once. What a worker says of a job that is no longer its own is not taken.
@@ -9,80 +10,76 @@ to another, once. What a worker says of a job that is no longer its own is not t
 from __future__ import annotations
 
 import abc
-import contextlib
 import dataclasses
-import json
+import logging
 import os
 import secrets
 import socket
-import sqlite3
-import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Optional, Tuple, Type, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Optional, Tuple, Type, TypeVar
+
+from .rows import STATUSES, Job
 
 if TYPE_CHECKING:
     from .config import Config
 
+__all__ = ["ATTEMPTS", "STATUSES", "VERSION", "Change", "Job", "NoSuchJob", "QueueFull", "Store", "Unusable", "open_store", "worker_name"]
+
+LOG = logging.getLogger("v2l.serve")
+
 _T = TypeVar("_T")
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS jobs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT,
-    id TEXT NOT NULL UNIQUE,
-    model TEXT NOT NULL,
-    request TEXT NOT NULL,
-    stack TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'queued',
-    progress INTEGER NOT NULL DEFAULT 0,
-    attempts INTEGER NOT NULL DEFAULT 0,
-    worker TEXT,
-    heard REAL,
-    created REAL NOT NULL,
-    started REAL,
-    completed REAL,
-    file TEXT,
-    error_code TEXT,
-    error_message TEXT,
-    durations TEXT
-);
-CREATE INDEX IF NOT EXISTS jobs_by_status ON jobs (model, status, number);
-CREATE TABLE IF NOT EXISTS state (model TEXT, name TEXT, value TEXT NOT NULL, PRIMARY KEY (model, name));
-CREATE TABLE IF NOT EXISTS counters (model TEXT, name TEXT, label TEXT, value REAL NOT NULL, PRIMARY KEY (model, name, label));
-"""
-
+#: The version of what stores hold. Others are refused.
+VERSION = 2
+#: How long the place of a deleted job is known to those who list from there on.
+REMEMBERED = 3600.0
 #: How often a job is begun: its worker may be lost once.
 ATTEMPTS = 2
-STATUSES = ("queued", "in_progress", "completed", "failed")
 
 
 class QueueFull(Exception):
     """As many jobs wait as may."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as it is."""
+class NoSuchJob(Exception):
+    """There is no job of an identifier, and there was none lately."""
 
-    id: str
-    model: str
-    request: Dict[str, Any]
-    stack: str
-    created: float
-    #: Its place in the order of all jobs; 0 until the store has it.
-    number: int = 0
-    status: str = "queued"
-    progress: int = 0
-    attempts: int = 0
-    worker: Optional[str] = None
-    heard: Optional[float] = None
-    started: Optional[float] = None
-    completed: Optional[float] = None
-    file: Optional[str] = None
-    error_code: Optional[str] = None
-    error_message: Optional[str] = None
-    durations: Dict[str, float] = field(default_factory=dict)
+
+class Unusable(Exception):
+    """A store that nothing can begin with: why, the way out, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        # Some of it comes out of the store.
+        super().__init__("".join(one if one.isprintable() else ascii(one)[1:-1] for one in message))
+        self.code = code
+
+    def __reduce__(self) -> Tuple[Type["Unusable"], Tuple[str, int]]:
+        # Ray sends it from process to process.
+        return type(self), (str(self), self.code)
+
+
+#: What helps where a store cannot be used.
+WAY_OUT = "give another folder with --data DIR"
+
+
+def of_other_engines(where: str, model: str, found: str, identity: str, way_out: str = WAY_OUT) -> Unusable:
+    """Refuses a store with jobs that wait for other engines, or that these make now."""
+    return Unusable(
+        f"{where} has jobs that wait for other engines under the name {model!r}: they belong to {found[:12]}, and these engines are {identity[:12]}; "
+        f"{way_out}, call this model something else with --model, or serve the engines that the jobs are for",
+        2,
+    )
+
+
+def say_taken_over(where: str, model: str, found: str, identity: str) -> None:
+    """Says that a store in which no job waited for its engines is for others now."""
+    LOG.info("%s was for the engines %.12s under the name %r, and no job waited for them; it is for %.12s now", where, found, model, identity)
+
+
+def of_other_version(where: str, found: str, way_out: str = WAY_OUT) -> Unusable:
+    """Refuses a store that another version of v2l made."""
+    return Unusable(f"{where} has version {found}; expected {VERSION}; {way_out}, or serve it with the v2l that made it", 6)
 
 
 def _started(process: int) -> Optional[str]:
@@ -140,16 +137,18 @@ class Change(abc.ABC):
 
 
 class Store(abc.ABC):
-    """The jobs of one model, which processes share."""
+    """The jobs of one model over one set of engines, which processes share."""
 
     #: What is raised while jobs cannot be read or written.
     errors: Tuple[Type[Exception], ...]
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, identity: str) -> None:
+        self.model, self.identity = model, identity
         #: Called, on any thread, when this process has added or ended a job: who waits for that in it need not look again and again.
         self.watchers: List[Callable[[], object]] = []
         self._trouble = time.monotonic()
+        #: When this process failed to write a job last, by the monotonic clock.
+        self.failed: Optional[float] = None
 
     # What a kind of store does.
 
@@ -170,7 +169,7 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def list(self, limit: int, after: Optional[str], ascending: bool) -> List[Job]:
-        """Up to ``limit`` jobs behind the job ``after``, by age."""
+        """Up to ``limit`` jobs behind the job ``after``, by age; :class:`NoSuchJob` if there is none and none was deleted lately."""
 
     @abc.abstractmethod
     def _with(self, status: str) -> List[Job]:
@@ -183,6 +182,14 @@ class Store(abc.ABC):
     @abc.abstractmethod
     def expired(self, keep: float) -> List[Job]:
         """Jobs that ended longer ago than they are kept, a hundred at most."""
+
+    @abc.abstractmethod
+    def mend(self) -> int:
+        """Lets jobs fail whose rows cannot be read, and forgets those that have no identifier; gives how many there were."""
+
+    @abc.abstractmethod
+    def probe(self) -> None:
+        """Writes something, and raises one of ``errors`` if that cannot be."""
 
     @abc.abstractmethod
     def counters(self) -> Dict[str, Dict[str, float]]:
@@ -209,7 +216,7 @@ class Store(abc.ABC):
 
     def create(self, id: str, request: Dict[str, Any], stack: str, max_queued: int) -> Job:
         """Adds a job to the queue; :class:`QueueFull` if as many wait as may."""
-        job = Job(id=id, model=self.model, request=request, stack=stack, created=self.now())
+        job = Job(id=id, model=self.model, identity=self.identity, request=request, stack=stack, created=self.now())
 
         def change(jobs: Change) -> Optional[int]:
             if jobs.find(id) is not None:
@@ -296,17 +303,18 @@ class Store(abc.ABC):
         code: Optional[str] = None,
         message: Optional[str] = None,
         durations: Optional[Dict[str, float]] = None,
+        made: Optional[Dict[str, float]] = None,
     ) -> bool:
-        """Records what became of a job: a file, or an error. False if the job is no longer this worker's."""
+        """Records what became of a job: a file and what is in it, or an error. False if the job is no longer this worker's."""
         now = self.now()
 
         def change(jobs: Change) -> bool:
             found = self._own(jobs, job)
             if found is None:
                 # The store may have made this change and not said so.
-                made = jobs.find(job.id)
-                return made is not None and file is not None and made.file == file
-            self._end(jobs, found, now, code, message, file, durations or {})
+                ended = jobs.find(job.id)
+                return ended is not None and file is not None and ended.file == file
+            self._end(jobs, found, now, code, message, file, durations, made)
             for phase, seconds in (durations or {}).items():
                 jobs.count("seconds", phase, seconds)
             return True
@@ -324,6 +332,7 @@ class Store(abc.ABC):
         message: Optional[str],
         file: Optional[str] = None,
         durations: Optional[Dict[str, float]] = None,
+        made: Optional[Dict[str, float]] = None,
     ) -> Job:
         ended = dataclasses.replace(
             job,
@@ -334,6 +343,7 @@ class Store(abc.ABC):
             error_code=code,
             error_message=message,
             durations=durations or {},
+            made=made,
             worker=None,
         )
         jobs.write(job, ended)
@@ -412,161 +422,12 @@ class Store(abc.ABC):
         self.set_state(f"ending {generation}", True if ending else None)
 
 
-_COLUMNS = [field.name for field in dataclasses.fields(Job)]
-
-
-def _job(row: sqlite3.Row) -> Job:
-    values = {name: row[name] for name in _COLUMNS}
-    values["request"] = json.loads(values["request"])
-    values["durations"] = json.loads(values["durations"] or "{}")
-    return Job(**values)
-
-
-class _SqliteChange(Change):
-    def __init__(self, connection: sqlite3.Connection, model: str) -> None:
-        self._connection, self._model = connection, model
-
-    def _one(self, query: str, *values: object) -> Any:
-        return self._connection.execute(f"SELECT {query} LIMIT 1", (self._model, *values)).fetchone()
-
-    def find(self, id: str) -> Optional[Job]:
-        row = self._one("* FROM jobs WHERE model = ? AND id = ?", id)
-        return None if row is None else _job(row)
-
-    def first(self, stack: Optional[str] = None) -> Optional[Job]:
-        row = self._one("* FROM jobs WHERE model = ? AND status = 'queued' AND (? IS NULL OR stack = ?) ORDER BY number", stack, stack)
-        return None if row is None else _job(row)
-
-    def waiting(self) -> int:
-        return int(self._one("COUNT(*) FROM jobs WHERE model = ? AND status = 'queued'")[0])
-
-    def write(self, old: Optional[Job], new: Optional[Job]) -> None:
-        if new is None:
-            self._connection.execute("DELETE FROM jobs WHERE id = ?", (old and old.id,))
-            return
-        values = dict(vars(new), request=json.dumps(new.request), durations=json.dumps(new.durations))
-        # A new job gets the next number.
-        values["number"] = new.number or None
-        names = ", ".join(_COLUMNS)
-        self._connection.execute(f"INSERT OR REPLACE INTO jobs ({names}) VALUES (:{', :'.join(_COLUMNS)})", values)
-
-    def count(self, name: str, label: str = "", by: float = 1) -> None:
-        self._connection.execute(
-            "INSERT INTO counters VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET value = value + excluded.value",
-            (self._model, name, label, by),
-        )
-
-
-class SqliteStore(Store):
-    """Jobs in a file; for the processes of one machine."""
-
-    errors = (sqlite3.OperationalError,)
-
-    def __init__(self, folder: Path, model: str) -> None:
-        super().__init__(model)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = folder / "jobs.sqlite"
-        self._threads = threading.local()
-        with self._locked(True) as connection:
-            # `executescript` would commit by itself.
-            for statement in _SCHEMA.split(";"):
-                connection.execute(statement)
-
-    def _connection(self) -> sqlite3.Connection:
-        connection: Optional[sqlite3.Connection] = getattr(self._threads, "connection", None)
-        if connection is None:
-            connection = sqlite3.connect(self._file, timeout=30, isolation_level=None)
-            connection.row_factory = sqlite3.Row
-            tries = 1000
-            while True:
-                # SQLite does not wait for others here.
-                try:
-                    connection.execute("PRAGMA journal_mode=WAL")
-                    break
-                except sqlite3.OperationalError:
-                    tries -= 1
-                    if not tries:
-                        raise
-                    time.sleep(0.03)
-            self._threads.connection = connection
-        return connection
-
-    @contextlib.contextmanager
-    def _locked(self, told: bool) -> Iterator[sqlite3.Connection]:
-        connection = self._connection()
-        connection.execute(f"PRAGMA synchronous={'FULL' if told else 'NORMAL'}")
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield connection
-        except BaseException:
-            # A full disk has ended it already.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
-        connection.execute("COMMIT")
-
-    def _transaction(self, change: Callable[[Change], _T], *, told: bool = False) -> _T:
-        with self._locked(told) as connection:
-            return change(_SqliteChange(connection, self.model))
-
-    def now(self) -> float:
-        return time.time()
-
-    def _rows(self, query: str, *values: object) -> List[sqlite3.Row]:
-        return self._connection().execute(query, values).fetchall()
-
-    def get(self, id: str, of_any_model: bool = False) -> Optional[Job]:
-        rows = self._rows("SELECT * FROM jobs WHERE id = ? AND (model = ? OR ?)", id, self.model, of_any_model)
-        return _job(rows[0]) if rows else None
-
-    def list(self, limit: int, after: Optional[str], ascending: bool) -> List[Job]:
-        order, relation = ("ASC", ">") if ascending else ("DESC", "<")
-        start = -1 if ascending else 1 << 62
-        if after is not None:
-            found = self._rows("SELECT number FROM jobs WHERE id = ? AND model = ?", after, self.model)
-            if not found:
-                return []
-            start = found[0]["number"]
-        query = f"SELECT * FROM jobs WHERE model = ? AND number {relation} ? ORDER BY number {order} LIMIT ?"
-        return [_job(row) for row in self._rows(query, self.model, start, limit)]
-
-    def _with(self, status: str) -> List[Job]:
-        query = "SELECT * FROM jobs WHERE model = ? AND status = ? ORDER BY number"
-        return [_job(row) for row in self._rows(query, self.model, status)]
-
-    def position(self, job: Job) -> int:
-        query = "SELECT COUNT(*) AS n FROM jobs WHERE model = ? AND status = 'queued' AND number < ?"
-        return int(self._rows(query, self.model, job.number)[0]["n"])
-
-    def expired(self, keep: float) -> List[Job]:
-        query = "SELECT * FROM jobs WHERE model = ? AND completed < ? ORDER BY number LIMIT 100"
-        return [_job(row) for row in self._rows(query, self.model, self.now() - keep)]
-
-    def counters(self) -> Dict[str, Dict[str, float]]:
-        found: Dict[str, Dict[str, float]] = {}
-        for row in self._rows("SELECT name, label, value FROM counters WHERE model = ?", self.model):
-            found.setdefault(row["name"], {})[row["label"]] = row["value"]
-        return found
-
-    def statuses(self) -> Dict[str, int]:
-        query = "SELECT status, COUNT(*) AS n FROM jobs WHERE model = ? GROUP BY status"
-        return {**dict.fromkeys(STATUSES, 0), **{row["status"]: row["n"] for row in self._rows(query, self.model)}}
-
-    def set_state(self, name: str, value: Any) -> None:
-        with self._locked(True) as connection:
-            connection.execute("DELETE FROM state WHERE model = ? AND name = ?", (self.model, name))
-            if value is not None:
-                connection.execute("INSERT INTO state VALUES (?, ?, ?)", (self.model, name, json.dumps(value)))
-
-    def state(self, name: str) -> Any:
-        rows = self._rows("SELECT value FROM state WHERE model = ? AND name = ?", self.model, name)
-        return json.loads(rows[0]["value"]) if rows else None
-
-
 def open_store(config: Config) -> Store:
-    """The store that a configuration names; ``ConnectionError`` if nobody answers there."""
+    """The store that a configuration names; :class:`Unusable` if it cannot be used."""
     if not config.store:
-        return SqliteStore(config.data, config.model)
+        from .sqlite_store import SqliteStore
+
+        return SqliteStore(config.data, config.model, config.identity)
     from .redis_store import RedisStore
 
-    return RedisStore(config.store, config.model)
+    return RedisStore(config.store, config.model, config.identity)
