@@ -626,6 +626,94 @@ fn scheduler_of_an_unknown_class_is_refused_by_every_tool() {
     assert!(refuse(&scratch, run, UNSUPPORTED).contains("supported: CogVideoXDDIMScheduler"));
 }
 
+#[test]
+fn scheduler_file_without_a_class_or_with_options_that_do_nothing_is_refused() {
+    let scratch = Scratch::new();
+    let model = scratch.copy(sample_model(), "model");
+    let path = model.join("scheduler/scheduler_config.json");
+    let good = std::fs::read(&path).unwrap();
+    type Change = fn(&mut Json);
+    let changes: [(Change, &str); 5] = [
+        (|json| drop(json.as_object_mut().unwrap().remove("_class_name")), "`_class_name` is missing"),
+        (
+            |json| json["_class_name"] = "DPMSolverMultistepScheduler".into(),
+            "`_class_name` is DPMSolverMultistepScheduler",
+        ),
+        (|json| json["thresholding"] = true.into(), "`thresholding` is true, supported: false"),
+        (|json| json["trained_betas"] = serde_json::json!([0.1]), "`trained_betas`"),
+        (|json| json["timestep_spacing"] = Json::Null, "`timestep_spacing` is null"),
+    ];
+    for (change, expected) in changes {
+        std::fs::write(&path, &good).unwrap();
+        edit_json(&path, change);
+        let message = refuse_export(&scratch, &model, UNSUPPORTED);
+        assert!(message.contains(expected), "{message}");
+    }
+}
+
+#[test]
+fn epsilon_out_of_range_in_a_configuration_is_refused() {
+    let scratch = Scratch::new();
+    for (part, key) in [("transformer", "norm_eps"), ("vae", "norm_eps"), ("text_encoder", "layer_norm_epsilon")] {
+        for wrong in ["-1", "0", "1e30"] {
+            let model = scratch.copy(sample_model(), &format!("{part}{wrong}"));
+            edit_json(&model.join(part).join("config.json"), |json| json[key] = serde_json::from_str(wrong).unwrap());
+            let message = refuse_export(&scratch, &model, BAD_MODEL);
+            assert!(
+                message.contains(&format!("`{key}` is {wrong}")) || message.contains(&format!("`{key}` is 1e+30")),
+                "{message}"
+            );
+        }
+    }
+}
+
+#[test]
+fn weight_that_is_not_finite_is_refused_by_name_when_it_is_exported() {
+    let scratch = Scratch::new();
+    for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let (model, weights) = transformer(&scratch);
+        let mut tensors = v2l_runtime::io::weights::read_tensors(&weights).unwrap();
+        let name = tensors.keys().find(|name| name.contains("attn1.to_k.weight")).unwrap().clone();
+        let tensor = tensors[&name].to_f32().unwrap();
+        let mut changed = tensor.clone();
+        *changed.iter_mut().nth(5).unwrap() = value;
+        tensors.insert(name.clone(), v2l_runtime::tensor::Tensor::F32(changed));
+        v2l_runtime::io::weights::write_tensors(&weights, &tensors, &Default::default()).unwrap();
+        let message = refuse_export(&scratch, &model, BAD_MODEL);
+        assert!(message.contains("attn1") && message.contains("holds NaN or infinity in float32"), "{message}");
+        std::fs::remove_dir_all(&model).unwrap();
+    }
+}
+
+#[test]
+fn pipe_in_place_of_a_file_of_a_folder_is_refused_at_once() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    for (at, name) in ["pipeline.json", "tokenizer.json", "transformer.engine"].into_iter().enumerate() {
+        let engines = scratch.copy(&sample.engines(), &format!("engines{at}"));
+        std::fs::remove_file(engines.join(name)).unwrap();
+        assert!(Command::new("mkfifo").arg(engines.join(name)).status().unwrap().success());
+        let run = command("run", args!["--engine", &engines, "--prompt", "x", "-o", scratch.path("x.safetensors")]);
+        let run = output(run);
+        assert!(run.code != 0 && run.stderr.contains("a pipe"), "{name}: {} {}", run.code, run.stderr);
+    }
+}
+
+#[test]
+fn text_that_the_tokenizer_does_not_know_is_said() {
+    let (scratch, sample) = (Scratch::new(), sample());
+    let warned = |prompt: &str| {
+        let size = args!["--num-frames", "1", "--steps", "1", "--guidance", "1", "--width", "32", "--height", "32"];
+        let asked = args!["--engine", sample.engines(), "--prompt", prompt, "-o", scratch.path("out.safetensors")];
+        let run = output(command("run", &[asked, size].concat()));
+        assert_eq!(run.code, 0, "{}", run.stderr);
+        run.stderr.contains("the model's tokenizer knows nothing of the prompt")
+    };
+    for unknown in ["\u{1F525}\u{1F525}", "\u{200B}\u{200D}"] {
+        assert!(warned(unknown), "{unknown:?}");
+    }
+    assert!(!warned("a cat") && !warned("") && !warned("a \u{1F525} cat"));
+}
+
 // Outputs.
 
 #[test]
@@ -789,8 +877,10 @@ fn requests_that_the_model_cannot_carry_out_are_refused() {
         &["--scheduler", "DDIM"],
         &["--shift", "3"],
         &["--guidance", "NaN"],
+        &["--guidance", "1e30"],
         &["--fps", "0"],
         &["--noise-aug-strength=-1"],
+        &["--noise-aug-strength", "1e30"],
         &["--reference-frames", "some"],
     ] {
         let mut command = command("run", args!["--engine", sample.engines(), "-o", scratch.path("out.mp4")]);

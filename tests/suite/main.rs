@@ -42,6 +42,7 @@ mod device_weights;
 #[cfg(unix)]
 mod documents;
 mod experts;
+mod file_forms;
 mod fused_cache;
 mod gpu;
 mod guided;
@@ -58,6 +59,7 @@ mod miniature;
 mod modes;
 mod openvino;
 mod openvino_networks;
+mod opsets;
 #[cfg(unix)]
 mod outputs;
 mod overrides;
@@ -65,6 +67,7 @@ mod packages;
 mod passes;
 #[cfg(unix)]
 mod paths;
+mod pictures;
 mod pipeline;
 mod plans;
 mod precision;

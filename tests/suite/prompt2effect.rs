@@ -224,8 +224,14 @@ fn prompt_goes_through_the_pipelines_own_encoder_or_one_beside_the_predictor() {
     let saved = crate::tools::output(run(&scratch.path("e1"), args!["--effect", "a red fox", "--save-lora", &own]));
     assert_eq!(saved.code, 0, "{}", saved.stderr);
     let long = "a very long prompt of many words that goes on and on and on without any end in sight".repeat(3);
-    for (text, expected) in [("", "it is empty"), ("  ", "it is empty"), (&long[..], "the predictor reads 12 at most")]
-    {
+    let unknown = "the tokenizer knows nothing of it";
+    for (text, expected) in [
+        ("", "it is empty"),
+        ("  ", "it is empty"),
+        ("\u{1F525}\u{1F525}", unknown),
+        ("\u{200B}\u{200D}", unknown),
+        (&long[..], "the predictor reads 12 at most"),
+    ] {
         let message =
             refuse(&scratch, run(&scratch.path("e1"), args!["--effect", text, "--save-lora", scratch.path("x")]), 2);
         assert!(message.contains(expected), "{message}");

@@ -22,7 +22,8 @@ use crate::random_weights;
 
 /// Says past the test harness, which knows no such outcome, that a test did not run here, and why: `bin/test` counts these apart.
 pub(crate) fn skipped(test: &str, reason: &str) {
-    std::io::stderr().write_all(format!("SKIPPED {test}: {reason}\n").as_bytes()).unwrap();
+    // On a line of its own, though the harness may have begun one.
+    std::io::stderr().write_all(format!("\nSKIPPED {test}: {reason}\n").as_bytes()).unwrap();
 }
 
 /// The folder of golden files.

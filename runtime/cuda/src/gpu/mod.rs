@@ -242,7 +242,10 @@ mod tests {
             return on_the_stand_in();
         }
         if let Err(error) = compile((9, 0), None) {
-            let _ = writeln!(std::io::stderr(), "SKIPPED: there is no stand-in for the driver: {error}");
+            let _ = writeln!(
+                std::io::stderr(),
+                "\nSKIPPED gpu_on_a_stand_in_for_the_driver_allocates_copies_and_fuses: {error}"
+            );
             return;
         }
         let folder = tempfile::tempdir().unwrap();

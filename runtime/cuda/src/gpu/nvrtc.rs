@@ -194,7 +194,10 @@ mod tests {
                 Err(error @ CudaError::NoCompiler { .. }) => {
                     // Past the harness, which keeps what passing tests print.
                     use std::io::Write;
-                    let _ = writeln!(std::io::stderr(), "SKIPPED: the kernel is not compiled: {error}");
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "\nSKIPPED kernel_compiles_for_every_generation_without_spilling_registers: {error}"
+                    );
                     return;
                 }
                 Err(error) => panic!("{capability:?}: {error}"),

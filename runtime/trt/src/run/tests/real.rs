@@ -13,7 +13,7 @@ fn runtime() -> Option<Runtime> {
         Ok(runtime) => Some(runtime),
         Err(OpenError::Library(error @ LibraryError::Missing { .. })) => {
             // Not `eprintln`, which the harness swallows.
-            std::io::stderr().write_all(format!("SKIPPED loading a plan: {error}\n").as_bytes()).unwrap();
+            std::io::stderr().write_all(format!("\nSKIPPED loading a plan: {error}\n").as_bytes()).unwrap();
             None
         }
         Err(error) => panic!("{error}"),
