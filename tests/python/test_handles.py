@@ -538,6 +538,6 @@ def test_results_of_a_call_are_freed(engines: Path) -> None:
                 v2l.Adapter(p.engine("transformer"), "/nowhere")
             except v2l.Error:
                 pass
-        kinds = sorted(owner.kind for owner in _handles._OWNERS)
+        kinds = sorted(owner.kind for owner in _handles._OWNERS.listed())
         print(kinds)
     """, "['pipeline']\n")
