@@ -261,7 +261,7 @@ FUNCTIONS: Dict[str, Dict[str, Any]] = {
     "v2l_pipeline_set_adapters": {"pipeline": pointer_to("pipeline"), "adapters": _ADAPTERS, "count": c_size_t, "control": _CONTROL, "report": POINTER(AdapterReport)},
     "v2l_pipeline_generate": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "results": _OUT},
     "v2l_pipeline_generate_file": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "file": c_char_p},
-    "v2l_request_resolve": {"directory": c_char_p, "options": POINTER(OpenOptions), "request": POINTER(GenerateOptions), "text": _OUT},
+    "v2l_request_resolve": {"directory": c_char_p, "options": POINTER(OpenOptions), "request": POINTER(GenerateOptions), "resolved": _OUT},
     "v2l_text_get": {"text": pointer_to("text"), "value": POINTER(c_char_p)},
 }
 
