@@ -66,10 +66,13 @@ pub struct TextTokenizer {
     unknown_id: Option<u32>,
 }
 
-/// The id that a tokenizer gives to a character that no vocabulary has, of a private plane. It has no name that is the same in all files.
+/// A character that no vocabulary has, of a private plane.
+const NOWHERE: &str = "\u{10FFFD}";
+
+/// The id that a tokenizer gives to [`NOWHERE`]. It has no name that is the same in all files.
 /// `None` if the tokenizer spells such a character byte by byte.
 fn unknown_id(tokenizer: &Tokenizer) -> Option<u32> {
-    match tokenizer.encode_fast("\u{10FFFD}", false).ok()?.get_ids() {
+    match tokenizer.encode_fast(NOWHERE, false).ok()?.get_ids() {
         // Behind the mark of a word's beginning, if the tokenizer writes one.
         &[id] | &[_, id] => Some(id),
         _ => None,
@@ -97,7 +100,8 @@ impl TextTokenizer {
             .unwrap_or(0);
         tokenizer.with_padding(None);
         tokenizer.with_truncation(None).map_err(|e| TokenizerError::File(e.to_string()))?;
-        let unknown_id = unknown_id(&tokenizer);
+        // A hostile file makes gigabytes even of one character.
+        let unknown_id = growth.bears(NOWHERE).then(|| unknown_id(&tokenizer)).flatten();
         Ok(Self { tokenizer, growth, max_length, pad_id, unknown_id })
     }
 
