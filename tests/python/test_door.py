@@ -95,6 +95,12 @@ def client(server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
 
 
+def test_effect_is_refused_at_the_door_where_the_predictor_reads_references(server: Server) -> None:
+    error = refused(server.client.post("/v1/videos", json={"prompt": PROMPT, "effect": "it melts", **FEW}))
+    assert (error["param"], error["code"]) == ("effect", "unsupported")
+    assert "reads reference" in error["message"]
+
+
 def test_list_of_openais_client_gives_each_adapter_its_own_strength(server: Server, loras: Path) -> None:
     def stack(lora: Any) -> List[Tuple[str, float]]:
         made = client(server).videos.create(prompt=PROMPT, input_reference=IMAGE, extra_body={**FEW, "lora": lora})

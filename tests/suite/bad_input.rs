@@ -686,6 +686,39 @@ fn weight_that_is_not_finite_is_refused_by_name_when_it_is_exported() {
 }
 
 #[test]
+fn matrix_that_is_not_finite_is_refused_by_name_when_a_graph_is_compiled() {
+    use v2l_graphs::{Builder, DataType, Dim, Initializer, encode_model};
+    let scratch = Scratch::new();
+    for (value, constant, code) in
+        [(1.0, f32::NEG_INFINITY, 0), (f32::NAN, 0.0, BAD_MODEL), (f32::INFINITY, 0.0, BAD_MODEL)]
+    {
+        let floats = |values: [f32; 4]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
+        let mut b = Builder::new("small");
+        let x = b.input("x", DataType::Float, [Dim::from(2), Dim::from(2)]);
+        let matrix = Initializer::inline(DataType::Float, &[2, 2], floats([1.0, 2.0, value, 3.0]));
+        let matrix = b.initializer("layer.weight", matrix);
+        let h = b.op("MatMul", &[&x, &matrix]);
+        let mask = b.initializer(
+            "mask",
+            Initializer::inline(DataType::Float, &[2, 2], floats([0.0, constant, 0.0, 0.0]).into()),
+        );
+        let y = b.op("Add", &[&h, &mask]);
+        b.output("y", &y, DataType::Float, [Dim::from(2), Dim::from(2)]);
+        let (model, engine) = (scratch.path("small.onnx"), scratch.path("small.engine"));
+        std::fs::write(&model, encode_model(&b.finish().unwrap(), &|_| None).unwrap()).unwrap();
+        let compile = output(command("compile", args![&model, "-o", &engine, "--no-verify"]));
+        assert_eq!(compile.code, code, "{}", compile.stderr);
+        assert!(
+            code == 0 || compile.stderr.contains("weight `layer.weight`: element 2 is NaN or infinite in float32"),
+            "{}",
+            compile.stderr
+        );
+        assert_eq!(engine.exists(), code == 0);
+        let _ = std::fs::remove_file(engine);
+    }
+}
+
+#[test]
 fn pipe_in_place_of_a_file_of_a_folder_is_refused_at_once() {
     let (scratch, sample) = (Scratch::new(), sample());
     for (at, name) in ["pipeline.json", "tokenizer.json", "transformer.engine"].into_iter().enumerate() {

@@ -156,7 +156,7 @@ fn is_weight(name: &str) -> bool {
     name.rsplit('.').next() == Some("weight")
 }
 
-/// A scale as the file holds it: finite numbers, none of them 0.
+/// A scale as the file holds it: finite numbers. A row may have 0, whose weights were all 0; a whole matrix may not.
 struct Stored {
     name: String,
     shape: Vec<usize>,
@@ -173,7 +173,7 @@ impl Stored {
         }
         let numbers =
             entry.numbers(rows.max(1)).ok_or_else(|| format!("`{name}` is not of f32, f16 or bf16 numbers"))?;
-        let wrong = numbers.iter().position(|number| !number.is_finite() || *number == 0.0);
+        let wrong = numbers.iter().position(|number| !number.is_finite() || (*number == 0.0 && count == Some(1)));
         match wrong {
             None => Ok(Self { name: name.to_owned(), shape: entry.shape.clone(), numbers }),
             Some(at) => {
@@ -269,6 +269,8 @@ mod tests {
             let scale = ("a.weight_scale", shape, &[0.5, -4.0][..]);
             let values = resolved(scale, E4M3, &[2, 3], &[0x38, 0x40, 0xb8, 0x38, 0x40, 0xb8]).unwrap();
             assert_eq!(values, [0.5, 1.0, -0.5, -4.0, -8.0, 4.0]);
+            let zeros = resolved(("a.weight_scale", shape, &[2.0, 0.0]), E4M3, &[2, 1], &[0x38, 0x38]).unwrap();
+            assert_eq!(zeros, [2.0, 0.0]);
             let values = resolved(scale, Eight::Int, &[2, 3, 1], &[1, 127, 0x80, 1, 0xff, 0]).unwrap();
             assert_eq!(values, [0.5, 63.5, -64.0, -4.0, 4.0, 0.0]);
         }
@@ -303,7 +305,6 @@ mod tests {
             ),
             (("a.weight_scale", &[1, 2], &[1.0, 2.0]), &[1, 2], two, "has shape [1, 2]; expected"),
             (("a.weight_scale", &[], &[0.0]), one, two, "expected a finite number other than 0"),
-            (("a.weight_scale", &[2, 1], &[1.0, 0.0]), one, two, "`a.weight_scale` is 0 in row 1"),
             (("a.weight_scale", &[2], &[f32::NAN, 1.0]), one, two, "`a.weight_scale` is NaN in row 0"),
             (("a.weight_scale", &[], &[f32::NAN]), one, two, "is NaN"),
             (("b.weight_scale", &[], &[2.0]), one, two, "`a.weight` has fp8 e4m3 numbers and no scale"),

@@ -1,6 +1,6 @@
 //! The fifth stage: the engine is written beside its place, and compared with its source there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -54,9 +54,18 @@ impl Staged {
         let total = weights.values().map(|w| w.data.len() as u64).sum();
         progress(Progress::Component { name: &prepared.component, bytes: total });
         let types = weights.iter().map(|(name, w)| (name.clone(), from_runtime(w.dtype))).collect();
+        let layers: HashSet<&str> = manifest.slots.iter().map(|slot| slot.tensor.as_str()).collect();
         let weights: Vec<EngineWeight<'_>> = weights
             .into_iter()
-            .map(|(name, w)| EngineWeight { name, dtype: w.dtype, shape: w.shape, source: Box::new(Streamed(w.data)) })
+            .map(|(name, w)| {
+                let finite = layers.contains(name.as_str()).then_some(from_runtime(w.dtype));
+                EngineWeight {
+                    name,
+                    dtype: w.dtype,
+                    shape: w.shape,
+                    source: Box::new(Streamed { data: w.data, finite }),
+                }
+            })
             .collect();
         let mut written = |bytes| progress(Progress::Written { bytes });
         let engine = stage_engine(output, manifest, &weights, &blobs, &mut written)?;

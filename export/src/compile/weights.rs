@@ -9,14 +9,31 @@ use v2l_runtime::tensor::Dtype;
 
 use crate::ExportError;
 use crate::engine_writer::WeightSource;
+use crate::finite::{Watch, Watched};
 use crate::types::{from_runtime, to_runtime};
 
 /// Weight bytes as an engine source.
-pub(crate) struct Streamed(pub(crate) TensorData);
+pub(crate) struct Streamed {
+    pub(crate) data: TensorData,
+    /// The stored type, if NaN and infinity are refused. A graph may have either among its constants; a layer's matrix may not.
+    pub(crate) finite: Option<DataType>,
+}
 
 impl WeightSource for Streamed {
     fn write_to(&self, out: &mut dyn Write) -> io::Result<()> {
-        self.0.write_to(out)
+        let Some(dtype) = self.finite else { return self.data.write_to(out) };
+        let watch = Watch::default();
+        watch.begin(dtype);
+        self.data.write_to(&mut Watched { inner: out, watch: watch.clone() })?;
+        match watch.end() {
+            None => Ok(()),
+            Some(at) => {
+                let reason = format!(
+                    "element {at} is NaN or infinite in {dtype}; expected finite numbers. Look for it in the model, or store another type"
+                );
+                Err(io::Error::new(io::ErrorKind::InvalidData, reason))
+            }
+        }
     }
 }
 

@@ -24,7 +24,8 @@ impl Handle for v2l_text {
 ///
 /// `resolved` is JSON: an object with `width`, `height`, `num_frames`, `num_inference_steps`, `guidance_scale`, `fps`, `seed` and the other
 /// members of v2l_generate_options that the model has, with every default filled in; `seconds`, the length of the video; `own`, an object
-/// with `width`, `height` and `num_frames` of a request that says nothing; and `warnings`, what the video will not have of what is asked for.
+/// with `width`, `height` and `num_frames` of a request that says nothing; `predicts_from`, a list of what the predictor reads
+/// (`reference`, `prompt`, `tensors`) or null; and `warnings`, what the video will not have of what is asked for.
 /// Later versions may add members.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_request_resolve(

@@ -20,7 +20,8 @@ use crate::pipeline::{Pipeline, PipelineConfig, Reference, ReferenceConfig};
 use crate::tensor::NamedTensors;
 
 /// Something that a caller may give a predictor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Input {
     /// A reference video.
     Reference,

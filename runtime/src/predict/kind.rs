@@ -83,6 +83,8 @@ type Opened = Result<Box<dyn Predictor>, Error>;
 pub(crate) struct Entry {
     /// The `kind` in the attributes of its engine.
     pub(crate) kind: &'static str,
+    /// See [`Predictor::reads`].
+    pub(crate) reads: &'static [Input],
     /// Opens an engine of this kind.
     pub(crate) open: fn(Arc<Engine>, &OpenOptions) -> Opened,
 }

@@ -74,6 +74,12 @@ pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn Predic
     (entry.open)(engine, options)
 }
 
+/// What the predictor of this engine reads; `None` if this build does not have its kind. Opens nothing.
+pub fn reads(engine: &Engine) -> Option<&'static [Input]> {
+    let kind = engine.manifest().attributes.get("kind").and_then(Value::as_str);
+    KINDS.iter().find(|entry| Some(entry.kind) == kind).map(|entry| entry.reads)
+}
+
 /// What a predictor made.
 #[derive(Clone, Debug)]
 pub struct Prediction {

@@ -16,6 +16,7 @@ use crate::tensor::Tensor;
 
 pub(super) const ENTRY: Entry = Entry {
     kind: "toy",
+    reads: &[Input::Prompt, Input::Tensors],
     open: |engine, _| {
         let slot = engine.manifest().attributes["slot"].as_str().unwrap_or_default().to_owned();
         Ok(Box::new(Toy { slot }))
@@ -33,7 +34,7 @@ impl Predictor for Toy {
     }
 
     fn reads(&self) -> &'static [Input] {
-        &[Input::Prompt, Input::Tensors]
+        ENTRY.reads
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
@@ -164,6 +165,8 @@ mod tests {
         let folder = directory(json!({ "kind": "toy", "slot": "a" }));
         let mut generator = Generator::without_text(folder.path(), &Options::default()).unwrap();
         let (tensors, clip) = (style(), Clip::Pixels(ndarray::Array5::zeros([1, 3, 1, 2, 2])));
+        let engine = generator.directory().engine(HYPERNETWORK).unwrap();
+        assert_eq!(serde_json::to_value(super::super::reads(&engine)).unwrap(), json!(["prompt", "tensors"]));
         let mut refused = |source: &Source<'_>| {
             let error = predict(&mut generator, source).unwrap_err();
             assert_eq!(error.class(), ErrorClass::Usage, "{error}");

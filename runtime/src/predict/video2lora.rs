@@ -25,8 +25,11 @@ use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, Reference};
 use crate::tensor::{NamedTensors, Tensor};
 
-pub(super) const ENTRY: Entry =
-    Entry { kind: KIND, open: |engine, options| Ok(Box::new(Video2Lora::open(engine, options)?)) };
+pub(super) const ENTRY: Entry = Entry {
+    kind: KIND,
+    reads: &[Input::Reference],
+    open: |engine, options| Ok(Box::new(Video2Lora::open(engine, options)?)),
+};
 
 /// The attribute `kind` of engines that this module runs.
 pub const KIND: &str = "video2lora";
@@ -181,7 +184,7 @@ impl Predictor for Video2Lora {
     }
 
     fn reads(&self) -> &'static [Input] {
-        &[Input::Reference]
+        ENTRY.reads
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {

@@ -44,8 +44,11 @@ mod config;
 
 pub use config::{KIND, NetworkConfig, Sample};
 
-pub(super) const ENTRY: Entry =
-    Entry { kind: KIND, open: |engine, options| Ok(Box::new(Lofa::open(engine, options)?)) };
+pub(super) const ENTRY: Entry = Entry {
+    kind: KIND,
+    reads: &[Input::Prompt, Input::Tensors],
+    open: |engine, options| Ok(Box::new(Lofa::open(engine, options)?)),
+};
 
 /// Elements of the widest tensor that a graph makes of a batch, about.
 const BATCH_ELEMENTS: usize = 1 << 23;
@@ -206,7 +209,7 @@ impl Predictor for Lofa {
     }
 
     fn reads(&self) -> &'static [Input] {
-        &[Input::Prompt, Input::Tensors]
+        ENTRY.reads
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {

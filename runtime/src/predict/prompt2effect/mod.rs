@@ -45,8 +45,11 @@ mod softmax;
 pub use config::{AttentionScope, Group, Injection, KIND, NetworkConfig, TargetLayer};
 use softmax::Softmax;
 
-pub(super) const ENTRY: Entry =
-    Entry { kind: KIND, open: |engine, options| Ok(Box::new(Prompt2Effect::open(engine, options)?)) };
+pub(super) const ENTRY: Entry = Entry {
+    kind: KIND,
+    reads: &[Input::Prompt, Input::Tensors],
+    open: |engine, options| Ok(Box::new(Prompt2Effect::open(engine, options)?)),
+};
 
 /// Elements of the largest tensor that a graph makes of a panel, about: it sets the panels' size.
 const PANEL_ELEMENTS: usize = 1 << 23;
@@ -262,7 +265,7 @@ impl Predictor for Prompt2Effect {
     }
 
     fn reads(&self) -> &'static [Input] {
-        &[Input::Prompt, Input::Tensors]
+        ENTRY.reads
     }
 
     fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {

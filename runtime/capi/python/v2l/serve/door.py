@@ -46,6 +46,10 @@ class Door:
             raise refused from None
         except (ValueError, OverflowError) as error:
             raise Refused(400, f"the request has a value that the library does not take: {error}"[:300]) from None
+        for what, read, field in (("reference", "reference", "reference_video"), ("effect", "prompt", "effect")):
+            if request.get(what) and found["predicts_from"] is not None and read not in found["predicts_from"]:
+                takes = " and ".join(found["predicts_from"])
+                raise Refused(400, f"{field} is not read by this model's predictor, which reads {takes}", names.get(what, field), "unsupported")
         self._limit(request, found)
         return {name: found[name] for name in KEPT}
 
