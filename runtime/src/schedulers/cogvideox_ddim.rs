@@ -5,8 +5,8 @@
 
 use serde::Deserialize;
 
-use super::diffusion::{self, BetaSchedule, Config};
-use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError, never_null};
+use super::diffusion::{self, BetaSchedule, Config, Move};
+use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError, Steps, never_null};
 
 pub(super) const CLASS: Class = Class {
     names: &["CogVideoXDDIMScheduler"],
@@ -43,18 +43,35 @@ impl CogVideoxDdim {
         };
         Ok(Self { config, alphas })
     }
+
+    /// True if the tables are f32.
+    pub(super) fn single(&self) -> bool {
+        self.config.beta_schedule == BetaSchedule::Linear
+    }
+
+    /// A schedule of what `update` makes of each move.
+    ///
+    /// # Errors
+    /// As [`Scheduler::begin`].
+    pub(super) fn steps<T>(
+        &self,
+        steps: usize,
+        mut update: impl FnMut(Prediction, Move) -> T,
+    ) -> Result<Steps<Vec<T>>, SchedulerError> {
+        let prediction = self.config.prediction_type;
+        self.config.steps(&self.alphas, steps, |at| {
+            if at.now == 1.0 || prediction == Prediction::Epsilon && at.now == 0.0 {
+                return Err(SchedulerError::Undefined { prediction, timestep: at.timestep });
+            }
+            Ok(update(prediction, at))
+        })
+    }
 }
 
 impl Scheduler for CogVideoxDdim {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        let prediction = self.config.prediction_type;
-        let single = self.config.beta_schedule == BetaSchedule::Linear;
-        let steps = self.config.steps(&self.alphas, steps, |timestep, alpha, previous| {
-            if alpha == 1.0 || prediction == Prediction::Epsilon && alpha == 0.0 {
-                return Err(SchedulerError::Undefined { prediction, timestep });
-            }
-            Ok(if single { Update::f32(prediction, alpha, previous) } else { Update::f64(prediction, alpha, previous) })
-        })?;
+        let update = if self.single() { Update::f32 } else { Update::f64 };
+        let steps = self.steps(steps, |prediction, at| update(prediction, at.now, at.next))?;
         Ok(Box::new(steps))
     }
 }

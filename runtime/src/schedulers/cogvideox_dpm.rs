@@ -11,8 +11,7 @@
 use ndarray::{ArrayD, Zip};
 
 use super::cogvideox_ddim::CogVideoxDdim;
-use super::diffusion::BetaSchedule;
-use super::scheduler::{Class, Draw, Kind, Prediction, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{At, Class, Draw, Kind, Prediction, Schedule, Scheduler, SchedulerError, Solver, Steps};
 
 pub(super) const CLASS: Class = Class {
     names: &["CogVideoXDPMScheduler"],
@@ -27,27 +26,13 @@ struct CogVideoxDpm(CogVideoxDdim);
 
 impl Scheduler for CogVideoxDpm {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        let CogVideoxDdim { config, alphas } = &self.0;
-        let prediction = config.prediction_type;
-        let timesteps = config.timesteps(steps)?;
-        let stride = (config.num_train_timesteps / steps) as i64;
-        let alpha = |timestep: i64| usize::try_from(timestep).ok().and_then(|at| alphas.get(at)).copied();
-        let round = if config.beta_schedule == BetaSchedule::Linear { as_f32 } else { as_f64 };
-        let mut updates = Vec::with_capacity(steps);
+        let round = if self.0.single() { as_f32 } else { as_f64 };
         let mut before = None;
-        for &timestep in &timesteps {
-            let error = SchedulerError::Timestep { found: timestep, last: alphas.len() - 1 };
-            let now = alpha(timestep).ok_or(error)?;
-            if now == 1.0 || prediction == Prediction::Epsilon && now == 0.0 {
-                return Err(SchedulerError::Undefined { prediction, timestep });
-            }
-            let next = alpha(timestep - stride);
-            let last = next.and(before);
-            updates.push(Update::new(prediction, (last, now, next.unwrap_or(config.final_alpha(alphas))), round));
-            before = Some(now);
-        }
-        let timesteps = timesteps.into_iter().map(|timestep| timestep as f64).collect();
-        Ok(Box::new(Steps { timesteps, updates, before: None }))
+        let Steps { timesteps, solver } = self.0.steps(steps, |prediction, at| {
+            let last = before.replace(at.now).filter(|_| !at.is_last);
+            Update::new(prediction, (last, at.now, at.next), round)
+        })?;
+        Ok(Box::new(Steps { timesteps, solver: Dpm { updates: solver, before: None } }))
     }
 }
 
@@ -96,31 +81,16 @@ impl Update {
     }
 }
 
-struct Steps {
-    timesteps: Vec<f64>,
+struct Dpm {
     updates: Vec<Update>,
     /// The clean sample that the step before predicted.
     before: Option<ArrayD<f32>>,
 }
 
-impl Schedule for Steps {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-        draw: &mut Draw<'_>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        let steps = self.updates.len();
-        let update = self.updates.get(index).ok_or(SchedulerError::Step { index, steps })?;
-        if prediction.shape() != sample.shape() {
-            let (expected, found) = (sample.shape().to_vec(), prediction.shape().to_vec());
-            return Err(SchedulerError::Shape { expected, found });
-        }
+impl Solver for Dpm {
+    fn next(&mut self, at: &At<'_>, draw: &mut Draw<'_>) -> ArrayD<f32> {
+        let At { index, prediction, sample } = *at;
+        let update = &self.updates[index];
         let clean = Zip::from(prediction).and(sample).map_collect(|&m, &x| update.prediction.clean(m, x, update.now));
         let mut next = match (update.second, &self.before) {
             (Some((own, last)), Some(before)) if index > 0 => Zip::from(sample)
@@ -134,6 +104,6 @@ impl Schedule for Steps {
             Zip::from(&mut next).and(&noise).for_each(|x, &e| *x += update.noise * e);
         }
         self.before = Some(clean);
-        Ok(next)
+        next
     }
 }

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::diffusion::{self, BetaSchedule, Config};
+use super::diffusion::{self, BetaSchedule, Config, Move};
 use super::scheduler::{Class, Kind, Prediction, Schedule, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
@@ -47,10 +47,10 @@ impl Scheduler for Ddim {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
         let prediction = self.config.prediction_type;
         let clip = self.clip.map(|clip| clip as f32);
-        let steps = self.config.steps(&self.alphas, steps, |timestep, alpha, previous| {
+        let steps = self.config.steps(&self.alphas, steps, |Move { timestep, now, next, .. }| {
             let undefined = match prediction {
-                Prediction::Epsilon => alpha == 0.0,
-                Prediction::Sample => alpha == 1.0,
+                Prediction::Epsilon => now == 0.0,
+                Prediction::Sample => now == 1.0,
                 Prediction::V => false,
             };
             if undefined {
@@ -58,7 +58,7 @@ impl Scheduler for Ddim {
             }
             // PyTorch's tables are f32 here, and so are their roots.
             let roots = |alpha: f64| ((alpha as f32).sqrt(), (1.0 - alpha as f32).sqrt());
-            Ok(Update { prediction, clip, now: roots(alpha), next: roots(previous) })
+            Ok(Update { prediction, clip, now: roots(now), next: roots(next) })
         })?;
         Ok(Box::new(steps))
     }

@@ -7,7 +7,9 @@
 use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
 
-use super::scheduler::{Draw, Prediction, Schedule, SchedulerError, never_null};
+use super::scheduler::{
+    At, Draw, MAX_TRAIN_TIMESTEPS, Prediction, SchedulerError, Solver, Steps, check_count, never_null,
+};
 
 /// How inference steps are spread over the training steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +70,6 @@ struct Raw {
     rescale_betas_zero_snr: Option<bool>,
 }
 
-const MAX_TRAIN_TIMESTEPS: usize = 100_000;
-
 /// Keys of every class of the kind that are never null.
 pub(super) const NEVER_NULL: [&str; 9] = [
     "beta_end",
@@ -91,39 +91,31 @@ pub(super) const fn out_of_range(key: &'static str, found: f64, expected: &'stat
     SchedulerError::OutOfRange { key, found, expected }
 }
 
-/// A schedule's timesteps, and what each step needs.
-pub(super) struct Steps<T> {
-    pub timesteps: Vec<f64>,
-    updates: Vec<T>,
-}
-
 /// One step of a solver that keeps nothing, element by element.
 pub(super) trait Update: Send {
     /// The next sample, from the model's output `m` and the sample `x`.
     fn apply(&self, m: f32, x: f32) -> f32;
 }
 
-impl<T: Update> Schedule for Steps<T> {
-    fn timesteps(&self) -> &[f64] {
-        &self.timesteps
+/// An update for each step.
+impl<T: Update> Solver for Vec<T> {
+    fn next(&mut self, at: &At<'_>, _: &mut Draw<'_>) -> ArrayD<f32> {
+        let update = &self[at.index];
+        Zip::from(at.prediction).and(at.sample).map_collect(|&m, &x| update.apply(m, x))
     }
+}
 
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-        _: &mut Draw<'_>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        let update = self.updates.get(index).ok_or(SchedulerError::Step { index, steps: self.updates.len() })?;
-        if prediction.shape() != sample.shape() {
-            return Err(SchedulerError::Shape {
-                expected: sample.shape().to_vec(),
-                found: prediction.shape().to_vec(),
-            });
-        }
-        Ok(Zip::from(prediction).and(sample).map_collect(|&m, &x| update.apply(m, x)))
-    }
+/// Where a step goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Move {
+    /// Where it begins.
+    pub(super) timestep: i64,
+    /// ᾱ there.
+    pub(super) now: f64,
+    /// ᾱ of the timestep after.
+    pub(super) next: f64,
+    /// True if that lies beyond the training schedule.
+    pub(super) is_last: bool,
 }
 
 impl Config {
@@ -193,34 +185,33 @@ impl Config {
         if self.set_alpha_to_one { 1.0 } else { alphas[0] }
     }
 
-    /// The timesteps for `steps` inference steps, and `update(timestep, ᾱ, ᾱ of the step after)` for each.
+    /// The timesteps for `steps` inference steps, and what `update` makes of each move.
     ///
     /// The timestep after is `timestep - num_train_timesteps / steps` whatever the spacing, as in diffusers.
     pub(super) fn steps<T>(
         &self,
         alphas: &[f64],
         steps: usize,
-        update: impl Fn(i64, f64, f64) -> Result<T, SchedulerError>,
-    ) -> Result<Steps<T>, SchedulerError> {
+        mut update: impl FnMut(Move) -> Result<T, SchedulerError>,
+    ) -> Result<Steps<Vec<T>>, SchedulerError> {
         let timesteps = self.timesteps(steps)?;
         let stride = (self.num_train_timesteps / steps) as i64;
         let last = self.final_alpha(alphas);
         let alpha = |timestep: i64| usize::try_from(timestep).ok().and_then(|at| alphas.get(at)).copied();
-        let updates = timesteps
+        let solver = timesteps
             .iter()
             .map(|&timestep| {
                 let error = SchedulerError::Timestep { found: timestep, last: alphas.len() - 1 };
-                update(timestep, alpha(timestep).ok_or(error)?, alpha(timestep - stride).unwrap_or(last))
+                let (now, next) = (alpha(timestep).ok_or(error)?, alpha(timestep - stride));
+                update(Move { timestep, now, next: next.unwrap_or(last), is_last: next.is_none() })
             })
             .collect::<Result<_, _>>()?;
-        Ok(Steps { timesteps: timesteps.into_iter().map(|timestep| timestep as f64).collect(), updates })
+        Ok(Steps { timesteps: timesteps.into_iter().map(|timestep| timestep as f64).collect(), solver })
     }
 
     pub(super) fn timesteps(&self, steps: usize) -> Result<Vec<i64>, SchedulerError> {
         let train = self.num_train_timesteps;
-        if steps == 0 || steps > train {
-            return Err(SchedulerError::Steps { found: steps, max: train });
-        }
+        check_count(steps, train)?;
         let (n, total) = (steps as f64, train as f64);
         let round = |x: f64| x.round_ties_even() as i64;
         let timesteps: Vec<i64> = match self.timestep_spacing {

@@ -1,17 +1,20 @@
-//! What schedulers of flow-matching models share: the shift, the grids of σ, the checks of a configuration.
+//! Schedulers of flow-matching models: the shift, the grids of σ, the checks of a configuration. A file for each method has
+//! only its step, a [`Method`], and what a configuration of its class may say, [`Options`].
 //!
 //! A sample with noise level σ is `x = (1 - σ)·x₀ + σ·ε`, and the model predicts `v = ε - x₀`; so `x₀ = x - σ·v`. Every grid
 //! starts from even levels u and moves them towards noise: `σ = s·u / (1 + (s - 1)·u)` with the shift s.
 
 use std::fmt;
+use std::ops::Deref;
 
+use indexmap::IndexMap;
 use ndarray::{ArrayD, Zip};
 use serde_json::Value;
 
-use super::scheduler::{Schedule, Scheduler, SchedulerError};
+use super::scheduler::{
+    At, Draw, MAX_TRAIN_TIMESTEPS, Schedule, Scheduler, SchedulerError, Solver, Steps, check_count, never_null,
+};
 
-/// Largest training schedule that is read.
-const MAX_TRAIN_TIMESTEPS: u64 = 100_000;
 /// Largest shift that makes sense: published ones go up to 16.
 const MAX_SHIFT: f64 = 1e4;
 /// diffusers' UniPC keeps the first σ this far from 1, where ln(1 - σ) is not finite.
@@ -36,8 +39,8 @@ impl Config {
     pub(super) fn read(value: &Value, keys: [&'static str; 2]) -> Result<Self, SchedulerError> {
         let train = match value.get("num_train_timesteps") {
             None => 1000,
-            Some(found) => match found.as_u64() {
-                Some(train @ 2..=MAX_TRAIN_TIMESTEPS) => train as usize,
+            Some(found) => match found.as_u64().and_then(|train| usize::try_from(train).ok()) {
+                Some(train @ 2..=MAX_TRAIN_TIMESTEPS) => train,
                 _ => {
                     let found = found.as_f64().unwrap_or(f64::NAN);
                     let expected = "a whole number from 2 to 100000";
@@ -77,18 +80,72 @@ pub(super) enum Grid {
     FlowMatch,
 }
 
-/// A scheduler that is a shift, a grid and how steps are taken, with what `S` says of that.
+/// A scheduler that is a shift, a grid and a method.
 #[derive(Clone, Debug)]
-pub(super) struct Flow<S = ()> {
-    pub(super) config: Config,
-    pub(super) grid: Grid,
-    pub(super) solver: S,
-    pub(super) begin: fn(Levels, &S) -> Box<dyn Schedule>,
+struct Flow<M> {
+    config: Config,
+    grid: Grid,
+    method: M,
 }
 
-impl<S: Clone + fmt::Debug + Send + Sync + 'static> Scheduler for Flow<S> {
+/// How steps are taken from level to level. A clone of one that has taken none begins a video.
+pub(super) trait Method: Clone + fmt::Debug + Send + Sync + 'static {
+    /// The next sample.
+    fn next(&mut self, step: &Step<'_>, draw: &mut Draw<'_>) -> ArrayD<f32>;
+}
+
+/// One step, and the levels that it is one of.
+pub(super) struct Step<'a> {
+    /// σ of each step, and 0 at the end.
+    pub(super) sigmas: &'a [f32],
+    at: &'a At<'a>,
+}
+
+impl<'a> Deref for Step<'a> {
+    type Target = At<'a>;
+
+    fn deref(&self) -> &At<'a> {
+        self.at
+    }
+}
+
+impl Step<'_> {
+    /// σ at the start and at the end.
+    pub(super) fn ends(&self) -> (f32, f32) {
+        (self.sigmas[self.index], self.sigmas[self.index + 1])
+    }
+
+    /// `ln(1 - σ) - ln(σ)` of a level, half of the logarithm of its signal-to-noise ratio.
+    pub(super) fn lambda(&self, at: usize) -> f32 {
+        let sigma = self.sigmas[at];
+        (1.0 - sigma).ln() - sigma.ln()
+    }
+
+    /// The clean sample `x - σ·v`.
+    pub(super) fn clean(&self) -> ArrayD<f32> {
+        let sigma = self.sigmas[self.index];
+        Zip::from(self.sample).and(self.prediction).map_collect(|&x, &v| x - sigma * v)
+    }
+}
+
+/// A scheduler of `method` over `grid`, with what a file says.
+///
+/// # Errors
+/// As [`super::read`].
+pub(super) fn scheduler(
+    value: &Value,
+    options: &Options,
+    grid: Grid,
+    method: impl Method,
+) -> Result<Box<dyn Scheduler>, SchedulerError> {
+    options.check(value)?;
+    Ok(Box::new(Flow { config: Config::read(value, options.shift)?, grid, method }))
+}
+
+impl<M: Method> Scheduler for Flow<M> {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        Ok((self.begin)(self.grid.levels(self.config, steps)?, &self.solver))
+        let (timesteps, sigmas) = self.grid.levels(self.config, steps)?;
+        Ok(Box::new(Steps { timesteps, solver: Descent { sigmas, method: self.method.clone() } }))
     }
 
     fn shift(&self) -> Option<f64> {
@@ -103,22 +160,24 @@ impl<S: Clone + fmt::Debug + Send + Sync + 'static> Scheduler for Flow<S> {
     }
 }
 
-/// The levels of one video.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct Levels {
-    /// What the model is told.
-    pub(super) timesteps: Vec<f64>,
+/// One video's way down.
+struct Descent<M> {
     /// σ of each step, and 0 at the end.
-    pub(super) sigmas: Vec<f32>,
+    sigmas: Vec<f32>,
+    method: M,
+}
+
+impl<M: Method> Solver for Descent<M> {
+    fn next(&mut self, at: &At<'_>, draw: &mut Draw<'_>) -> ArrayD<f32> {
+        self.method.next(&Step { sigmas: &self.sigmas, at }, draw)
+    }
 }
 
 impl Grid {
-    /// The levels of `steps` steps.
-    pub(super) fn levels(self, config: Config, steps: usize) -> Result<Levels, SchedulerError> {
+    /// What the model is told at each of `steps` steps, and their σ with 0 at the end.
+    fn levels(self, config: Config, steps: usize) -> Result<(Vec<f64>, Vec<f32>), SchedulerError> {
         let train = config.train as f64;
-        if steps == 0 || steps > config.train {
-            return Err(SchedulerError::Steps { found: steps, max: config.train });
-        }
+        check_count(steps, config.train)?;
         let mut sigmas: Vec<f64> = match self {
             Self::UniPc => linspace(1.0, 1.0 / train, steps + 1, steps).map(|u| config.shift(u)).collect(),
             Self::WanUniPc => {
@@ -149,7 +208,7 @@ impl Grid {
         };
         let timesteps = sigmas.iter().map(timestep).collect();
         let sigmas = sigmas.iter().map(|&sigma| sigma as f32).chain([0.0]).collect();
-        Ok(Levels { timesteps, sigmas })
+        Ok((timesteps, sigmas))
     }
 }
 
@@ -159,63 +218,44 @@ fn linspace(start: f64, end: f64, n: usize, take: usize) -> impl Iterator<Item =
     (0..take).map(move |i| if i > 0 && i + 1 == n { end } else { i as f64 * step + start })
 }
 
-impl Levels {
-    /// Checks a step's arguments.
-    pub(super) fn check(
-        &self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-    ) -> Result<(), SchedulerError> {
-        let steps = self.timesteps.len();
-        if index >= steps {
-            return Err(SchedulerError::Step { index, steps });
-        }
-        if prediction.shape() != sample.shape() {
-            let (expected, found) = (sample.shape().to_vec(), prediction.shape().to_vec());
-            return Err(SchedulerError::Shape { expected, found });
-        }
-        Ok(())
-    }
-
-    /// `ln(1 - σ) - ln(σ)` of a level, half of the logarithm of its signal-to-noise ratio.
-    pub(super) fn lambda(&self, at: usize) -> f32 {
-        let sigma = self.sigmas[at];
-        (1.0 - sigma).ln() - sigma.ln()
-    }
-
-    /// The clean sample `x - σ·v` at step `index`.
-    pub(super) fn clean(&self, prediction: &ArrayD<f32>, index: usize, sample: &ArrayD<f32>) -> ArrayD<f32> {
-        let sigma = self.sigmas[index];
-        Zip::from(sample).and(prediction).map_collect(|&x, &v| x - sigma * v)
-    }
+/// What a configuration of one class may say, besides its numbers. Values are JSON, in objects by key.
+pub(super) struct Options {
+    /// The shift's key, in the class and in the other classes.
+    pub(super) shift: [&'static str; 2],
+    /// The class whose files are checked; `None`: those of every class.
+    pub(super) class: Option<&'static str>,
+    /// Keys that are never null.
+    pub(super) never_null: &'static [&'static str],
+    /// Keys that a file must set to these values.
+    pub(super) required: &'static str,
+    /// Keys that have no other values than these, which absent or null keys mean, too.
+    pub(super) only: &'static [&'static str],
 }
 
-/// Refuses a file that sets one of these keys to anything else than the value beside it, which is also what an absent or null
-/// key means.
-pub(super) fn only(value: &Value, supported: &[(&'static str, Value)]) -> Result<(), SchedulerError> {
-    for (key, expected) in supported {
-        match value.get(key) {
-            None | Some(Value::Null) => {}
-            Some(found) if found == expected => {}
-            Some(found) => {
-                let found = found.as_str().map_or_else(|| found.to_string(), str::to_owned);
-                let supported = expected.as_str().map_or_else(|| expected.to_string(), str::to_owned);
-                return Err(SchedulerError::Unsupported { key, found, supported });
+impl Options {
+    /// True if the class's own rules hold for this file: another class's names other things by the same keys.
+    pub(super) fn apply(&self, value: &Value) -> bool {
+        self.class.is_none_or(|class| value.get("_class_name").is_some_and(|name| name == class))
+    }
+
+    fn check(&self, value: &Value) -> Result<(), SchedulerError> {
+        if !self.apply(value) {
+            return Ok(());
+        }
+        never_null(value, self.never_null)?;
+        let words = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        for (rules, required) in [(self.required, true)].into_iter().chain(self.only.iter().map(|only| (*only, false)))
+        {
+            for (key, expected) in serde_json::from_str::<IndexMap<&'static str, Value>>(rules)? {
+                let found = match value.get(key).filter(|found| !found.is_null()) {
+                    None if required => "missing".to_owned(),
+                    None => continue,
+                    Some(found) if *found == expected => continue,
+                    Some(found) => words(found),
+                };
+                return Err(SchedulerError::Unsupported { key, found, supported: words(&expected) });
             }
         }
-    }
-    Ok(())
-}
-
-/// Refuses a file that does not set one of these keys to the value beside it.
-pub(super) fn must_be(value: &Value, required: &[(&'static str, Value)]) -> Result<(), SchedulerError> {
-    let missing = required.iter().find(|(key, _)| value.get(key).is_none_or(Value::is_null));
-    match missing {
-        None => only(value, required),
-        Some((key, expected)) => {
-            let supported = expected.as_str().map_or_else(|| expected.to_string(), str::to_owned);
-            Err(SchedulerError::Unsupported { key, found: "missing".to_owned(), supported })
-        }
+        Ok(())
     }
 }

@@ -4,98 +4,72 @@
 //! `schedulers/scheduling_dpmsolver_multistep.py` with `use_flow_sigmas`; Wan's own code differs in the grid only.
 
 use ndarray::{ArrayD, Zip};
-use serde_json::{Value, json};
 
-use super::flow::{Config, Flow, Grid, Levels, must_be, only};
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError, never_null};
+use super::flow::{Grid, Method, Options, Step, scheduler};
+use super::scheduler::{Class, Draw, Kind};
 
 pub(super) const CLASS: Class = Class {
     names: &["DPMSolverMultistepScheduler"],
     sampler: "dpmpp_2m",
     kind: Kind::Flow,
-    read: |value| {
-        if value.get("_class_name") == Some(&json!("DPMSolverMultistepScheduler")) {
-            never_null(value, &NEVER_NULL)?;
-            must_be(value, &[("use_flow_sigmas", json!(true)), ("prediction_type", json!("flow_prediction"))])?;
-            only(value, &options())?;
-        }
-        scheduler(value, Grid::DpmSolver)
-    },
+    read: |value| scheduler(value, &OPTIONS, Grid::DpmSolver, Dpm::default()),
 };
 
 /// On the grid of Wan's own code.
-pub(super) const WAN: Class =
-    Class { names: &[], sampler: "dpmpp_2m_wan", kind: Kind::Flow, read: |value| scheduler(value, Grid::WanDpm) };
+pub(super) const WAN: Class = Class {
+    names: &[],
+    sampler: "dpmpp_2m_wan",
+    kind: Kind::Flow,
+    read: |value| scheduler(value, &ANY, Grid::WanDpm, Dpm::default()),
+};
 
-/// Keys that are never null.
-pub(super) const NEVER_NULL: [&str; 10] = [
-    "algorithm_type",
-    "beta_end",
-    "beta_schedule",
-    "beta_start",
-    "final_sigmas_type",
-    "lower_order_final",
-    "prediction_type",
-    "solver_order",
-    "solver_type",
-    "timestep_spacing",
-];
+pub(super) const OPTIONS: Options = Options {
+    shift: ["flow_shift", "shift"],
+    class: Some("DPMSolverMultistepScheduler"),
+    never_null: &[
+        "algorithm_type",
+        "beta_end",
+        "beta_schedule",
+        "beta_start",
+        "final_sigmas_type",
+        "lower_order_final",
+        "prediction_type",
+        "solver_order",
+        "solver_type",
+        "timestep_spacing",
+    ],
+    required: r#"{"use_flow_sigmas": true, "prediction_type": "flow_prediction"}"#,
+    only: &[r#"{"solver_order": 2, "algorithm_type": "dpmsolver++", "solver_type": "midpoint",
+        "thresholding": false, "use_karras_sigmas": false, "use_lu_lambdas": false,
+        "use_exponential_sigmas": false, "use_beta_sigmas": false, "use_dynamic_shifting": false, "final_sigmas_type": "zero"}"#],
+};
 
-fn options() -> [(&'static str, Value); 10] {
-    [
-        ("solver_order", json!(2)),
-        ("algorithm_type", json!("dpmsolver++")),
-        ("solver_type", json!("midpoint")),
-        ("thresholding", json!(false)),
-        ("use_karras_sigmas", json!(false)),
-        ("use_lu_lambdas", json!(false)),
-        ("use_exponential_sigmas", json!(false)),
-        ("use_beta_sigmas", json!(false)),
-        ("use_dynamic_shifting", json!(false)),
-        ("final_sigmas_type", json!("zero")),
-    ]
-}
+/// A file of the class may ask for another method, which Wan's own code would not follow either.
+const ANY: Options = Options { never_null: &[], required: "{}", only: &[], ..OPTIONS };
 
-fn scheduler(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
-    let config = Config::read(value, ["flow_shift", "shift"])?;
-    Ok(Box::new(Flow { config, grid, solver: (), begin: |levels, ()| Box::new(Steps { levels, before: None }) }))
-}
-
-struct Steps {
-    levels: Levels,
+#[derive(Clone, Debug, Default)]
+struct Dpm {
     /// The clean sample that the step before predicted.
     before: Option<ArrayD<f32>>,
 }
 
-impl Schedule for Steps {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-        _: &mut Draw<'_>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        let levels = &self.levels;
-        levels.check(prediction, index, sample)?;
-        let clean = levels.clean(prediction, index, sample);
-        let (now, next) = (levels.sigmas[index], levels.sigmas[index + 1]);
+impl Method for Dpm {
+    fn next(&mut self, step: &Step<'_>, _: &mut Draw<'_>) -> ArrayD<f32> {
+        let (clean, index) = (step.clean(), step.index);
+        let (now, next) = step.ends();
         if next == 0.0 {
-            return Ok(clean);
+            return clean;
         }
-        let (lambda, lambda_next) = (levels.lambda(index), levels.lambda(index + 1));
+        let (lambda, lambda_next) = (step.lambda(index), step.lambda(index + 1));
         let h = lambda_next - lambda;
         let (keep, change) = (next / now, (1.0 - next) * ((-h).exp() - 1.0));
-        let mut sum = Zip::from(sample).and(&clean).map_collect(|&x, &m| keep * x - change * m);
+        let mut sum = Zip::from(step.sample).and(&clean).map_collect(|&x, &m| keep * x - change * m);
         if let Some(before) = self.before.as_ref().filter(|_| index > 0) {
             // 0 after a level without signal, where λ is -∞.
-            let slope = 1.0 / ((lambda - levels.lambda(index - 1)) / h);
+            let slope = 1.0 / ((lambda - step.lambda(index - 1)) / h);
             Zip::from(&mut sum).and(&clean).and(before).for_each(|x, &m, &b| *x -= 0.5 * change * (slope * (m - b)));
         }
         self.before = Some(clean);
-        Ok(sum)
+        sum
     }
 }

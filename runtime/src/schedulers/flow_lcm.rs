@@ -5,53 +5,44 @@
 //! noise.
 
 use ndarray::{ArrayD, Zip};
-use serde_json::Value;
 
-use super::flow::{Config, Flow, Grid, Levels, only};
-use super::flow_euler::plain_levels;
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
+use super::flow::{Grid, Method, Options, Step, scheduler};
+use super::flow_euler::PLAIN_LEVELS;
+use super::scheduler::{Class, Draw, Kind};
 
 pub(super) const CLASS: Class = Class {
     names: &["FlowMatchLCMScheduler"],
     sampler: "lcm",
     kind: Kind::Flow,
-    read: |value| read(value, Grid::FlowMatch),
+    read: |value| scheduler(value, &OPTIONS, Grid::FlowMatch, Lcm),
 };
 
 /// On ComfyUI's "simple" grid.
-pub(super) const SIMPLE: Class =
-    Class { names: &[], sampler: "lcm_simple", kind: Kind::Flow, read: |value| read(value, Grid::Simple) };
+pub(super) const SIMPLE: Class = Class {
+    names: &[],
+    sampler: "lcm_simple",
+    kind: Kind::Flow,
+    read: |value| scheduler(value, &OPTIONS, Grid::Simple, Lcm),
+};
 
-fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
-    only(value, &plain_levels())?;
-    only(value, &[("scale_factors", Value::Null), ("upscale_mode", "bicubic".into())])?;
-    let config = Config::read(value, ["shift", "flow_shift"])?;
-    Ok(Box::new(Flow { config, grid, solver: (), begin: |levels, ()| Box::new(Steps { levels }) }))
-}
+const OPTIONS: Options = Options {
+    shift: ["shift", "flow_shift"],
+    class: None,
+    never_null: &[],
+    required: "{}",
+    only: &[PLAIN_LEVELS, r#"{"scale_factors": null, "upscale_mode": "bicubic"}"#],
+};
 
-struct Steps {
-    levels: Levels,
-}
+#[derive(Clone, Debug)]
+struct Lcm;
 
-impl Schedule for Steps {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-        draw: &mut Draw<'_>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        self.levels.check(prediction, index, sample)?;
-        let clean = self.levels.clean(prediction, index, sample);
-        let sigma = self.levels.sigmas[index + 1];
+impl Method for Lcm {
+    fn next(&mut self, step: &Step<'_>, draw: &mut Draw<'_>) -> ArrayD<f32> {
+        let (clean, (_, sigma)) = (step.clean(), step.ends());
         if sigma == 0.0 {
-            return Ok(clean);
+            return clean;
         }
-        let noise = draw(sample.shape());
-        Ok(Zip::from(&clean).and(&noise).map_collect(|&x, &e| (1.0 - sigma) * x + sigma * e))
+        let noise = draw(step.sample.shape());
+        Zip::from(&clean).and(&noise).map_collect(|&x, &e| (1.0 - sigma) * x + sigma * e)
     }
 }

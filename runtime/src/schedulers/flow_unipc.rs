@@ -5,10 +5,10 @@
 
 use ndarray::{ArrayD, Zip};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::flow::{Config, Flow, Grid, Levels, must_be, only};
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError, never_null};
+use super::flow::{Grid, Method, Options, Step, scheduler};
+use super::scheduler::{Class, Draw, Kind, Scheduler, SchedulerError};
 
 pub(super) const CLASS: Class = Class {
     names: &["UniPCMultistepScheduler"],
@@ -21,32 +21,44 @@ pub(super) const CLASS: Class = Class {
 pub(super) const WAN: Class =
     Class { names: &[], sampler: "unipc_wan", kind: Kind::Flow, read: |value| read(value, Grid::WanUniPc) };
 
-/// Keys that are never null.
-pub(super) const NEVER_NULL: [&str; 11] = [
-    "beta_end",
-    "beta_schedule",
-    "beta_start",
-    "disable_corrector",
-    "final_sigmas_type",
-    "lower_order_final",
-    "predict_x0",
-    "prediction_type",
-    "solver_order",
-    "solver_type",
-    "timestep_spacing",
-];
+pub(super) const OPTIONS: Options = Options {
+    shift: ["flow_shift", "shift"],
+    class: Some("UniPCMultistepScheduler"),
+    never_null: &[
+        "beta_end",
+        "beta_schedule",
+        "beta_start",
+        "disable_corrector",
+        "final_sigmas_type",
+        "lower_order_final",
+        "predict_x0",
+        "prediction_type",
+        "solver_order",
+        "solver_type",
+        "timestep_spacing",
+    ],
+    required: r#"{"use_flow_sigmas": true, "prediction_type": "flow_prediction"}"#,
+    // With bh1 the last step, to a level without noise, is not finite.
+    only: &[r#"{"predict_x0": true, "thresholding": false, "solver_p": null, "use_karras_sigmas": false,
+        "use_exponential_sigmas": false, "use_beta_sigmas": false, "use_dynamic_shifting": false,
+        "shift_terminal": null, "solver_type": "bh2", "final_sigmas_type": "zero"}"#],
+};
 
-/// How the steps are taken.
-#[derive(Clone, Debug, PartialEq)]
-struct Solver {
+/// The configured method, and what the steps of one video leave.
+#[derive(Clone, Debug)]
+struct UniPc {
     /// 1 or 2.
     order: usize,
     /// Steps that the next one does not correct.
     uncorrected: Vec<usize>,
+    /// The sample that the last predictor started from, and its order.
+    last: Option<(ArrayD<f32>, usize)>,
+    /// Clean samples of the step before the last, and of the last.
+    clean: [Option<ArrayD<f32>>; 2],
 }
 
 /// Keys of the solver, before defaults.
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Keys {
     solver_order: Option<usize>,
     lower_order_final: Option<bool>,
@@ -54,64 +66,21 @@ struct Keys {
 }
 
 fn read(value: &Value, grid: Grid) -> Result<Box<dyn Scheduler>, SchedulerError> {
-    let config = Config::read(value, ["flow_shift", "shift"])?;
-    // Another class's file names other things by the solver's keys.
-    let own = value.get("_class_name").is_some_and(|name| CLASS.names.iter().any(|own| name == own));
-    let solver = if own { Solver::read(value)? } else { Solver::default() };
-    let begin: fn(Levels, &Solver) -> Box<dyn Schedule> =
-        |levels, solver| Box::new(Steps { levels, solver: solver.clone(), last: None, clean: [None, None] });
-    Ok(Box::new(Flow { config, grid, solver, begin }))
-}
-
-impl Default for Solver {
-    fn default() -> Self {
-        Self { order: 2, uncorrected: Vec::new() }
+    let keys = if OPTIONS.apply(value) { Keys::deserialize(value)? } else { Keys::default() };
+    let order = keys.solver_order.unwrap_or(2);
+    let uncorrected = keys.disable_corrector.unwrap_or_default();
+    let scheduler = scheduler(value, &OPTIONS, grid, UniPc { order, uncorrected, last: None, clean: [None, None] })?;
+    let unsupported = |key, found: String, supported: &str| {
+        Err(SchedulerError::Unsupported { key, found, supported: supported.to_owned() })
+    };
+    if !(1..=2).contains(&order) {
+        return unsupported("solver_order", order.to_string(), "1, 2");
     }
-}
-
-impl Solver {
-    fn read(value: &Value) -> Result<Self, SchedulerError> {
-        never_null(value, &NEVER_NULL)?;
-        must_be(value, &[("use_flow_sigmas", json!(true)), ("prediction_type", json!("flow_prediction"))])?;
-        only(
-            value,
-            &[
-                ("predict_x0", json!(true)),
-                ("thresholding", json!(false)),
-                ("solver_p", json!(null)),
-                ("use_karras_sigmas", json!(false)),
-                ("use_exponential_sigmas", json!(false)),
-                ("use_beta_sigmas", json!(false)),
-                ("use_dynamic_shifting", json!(false)),
-                ("shift_terminal", json!(null)),
-                // With bh1 the last step, to a level without noise, is not finite.
-                ("solver_type", json!("bh2")),
-                ("final_sigmas_type", json!("zero")),
-            ],
-        )?;
-        let keys = Keys::deserialize(value)?;
-        let unsupported = |key, found: String, supported: &str| {
-            Err(SchedulerError::Unsupported { key, found, supported: supported.to_owned() })
-        };
-        let order = keys.solver_order.unwrap_or(2);
-        if !(1..=2).contains(&order) {
-            return unsupported("solver_order", order.to_string(), "1, 2");
-        }
-        if keys.lower_order_final == Some(false) && order > 1 {
-            // The last level holds no noise, and a step of order 2 to it is not finite.
-            return unsupported("lower_order_final", "false".to_owned(), "true");
-        }
-        Ok(Self { order, uncorrected: keys.disable_corrector.unwrap_or_default() })
+    if keys.lower_order_final == Some(false) && order > 1 {
+        // The last level holds no noise, and a step of order 2 to it is not finite.
+        return unsupported("lower_order_final", "false".to_owned(), "true");
     }
-}
-
-struct Steps {
-    levels: Levels,
-    solver: Solver,
-    /// The sample that the last predictor started from, and its order.
-    last: Option<(ArrayD<f32>, usize)>,
-    /// Clean samples of the step before the last, and of the last.
-    clean: [Option<ArrayD<f32>>; 2],
+    Ok(scheduler)
 }
 
 /// From one level to another: `x ← keep·x - scale·φ·(m₀ + Σ ρ·D)`.
@@ -125,33 +94,36 @@ struct Move {
     hh: f32,
 }
 
-impl Steps {
-    fn move_to(&self, from: usize, to: usize) -> Move {
-        let (start, end) = (self.levels.sigmas[from], self.levels.sigmas[to]);
-        let hh = -(self.levels.lambda(to) - self.levels.lambda(from));
+impl Move {
+    fn new(step: &Step<'_>, from: usize, to: usize) -> Self {
+        let (start, end) = (step.sigmas[from], step.sigmas[to]);
+        let hh = -(step.lambda(to) - step.lambda(from));
         let phi = hh.exp_m1();
-        Move { keep: end / start, scale: 1.0 - end, phi, hh }
+        Self { keep: end / start, scale: 1.0 - end, phi, hh }
     }
+}
 
-    /// How far before `from` the level before it lies, in units of the move from `from` to `to`.
-    fn ratio(&self, from: usize, to: usize) -> f32 {
-        let lambda = |at| self.levels.lambda(at);
-        (lambda(from - 1) - lambda(from)) / (lambda(to) - lambda(from))
-    }
+/// How far before `from` the level before it lies, in units of the move from `from` to `to`.
+fn ratio(step: &Step<'_>, from: usize, to: usize) -> f32 {
+    let lambda = |at| step.lambda(at);
+    (lambda(from - 1) - lambda(from)) / (lambda(to) - lambda(from))
+}
 
-    /// The sample at step `index`, corrected by the clean sample that the model predicts there.
-    fn corrected(&self, index: usize, clean: &ArrayD<f32>) -> Option<ArrayD<f32>> {
-        let (before, order) = self.last.as_ref().filter(|_| !self.solver.uncorrected.contains(&(index - 1)))?;
+impl UniPc {
+    /// The sample of a step, corrected by the clean sample that the model predicts there.
+    fn corrected(&self, step: &Step<'_>, clean: &ArrayD<f32>) -> Option<ArrayD<f32>> {
+        let index = step.index;
+        let (before, order) = self.last.as_ref().filter(|_| !self.uncorrected.contains(&(index - 1)))?;
         let [older, last] = &self.clean;
         let (older, last) = (older.as_ref().filter(|_| *order == 2), last.as_ref()?);
-        let Move { keep, scale, phi, hh } = self.move_to(index - 1, index);
+        let Move { keep, scale, phi, hh } = Move::new(step, index - 1, index);
         let start = Zip::from(before).and(last).map_collect(|&x, &m| keep * x - scale * phi * m);
         let factor = scale * phi;
         let Some(older) = older else {
             return Some(Zip::from(&start).and(clean).and(last).map_collect(|&x, &m, &l| x - factor * (0.5 * (m - l))));
         };
         // ρ₁ + ρ₂ = b₁, r·ρ₁ + ρ₂ = b₂.
-        let ratio = self.ratio(index - 1, index);
+        let ratio = ratio(step, index - 1, index);
         let first = phi / hh - 1.0;
         let second = first / hh - 0.5;
         let (b1, b2) = (first / phi, second * 2.0 / phi);
@@ -167,34 +139,24 @@ impl Steps {
     }
 }
 
-impl Schedule for Steps {
-    fn timesteps(&self) -> &[f64] {
-        &self.levels.timesteps
-    }
-
-    fn step(
-        &mut self,
-        prediction: &ArrayD<f32>,
-        index: usize,
-        sample: &ArrayD<f32>,
-        _: &mut Draw<'_>,
-    ) -> Result<ArrayD<f32>, SchedulerError> {
-        self.levels.check(prediction, index, sample)?;
+impl Method for UniPc {
+    fn next(&mut self, step: &Step<'_>, _: &mut Draw<'_>) -> ArrayD<f32> {
+        let index = step.index;
         if index == 0 {
             (self.last, self.clean) = (None, [None, None]);
         }
-        let clean = self.levels.clean(prediction, index, sample);
-        let sample = self.corrected(index, &clean).unwrap_or_else(|| sample.clone());
-        let left = self.levels.timesteps.len() - index;
+        let clean = step.clean();
+        let sample = self.corrected(step, &clean).unwrap_or_else(|| step.sample.clone());
+        let left = step.sigmas.len() - 1 - index;
         let done = self.last.as_ref().map_or(0, |(_, order)| *order);
-        let order = self.solver.order.min(left).min(done + 1);
-        let next = if self.levels.sigmas[index + 1] == 0.0 {
+        let order = self.order.min(left).min(done + 1);
+        let next = if step.ends().1 == 0.0 {
             clean.clone()
         } else {
-            let Move { keep, scale, phi, .. } = self.move_to(index, index + 1);
+            let Move { keep, scale, phi, .. } = Move::new(step, index, index + 1);
             let mut next = Zip::from(&sample).and(&clean).map_collect(|&x, &m| keep * x - scale * phi * m);
             if let (2, Some(last)) = (order, &self.clean[1]) {
-                let ratio = self.ratio(index, index + 1);
+                let ratio = ratio(step, index, index + 1);
                 let factor = scale * phi;
                 let add = |x: &mut f32, &m: &f32, &l: &f32| *x -= factor * (0.5 * ((l - m) / ratio));
                 Zip::from(&mut next).and(&clean).and(last).for_each(add);
@@ -203,6 +165,6 @@ impl Schedule for Steps {
         };
         self.clean = [self.clean[1].take(), Some(clean)];
         self.last = Some((sample, order));
-        Ok(next)
+        next
     }
 }

@@ -64,6 +64,70 @@ pub trait Schedule: Send {
     ) -> Result<ArrayD<f32>, SchedulerError>;
 }
 
+/// A schedule's timesteps, and what takes its steps.
+pub(super) struct Steps<S> {
+    pub(super) timesteps: Vec<f64>,
+    pub(super) solver: S,
+}
+
+/// What takes the steps of a [`Schedule`], once their arguments are known to be right.
+pub(super) trait Solver: Send {
+    /// The next sample.
+    fn next(&mut self, at: &At<'_>, draw: &mut Draw<'_>) -> ArrayD<f32>;
+}
+
+/// A step that there is, on arrays of one shape.
+pub(super) struct At<'a> {
+    /// The step, counted from 0.
+    pub(super) index: usize,
+    /// What the model says of the sample.
+    pub(super) prediction: &'a ArrayD<f32>,
+    /// The sample before the step.
+    pub(super) sample: &'a ArrayD<f32>,
+}
+
+impl<S: Solver> Schedule for Steps<S> {
+    fn timesteps(&self) -> &[f64] {
+        &self.timesteps
+    }
+
+    fn step(
+        &mut self,
+        prediction: &ArrayD<f32>,
+        index: usize,
+        sample: &ArrayD<f32>,
+        draw: &mut Draw<'_>,
+    ) -> Result<ArrayD<f32>, SchedulerError> {
+        check_step(self.timesteps.len(), prediction, index, sample)?;
+        Ok(self.solver.next(&At { index, prediction, sample }, draw))
+    }
+}
+
+/// Checks a step's arguments.
+pub(super) fn check_step(
+    steps: usize,
+    prediction: &ArrayD<f32>,
+    index: usize,
+    sample: &ArrayD<f32>,
+) -> Result<(), SchedulerError> {
+    if index >= steps {
+        return Err(SchedulerError::Step { index, steps });
+    }
+    if prediction.shape() != sample.shape() {
+        let (expected, found) = (sample.shape().to_vec(), prediction.shape().to_vec());
+        return Err(SchedulerError::Shape { expected, found });
+    }
+    Ok(())
+}
+
+/// Checks that a video has steps, and no more than the model was trained with.
+pub(super) fn check_count(steps: usize, max: usize) -> Result<(), SchedulerError> {
+    if (1..=max).contains(&steps) { Ok(()) } else { Err(SchedulerError::Steps { found: steps, max }) }
+}
+
+/// Largest training schedule that is read.
+pub(super) const MAX_TRAIN_TIMESTEPS: usize = 100_000;
+
 /// What a model is trained to undo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -193,6 +257,15 @@ impl Classified for SchedulerError {
             Self::Unsupported { .. } => ErrorClass::Unsupported,
             Self::Steps { .. } | Self::Unknown { .. } | Self::Shift { .. } | Self::NoShift => ErrorClass::Usage,
             _ => ErrorClass::BadModel,
+        }
+    }
+
+    fn field(&self) -> Option<&str> {
+        match self {
+            Self::Unknown { .. } => Some("scheduler"),
+            Self::Shift { .. } | Self::NoShift => Some("shift"),
+            Self::Steps { .. } => Some("num_inference_steps"),
+            _ => None,
         }
     }
 }

@@ -190,8 +190,8 @@ fn null_where_diffusers_has_another_default_is_refused_by_name() {
         ("CogVideoXDDIMScheduler", &diffusion::NEVER_NULL[..]),
         ("CogVideoXDPMScheduler", &["snr_shift_scale"]),
         ("DDIMScheduler", &diffusion::NEVER_NULL),
-        ("UniPCMultistepScheduler", &flow_unipc::NEVER_NULL),
-        ("DPMSolverMultistepScheduler", &flow_dpm::NEVER_NULL),
+        ("UniPCMultistepScheduler", flow_unipc::OPTIONS.never_null),
+        ("DPMSolverMultistepScheduler", flow_dpm::OPTIONS.never_null),
     ] {
         for key in keys {
             let error = read(&json!({"_class_name": class, *key: null}), None).unwrap_err().to_string();

@@ -5,7 +5,7 @@ use ndarray::ArrayD;
 use serde::Deserialize;
 
 use super::diffusion::out_of_range;
-use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError};
+use super::scheduler::{Class, Draw, Kind, Schedule, Scheduler, SchedulerError, check_count, check_step};
 
 pub(super) const CLASS: Class = Class {
     names: &["ToyFlowScheduler"],
@@ -36,9 +36,7 @@ impl Toy {
 
 impl Scheduler for Toy {
     fn begin(&self, steps: usize) -> Result<Box<dyn Schedule>, SchedulerError> {
-        if !(1..=MOST_STEPS).contains(&steps) {
-            return Err(SchedulerError::Steps { found: steps, max: MOST_STEPS });
-        }
+        check_count(steps, MOST_STEPS)?;
         let timesteps = (0..steps).map(|i| (1.0 - i as f64 / steps as f64) * self.scale).collect();
         Ok(Box::new(Steps { timesteps, last: None }))
     }
@@ -70,13 +68,7 @@ impl Schedule for Steps {
         _draw: &mut Draw<'_>,
     ) -> Result<ArrayD<f32>, SchedulerError> {
         let steps = self.timesteps.len();
-        if index >= steps {
-            return Err(SchedulerError::Step { index, steps });
-        }
-        if prediction.shape() != sample.shape() {
-            let (expected, found) = (sample.shape().to_vec(), prediction.shape().to_vec());
-            return Err(SchedulerError::Shape { expected, found });
-        }
+        check_step(steps, prediction, index, sample)?;
         let velocity = match self.last.replace(prediction.clone()).filter(|_| index > 0) {
             Some(last) => prediction * 1.5 - last * 0.5,
             None => prediction.clone(),
