@@ -1,26 +1,28 @@
 //! Where CUDA's libraries lie: those that NVIDIA's Python packages bring need no toolkit.
 
-use std::env;
 use std::path::{Path, PathBuf};
+
+use v2l_search::{LIBRARY_PATH, Places};
 
 /// The environment variable that names a folder of CUDA's libraries.
 pub const VARIABLE: &str = "V2L_CUDA_LIBS";
 
+const PLACES: Places =
+    Places { variables: &[VARIABLE], vendored: "vendor/cuda", package: Some(""), list: LIBRARY_PATH };
+
 /// Every folder that may hold CUDA's libraries, the likeliest first: `explicit` or else [`VARIABLE`], which are never passed over;
-/// otherwise next to the executable, for one in a checkout's `target/` that checkout's `vendor/cuda`, the site-packages of a Python
-/// environment, `LD_LIBRARY_PATH`. In each the folders `nvidia/*/lib` of NVIDIA's packages, too. Folders of the first three that
-/// others may put something into are passed over ([`v2l_search::trusted`]).
+/// otherwise those of [`Places::folders`]. In each the folders `nvidia/*/lib` of NVIDIA's packages, too. What others may put something into
+/// is passed over ([`v2l_search::trusted`]), but for what the user's own list names.
 ///
 /// What is in none of them the loader looks for in its own places. The current directory is not searched.
 pub fn folders(explicit: Option<&Path>) -> Vec<PathBuf> {
-    let variable = env::var_os(VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from);
-    if let Some(path) = explicit.map(Path::to_owned).or(variable) {
+    if let Some(path) = explicit.map(Path::to_owned).or_else(|| Some(PLACES.variable()?.0)) {
         return with_packages(path);
     }
-    let own = v2l_search::executable().into_iter().chain(v2l_search::vendored("vendor/cuda"));
-    let listed = v2l_search::listed(env::var_os("LD_LIBRARY_PATH").as_deref());
-    let found = own.chain(v2l_search::site_packages()).flat_map(with_packages).filter(|folder| is_usable(folder));
-    found.chain(listed.into_iter().flat_map(with_packages)).collect()
+    let usable = |folder: v2l_search::Folder| {
+        with_packages(folder.path).into_iter().filter(move |path| folder.listed || is_usable(path))
+    };
+    PLACES.folders().into_iter().flat_map(usable).collect()
 }
 
 /// The first of `names` in the first folder that holds one.

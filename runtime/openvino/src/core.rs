@@ -9,7 +9,6 @@ use openvino_sys::ov_core_t;
 use crate::error::Failure;
 use crate::handle::{Handle, text};
 use crate::library::{Library, Version, load};
-use crate::search::is_bare;
 use crate::{Found, OpenVinoError};
 
 /// The device that everything runs on.
@@ -96,8 +95,8 @@ impl Core {
 
     /// The error of a failure that comes from a missing library, if there is none of that name beside the C library.
     pub(crate) fn missing(&self, file: &'static str, failure: &Failure) -> Option<OpenVinoError> {
-        let path = &self.found().path;
-        let folder = path.parent().filter(|_| !is_bare(path))?;
+        let found = self.found();
+        let folder = found.path.parent().filter(|_| !found.is_bare())?;
         let absent = v2l_search::entries(folder, file).is_empty();
         let (folder, reason) = (PathBuf::from(folder), failure.reason.clone());
         absent.then_some(OpenVinoError::MissingFile { file, folder, reason })

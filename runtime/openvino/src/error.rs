@@ -4,8 +4,9 @@ use std::ffi::CStr;
 use std::path::PathBuf;
 
 use openvino_sys::ov_status_e;
+use v2l_search::LibraryError;
 
-use crate::library::{LibraryError, SUPPLY};
+use crate::library::OPENVINO;
 
 /// Why something could not be done.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -15,7 +16,7 @@ pub enum OpenVinoError {
     #[error(transparent)]
     Library(#[from] LibraryError),
     /// One of the libraries that OpenVINO loads by itself is missing.
-    #[error("OpenVINO's {file} is not in {}: {reason}; {SUPPLY}, which brings all five libraries", folder.display())]
+    #[error("OpenVINO's {file} is not in {}: {reason}; {}, which brings all five libraries", folder.display(), OPENVINO.supply)]
     MissingFile {
         /// What its name begins with.
         file: &'static str,

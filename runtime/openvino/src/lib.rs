@@ -29,14 +29,13 @@ mod handle;
 mod library;
 mod model;
 mod request;
-mod search;
 
 pub use self::borrowed::{Borrowed, Lent};
 pub use self::compiled::{CompileOptions, Compiled, Precision};
 pub use self::core::Core;
 pub use self::element::Element;
 pub use self::error::OpenVinoError;
-pub use self::library::{LibraryError, MINIMUM, Version};
+pub use self::library::{MINIMUM, Version};
 pub use self::model::Model;
 pub use self::request::{NodeTime, Output, Ran, Request};
-pub use self::search::{Found, VARIABLE};
+pub use v2l_search::{Found, LibraryError};

@@ -3,20 +3,31 @@
 use std::error::Error;
 use std::ffi::{CStr, c_int};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use libloading::Library as SharedLibrary;
 use openvino_sys::ov_version_t;
 use v2l_search::wording::{OPENVINO_LIBRARY, Supply};
-
-use crate::search::{Found, VARIABLE, find, is_bare};
+use v2l_search::{FileName, Found, LIBRARY_PATH, LibraryError, Places, Product};
 
 /// The lowest version that works: the first whose C API compiles with a list of properties.
 pub const MINIMUM: Version = Version { year: 2026, minor: 4, patch: 0 };
 
-/// How to come by OpenVINO: the package's libraries are found where they are installed.
-pub(crate) const SUPPLY: Supply = Supply::new("run `bin/setup --openvino`", "`pip install openvino`");
+/// OpenVINO's C library. Its package's libraries are found where they are installed.
+pub(crate) static OPENVINO: Product = Product {
+    title: "OpenVINO",
+    supply: Supply::new("run `bin/setup --openvino`", "`pip install openvino`"),
+    option: OPENVINO_LIBRARY,
+    file: FileName::Library("openvino_c"),
+    places: Places {
+        variables: &["V2L_OPENVINO_LIB"],
+        vendored: "vendor/openvino",
+        package: Some("openvino/libs"),
+        list: LIBRARY_PATH,
+    },
+    by_loader: true,
+};
 
 /// A release of OpenVINO.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -45,59 +56,6 @@ impl fmt::Display for Version {
     }
 }
 
-/// Why OpenVINO cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum LibraryError {
-    /// An option or variable names something that is not there.
-    #[error("OpenVINO: {from} names {}, where there is no {file}; correct it, or leave it out and {SUPPLY}", path.display())]
-    NotThere {
-        /// The option or variable.
-        from: String,
-        /// What it names.
-        path: PathBuf,
-        /// The library's name.
-        file: &'static str,
-    },
-    /// It is nowhere.
-    #[error("OpenVINO was not found; looked at {}; {SUPPLY}; or name yours with `{OPENVINO_LIBRARY}` or {VARIABLE}", looked.join(", "))]
-    Missing {
-        /// Every place that was tried.
-        looked: Vec<String>,
-    },
-    /// The system cannot load it, or it is something else.
-    #[error("{} (from {from}) cannot be loaded as OpenVINO: {reason}; {SUPPLY}; or name another with `{OPENVINO_LIBRARY}`", path.display())]
-    Unloadable {
-        /// The library.
-        path: PathBuf,
-        /// How it was found.
-        from: String,
-        /// The loader's words.
-        reason: String,
-    },
-    /// It is too old.
-    #[error(
-        "{} (from {from}) is OpenVINO {found}; expected {}.{} or newer: {SUPPLY}; or name a newer one with `{OPENVINO_LIBRARY}`",
-        path.display(), MINIMUM.year, MINIMUM.minor
-    )]
-    Version {
-        /// The library.
-        path: PathBuf,
-        /// How it was found.
-        from: String,
-        /// What the library says of itself.
-        found: String,
-    },
-    /// The process has another one already.
-    #[error("{} was asked for, but this process has loaded OpenVINO from {}; one process uses one library", requested.display(), loaded.display())]
-    AlreadyLoaded {
-        /// What was asked for.
-        requested: PathBuf,
-        /// What is in use.
-        loaded: PathBuf,
-    },
-}
-
 /// The process's one OpenVINO.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Library {
@@ -111,32 +69,23 @@ static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 pub(crate) fn load(explicit: Option<&Path>) -> Result<Library, LibraryError> {
     let mut slot = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(loaded) = &*slot {
-        let requested = explicit.map(|path| find(Some(path))).transpose()?.map(|(found, _)| found.path);
-        return match requested {
-            Some(requested) if !same_file(&requested, &loaded.found.path) => {
-                Err(LibraryError::AlreadyLoaded { requested, loaded: loaded.found.path.clone() })
-            }
-            _ => Ok(loaded.clone()),
-        };
+        OPENVINO.check_loaded(explicit, &loaded.found.path)?;
+        return Ok(loaded.clone());
     }
-    let (found, looked) = find(explicit)?;
-    let unloadable = |reason| LibraryError::Unloadable { path: found.path.clone(), from: found.from.clone(), reason };
+    let mut search = OPENVINO.search(explicit)?;
+    let Some(found) = search.next() else { return Err(search.missing()) };
+    let unloadable = |reason| LibraryError::Unloadable { of: &OPENVINO, found: Box::new(found.clone()), reason };
     let library = match open(&found.path) {
         Ok(library) => library,
-        // The loader's own places need not hold it.
-        Err(_) if is_bare(&found.path) => return Err(LibraryError::Missing { looked }),
+        Err(_) if found.is_bare() => return Err(search.missing()),
         Err(error) => return Err(unloadable(words(&error))),
     };
     let build = build_of(library).map_err(|error| unloadable(words(&error)))?;
-    let version = at_least_minimum(&build).ok_or_else(|| LibraryError::Version {
-        path: found.path.clone(),
-        from: found.from.clone(),
-        found: build
-            .split('-')
-            .next()
-            .filter(|release| !release.is_empty())
-            .unwrap_or("of an unknown version")
-            .to_owned(),
+    let version = at_least_minimum(&build).ok_or_else(|| {
+        let release = build.split('-').next().filter(|release| !release.is_empty());
+        let version = release.unwrap_or("of an unknown version").to_owned();
+        let expected = format!("{}.{} or newer", MINIMUM.year, MINIMUM.minor);
+        LibraryError::Version { of: &OPENVINO, found: Box::new(found.clone()), version, expected }
     })?;
     look_up_functions(library).map_err(|error| unloadable(words(&error)))?;
     openvino_sys::library::load_from(&found.path).map_err(unloadable)?;
@@ -227,11 +176,6 @@ fn look_up_functions(library: &'static SharedLibrary) -> Result<(), libloading::
         }
     }
     Ok(())
-}
-
-fn same_file(a: &Path, b: &Path) -> bool {
-    let canonical = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    canonical(a) == canonical(b)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! never searched, nor is a folder above an installed program. What the user names, by a flag or by an environment variable that is a path or
 //! a list of paths, is the user's own choice, and is not looked into any further.
 
+mod product;
 mod trust;
 pub mod wording;
 
@@ -11,6 +12,7 @@ use std::env;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
+pub use product::{FileName, Folder, Found, LIBRARY_PATH, LibraryError, Places, Product, Search};
 pub use trust::{Distrust, passed_over, trusted, usable};
 
 /// The executable's folder.

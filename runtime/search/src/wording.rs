@@ -54,18 +54,26 @@ pub fn together(options: &[String]) -> String {
 /// In a checkout, which has a script for it, that is named first; an installed program names what a package manager has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Supply {
-    checkout: &'static str,
+    checkout: Option<&'static str>,
     anywhere: &'static str,
 }
 
 impl Supply {
     /// With the command of a checkout, and what anybody can do.
     pub const fn new(checkout: &'static str, anywhere: &'static str) -> Self {
-        Self { checkout, anywhere }
+        Self { checkout: Some(checkout), anywhere }
+    }
+
+    /// With what anybody can do, where a checkout has no script for it.
+    pub const fn anywhere(anywhere: &'static str) -> Self {
+        Self { checkout: None, anywhere }
     }
 
     fn of(self, in_checkout: bool) -> String {
-        if in_checkout { format!("{}, or {}", self.checkout, self.anywhere) } else { self.anywhere.to_owned() }
+        match self.checkout.filter(|_| in_checkout) {
+            Some(checkout) => format!("{checkout}, or {}", self.anywhere),
+            None => self.anywhere.to_owned(),
+        }
     }
 }
 

@@ -2,6 +2,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use v2l_search::wording::{Supply, TRT_LIBRARY};
+use v2l_search::{FileName, LIBRARY_PATH, Places, Product};
 
 /// Which TensorRT.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,42 +31,56 @@ impl Flavour {
         }
     }
 
-    /// File names of the library and of its ONNX parser, and the folder of the Python package that holds them.
-    pub(crate) const fn files(self) -> Files {
+    /// The library.
+    pub const fn product(self) -> &'static Product {
         match self {
-            Self::Rtx => Files {
-                library: "libtensorrt_rtx.so.1",
-                #[cfg(feature = "build")]
-                parser: "libtensorrt_onnxparser_rtx.so.1",
-                package: "tensorrt_rtx_libs",
-            },
-            Self::TensorRt => Files {
-                library: "libnvinfer.so.11",
-                #[cfg(feature = "build")]
-                parser: "libnvonnxparser.so.11",
-                package: "tensorrt_libs",
-            },
+            Self::Rtx => &RTX,
+            Self::TensorRt => &TENSORRT,
         }
     }
 
-    /// How to come by the library.
-    pub(crate) const fn way_out(self) -> &'static str {
-        match self {
-            Self::Rtx => {
-                "`pip install tensorrt-rtx-cu13-libs==1.7.1.116`, or in a checkout run bin/trt-check, which fetches it into vendor/"
-            }
-            Self::TensorRt => "install TensorRT 11.4 from NVIDIA",
-        }
-    }
-}
-
-/// Names of a flavour's files.
-pub(crate) struct Files {
-    pub(crate) library: &'static str,
+    /// File name of the library's ONNX parser, which lies beside it.
     #[cfg(feature = "build")]
-    pub(crate) parser: &'static str,
-    pub(crate) package: &'static str,
+    pub(crate) const fn parser(self) -> &'static str {
+        match self {
+            Self::Rtx => "libtensorrt_onnxparser_rtx.so.1",
+            Self::TensorRt => "libnvonnxparser.so.11",
+        }
+    }
 }
+
+static RTX: Product = Product {
+    title: Flavour::Rtx.title(),
+    supply: Supply::new(
+        "run `bin/dev/trt-check`, which fetches it into vendor/",
+        "`pip install tensorrt-rtx-cu13-libs==1.7.1.116`",
+    ),
+    option: TRT_LIBRARY,
+    file: FileName::Exactly("libtensorrt_rtx.so.1"),
+    places: Places {
+        variables: VARIABLES,
+        vendored: "vendor/tensorrt/tensorrt_rtx_libs",
+        package: Some("tensorrt_rtx_libs"),
+        list: LIBRARY_PATH,
+    },
+    by_loader: true,
+};
+
+static TENSORRT: Product = Product {
+    title: Flavour::TensorRt.title(),
+    supply: Supply::anywhere("install TensorRT 11.4 from NVIDIA"),
+    option: TRT_LIBRARY,
+    file: FileName::Exactly("libnvinfer.so.11"),
+    places: Places {
+        variables: VARIABLES,
+        vendored: "vendor/tensorrt/tensorrt_libs",
+        package: Some("tensorrt_libs"),
+        list: LIBRARY_PATH,
+    },
+    by_loader: true,
+};
+
+const VARIABLES: &[&str] = &["V2L_TRT_LIB"];
 
 /// A version of TensorRT. Its classes change their layout from one minor version to the next, and a library of another one
 /// does not say so: it is called wrongly.

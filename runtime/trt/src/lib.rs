@@ -15,7 +15,6 @@ mod messages;
 pub mod refit;
 #[cfg(feature = "run")]
 pub mod run;
-pub mod search;
 
 pub use data_type::DataType;
 pub use flavour::{Capability, CapabilityError, Flavour, Version};

@@ -106,8 +106,8 @@ fn older_library_is_refused_with_both_versions() {
     let folder = tempfile::tempdir().unwrap();
     let library = stand_in(folder.path(), &of_version("2025.3.0-19807-44526285f24-releases/2025/3"));
     let expected = format!(
-        "{} (from openvino.library) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or `pip install openvino`; or name a \
-         newer one with `openvino.library`",
+        "{} (from openvino.library) is OpenVINO 2025.3.0; expected 2026.4 or newer: run `bin/setup --openvino`, or `pip install openvino`; or name \
+         another with `openvino.library`",
         library.display()
     );
     assert_eq!(open(&library), expected);

@@ -23,7 +23,7 @@ use super::call::Ended;
 use super::plan_bytes::PlanBytes;
 use super::{BuildError, Child, Request, Step};
 use crate::Flavour;
-use crate::search::Found;
+use crate::library::Found;
 
 pub(super) use self::serve::serve_if_asked;
 

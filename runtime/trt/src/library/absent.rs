@@ -1,9 +1,8 @@
 use std::convert::Infallible;
 use std::path::Path;
 
-use super::LibraryError;
+use super::{Found, LibraryError, not_built_in};
 use crate::builder::{BuildError, Built, Child, Request, Step};
-use crate::search::Found;
 use crate::{Flavour, Version};
 
 /// TensorRT, which a build without the feature `build` cannot open.
@@ -15,7 +14,7 @@ impl Library {
     /// # Errors
     /// [`LibraryError::NotBuiltIn`], always.
     pub fn open(flavour: Flavour, _explicit: Option<&Path>) -> Result<Self, LibraryError> {
-        Err(LibraryError::NotBuiltIn { title: flavour.title() })
+        Err(not_built_in(flavour))
     }
 
     /// Which TensorRT it is.

@@ -1,9 +1,8 @@
 use std::path::Path;
 
-use super::LibraryError;
 use super::opened::{Opened, build_api, check, load, symbol, unloadable, version_of};
+use super::{Found, LibraryError};
 use crate::ffi::{Api, CreateBuilder, CreateParser, Entry};
-use crate::search::Found;
 use crate::{Flavour, Version};
 
 /// TensorRT and its ONNX parser, loaded and of the right version. They stay until the process ends.
@@ -32,7 +31,7 @@ impl Library {
 
     fn with(opened: Opened) -> Result<Self, LibraryError> {
         let (flavour, found) = (opened.flavour, &opened.found);
-        let path = found.path.with_file_name(flavour.files().parser);
+        let path = found.path.with_file_name(flavour.parser());
         let unloadable = |error| unloadable(flavour, &path, found, &error);
         let parser = load(&path).map_err(unloadable)?;
         let version = version_of(parser, c"getNvOnnxParserVersion").map_err(unloadable)?;

@@ -2,9 +2,8 @@ use std::path::Path;
 
 use libloading::Library as SharedLibrary;
 
-use super::LibraryError;
+use super::{Found, LibraryError};
 use crate::ffi::LibraryVersion;
-use crate::search::{Found, find};
 use crate::{Flavour, Version};
 
 /// TensorRT, loaded and of the right version. Once loaded it stays until the process ends: it has threads and exit handlers of its
@@ -19,18 +18,15 @@ pub(crate) struct Opened {
 impl Opened {
     /// Finds and loads a flavour; `explicit` is a library, or a folder that holds one.
     pub(crate) fn open(flavour: Flavour, explicit: Option<&Path>) -> Result<Self, LibraryError> {
-        let title = flavour.title();
-        let places = find(flavour, explicit)?;
-        for found in places.candidates {
+        let mut search = flavour.product().search(explicit)?;
+        for found in search.by_ref() {
             match load(&found.path) {
                 Ok(library) => return Self::with(flavour, library, found),
-                // The loader's own places need not hold it.
-                Err(_) if found.path.parent() == Some(Path::new("")) => {}
+                Err(_) if found.is_bare() => {}
                 Err(error) => return Err(unloadable(flavour, &found.path, &found, &error)),
             }
         }
-        let looked = places.looked.join(", ");
-        Err(LibraryError::Missing { title, looked, way_out: flavour.way_out() })
+        Err(search.missing())
     }
 
     /// Loads what another process found.
@@ -85,8 +81,8 @@ pub(crate) fn run_api(flavour: Flavour) -> &'static crate::ffi::RunApi {
 
 /// `path` is the library, or another beside it.
 pub(super) fn unloadable(flavour: Flavour, path: &Path, found: &Found, error: &libloading::Error) -> LibraryError {
-    let (title, from, reason) = (flavour.title(), found.from.clone(), error.to_string());
-    LibraryError::Unloadable { title, path: path.to_owned(), from, reason }
+    let found = Found { path: path.to_owned(), from: found.from.clone() };
+    LibraryError::Unloadable { of: flavour.product(), found: Box::new(found), reason: error.to_string() }
 }
 
 pub(super) fn check(
@@ -94,14 +90,16 @@ pub(super) fn check(
     headers: i32,
     path: &Path,
     from: &str,
-    found: Version,
+    version: Version,
 ) -> Result<(), LibraryError> {
     let expected = Version::of_number(headers.unsigned_abs());
-    if expected.fits(found) {
+    if expected.fits(version) {
         return Ok(());
     }
-    let (title, way_out) = (flavour.title(), flavour.way_out());
-    Err(LibraryError::Version { title, path: path.to_owned(), from: from.to_owned(), expected, found, way_out })
+    let Version { major, minor, .. } = expected;
+    let expected = format!("{major}.{minor}, since every minor version has another layout");
+    let found = Found { path: path.to_owned(), from: from.to_owned() };
+    Err(LibraryError::Version { of: flavour.product(), found: Box::new(found), version: version.to_string(), expected })
 }
 
 pub(super) fn load(path: &Path) -> Result<&'static SharedLibrary, libloading::Error> {

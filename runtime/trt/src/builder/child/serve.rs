@@ -14,8 +14,8 @@ use super::wire::{Held, HeldRefit, Line, append, write_line};
 use super::{ARGUMENT, NAME};
 use crate::builder::call::Ended;
 use crate::builder::{Refit, Request};
+use crate::library::Found;
 use crate::library::Library;
-use crate::search::Found;
 
 /// Bytes that a stack may usually have.
 const STACK: u64 = 8 << 20;
