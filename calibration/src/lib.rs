@@ -2,7 +2,7 @@
 //! which node computes in which type.
 //!
 //! [`calibrate`] records [`Ranges`] on real inputs; [`plan_graph`] makes a [`GraphPlan`] of them and of the rules
-//! ([`islands`]); [`PrecisionPlan`] is its file.
+//! ([`kept_in_fp32`]); [`PrecisionPlan`] is its file.
 
 mod calibrate;
 mod compare;
@@ -17,9 +17,9 @@ mod walk;
 pub use calibrate::calibrate;
 pub use compare::{Comparison, compare};
 pub use execute::Executor;
-pub use plan::{GraphPlan, Island, MAX_PLAN_BYTES, PlanError, Precision, PrecisionPlan, fingerprint};
+pub use plan::{Exception, GraphPlan, MAX_PLAN_BYTES, PlanError, Precision, PrecisionPlan, fingerprint};
 pub use planning::{PlanOptions, Request, float_values, observe_weights, plan_graph};
 pub use ranges::{FLOAT16_NORMAL, Range, RangeRow, Ranges};
-pub use rules::{Rule, islands};
+pub use rules::{Rule, kept_in_fp32};
 pub use trace::{BlockError, NodeError, Trace, trace};
 pub use walk::{Limits, WalkError, blocks, walk};

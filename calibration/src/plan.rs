@@ -64,7 +64,7 @@ impl FromStr for Precision {
 
 /// A node that does not compute in the plan's default type.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Island {
+pub struct Exception {
     /// Its type.
     pub precision: Precision,
     /// Why, in words: one line.
@@ -78,16 +78,16 @@ pub struct GraphPlan {
     pub name: String,
     /// [`fingerprint`] of the graph that it was made for.
     pub fingerprint: String,
-    /// Type of the nodes that are no islands.
+    /// Type of the nodes that are no exceptions.
     pub default: Precision,
     /// Node → its type and why, in graph order.
-    pub islands: IndexMap<String, Island>,
+    pub exceptions: IndexMap<String, Exception>,
 }
 
 /// The plans for all graphs of a model: what a plan file holds.
 ///
 /// The file is text. Its first line is `v2l precision plan 1`; `graph "NAME" FINGERPRINT TYPE` begins a graph with its
-/// default type; each further line is an island, `TYPE "NODE" WHY`. Names are JSON strings. Empty lines and lines that begin
+/// default type; each further line is an exception, `TYPE "NODE" WHY`. Names are JSON strings. Empty lines and lines that begin
 /// with `#` are passed over.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PrecisionPlan {
@@ -196,7 +196,7 @@ impl GraphPlan {
         let free = freedom(graph);
         let mut types: Vec<DataType> =
             free.iter().map(|f| if *f == Freedom::Any { self.default.dtype() } else { DataType::Float }).collect();
-        for (node, island) in &self.islands {
+        for (node, exception) in &self.exceptions {
             let Some(&at) = index.get(node.as_str()) else {
                 let closest = v2l_graphs::check::closest(node, index.keys().copied());
                 let hint = closest.map_or_else(String::new, |name| format!("; the closest is `{name}`"));
@@ -205,7 +205,7 @@ impl GraphPlan {
             };
             let why = match free[at] {
                 Freedom::Any => None,
-                _ if island.precision == Precision::Fp32 => None,
+                _ if exception.precision == Precision::Fp32 => None,
                 Freedom::Float32 => Some("stays in float32"),
                 Freedom::Typeless => Some("has no floating-point type"),
             };
@@ -215,11 +215,11 @@ impl GraphPlan {
                     graph: self.name.clone(),
                     node: node.clone(),
                     op_type: graph.nodes[at].op_type.clone(),
-                    found: island.precision,
+                    found: exception.precision,
                     why,
                 });
             }
-            types[at] = island.precision.dtype();
+            types[at] = exception.precision.dtype();
         }
         Ok(types)
     }
@@ -242,9 +242,9 @@ impl PrecisionPlan {
     pub fn to_text(&self) -> String {
         let mut text = format!("{FORMAT}\n");
         for graph in &self.graphs {
-            let GraphPlan { name, fingerprint, default, islands } = graph;
+            let GraphPlan { name, fingerprint, default, exceptions } = graph;
             let _ = writeln!(text, "\ngraph {} {fingerprint} {default}", quoted(name));
-            for (node, Island { precision, why }) in islands {
+            for (node, Exception { precision, why }) in exceptions {
                 let _ = writeln!(text, "{precision} {} {}", quoted(node), one_line(why));
             }
         }
@@ -282,15 +282,15 @@ impl PrecisionPlan {
                 let (Some(fingerprint), Some(default), None) = (fingerprint, default, words.next()) else {
                     return Err(fail(at, "`graph \"NAME\" blake3:FINGERPRINT fp16|bf16|fp32`", line));
                 };
-                let (fingerprint, islands) = (fingerprint.to_owned(), IndexMap::new());
-                plan.graphs.push(GraphPlan { name: name.clone(), fingerprint, default, islands });
+                let (fingerprint, exceptions) = (fingerprint.to_owned(), IndexMap::new());
+                plan.graphs.push(GraphPlan { name: name.clone(), fingerprint, default, exceptions });
                 ((usize::MAX, name.clone()), format!("graph `{name}`"))
             } else {
                 let precision = word.parse().map_err(|()| fail(at, "fp16, bf16, fp32 or graph as first word", line))?;
                 let here = plan.graphs.len();
                 let graph =
                     plan.graphs.last_mut().ok_or_else(|| fail(at, "a `graph` line before the first node", line))?;
-                graph.islands.insert(name.clone(), Island { precision, why: rest.to_owned() });
+                graph.exceptions.insert(name.clone(), Exception { precision, why: rest.to_owned() });
                 ((here, name.clone()), format!("node `{name}`"))
             };
             if let Some(first) = seen.insert(key, at) {

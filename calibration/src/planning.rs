@@ -5,9 +5,9 @@ use v2l_graphs::{
     DataType, Freedom, Graph, Model, Node, TensorData, freedom, is_movement, node_labels, save_casts, value_types,
 };
 
-use crate::plan::{GraphPlan, Island, Precision, fingerprint};
+use crate::plan::{Exception, GraphPlan, Precision, fingerprint};
 use crate::ranges::{Range, Ranges};
-use crate::rules::islands;
+use crate::rules::kept_in_fp32;
 
 /// What precision is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Default for PlanOptions {
 /// Plans a graph: `model` in float32 with sorted nodes, its types inferred. Without ranges, the rules alone decide.
 ///
 /// A node computes in the type that `request` names unless a rule keeps it in float32, or a value or weight that it reads or
-/// makes does not fit. Cheap nodes between islands join them where that takes casts away.
+/// makes does not fit. Cheap nodes between exceptions join them where that takes casts away.
 pub fn plan_graph(
     name: &str,
     model: &Model,
@@ -61,25 +61,25 @@ pub fn plan_graph(
     let labels = node_labels(graph);
     let default = request.default_type();
     let free = freedom(graph);
-    let mut found: Vec<Option<Island>> = vec![None; graph.nodes.len()];
+    let mut found: Vec<Option<Exception>> = vec![None; graph.nodes.len()];
     if default != Precision::Fp32 {
-        let kept = islands(graph);
-        for (at, island) in found.iter_mut().enumerate().filter(|(at, _)| free[*at] == Freedom::Any) {
-            let rule = kept[at].map(|rule| Island { precision: Precision::Fp32, why: rule.why().to_owned() });
-            *island = rule.or_else(|| ranges.and_then(|ranges| by_range(graph, at, request, ranges, options)));
+        let kept = kept_in_fp32(graph);
+        for (at, exception) in found.iter_mut().enumerate().filter(|(at, _)| free[*at] == Freedom::Any) {
+            let rule = kept[at].map(|rule| Exception { precision: Precision::Fp32, why: rule.why().to_owned() });
+            *exception = rule.or_else(|| ranges.and_then(|ranges| by_range(graph, at, request, ranges, options)));
         }
         join(graph, &free, default, &mut found);
     }
-    let islands: IndexMap<String, Island> =
-        labels.into_iter().zip(found).filter_map(|(label, island)| Some((label, island?))).collect();
-    GraphPlan { name: name.to_owned(), fingerprint: fingerprint(graph), default, islands }
+    let exceptions: IndexMap<String, Exception> =
+        labels.into_iter().zip(found).filter_map(|(label, exception)| Some((label, exception?))).collect();
+    GraphPlan { name: name.to_owned(), fingerprint: fingerprint(graph), default, exceptions }
 }
 
-/// Moves cheap nodes into the float32 islands next to them where that takes casts away.
-fn join(graph: &Graph, free: &[Freedom], default: Precision, found: &mut [Option<Island>]) {
-    let type_of = |(at, island): (usize, &Option<Island>)| match island {
+/// Moves cheap nodes into the float32 exceptions next to them where that takes casts away.
+fn join(graph: &Graph, free: &[Freedom], default: Precision, found: &mut [Option<Exception>]) {
+    let type_of = |(at, exception): (usize, &Option<Exception>)| match exception {
         _ if free[at] != Freedom::Any => DataType::Float,
-        Some(island) => island.precision.dtype(),
+        Some(exception) => exception.precision.dtype(),
         None => default.dtype(),
     };
     let mut types: Vec<DataType> = found.iter().enumerate().map(type_of).collect();
@@ -87,9 +87,10 @@ fn join(graph: &Graph, free: &[Freedom], default: Precision, found: &mut [Option
     let movable: Vec<bool> =
         graph.nodes.iter().zip(free).map(|(node, free)| *free == Freedom::Any && is_cheap(node)).collect();
     save_casts(graph, &mut types, &movable);
-    for (at, island) in found.iter_mut().enumerate() {
+    for (at, exception) in found.iter_mut().enumerate() {
         if types[at] != before[at] {
-            *island = Some(Island { precision: Precision::Fp32, why: "between islands: saves casts".to_owned() });
+            *exception =
+                Some(Exception { precision: Precision::Fp32, why: "between exceptions: saves casts".to_owned() });
         }
     }
 }
@@ -115,22 +116,22 @@ fn is_cheap(node: &Node) -> bool {
         )
 }
 
-/// The island that a node must be by what it was seen to read and make.
-fn by_range(graph: &Graph, at: usize, request: Request, ranges: &Ranges, options: PlanOptions) -> Option<Island> {
+/// The exception that a node must be by what it was seen to read and make.
+fn by_range(graph: &Graph, at: usize, request: Request, ranges: &Ranges, options: PlanOptions) -> Option<Exception> {
     let node = &graph.nodes[at];
     let made = node.outputs.iter().map(|name| ("gives", name));
     let read = node.inputs.iter().map(|name| ("reads", name));
-    let mut worst: Option<Island> = None;
+    let mut worst: Option<Exception> = None;
     for (verb, name, range) in made.chain(read).filter_map(|(verb, name)| Some((verb, name, ranges.get(name)?))) {
-        let Some(island) = of_value(verb, name, range, request, ranges, options) else { continue };
-        if worst.as_ref().is_none_or(|w| island.precision > w.precision) {
-            worst = Some(island);
+        let Some(exception) = of_value(verb, name, range, request, ranges, options) else { continue };
+        if worst.as_ref().is_none_or(|w| exception.precision > w.precision) {
+            worst = Some(exception);
         }
     }
     worst
 }
 
-/// The island that a value calls for.
+/// The exception that a value calls for.
 fn of_value(
     verb: &str,
     name: &str,
@@ -138,11 +139,11 @@ fn of_value(
     request: Request,
     ranges: &Ranges,
     options: PlanOptions,
-) -> Option<Island> {
+) -> Option<Exception> {
     if let Some(under) = range.non_finite_under {
         let (count, label) = (range.non_finite, ranges.label(under));
         let why = format!("{verb} `{name}`: {count} values are not finite in float32 already, first with {label}");
-        return Some(Island { precision: Precision::Fp32, why });
+        return Some(Exception { precision: Precision::Fp32, why });
     }
     let largest = range.largest();
     let fits = |precision: Precision| largest <= precision.largest() / options.headroom;
@@ -165,7 +166,7 @@ fn of_value(
     };
     let label = ranges.label(range.largest_under);
     let why = format!("overflows {first}: {verb} `{name}`, largest magnitude {largest:.3e} ({margin}) with {label}");
-    Some(Island { precision: chosen, why })
+    Some(Exception { precision: chosen, why })
 }
 
 /// Adds the values of a model's weights to `ranges`, so that none is planned into a type that it does not fit.

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use v2l_graphs::{DataType, Freedom, Graph, ISLAND, Kind, Node, freedom, is_movement, kind, value_types};
+use v2l_graphs::{DataType, Freedom, Graph, KEPT_IN_FP32, Kind, Node, freedom, is_movement, kind, value_types};
 
-/// Why a node is an island by its place in the graph.
+/// Why a node is kept in fp32 by its place in the graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
     /// Mean, variance or root mean square of a normalisation, and the division by it.
@@ -36,7 +36,7 @@ impl Rule {
 }
 
 /// For each node of a float32 graph in topological order, why it must stay in float32, if it must.
-pub fn islands(graph: &Graph) -> Vec<Option<Rule>> {
+pub fn kept_in_fp32(graph: &Graph) -> Vec<Option<Rule>> {
     let view = View::new(graph);
     let mut rules: Vec<Option<Rule>> = vec![None; graph.nodes.len()];
     for (at, node) in graph.nodes.iter().enumerate() {
@@ -55,7 +55,7 @@ pub fn islands(graph: &Graph) -> Vec<Option<Rule>> {
         match view.freedom[at] {
             Freedom::Typeless => rules[at] = None,
             Freedom::Float32 => rules[at] = Some(Rule::NoSixteenBitForm),
-            Freedom::Any if node.metadata.contains_key(ISLAND) => rules[at] = rules[at].or(Some(Rule::Marked)),
+            Freedom::Any if node.metadata.contains_key(KEPT_IN_FP32) => rules[at] = rules[at].or(Some(Rule::Marked)),
             Freedom::Any => {}
         }
     }

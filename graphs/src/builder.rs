@@ -37,11 +37,11 @@ pub struct Builder {
     shapes: HashMap<Vec<Extent>, Value>,
     extents: HashMap<(Value, i64), Value>,
     conflicts: BTreeSet<String>,
-    in_island: bool,
+    in_fp32: bool,
 }
 
 /// Key of a node's metadata that keeps it in float32 whatever the precision of the graph.
-pub const ISLAND: &str = "v2l.island";
+pub const KEPT_IN_FP32: &str = "v2l.kept_in_fp32";
 
 /// One extent of a shape that a graph computes: a number (also `-1`, `0` of `Reshape`) or an int64 value of one
 /// element.
@@ -86,10 +86,10 @@ impl Builder {
     }
 
     /// Runs `body` so that every node it makes stays in float32 when the graph is brought into a lower precision.
-    pub fn island<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
-        let outer = std::mem::replace(&mut self.in_island, true);
+    pub fn in_fp32<T>(&mut self, body: impl FnOnce(&mut Self) -> T) -> T {
+        let outer = std::mem::replace(&mut self.in_fp32, true);
         let result = body(self);
-        self.in_island = outer;
+        self.in_fp32 = outer;
         result
     }
 
@@ -352,8 +352,8 @@ impl NodeBuilder<'_> {
         let name = self.builder.next_name(&self.node.op_type);
         self.node.outputs = (0..n).map(|i| output_name(&name, i, n)).collect();
         self.node.name.clone_from(&name);
-        if self.builder.in_island {
-            self.node.metadata.insert(ISLAND.into(), "float32".into());
+        if self.builder.in_fp32 {
+            self.node.metadata.insert(KEPT_IN_FP32.into(), "true".into());
         }
         self.builder.graph.nodes.push(self.node);
         name

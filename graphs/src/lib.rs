@@ -25,7 +25,7 @@ mod versions;
 mod walk;
 mod write;
 
-pub use builder::{Builder, Extent, ISLAND, NodeBuilder, Value};
+pub use builder::{Builder, Extent, KEPT_IN_FP32, NodeBuilder, Value};
 pub use data::{DataType, Decode, TensorData};
 pub use model::{Attribute, Dim, Function, Graph, Initializer, Model, Node, TensorType, ValueInfo};
 pub use operators::{Argument, Kind, argument, kind, passes_on};

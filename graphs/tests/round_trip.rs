@@ -42,7 +42,7 @@ fn models() -> [Model; 2] {
         model.opsets.insert("com.example".into(), 1);
         model
     };
-    [build("step", false), build("prologue", true)]
+    [build("step", false), build("precompute", true)]
 }
 
 fn encode(models: &[Model], data: &mut Vec<u8>) -> Vec<Vec<u8>> {

@@ -15,22 +15,25 @@ fn model() -> Model {
     b.finish().unwrap()
 }
 
-fn island(precision: Precision, why: &str) -> Island {
-    Island { precision, why: why.to_owned() }
+fn exception(precision: Precision, why: &str) -> Exception {
+    Exception { precision, why: why.to_owned() }
 }
 
 fn plan() -> PrecisionPlan {
-    let islands = IndexMap::from([
-        ("block.0/Sigmoid".to_owned(), island(Precision::Bf16, "overflows fp16: gives `h`, largest magnitude 1.200e5")),
-        ("block.0/CumSum".to_owned(), island(Precision::Fp32, "no 16-bit form is known")),
+    let exceptions = IndexMap::from([
+        (
+            "block.0/Sigmoid".to_owned(),
+            exception(Precision::Bf16, "overflows fp16: gives `h`, largest magnitude 1.200e5"),
+        ),
+        ("block.0/CumSum".to_owned(), exception(Precision::Fp32, "no 16-bit form is known")),
     ]);
     let fingerprint = fingerprint(&model().graph);
-    let graph = GraphPlan { name: "step".to_owned(), fingerprint, default: Precision::Fp16, islands };
+    let graph = GraphPlan { name: "step".to_owned(), fingerprint, default: Precision::Fp16, exceptions };
     let other = GraphPlan {
         name: "a \"b\" c".to_owned(),
         fingerprint: "blake3:00".to_owned(),
         default: Precision::Bf16,
-        islands: IndexMap::from([("Add -> a b".to_owned(), island(Precision::Fp32, ""))]),
+        exceptions: IndexMap::from([("Add -> a b".to_owned(), exception(Precision::Fp32, ""))]),
     };
     PrecisionPlan { graphs: vec![graph, other] }
 }
@@ -91,11 +94,11 @@ fn plan_for_another_model_is_refused() {
 #[test]
 fn plan_of_a_node_that_is_missing_or_unsuitable_is_refused() {
     let mut plan = plan().graphs.remove(0);
-    plan.islands.insert("block.0/Sigmoids".to_owned(), island(Precision::Fp32, ""));
+    plan.exceptions.insert("block.0/Sigmoids".to_owned(), exception(Precision::Fp32, ""));
     let found = plan.types("p.plan", &model().graph).unwrap_err().to_string();
     assert!(found.contains("no node `block.0/Sigmoids`; the closest is `block.0/Sigmoid`"), "{found}");
-    plan.islands.shift_remove("block.0/Sigmoids");
-    plan.islands.insert("block.0/CumSum".to_owned(), island(Precision::Bf16, ""));
+    plan.exceptions.shift_remove("block.0/Sigmoids");
+    plan.exceptions.insert("block.0/CumSum".to_owned(), exception(Precision::Bf16, ""));
     let found = plan.types("p.plan", &model().graph).unwrap_err().to_string();
     assert!(found.contains("node `block.0/CumSum`: expected fp32, found bf16: CumSum stays in float32"), "{found}");
 }

@@ -42,39 +42,45 @@ fn planned(request: Request, ranges: Option<&Ranges>) -> GraphPlan {
 #[test]
 fn plan_keeps_what_overflows_out_of_float16_and_says_where_it_was_seen() {
     let plan = planned(Request::Fp16, Some(&ranges(1e5)));
-    let names: Vec<&str> = plan.islands.keys().map(String::as_str).collect();
+    let names: Vec<&str> = plan.exceptions.keys().map(String::as_str).collect();
     assert_eq!(names, ["blocks.1/Gemm", "blocks.1/Tanh"]);
     assert_eq!(
-        plan.islands["blocks.1/Gemm"].why,
+        plan.exceptions["blocks.1/Gemm"].why,
         "overflows fp16: gives `blocks.1/Gemm`, largest magnitude 1.000e5 (limit 65504) with a.safetensors with adapters at \
          strength 1"
     );
-    assert!(plan.islands.values().all(|island| island.precision == Precision::Fp32));
+    assert!(plan.exceptions.values().all(|exception| exception.precision == Precision::Fp32));
 }
 
 #[test]
 fn plan_in_mixed_precision_uses_bfloat16_where_float16_does_not_fit() {
     let plan = planned(Request::Mixed, Some(&ranges(1e5)));
     assert_eq!(plan.default, Precision::Fp16);
-    assert!(plan.islands.len() == 2 && plan.islands.values().all(|island| island.precision == Precision::Bf16));
+    assert!(
+        plan.exceptions.len() == 2 && plan.exceptions.values().all(|exception| exception.precision == Precision::Bf16)
+    );
     let plan = planned(Request::Mixed, Some(&ranges(2e38)));
-    assert!(plan.islands.values().all(|island| island.precision == Precision::Fp32));
+    assert!(plan.exceptions.values().all(|exception| exception.precision == Precision::Fp32));
 }
 
 #[test]
 fn plan_leaves_headroom_of_two() {
-    assert!(planned(Request::Fp16, Some(&ranges(32_752.0))).islands.is_empty());
+    assert!(planned(Request::Fp16, Some(&ranges(32_752.0))).exceptions.is_empty());
     let close = planned(Request::Fp16, Some(&ranges(32_753.0)));
-    assert!(close.islands["blocks.1/Gemm"].why.contains("limit 65504, of which 1/2 is used at most"));
-    assert!(planned(Request::Bf16, Some(&ranges(1e5))).islands.is_empty());
+    assert!(close.exceptions["blocks.1/Gemm"].why.contains("limit 65504, of which 1/2 is used at most"));
+    assert!(planned(Request::Bf16, Some(&ranges(1e5))).exceptions.is_empty());
 }
 
 #[test]
 fn plan_puts_what_is_not_finite_into_float32() {
     for request in [Request::Fp16, Request::Mixed, Request::Bf16] {
         let plan = planned(request, Some(&ranges(f32::INFINITY)));
-        let island = &plan.islands["blocks.1/Gemm"];
-        assert!(island.precision == Precision::Fp32 && island.why.contains("not finite in float32"), "{}", island.why);
+        let exception = &plan.exceptions["blocks.1/Gemm"];
+        assert!(
+            exception.precision == Precision::Fp32 && exception.why.contains("not finite in float32"),
+            "{}",
+            exception.why
+        );
     }
 }
 
@@ -87,12 +93,12 @@ fn plan_keeps_a_weight_that_does_not_fit_out_of_float16() {
     let mut ranges = Ranges::default();
     observe_weights(&mut ranges, &model).unwrap();
     let plan = plan_graph("step", &model, Request::Fp16, Some(&ranges), PlanOptions::default());
-    assert!(plan.islands["blocks.2/Gemm"].why.contains("reads `blocks.2.weight`, largest magnitude 7.000e4"));
-    assert!(!plan.islands.contains_key("blocks.1/Gemm"));
+    assert!(plan.exceptions["blocks.2/Gemm"].why.contains("reads `blocks.2.weight`, largest magnitude 7.000e4"));
+    assert!(!plan.exceptions.contains_key("blocks.1/Gemm"));
 }
 
 #[test]
-fn plan_in_float32_has_no_island() {
+fn plan_in_float32_has_no_exception() {
     let plan = planned(Request::Fp32, Some(&ranges(1e5)));
-    assert!(plan.default == Precision::Fp32 && plan.islands.is_empty());
+    assert!(plan.default == Precision::Fp32 && plan.exceptions.is_empty());
 }

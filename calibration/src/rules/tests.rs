@@ -11,7 +11,7 @@ fn weight(b: &mut Builder, name: &str, shape: &[usize]) -> Value {
 
 /// Operator and rule of each node, in order.
 fn found(model: &Model) -> Vec<(&str, Option<Rule>)> {
-    model.graph.nodes.iter().map(|n| n.op_type.as_str()).zip(islands(&model.graph)).collect()
+    model.graph.nodes.iter().map(|n| n.op_type.as_str()).zip(kept_in_fp32(&model.graph)).collect()
 }
 
 fn finish(mut b: Builder, y: &Value) -> Model {
@@ -26,7 +26,7 @@ fn kept(model: &Model, rule: Rule) -> Vec<&str> {
 }
 
 #[test]
-fn rms_norm_that_nobody_marked_is_an_island_up_to_its_division() {
+fn rms_norm_that_nobody_marked_is_kept_in_fp32_up_to_its_division() {
     let mut b = Builder::new("g");
     let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(8)]);
     let scale = weight(&mut b, "scale", &[8]);
@@ -38,7 +38,7 @@ fn rms_norm_that_nobody_marked_is_an_island_up_to_its_division() {
 }
 
 #[test]
-fn layer_norm_in_pieces_is_an_island_from_its_mean_on() {
+fn layer_norm_in_pieces_is_kept_in_fp32_from_its_mean_on() {
     let mut b = Builder::new("g");
     let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(8)]);
     let axes = b.ints(&[-1]);
@@ -59,7 +59,7 @@ fn layer_norm_in_pieces_is_an_island_from_its_mean_on() {
 }
 
 #[test]
-fn timestep_sinusoid_is_an_island_from_the_timestep_to_the_linear_layer() {
+fn timestep_sinusoid_is_kept_in_fp32_from_the_timestep_to_the_linear_layer() {
     let mut b = Builder::new("g");
     let t = b.input("t", F32, [Dim::from("n")]);
     let t = b.unsqueeze(&t, &[1]);
@@ -75,7 +75,7 @@ fn timestep_sinusoid_is_an_island_from_the_timestep_to_the_linear_layer() {
 }
 
 #[test]
-fn rotation_of_halves_by_given_tables_is_an_island_and_modulation_is_none() {
+fn rotation_of_halves_by_given_tables_is_kept_in_fp32_and_modulation_is_none() {
     let mut b = Builder::new("g");
     let table = [Dim::from("n"), Dim::Fixed(8)];
     let (x, cos) = (b.input("x", F32, table.clone()), b.input("cos", F32, table.clone()));
@@ -97,7 +97,7 @@ fn rotation_of_halves_by_given_tables_is_an_island_and_modulation_is_none() {
 fn marked_nodes_and_unknown_operators_stay_in_float32() {
     let mut b = Builder::new("g");
     let x = b.input("x", F32, [Dim::from("n"), Dim::Fixed(8)]);
-    let marked = b.island(|b| b.op("Sigmoid", &[&x]));
+    let marked = b.in_fp32(|b| b.op("Sigmoid", &[&x]));
     let free = b.op("Sigmoid", &[&marked]);
     let sum = b.node("CumSum", &[&free]).out();
     let model = finish(b, &sum);

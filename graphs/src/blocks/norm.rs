@@ -38,7 +38,7 @@ pub fn group_norm(b: &mut Builder, x: &Value, groups: usize, scale: &Value, bias
 ///
 /// `gamma` broadcasts to `x`. The statistics are always float32, as in the reference.
 pub fn channel_norm(b: &mut Builder, x: &Value, channels: usize, gamma: &Value) -> Value {
-    let factor = b.island(|b| {
+    let factor = b.in_fp32(|b| {
         let square = b.op("Mul", &[x, x]);
         let axes = b.ints(&[1]);
         let sum = b.op("ReduceSum", &[&square, &axes]);

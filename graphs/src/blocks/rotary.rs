@@ -17,7 +17,7 @@ impl RotaryTables {
     ///
     /// The unrotated tokens get cosine 1 and sine 0, which leaves them exactly as they are.
     pub fn new(b: &mut Builder, cos: &Value, sin: &Value, leading: &Value, head_dim: usize) -> Self {
-        b.island(|b| {
+        b.in_fp32(|b| {
             let shape = b.shape(&[Extent::from(leading), head_dim.into()]);
             let (one, zero) = (b.float(1.0), b.float(0.0));
             let ones = b.op("Expand", &[&one, &shape]);
@@ -36,7 +36,7 @@ impl RotaryTables {
 /// Rotates adjacent pairs of the last axis of `x` `[B, H, S, D]`:
 /// `(x₀·cos₀ − x₁·sin₀, x₁·cos₁ + x₀·sin₁)`, always in float32, as the reference does.
 pub fn rotate_interleaved(b: &mut Builder, x: &Value, tables: &RotaryTables, head_dim: usize) -> Value {
-    b.island(|b| {
+    b.in_fp32(|b| {
         let pairs = b.reshape(x, &[0i64.into(), 0i64.into(), 0i64.into(), (head_dim / 2).into(), 2i64.into()]);
         let parts = b.split(&pairs, -1, 2);
         let mut product = |x: &Value, table: &Value| b.op("Mul", &[x, table]);

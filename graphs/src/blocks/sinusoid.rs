@@ -9,7 +9,7 @@ pub fn timestep_sinusoid(b: &mut Builder, timestep: &Value, dim: usize, flip_sin
     let exponent = |j: usize| -(10000f64.ln() as f32) * j as f32 / (half as f32 - shift);
     let frequencies: Vec<f32> = (0..half).map(|j| f64::from(exponent(j)).exp() as f32).collect();
     let frequencies = b.floats(&[1, half], &frequencies);
-    b.island(|b| {
+    b.in_fp32(|b| {
         let timestep = b.cast(timestep, DataType::Float);
         let timestep = b.unsqueeze(&timestep, &[1]);
         let angles = b.op("Mul", &[&timestep, &frequencies]);

@@ -1,6 +1,6 @@
 //! The table of operators: one entry for each, and all that is known of it.
 //!
-//! Checks, shape inference, evaluation, precision and hoisting ask this table, by domain and name. A new operator is
+//! Checks, shape inference, evaluation, precision and precomputing ask this table, by domain and name. A new operator is
 //! one entry in the file of its family. Model-local functions are never in the table: [`crate::read_model`] refuses
 //! calls of those in a domain of operators.
 //!

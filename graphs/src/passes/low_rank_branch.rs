@@ -239,7 +239,7 @@ fn branch(mut linear: Node, slots: &[&BranchSlot], nodes: &mut Vec<Node>, pads: 
     let delta = match &parts[..] {
         [only] => only.clone(),
         _ => {
-            let joined = format!("{output}/side");
+            let joined = format!("{output}/branch");
             let inputs: Vec<&str> = parts.iter().map(String::as_str).collect();
             nodes.push(node("Concat", &inputs, &joined, &[("axis", -1)]));
             joined

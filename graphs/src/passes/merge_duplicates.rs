@@ -97,8 +97,8 @@ fn key(node: &Node, renames: &HashMap<String, String>) -> Option<String> {
     attributes.sort_unstable();
     let inputs: Vec<&String> = node.inputs.iter().map(|i| renames.get(i).unwrap_or(i)).collect();
     // Of what a node's metadata says, only its precision counts.
-    let island = node.metadata.get(crate::builder::ISLAND);
-    Some(format!("{} {attributes:?} {inputs:?} {} {island:?}", node.op_type, node.outputs.len()))
+    let kept = node.metadata.get(crate::builder::KEPT_IN_FP32);
+    Some(format!("{} {attributes:?} {inputs:?} {} {kept:?}", node.op_type, node.outputs.len()))
 }
 
 #[cfg(test)]

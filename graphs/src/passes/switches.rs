@@ -21,9 +21,9 @@ pub enum Pass {
     Attention,
     /// Scale and shift behind a layer norm as the norm's own, in [`lower_for_ort`](super::lower_for_ort).
     ModulatedNorm,
-    /// What stays the same over the steps of one generation, in a graph of its own: [`hoist`](super::hoist).
-    Prologue,
-    /// What depends on the timestep only, in a graph of its own: [`hoist`](super::hoist).
+    /// What stays the same over the steps of one generation, in a graph of its own: [`precompute`](super::precompute).
+    Precompute,
+    /// What depends on the timestep only, in a graph of its own: [`precompute`](super::precompute).
     TimestepRows,
 }
 
@@ -37,7 +37,7 @@ impl Pass {
         Self::Rotary,
         Self::Attention,
         Self::ModulatedNorm,
-        Self::Prologue,
+        Self::Precompute,
         Self::TimestepRows,
     ];
 
@@ -51,7 +51,7 @@ impl Pass {
             Self::Rotary => "rotary",
             Self::Attention => "attention",
             Self::ModulatedNorm => "modulated-norm",
-            Self::Prologue => "prologue",
+            Self::Precompute => "prologue",
             Self::TimestepRows => "timestep-tables",
         }
     }

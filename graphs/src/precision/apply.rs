@@ -4,23 +4,23 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::tables::{is_matrix, tables};
 use super::types::{reads_any, value_types};
-use crate::builder::ISLAND;
+use crate::builder::KEPT_IN_FP32;
 use crate::operators::{Out, operator};
 use crate::walk::rename_uses;
 use crate::{Attribute, DataType, Graph, Initializer, Model, Node, TensorData};
 
 /// Brings a float32 graph into `to` (`float16` or `bfloat16`): weights, constants and arithmetic.
 ///
-/// Graph inputs and outputs stay float32, with a Cast behind or before them; so do the nodes of an island
-/// ([`Builder::island`](crate::Builder::island)) and one-dimensional weights whose own values are float32, which would
+/// Graph inputs and outputs stay float32, with a Cast behind or before them; so do the nodes that are kept in fp32
+/// ([`Builder::in_fp32`](crate::Builder::in_fp32)) and one-dimensional weights whose own values are float32, which would
 /// lose something. Matrices feed their consumers directly. `float32` changes nothing.
 pub fn lower_precision(model: &mut Model, to: DataType) {
     if to == DataType::Float {
         return;
     }
-    let island = |node: &Node| node.metadata.contains_key(ISLAND);
+    let kept = |node: &Node| node.metadata.contains_key(KEPT_IN_FP32);
     let types: Vec<DataType> =
-        model.graph.nodes.iter().map(|node| if island(node) { DataType::Float } else { to }).collect();
+        model.graph.nodes.iter().map(|node| if kept(node) { DataType::Float } else { to }).collect();
     apply_precision(model, &types, &|_, weight| {
         let low = weight.shape.len() > 1 || weight.data.widened_from() == Some(to);
         if low { to } else { DataType::Float }

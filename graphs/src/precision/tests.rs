@@ -80,7 +80,7 @@ fn count_casts_counts_what_apply_precision_inserts_behind_computed_values() {
 }
 
 #[test]
-fn save_casts_moves_a_chain_between_islands_and_never_adds_one() {
+fn save_casts_moves_a_chain_between_exceptions_and_never_adds_one() {
     let model = model();
     // Between two float32 products, the chain is cheaper in float32, though no single node of it is.
     let mut types = [F32, F16, F16, F32];

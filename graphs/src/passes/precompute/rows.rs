@@ -91,7 +91,7 @@ impl<'a> Proof<'a> {
         (plain && keeps_rows_apart(self, node)).then_some(Fact::Apart)
     }
 
-    /// False for a value that no row decides, but that has as many elements along an axis as there are rows: a hoisted graph
+    /// False for a value that no row decides, but that has as many elements along an axis as there are rows: a precomputed graph
     /// that is given one row would not fit it.
     fn is_without_rows(&self, value: &str) -> bool {
         self.shape(value).is_none_or(|shape| !self.names_rows(shape))

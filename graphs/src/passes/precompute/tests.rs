@@ -54,26 +54,27 @@ fn weights(model: &Model) -> Vec<&str> {
     model.graph.initializers.iter().filter(|(_, value)| value.external).map(|(name, _)| &name[..]).collect()
 }
 
-fn hoisted(parts: &Parts, off: &[Pass]) -> (Model, Hoisted) {
+fn precomputed(parts: &Parts, off: &[Pass]) -> (Model, Precomputed) {
     let mut model = build(parts);
     let step = ["x", "time"].map(str::to_owned);
-    let hoisted = hoist(&mut model, &step, &Passes::without(off.iter().copied()));
-    for graph in std::iter::once(&model).chain(&hoisted.prologue).chain(hoisted.timestep_rows.iter().map(|t| &t.model))
+    let precomputed = precompute(&mut model, &step, &Passes::without(off.iter().copied()));
+    for graph in
+        std::iter::once(&model).chain(&precomputed.precompute).chain(precomputed.timestep_rows.iter().map(|t| &t.model))
     {
         crate::check::check(graph).unwrap();
     }
-    (model, hoisted)
+    (model, precomputed)
 }
 
 #[test]
-fn hoist_parts_a_step_by_what_its_values_depend_on() {
-    let (main, hoisted) = hoisted(&usual(), &[]);
-    let (prologue, timestep_rows) = (hoisted.prologue.unwrap(), hoisted.timestep_rows.unwrap());
-    assert_eq!((names(&prologue.graph.inputs), weights(&prologue)), (vec!["text"], vec!["v"]));
+fn precompute_parts_a_step_by_what_its_values_depend_on() {
+    let (main, precomputed) = precomputed(&usual(), &[]);
+    let (precompute, timestep_rows) = (precomputed.precompute.unwrap(), precomputed.timestep_rows.unwrap());
+    assert_eq!((names(&precompute.graph.inputs), weights(&precompute)), (vec!["text"], vec!["v"]));
     assert_eq!(names(&timestep_rows.model.graph.inputs), ["time", "setting"]);
     assert_eq!((timestep_rows.rows, weights(&timestep_rows.model)), (vec!["time".to_owned()], vec!["w"]));
     // What only repeats or renames stays: Expand, Unsqueeze.
-    assert_eq!(names(&prologue.graph.outputs), ["ReduceMean"]);
+    assert_eq!(names(&precompute.graph.outputs), ["ReduceMean"]);
     assert_eq!(names(&timestep_rows.model.graph.outputs), ["Add"]);
     assert_eq!(names(&main.graph.inputs), ["x", "ReduceMean", "Add"]);
     assert!(weights(&main).is_empty());
@@ -81,35 +82,35 @@ fn hoist_parts_a_step_by_what_its_values_depend_on() {
 }
 
 #[test]
-fn hoist_leaves_rows_that_mix_and_what_is_switched_off_in_the_step() {
-    let (main, found) = hoisted(&Parts { mixed: true, ..usual() }, &[]);
+fn precompute_leaves_rows_that_mix_and_what_is_switched_off_in_the_step() {
+    let (main, found) = precomputed(&Parts { mixed: true, ..usual() }, &[]);
     // The softmax itself stays; what comes before it goes.
     assert!(main.graph.nodes.iter().any(|node| node.op_type == "Softmax"));
     assert_eq!(names(&found.timestep_rows.unwrap().model.graph.outputs), ["Add"]);
-    let (main, found) = hoisted(&usual(), &[Pass::TimestepRows, Pass::Prologue]);
-    assert!(found.prologue.is_none() && found.timestep_rows.is_none());
+    let (main, found) = precomputed(&usual(), &[Pass::TimestepRows, Pass::Precompute]);
+    assert!(found.precompute.is_none() && found.timestep_rows.is_none());
     assert_eq!(main.graph.nodes.len(), build(&usual()).graph.nodes.len());
-    let (_, found) = hoisted(&usual(), &[Pass::Prologue]);
-    assert!(found.prologue.is_none() && found.timestep_rows.is_some());
+    let (_, found) = precomputed(&usual(), &[Pass::Precompute]);
+    assert!(found.precompute.is_none() && found.timestep_rows.is_some());
 }
 
 #[test]
-fn hoist_takes_timesteps_of_one_row_and_refuses_other_fixed_numbers() {
-    let one = hoisted(&Parts { lead: 1.into(), ..usual() }, &[]).1.timestep_rows.unwrap();
+fn precompute_takes_timesteps_of_one_row_and_refuses_other_fixed_numbers() {
+    let one = precomputed(&Parts { lead: 1.into(), ..usual() }, &[]).1.timestep_rows.unwrap();
     // A vector as long as the timesteps may be one per sample, and is not added to columns then.
     assert_eq!((one.rows, names(&one.model.graph.outputs)), (vec!["time".to_owned()], vec!["Gemm"]));
-    assert!(hoisted(&Parts { lead: 2.into(), ..usual() }, &[]).1.timestep_rows.is_none());
+    assert!(precomputed(&Parts { lead: 2.into(), ..usual() }, &[]).1.timestep_rows.is_none());
 }
 
 #[test]
-fn hoist_without_a_step_input_changes_nothing() {
+fn precompute_without_a_step_input_changes_nothing() {
     let mut model = build(&usual());
-    let found = hoist(&mut model, &["other".to_owned()], &Passes::default());
-    assert!(found.prologue.is_none() && found.timestep_rows.is_none());
+    let found = precompute(&mut model, &["other".to_owned()], &Passes::default());
+    assert!(found.precompute.is_none() && found.timestep_rows.is_none());
 }
 
 #[test]
-fn hoist_leaves_what_is_random_and_what_depends_on_it_in_the_step() {
+fn precompute_leaves_what_is_random_and_what_depends_on_it_in_the_step() {
     for (op, inputs, random) in [("RandomNormalLike", 1, true), ("Dropout", 3, true), ("Dropout", 1, false)] {
         let mut b = Builder::new("step");
         let x = b.input("x", DataType::Float, [Dim::from("n"), 4.into()]);
@@ -129,9 +130,9 @@ fn hoist_leaves_what_is_random_and_what_depends_on_it_in_the_step() {
             model.graph.value_info.push(ValueInfo { name: value.into(), ty });
         }
         infer_shapes(&mut model);
-        let prologue = hoist(&mut model, &["x".to_owned()], &Passes::default()).prologue.unwrap();
+        let precompute = precompute(&mut model, &["x".to_owned()], &Passes::default()).precompute.unwrap();
         let crosses = if random { "MatMul" } else { "Add" };
-        assert_eq!(names(&prologue.graph.outputs), [crosses], "{op} of {inputs}");
+        assert_eq!(names(&precompute.graph.outputs), [crosses], "{op} of {inputs}");
         assert_eq!(model.graph.nodes.iter().filter(|n| n.op_type == op).count(), usize::from(random));
     }
 }
@@ -384,7 +385,7 @@ fn rows_of_operators_that_move_elements_are_apart_unless_they_move_across_rows()
 
 #[test]
 fn rows_are_mixed_where_a_setting_is_as_long_as_there_are_rows() {
-    // By name: a value that has as many elements as there are rows has more of them than a hoisted graph has rows.
+    // By name: a value that has as many elements as there are rows has more of them than a precomputed graph has rows.
     let add: Make = |b, row, _| {
         let table = b.op("ConstantOfShape", &[&"count".into()]);
         b.op("Add", &[row, &table])

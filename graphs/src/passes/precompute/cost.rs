@@ -1,4 +1,4 @@
-//! What a hoisted graph spares every step.
+//! What a precomputed graph spares every step.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn flops_per_row_counts_each_product_for_the_inputs_behind_it() {
-        let mut b = Builder::new("prologue");
+        let mut b = Builder::new("precompute");
         let [text, image] =
             ["text", "image"].map(|name| b.input(name, DataType::Float, ["n".into(), crate::Dim::Fixed(2)]));
         let weight = |b: &mut Builder, name: &str, shape: [usize; 2]| {

@@ -2,12 +2,12 @@
 //!
 //! Graph inputs come in four kinds. *Latents* change in every step, *timesteps* too, but only a schedule's worth of
 //! them exists; everything else is *fixed* over the steps of one generation. What depends on fixed inputs alone moves
-//! into a prologue; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table.
+//! into a graph of their own, `precompute`; what depends on timesteps alone, row by row, into a graph whose rows can be kept in a table.
 //! Vectors and LoRA factors among the fixed inputs are *settings*: either graph may read them besides.
 //!
 //! What is drawn at random is drawn in every step: it counts as latent.
 //!
-//! A graph is hoisted only where it takes a matrix product along, and an operator at its end that only repeats or
+//! A graph is precomputed only where it takes a matrix product along, and an operator at its end that only repeats or
 //! renames what it reads (`Expand`, `Reshape`, …) stays with its reader: what crosses is never larger than
 //! what it was made from.
 
@@ -23,11 +23,11 @@ use crate::{Graph, Model, Node, TensorType, ValueInfo};
 pub use cost::flops_per_row;
 use kinds::{FIXED, Kinds};
 
-/// What [`hoist`] took out.
+/// What [`precompute`] took out.
 #[derive(Clone, Debug, Default)]
-pub struct Hoisted {
+pub struct Precomputed {
     /// What depends on fixed inputs alone.
-    pub prologue: Option<Model>,
+    pub precompute: Option<Model>,
     /// What depends on timesteps alone.
     pub timestep_rows: Option<TimestepRows>,
 }
@@ -44,31 +44,31 @@ pub struct TimestepRows {
 /// Moves what need not be computed in every step out of `model`, as far as `passes` has it. `step` names the inputs
 /// that change from step to step; vectors among them are timesteps, the others latents.
 ///
-/// The results of a hoisted graph become inputs of the step graph, under their own names. Inputs that only hoisted graphs read leave
+/// The results of a precomputed graph become inputs of the step graph, under their own names. Inputs that only precomputed graphs read leave
 /// the step graph; outputs stay. Needs inferred shapes and brings those of every graph up to date. Weights are shared,
-/// not copied; one that only a hoisted graph reads leaves the step graph. Costs time linear in the graph.
-pub fn hoist(model: &mut Model, step: &[String], passes: &Passes) -> Hoisted {
-    let mut hoisted = Hoisted::default();
+/// not copied; one that only a precomputed graph reads leaves the step graph. Costs time linear in the graph.
+pub fn precompute(model: &mut Model, step: &[String], passes: &Passes) -> Precomputed {
+    let mut precomputed = Precomputed::default();
     if !model.graph.inputs.iter().any(|input| step.contains(&input.name)) {
-        return hoisted;
+        return precomputed;
     }
-    if passes.has(Pass::Prologue) {
+    if passes.has(Pass::Precompute) {
         let kinds = Kinds::new(&model.graph, step);
         let moved = model.graph.nodes.iter().map(|node| kinds.of(node) == FIXED).collect();
-        hoisted.prologue = split(model, moved, "prologue");
+        precomputed.precompute = split(model, moved, "precompute");
     }
     if passes.has(Pass::TimestepRows) {
-        // What the prologue gives is fixed.
+        // What the precompute graph gives is fixed.
         let kinds = Kinds::new(&model.graph, step);
         if let Some((lead, rows)) = kinds.rows(&model.graph, step) {
             let moved = rows::independent(&model.graph, &kinds, &rows, &lead);
-            hoisted.timestep_rows = split(model, moved, "times").map(|model| {
+            precomputed.timestep_rows = split(model, moved, "timestep_rows").map(|model| {
                 let read = |name: &String| model.graph.inputs.iter().any(|input| input.name == *name);
                 TimestepRows { rows: rows.into_iter().filter(read).collect(), model }
             });
         }
     }
-    hoisted
+    precomputed
 }
 
 /// Moves the nodes marked in `moved` into a graph of their own, if that is worth it.
@@ -105,22 +105,26 @@ fn split(model: &mut Model, mut moved: Vec<bool>, name: &str) -> Option<Model> {
     let made = graph.nodes.iter().flat_map(|node| &node.outputs).filter(|output| crossing.contains(&output[..]));
     let infos: Vec<ValueInfo> =
         made.map(|name| ValueInfo { name: name.clone(), ty: types.get(&name[..]).map(|&ty| ty.clone()) }).collect();
-    let mut hoisted = model.clone();
-    hoisted.graph.name = format!("{}.{name}", graph.name);
-    hoisted.graph.outputs.clone_from(&infos);
-    drop_unread(&mut hoisted);
+    let mut precomputed = model.clone();
+    precomputed.graph.name = format!("{}.{name}", graph.name);
+    precomputed.graph.outputs.clone_from(&infos);
+    drop_unread(&mut precomputed);
     let mut kept = moved.iter();
     model.graph.nodes.retain(|_| kept.next() == Some(&false));
     model.graph.inputs.extend(infos);
     drop_unread(model);
-    Some(hoisted)
+    Some(precomputed)
 }
 
 /// What moved nodes make and others read.
 fn crossing<'a>(graph: &'a Graph, moved: &[bool]) -> HashSet<&'a str> {
     let outside = read_by(graph, |index| !moved[index]);
-    let hoisted = graph.nodes.iter().zip(moved).filter(|(_, moved)| **moved);
-    hoisted.flat_map(|(node, _)| &node.outputs).map(String::as_str).filter(|value| outside.contains(value)).collect()
+    let precomputed = graph.nodes.iter().zip(moved).filter(|(_, moved)| **moved);
+    precomputed
+        .flat_map(|(node, _)| &node.outputs)
+        .map(String::as_str)
+        .filter(|value| outside.contains(value))
+        .collect()
 }
 
 /// What the nodes read whose index is `among` these.
