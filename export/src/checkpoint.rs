@@ -132,7 +132,6 @@ impl Checkpoint {
     }
 
     /// A string of the header's metadata.
-    #[cfg_attr(not(feature = "wan"), allow(dead_code, reason = "not every family reads it"))]
     pub(crate) fn metadata(&self, key: &str) -> Option<&str> {
         self.metadata.get(key).map(String::as_str)
     }

@@ -44,7 +44,7 @@ pub struct EngineWeight<'a> {
 /// A graph or plan to store, under `v2l/`.
 #[derive(Clone, Debug)]
 pub struct EngineBlob {
-    /// `v2l/graphs/<graph>/widened.onnx`, …
+    /// `v2l/graphs/<graph>/f32.onnx`, …
     pub name: String,
     /// Its bytes.
     pub data: Bytes,
@@ -209,7 +209,7 @@ fn records(
         .map(|w| (&w.name, w.dtype, w.shape.clone(), false))
         .chain(blobs.iter().map(|b| (&b.name, Dtype::U8, vec![b.data.len()], true)));
     for (name, dtype, shape, reserved) in all {
-        let taken = name == MANIFEST_TENSOR || name.starts_with(PAD_PREFIX);
+        let taken = [MANIFEST_TENSOR, SEAL_TENSOR].contains(&&name[..]) || name.starts_with(PAD_PREFIX);
         let record = TensorRecord { dtype, shape, blake3: Hash::ZERO };
         if name.starts_with(RESERVED_PREFIX) != reserved || taken || records.insert(name.clone(), record).is_some() {
             return Err(EngineWriteError::Reserved { name: name.clone() });
@@ -308,7 +308,8 @@ impl Write for Counted<'_> {
 #[cfg(test)]
 mod tests {
     use v2l_runtime::engine::Engine;
-    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, HoistedGraphs, Slot, TimestepRows};
+    use v2l_runtime::engine::footprint::Footprints;
+    use v2l_runtime::engine::manifest::{FORMAT_VERSION, Graph, GraphFiles, PrecomputedGraphs, Slot, TimestepRows};
     use v2l_runtime::engine::session::{Dim, Port};
     use v2l_runtime::io::weights::WeightFile;
 
@@ -329,30 +330,19 @@ mod tests {
                 outputs: vec![],
                 weights: vec!["a.weight".into()],
                 files: GraphFiles {
-                    widened: "v2l/graphs/step/widened.onnx".into(),
-                    lazy: None,
+                    f32: "v2l/graphs/step/f32.onnx".into(),
+                    stored: None,
                     typed: None,
                     openvino: None,
                     plans: vec![],
                 },
                 profiles: vec![],
                 lora_rank: None,
-                hoisted: None,
-                footprint: None,
+                precomputed: None,
+                footprint: Footprints::default(),
                 probe: None,
             }],
-            slots: vec![Slot {
-                name: "a".into(),
-                tensor: "a.weight".into(),
-                out_features: 2,
-                in_features: 3,
-                transposed: false,
-                rows: None,
-                quantized: None,
-                lookups: Vec::new(),
-                aliases: vec![],
-                found: None,
-            }],
+            slots: vec![Slot::linear("a", 2, 3)],
             absent: Vec::new(),
             attributes: serde_json::json!({"layers": 1}),
             tensors: IndexMap::new(),
@@ -377,7 +367,7 @@ mod tests {
     const GRAPH: &[u8] = b"\x12\x05graph";
 
     fn blobs() -> Vec<EngineBlob> {
-        vec![EngineBlob { name: "v2l/graphs/step/widened.onnx".into(), data: Bytes::from_static(GRAPH) }]
+        vec![EngineBlob { name: "v2l/graphs/step/f32.onnx".into(), data: Bytes::from_static(GRAPH) }]
     }
 
     fn write(path: &Path, manifest: Manifest) -> Result<Manifest, EngineWriteError> {
@@ -397,15 +387,15 @@ mod tests {
         assert_eq!(parsed.tensor("b").unwrap().data(), (0..10).collect::<Vec<u8>>());
         let (length, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
         assert_eq!((8 + length) % DATA_ALIGNMENT, 0);
-        for name in ["a.weight", "b", "big", "v2l/graphs/step/widened.onnx", MANIFEST_TENSOR] {
+        for name in ["a.weight", "b", "big", "v2l/graphs/step/f32.onnx", MANIFEST_TENSOR] {
             assert_eq!(header.info(name).unwrap().data_offsets.0 % WEIGHT_ALIGNMENT, 0, "{name}");
         }
 
         let engine = Engine::open(&a).unwrap();
         engine.verify_hashes().unwrap();
         assert_eq!(engine.weight("a.weight").unwrap().shape, [2, 3]);
-        assert_eq!(&engine.blob("v2l/graphs/step/widened.onnx").unwrap()[..], GRAPH);
-        assert!(engine.graph("prologue").unwrap_err().to_string().contains("it has step"));
+        assert_eq!(&engine.blob("v2l/graphs/step/f32.onnx").unwrap()[..], GRAPH);
+        assert!(engine.graph("precompute").unwrap_err().to_string().contains("it has step"));
     }
 
     #[test]
@@ -515,13 +505,13 @@ mod tests {
             let step = &mut manifest.graphs[0];
             step.inputs = vec![port("x", &["n", "m"]), port("t", &["n"])];
             let graph = Box::new(Graph {
-                name: "step.times".into(),
+                name: "step.timestep_rows".into(),
                 inputs: vec![port("t", &["n"])],
                 outputs: vec![output],
                 ..step.clone()
             });
             let timestep_rows = Some(TimestepRows { graph, rows: rows.iter().map(|&row| row.to_owned()).collect() });
-            step.hoisted = Some(HoistedGraphs { inputs, prologue: None, timestep_rows });
+            step.precomputed = Some(PrecomputedGraphs { inputs, precompute: None, timestep_rows });
             write(&path, manifest).unwrap();
             Engine::open(&path).map(drop).map_err(|e| e.to_string())
         };
@@ -531,7 +521,7 @@ mod tests {
         assert!(error.contains("an input `other` (f32) that something gives"), "{error}");
         for (rows, output) in [(&[][..], row.clone()), (&["x"], row.clone()), (&["t"], port("row", &[]))] {
             let error = open(vec![x.clone(), row.clone()], rows, output).unwrap_err();
-            assert!(error.contains("graph `step.times`"), "{error}");
+            assert!(error.contains("graph `step.timestep_rows`"), "{error}");
         }
     }
 

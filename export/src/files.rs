@@ -5,8 +5,8 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use v2l_graphs::Model;
 use v2l_runtime::io::atomic::AtomicFolder;
+use v2l_runtime::io::detect;
 use v2l_runtime::io::json::{self, JsonError};
-use v2l_runtime::io::lookalike;
 use v2l_runtime::io::map::{map_known, read_file};
 use v2l_runtime::pipeline::config::FILE_NAME;
 
@@ -29,7 +29,7 @@ pub(crate) fn new_folder(output: &Path) -> Result<AtomicFolder, ExportError> {
 /// Opens a file of the model at `model`: the graph, or its external data, which may begin with any bytes but not stand
 /// for others.
 pub(crate) fn open_file(model: &Path, file: &Path) -> std::io::Result<bytes::Bytes> {
-    map_known(file, |start| if file == model { lookalike::of(start) } else { lookalike::stand_in(start) })
+    map_known(file, |start| if file == model { detect::of(start) } else { detect::stand_in(start) })
 }
 
 /// Reads a JSON file of at most 64 MiB, as Python writes them: numbers may be `NaN` and infinite.

@@ -10,6 +10,7 @@ mod checkpoint;
 mod compile;
 mod component;
 mod debug;
+pub mod engine_cache;
 pub mod engine_writer;
 mod error;
 mod execute;

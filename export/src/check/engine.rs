@@ -366,12 +366,12 @@ fn made_adapter(slots: &[Slot], rank: usize, seed: u64) -> Adapter {
     let layer = |slot: &Slot| {
         let down = normal((rank, slot.in_features), (slot.in_features as f32).sqrt().recip());
         let up = normal((slot.out_features, rank), 0.1 * (rank as f32).sqrt().recip());
-        (slot.name.clone(), LowRank { down, up, alpha: rank as f32 })
+        (slot.name.clone(), LowRank { down, up, alpha: rank as f32 }.into())
     };
     Adapter { name: "made".to_owned(), layers: slots.iter().map(layer).collect() }
 }
 
-/// Runs a graph until its hoisted graphs and ONNX Runtime's memory are settled, and times the last run.
+/// Runs a graph until its precomputed graphs and ONNX Runtime's memory are settled, and times the last run.
 fn time(engine: &Arc<Engine>, graph: &str, set: &InputSet, open: &OpenOptions) -> Result<GraphTimes, ExecuteError> {
     let mut backend = OrtEngine::open(Arc::clone(engine), open)?;
     let weights = backend.report().mode;
@@ -396,7 +396,7 @@ pub(crate) fn check_inputs_used(options: &CheckOptions, checks: &[&Checks]) -> R
 /// The ways to hold weights that are checked.
 fn ways(engine: &Engine, thorough: bool) -> Vec<OrtWeights> {
     let manifest = engine.manifest();
-    let narrow = manifest.graphs.iter().any(|graph| graph.files.lazy.is_some());
+    let narrow = manifest.graphs.iter().any(|graph| graph.files.stored.is_some());
     let elements = |record: &v2l_runtime::engine::manifest::TensorRecord| {
         record.shape.iter().fold(1u64, |n, &d| n.saturating_mul(d as u64))
     };

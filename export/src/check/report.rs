@@ -174,7 +174,7 @@ impl fmt::Display for Unchecked {
     }
 }
 
-/// Where one run of a graph, its hoisted graphs left out, spends its time.
+/// Where one run of a graph, its precomputed graphs left out, spends its time.
 #[derive(Clone, Debug)]
 pub struct GraphTimes {
     /// The graph.

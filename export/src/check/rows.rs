@@ -36,7 +36,7 @@ impl<'a> RowInputs<'a> {
         let graphs = [name.to_owned(), format!("{name}{BRANCH_SUFFIX}")];
         let timestep_rows = graphs.iter().find_map(|name| {
             let graph = engine.manifest().graph(name)?;
-            graph.hoisted.as_ref()?.timestep_rows.as_ref()
+            graph.precomputed.as_ref()?.timestep_rows.as_ref()
         })?;
         let inputs = &reference.model.graph.inputs;
         let names: Vec<&str> = timestep_rows

@@ -16,16 +16,16 @@ pub struct GraphReport {
     pub nodes_before: usize,
     /// Nodes that every run executes as it is stored, bodies not counted.
     pub nodes_after: usize,
-    /// Bytes of stored weights that a run reads without hoisting.
+    /// Bytes of stored weights that a run reads without precomputing.
     pub weight_bytes_before: u64,
     /// Bytes of stored weights that every run reads.
     pub weight_bytes_after: u64,
-    /// How often each pass fired that can be switched off, in the order in which they run; for the hoisting ones, how
+    /// How often each pass fired that can be switched off, in the order in which they run; for the precomputing ones, how
     /// many values they give to the step.
     pub fired: Vec<(Pass, usize)>,
-    /// FLOPs of the prologue's products for each row (token) of the inputs that they are made from: what every step after the
+    /// FLOPs of the products of the precompute graph for each row (token) of the inputs that they are made from: what every step after the
     /// first does without.
-    pub prologue_flops: BTreeMap<String, u64>,
+    pub precompute_flops: BTreeMap<String, u64>,
 }
 
 impl GraphReport {
@@ -47,20 +47,20 @@ impl GraphReport {
             weight_bytes_before: 0,
             weight_bytes_after: 0,
             fired: Pass::ALL.map(|pass| (pass, count(pass))).to_vec(),
-            prologue_flops: BTreeMap::new(),
+            precompute_flops: BTreeMap::new(),
         }
     }
 
-    /// Adds what hoisting did: every run executes `nodes` of `stored`.
+    /// Adds what precomputing did: every run executes `nodes` of `stored`.
     pub(super) fn store(&mut self, nodes: usize, stored: &Graph, weights: &BTreeMap<String, StoredWeight>) {
         self.nodes_after = nodes;
         self.weight_bytes_after = bytes(stored, weights);
         self.weight_bytes_before = stored.parts().map(|part| bytes(part, weights)).sum();
-        let hoisted = stored.hoisted.as_ref();
+        let precomputed = stored.precomputed.as_ref();
         for (pass, count) in &mut self.fired {
             let outputs = match pass {
-                Pass::Prologue => hoisted.and_then(|s| Some(s.prologue.as_ref()?.outputs.len())),
-                Pass::TimestepRows => hoisted.and_then(|s| Some(s.timestep_rows.as_ref()?.graph.outputs.len())),
+                Pass::Precompute => precomputed.and_then(|s| Some(s.precompute.as_ref()?.outputs.len())),
+                Pass::TimestepRows => precomputed.and_then(|s| Some(s.timestep_rows.as_ref()?.graph.outputs.len())),
                 _ => None,
             };
             *count = outputs.unwrap_or(*count);

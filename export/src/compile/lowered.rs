@@ -133,7 +133,7 @@ fn explained(
     let (nodes_before, fired) = origin.map_or((0, &nothing), |origin| (origin.nodes_before, &origin.fired));
     let mut report = GraphReport::new(&variant.of, nodes_before, fired, compiled.lowered);
     report.store(compiled.nodes, &compiled.graph, weights);
-    GraphReport { prologue_flops: compiled.prologue_flops.clone(), ..report }
+    GraphReport { precompute_flops: compiled.precompute_flops.clone(), ..report }
 }
 
 /// The inputs that change from step to step.
@@ -165,7 +165,7 @@ mod tests {
     fn lowered_compiles_graphs_and_then_their_variants() {
         let small = Small::new();
         for (branches_only, expected) in
-            [(false, &[("g", None), ("g.side", Some(8))][..]), (true, &[("g.side", Some(8))])]
+            [(false, &[("g", None), ("g.branch", Some(8))][..]), (true, &[("g.branch", Some(8))])]
         {
             let options = CompileOptions { lora_rank: Some(8), branches_only, ..CompileOptions::default() };
             let target = Recorder::default();

@@ -19,7 +19,7 @@ pub struct CompileOptions {
     /// scales) and tables, which no product reads, always keep theirs.
     pub storage: Option<Dtype>,
     /// Largest sum of ranks of a layer for which a variant of each graph takes LoRA factors as inputs; `None`: no such
-    /// variant. It is called as the graph with `.side` behind, shares the weights, and only graphs with slots have one;
+    /// variant. It is called as the graph with `.branch` behind, shares the weights, and only graphs with slots have one;
     /// of a bundle, only the transformer's.
     pub lora_rank: Option<usize>,
     /// Leave out the graphs without a branch where there is one with: adapters can then only be given as inputs.
@@ -35,8 +35,8 @@ pub struct CompileOptions {
     pub int8: Option<usize>,
     /// Which passes run.
     pub passes: Passes,
-    /// Inputs that change from step to step, for the passes that hoist; `None`: those of a graph that v2l knows, and of
-    /// others nothing is hoisted.
+    /// Inputs that change from step to step, for the passes that precompute; `None`: those of a graph that v2l knows, and of
+    /// others nothing is precomputed.
     pub step_inputs: Option<Vec<String>>,
     /// The backend to compile for, with its own options; by default [`OnnxRuntime`].
     pub target: Arc<dyn Target>,

@@ -72,8 +72,8 @@ pub(crate) fn slots(models: &mut [(String, Model)], weights: Option<&Checkpoint>
     all.absent.sort_by(|a, b| a.layer.name.cmp(&b.layer.name));
     all.absent.dedup_by(|a, b| a.layer.name == b.layer.name);
     let nameless = |slot: &&Slot| match &slot.found {
-        Some(Found { checkpoint: Some(tensor), .. }) => !tensor.ends_with(".weight"),
-        Some(Found { how: How::Initializer, .. }) => slot.name == slot.tensor,
+        Found { checkpoint: Some(tensor), .. } => !tensor.ends_with(".weight"),
+        Found { how: How::Initializer, .. } => slot.name == slot.tensor,
         _ => false,
     };
     all.report.unnamed = slots.iter().filter(nameless).map(|slot| slot.name.clone()).collect();
@@ -87,10 +87,8 @@ fn fail(graph: &str, reason: String) -> ExportError {
 /// The slots that a model names itself.
 fn declared(graph: &str, model: &Model) -> Result<Option<Vec<Slot>>, ExportError> {
     let Some(text) = model.metadata.get(metadata::SLOTS) else { return Ok(None) };
-    let slots: Vec<Slot> =
-        serde_json::from_str(text).map_err(|e| fail(graph, format!("metadata `{}`: {e}", metadata::SLOTS)))?;
-    let found = Some(Found::by(How::Metadata));
-    Ok(Some(slots.into_iter().map(|slot| Slot { found: slot.found.or_else(|| found.clone()), ..slot }).collect()))
+    let slots = serde_json::from_str(text);
+    Ok(Some(slots.map_err(|e| fail(graph, format!("metadata `{}`: {e}", metadata::SLOTS)))?))
 }
 
 fn discover(
@@ -167,7 +165,8 @@ fn by_content(
 fn absent(ambiguous: &[AmbiguousSlot], pruned: &[String], weights: &Checkpoint) -> Vec<Absent> {
     let layer = |tensor: &String, why, reason: &str| {
         let &[out, into] = weights.shape(tensor)? else { return None };
-        let layer = Slot { tensor: tensor.clone(), ..Slot::linear(module_of(tensor), out, into) };
+        let found = Found { checkpoint: Some(tensor.clone()), ..Found::by(How::Checkpoint) };
+        let layer = Slot { tensor: tensor.clone(), found, ..Slot::linear(module_of(tensor), out, into) };
         Some(Absent { layer, why, reason: reason.to_owned() })
     };
     let open = ambiguous.iter().flat_map(|a| &a.candidates);
@@ -259,7 +258,7 @@ fn apply(model: &mut Model, uses: &[LinearUse], layers: Vec<Layer>, ambiguous: &
             quantized: None,
             lookups: Vec::new(),
             aliases: layer.aliases,
-            found: Some(layer.found),
+            found: layer.found,
         };
         slots.push((first.node, slot.row_range().start, slot));
     }

@@ -160,7 +160,7 @@ impl ControlTokens {
         let shape = || [Dim::from("batch"), Dim::Fixed(count)];
         let control = b.input(CONTROL, DataType::Float, shape());
         let mask = b.input(CONTROL_MASK, DataType::Float, shape());
-        b.island(|b| {
+        b.in_fp32(|b| {
             let (scale, bias) = (b.floats(&[count, width], &controls.scale), b.floats(&[count, width], &controls.bias));
             let control = b.unsqueeze(&control, &[2]);
             let scaled = b.op("Mul", &[&control, &scale]);

@@ -143,7 +143,6 @@ fn check_epsilons(config: &Json) -> Result<(), String> {
 
 /// A network of a model.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(not(feature = "wan"), allow(dead_code, reason = "families use it, and this build may have none that does"))]
 pub(crate) struct Place<'a> {
     /// Its configuration and checkpoint.
     pub(crate) origin: &'a Origin,

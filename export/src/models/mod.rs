@@ -9,31 +9,21 @@ use serde_json::Value as Json;
 
 use crate::{Checkpoint, ExportError};
 
-#[cfg(feature = "cogvideox")]
+mod autoencoder;
 pub mod cogvideox;
-#[cfg_attr(
-    not(any(feature = "cogvideox", feature = "wan")),
-    allow(dead_code, reason = "families use it, and this build may have none")
-)]
 pub(crate) mod control;
 pub mod encoders;
 mod family;
 mod layers;
 pub mod predictors;
 mod recognised;
-#[cfg(feature = "wan")]
 pub mod wan;
 
 pub(crate) use family::{Architecture, CONFIG_FILE, Family, INDEX_FILE, Origin, Part, Place};
 pub(crate) use recognised::Recognised;
 
 /// The families of models. A line each.
-static FAMILIES: &[&dyn Family] = &[
-    #[cfg(feature = "cogvideox")]
-    &cogvideox::CogVideoX,
-    #[cfg(feature = "wan")]
-    &wan::Wan,
-];
+static FAMILIES: &[&dyn Family] = &[&cogvideox::CogVideoX, &wan::Wan];
 
 /// Every class that can be exported, families first.
 fn architectures() -> impl Iterator<Item = &'static dyn Architecture> {
@@ -94,8 +84,7 @@ pub(crate) fn family_of(architecture: &dyn Architecture) -> Option<&'static dyn 
 fn supported(names: &[&str]) -> String {
     match names {
         [rest @ .., last] if !rest.is_empty() => format!("expected {} or {last}", rest.join(", ")),
-        [only] => format!("expected {only}"),
-        _ => "this build has none".to_owned(),
+        _ => format!("expected {}", names.concat()),
     }
 }
 

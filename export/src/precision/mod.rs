@@ -13,7 +13,7 @@ mod report;
 mod search;
 mod types;
 
-pub use v2l_calibration::{GraphPlan, Island, PlanError, Precision, PrecisionPlan, RangeRow, Request};
+pub use v2l_calibration::{Exception, GraphPlan, PlanError, Precision, PrecisionPlan, RangeRow, Request};
 
 pub use self::blocks::blocks;
 pub(crate) use self::int8::fit_int8;

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use v2l_calibration::{GraphPlan, Island, Precision, Ranges};
+use v2l_calibration::{Exception, GraphPlan, Precision, Ranges};
 use v2l_graphs::passes::restore_quantized;
 use v2l_graphs::{DataType, Initializer, Model, node_labels};
 
@@ -54,11 +54,11 @@ pub(super) fn fit(
         let target = target.unwrap_or_default();
         for &node in nodes.iter().filter(|&&node| types[node] != DataType::Float) {
             let why = format!("sensitivity: block `{name}` alone gives {error}, target {target:.2e}");
-            plan.islands.insert(labels[node].clone(), Island { precision: Precision::Fp32, why });
+            plan.exceptions.insert(labels[node].clone(), Exception { precision: Precision::Fp32, why });
         }
     }
     let place: HashMap<&String, usize> = labels.iter().enumerate().map(|(at, l)| (l, at)).collect();
-    plan.islands.sort_by(|a, _, b, _| place.get(a).cmp(&place.get(b)));
+    plan.exceptions.sort_by(|a, _, b, _| place.get(a).cmp(&place.get(b)));
     Ok(rows)
 }
 

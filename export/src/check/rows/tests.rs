@@ -42,7 +42,9 @@ fn check(folder: &Path, compiled: &Path, source: &Path, options: &CheckOptions) 
     crate::compile(compiled, &engine, &compile, &mut |_| {}).unwrap();
     let opened = Engine::open(&engine).unwrap();
     let graph = opened.manifest().graphs[0].name.clone();
-    assert!(opened.manifest().graphs[0].hoisted.as_ref().is_some_and(|hoisted| hoisted.timestep_rows.is_some()));
+    assert!(
+        opened.manifest().graphs[0].precomputed.as_ref().is_some_and(|precomputed| precomputed.timestep_rows.is_some())
+    );
     let PreparedGraph { read, model: prepared, .. } = prepare(&graph, source, None, &compile).unwrap();
     let passes = Passes::default();
     let source = Source {

@@ -122,5 +122,5 @@ pub(super) struct Foreign {
 }
 
 pub(super) fn is_declared(slot: &Slot) -> bool {
-    slot.found.as_ref().is_some_and(|found| found.how == How::Metadata)
+    slot.found.how == How::Metadata
 }

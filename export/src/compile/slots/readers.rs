@@ -69,7 +69,7 @@ fn settle_model(model: &mut Model, all: &mut Discovered) {
                 _ => all.report.shared.push(shared(slot, reader)),
             }
         }
-        if !slot.lookups.is_empty() && slot.found.as_ref().is_some_and(|found| found.how == How::Initializer) {
+        if !slot.lookups.is_empty() && slot.found.how == How::Initializer {
             own_name(model, slot, &mut names);
         }
     }

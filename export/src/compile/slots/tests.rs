@@ -74,11 +74,11 @@ fn found(model: Model, weights: Option<&Checkpoint>) -> (Vec<Slot>, SlotReport, 
 }
 
 fn names(slots: &[Slot]) -> Vec<(&str, &str, How)> {
-    slots.iter().map(|s| (s.name.as_str(), s.tensor.as_str(), s.found.as_ref().unwrap().how)).collect()
+    slots.iter().map(|s| (s.name.as_str(), s.tensor.as_str(), s.found.how)).collect()
 }
 
 fn settled(slots: &[Slot]) -> Vec<Option<How>> {
-    slots.iter().map(|s| s.found.as_ref().unwrap().settled_by).collect()
+    slots.iter().map(|s| s.found.settled_by).collect()
 }
 
 const SQUARE: [usize; 2] = [4, 4];

@@ -6,12 +6,12 @@ use std::path::Path;
 use bytes::Bytes;
 use v2l_calibration::Request;
 use v2l_graphs::passes::{
-    Hoisted, LoweredForOpenVino, flops_per_row, hoist, infer_shapes, lower_for_openvino, lower_for_ort,
+    LoweredForOpenVino, Precomputed, flops_per_row, infer_shapes, lower_for_openvino, lower_for_ort, precompute,
 };
 use v2l_graphs::{DataType, Location, Model, apply_precision, encode_model};
 use v2l_runtime::engine::footprint::{Extent, Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
-    Graph, GraphFiles, HoistedGraphs, OpenVinoGraph, RESERVED_PREFIX, TimestepRows, TypedGraph, WEIGHTS_PLACEHOLDER,
+    Graph, GraphFiles, OpenVinoGraph, PrecomputedGraphs, RESERVED_PREFIX, TimestepRows, TypedGraph, WEIGHTS_PLACEHOLDER,
 };
 use v2l_runtime::tensor::Dtype;
 
@@ -67,17 +67,18 @@ pub(crate) fn forms(task: &GraphTask<'_>, wanted: Forms) -> Result<(CompiledGrap
     let mut model = whole.clone();
     let lowered = lower_for_ort(&mut model, task.passes);
     let mut main = model.clone();
-    let hoisted = hoist(&mut main, task.step, task.passes);
+    let precomputed = precompute(&mut main, task.step, task.passes);
     check_graph(name, &main)?;
     // The typed graph is whole and keeps ONNX's own operators: backends that take it know no others.
     let typed = task.types.map(|types| typed_variant(name, whole, types, weights)).transpose()?;
     let mut blobs = Vec::new();
     let mut store = Store { weights, wanted, blobs: &mut blobs };
     let graph = store.graph(name, (&main, &model), typed.as_ref())?;
-    let graph = store.hoisted(&model, graph, &hoisted)?;
+    let graph = store.precomputed(&model, graph, &precomputed)?;
     let nodes = main.graph.nodes.len();
-    let prologue_flops = hoisted.prologue.as_ref().map(|prologue| flops_per_row(&prologue.graph)).unwrap_or_default();
-    let compiled = CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered, prologue_flops };
+    let precompute_flops =
+        precomputed.precompute.as_ref().map(|precompute| flops_per_row(&precompute.graph)).unwrap_or_default();
+    let compiled = CompiledGraph { graph, blobs, plans: Vec::new(), nodes, lowered, precompute_flops };
     Ok((compiled, typed.map(|typed| typed.model)))
 }
 
@@ -137,7 +138,7 @@ impl Store<'_> {
         Ok(OpenVinoGraph { file: self.variant(graph, "openvino", &model)?, weights, constants })
     }
 
-    /// Stores the graph's variants and describes it; `whole` is the graph before others were hoisted out of it.
+    /// Stores the graph's variants and describes it; `whole` is the graph before others were taken out of it.
     fn graph(
         &mut self,
         name: &str,
@@ -145,15 +146,15 @@ impl Store<'_> {
         typed: Option<&StronglyTyped>,
     ) -> Result<Graph, ExportError> {
         let used = external(model);
-        let mut prints = Footprints { widened: footprint_of(model, whole), lazy: None };
+        let mut footprint = Footprints { f32: footprint_of(model, whole), stored: None };
         let weights = self.weights;
         let narrow = used.iter().any(|w| matches!(weights[w].dtype, Dtype::F16 | Dtype::Bf16));
-        let stored = narrow.then(|| stored_variant(model, &|name| from_runtime(weights[name].dtype)));
-        let widened = self.variant(name, "widened", model)?;
-        let lazy = match &stored {
-            Some(lazy) => {
-                prints.lazy = Some(footprint_of(lazy, whole));
-                Some(self.variant(name, "lazy", lazy)?)
+        let stored_model = narrow.then(|| stored_variant(model, &|name| from_runtime(weights[name].dtype)));
+        let f32 = self.variant(name, "f32", model)?;
+        let stored = match &stored_model {
+            Some(stored) => {
+                footprint.stored = Some(footprint_of(stored, whole));
+                Some(self.variant(name, "stored", stored)?)
             }
             None => None,
         };
@@ -166,7 +167,7 @@ impl Store<'_> {
         };
         let openvino = match self.wanted {
             Forms::Onnx => None,
-            Forms::WithOpenVino => Some(self.openvino(name, stored.as_ref().unwrap_or(model))?),
+            Forms::WithOpenVino => Some(self.openvino(name, stored_model.as_ref().unwrap_or(model))?),
         };
         Ok(Graph {
             name: name.to_owned(),
@@ -175,18 +176,18 @@ impl Store<'_> {
             inputs: ports(name, &model.graph.inputs)?,
             outputs: ports(name, &model.graph.outputs)?,
             weights: used,
-            files: GraphFiles { widened, lazy, typed, openvino, plans: Vec::new() },
+            files: GraphFiles { f32, stored, typed, openvino, plans: Vec::new() },
             profiles: Vec::new(),
             lora_rank: None,
-            hoisted: None,
-            footprint: Some(prints),
+            precomputed: None,
+            footprint,
             probe: None,
         })
     }
 
-    /// Stores what was hoisted out of a graph; `whole` is the graph before.
-    fn hoisted(&mut self, whole: &Model, main: Graph, hoisted: &Hoisted) -> Result<Graph, ExportError> {
-        if hoisted.prologue.is_none() && hoisted.timestep_rows.is_none() {
+    /// Stores what was taken out of a graph to be precomputed; `whole` is the graph before.
+    fn precomputed(&mut self, whole: &Model, main: Graph, precomputed: &Precomputed) -> Result<Graph, ExportError> {
+        if precomputed.precompute.is_none() && precomputed.timestep_rows.is_none() {
             return Ok(main);
         }
         let mut part = |suffix: &str, model: &Model| -> Result<Box<Graph>, ExportError> {
@@ -194,14 +195,14 @@ impl Store<'_> {
             check_graph(&name, model)?;
             self.graph(&name, (model, whole), None).map(Box::new)
         };
-        let prologue = hoisted.prologue.as_ref().map(|model| part("prologue", model)).transpose()?;
-        let timestep_rows = match &hoisted.timestep_rows {
-            Some(rows) => Some(TimestepRows { graph: part("times", &rows.model)?, rows: rows.rows.clone() }),
+        let precompute = precomputed.precompute.as_ref().map(|model| part("precompute", model)).transpose()?;
+        let timestep_rows = match &precomputed.timestep_rows {
+            Some(rows) => Some(TimestepRows { graph: part("timestep_rows", &rows.model)?, rows: rows.rows.clone() }),
             None => None,
         };
         let inputs = ports(&main.name, &whole.graph.inputs)?;
-        let hoisted = HoistedGraphs { inputs: main.inputs, prologue, timestep_rows };
-        Ok(Graph { inputs, hoisted: Some(hoisted), ..main })
+        let precomputed = PrecomputedGraphs { inputs: main.inputs, precompute, timestep_rows };
+        Ok(Graph { inputs, precomputed: Some(precomputed), ..main })
     }
 }
 

@@ -85,6 +85,6 @@ pub struct CompiledGraph {
     pub(crate) nodes: usize,
     /// What was lowered.
     pub(crate) lowered: Lowered,
-    /// FLOPs of the prologue for each row of the inputs that it is given.
-    pub(crate) prologue_flops: BTreeMap<String, u64>,
+    /// FLOPs of the precompute graph for each row of the inputs that it is given.
+    pub(crate) precompute_flops: BTreeMap<String, u64>,
 }

@@ -510,7 +510,7 @@ fn sincos_table(b: &mut Builder, config: &Config, grid: &Grid) -> Value {
         let (sin, cos) = (b.op("Sin", &[&angles]), b.op("Cos", &[&angles]));
         b.concat(&[&sin, &cos], 1)
     };
-    b.island(|b| {
+    b.in_fp32(|b| {
         let time = axis(b, &grid.time, d / 4, config.temporal_interpolation_scale);
         let column = axis(b, &grid.width, d / 8 * 3, config.spatial_interpolation_scale);
         let row = axis(b, &grid.height, d / 8 * 3, config.spatial_interpolation_scale);

@@ -5,12 +5,11 @@
 //! goes through either, so that the runtime can follow diffusers' chunking as well as CogVideoX-Fun's.
 
 use serde::Deserialize;
-use serde_json::json;
 use v2l_graphs::blocks::{self, TimeCache};
-use v2l_graphs::{Builder, DataType, Dim, Model, Value};
+use v2l_graphs::{DataType, Model, Value};
 
-use crate::component::{self, Component};
-use crate::{Checkpoint, ExportError, Vars};
+use crate::models::autoencoder::{self, Chunk, Chunked, video};
+use crate::{Checkpoint, Component, ExportError};
 
 /// The class that `config.json` names.
 pub const CLASS: &str = "AutoencoderKLCogVideoX";
@@ -142,39 +141,14 @@ impl Config {
 /// Names what does not fit; see [`ExportError`].
 pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<[Component; 2], ExportError> {
     config.validate()?;
-    let precision = checkpoint.precision()?;
-    let component = |name: &str, build: &dyn Fn(Chunk) -> Result<Model, ExportError>| {
-        Component {
-            name: name.into(),
-            graphs: vec![("first".into(), build(Chunk::First)?), ("rest".into(), build(Chunk::Rest)?)],
-            precision,
-            slots: Vec::new(),
-            attributes: json!({ "class": CLASS }),
-        }
-        .seal()
-    };
-    let encoder = component("vae_encoder", &|chunk| encoder(config, checkpoint, chunk))?;
-    let decoder = component("vae_decoder", &|chunk| decoder(config, checkpoint, chunk))?;
-    checkpoint.finish(CLASS)?;
-    Ok([encoder, decoder])
+    let (encoder, decoder) = (|chunk| encoder(config, checkpoint, chunk), |chunk| decoder(config, checkpoint, chunk));
+    autoencoder::components(CLASS, checkpoint, encoder, decoder)
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Chunk {
-    First,
-    Rest,
-}
-
-/// A graph under construction, with the caches that it hands on.
+/// A graph under construction.
 struct Network<'a> {
-    b: Builder,
-    vars: Vars<'a>,
+    net: Chunked<'a>,
     config: &'a Config,
-    chunk: Chunk,
-    /// Module path, next cache, channels and level of each causal convolution.
-    caches: Vec<(String, Value, usize, usize)>,
-    /// How many times height and width have been halved against the pixels.
-    level: usize,
     /// The decoder's latent, which its norms are conditioned on.
     latent: Option<Latent>,
 }
@@ -185,43 +159,17 @@ struct Latent {
     frames: Option<Value>,
 }
 
-impl<'a> Network<'a> {
-    fn new(
-        graph: &str,
-        prefix: &str,
-        config: &'a Config,
-        checkpoint: &'a Checkpoint,
-        chunk: Chunk,
-        level: usize,
-    ) -> Self {
-        let name = format!("{graph}/{}", if chunk == Chunk::First { "first" } else { "rest" });
-        let vars = Vars::root(checkpoint).child(prefix);
-        Self { b: Builder::new(name), vars, config, chunk, caches: Vec::new(), level, latent: None }
-    }
-
+impl Network<'_> {
     fn causal_conv(&mut self, path: &str, x: &Value, out: usize, input: usize) -> Result<Value, ExportError> {
-        let vars = self.vars.child(path).child("conv");
-        let b = &mut self.b;
-        let weight = vars.get(b, "weight", &[out, input, 3, 3, 3])?;
-        let bias = vars.get(b, "bias", &[out])?;
-        let cache = match self.chunk {
-            Chunk::First => TimeCache::RepeatFirst,
-            Chunk::Rest => TimeCache::Previous(b.input(
-                &format!("conv_cache.{path}"),
-                DataType::Float,
-                cache_shape(input, self.level),
-            )),
-        };
-        let (result, next) = b.scope(path, |b| blocks::causal_conv3d(b, x, &weight, &bias, &cache));
-        self.caches.push((path.to_owned(), next, input, self.level));
-        Ok(result)
+        let vars = self.net.vars.child(path).child("conv");
+        self.net.causal(path, &vars, x, [out, input], TimeCache::RepeatFirst)
     }
 
     /// Group norm; in the decoder modulated by the latent (`CogVideoXSpatialNorm3D`).
     fn norm(&mut self, path: &str, x: &Value, channels: usize, epsilon: f32) -> Result<Value, ExportError> {
         let groups = self.config.norm_num_groups;
-        let vars = self.vars.child(path);
-        let b = &mut self.b;
+        let vars = self.net.vars.child(path);
+        let b = &mut self.net.b;
         let Some(latent) = &self.latent else {
             let (scale, bias) = (vars.get(b, "weight", &[channels])?, vars.get(b, "bias", &[channels])?);
             return Ok(b.scope(path, |b| blocks::group_norm(b, x, groups, &scale, &bias, epsilon)));
@@ -252,7 +200,7 @@ impl<'a> Network<'a> {
     }
 
     fn silu(&mut self, path: &str, x: &Value) -> Value {
-        self.b.scope(path, |b| blocks::silu(b, x))
+        self.net.b.scope(path, |b| blocks::silu(b, x))
     }
 
     fn resnet(&mut self, path: &str, x: &Value, input: usize, out: usize) -> Result<Value, ExportError> {
@@ -266,12 +214,11 @@ impl<'a> Network<'a> {
         let shortcut = if input == out {
             x.clone()
         } else {
-            let vars = self.vars.child(format!("{path}.conv_shortcut"));
-            let weight = vars.get(&mut self.b, "weight", &[out, input, 1, 1, 1])?;
-            let bias = vars.get(&mut self.b, "bias", &[out])?;
-            self.b.scope(path, |b| blocks::conv3d(b, x, &weight, &bias))
+            let vars = self.net.vars.child(format!("{path}.conv_shortcut"));
+            let [weight, bias] = self.net.kernel(&vars, &[out, input, 1, 1, 1])?;
+            self.net.b.scope(path, |b| blocks::conv3d(b, x, &weight, &bias))
         };
-        Ok(self.b.scope(path, |b| b.op("Add", &[&h, &shortcut])))
+        Ok(self.net.b.scope(path, |b| b.op("Add", &[&h, &shortcut])))
     }
 
     fn mid_block(&mut self, x: &Value, channels: usize) -> Result<Value, ExportError> {
@@ -280,38 +227,17 @@ impl<'a> Network<'a> {
     }
 
     fn sampler_conv(&mut self, path: &str, x: &Value, channels: usize, down: bool) -> Result<Value, ExportError> {
-        let vars = self.vars.child(path).child("conv");
-        let weight = vars.get(&mut self.b, "weight", &[channels, channels, 3, 3])?;
-        let bias = vars.get(&mut self.b, "bias", &[channels])?;
+        let vars = self.net.vars.child(path).child("conv");
+        let [weight, bias] = self.net.kernel(&vars, &[channels, channels, 3, 3])?;
         let (stride, pads) = if down { (2, [0, 0, 1, 1]) } else { (1, [1, 1, 1, 1]) };
-        Ok(self.b.scope(path, |b| blocks::conv2d_per_frame(b, x, &weight, &bias, [channels; 2], stride, pads)))
+        Ok(self.net.b.scope(path, |b| blocks::conv2d_per_frame(b, x, &weight, &bias, [channels; 2], stride, pads)))
     }
-
-    /// Declares the caches as outputs.
-    fn finish(mut self, label: &str) -> Result<Model, ExportError> {
-        for (path, value, channels, level) in std::mem::take(&mut self.caches) {
-            let shape = cache_shape(channels, level);
-            self.b.output(&format!("next_conv_cache.{path}"), &value, DataType::Float, shape);
-        }
-        component::finish(label, self.b)
-    }
-}
-
-fn cache_shape(channels: usize, level: usize) -> [Dim; 5] {
-    let side = |name: &str| if level == 0 { name.into() } else { Dim::Symbol(format!("{name}/{}", 1 << level)) };
-    ["batch".into(), channels.into(), 2.into(), side("height"), side("width")]
-}
-
-/// `[batch, channels, frames, height, width]` of pixels or, with `latent`, of the latent.
-fn video(channels: usize, latent: bool) -> [Dim; 5] {
-    let names = if latent { ["latent_frames", "latent_height", "latent_width"] } else { ["frames", "height", "width"] };
-    ["batch".into(), channels.into(), names[0].into(), names[1].into(), names[2].into()]
 }
 
 fn encoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Model, ExportError> {
-    let mut net = Network::new("vae_encoder", "encoder", config, checkpoint, chunk, 0);
+    let mut net = Network { net: Chunked::new("vae_encoder", "encoder", checkpoint, chunk, 1), config, latent: None };
     let channels = &config.block_out_channels;
-    let x = net.b.input("x", DataType::Float, video(config.in_channels, false));
+    let x = net.net.b.input("x", DataType::Float, video(config.in_channels, false, false));
     let mut x = net.causal_conv("conv_in", &x, channels[0], config.in_channels)?;
     let mut width = channels[0];
     for (i, &out) in channels.iter().enumerate() {
@@ -322,27 +248,29 @@ fn encoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Mod
         if i + 1 < channels.len() {
             let path = format!("down_blocks.{i}.downsamplers.0");
             if i < config.time_levels() {
-                x = net.b.scope(path.as_str(), |b| blocks::average_frame_pairs(b, &x));
+                x = net.net.b.scope(path.as_str(), |b| blocks::average_frame_pairs(b, &x));
             }
             x = net.sampler_conv(&path, &x, out, true)?;
-            net.level += 1;
+            net.net.side *= 2;
         }
     }
     x = net.mid_block(&x, width)?;
     x = net.norm("norm_out", &x, width, FIXED_EPS)?;
     x = net.silu("conv_act", &x);
     let moments = net.causal_conv("conv_out", &x, 2 * config.latent_channels, width)?;
-    let parts = net.b.split(&moments, 1, 2);
-    net.b.output("mean", &parts[0], DataType::Float, video(config.latent_channels, true));
-    net.b.output("logvar", &parts[1], DataType::Float, video(config.latent_channels, true));
-    net.finish("vae_encoder")
+    let parts = net.net.b.split(&moments, 1, 2);
+    net.net.b.output("mean", &parts[0], DataType::Float, video(config.latent_channels, true, false));
+    net.net.b.output("logvar", &parts[1], DataType::Float, video(config.latent_channels, true, false));
+    net.net.finish("vae_encoder")
 }
 
 fn decoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Model, ExportError> {
     let channels: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
-    let mut net = Network::new("vae_decoder", "decoder", config, checkpoint, chunk, channels.len() - 1);
-    let z = net.b.input("z", DataType::Float, video(config.latent_channels, true));
-    let latent_frames = net.b.extent(&z, 2);
+    let side = 1 << (channels.len() - 1);
+    let mut net =
+        Network { net: Chunked::new("vae_decoder", "decoder", checkpoint, chunk, side), config, latent: None };
+    let z = net.net.b.input("z", DataType::Float, video(config.latent_channels, true, false));
+    let latent_frames = net.net.b.extent(&z, 2);
     // Only the start of a video has a frame that stands for itself; later chunks are doubled whole.
     let first_apart = chunk == Chunk::First;
     net.latent = Some(Latent { value: z.clone(), frames: None });
@@ -356,13 +284,13 @@ fn decoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Mod
         width = out;
         if i + 1 < channels.len() {
             let path = format!("up_blocks.{i}.upsamplers.0");
-            x = net.b.scope(path.as_str(), |b| {
+            x = net.net.b.scope(path.as_str(), |b| {
                 let x = if i < config.time_levels() { blocks::repeat_frames(b, &x, first_apart) } else { x };
                 blocks::double_space(b, &x)
             });
             x = net.sampler_conv(&path, &x, out, false)?;
-            net.level -= 1;
-            let frames = net.b.scope(path.as_str(), |b| {
+            net.net.side /= 2;
+            let frames = net.net.b.scope(path.as_str(), |b| {
                 let frames = b.extent(&x, 2);
                 blocks::nearest_frames(b, &latent_frames, &frames, first_apart)
             });
@@ -372,6 +300,6 @@ fn decoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Mod
     x = net.norm("norm_out", &x, width, FIXED_EPS)?;
     x = net.silu("conv_act", &x);
     let sample = net.causal_conv("conv_out", &x, config.out_channels, width)?;
-    net.b.output("sample", &sample, DataType::Float, video(config.out_channels, false));
-    net.finish("vae_decoder")
+    net.net.b.output("sample", &sample, DataType::Float, video(config.out_channels, false, false));
+    net.net.finish("vae_decoder")
 }

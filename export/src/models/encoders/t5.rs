@@ -394,7 +394,7 @@ fn graph(class: T5, config: &Config, checkpoint: &Checkpoint, masked: bool) -> R
     }
     let scale = vars.child("encoder.final_layer_norm").get(b, "weight", &[d])?;
     let x = b.scope("final_layer_norm", |b| {
-        let x = b.island(|b| blocks::rms_norm(b, &x, &scale, config.layer_norm_epsilon));
+        let x = b.in_fp32(|b| blocks::rms_norm(b, &x, &scale, config.layer_norm_epsilon));
         b.reshape(&x, &[Extent::from(&batch), Extent::from(&length), d.into()])
     });
     b.output(
@@ -451,7 +451,7 @@ fn attention(
 ) -> Result<Value, ExportError> {
     let (d, heads, dim) = (config.d_model, config.num_heads, config.d_kv);
     let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
-    let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
+    let normal = b.in_fp32(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
     let vars = vars.child("SelfAttention");
     let mut project = |name: &str| {
         let x = layers::linear(b, &vars.child(name), &normal, [heads * dim, d], false)?;
@@ -472,7 +472,7 @@ fn feed_forward(
 ) -> Result<Value, ExportError> {
     let (d, d_ff) = (config.d_model, config.d_ff);
     let scale = vars.child("layer_norm").get(b, "weight", &[d])?;
-    let normal = b.island(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
+    let normal = b.in_fp32(|b| blocks::rms_norm(b, x, &scale, config.layer_norm_epsilon));
     let vars = vars.child("DenseReluDense");
     let mut up = |name: &str| layers::linear(b, &vars.child(name), &normal, [d_ff, d], false);
     let hidden = match config.feed_forward(class)? {

@@ -10,12 +10,11 @@ mod layers;
 pub(super) mod native;
 
 use serde::Deserialize;
-use serde_json::json;
-use v2l_graphs::{DataType, Dim, Model};
+use v2l_graphs::{DataType, Model};
 
-use self::layers::{Chunk, Network, Shortcut};
-use crate::component::Component;
-use crate::{Checkpoint, ExportError};
+use self::layers::Shortcut;
+use crate::models::autoencoder::{self, Chunk, Chunked, video};
+use crate::{Checkpoint, Component, ExportError};
 
 /// The class that `config.json` names.
 pub const CLASS: &str = "AutoencoderKLWan";
@@ -211,33 +210,13 @@ fn unsupported(what: &str, reason: impl Into<String>) -> ExportError {
 /// Names what does not fit; see [`ExportError`].
 pub fn export(config: &Config, checkpoint: &Checkpoint) -> Result<[Component; 2], ExportError> {
     config.validate()?;
-    let precision = checkpoint.precision()?;
-    let component = |name: &str, build: &dyn Fn(Chunk) -> Result<Model, ExportError>| {
-        Component {
-            name: name.into(),
-            graphs: vec![("first".into(), build(Chunk::First)?), ("rest".into(), build(Chunk::Rest)?)],
-            precision,
-            slots: Vec::new(),
-            attributes: json!({ "class": CLASS }),
-        }
-        .seal()
-    };
-    let encoder = component("vae_encoder", &|chunk| encoder(config, checkpoint, chunk))?;
-    let decoder = component("vae_decoder", &|chunk| decoder(config, checkpoint, chunk))?;
-    checkpoint.finish(CLASS)?;
-    Ok([encoder, decoder])
-}
-
-/// `[batch, channels, frames, height, width]` of pixels or, with `latent`, of the latent.
-fn video(channels: usize, latent: bool, chunk: Chunk) -> [Dim; 5] {
-    let names = if latent { ["latent_frames", "latent_height", "latent_width"] } else { ["frames", "height", "width"] };
-    let frames = if chunk == Chunk::First { 1.into() } else { names[0].into() };
-    ["batch".into(), channels.into(), frames, names[1].into(), names[2].into()]
+    let (encoder, decoder) = (|chunk| encoder(config, checkpoint, chunk), |chunk| decoder(config, checkpoint, chunk));
+    autoencoder::components(CLASS, checkpoint, encoder, decoder)
 }
 
 fn encoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Model, ExportError> {
-    let mut net = Network::new("vae_encoder", "encoder", checkpoint, chunk, config.patch());
-    let x = net.b.input("x", DataType::Float, video(COLOURS, false, chunk));
+    let mut net = Chunked::new("vae_encoder", "encoder", checkpoint, chunk, config.patch());
+    let x = net.b.input("x", DataType::Float, video(COLOURS, false, chunk == Chunk::First));
     let x = cells::from_pixels(&mut net.b, &x, COLOURS, config.patch());
     let widths = config.encoder_widths();
     let mut x = net.causal_conv("conv_in", &x, [widths[0], config.in_channels])?;
@@ -273,14 +252,14 @@ fn encoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Mod
     let moments = net.quant_conv("quant_conv", &moments, 2 * config.z_dim)?;
     let parts = net.b.split(&moments, 1, 2);
     for (name, part) in ["mean", "logvar"].iter().zip(&parts) {
-        net.b.output(name, part, DataType::Float, video(config.z_dim, true, chunk));
+        net.b.output(name, part, DataType::Float, video(config.z_dim, true, chunk == Chunk::First));
     }
     net.finish("vae_encoder")
 }
 
 fn decoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Model, ExportError> {
-    let mut net = Network::new("vae_decoder", "decoder", checkpoint, chunk, config.spatial_factor());
-    let z = net.b.input("z", DataType::Float, video(config.z_dim, true, chunk));
+    let mut net = Chunked::new("vae_decoder", "decoder", checkpoint, chunk, config.spatial_factor());
+    let z = net.b.input("z", DataType::Float, video(config.z_dim, true, chunk == Chunk::First));
     let z = net.quant_conv("post_quant_conv", &z, config.z_dim)?;
     let widths = config.decoder_widths();
     let x = net.causal_conv("conv_in", &z, [widths[0], config.z_dim])?;
@@ -309,7 +288,7 @@ fn decoder(config: &Config, checkpoint: &Checkpoint, chunk: Chunk) -> Result<Mod
     let x = cells::to_pixels(&mut net.b, &x, COLOURS, config.patch());
     let (low, high) = (net.b.float(-1.0), net.b.float(1.0));
     let sample = net.b.op("Clip", &[&x, &low, &high]);
-    net.b.output("sample", &sample, DataType::Float, video(COLOURS, false, chunk));
+    net.b.output("sample", &sample, DataType::Float, video(COLOURS, false, chunk == Chunk::First));
     net.finish("vae_decoder")
 }
 

@@ -9,7 +9,7 @@ use v2l_trt::{Capability, Flavour};
 pub struct TensorRtOptions {
     /// Which.
     pub flavour: Flavour,
-    /// The library or the folder of it; found as [`v2l_trt::search`] says if not given.
+    /// The library or the folder of it; found as `v2l_search::Product` says if not given.
     pub library: Option<PathBuf>,
     /// GPUs to build for; none: that of this machine, which TensorRT-RTX can do without.
     pub capabilities: Vec<Capability>,

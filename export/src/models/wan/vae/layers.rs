@@ -1,91 +1,17 @@
 //! Layers of the autoencoder, and the caches that they hand from chunk to chunk.
 
 use v2l_graphs::blocks::{self, TimeCache};
-use v2l_graphs::{Builder, DataType, Dim, Extent, Model, Value};
+use v2l_graphs::{Builder, Extent, Value};
 
 use super::cells;
-use crate::component;
-use crate::{Checkpoint, ExportError, Vars};
+use crate::ExportError;
+use crate::models::autoencoder::{Chunk, Chunked, KEPT};
 
-/// Frames that a causal convolution over three frames keeps.
-const KEPT: usize = 2;
-
-/// Which part of a video a graph works on.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Chunk {
-    /// The first frame.
-    First,
-    /// Later frames.
-    Rest,
-}
-
-/// Frames that a module hands on to the next chunk.
-struct Cache {
-    /// The module's path below the encoder or decoder.
-    path: String,
-    value: Value,
-    shape: [Dim; 5],
-}
-
-/// A graph under construction, with the caches that it hands on.
-pub(super) struct Network<'a> {
-    pub(super) b: Builder,
-    vars: Vars<'a>,
-    /// The quantisation convolutions stand beside encoder and decoder.
-    root: Vars<'a>,
-    chunk: Chunk,
-    caches: Vec<Cache>,
-    /// Pixels along the side of a cell of the current grid.
-    side: usize,
-}
-
-impl<'a> Network<'a> {
-    pub(super) fn new(graph: &str, prefix: &str, checkpoint: &'a Checkpoint, chunk: Chunk, side: usize) -> Self {
-        let name = format!("{graph}/{}", if chunk == Chunk::First { "first" } else { "rest" });
-        let root = Vars::root(checkpoint);
-        Self { b: Builder::new(name), vars: root.child(prefix), root, chunk, caches: Vec::new(), side }
-    }
-
-    /// `[batch, channels, frames, height, width]` of a cache on the current grid.
-    fn cache_shape(&self, channels: usize, frames: usize) -> [Dim; 5] {
-        let side = |name: &str| match self.side {
-            1 => name.into(),
-            side => Dim::Symbol(format!("{name}/{side}")),
-        };
-        ["batch".into(), channels.into(), frames.into(), side("height"), side("width")]
-    }
-
-    /// The frames that the chunk before handed on.
-    fn cached(&mut self, path: &str, channels: usize, frames: usize) -> Value {
-        let shape = self.cache_shape(channels, frames);
-        self.b.input(&format!("conv_cache.{path}"), DataType::Float, shape)
-    }
-
-    fn hand_on(&mut self, path: &str, value: Value, channels: usize, frames: usize) {
-        let shape = self.cache_shape(channels, frames);
-        self.caches.push(Cache { path: path.to_owned(), value, shape });
-    }
-
-    /// Weight and bias of a convolution.
-    fn kernel(&mut self, vars: &Vars<'_>, shape: &[usize]) -> Result<[Value; 2], ExportError> {
-        Ok([vars.get(&mut self.b, "weight", shape)?, vars.get(&mut self.b, "bias", &shape[..1])?])
-    }
-
+impl Chunked<'_> {
     /// 3×3×3 convolution, causal in time.
-    pub(super) fn causal_conv(
-        &mut self,
-        path: &str,
-        x: &Value,
-        [out, input]: [usize; 2],
-    ) -> Result<Value, ExportError> {
-        let [weight, bias] = self.kernel(&self.vars.child(path), &[out, input, 3, 3, 3])?;
-        let cache = match self.chunk {
-            Chunk::First => TimeCache::Zeros,
-            Chunk::Rest => TimeCache::Previous(self.cached(path, input, KEPT)),
-        };
-        let (result, next) = self.b.scope(path, |b| blocks::causal_conv3d(b, x, &weight, &bias, &cache));
-        self.hand_on(path, next, input, KEPT);
-        Ok(result)
+    pub(super) fn causal_conv(&mut self, path: &str, x: &Value, channels: [usize; 2]) -> Result<Value, ExportError> {
+        let vars = self.vars.child(path);
+        self.causal(path, &vars, x, channels, TimeCache::Zeros)
     }
 
     /// The 1×1×1 convolution `name` beside encoder and decoder.
@@ -194,9 +120,7 @@ impl<'a> Network<'a> {
             let conv = b.node("Conv", &[&joined, &weight, &bias]);
             (conv.attr("kernel_shape", vec![3, 1, 1]).attr("strides", vec![2, 1, 1]).out(), next)
         });
-        if let Some(cache) = self.caches.last_mut() {
-            cache.value = next;
-        }
+        self.hand_on_instead(next);
         Ok(x)
     }
 
@@ -269,14 +193,6 @@ impl<'a> Network<'a> {
             }
             b.op("Add", &[x, &repeated])
         })
-    }
-
-    /// Declares the caches as outputs.
-    pub(super) fn finish(mut self, label: &str) -> Result<Model, ExportError> {
-        for Cache { path, value, shape } in std::mem::take(&mut self.caches) {
-            self.b.output(&format!("next_conv_cache.{path}"), &value, DataType::Float, shape);
-        }
-        component::finish(label, self.b)
     }
 }
 
