@@ -1,13 +1,14 @@
 //! An engine directory: `pipeline.json`, the tokenizer, and one engine per component, opened when it is needed.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::backends::{BackendError, Fused, OpenEngine, OpenReport, held_weights, needs};
 use crate::components::{
-    ComponentError, Components, KeptTexts, Needs, StepGraph, TRANSFORMER, TRANSFORMER_2, is_transformer,
+    ComponentError, Components, KeptTexts, Needs, NegativeStep, StepGraph, TRANSFORMER, TRANSFORMER_2, is_transformer,
 };
 use crate::engine::footprint::Shapes;
 use crate::engine::manifest::BRANCH_SUFFIX;
@@ -16,12 +17,18 @@ use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::io::ahead::ReadAhead;
 use crate::io::map::read_member;
-use crate::lora::adapter::{Adapter, by_expert, of_second, parts_for};
-use crate::lora::branch;
-use crate::lora::fuse::{CancelCheck, FuseError, FuseReport};
+use crate::lora::adapter::of_second;
+use crate::lora::fuse::{self, CancelCheck, FuseError, FuseReport, SlotReport};
+use crate::lora::mode::with_branches;
+use crate::lora::{AdapterSet, Branch, Variant, Weighted, borrowed, branch};
+use crate::memory::memory_limit;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::pipeline::config::{ComponentFiles, ConfigError, PipelineConfig, resolve};
 use crate::pipeline::tokenizer::MAX_FILE;
+use crate::tensor::NamedTensors;
+
+/// What adapters change.
+const TRANSFORMERS: [&str; 2] = [TRANSFORMER, TRANSFORMER_2];
 
 /// Why an engine directory could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -71,9 +78,6 @@ impl Classified for DirectoryError {
     }
 }
 
-/// Adapters that are fused into a transformer, each with its strength.
-pub type FusedAdapters = Arc<Vec<(Adapter, f32)>>;
-
 /// The engines of a pipeline.
 ///
 /// Opening reads `pipeline.json` only; an engine is mapped, and its sessions made, when first used.
@@ -81,15 +85,13 @@ pub struct EngineDirectory {
     folder: PathBuf,
     config: PipelineConfig,
     options: OpenOptions,
-    adapters: [FusedAdapters; 2],
-    /// What is fused for the negative prompt, where that is something else.
-    negative: Option<[FusedAdapters; 2]>,
-    /// What fusing them did.
-    fused: FuseReport,
+    /// What is fused.
+    adapters: AdapterSet,
+    /// What fusing did in each copy of the weights. Of one that was not opened since, it is a sample.
+    reports: BTreeMap<Variant, FuseReport>,
     engines: HashMap<String, Arc<Engine>>,
-    open: HashMap<String, OpenComponent>,
-    /// Transformers with weights of their own for the negative prompt.
-    negative_open: HashMap<String, OpenComponent>,
+    /// Components that are open, by name; and the copies of transformers for the negative prompt alone.
+    open: HashMap<(String, Branch), OpenComponent>,
     /// Component and graph → bytes that its runs were last said to compute with.
     expected: HashMap<(String, String), u64>,
     texts: KeptTexts,
@@ -119,7 +121,7 @@ impl OpenComponent {
 }
 
 impl EngineDirectory {
-    /// Reads `folder/pipeline.json`. `options.adapters` is ignored: see [`Self::set_adapters`].
+    /// Reads `folder/pipeline.json`.
     ///
     /// # Errors
     /// [`DirectoryError::Config`].
@@ -130,12 +132,10 @@ impl EngineDirectory {
             folder,
             config,
             options,
-            adapters: Default::default(),
-            negative: None,
-            fused: FuseReport::default(),
+            adapters: AdapterSet::default(),
+            reports: BTreeMap::new(),
             engines: HashMap::new(),
             open: HashMap::new(),
-            negative_open: HashMap::new(),
             expected: HashMap::new(),
             texts: KeptTexts::default(),
             ahead: None,
@@ -198,171 +198,128 @@ impl EngineDirectory {
         Ok(engine)
     }
 
-    /// What is fused into the transformer and, of a model with two, into the second, each with its strength.
-    pub fn adapters(&self) -> &[FusedAdapters; 2] {
+    /// What is fused into the transformers.
+    pub fn adapters(&self) -> &AdapterSet {
         &self.adapters
     }
 
-    /// Sets what is fused into the transformer, each with its strength, and fuses it now; none is the base model.
+    /// Sets what is fused into the transformers; none is the base model. Whole or not at all.
+    ///
+    /// All of it is looked at before anything changes: names, shapes, numbers, and the memory that fused weights take. It is then fused
+    /// into the first transformer, for each copy of its weights. The second is fused once, when it is next opened, so that fused weights
+    /// of the two are not in memory together; till then a few of its tensors say what rounding does to it.
     ///
     /// Sessions of the transformer that are open are replaced by sessions over the new weights or, where there are device weights or in
     /// plans, take those with their next run. On ONNX Runtime the fused weights of both are in memory while that goes on.
     ///
-    /// Prompt and negative prompt see the same weights from now on.
-    ///
-    /// In a model with two transformers, layers called `transformer_2.<slot>` are fused into the second. It is fused once to find out
-    /// whether it can be, let go, and fused again when it is next opened, so that fused weights of the two are not in memory together.
-    ///
     /// # Errors
-    /// [`DirectoryError::Backend`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and then on any
-    /// thread, says so. Adapters and sessions are then the earlier ones, as they were, but for what the error names.
-    pub fn set_adapters(
-        &mut self,
-        adapters: Vec<(Adapter, f32)>,
-        cancelled: CancelCheck<'_>,
-    ) -> Result<&OpenReport, DirectoryError> {
-        let [first, second] = if self.has(TRANSFORMER_2) { by_expert(adapters) } else { [adapters, Vec::new()] };
-        self.set_parts([Arc::new(first), Arc::new(second)], cancelled)
-    }
-
-    /// [`Self::set_adapters`] with those for the first and those for the second transformer, each under its own slots' names.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_parts(
-        &mut self,
-        adapters: [FusedAdapters; 2],
-        cancelled: CancelCheck<'_>,
-    ) -> Result<&OpenReport, DirectoryError> {
-        let tried = self.try_second(&adapters[1], cancelled)?;
-        let own = &adapters[0];
-        if let Some(component) = self.open.get_mut(TRANSFORMER) {
-            component.backend.set_adapters(own, component.sessions.iter_mut(), cancelled)?;
-            component.negative_sessions.clear();
-        } else {
-            // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
-            let mut backend = self.backend(TRANSFORMER, &[])?;
-            backend.set_adapters(own, std::iter::empty(), cancelled)?;
-            self.open.insert(TRANSFORMER.to_owned(), OpenComponent::new(backend));
+    /// [`DirectoryError`] if an adapter does not fit, memory does not suffice, or `cancelled`, which is asked now and then on any thread,
+    /// says so. Adapters and sessions are then the earlier ones, as they were, but for what the error names.
+    pub fn set_adapters(&mut self, set: &AdapterSet, cancelled: CancelCheck<'_>) -> Result<(), DirectoryError> {
+        let mut reports = BTreeMap::new();
+        for (variant, adapters) in set.variants().filter(|(variant, _)| variant.component != TRANSFORMER) {
+            reports.insert(variant, self.look_at(variant.component, adapters)?);
         }
-        self.open.remove(TRANSFORMER_2);
-        self.adapters = adapters;
-        self.forget_negative();
-        match self.open.get(TRANSFORMER) {
+        // What the negative prompt had before is fused again if this fails and it is needed.
+        self.open.retain(|(_, branch), _| *branch == Branch::All);
+        let mut negative = None;
+        if set.is_guided() {
+            let (backend, report) = self.backend(TRANSFORMER, set.of(TRANSFORMER, Branch::Negative), cancelled)?;
+            reports.insert(Variant { component: TRANSFORMER, branch: Branch::Negative }, report);
+            negative = Some(OpenComponent::new(backend));
+        }
+        let own = set.of(TRANSFORMER, Branch::All);
+        let key = (TRANSFORMER.to_owned(), Branch::All);
+        let report = match self.open.get_mut(&key) {
             Some(component) => {
-                let report = component.backend.report();
-                self.fused = report.fused.clone();
-                self.fused.slots.extend(tried.slots);
-                Ok(report)
+                component.backend.set_adapters(own, component.sessions.iter_mut(), cancelled)?;
+                component.negative_sessions.clear();
+                component.backend.report().fused.clone()
             }
-            None => unreachable!("opened above"),
-        }
-    }
-
-    /// What is fused for the negative prompt, where that is something else than [`Self::adapters`].
-    pub fn negative_adapters(&self) -> Option<&[FusedAdapters; 2]> {
-        self.negative.as_ref()
-    }
-
-    /// Gives the negative prompt transformers of its own, into which these adapters are fused, each with its strength. They take as much
-    /// memory again as the others. They are fused once now to find out whether they can be; the first transformer's are kept.
-    ///
-    /// # Errors
-    /// As [`Self::set_adapters`]; what the negative prompt saw before, it then sees still.
-    pub fn set_negative_adapters(
-        &mut self,
-        adapters: Vec<(Adapter, f32)>,
-        cancelled: CancelCheck<'_>,
-    ) -> Result<(), DirectoryError> {
-        let [first, second] = if self.has(TRANSFORMER_2) { by_expert(adapters) } else { [adapters, Vec::new()] };
-        self.set_negative_parts(Some([Arc::new(first), Arc::new(second)]), cancelled)
-    }
-
-    /// [`Self::set_negative_adapters`] with those for the first and those for the second transformer; `None` gives the negative prompt the
-    /// weights of the prompt again.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn set_negative_parts(
-        &mut self,
-        adapters: Option<[FusedAdapters; 2]>,
-        cancelled: CancelCheck<'_>,
-    ) -> Result<(), DirectoryError> {
-        let Some(adapters) = adapters else {
-            self.forget_negative();
-            return Ok(());
+            None => {
+                // Not kept if it fails: the earlier adapters are fused when the component is opened the next time.
+                let (backend, report) = self.backend(TRANSFORMER, own, cancelled)?;
+                self.open.insert(key, OpenComponent::new(backend));
+                report
+            }
         };
-        self.try_second(&adapters[1], cancelled)?;
-        let mut backend = self.backend(TRANSFORMER, &[])?;
-        backend.set_adapters(&adapters[0], std::iter::empty(), cancelled)?;
-        self.forget_negative();
-        self.negative_open.insert(TRANSFORMER.to_owned(), OpenComponent::new(backend));
-        self.negative = Some(adapters);
+        reports.insert(Variant { component: TRANSFORMER, branch: Branch::All }, report);
+        self.open.remove(&(TRANSFORMER_2.to_owned(), Branch::All));
+        if let Some(component) = negative {
+            self.open.insert((TRANSFORMER.to_owned(), Branch::Negative), component);
+        }
+        (self.adapters, self.reports) = (set.clone(), reports);
         Ok(())
     }
 
-    /// What fusing for the negative prompt did in the first transformer, if it has weights of its own that are in memory.
+    /// Refuses adapters that a component could not have fused, and says what rounding does to a few of its tensors.
+    fn look_at(&mut self, component: &str, adapters: &[Weighted]) -> Result<FuseReport, DirectoryError> {
+        let adapters_of = borrowed(adapters);
+        if !self.has(component) {
+            let layer = adapters_of.iter().find_map(|(adapter, _)| Some((adapter, adapter.layers.keys().next()?)));
+            let Some((adapter, layer)) = layer else { return Ok(FuseReport::default()) };
+            return Err(FuseError::UnknownSlot { adapter: adapter.name.clone(), slot: of_second(layer) }.into());
+        }
+        let engine = self.engine(component)?;
+        fuse::check(&engine, &adapters_of)?;
+        // An engine may have the step with low-rank branches alone.
+        let step = StepGraph::default().graph;
+        let names = [with_branches(&step), step];
+        let graph = names.iter().rev().find(|name| engine.manifest().graph(name).is_some());
+        let needs =
+            graph.map(|graph| needs(&engine, graph, &self.options, Fused::These(adapters), (&Shapes::default(), 1)));
+        if let Some(needs) = needs.transpose()?.flatten() {
+            let most = memory_limit().into_iter().chain(self.options.memory).min();
+            if let Some(most) = most.filter(|&most| needs.weights > most) {
+                let source = io::Error::new(io::ErrorKind::OutOfMemory, format!("there are {most} bytes in all"));
+                let needed = usize::try_from(needs.weights).unwrap_or(usize::MAX);
+                return Err(FuseError::Memory { needed, source }.into());
+            }
+        }
+        match held_weights(&engine, &self.options)?.0 {
+            // Nothing is lost but the last bit.
+            WeightMode::F32 => Ok(FuseReport::default()),
+            WeightMode::Stored | WeightMode::Plan => Ok(fuse::sampled(&engine, &adapters_of)?),
+        }
+    }
+
+    /// What fusing did to the weights that the prompt's prediction reads, in both transformers of a model with two.
+    pub fn fused(&self) -> FuseReport {
+        let of = |component| self.reports.get(&Variant { component, branch: Branch::All }).cloned().unwrap_or_default();
+        let (mut report, second) = (of(TRANSFORMER), of(TRANSFORMER_2));
+        report.slots.extend(second.slots.into_iter().map(|slot| SlotReport { slot: of_second(&slot.slot), ..slot }));
+        report
+    }
+
+    /// What fusing did to the first transformer's weights for the negative prompt, if there are such.
     pub fn negative_fused(&self) -> Option<&FuseReport> {
-        Some(&self.negative_open.get(TRANSFORMER)?.backend.report().fused)
+        self.reports.get(&Variant { component: TRANSFORMER, branch: Branch::Negative })
     }
 
-    fn forget_negative(&mut self) {
-        self.negative = None;
-        self.negative_open.clear();
-    }
-
-    /// What the last [`Self::set_adapters`] did, in both transformers of a model with two.
-    pub fn fused(&self) -> &FuseReport {
-        &self.fused
-    }
-
-    /// Fuses what is for the second transformer, and keeps nothing of it.
-    fn try_second(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        cancelled: CancelCheck<'_>,
-    ) -> Result<FuseReport, DirectoryError> {
-        if adapters.is_empty() {
-            return Ok(FuseReport::default());
-        }
-        let mut backend = self.backend(TRANSFORMER_2, &[])?;
-        backend.set_adapters(adapters, std::iter::empty(), cancelled)?;
-        let mut report = backend.report().fused.clone();
-        for slot in &mut report.slots {
-            slot.slot = of_second(&slot.slot);
-        }
-        Ok(report)
-    }
-
-    /// What is fused into a component, or for the negative prompt into its own.
-    fn adapters_of(&self, component: &str, negative: bool) -> FusedAdapters {
-        let adapters = self.negative.as_ref().filter(|_| negative).unwrap_or(&self.adapters);
-        match component {
-            TRANSFORMER => Arc::clone(&adapters[0]),
-            TRANSFORMER_2 => Arc::clone(&adapters[1]),
-            _ => Arc::default(),
-        }
-    }
-
-    /// The transformer's step with low-rank branches, and the inputs that stand for these adapters, each with its
-    /// strength. No session is rebuilt for other adapters or strengths; what is fused counts besides.
+    /// The transformer's step with low-rank branches, and the inputs that stand for these adapters. No session is rebuilt for other
+    /// adapters or strengths; what is fused counts besides.
     ///
     /// # Errors
     /// [`DirectoryError::Branch`] if the step was compiled without branches, or an adapter does not fit.
-    pub fn branch_step(&mut self, adapters: &[(&Adapter, f32)]) -> Result<StepGraph, DirectoryError> {
+    pub fn branch_step(&mut self, set: &AdapterSet) -> Result<StepGraph, DirectoryError> {
         let graph = format!("{}{BRANCH_SUFFIX}", StepGraph::default().graph);
-        if !self.has(TRANSFORMER_2) {
-            let engine = self.engine(TRANSFORMER)?;
-            let inputs = branch::inputs(&engine, engine.graph(&graph)?, adapters)?;
-            return Ok(StepGraph { graph, inputs, ..StepGraph::default() });
-        }
-        let mut inputs_of = |component| {
-            let (engine, parts) = (self.engine(component)?, parts_for(adapters, component));
-            let parts: Vec<(&Adapter, f32)> = parts.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-            Ok::<_, DirectoryError>(branch::inputs(&engine, engine.graph(&graph)?, &parts)?)
+        let mut inputs_of = |component: &str, branch| {
+            let adapters = set.of(component, branch);
+            if !self.has(component) {
+                return self.look_at(component, adapters).map(|_| NamedTensors::new());
+            }
+            let engine = self.engine(component)?;
+            Ok::<_, DirectoryError>(branch::inputs(&engine, engine.graph(&graph)?, &borrowed(adapters))?)
         };
-        let (inputs, second) = (inputs_of(TRANSFORMER)?, inputs_of(TRANSFORMER_2)?);
-        Ok(StepGraph { graph, inputs, second, negative: None })
+        let mut both =
+            |branch| Ok::<_, DirectoryError>((inputs_of(TRANSFORMER, branch)?, inputs_of(TRANSFORMER_2, branch)?));
+        let (inputs, second) = both(Branch::All)?;
+        let mut negative = None;
+        if set.is_guided() {
+            let (inputs, second) = both(Branch::Negative)?;
+            negative = Some(Box::new(NegativeStep { inputs, second, own_weights: false }));
+        }
+        Ok(StepGraph { graph, inputs, second, negative })
     }
 
     /// How a component's weights are or will be held, and why, in words.
@@ -376,12 +333,22 @@ impl EngineDirectory {
 
     /// How a component that is open holds its weights.
     pub fn report(&self, component: &str) -> Option<&OpenReport> {
-        Some(self.open.get(component)?.backend.report())
+        Some(self.open.get(&(component.to_owned(), Branch::All))?.backend.report())
     }
 
-    fn backend(&mut self, component: &str, adapters: &[(Adapter, f32)]) -> Result<OpenEngine, DirectoryError> {
-        let engine = self.engine(component)?;
-        Ok(OpenEngine::open(engine, &OpenOptions { adapters: adapters.to_vec(), ..self.options.clone() })?)
+    /// Opens a component with these adapters fused, and says what that did.
+    fn backend(
+        &mut self,
+        component: &str,
+        adapters: &[Weighted],
+        cancelled: CancelCheck<'_>,
+    ) -> Result<(OpenEngine, FuseReport), DirectoryError> {
+        let mut backend = OpenEngine::open(self.engine(component)?, &self.options)?;
+        if !adapters.is_empty() {
+            backend.set_adapters(adapters, std::iter::empty(), cancelled)?;
+        }
+        let report = backend.report().fused.clone();
+        Ok((backend, report))
     }
 
     fn graph_needs(
@@ -392,15 +359,15 @@ impl EngineDirectory {
         (runs, adapters, stored_weights): (usize, bool, bool),
     ) -> Result<Option<Needs>, DirectoryError> {
         let engine = self.engine(component)?;
-        let parts = self.adapters_of(component, false);
+        let parts = self.adapters.of(component, Branch::All);
         let fused = if adapters && is_transformer(component) && !graph.ends_with(BRANCH_SUFFIX) {
             Fused::All
         } else {
-            Fused::These(&parts)
+            Fused::These(parts)
         };
         let options = OpenOptions {
             weights: if stored_weights { OrtWeights::Stored } else { self.options.weights },
-            ..OpenOptions { adapters: Vec::new(), ..self.options.clone() }
+            ..self.options.clone()
         };
         Ok(needs(&engine, graph, &options, fused, (shapes, runs))?)
     }
@@ -411,15 +378,18 @@ impl EngineDirectory {
         graph: &str,
         negative: bool,
     ) -> Result<&mut dyn Session, DirectoryError> {
-        let own_weights = negative && self.negative.is_some();
-        let opened = if own_weights { &self.negative_open } else { &self.open };
-        if !opened.contains_key(component) {
-            let backend = self.backend(component, &self.adapters_of(component, own_weights))?;
-            let opened = if own_weights { &mut self.negative_open } else { &mut self.open };
-            opened.insert(component.to_owned(), OpenComponent::new(backend));
+        let own_weights = negative && self.adapters.is_guided();
+        let branch = if own_weights { Branch::Negative } else { Branch::All };
+        let key = (component.to_owned(), branch);
+        if !self.open.contains_key(&key) {
+            let adapters = self.adapters.of(component, branch).to_vec();
+            let (backend, report) = self.backend(component, &adapters, None)?;
+            if let Some(component) = TRANSFORMERS.iter().find(|name| **name == component) {
+                self.reports.insert(Variant { component, branch }, report);
+            }
+            self.open.insert(key.clone(), OpenComponent::new(backend));
         }
-        let opened = if own_weights { &mut self.negative_open } else { &mut self.open };
-        match opened.get_mut(component) {
+        match self.open.get_mut(&key) {
             Some(open) => open.session(graph, negative && !own_weights),
             None => unreachable!("opened above"),
         }
@@ -474,12 +444,12 @@ impl Components for EngineDirectory {
     }
 
     fn held(&self) -> u64 {
-        let of = |(component, open): (&String, &OpenComponent)| {
+        let of = |((component, _), open): (&(String, Branch), &OpenComponent)| {
             let arenas: u64 =
                 open.sessions.keys().filter_map(|graph| self.expected.get(&(component.clone(), graph.clone()))).sum();
             open.backend.report().private_bytes.saturating_add(arenas)
         };
-        self.open.iter().chain(&self.negative_open).map(of).fold(0, u64::saturating_add)
+        self.open.iter().map(of).fold(0, u64::saturating_add)
     }
 
     fn announce(&mut self, component: &str) {
@@ -493,8 +463,7 @@ impl Components for EngineDirectory {
     }
 
     fn release(&mut self, component: &str) {
-        self.open.remove(component);
-        self.negative_open.remove(component);
+        self.open.retain(|(open, _), _| open != component);
         self.ahead = None;
     }
 }

@@ -8,7 +8,6 @@ use crate::backends::onnxruntime::options::OrtOptions;
 use crate::backends::openvino::options::OpenVinoOptions;
 use crate::backends::tensorrt::options::TrtOptions;
 use crate::engine::recording::Recorder;
-use crate::lora::adapter::Adapter;
 use crate::lora::fuse::FusedCache;
 
 /// What runs an engine: a backend by its name, or the one that suits the engine. It is read from a backend's name, or `auto`.
@@ -45,8 +44,8 @@ impl FromStr for OrtWeights {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
-            "f32" | "widened" => Ok(Self::F32),
-            "stored" | "lazy" => Ok(Self::Stored),
+            "f32" => Ok(Self::F32),
+            "stored" => Ok(Self::Stored),
             "auto" => Ok(Self::Auto),
             _ => Err(format!("expected f32, stored or auto, found `{text}`")),
         }
@@ -68,8 +67,8 @@ pub enum WeightMode {
 impl fmt::Display for WeightMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::F32 => "widened",
-            Self::Stored => "lazy",
+            Self::F32 => "f32",
+            Self::Stored => "stored",
             Self::Plan => "plan",
         })
     }
@@ -94,15 +93,13 @@ pub struct OpenOptions {
     pub weights: OrtWeights,
     /// Threads within an operator, at most [`MOST_THREADS`]; as many as there are cores if not given.
     pub threads: Option<usize>,
-    /// Adapters to fuse, with their strengths.
-    pub adapters: Vec<(Adapter, f32)>,
     /// For engine directories and predictors: what every run's inputs are written by.
     pub record: Option<Recorder>,
     /// Most bytes of private memory that a component's weights may take; what the machine has available if not given.
     pub memory: Option<u64>,
     /// Where weights that adapters are fused into are kept, on ONNX Runtime's CPU backend, to be mapped when the same adapters come again.
     pub fused_cache: Option<FusedCache>,
-    /// What a run of a graph may take, its hoisted graphs each for itself; without, whatever it takes.
+    /// What a run of a graph may take, its precomputed graphs each for itself; without, whatever it takes.
     pub limits: Option<RunLimits>,
     /// What runs an engine.
     pub backend: BackendChoice,

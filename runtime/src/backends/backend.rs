@@ -8,7 +8,7 @@ use crate::components::Needs;
 use crate::engine::footprint::Shapes;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::{CancelCheck, FuseReport};
 use crate::options::{OpenOptions, WeightMode};
 
@@ -19,11 +19,6 @@ use crate::options::{OpenOptions, WeightMode};
 pub trait Backend: Sync {
     /// What users call it, and manifests the graphs that are made for it.
     fn name(&self) -> &'static str;
-
-    /// Other names that users may write. No help shows them.
-    fn aliases(&self) -> &'static [&'static str] {
-        &[]
-    }
 
     /// What it is, in a line of help.
     fn about(&self) -> &'static str;
@@ -43,7 +38,7 @@ pub trait Backend: Sync {
     /// [`EngineError`] if a graph names a weight that the engine lacks.
     fn held_weights(&self, engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError>;
 
-    /// What a graph takes of the machine's memory if it is opened and run on inputs of these shapes, `runs` times with what hoisted graphs
+    /// What a graph takes of the machine's memory if it is opened and run on inputs of these shapes, `runs` times with what precomputed graphs
     /// keep; `None` where other memory holds it, or nobody knows.
     ///
     /// # Errors
@@ -61,10 +56,10 @@ pub trait Backend: Sync {
     /// Its own options that may change a result's bits, in a line. Kept predictions are told apart by it.
     fn cache_key(&self, options: &OpenOptions) -> String;
 
-    /// Opens an engine with [`OpenOptions::adapters`] fused.
+    /// Opens an engine, with the base weights.
     ///
     /// # Errors
-    /// [`BackendError`]: the backend is not there, the engine is not for it, memory does not suffice, an adapter does not fit.
+    /// [`BackendError`]: the backend is not there, the engine is not for it, memory does not suffice.
     fn open(&self, engine: Arc<Engine>, options: &OpenOptions) -> Result<Box<dyn BackendEngine>, BackendError>;
 
     /// Opens a graph that belongs to no engine, over these weights, as it stands; `None` if the backend runs engines alone. The ONNX bytes are
@@ -110,7 +105,7 @@ pub trait BackendEngine: Send {
     /// [`BackendError`]; adapters and sessions are then the former ones, but for what the error names.
     fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         reopen: Reopen<'_>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError>;
@@ -133,7 +128,7 @@ pub struct OpenReport {
 #[derive(Clone, Copy, Debug)]
 pub enum Fused<'a> {
     /// These adapters, each with its strength.
-    These(&'a [(Adapter, f32)]),
+    These(&'a [Weighted]),
     /// Some that change every slot.
     All,
 }

@@ -1,4 +1,4 @@
-//! One graph as callers see it, on backends that are given weights and hoisted graphs as ONNX Runtime is.
+//! One graph as callers see it, on backends that are given weights and precomputed graphs as ONNX Runtime is.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::device_weights::{DeviceWeights, HeldInput, InUse, State};
-use super::hoisted::{Hoisted, RunnableGraph};
+use super::precomputed::{Precomputed, RunnableGraph};
 use crate::engine::Engine;
 use crate::engine::footprint::Shapes;
 use crate::engine::inputs::{bind, laid_out, row_major, views};
@@ -17,14 +17,14 @@ use crate::lora::fuse::FuseError;
 use crate::memory::{available_memory, readable};
 use crate::tensor::{NamedTensors, Tensor, TensorView};
 
-/// A graph of an engine, its hoisted graphs before it.
+/// A graph of an engine, its precomputed graphs before it.
 #[derive(Debug)]
 pub struct GraphSession<P> {
     inputs: Vec<Port>,
     profiles: Vec<Profile>,
     pub(super) main: P,
-    hoisted: Option<Hoisted<P>>,
-    /// Weights that may change between runs, and which of them the hoisted graphs were last computed with.
+    precomputed: Option<Precomputed<P>>,
+    /// Weights that may change between runs, and which of them the precomputed graphs were last computed with.
     device_weights: Option<(Arc<DeviceWeights>, u64)>,
     /// Inputs that runs need not give, on the weights' device.
     held: HashMap<String, HeldInput>,
@@ -68,9 +68,9 @@ impl MemoryCheck {
 }
 
 impl<P: RunnableGraph> GraphSession<P> {
-    /// `inputs` are the callers'; `main` may take others, which `hoisted` gives it.
-    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, hoisted: Option<Hoisted<P>>) -> Self {
-        Self { inputs, profiles, main, hoisted, device_weights: None, held: HashMap::new(), memory_check: None }
+    /// `inputs` are the callers'; `main` may take others, which `precomputed` gives it.
+    pub(super) fn new(inputs: Vec<Port>, profiles: Vec<Profile>, main: P, precomputed: Option<Precomputed<P>>) -> Self {
+        Self { inputs, profiles, main, precomputed, device_weights: None, held: HashMap::new(), memory_check: None }
     }
 
     /// Over these weights, which may change between runs.
@@ -91,14 +91,14 @@ impl<P: RunnableGraph> GraphSession<P> {
         self.device_weights.as_ref().and_then(|(device_weights, _)| device_weights.device().ordinal())
     }
 
-    /// The weights in use; hoisted graphs forget what they computed with others.
+    /// The weights in use; precomputed graphs forget what they computed with others.
     fn weights(&mut self) -> Option<Arc<State>> {
         let (device_weights, generation) = self.device_weights.as_mut()?;
         let state = device_weights.state();
         if *generation != state.generation {
             *generation = state.generation;
-            if let Some(hoisted) = &mut self.hoisted {
-                hoisted.forget();
+            if let Some(precomputed) = &mut self.precomputed {
+                precomputed.forget();
             }
         }
         Some(state)
@@ -115,12 +115,12 @@ impl<P: RunnableGraph> GraphSession<P> {
         }
         let weights = self.weights();
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal: self.ordinal(), cancelled };
-        let Some(hoisted) = &mut self.hoisted else { return self.main.run(inputs, in_use) };
+        let Some(precomputed) = &mut self.precomputed else { return self.main.run(inputs, in_use) };
         let ports = in_use.left(&self.inputs, inputs);
         let bound = bind(&ports, inputs)?;
         let names = ports.iter().map(|port| &port.name[..]);
         let mut given: Vec<(&str, TensorView<'_>)> = names.zip(bound.iter().map(|input| input.view())).collect();
-        let rows = hoisted.run(&mut given, in_use)?;
+        let rows = precomputed.run(&mut given, in_use)?;
         given.extend(rows.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         let wanted = self.main.inputs().iter().map(|port| &port.name);
         let given: Vec<(&str, TensorView<'_>)> =
@@ -156,7 +156,8 @@ impl<P: RunnableGraph> Session for GraphSession<P> {
 
     fn hold(&mut self, inputs: &[(&str, &Tensor)]) -> Result<bool, SessionError> {
         let Some((device_weights, _)) = &self.device_weights else { return Ok(false) };
-        if self.hoisted.as_ref().is_some_and(|hoisted| inputs.iter().any(|(name, _)| hoisted.is_row(name))) {
+        if self.precomputed.as_ref().is_some_and(|precomputed| inputs.iter().any(|(name, _)| precomputed.is_row(name)))
+        {
             return Ok(false);
         }
         let given = laid_out(inputs);
@@ -173,8 +174,8 @@ impl<P: RunnableGraph> Session for GraphSession<P> {
         }
         device_weights.device().settle().map_err(failed)?;
         self.held = held;
-        if let Some(hoisted) = &mut self.hoisted {
-            hoisted.forget();
+        if let Some(precomputed) = &mut self.precomputed {
+            precomputed.forget();
         }
         Ok(true)
     }
@@ -183,7 +184,7 @@ impl<P: RunnableGraph> Session for GraphSession<P> {
         let weights = self.weights();
         let (ordinal, cancelled) = (self.ordinal(), Some(cancelled));
         let in_use = InUse { weights: weights.as_deref(), inputs: &self.held, ordinal, cancelled };
-        let Some(hoisted) = &mut self.hoisted else { return Ok(()) };
-        hoisted.prepare(&views(&laid_out(inputs)), in_use)
+        let Some(precomputed) = &mut self.precomputed else { return Ok(()) };
+        precomputed.prepare(&views(&laid_out(inputs)), in_use)
     }
 }

@@ -4,11 +4,11 @@ pub mod backend;
 mod device_weights;
 mod error;
 mod graph_session;
-mod hoisted;
 mod interface;
 pub mod onnxruntime;
 mod open;
 pub mod openvino;
+mod precomputed;
 pub mod tensorrt;
 mod weights;
 
@@ -49,7 +49,7 @@ impl FromStr for BackendChoice {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let found = BACKENDS.iter().find(|backend| backend.name() == text || backend.aliases().contains(&text));
+        let found = BACKENDS.iter().find(|backend| backend.name() == text);
         match found {
             Some(backend) => Ok(Self::named(backend.name())),
             None if text == AUTO => Ok(Self::default()),
@@ -114,8 +114,7 @@ mod tests {
     #[test]
     fn choice_is_read_from_the_names_of_the_registry_and_no_name_stands_twice() {
         assert_eq!(AUTO.parse(), Ok(BackendChoice::default()));
-        let names = |backend: &&dyn Backend| [backend.name()].into_iter().chain(backend.aliases().iter().copied());
-        let names: Vec<&str> = BACKENDS.iter().flat_map(names).collect();
+        let names: Vec<&str> = BACKENDS.iter().map(|backend| backend.name()).collect();
         for (at, name) in names.iter().enumerate() {
             let choice: BackendChoice = name.parse().unwrap();
             assert!(BACKENDS.iter().any(|backend| choice.name() == Some(backend.name())), "{name}");

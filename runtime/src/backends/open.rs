@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::recording::Recorder;
 use crate::engine::session::Session;
 use crate::events::Cancelled;
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::CancelCheck;
 use crate::options::OpenOptions;
 
@@ -20,7 +20,7 @@ pub struct OpenEngine {
 }
 
 impl OpenEngine {
-    /// Opens an engine on what [`OpenOptions::backend`] says, with [`OpenOptions::adapters`] fused.
+    /// Opens an engine on what [`OpenOptions::backend`] says, with the base weights.
     ///
     /// # Errors
     /// [`BackendError`].
@@ -62,7 +62,7 @@ impl OpenEngine {
     /// [`TrtError::Gone`](super::tensorrt::TrtError::Gone) names.
     pub fn set_adapters<'s>(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         sessions: impl Iterator<Item = (&'s String, &'s mut Box<dyn Session>)>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {

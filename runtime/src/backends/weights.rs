@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::backend::Fused;
 use crate::engine::manifest::Graph;
 use crate::engine::{Engine, EngineError};
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse;
 use crate::options::WeightMode;
 use crate::tensor::Dtype;
@@ -27,7 +27,7 @@ fn private<'a>(weights: impl Iterator<Item = (&'a WeightSize, bool)>, mode: Weig
     (all, together)
 }
 
-/// Bytes of private memory for the weights of a graph and its hoisted graphs, and those of them that are fused, factors that are laid out
+/// Bytes of private memory for the weights of a graph and its precomputed graphs, and those of them that are fused, factors that are laid out
 /// for that included.
 ///
 /// # Errors
@@ -42,7 +42,7 @@ pub(super) fn weight_bytes(
     let (touched, laid_out) = match fused {
         Fused::All => (engine.changeable().iter().map(|slot| slot.tensor.clone()).collect(), 0),
         Fused::These(adapters) => {
-            let adapters = || adapters.iter().map(|(adapter, _)| adapter);
+            let adapters = || adapters.iter().map(|(adapter, _)| &**adapter);
             (fuse::touched_tensors(engine, adapters()), fuse::packed_bytes(engine, adapters()))
         }
     };
@@ -54,13 +54,9 @@ pub(super) fn weight_bytes(
 ///
 /// # Errors
 /// As [`weight_bytes`].
-pub(super) fn private_bytes(
-    engine: &Engine,
-    mode: WeightMode,
-    adapters: &[(Adapter, f32)],
-) -> Result<u64, EngineError> {
+pub(super) fn private_bytes(engine: &Engine, mode: WeightMode, adapters: &[Weighted]) -> Result<u64, EngineError> {
     let weights = graph_weights(engine)?;
-    let adapters = || adapters.iter().map(|(adapter, _)| adapter);
+    let adapters = || adapters.iter().map(|(adapter, _)| &**adapter);
     let fused = fuse::touched_tensors(engine, adapters());
     let (private, _) = private(weights.iter().map(|(name, w)| (w, fused.contains(*name))), mode);
     Ok(private.saturating_add(fuse::packed_bytes(engine, adapters())))

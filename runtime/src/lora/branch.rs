@@ -46,9 +46,16 @@ pub fn inputs(engine: &Engine, graph: &Graph, adapters: &[(&Adapter, f32)]) -> R
                 return Err(FuseError::Rank { slot: slot.name.clone(), rank, max });
             }
             let (a, b) = factors(slot, terms, rank);
-            if !all_finite(&b) {
+            // Factors were looked at, differences were not.
+            let any_full = terms.iter().any(|term| term.update.factors().is_none());
+            let factor = match (all_finite(&b), any_full && !all_finite(&a)) {
+                (true, false) => None,
+                (_, true) => Some("the difference"),
+                (false, false) => Some("strength times up"),
+            };
+            if let Some(factor) = factor {
                 let adapter = terms.iter().map(|term| term.adapter).collect::<Vec<_>>().join(", ");
-                return Err(FuseError::NotFinite { adapter, slot: slot.name.clone(), factor: "strength times up" });
+                return Err(FuseError::NotFinite { adapter, slot: slot.name.clone(), factor });
             }
             Ok(vec![(down, Tensor::F32(a.into_dyn())), (up, Tensor::F32(b.into_dyn()))])
         })
@@ -59,14 +66,17 @@ pub fn inputs(engine: &Engine, graph: &Graph, adapters: &[(&Adapter, f32)]) -> R
 /// `[rank, in]` and `[out, rank]` of all terms together.
 fn factors(slot: &Slot, terms: &[Term<'_>], rank: usize) -> (Array2<f32>, Array2<f32>) {
     if let [only] = terms {
-        return (only.update.down.clone(), &only.update.up * only.factor());
+        let factors = only.update.to_low_rank();
+        let up = &factors.up * only.factor();
+        return (factors.into_owned().down, up);
     }
     let (mut down, mut up) = (Array2::zeros((rank, slot.in_features)), Array2::zeros((slot.out_features, rank)));
     let mut start = 0;
     for term in terms {
-        let end = start + term.update.rank();
-        down.slice_mut(s![start..end, ..]).assign(&term.update.down);
-        up.slice_mut(s![.., start..end]).assign(&(&term.update.up * term.factor()));
+        let factors = term.update.to_low_rank();
+        let end = start + factors.rank();
+        down.slice_mut(s![start..end, ..]).assign(&factors.down);
+        up.slice_mut(s![.., start..end]).assign(&(&factors.up * term.factor()));
         start = end;
     }
     (down, up)

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use indexmap::IndexMap;
-use ndarray::{Array2, ArrayView2};
+use ndarray::Array2;
 use rayon::prelude::*;
 
 use crate::engine::manifest::{Hash, Slot, slots_by_name};
@@ -19,7 +19,7 @@ use crate::engine::{Engine, EngineError};
 use crate::error::{Classified, ErrorClass};
 use crate::io::raw::widen_bytes;
 use crate::io::weights::WeightView;
-use crate::lora::adapter::{Adapter, LowRank};
+use crate::lora::adapter::{Adapter, LowRank, Update};
 use crate::tensor::Dtype;
 use crate::wording::{BACKEND_ORT, BRANCH, FUSE, NO_DEVICE_WEIGHTS, WEIGHTS_F32};
 
@@ -33,9 +33,10 @@ mod survival;
 pub use arena::Pool;
 pub(crate) use kept::FusedKey;
 pub use kept::{FusedCache, fuse_kept};
-pub use kernel::{Packed, RoundingStats, Simd};
+pub use kernel::{Addend, Packed, RoundingStats, Simd};
 pub(crate) use report::idle;
 pub use report::{FuseReport, SlotReport};
+pub(crate) use survival::sampled;
 pub use survival::{Survival, survival, weight_norm};
 
 /// Elements that one thread fuses at a time, about.
@@ -213,7 +214,7 @@ pub struct Fused {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Term<'a> {
     pub(crate) adapter: &'a str,
-    pub(crate) update: &'a LowRank,
+    pub(crate) update: &'a Update,
     strength: f32,
 }
 
@@ -294,6 +295,22 @@ pub fn fuse_with(
     fuse_tensors(&changed(base, &by_tensor)?, options)
 }
 
+/// Refuses adapters that could not be fused: their names, shapes, and numbers. Costs a pass over their numbers, and fuses nothing.
+///
+/// # Errors
+/// As [`fuse`], but for what depends on the sums: overflow, and memory.
+pub fn check(base: &impl FuseBase, adapters: &[(&Adapter, f32)]) -> Result<(), FuseError> {
+    for (slot, terms) in by_tensor(base, adapters)?.values().flatten() {
+        // Differences are not looked at before they are added.
+        let damaged = |term: &&Term<'_>| term.update.factors().is_none() && !term.update.matrices().all(all_finite);
+        if let Some(term) = terms.iter().find(damaged) {
+            let adapter = term.adapter.to_owned();
+            return Err(FuseError::NotFinite { adapter, slot: slot.name.clone(), factor: "the difference" });
+        }
+    }
+    Ok(())
+}
+
 /// The tensors that are changed, with their pristine weights.
 pub(crate) fn changed<'a>(
     base: &'a impl FuseBase,
@@ -348,8 +365,8 @@ impl Changed<'_> {
 
     /// Bytes of its factors once they are laid out.
     fn packed_bytes(&self) -> usize {
-        let ranks = |terms: &[Term<'_>]| terms.iter().map(|term| term.update.rank()).collect::<Vec<_>>();
-        self.slots.iter().map(|(slot, terms)| Job::bytes(slot, ranks(terms).into_iter())).fold(0, usize::saturating_add)
+        let of = |(slot, terms): &SlotTerms<'_>| Job::bytes(slot, terms.iter().map(|term| term.update));
+        self.slots.iter().map(of).fold(0, usize::saturating_add)
     }
 
     fn length(&self, target: FuseTarget) -> usize {
@@ -386,30 +403,37 @@ impl Region {
     }
 }
 
-/// One slot's factors, and where the slot lies in its tensor: a row of `left` combines the rows of `right`.
-struct Job {
+/// One slot's updates, and where the slot lies in its tensor: a row of `left` combines the rows of `right`.
+struct Job<'a> {
     region: Region,
-    packed: Packed,
+    packed: Packed<'a>,
 }
 
-impl Job {
-    /// Bytes of the factors once they are laid out.
-    fn bytes(slot: &Slot, ranks: impl Iterator<Item = usize>) -> usize {
+impl<'a> Job<'a> {
+    /// Bytes of the updates once they are laid out.
+    fn bytes<'u>(slot: &Slot, updates: impl Iterator<Item = &'u Update>) -> usize {
         let Region { rows, columns, .. } = Region::of(slot);
-        ranks.map(|rank| Packed::bytes((rows, columns), rank)).fold(0, usize::saturating_add)
+        let of = |update: &Update| match update {
+            Update::LowRank(factors) => Packed::bytes((rows, columns), factors.rank()),
+            Update::Full(_) => Packed::full_bytes((rows, columns), slot.transposed),
+        };
+        updates.map(of).fold(0, usize::saturating_add)
     }
 
-    fn new(slot: &Slot, terms: &[Term<'_>], simd: Simd, base: Dtype) -> Self {
+    fn new(slot: &Slot, terms: &[Term<'a>], simd: Simd, base: Dtype) -> Self {
         let region = Region::of(slot);
-        let pairs: Vec<(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)> = terms
+        let addends: Vec<Addend<'a>> = terms
             .iter()
-            .map(|term| {
-                let LowRank { down, up, .. } = term.update;
-                let (left, right) = if slot.transposed { (down.t(), up.t()) } else { (up.view(), down.view()) };
-                (left, right, term.factor())
+            .map(|term| match (term.update, slot.transposed) {
+                (Update::LowRank(LowRank { down, up, .. }), transposed) => {
+                    let (left, right) = if transposed { (down.t(), up.t()) } else { (up.view(), down.view()) };
+                    Addend::Product { left, right, factor: term.factor() }
+                }
+                (Update::Full(difference), true) => Addend::Full { values: difference.t(), factor: term.factor() },
+                (Update::Full(difference), false) => Addend::Full { values: difference.view(), factor: term.factor() },
             })
             .collect();
-        Self { region, packed: Packed::new(simd, base, (region.rows, region.columns), &pairs) }
+        Self { region, packed: Packed::new(simd, base, (region.rows, region.columns), &addends) }
     }
 }
 
@@ -457,7 +481,7 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
     for (tensor, stats) in tensors.iter().zip(totals) {
         for ((slot, terms), rounding) in tensor.slots.iter().zip(stats) {
             if !rounding.is_finite() {
-                return Err(FuseError::Overflow { slot: slot.name.clone(), dtype: tensor.target(options.target) });
+                return Err(not_finite(slot, terms, tensor.target(options.target)));
             }
             let rank = terms.iter().map(|term| term.update.rank()).sum();
             let weights = (slot.out_features * slot.in_features) as u64;
@@ -470,6 +494,17 @@ pub(crate) fn fuse_tensors(tensors: &[Changed<'_>], options: &FuseOptions<'_>) -
         .zip(offsets)
         .map(|(tensor, start)| (tensor.name.to_owned(), bytes.slice(start..start + tensor.length(options.target))));
     Ok(Fused { weights: weights.collect(), report })
+}
+
+/// Why fused weights are not finite: factors were looked at before, differences were not.
+pub(crate) fn not_finite(slot: &Slot, terms: &[Term<'_>], dtype: Dtype) -> FuseError {
+    let damaged = |term: &&Term<'_>| matches!(term.update, Update::Full(difference) if !all_finite(difference));
+    match terms.iter().find(damaged) {
+        Some(term) => {
+            FuseError::NotFinite { adapter: term.adapter.to_owned(), slot: slot.name.clone(), factor: "the difference" }
+        }
+        None => FuseError::Overflow { slot: slot.name.clone(), dtype },
+    }
 }
 
 /// Runs of tensors whose factors are laid out together, by the bytes of each tensor's.
@@ -491,16 +526,16 @@ fn batches(bytes: impl Iterator<Item = usize>) -> Vec<std::ops::Range<usize>> {
 /// Bytes of factors that fusing these adapters has laid out for the kernel at once; layers that the engine lacks are passed over.
 pub fn packed_bytes<'a>(base: &impl FuseBase, adapters: impl IntoIterator<Item = &'a Adapter>) -> u64 {
     let slots = slots_by_name(base.slots());
-    let mut ranks: HashMap<&str, Vec<usize>> = HashMap::new();
+    let mut updates: HashMap<&str, Vec<&Update>> = HashMap::new();
     for (name, update) in adapters.into_iter().flat_map(|adapter| &adapter.layers) {
         if let Some(slot) = slots.get(&name[..]) {
-            ranks.entry(&slot.name).or_default().push(update.rank());
+            updates.entry(&slot.name).or_default().push(update);
         }
     }
     let mut by_tensor: IndexMap<&str, usize> = IndexMap::new();
     for slot in base.slots() {
-        if let Some(ranks) = ranks.remove(&slot.name[..]) {
-            *by_tensor.entry(&slot.tensor).or_default() += Job::bytes(slot, ranks.into_iter());
+        if let Some(updates) = updates.remove(&slot.name[..]) {
+            *by_tensor.entry(&slot.tensor).or_default() += Job::bytes(slot, updates.into_iter());
         }
     }
     largest_batch(&by_tensor.into_values().collect::<Vec<_>>()) as u64
@@ -524,7 +559,7 @@ fn fuse_batch(
     stream: bool,
     options: &FuseOptions<'_>,
 ) -> Result<Vec<(usize, usize, RoundingStats)>, FuseError> {
-    let jobs: Vec<Vec<Job>> = tensors
+    let jobs: Vec<Vec<Job<'_>>> = tensors
         .par_iter()
         .map(|tensor| {
             tensor
@@ -554,7 +589,7 @@ fn fuse_batch(
 /// Cuts the results into pieces, each of which one thread fuses.
 fn cut<'a>(
     tensors: &'a [Changed<'_>],
-    jobs: &[Vec<Job>],
+    jobs: &[Vec<Job<'_>>],
     offsets: &[usize],
     target: FuseTarget,
     mut memory: &'a mut [u8],
@@ -584,7 +619,7 @@ fn cut<'a>(
 }
 
 /// All rows of a tensor in order, cut where slots begin and end, each part with the slots that cover it.
-fn segments(tensor: &Changed<'_>, jobs: &[Job]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
+fn segments(tensor: &Changed<'_>, jobs: &[Job<'_>]) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
     let (rows, _) = tensor.extents();
     if tensor.slots.iter().any(|(slot, _)| slot.transposed) {
         // Each slot has all rows, and columns of its own.
@@ -609,7 +644,7 @@ impl Piece<'_> {
     fn fuse(
         self,
         tensor: &Changed<'_>,
-        jobs: &[Job],
+        jobs: &[Job<'_>],
         target: Dtype,
         stream: bool,
     ) -> Vec<(usize, usize, RoundingStats)> {
@@ -660,31 +695,37 @@ pub(crate) fn resolve<'a>(
                 });
             }
             let term = Term { adapter: &adapter.name, update, strength };
-            check(slot, &term)?;
+            check_term(slot, &term)?;
             terms.entry(&slot.name).or_default().push(term);
         }
     }
     Ok(terms)
 }
 
-fn check(slot: &Slot, term: &Term<'_>) -> Result<(), FuseError> {
-    let LowRank { down, up, alpha } = term.update;
-    let rank = down.nrows();
-    if down.ncols() != slot.in_features || up.dim() != (slot.out_features, rank) {
-        return Err(FuseError::ShapeMismatch {
-            adapter: term.adapter.to_owned(),
-            slot: slot.name.clone(),
-            expected: format!("down [rank, {}] and up [{}, rank]", slot.in_features, slot.out_features),
-            found: format!("down {:?} and up {:?}", down.shape(), up.shape()),
-        });
+fn check_term(slot: &Slot, term: &Term<'_>) -> Result<(), FuseError> {
+    let misfit = |expected: String, found: String| {
+        let (adapter, slot) = (term.adapter.to_owned(), slot.name.clone());
+        Err(FuseError::ShapeMismatch { adapter, slot, expected, found })
+    };
+    let (out, inner) = (slot.out_features, slot.in_features);
+    let mut finite =
+        vec![("strength", term.strength.is_finite()), ("strength times alpha / rank", term.factor().is_finite())];
+    match term.update {
+        Update::LowRank(LowRank { down, up, alpha }) => {
+            if down.ncols() != inner || up.dim() != (out, down.nrows()) {
+                let expected = format!("down [rank, {inner}] and up [{out}, rank]");
+                return misfit(expected, format!("down {:?} and up {:?}", down.shape(), up.shape()));
+            }
+            let factors = [("down", all_finite(down)), ("up", all_finite(up)), ("alpha", alpha.is_finite())];
+            finite.splice(..0, factors);
+        }
+        // Whether it is finite shows when it is added: looking at all of it would cost a third of that.
+        Update::Full(difference) => {
+            if difference.dim() != (out, inner) {
+                return misfit(format!("a difference [{out}, {inner}]"), format!("{:?}", difference.shape()));
+            }
+        }
     }
-    let finite = [
-        ("down", all_finite(down)),
-        ("up", all_finite(up)),
-        ("alpha", alpha.is_finite()),
-        ("strength", term.strength.is_finite()),
-        ("strength times alpha / rank", term.factor().is_finite()),
-    ];
     match finite.into_iter().find(|(_, finite)| !finite) {
         Some((factor, _)) => {
             Err(FuseError::NotFinite { adapter: term.adapter.to_owned(), slot: slot.name.clone(), factor })

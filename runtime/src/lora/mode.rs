@@ -22,13 +22,13 @@ pub enum AdapterMode {
 }
 
 /// How adapters are applied, as decided.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Way {
     /// Into the weights.
+    #[default]
     Fuse,
     /// As inputs of low-rank branches.
-    #[serde(rename = "side")]
     Branch,
 }
 
@@ -36,7 +36,7 @@ impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Fuse => "fuse",
-            Self::Branch => "side",
+            Self::Branch => "branch",
         })
     }
 }

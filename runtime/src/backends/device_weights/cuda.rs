@@ -4,12 +4,12 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use ndarray::ArrayView2;
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Sums};
 
 use super::{Block, Device, ToFuse};
 use crate::engine::parameters::matrix;
-use crate::lora::fuse::{CancelCheck, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term};
+use crate::lora::adapter::LowRank;
+use crate::lora::fuse::{CancelCheck, FuseError, FuseReport, Region, RoundingStats, SlotReport, Term, not_finite};
 use crate::tensor::Dtype;
 
 /// Where each tensor begins in the memory of fused weights.
@@ -68,31 +68,42 @@ fn memory(block: &Block) -> Result<&Memory, FuseError> {
     block.owner.downcast_ref::<Memory>().ok_or(FuseError::Device(outside))
 }
 
-/// All factors in f32, one after another, and where each begins, in elements.
+/// All factors in f32, one after another, and where each begins, in elements. A full difference is uploaded as a product.
 struct Uploaded {
     factors: Memory,
-    /// Per tensor, slot and term: of `down` and of `up`.
-    offsets: Vec<Vec<Vec<[usize; 2]>>>,
+    /// Per tensor, slot and term.
+    places: Vec<Vec<Vec<Place>>>,
+}
+
+/// Where a term's factors begin, in elements, and their extents.
+#[derive(Clone, Copy)]
+struct Place {
+    down: usize,
+    up: usize,
+    rank: usize,
+    columns: usize,
 }
 
 impl Uploaded {
     fn new(driver: &Arc<dyn Driver>, tensors: &[ToFuse<'_>]) -> Result<Self, FuseError> {
         let mut end = 0;
         let mut place = |term: &Term<'_>| {
-            let down = end;
-            let up = down + term.update.down.len();
-            end = up + term.update.up.len();
-            [down, up]
+            let (rank, (rows, columns)) = (term.update.rank(), term.update.dim());
+            let (down, up) = (end, end + rank * columns);
+            end = up + rows * rank;
+            Place { down, up, rank, columns }
         };
-        let offsets: Vec<Vec<Vec<[usize; 2]>>> = tensors
+        let places: Vec<Vec<Vec<Place>>> = tensors
             .iter()
             .map(|tensor| tensor.slots.iter().map(|(_, terms)| terms.iter().map(&mut place).collect()).collect())
             .collect();
         let mut factors = Memory::new(driver, end * 4)?;
-        for (tensor, offsets) in tensors.iter().zip(&offsets) {
-            for ((_, terms), offsets) in tensor.slots.iter().zip(offsets) {
-                for (term, [down, up]) in terms.iter().zip(offsets) {
-                    for (at, values) in [(down, &term.update.down), (up, &term.update.up)] {
+        for (tensor, places) in tensors.iter().zip(&places) {
+            for ((_, terms), places) in tensor.slots.iter().zip(places) {
+                for (term, place) in terms.iter().zip(places) {
+                    let update = term.update.to_low_rank();
+                    let LowRank { down, up, .. } = &*update;
+                    for (at, values) in [(place.down, down), (place.up, up)] {
                         let values = values.as_standard_layout();
                         let values: &[f32] = values.as_slice().unwrap_or_default();
                         factors.upload(at * 4, bytemuck::cast_slice(values))?;
@@ -100,20 +111,18 @@ impl Uploaded {
                 }
             }
         }
-        Ok(Self { factors, offsets })
+        Ok(Self { factors, places })
     }
 }
 
 /// A term as the kernel takes it: a row of `left` combines the rows of `right`.
-fn pair(term: &Term<'_>, [down, up]: [usize; 2], transposed: bool) -> Factors {
-    let rank = term.update.rank();
-    let steps = |factor: ArrayView2<'_, f32>| [factor.ncols(), 1];
-    let ([down_row, _], [up_row, _]) = (steps(term.update.down.view()), steps(term.update.up.view()));
+fn pair(term: &Term<'_>, place: Place, transposed: bool) -> Factors {
+    let Place { down, up, rank, columns } = place;
     let factor = term.factor();
     if transposed {
-        Factors { left: down, left_steps: [1, down_row], right: up, right_steps: [1, up_row], rank, factor }
+        Factors { left: down, left_steps: [1, columns], right: up, right_steps: [1, rank], rank, factor }
     } else {
-        Factors { left: up, left_steps: [up_row, 1], right: down, right_steps: [down_row, 1], rank, factor }
+        Factors { left: up, left_steps: [rank, 1], right: down, right_steps: [columns, 1], rank, factor }
     }
 }
 
@@ -184,7 +193,7 @@ fn launch(
             for (s, (slot, terms)) in tensor.slots.iter().enumerate() {
                 let Region { first_row, rows, first_column, columns } = Region::of(slot);
                 let begin = first_row * stride + first_column;
-                let offsets_of_terms = terms.iter().zip(&uploaded.offsets[t][s]);
+                let placed = terms.iter().zip(&uploaded.places[t][s]);
                 regions.push(v2l_cuda::Region {
                     base: memory(tensor.base)?,
                     base_at: begin,
@@ -192,7 +201,7 @@ fn launch(
                     stride,
                     rows,
                     columns,
-                    products: offsets_of_terms.map(|(term, &at)| pair(term, at, slot.transposed)).collect(),
+                    products: placed.map(|(term, &place)| pair(term, place, slot.transposed)).collect(),
                 });
                 places.push((t, s));
             }
@@ -203,7 +212,7 @@ fn launch(
             let Sums { norm, dot, error, unchanged } = sums;
             let rounding = RoundingStats { norm, dot, error, unchanged };
             if !rounding.is_finite() {
-                return Err(FuseError::Overflow { slot: slot.name.clone(), dtype });
+                return Err(not_finite(slot, terms, dtype));
             }
             let rank = terms.iter().map(|term| term.update.rank()).sum();
             let weights = (slot.out_features * slot.in_features) as u64;

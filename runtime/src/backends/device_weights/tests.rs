@@ -28,7 +28,7 @@ impl Case {
     fn adapter(&mut self, name: &str, slots: &[Slot], rank: usize) -> Adapter {
         let layer = |slot: &Slot| {
             let down = self.matrix(rank, slot.in_features, 1.0);
-            (slot.name.clone(), LowRank { down, up: self.matrix(slot.out_features, rank, 0.1), alpha: 2.0 })
+            (slot.name.clone(), LowRank { down, up: self.matrix(slot.out_features, rank, 0.1), alpha: 2.0 }.into())
         };
         Adapter { name: name.to_owned(), layers: slots.iter().map(layer).collect() }
     }
@@ -195,8 +195,8 @@ fn cuda_fuse_beyond_the_range_of_f16_is_an_error_and_leaves_the_memory_for_the_n
     let mut adapter = case.adapter("a", &base.slots, 1);
     let driver = StandInDriver::new();
     let cuda = Cuda::new(Arc::clone(&driver) as _);
-    adapter.layers["layer"].up.fill(300.0);
-    adapter.layers["layer"].down.fill(300.0);
+    let [up, down] = [(20, 1), (1, 30)].map(|shape| Array2::from_elem(shape, 300.0));
+    adapter.layers["layer"] = LowRank { down, up, alpha: 2.0 }.into();
     assert!(matches!(base.fuse(&cuda, &[(&adapter, 1.0)]), Err(FuseError::Overflow { .. })));
     let kept = driver.held();
     base.fuse(&cuda, &[(&adapter, 1e-6)]).unwrap();
@@ -251,9 +251,9 @@ mod sessions {
     use crate::tensor::NamedTensors;
     use crate::testing::engines::{LINEARS, fixture, part};
 
-    fn adapter(name: &str, seed: u64) -> Adapter {
+    fn adapter(name: &str, seed: u64) -> Arc<Adapter> {
         let slots = LINEARS.map(|(name, out, inner)| Slot::linear(name, out, inner));
-        Case { rng: ChaCha8Rng::seed_from_u64(seed) }.adapter(name, &slots, 2)
+        Arc::new(Case { rng: ChaCha8Rng::seed_from_u64(seed) }.adapter(name, &slots, 2))
     }
 
     /// On each case: what to open, what goes in, and a device in place of a GPU.

@@ -14,7 +14,7 @@ use crate::engine::footprint::{Demand, Shapes};
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
 use crate::io::library;
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, WeightMode};
 
@@ -107,7 +107,7 @@ impl BackendEngine for OrtEngine {
 
     fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         reopen: Reopen<'_>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {

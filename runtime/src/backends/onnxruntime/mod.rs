@@ -37,7 +37,7 @@ use crate::engine::session::SessionError;
 use crate::error::{Classified, ErrorClass};
 use crate::io::library::LibraryError;
 use crate::lora::fuse::FuseError;
-use crate::memory::machine_memory;
+use crate::memory::memory_limit;
 use crate::wording::{ARITHMETIC_FP32, ORT_LIBRARY, WEIGHTS_STORED};
 
 /// What users and manifests call this backend.
@@ -171,7 +171,7 @@ impl BackendFailure for OrtError {
     fn branches_may_help(&self) -> bool {
         match self {
             Self::Fuse(FuseError::Overflow { .. }) => true,
-            Self::Memory { needed, .. } => machine_memory().is_some_and(|all| *needed > all),
+            Self::Memory { needed, .. } => memory_limit().is_some_and(|all| *needed > all),
             _ => false,
         }
     }

@@ -22,16 +22,16 @@ use super::weighted::WeightedBuilder;
 use super::{NAME, OrtError};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{Cuda, Device, DeviceWeights, Host, State};
-use crate::backends::hoisted::Hoisted;
 use crate::backends::interface::Interface;
+use crate::backends::precomputed::Precomputed;
 use crate::backends::weights::graph_weights;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, TypedGraph};
 use crate::engine::session::Port;
 use crate::io::library;
 use crate::io::raw;
-use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{self, CancelCheck, FuseOptions, FuseReport, FuseTarget, FusedCache, FusedKey, Pool};
+use crate::lora::{Weighted, borrowed};
 use crate::memory::available_memory;
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 use crate::tensor::Dtype;
@@ -78,10 +78,10 @@ pub struct OrtEngine {
 }
 
 impl OrtEngine {
-    /// Decides how to hold the weights and fuses the adapters. Costs the fuse; f32 copies are made when a graph wants them.
+    /// Decides how to hold the weights. f32 copies are made when a graph wants them.
     ///
     /// # Errors
-    /// [`OrtError`]: no library, too little memory (before anything is allocated), an adapter that does not fit.
+    /// [`OrtError`]: no library, or too little memory (before anything is allocated).
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OrtError> {
         let environment = library::onnxruntime(options.ort.library.as_deref())?;
         let device: Option<Arc<dyn Device>> = match options.ort.provider {
@@ -111,7 +111,7 @@ impl OrtEngine {
         device: Option<Arc<dyn Device>>,
     ) -> Result<Self, OrtError> {
         let available = available_memory().into_iter().chain(options.memory).min();
-        let decision = WeightDecision::new(&engine, weight_mode(&engine, options)?, &options.adapters)?;
+        let decision = WeightDecision::new(&engine, weight_mode(&engine, options)?, &[])?;
         check_memory(decision.mode, decision.private, available)?;
         let report = OpenReport {
             mode: decision.mode,
@@ -143,8 +143,8 @@ impl OrtEngine {
         if let Some(device) = device {
             this.device_weights = Some(this.bring(device)?);
         }
-        this.fuse(&options.adapters, None)?;
-        this.report.private_bytes = this.report.private_bytes.saturating_sub(this.spared(&options.adapters));
+        // The set of the base is shared, too.
+        this.fuse(&[], None)?;
         Ok(this)
     }
 
@@ -180,16 +180,12 @@ impl OrtEngine {
     /// # Errors
     /// [`OrtError`]: too little memory (before anything is allocated), an adapter that does not fit, or cancelled; the
     /// earlier adapters then stay.
-    pub fn set_adapters(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        cancelled: CancelCheck<'_>,
-    ) -> Result<FusedState, OrtError> {
+    pub fn set_adapters(&mut self, adapters: &[Weighted], cancelled: CancelCheck<'_>) -> Result<FusedState, OrtError> {
         let mode = self.report.mode;
         let decision = WeightDecision::new(&self.engine, (mode, self.report.reason.clone()), adapters)?;
         if self.device_weights.is_none() {
             let (needed, held) = self.growth(adapters)?;
-            let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+            let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| &**adapter));
             let needed = needed.saturating_add(laid_out);
             let free = self.pool.free() as u64;
             check_memory(mode, needed.saturating_sub(free), available_memory())?;
@@ -203,8 +199,8 @@ impl OrtEngine {
 
     /// Bytes that swapping takes until the earlier sessions are gone, and those that are held before it, free ones not
     /// counted.
-    fn growth(&self, adapters: &[(Adapter, f32)]) -> Result<(u64, u64), OrtError> {
-        let touched = fuse::touched_tensors(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+    fn growth(&self, adapters: &[Weighted]) -> Result<(u64, u64), OrtError> {
+        let touched = fuse::touched_tensors(&self.engine, adapters.iter().map(|(adapter, _)| &**adapter));
         let (mut needed, mut packed) = (0u64, 0u64);
         for (name, weight) in graph_weights(&self.engine)? {
             if self.report.mode == WeightMode::Stored {
@@ -231,12 +227,12 @@ impl OrtEngine {
         self.report.private_bytes = before.private_bytes;
     }
 
-    fn fuse(&mut self, adapters: &[(Adapter, f32)], cancelled: CancelCheck<'_>) -> Result<FusedState, OrtError> {
+    fn fuse(&mut self, adapters: &[Weighted], cancelled: CancelCheck<'_>) -> Result<FusedState, OrtError> {
         let target = match self.report.mode {
             WeightMode::F32 => FuseTarget::F32,
             WeightMode::Stored | WeightMode::Plan => FuseTarget::Storage,
         };
-        let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(a, strength)| (a, *strength)).collect();
+        let adapters = borrowed(adapters);
         if let Some(device_weights) = &self.device_weights {
             let (before, report) = device_weights.set_adapters(&self.engine, &adapters, cancelled)?;
             return Ok(FusedState {
@@ -263,11 +259,11 @@ impl OrtEngine {
     }
 
     /// Bytes that these adapters do not take because their weights lie in a map, kept from an earlier fuse.
-    fn spared(&self, adapters: &[(Adapter, f32)]) -> u64 {
+    fn spared(&self, adapters: &[Weighted]) -> u64 {
         if self.report.fused.kept != Some(true) {
             return 0;
         }
-        let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| adapter));
+        let laid_out = fuse::packed_bytes(&self.engine, adapters.iter().map(|(adapter, _)| &**adapter));
         self.fused.weights.values().map(|weight| weight.len() as u64).fold(laid_out, u64::saturating_add)
     }
 
@@ -299,7 +295,7 @@ impl OrtEngine {
         Ok(())
     }
 
-    /// Opens a graph, and the hoisted graphs that come before it. Nothing is computed yet; what they compute later stays with the
+    /// Opens a graph, and the precomputed graphs that come before it. Nothing is computed yet; what they compute later stays with the
     /// session, and so belongs to the weights that it was opened with.
     ///
     /// # Errors
@@ -323,25 +319,25 @@ impl OrtEngine {
             return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         }
         let main = self.part(&engine, graph)?;
-        let Some(hoisted) = &graph.hoisted else {
+        let Some(precomputed) = &graph.precomputed else {
             return Ok(OrtSession::new(inputs, profiles, main, None).with_device_weights(self.device_weights.clone()));
         };
-        let prologue = hoisted.prologue.as_ref().map(|part| self.part(&engine, part)).transpose()?;
-        let timestep_rows = match &hoisted.timestep_rows {
+        let precompute = precomputed.precompute.as_ref().map(|part| self.part(&engine, part)).transpose()?;
+        let timestep_rows = match &precomputed.timestep_rows {
             Some(timestep_rows) => Some((self.part(&engine, &timestep_rows.graph)?, timestep_rows.rows.clone())),
             None => None,
         };
-        let hoisted = Hoisted::new(prologue, timestep_rows);
-        Ok(OrtSession::new(inputs, profiles, main, Some(hoisted)).with_device_weights(self.device_weights.clone()))
+        let precomputed = Precomputed::new(precompute, timestep_rows);
+        Ok(OrtSession::new(inputs, profiles, main, Some(precomputed)).with_device_weights(self.device_weights.clone()))
     }
 
-    /// Opens a stored graph, without its hoisted graphs.
+    /// Opens a stored graph, without its precomputed graphs.
     fn part(&mut self, engine: &Engine, graph: &Graph) -> Result<OrtGraph, OrtError> {
-        let file = match (self.report.mode, &graph.files.lazy) {
+        let file = match (self.report.mode, &graph.files.stored) {
             (WeightMode::Stored, Some(lazy)) => lazy,
-            _ => &graph.files.widened,
+            _ => &graph.files.f32,
         };
-        let inputs = graph.hoisted.as_ref().map_or(&graph.inputs, |hoisted| &hoisted.inputs).clone();
+        let inputs = graph.precomputed.as_ref().map_or(&graph.inputs, |precomputed| &precomputed.inputs).clone();
         self.opened(engine, graph, file, &graph.weights, inputs)
     }
 

@@ -58,7 +58,7 @@ fn check_library(onnxruntime: &Path) -> Result<(), OrtError> {
         return Ok(());
     }
     let reason = format!(
-        "{} was built without it: there is no {PROVIDER_LIBRARY} beside it; run `bin/gpu-check`, which fetches onnxruntime-gpu, or \
+        "{} was built without it: there is no {PROVIDER_LIBRARY} beside it; run `bin/dev/gpu-check`, which fetches onnxruntime-gpu, or \
          name the library of that package with `{ORT_LIBRARY}`",
         onnxruntime.display()
     );
@@ -96,7 +96,7 @@ fn cuda(_device: u16, _strict: bool) -> Result<ExecutionProviderDispatch, CudaEr
 /// What to make of ONNX Runtime's refusal to register the provider.
 fn refused(message: &str) -> OrtError {
     let reason = format!(
-        "ONNX Runtime cannot load it: {message}; it needs the libraries of CUDA 13 and cuDNN 9: run `bin/gpu-check`, which fetches \
+        "ONNX Runtime cannot load it: {message}; it needs the libraries of CUDA 13 and cuDNN 9: run `bin/dev/gpu-check`, which fetches \
          them, or set {} to a folder that holds them",
         v2l_cuda::search::VARIABLE
     );
@@ -116,7 +116,7 @@ mod tests {
             Ok(_) => open_gpu(0).map(|_| ()).unwrap(),
             Err(error) => {
                 let message = error.to_string();
-                let way_out = if cfg!(feature = "cuda") { "bin/gpu-check" } else { "without CUDA" };
+                let way_out = if cfg!(feature = "cuda") { "bin/dev/gpu-check" } else { "without CUDA" };
                 assert!(message.contains(way_out), "{message}");
             }
         }
@@ -127,7 +127,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let library = folder.path().join("libonnxruntime.so.1.31.1");
         let message = check_library(&library).unwrap_err().to_string();
-        assert!(message.contains("libonnxruntime_providers_cuda.so beside it; run `bin/gpu-check`"), "{message}");
+        assert!(message.contains("libonnxruntime_providers_cuda.so beside it; run `bin/dev/gpu-check`"), "{message}");
         std::fs::write(folder.path().join(PROVIDER_LIBRARY), b"").unwrap();
         check_library(&library).unwrap();
         check_library(Path::new("libonnxruntime.so")).unwrap();

@@ -9,7 +9,7 @@ use crate::engine::session::SessionError;
 pub type OrtSession = GraphSession<OrtGraph>;
 
 impl OrtSession {
-    /// Ends profiling: what the last run spent its time on, its hoisted graphs left out, which only some runs need; `None` if the
+    /// Ends profiling: what the last run spent its time on, its precomputed graphs left out, which only some runs need; `None` if the
     /// engine was opened without [`OrtOptions::profile`](super::OrtOptions::profile), or on the second call.
     ///
     /// # Errors

@@ -141,9 +141,9 @@ mod tests {
             let layer = |&(name, out, inner): &(&str, usize, usize)| {
                 let down = ndarray::Array2::from_shape_fn((1, inner), |(_, i)| (i % 3) as f32 - 1.0);
                 let up = ndarray::Array2::from_shape_fn((out, 1), |(o, _)| (o % 5) as f32 * 0.1);
-                (name.to_owned(), LowRank { down, up, alpha: 1.0 })
+                (name.to_owned(), LowRank { down, up, alpha: 1.0 }.into())
             };
-            let adapter = Adapter { name: "a".into(), layers: LINEARS.iter().map(layer).collect() };
+            let adapter = Arc::new(Adapter { name: "a".into(), layers: LINEARS.iter().map(layer).collect() });
             let shared = SharedWeights::default();
             let with = |shared: Option<&SharedWeights>, strength: f32| {
                 // Mapped again, as another instance does.

@@ -96,9 +96,9 @@ fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
         let layer = |&(name, out, inner): &(&str, usize, usize)| {
             let down = ndarray::Array2::from_shape_fn((2, inner), |(r, i)| ((r + i) % 3) as f32 - 1.0);
             let up = ndarray::Array2::from_shape_fn((out, 2), |(o, r)| ((o * 2 + r) % 5) as f32 * 0.1);
-            (name.to_owned(), LowRank { down, up, alpha: 2.0 })
+            (name.to_owned(), LowRank { down, up, alpha: 2.0 }.into())
         };
-        let adapter = Adapter { name: "a".into(), layers: LINEARS.iter().map(layer).collect() };
+        let adapter = Arc::new(Adapter { name: "a".into(), layers: LINEARS.iter().map(layer).collect() });
 
         // The reference: the weights fused beforehand, in what the mode computes with.
         let (pristine, _dir) = engine(&weights, storage);
@@ -112,8 +112,8 @@ fn ort_engine_with_an_adapter_equals_weights_that_hold_it() {
         reference.set_overrides(fused.weights).unwrap();
         let expected = run(&mut reference.session("step").unwrap(), &part(&case, "input."));
 
-        let with = OpenOptions { adapters: vec![(adapter, 0.5)], ..options(mode) };
-        let mut ort = OrtEngine::open(Arc::clone(&pristine), &with).unwrap();
+        let mut ort = OrtEngine::open(Arc::clone(&pristine), &options(mode)).unwrap();
+        ort.set_adapters(&[(adapter, 0.5)], None).unwrap();
         assert_eq!(ort.report().fused.slots.len(), LINEARS.len());
         let outputs = run(&mut ort.session("step").unwrap(), &part(&case, "input."));
         assert_eq!(outputs, expected);
@@ -152,6 +152,6 @@ fn ort_engine_refuses_an_override_of_the_wrong_length() {
     let short = IndexMap::from([("scale".to_owned(), bytes::Bytes::from_static(&[0; 32]))]);
     let error = ort.set_overrides(short).unwrap_err().to_string();
     assert_eq!(error, "override of `scale`: expected 64 bytes, found 32");
-    let error = ort.session("prologue").unwrap_err().to_string();
-    assert!(error.contains("has no graph `prologue`; it has step"), "{error}");
+    let error = ort.session("precompute").unwrap_err().to_string();
+    assert!(error.contains("has no graph `precompute`; it has step"), "{error}");
 }

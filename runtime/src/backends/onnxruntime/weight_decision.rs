@@ -4,8 +4,8 @@ use super::OrtError;
 use super::options::Arithmetic;
 use crate::backends::weights::{graph_weights, private_bytes};
 use crate::engine::{Engine, EngineError};
-use crate::lora::adapter::Adapter;
-use crate::memory::machine_memory;
+use crate::lora::Weighted;
+use crate::memory::memory_limit;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 use crate::wording::WEIGHTS_STORED;
 
@@ -21,7 +21,7 @@ pub(super) struct WeightDecision {
 /// # Errors
 /// [`EngineError`] if a graph names a weight that the engine lacks.
 pub(super) fn weight_mode(engine: &Engine, options: &OpenOptions) -> Result<(WeightMode, String), EngineError> {
-    decided(engine, options, machine_memory())
+    decided(engine, options, memory_limit())
 }
 
 fn decided(engine: &Engine, options: &OpenOptions, machine: Option<u64>) -> Result<(WeightMode, String), EngineError> {
@@ -59,7 +59,7 @@ impl WeightDecision {
     pub(super) fn new(
         engine: &Engine,
         (mode, reason): (WeightMode, String),
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
     ) -> Result<Self, OrtError> {
         let private = private_bytes(engine, mode, adapters)?;
         Ok(Self { mode, reason, private })
@@ -102,7 +102,7 @@ mod tests {
             mode(&OpenOptions { memory: Some(4 * total - 1), ..auto.clone() }, Some(u64::MAX)),
             WeightMode::Stored
         );
-        assert_eq!(weight_mode(&engine, &auto).unwrap(), decided(&engine, &auto, machine_memory()).unwrap());
+        assert_eq!(weight_mode(&engine, &auto).unwrap(), decided(&engine, &auto, memory_limit()).unwrap());
         assert_eq!(mode(&options(OrtWeights::F32), Some(0)), WeightMode::F32);
     }
 }

@@ -19,7 +19,7 @@ use crate::engine::footprint::Shapes;
 use crate::engine::manifest::Graph;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, OrtWeights, WeightMode};
 
@@ -127,7 +127,7 @@ impl BackendEngine for OpenVinoEngine {
 
     fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         reopen: Reopen<'_>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {

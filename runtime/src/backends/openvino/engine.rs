@@ -11,13 +11,13 @@ use v2l_openvino::{Borrowed, Compiled, Core, Model};
 
 use super::embed::embed;
 use super::error::OvError;
-use super::opened_graph::{OvGraph, borrowed};
+use super::opened_graph::{self, OvGraph};
 use super::precision::{Arithmetic, NoBf16, Processor, decide};
 use crate::backends::backend::OpenReport;
 use crate::backends::device_weights::{DeviceWeights, Host, State};
 use crate::backends::graph_session::GraphSession;
-use crate::backends::hoisted::Hoisted;
 use crate::backends::interface::Interface;
+use crate::backends::precomputed::Precomputed;
 use crate::backends::weights::private_bytes;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, OpenVinoGraph, Slot};
@@ -25,6 +25,7 @@ use crate::engine::session::Port;
 use crate::io::raw::aligned;
 use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{self, CancelCheck, FuseReport, FuseTarget};
+use crate::lora::{Weighted, borrowed};
 use crate::options::{OpenOptions, RunLimits, WeightMode};
 
 /// A graph of an engine on OpenVINO.
@@ -61,10 +62,10 @@ pub struct OpenVinoEngine {
 }
 
 impl OpenVinoEngine {
-    /// Finds OpenVINO and fuses the adapters. Graphs are compiled when a session is asked for.
+    /// Finds OpenVINO. Graphs are compiled when a session is asked for.
     ///
     /// # Errors
-    /// [`OvError`]: no library, an engine that was not compiled for it, an adapter that does not fit.
+    /// [`OvError`]: no library, or an engine that was not compiled for it.
     pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, OvError> {
         let mut weights = Vec::new();
         for graph in engine.manifest().graphs.iter().flat_map(Graph::parts) {
@@ -89,7 +90,7 @@ impl OpenVinoEngine {
             private_bytes: 0,
             fused: FuseReport::default(),
         };
-        let mut this = Self {
+        Ok(Self {
             core,
             arithmetic,
             threads: options.threads.and_then(NonZero::new),
@@ -99,11 +100,7 @@ impl OpenVinoEngine {
             compiled: HashMap::new(),
             report,
             engine,
-        };
-        if !options.adapters.is_empty() {
-            this.set_adapters(&options.adapters, None)?;
-        }
-        Ok(this)
+        })
     }
 
     /// What was decided, and why.
@@ -123,17 +120,10 @@ impl OpenVinoEngine {
     ///
     /// # Errors
     /// [`OvError`]: too little memory, an adapter that does not fit, or cancelled; the former adapters then stay.
-    pub fn set_adapters(
-        &mut self,
-        adapters: &[(Adapter, f32)],
-        cancelled: CancelCheck<'_>,
-    ) -> Result<FusedState, OvError> {
-        let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    pub fn set_adapters(&mut self, adapters: &[Weighted], cancelled: CancelCheck<'_>) -> Result<FusedState, OvError> {
         let in_graphs = self.in_graphs(adapters);
-        let of_graphs: Vec<(&Adapter, f32)> =
-            in_graphs.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-        let vectors = fuse::fuse(&self.engine, &of_graphs, FuseTarget::Storage)?;
-        let (state, mut report) = self.device_weights.set_adapters(&self.engine, &borrowed, cancelled)?;
+        let vectors = fuse::fuse(&self.engine, &borrowed(&in_graphs), FuseTarget::Storage)?;
+        let (state, mut report) = self.device_weights.set_adapters(&self.engine, &borrowed(adapters), cancelled)?;
         report.slots.extend(vectors.report.slots);
         let private_bytes = match report.kept {
             // Matrices lie in a map.
@@ -162,31 +152,31 @@ impl OpenVinoEngine {
     }
 
     /// The parts of adapters that change what lies in the graphs.
-    fn in_graphs(&self, adapters: &[(Adapter, f32)]) -> Vec<(Adapter, f32)> {
+    fn in_graphs(&self, adapters: &[Weighted]) -> Vec<Weighted> {
         let lies_there = |slot: &&Slot| self.device_weights.held(&slot.tensor).is_none();
         let names: HashSet<&str> =
             self.engine.parameters().iter().filter(lies_there).map(|slot| &slot.name[..]).collect();
-        let part = |(adapter, strength): &(Adapter, f32)| {
+        let part = |(adapter, strength): &Weighted| {
             let layers = adapter.layers.iter().filter(|(name, _)| names.contains(&name[..]));
-            let layers = layers.map(|(name, update)| (name.clone(), update.clone())).collect();
-            (Adapter { name: adapter.name.clone(), layers }, *strength)
+            let layers = layers.map(|(name, update)| (name.clone(), Arc::clone(update))).collect();
+            (Arc::new(Adapter { name: adapter.name.clone(), layers }), *strength)
         };
         adapters.iter().map(part).filter(|(part, _)| !part.layers.is_empty()).collect()
     }
 
-    /// Opens a graph, and the hoisted graphs that come before it. Nothing is computed yet.
+    /// Opens a graph, and the precomputed graphs that come before it. Nothing is computed yet.
     ///
     /// # Errors
     /// [`OvError`] if there is no such graph or OpenVINO refuses it.
     pub fn session(&mut self, graph: &str) -> Result<OpenVinoSession, OvError> {
         let engine = Arc::clone(&self.engine);
         let graph = engine.graph(graph)?;
-        let hoisted = graph.hoisted.as_ref();
-        let own = hoisted.map_or(&graph.inputs, |hoisted| &hoisted.inputs);
+        let precomputed = graph.precomputed.as_ref();
+        let own = precomputed.map_or(&graph.inputs, |precomputed| &precomputed.inputs);
         let main = self.part(graph, own, self.arithmetic)?;
-        let prologue = hoisted.and_then(|hoisted| hoisted.prologue.as_ref());
-        let prologue = prologue.map(|part| self.part(part, &part.inputs, self.arithmetic)).transpose()?;
-        let timestep_rows = match hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
+        let precompute = precomputed.and_then(|precomputed| precomputed.precompute.as_ref());
+        let precompute = precompute.map(|part| self.part(part, &part.inputs, self.arithmetic)).transpose()?;
+        let timestep_rows = match precomputed.and_then(|precomputed| precomputed.timestep_rows.as_ref()) {
             // In float32, whatever is asked for: in bfloat16 the timestep itself would be rounded.
             Some(timestep_rows) => Some((
                 self.part(&timestep_rows.graph, &timestep_rows.graph.inputs, Arithmetic::F32)?,
@@ -194,8 +184,8 @@ impl OpenVinoEngine {
             )),
             None => None,
         };
-        let hoisted = hoisted.map(|_| Hoisted::new(prologue, timestep_rows));
-        let session = GraphSession::new(graph.inputs.clone(), graph.profiles.clone(), main, hoisted);
+        let precomputed = precomputed.map(|_| Precomputed::new(precompute, timestep_rows));
+        let session = GraphSession::new(graph.inputs.clone(), graph.profiles.clone(), main, precomputed);
         Ok(session.with_device_weights(Some(Arc::clone(&self.device_weights))).with_memory_check(
             &engine,
             &graph.name,
@@ -203,7 +193,7 @@ impl OpenVinoEngine {
         ))
     }
 
-    /// Opens a stored graph, without its hoisted graphs.
+    /// Opens a stored graph, without its precomputed graphs.
     fn part(&mut self, graph: &Graph, inputs: &[Port], arithmetic: Arithmetic) -> Result<OvGraph, OvError> {
         let engine = Arc::clone(&self.engine);
         let form = form(&engine, graph)?;
@@ -243,5 +233,6 @@ fn form<'a>(engine: &Engine, graph: &'a Graph) -> Result<&'a OpenVinoGraph, OvEr
 fn constant(engine: &Engine, graph: &Graph, name: &str) -> Result<Borrowed, OvError> {
     let view = engine.weight(name)?;
     let data = aligned(view.dtype, view.data);
-    borrowed(view.dtype, view.shape, data).map_err(|source| OvError::Graph { graph: graph.name.clone(), source })
+    opened_graph::borrowed(view.dtype, view.shape, data)
+        .map_err(|source| OvError::Graph { graph: graph.name.clone(), source })
 }

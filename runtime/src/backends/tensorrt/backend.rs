@@ -12,7 +12,7 @@ use crate::components::Needs;
 use crate::engine::footprint::Shapes;
 use crate::engine::session::Session;
 use crate::engine::{Engine, EngineError};
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, WeightMode};
 
@@ -85,7 +85,7 @@ impl BackendEngine for TrtEngine {
 
     fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         _: Reopen<'_>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {

@@ -62,7 +62,7 @@ pub(super) struct PlanTensor {
 /// [`TrtError::Library`] or [`TrtError::NoGpu`].
 #[cfg(not(feature = "tensorrt"))]
 pub(super) fn open(flavour: Flavour, _options: &super::TrtOptions) -> Result<Arc<dyn Gpu>, TrtError> {
-    Err(v2l_trt::library::LibraryError::NotBuiltIn { title: flavour.title() }.into())
+    Err(v2l_trt::library::not_built_in(flavour).into())
 }
 
 #[cfg(feature = "tensorrt")]

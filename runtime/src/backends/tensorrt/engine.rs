@@ -15,7 +15,7 @@ use super::verify::{Probe, reference_options};
 use crate::backends::backend::OpenReport;
 use crate::engine::Engine;
 use crate::engine::manifest::{Graph, slots_by_name};
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::{CancelCheck, FuseReport};
 use crate::options::{OpenOptions, WeightMode};
 
@@ -61,11 +61,7 @@ impl TrtEngine {
         };
         let fusing = Arc::new(Fusing::new(&engine, &[])?);
         let (verify, reference) = (options.trt.verify, reference_options(options));
-        let mut this = Self { engine, gpu, verify, reference, fusing, open: IndexMap::new(), report };
-        if !options.adapters.is_empty() {
-            this.set_adapters(&options.adapters, None)?;
-        }
-        Ok(this)
+        Ok(Self { engine, gpu, verify, reference, fusing, open: IndexMap::new(), report })
     }
 
     /// What was decided, and why.
@@ -82,12 +78,12 @@ impl TrtEngine {
     /// weights whose value changes are set. Graphs that are not open get theirs when they are. `cancelled` is asked now and then, on
     /// any thread.
     ///
-    /// Private memory: a copy of the factors, and the fused weights that wait for the GPU, at most 512 MiB or the largest of them; to
+    /// Private memory: the fused weights that wait for the GPU, at most 512 MiB or the largest of them; to
     /// verify open graphs ([`TrtOptions::verify`](super::TrtOptions::verify)), what ONNX Runtime takes with the same adapters.
     ///
     /// # Errors
     /// [`TrtError`]; every graph then has its former weights, but for those that [`TrtError::Gone`] names.
-    pub fn set_adapters(&mut self, adapters: &[(Adapter, f32)], cancelled: CancelCheck<'_>) -> Result<(), TrtError> {
+    pub fn set_adapters(&mut self, adapters: &[Weighted], cancelled: CancelCheck<'_>) -> Result<(), TrtError> {
         let fusing = Arc::new(Fusing::new(&self.engine, adapters)?);
         self.check_slots(&fusing)?;
         fusing.inherit(&self.fusing);

@@ -11,12 +11,13 @@ use crate::lora::adapter::Adapter;
 use crate::lora::fuse::{
     self, CancelCheck, FuseError, FuseOptions, FuseReport, FuseTarget, Pool, RoundingStats, SlotReport,
 };
+use crate::lora::{Weighted, borrowed};
 
 /// Adapters for an engine, checked, and the weights with them.
 pub(super) struct Fusing {
     engine: Arc<Engine>,
     /// Tensor → the adapters' layers for it, and the strengths.
-    by_tensor: HashMap<String, Vec<(Adapter, f32)>>,
+    by_tensor: HashMap<String, Vec<Weighted>>,
     /// Slot → what identifies what is added to it; slots to which nothing is added have none.
     digests: BTreeMap<String, u64>,
     pool: Pool,
@@ -25,19 +26,14 @@ pub(super) struct Fusing {
 }
 
 impl Fusing {
-    /// Checks the adapters and keeps a copy of them. Costs a pass over the factors.
-    pub(super) fn new(engine: &Arc<Engine>, adapters: &[(Adapter, f32)]) -> Result<Self, FuseError> {
-        let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
+    /// Checks the adapters and keeps them. Costs a pass over the factors.
+    pub(super) fn new(engine: &Arc<Engine>, adapters: &[Weighted]) -> Result<Self, FuseError> {
         let (mut digests, mut reports) = (BTreeMap::new(), HashMap::new());
-        for (slot, terms) in fuse::by_tensor(engine, &borrowed)?.into_values().flatten() {
+        for (slot, terms) in fuse::by_tensor(engine, &borrowed(adapters))?.into_values().flatten() {
             let mut hasher = blake3::Hasher::new();
             for term in &terms {
                 hasher.update(&term.factor().to_le_bytes());
-                for factor in [&term.update.down, &term.update.up] {
-                    hasher.update(&(factor.nrows() as u64).to_le_bytes());
-                    let rows = factor.as_standard_layout();
-                    hasher.update(bytemuck::cast_slice(rows.as_slice().unwrap_or_default()));
-                }
+                term.update.hash_matrices(&mut hasher);
             }
             let [low, ..] = *hasher.finalize().as_bytes().as_chunks::<8>().0 else { unreachable!("32 bytes") };
             // A product of zero leaves every bit of the weight.
@@ -77,7 +73,7 @@ impl Fusing {
     }
 
     /// The adapters, cut by tensor: fused together they are the same.
-    pub(super) fn adapters(&self) -> Vec<(Adapter, f32)> {
+    pub(super) fn adapters(&self) -> Vec<Weighted> {
         self.by_tensor.values().flatten().cloned().collect()
     }
 
@@ -107,10 +103,9 @@ impl Fusing {
 
     /// A weight with what is added to it.
     fn fused(&self, tensor: &str, cancelled: CancelCheck<'_>) -> Result<Bytes, FuseError> {
-        let adapters = self.by_tensor.get(tensor).into_iter().flatten();
-        let adapters: Vec<(&Adapter, f32)> = adapters.map(|(adapter, strength)| (adapter, *strength)).collect();
+        let adapters = self.by_tensor.get(tensor).map_or(&[][..], Vec::as_slice);
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::Storage) };
-        let mut fused = fuse::fuse_with(&self.engine, &adapters, &options)?;
+        let mut fused = fuse::fuse_with(&self.engine, &borrowed(adapters), &options)?;
         let mut reports = self.reports.lock().unwrap_or_else(PoisonError::into_inner);
         reports.extend(fused.report.slots.into_iter().map(|report| (report.slot.clone(), report)));
         match fused.weights.swap_remove(tensor) {
@@ -121,18 +116,18 @@ impl Fusing {
 }
 
 /// The adapters, cut into those for each tensor.
-fn split(engine: &Engine, adapters: &[(Adapter, f32)]) -> HashMap<String, Vec<(Adapter, f32)>> {
+fn split(engine: &Engine, adapters: &[Weighted]) -> HashMap<String, Vec<Weighted>> {
     let slots = crate::engine::manifest::slots_by_name(engine.changeable());
-    let mut by_tensor: HashMap<String, Vec<(Adapter, f32)>> = HashMap::new();
+    let mut by_tensor: HashMap<String, Vec<Weighted>> = HashMap::new();
     for (adapter, strength) in adapters {
         let mut parts: HashMap<&str, Adapter> = HashMap::new();
         for (name, update) in &adapter.layers {
             let Some(slot) = slots.get(&name[..]) else { continue };
             let empty = || Adapter { name: adapter.name.clone(), layers: indexmap::IndexMap::new() };
-            parts.entry(&slot.tensor).or_insert_with(empty).layers.insert(name.clone(), update.clone());
+            parts.entry(&slot.tensor).or_insert_with(empty).layers.insert(name.clone(), Arc::clone(update));
         }
         for (tensor, part) in parts {
-            by_tensor.entry(tensor.to_owned()).or_default().push((part, *strength));
+            by_tensor.entry(tensor.to_owned()).or_default().push((Arc::new(part), *strength));
         }
     }
     by_tensor

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 /// How engines that are compiled for TensorRT are opened.
 #[derive(Clone, Debug)]
 pub struct TrtOptions {
-    /// The library, or the folder that holds it; found as [`v2l_trt::search`] says if not given.
+    /// The library, or the folder that holds it; found as [`v2l_search::Product`] says if not given.
     pub library: Option<PathBuf>,
     /// The GPU, counted from 0.
     pub device: u16,

@@ -17,11 +17,12 @@ use super::stand_in::{Edit, StandInGpu};
 use super::verify::distance;
 use super::*;
 use crate::backends::onnxruntime::{OrtEngine, OrtOptions};
-use crate::engine::manifest::{Graph, Probe, Profile, ShapeRange, TrtPlan};
+use crate::engine::manifest::{Graph, MANIFEST_TENSOR, Probe, Profile, SEAL_TENSOR, ShapeRange, TrtPlan};
 use crate::engine::session::{Dim, Port, Session};
 use crate::engine::{Engine, Manifest};
 use crate::error::{Classified, ErrorClass};
 use crate::io::weights::{read_tensors, write_tensors};
+use crate::lora::Weighted;
 use crate::lora::adapter::{Adapter, LowRank};
 use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -99,9 +100,9 @@ impl Case {
     }
 
     /// What ONNX Runtime gives with the same adapters.
-    fn expected(&self, adapters: &[(Adapter, f32)]) -> NamedTensors {
-        let open = OpenOptions { adapters: adapters.to_vec(), ..options() };
-        let mut ort = OrtEngine::open(Arc::clone(&self.engine), &open).unwrap();
+    fn expected(&self, adapters: &[Weighted]) -> NamedTensors {
+        let mut ort = OrtEngine::open(Arc::clone(&self.engine), &options()).unwrap();
+        ort.set_adapters(adapters, None).unwrap();
         self.run(&mut ort.session("step").unwrap())
     }
 }
@@ -114,9 +115,9 @@ fn planned(
     edit: impl Fn(&mut Vec<Graph>),
 ) -> Arc<Engine> {
     let mut tensors = read_tensors(plain.path()).unwrap();
-    tensors.swap_remove(crate::engine::manifest::MANIFEST_TENSOR);
+    tensors.retain(|name, _| ![MANIFEST_TENSOR, SEAL_TENSOR].contains(&&name[..]));
     let mut graph = plain.manifest().graphs[0].clone();
-    let onnx = plain.blob(graph.files.lazy.as_ref().unwrap_or(&graph.files.widened)).unwrap();
+    let onnx = plain.blob(graph.files.stored.as_ref().unwrap_or(&graph.files.f32)).unwrap();
     let matrices = graph.weights.iter().filter(|name| plain.weight(name).unwrap().shape.len() > 1).cloned();
     graph.backend = "tensorrt-rtx".into();
     graph.files.plans = vec![TrtPlan {
@@ -141,15 +142,15 @@ fn planned(
     Arc::new(Engine::open(path).unwrap())
 }
 
-fn adapter(name: &str, seed: u64, layers: &[&str]) -> Adapter {
+fn adapter(name: &str, seed: u64, layers: &[&str]) -> Arc<Adapter> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let mut normal =
         |shape| Array2::from_shape_simple_fn(shape, || 0.3 * Distribution::<f32>::sample(&StandardNormal, &mut rng));
     let linears = LINEARS.iter().filter(|(name, ..)| layers.contains(name));
     let layer = |&(name, out, inner): &(&str, usize, usize)| {
-        (name.to_owned(), LowRank { down: normal((2, inner)), up: normal((out, 2)), alpha: 2.0 })
+        (name.to_owned(), LowRank { down: normal((2, inner)), up: normal((out, 2)), alpha: 2.0 }.into())
     };
-    Adapter { name: name.into(), layers: linears.map(layer).collect() }
+    Arc::new(Adapter { name: name.into(), layers: linears.map(layer).collect() })
 }
 
 const ALL: [&str; 5] = ["up", "down", "to_q", "to_k", "to_v"];
@@ -242,9 +243,9 @@ fn trt_swap_that_fails_leaves_the_former_weights_and_report() {
         let stopped = trt.set_adapters(&[(b.clone(), 1.0)], Some(&|| true)).unwrap_err();
         assert_eq!(stopped.class(), ErrorClass::Cancelled);
         // No slot of that name.
-        let mut unknown = b.clone();
+        let mut unknown = (*b).clone();
         unknown.layers.insert("nowhere".into(), unknown.layers["down"].clone());
-        let error = trt.set_adapters(&[(unknown, 1.0)], None).unwrap_err();
+        let error = trt.set_adapters(&[(Arc::new(unknown), 1.0)], None).unwrap_err();
         assert_eq!(error.class(), ErrorClass::BadAdapter);
         assert_eq!((case.run(&mut session), &trt.report().fused), (before, &reported), "{storage}");
         // Then it works.
@@ -276,10 +277,11 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
             assert_eq!(error.class(), ErrorClass::Numeric, "{ignored}: {error}");
             assert!(error.to_string().contains("recorded when it was compiled"), "{error}");
             assert!(gpu.behaviour.lock().unwrap().alive.is_empty());
-            // Adapters, by ONNX Runtime: those that the engine is opened with, and those that come later.
+            // Adapters, by ONNX Runtime: those that are set before the plan is loaded, and those that come later.
             let adapters = vec![(adapter("a", 6, &ALL), 1.0)];
-            let with = OpenOptions { adapters: adapters.clone(), ..options() };
-            let error = case.open_on(&gpu, &with).unwrap().session("step").map(drop).unwrap_err();
+            let mut trt = case.open_on(&gpu, &options()).unwrap();
+            trt.set_adapters(&adapters, None).unwrap();
+            let error = trt.session("step").map(drop).unwrap_err();
             assert!(error.to_string().contains("ONNX Runtime with the same fused weights"), "{error}");
             gpu.behaviour.lock().unwrap().ignored = None;
             let mut trt = case.open_on(&gpu, &options()).unwrap();
@@ -307,11 +309,12 @@ fn trt_weight_that_does_not_arrive_is_found_and_the_former_weights_come_back() {
 }
 
 #[test]
-fn trt_engine_opened_with_adapters_has_them_from_the_first_run() {
+fn trt_engine_with_adapters_before_its_plan_is_loaded_has_them_from_the_first_run() {
     let case = Case::new(Dtype::Bf16);
     let adapters = vec![(adapter("a", 7, &ALL), 0.7)];
     let gpu = Arc::new(StandInGpu::new(&case.engine));
-    let mut trt = case.open_on(&gpu, &OpenOptions { adapters: adapters.clone(), ..options() }).unwrap();
+    let mut trt = case.open_on(&gpu, &options()).unwrap();
+    trt.set_adapters(&adapters, None).unwrap();
     assert_eq!(trt.report().fused.slots.len(), LINEARS.len());
     let mut session = trt.session("step").unwrap();
     assert_eq!(case.run(&mut session), case.expected(&adapters));

@@ -12,7 +12,7 @@ use crate::engine::profiles;
 use crate::engine::session::{Session, SessionError};
 use crate::engine::{Engine, EngineError};
 use crate::io::weights::WeightFile;
-use crate::lora::adapter::Adapter;
+use crate::lora::Weighted;
 use crate::lora::fuse::CancelCheck;
 use crate::options::{OpenOptions, OrtWeights};
 use crate::tensor::{NamedTensors, Tensor};
@@ -131,7 +131,7 @@ fn reference(
     engine: &Arc<Engine>,
     graph: &Graph,
     inputs: &[(&str, &Tensor)],
-    adapters: &[(Adapter, f32)],
+    adapters: &[Weighted],
     options: &OpenOptions,
     cancelled: CancelCheck<'_>,
 ) -> Result<NamedTensors, TrtError> {

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::{AdapterError, AdapterFormat, Experts, Placed};
 
 /// How to read an adapter.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
     /// Applies the rest of a file some keys of which match no slot.
     pub allow_partial: bool,

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::path::Path;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use serde::Serialize;
@@ -118,43 +119,21 @@ fn words(name: &str) -> Vec<&str> {
     words
 }
 
-/// True if an adapter changes a transformer of a model with two.
-pub(crate) fn changes(adapter: &Adapter, component: &str) -> bool {
-    adapter.layers.keys().any(|name| is_second(name) == (component == TRANSFORMER_2))
-}
-
-/// Adapters for the first and for the second transformer, each under the names of that transformer's slots.
-pub(crate) fn by_expert(adapters: Vec<(Adapter, f32)>) -> [Vec<(Adapter, f32)>; 2] {
-    let mut parts = [Vec::new(), Vec::new()];
-    for (adapter, strength) in adapters {
-        let mut layers = [IndexMap::new(), IndexMap::new()];
-        for (name, update) in adapter.layers {
-            match name.strip_prefix(SECOND) {
-                Some(slot) => layers[1].insert(slot.to_owned(), update),
-                None => layers[0].insert(name, update),
-            };
-        }
-        for (parts, layers) in parts.iter_mut().zip(layers).filter(|(_, layers)| !layers.is_empty()) {
-            parts.push((Adapter { name: adapter.name.clone(), layers }, strength));
-        }
+/// What of an adapter is for the first and for the second transformer, each under the names of that transformer's slots. Updates are
+/// shared; an adapter for the first alone is shared whole.
+pub(crate) fn by_expert(adapter: &Arc<Adapter>) -> [Option<Arc<Adapter>>; 2] {
+    if !adapter.layers.keys().any(|name| is_second(name)) {
+        return [Some(Arc::clone(adapter)), None];
     }
-    parts
-}
-
-/// The part of an adapter that changes a transformer of a model with two, under the names of that transformer's slots.
-fn part_for(adapter: &Adapter, component: &str) -> Adapter {
-    let second = component == TRANSFORMER_2;
-    let own = adapter.layers.iter().filter_map(|(name, update)| match name.strip_prefix(SECOND) {
-        Some(slot) => second.then(|| (slot.to_owned(), update.clone())),
-        None => (!second).then(|| (name.clone(), update.clone())),
-    });
-    Adapter { name: adapter.name.clone(), layers: own.collect() }
-}
-
-/// The parts of adapters that change a transformer of a model with two, each with its strength; those that leave it alone are left out.
-pub fn parts_for(adapters: &[(&Adapter, f32)], component: &str) -> Vec<(Adapter, f32)> {
-    let parts = adapters.iter().map(|(adapter, strength)| (part_for(adapter, component), *strength));
-    parts.filter(|(part, _)| !part.layers.is_empty()).collect()
+    let mut layers = [IndexMap::new(), IndexMap::new()];
+    for (name, update) in &adapter.layers {
+        match name.strip_prefix(SECOND) {
+            Some(slot) => layers[1].insert(slot.to_owned(), Arc::clone(update)),
+            None => layers[0].insert(name.clone(), Arc::clone(update)),
+        };
+    }
+    let part = |layers| Arc::new(Adapter { name: adapter.name.clone(), layers });
+    layers.map(|layers: IndexMap<_, _>| (!layers.is_empty()).then(|| part(layers)))
 }
 
 /// The name that a slot of the second transformer has among those of both.

@@ -273,7 +273,7 @@ pub(super) fn read_full(
         let d = shape(token.slice(s![..split]), (rank, light.down_dim));
         let u = shape(token.slice(s![split..]), (light.up_dim, rank));
         let (Ok(d), Ok(u)) = (d, u) else { return Err(config("a token is too short".to_owned())) };
-        let update = LowRank { down: d.dot(&down_aux), up: up_aux.dot(&u), alpha: rank as f32 };
+        let update = LowRank { down: d.dot(&down_aux), up: up_aux.dot(&u), alpha: rank as f32 }.into();
         if layers.insert(slot.name.clone(), update).is_some() {
             return Err(config(format!("`{SLOTS}` names `{}` twice", slot.name)));
         }

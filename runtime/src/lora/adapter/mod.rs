@@ -1,4 +1,4 @@
-//! Adapters: low-rank updates of linear layers, in memory and in the file formats of the field.
+//! Adapters: updates of layers, in memory and in the file formats of the field.
 //!
 //! Reading resolves every key of a file against the slots of a component: a key is applied, ignored for a stated reason, or an error.
 
@@ -14,13 +14,15 @@ mod parts;
 mod read;
 mod recipe;
 mod scale;
+mod store;
+mod update;
 mod wan;
 mod write;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use ndarray::{Array2, Axis, concatenate};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Classified, ErrorClass};
@@ -29,17 +31,19 @@ use crate::wording::ALLOW_PARTIAL;
 
 pub use coverage::{Coverage, KeyOutcome, Outcome, ReadOptions};
 pub use describe::{Description, describe};
-pub use experts::{Experts, Placed, experts_by_name, parts_for};
-pub(crate) use experts::{by_expert, changes, of_second};
+pub use experts::{Experts, Placed, experts_by_name};
+pub(crate) use experts::{by_expert, of_second};
 pub(crate) use light::auxiliary_hash;
 pub use light::{AuxiliaryFactors, LightLora, read_light, write_light, write_light_full};
-pub use names::Layers;
+pub use names::{Layers, Targets};
 pub use parts::{CoveredAdapter, LayerDescription};
-pub use read::{detect, read_adapter, read_adapter_for_two};
+pub use read::{detect, read_adapter};
 pub use recipe::{FoundRecipe, Recipe, RecipeSource, recipe_of};
+pub use store::{AdapterStore, LoadedAdapter};
+pub use update::{LowRank, Update};
 pub use write::{check_destination, write_adapter, write_adapter_with};
 
-/// Low-rank updates for some slots of a component.
+/// Updates for some slots of a component.
 ///
 /// ```
 /// use ndarray::array;
@@ -48,7 +52,7 @@ pub use write::{check_destination, write_adapter, write_adapter_with};
 ///
 /// let layer = LowRank { down: array![[1.0, 0.0, 2.0]], up: array![[1.0], [3.0]], alpha: 0.5 };
 /// assert_eq!((layer.rank(), layer.scale()), (1, 0.5));
-/// let layers = [("blocks.0.attn1.to_q".to_owned(), layer)].into_iter().collect();
+/// let layers = [("blocks.0.attn1.to_q".to_owned(), layer.into())].into_iter().collect();
 /// let adapter = Adapter { name: "mine".to_owned(), layers };
 /// assert_eq!(adapter.layers.len(), 1);
 /// ```
@@ -56,52 +60,8 @@ pub use write::{check_destination, write_adapter, write_adapter_with};
 pub struct Adapter {
     /// For messages and for the fixed order of fusion: a file name, say.
     pub name: String,
-    /// Slot name → update.
-    pub layers: IndexMap<String, LowRank>,
-}
-
-/// One layer's update: `ΔW = strength · (alpha / rank) · up · down`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LowRank {
-    /// `[rank, in]`.
-    pub down: Array2<f32>,
-    /// `[out, rank]`.
-    pub up: Array2<f32>,
-    /// Scale numerator; equal to the rank for a scale of 1.
-    pub alpha: f32,
-}
-
-impl LowRank {
-    /// A full difference `[out, in]` of a layer, which takes the strength and nothing else: one factor is the identity, so that the product
-    /// is the difference bit for bit. The rank is the smaller extent.
-    pub fn difference(values: Array2<f32>) -> Self {
-        let (rows, columns) = values.dim();
-        let rank = rows.min(columns);
-        let (down, up) = if rows <= columns { (values, Array2::eye(rank)) } else { (Array2::eye(rank), values) };
-        Self { down, up, alpha: rank as f32 }
-    }
-
-    /// The sum of two updates of one layer, as one of scale 1: ranks side by side. `None` if they are of different shapes.
-    pub(crate) fn beside(&self, other: &Self) -> Option<Self> {
-        let down = concatenate(Axis(0), &[self.down.view(), other.down.view()]).ok()?;
-        let scaled = |update: &Self| &update.up * update.scale();
-        let up = concatenate(Axis(1), &[scaled(self).view(), scaled(other).view()]).ok()?;
-        let alpha = down.nrows() as f32;
-        Some(Self { down, up, alpha })
-    }
-
-    /// Rows of `down`.
-    pub fn rank(&self) -> usize {
-        self.down.nrows()
-    }
-
-    /// `alpha / rank`; 0 for rank 0.
-    pub fn scale(&self) -> f32 {
-        match self.rank() {
-            0 => 0.0,
-            rank => self.alpha / rank as f32,
-        }
-    }
+    /// Slot name → update. Copies of an adapter share the updates.
+    pub layers: IndexMap<String, Arc<Update>>,
 }
 
 /// How an adapter's file spells its keys.

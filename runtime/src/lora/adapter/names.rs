@@ -55,6 +55,43 @@ impl<'a, const N: usize> From<&'a [Slot; N]> for Layers<'a> {
     }
 }
 
+/// The transformers of a model, by their layers; of two, that of high noise first.
+#[derive(Clone, Copy, Debug)]
+pub enum Targets<'a> {
+    /// A model with one transformer.
+    One(Layers<'a>),
+    /// A model with two.
+    Two([Layers<'a>; 2]),
+}
+
+impl<'a, L: Into<Layers<'a>>> From<L> for Targets<'a> {
+    fn from(layers: L) -> Self {
+        Self::One(layers.into())
+    }
+}
+
+impl<'a> From<[Layers<'a>; 2]> for Targets<'a> {
+    fn from(layers: [Layers<'a>; 2]) -> Self {
+        Self::Two(layers)
+    }
+}
+
+impl<'a> Targets<'a> {
+    /// The transformer of an engine directory, and the second where there is one.
+    pub fn of(first: &'a Engine, second: Option<&'a Engine>) -> Self {
+        match second {
+            Some(second) => Self::Two([first.into(), second.into()]),
+            None => Self::One(first.into()),
+        }
+    }
+
+    /// What the first may be changed in.
+    pub fn slots(self) -> &'a [Slot] {
+        let (Self::One(layers) | Self::Two([layers, _])) = self;
+        layers.slots
+    }
+}
+
 /// Layers that models fuse, output features one after the other: the fused layer's names, and the names of its parts.
 const FUSED: [(&[&str], &[&[&str]]); 3] = [
     (&["to_qkv", "qkv", "qkv_proj"], &[&["to_q", "to_k", "to_v"], &["q", "k", "v"], &["q_proj", "k_proj", "v_proj"]]),
@@ -271,7 +308,7 @@ impl<'a> SlotNames<'a> {
         }
         let end = format!(".{first}");
         let longer = self.slots.iter().find(|slot| slot.name.ends_with(&end)).map(|slot| &slot.name);
-        let by = |slot: &Slot, how: &[How]| slot.found.as_ref().is_some_and(|found| how.contains(&found.how));
+        let by = |slot: &Slot, how: &[How]| how.contains(&slot.found.how);
         let exported = self.slots.iter().any(|slot| by(slot, &[How::Initializer, How::Bias, How::Scope]));
         match (longer, exported) {
             (Some(slot), _) => Some(format!(

@@ -3,18 +3,19 @@
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
-use ndarray::{Array2, Axis, concatenate, s};
+use ndarray::{Array2, s};
 
 use super::coverage::ReadOptions;
 use super::experts::{Route, place};
 use super::keys::{self, Key, KeyPart};
 use super::light;
-use super::names::{Layers, Piece, SlotNames, Target};
+use super::names::{Layers, Piece, SlotNames, Target, Targets};
 use super::parts::{CoveredAdapter, alpha, as_matrix, flattened, locate, matrix, mismatch, name_of, scale_config};
 use super::scale::ScaleConfig;
-use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed};
+use super::{Adapter, AdapterError, AdapterFormat, Coverage, KeyOutcome, LowRank, Outcome, Placed, Update};
 use crate::io::weights::WeightFile;
 use crate::io::wrappers::unwrapped;
 
@@ -27,32 +28,26 @@ pub(super) const WRITTEN_SLOTS: &str = "v2l.slots";
 /// A module that is a fused layer of several slots (`to_qkv` of `to_q`, `to_k`, `to_v`), or a part of one, changes the rows
 /// that are its own. Wan's own layer names stand for those of diffusers.
 ///
+/// For a model with two transformers it is for those that `options` say; else for those that its keys name, where some begin with
+/// `transformer_2.`; else for that which its name says; else for `transformer` where its keys begin with that, as diffusers has it; else
+/// for both.
+///
 /// # Errors
 /// [`AdapterError`]; [`AdapterError::Unmatched`] carries the coverage if keys match no slot and `allow_partial` is off.
 pub fn read_adapter<'a>(
     path: &Path,
-    layers: impl Into<Layers<'a>>,
+    targets: impl Into<Targets<'a>>,
     options: &ReadOptions,
 ) -> Result<CoveredAdapter, AdapterError> {
-    if options.experts.is_some() {
-        return Err(AdapterError::OneTransformer { path: path.to_owned() });
-    }
-    let file = WeightFile::open(locate(path)?)?;
-    read_for(&file, &[(Route::ONLY, layers.into())], options, None)
-}
-
-/// Reads an adapter for a model with two transformers, whose layers these are, that of high noise first.
-///
-/// It is for the transformers that `options` say; else for those that its keys name, where some begin with `transformer_2.`; else for
-/// that which its name says; else for `transformer` where its keys begin with that, as diffusers has it; else for both.
-///
-/// # Errors
-/// As [`read_adapter`].
-pub fn read_adapter_for_two(
-    path: &Path,
-    layers: [Layers<'_>; 2],
-    options: &ReadOptions,
-) -> Result<CoveredAdapter, AdapterError> {
+    let layers = match targets.into() {
+        Targets::One(_) if options.experts.is_some() => {
+            return Err(AdapterError::OneTransformer { path: path.to_owned() });
+        }
+        Targets::One(layers) => {
+            return read_for(&WeightFile::open(locate(path)?)?, &[(Route::ONLY, layers)], options, None);
+        }
+        Targets::Two(layers) => layers,
+    };
     let file = WeightFile::open(locate(path)?)?;
     let (placed, routes) = place(path, &file.names(), options.experts);
     let parts: Vec<_> = routes.into_iter().map(|route| (route, layers[route.index()])).collect();
@@ -182,7 +177,7 @@ struct RowUpdate {
     /// Key of the up factor.
     key: String,
     first_row: usize,
-    update: LowRank,
+    update: Update,
 }
 
 struct Reader<'a> {
@@ -311,7 +306,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Pairs the factors, and gives every slot what is its own.
-    fn finish(self) -> Result<IndexMap<String, LowRank>, AdapterError> {
+    fn finish(self) -> Result<IndexMap<String, Arc<Update>>, AdapterError> {
         let mut slots: IndexMap<&'a str, (usize, Vec<RowUpdate>)> = IndexMap::new();
         for (target, parts) in self.modules.into_values() {
             let pieces = target.pieces();
@@ -329,11 +324,18 @@ impl<'a> Reader<'a> {
                 continue;
             }
             for piece in &pieces {
-                let up = update.up.slice(s![piece.from..piece.from + piece.rows, ..]).to_owned();
-                push(piece, LowRank { down: update.down.clone(), up, alpha: update.alpha });
+                let rows = s![piece.from..piece.from + piece.rows, ..];
+                let part = match &update {
+                    Update::LowRank(LowRank { down, up, alpha }) => {
+                        LowRank { down: down.clone(), up: up.slice(rows).to_owned(), alpha: *alpha }.into()
+                    }
+                    Update::Full(difference) => Update::Full(difference.slice(rows).to_owned()),
+                };
+                push(piece, part);
             }
         }
-        let merge = |(name, (rows, updates))| Ok((String::from(name), merge(self.file, name, rows, updates)?));
+        let merge =
+            |(name, (rows, updates))| Ok((String::from(name), Arc::new(merge(self.file, name, rows, updates)?)));
         slots.into_iter().map(merge).collect()
     }
 }
@@ -354,20 +356,23 @@ fn update(
     config: Option<&ScaleConfig>,
     pieces: &[Piece<'_>],
     mut parts: FoundParts,
-) -> Result<(String, LowRank), AdapterError> {
-    let Some((key, values)) = parts.difference.take() else { return pair(file, config, pieces, parts) };
+) -> Result<(String, Update), AdapterError> {
+    let Some((key, values)) = parts.difference.take() else {
+        let (key, factors) = pair(file, config, pieces, parts)?;
+        return Ok((key, factors.into()));
+    };
     let rows = pieces.iter().map(|piece| piece.rows).sum::<usize>();
     let columns = pieces.first().map_or(0, |piece| piece.slot.in_features);
     if values.dim() != (rows, columns) {
         return Err(mismatch(file, &key, &format!("[{rows}, {columns}]"), format!("{:?}", values.shape())));
     }
-    let whole = LowRank::difference(values);
+    let whole = Update::Full(values);
     if parts.down.is_none() && parts.up.is_none() {
         return Ok((key, whole));
     }
     let (_, low_rank) = pair(file, config, pieces, parts)?;
-    let both = low_rank.beside(&whole);
-    both.map(|both| (key.clone(), both))
+    let both = low_rank.joined(&whole.to_low_rank());
+    both.map(|both| (key.clone(), both.into()))
         .ok_or_else(|| mismatch(file, &key, "the shape of the factors' product", format!("[{rows}, {columns}]")))
 }
 
@@ -403,31 +408,48 @@ fn pair(
     Ok((up_key, LowRank { down, up, alpha }))
 }
 
-/// One update of a slot with `rows` output features from updates of some of them, ranks side by side:
-/// `up` has each one's factor in its own rows and columns and zeros elsewhere, `down` has all factors.
-fn merge(file: &WeightFile, slot: &str, rows: usize, mut updates: Vec<RowUpdate>) -> Result<LowRank, AdapterError> {
+/// One update of a slot with `rows` output features from updates of some of them. Of full differences it has each one's rows, and zeros
+/// elsewhere. Of factors it has ranks side by side: `up` has each one's factor in its own rows and columns and zeros elsewhere, `down`
+/// has all factors.
+fn merge(file: &WeightFile, slot: &str, rows: usize, mut updates: Vec<RowUpdate>) -> Result<Update, AdapterError> {
     updates.sort_by_key(|update| update.first_row);
-    let overlap = updates.windows(2).find(|pair| pair[1].first_row < pair[0].first_row + pair[0].update.up.nrows());
+    let overlap = updates.windows(2).find(|pair| pair[1].first_row < pair[0].first_row + pair[0].update.dim().0);
     if let Some([_, second]) = overlap {
         let found = format!("another one of the same rows of `{slot}`");
         return Err(mismatch(file, &second.key, "one update of each row", found));
     }
-    if updates.len() == 1 && updates[0].update.up.nrows() == rows {
+    if updates.len() == 1 && updates[0].update.dim().0 == rows {
         return Ok(updates.swap_remove(0).update);
     }
-    let rank = updates.iter().map(|update| update.update.rank()).sum();
-    let scale = updates.first().map_or(1.0, |update| update.update.scale());
-    let equal = updates.iter().all(|update| update.update.scale() == scale);
-    let mut up = Array2::zeros((rows, rank));
-    let mut column = 0;
-    for RowUpdate { first_row, update, .. } in &updates {
-        let mut block = up.slice_mut(s![*first_row..first_row + update.up.nrows(), column..column + update.rank()]);
-        // Of unequal scales none can stay outside.
-        block.assign(&(&update.up * if equal { 1.0 } else { update.scale() }));
-        column += update.rank();
+    let columns = updates.first().map_or(0, |update| update.update.dim().1);
+    if let Some(wrong) = updates.iter().find(|update| update.update.dim().1 != columns) {
+        let found = format!("{} columns", wrong.update.dim().1);
+        return Err(mismatch(file, &wrong.key, &format!("{columns} columns, as the others have"), found));
     }
-    let downs: Vec<_> = updates.iter().map(|update| update.update.down.view()).collect();
-    let down = concatenate(Axis(0), &downs)
-        .map_err(|e| mismatch(file, &updates[0].key, "factors of one width", e.to_string()))?;
-    Ok(LowRank { down, up, alpha: if equal { scale * rank as f32 } else { rank as f32 } })
+    if updates.iter().all(|update| update.update.factors().is_none()) {
+        let mut difference = Array2::zeros((rows, columns));
+        for RowUpdate { first_row, update, .. } in &updates {
+            for values in update.matrices() {
+                difference.slice_mut(s![*first_row..first_row + values.nrows(), ..]).assign(values);
+            }
+        }
+        return Ok(Update::Full(difference));
+    }
+    let factors: Vec<(usize, Cow<'_, LowRank>)> =
+        updates.iter().map(|update| (update.first_row, update.update.to_low_rank())).collect();
+    let rank = factors.iter().map(|(_, factors)| factors.rank()).sum();
+    let scale = factors.first().map_or(1.0, |(_, factors)| factors.scale());
+    let equal = factors.iter().all(|(_, factors)| factors.scale() == scale);
+    let mut up = Array2::zeros((rows, rank));
+    let mut down = Array2::zeros((rank, columns));
+    let mut at = 0;
+    for (first_row, part) in &factors {
+        let ranks = at..at + part.rank();
+        let mut block = up.slice_mut(s![*first_row..first_row + part.up.nrows(), ranks.clone()]);
+        // Of unequal scales none can stay outside.
+        block.assign(&(&part.up * if equal { 1.0 } else { part.scale() }));
+        down.slice_mut(s![ranks, ..]).assign(&part.down);
+        at += part.rank();
+    }
+    Ok(LowRank { down, up, alpha: if equal { scale * rank as f32 } else { rank as f32 } }.into())
 }

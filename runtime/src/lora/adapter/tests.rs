@@ -1,6 +1,6 @@
 use std::path::{Path, PathBuf};
 
-use ndarray::{ArrayD, IxDyn};
+use ndarray::{Array2, ArrayD, IxDyn};
 
 use super::*;
 use crate::engine::manifest::Slot;
@@ -105,7 +105,7 @@ fn read_adapter_gives_equal_layers_from_every_form() {
     assert_eq!(reference.coverage.format, AdapterFormat::Kohya);
     assert_eq!(reference.coverage.counts(), (36, 0, 0));
     assert_eq!(reference.adapter.layers.len(), 12);
-    assert!(reference.adapter.layers.values().all(|l| l.alpha == 6.0 && l.rank() == 4));
+    assert!(reference.adapter.layers.values().all(|l| l.to_low_rank().alpha == 6.0 && l.rank() == 4));
     for (name, format) in [
         ("peft", AdapterFormat::Peft),
         ("peft/adapter_model.safetensors", AdapterFormat::Peft),
@@ -153,7 +153,8 @@ fn read_adapter_and_fuse_equal_the_reference() {
 #[test]
 fn write_adapter_then_read_adapter_gives_equal_layers_in_every_form() {
     let mut reference = read(&fixture("kohya.safetensors")).unwrap().adapter;
-    reference.layers[3].alpha = 1.5;
+    let factors = reference.layers[3].to_low_rank().into_owned();
+    reference.layers[3] = LowRank { alpha: 1.5, ..factors }.into();
     let dir = tempfile::tempdir().unwrap();
     for format in WRITABLE {
         let path = dir.path().join(format!("{}.safetensors", format.name()));
@@ -233,7 +234,7 @@ fn write_adapter_then_read_adapter_gives_equal_layers_of_any_rank_alpha_and_name
             // One layer in two has the rank and alpha of the others, so that patterns and defaults are both written.
             let (rank, alpha) = if noise.count(2) == 1 { (4, 7.0) } else { (rank, noise.matrix(1, 1)[[0, 0]] * 9.0) };
             slots.push(Slot::linear(*name, out, inner));
-            adapter.layers.insert((*name).to_owned(), noise.update(out, inner, rank, alpha));
+            adapter.layers.insert((*name).to_owned(), noise.update(out, inner, rank, alpha).into());
         }
         let dir = tempfile::tempdir().unwrap();
         for (format, file) in WRITABLE
@@ -304,7 +305,7 @@ fn whatever_write_adapter_writes_read_adapter_reads_bit_for_bit_whatever_the_slo
             if noise.count(2) == 1 {
                 let (rank, alpha) =
                     if noise.count(2) == 1 { (2, 7.0) } else { (noise.count(5), noise.matrix(1, 1)[[0, 0]]) };
-                adapter.layers.insert(name.to_owned(), noise.update(8, 6, rank, alpha));
+                adapter.layers.insert(name.to_owned(), noise.update(8, 6, rank, alpha).into());
             }
         }
         let folder = (AdapterFormat::Peft, format!("peft-{seed}"));
@@ -325,7 +326,8 @@ fn whatever_write_adapter_writes_read_adapter_reads_bit_for_bit_whatever_the_slo
             assert_eq!(found.layers.len(), adapter.layers.len(), "{seed} {file}");
             for (slot, update) in &adapter.layers {
                 let other = found.layers.get(slot).unwrap_or_else(|| panic!("{seed} {file}: `{slot}` is not read"));
-                let bits = |l: &LowRank| {
+                let bits = |update: &Update| {
+                    let l = update.to_low_rank();
                     let values = l.down.iter().chain(&l.up).chain([&l.alpha]).map(|v| v.to_bits());
                     (l.rank(), values.collect::<Vec<u32>>())
                 };
@@ -343,8 +345,10 @@ fn parts_of_a_fused_layer_with_alphas_of_their_own_are_read_back_from_every_form
     let dir = tempfile::tempdir().unwrap();
     let slots = [0, 8, 16].map(|start| Slot::linear(format!("b.qkv[{start}..{}]", start + 8), 8, 4));
     let mut noise = Noise::new(3);
-    let layers =
-        slots.iter().zip([3.0, 5.5, 1e-30]).map(|(slot, alpha)| (slot.name.clone(), noise.update(8, 4, 2, alpha)));
+    let layers = slots
+        .iter()
+        .zip([3.0, 5.5, 1e-30])
+        .map(|(slot, alpha)| (slot.name.clone(), noise.update(8, 4, 2, alpha).into()));
     let adapter = Adapter { name: String::new(), layers: layers.collect() };
     for format in WRITABLE {
         let path = dir.path().join(format!("{}.safetensors", format.name()));
@@ -362,7 +366,8 @@ fn parts_of_a_fused_layer_with_alphas_of_their_own_are_read_back_from_every_form
 fn write_adapter_refuses_what_no_reader_takes() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.safetensors");
-    let of = |update: LowRank| Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update)]) };
+    let of =
+        |update: LowRank| Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update.into())]) };
     let good = Noise::new(4).update(3, 2, 1, 1.0);
     for adapter in [
         Adapter::default(),
@@ -403,7 +408,7 @@ fn read_adapter_leaves_out_what_a_trainer_calls_the_model_itself() {
         for layer in ["blocks.0.self_attn.q", "blocks.0.attn1.to_q"] {
             let loaded = read_adapter(&file(prefix, layer), &slots, &ReadOptions::default());
             let loaded = loaded.unwrap_or_else(|e| panic!("{prefix}{layer}: {e}"));
-            assert_eq!(loaded.adapter.layers["blocks.0.attn1.to_q"], update, "{prefix}{layer}");
+            assert_eq!(loaded.adapter.layers["blocks.0.attn1.to_q"].factors(), Some(&update), "{prefix}{layer}");
         }
     }
     for (prefix, says) in [
@@ -437,8 +442,8 @@ fn read_adapter_finds_the_layers_of_a_model_in_a_wrapper_and_else_names_the_way_
     };
     for start in ["model.", "inner.net."] {
         let layers = read_adapter(&path, &slots(start), &ReadOptions::default()).unwrap().adapter.layers;
-        assert_eq!(layers[&format!("{start}blocks.0.attn1.to_q")], q);
-        assert_eq!(layers[&format!("{start}proj_out")], out);
+        assert_eq!(layers[&format!("{start}blocks.0.attn1.to_q")].factors(), Some(&q));
+        assert_eq!(layers[&format!("{start}proj_out")].factors(), Some(&out));
         // Wan's own names, too.
         let native = written(&dir, &comfy(&[("blocks.0.self_attn.q", &q), ("head.head", &out)]));
         assert_eq!(read_adapter(&native, &slots(start), &ReadOptions::default()).unwrap().adapter.layers.len(), 2);
@@ -451,7 +456,7 @@ fn read_adapter_finds_the_layers_of_a_model_in_a_wrapper_and_else_names_the_way_
     assert!(error.contains("the model has `first.blocks.0.attn1.to_q` for `blocks.0.attn1.to_q`"), "{error}");
     assert!(error.contains("compile it with `v2l-compile --weights CHECKPOINT`"), "{error}");
     let mut lost = Slot::linear("onnx::MatMul_82", 5, 4);
-    lost.found = Some(crate::engine::manifest::Found::by(crate::engine::manifest::How::Initializer));
+    lost.found = crate::engine::manifest::Found::by(crate::engine::manifest::How::Initializer);
     let error = message(&[lost]);
     assert!(error.contains("such as `onnx::MatMul_82`; compile it with `v2l-compile --weights CHECKPOINT`"), "{error}");
 }
@@ -527,7 +532,7 @@ fn read_adapter_ignores_keys_of_layers_that_the_exporter_left_out_and_refuses_th
 fn write_adapter_in_peft_form_makes_the_folder_that_peft_reads_and_replaces_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (path, update) = (dir.path().join("effect"), Noise::new(1).update(2, 3, 1, 5.0));
-    let adapter = Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update)]) };
+    let adapter = Adapter { name: String::new(), layers: IndexMap::from([("a".to_owned(), update.into())]) };
     write_adapter(&path, &adapter, AdapterFormat::Peft).unwrap();
     let config = std::fs::read_to_string(path.join("adapter_config.json")).unwrap();
     let config: serde_json::Value = serde_json::from_str(&config).unwrap();
@@ -568,8 +573,8 @@ fn read_adapter_gives_equal_layers_from_every_dialect_of_suffixes() {
                 }
             }
             let loaded = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap();
-            assert_eq!(loaded.adapter.layers["b.0.attn1.to_q"], query, "{prefix} {down}");
-            assert_eq!(loaded.adapter.layers["b.0.attn1.to_out.0"], output, "{prefix} {down}");
+            assert_eq!(loaded.adapter.layers["b.0.attn1.to_q"].factors(), Some(&query), "{prefix} {down}");
+            assert_eq!(loaded.adapter.layers["b.0.attn1.to_out.0"].factors(), Some(&output), "{prefix} {down}");
         }
     }
 }
@@ -588,7 +593,7 @@ fn read_adapter_with_names_of_wan_equals_the_converter_of_diffusers() {
         let found = read(file);
         assert_eq!(found.len(), layers, "{file}");
         for (slot, update) in &found {
-            assert_near(&format!("{file} {slot}"), &delta(update), &delta(&expected[slot]));
+            assert_near(&format!("{file} {slot}"), &update.delta(), &expected[slot].delta());
         }
     }
 }
@@ -597,7 +602,7 @@ fn read_adapter_with_names_of_wan_equals_the_converter_of_diffusers() {
 fn write_adapter_in_forms_of_wans_own_programs_has_their_names() {
     let update = Noise::new(3).update(2, 3, 1, 1.0);
     let names = ["blocks.0.attn2.to_out.0", "proj_out"].map(str::to_owned);
-    let adapter = Adapter { name: String::new(), layers: names.map(|name| (name, update.clone())).into() };
+    let adapter = Adapter { name: String::new(), layers: names.map(|name| (name, update.clone().into())).into() };
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("w.safetensors");
     for (format, keys) in [
@@ -631,7 +636,7 @@ fn read_adapter_for_a_fused_layer_gives_each_of_its_slots_its_rows() {
         assert_eq!((loaded.coverage.counts(), loaded.coverage.slots_covered), ((3, 0, 0), 3), "{module}");
         for (slot, rows) in slots.iter().zip([0..4, 4..8, 8..10]) {
             let expected = expected.slice(ndarray::s![rows, ..]).to_owned();
-            assert_near(&slot.name, &delta(&loaded.adapter.layers[&slot.name]), &expected);
+            assert_near(&slot.name, &loaded.adapter.layers[&slot.name].delta(), &expected);
         }
     }
     // Rows that do not add up are named.
@@ -659,17 +664,17 @@ fn read_adapter_for_parts_of_a_fused_slot_puts_each_into_its_rows() {
     let all = read(&comfy(&[(v, &parts[2]), (q, &parts[0]), (k, &parts[1])])).unwrap();
     assert_eq!((all.coverage.slots_covered, all.adapter.layers["b.0.attn.to_qkv"].rank()), (1, 7));
     let expected = dense(&[(0, &parts[0]), (4, &parts[1]), (8, &parts[2])]);
-    assert_near("all", &delta(&all.adapter.layers["b.0.attn.to_qkv"]), &expected);
+    assert_near("all", &all.adapter.layers["b.0.attn.to_qkv"].delta(), &expected);
     let equal = read(&comfy(&[(q, &parts[0]), (v, &LowRank { alpha: 6.0, ..parts[2].clone() })])).unwrap();
     let update = &equal.adapter.layers["b.0.attn.to_qkv"];
     assert_eq!(update.scale(), 3.0);
-    assert_near("equal scales", &delta(update), &dense(&[(0, &parts[0]), (8, &parts[2])]));
+    assert_near("equal scales", &update.delta(), &dense(&[(0, &parts[0]), (8, &parts[2])]));
     let kohya = comfy(&[(v, &parts[2])]).into_iter().map(|(key, tensor)| {
         let (module, part) = key.strip_prefix("diffusion_model.").unwrap().split_once("to_v.").unwrap();
         (format!("lora_unet_{}to_v.{part}", module.replace('.', "_")), tensor)
     });
     let one = read(&kohya.collect()).unwrap();
-    assert_near("one part", &delta(&one.adapter.layers["b.0.attn.to_qkv"]), &dense(&[(8, &parts[2])]));
+    assert_near("one part", &one.adapter.layers["b.0.attn.to_qkv"].delta(), &dense(&[(8, &parts[2])]));
     assert!(
         matches!(&one.coverage.keys[0].outcome, Outcome::Applied { slot } if slot == "b.0.attn.to_qkv, rows 8..12")
     );
@@ -727,8 +732,8 @@ fn read_adapter_takes_alpha_of_any_type_and_factors_of_16_bits() {
     ] {
         tensors.insert("diffusion_model.a.alpha".to_owned(), alpha);
         let loaded = read_adapter(&written(&dir, &tensors), &slots, &ReadOptions::default()).unwrap();
-        assert_eq!(loaded.adapter.layers["a"].alpha, 3.0);
-        assert_eq!(delta(&loaded.adapter.layers["a"]), ndarray::array![[1.5], [-3.0]]);
+        assert_eq!(loaded.adapter.layers["a"].to_low_rank().alpha, 3.0);
+        assert_eq!(loaded.adapter.layers["a"].delta(), ndarray::array![[1.5], [-3.0]]);
     }
     for (alpha, message) in [
         (Tensor::F32(ArrayD::zeros(IxDyn(&[2]))), "expected one number, found [2]"),
@@ -838,7 +843,7 @@ fn light_lora_with_its_auxiliary_factors_expands_to_the_product_of_all_four() {
         let d = Array2::from_shape_fn((2, 3), |(row, column)| token[row * 3 + column]);
         let u = Array2::from_shape_fn((2, 2), |(row, column)| token[6 + row * 2 + column]);
         let expected = up_aux.dot(&u).dot(&d.dot(&down_aux));
-        assert_near(&factors.slot, &delta(&loaded.adapter.layers[&factors.slot]), &expected);
+        assert_near(&factors.slot, &loaded.adapter.layers[&factors.slot].delta(), &expected);
     }
     let layers = describe(&path).unwrap().layers;
     assert_eq!(

@@ -1,6 +1,7 @@
 //! Writing an adapter so that other programs read it.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use ndarray::{Array2, ArrayD, Axis, IxDyn};
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 use super::parts::{CONFIG_FILE, WEIGHTS_FILE};
 use super::read::WRITTEN_SLOTS;
 use super::scale::pattern_of;
-use super::{Adapter, AdapterError, AdapterFormat, LowRank, experts, keys, wan};
+use super::{Adapter, AdapterError, AdapterFormat, LowRank, Update, experts, keys, wan};
 use crate::io::atomic::{AtomicFolder, is_special, probe_file};
 use crate::io::weights::{WeightError, write_tensors};
 use crate::tensor::{NamedTensors, Tensor};
@@ -111,10 +112,12 @@ pub fn write_adapter_with(
                 Some(_) => Err(unwritable(format!("two layers would share the key `{key}`; use peft or diffusers"))),
             }
         };
-        put(&format!("{down}.weight"), update.down.clone().into_dyn())?;
-        put(&format!("{up}.weight"), update.up.clone().into_dyn())?;
+        // Full differences of linear layers have no key in most forms.
+        let factors = update.to_low_rank();
+        put(&format!("{down}.weight"), factors.down.clone().into_dyn())?;
+        put(&format!("{up}.weight"), factors.up.clone().into_dyn())?;
         if alpha {
-            put("alpha", ArrayD::from_elem(IxDyn(&[]), update.alpha))?;
+            put("alpha", ArrayD::from_elem(IxDyn(&[]), factors.alpha))?;
         }
     }
     if tensors.is_empty() {
@@ -126,7 +129,7 @@ pub fn write_adapter_with(
         metadata.insert(WRITTEN_SLOTS.to_owned(), Value::Object(spelled).to_string());
     }
     if is_folder(path, format) {
-        return write_folder(path, &tensors, &metadata, &peft_config(&adapter.layers.iter().collect::<Vec<_>>()));
+        return write_folder(path, &tensors, &metadata, &peft_config(adapter.layers.iter()));
     }
     let prefixes: &[&str] = match format {
         AdapterFormat::Peft => &[""],
@@ -137,9 +140,9 @@ pub fn write_adapter_with(
         let mut config: Map<String, Value> = Map::new();
         for prefix in prefixes {
             let own = |slot: &str| prefix.is_empty() || experts::is_second(slot) == experts::is_second(prefix);
-            let layers: Vec<_> = adapter.layers.iter().filter(|(slot, _)| own(slot)).collect();
-            if !layers.is_empty() {
-                config.extend(peft_config(&layers).into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
+            let layers = || adapter.layers.iter().filter(|(slot, _)| own(slot));
+            if layers().next().is_some() {
+                config.extend(peft_config(layers()).into_iter().map(|(key, value)| (format!("{prefix}{key}"), value)));
             }
         }
         metadata.insert("lora_adapter_metadata".to_owned(), Value::Object(config).to_string());
@@ -181,14 +184,16 @@ impl Parameter {
     }
 
     /// The keys' parts and their values.
-    fn parts(&self, update: &LowRank) -> Vec<(&'static str, ArrayD<f32>)> {
+    fn parts(&self, update: &Update) -> Vec<(&'static str, ArrayD<f32>)> {
         let Some(part) = self.part else {
-            let alpha = ArrayD::from_elem(IxDyn(&[]), update.alpha);
-            let factors = [("lora_down.weight", &update.down), ("lora_up.weight", &update.up)];
-            let factors = factors.map(|(part, factor)| (part, factor.clone().into_dyn()));
-            return factors.into_iter().chain([("alpha", alpha)]).collect();
+            let LowRank { down, up, alpha } = update.to_low_rank().into_owned();
+            let alpha = ArrayD::from_elem(IxDyn(&[]), alpha);
+            return vec![("lora_down.weight", down.into_dyn()), ("lora_up.weight", up.into_dyn()), ("alpha", alpha)];
         };
-        let product = (&update.up * update.scale()).dot(&update.down);
+        let product = match update {
+            Update::LowRank(factors) => (&factors.up * factors.scale()).dot(&factors.down),
+            Update::Full(difference) => difference.clone(),
+        };
         let values = match (self.table, product.nrows()) {
             (true, _) => product.insert_axis(Axis(0)).into_dyn(),
             (false, 1) => product.index_axis_move(Axis(0), 0).into_dyn(),
@@ -199,12 +204,13 @@ impl Parameter {
 }
 
 /// What of an update no reader takes.
-fn damaged(update: &LowRank) -> Option<&'static str> {
-    let finite = |factor: &Array2<f32>| factor.iter().all(|v| v.is_finite());
+fn damaged(update: &Update) -> Option<&'static str> {
+    let finite = |matrix: &Array2<f32>| matrix.iter().all(|v| v.is_finite());
     match update {
-        _ if !finite(&update.down) => Some("the down factor"),
-        _ if !finite(&update.up) => Some("the up factor"),
-        _ => (!update.alpha.is_finite()).then_some("alpha"),
+        Update::LowRank(LowRank { down, .. }) if !finite(down) => Some("the down factor"),
+        Update::LowRank(LowRank { up, .. }) if !finite(up) => Some("the up factor"),
+        Update::LowRank(LowRank { alpha, .. }) => (!alpha.is_finite()).then_some("alpha"),
+        Update::Full(difference) => (!finite(difference)).then_some("the difference"),
     }
 }
 
@@ -251,24 +257,31 @@ fn write_folder(
 }
 
 /// PEFT's `LoraConfig`: the most frequent rank and alpha, and patterns for the layers that differ, each for one layer only.
-fn peft_config(layers: &[(&String, &LowRank)]) -> Map<String, Value> {
-    let rank = most_frequent(layers.iter().map(|(_, update)| update.rank())).unwrap_or(0);
-    let alpha = most_frequent(layers.iter().map(|(_, update)| update.alpha.to_bits())).map_or(0.0, f32::from_bits);
-    let others = |differs: &dyn Fn(&LowRank) -> Option<Value>| -> Map<String, Value> {
-        layers
-            .iter()
-            .filter_map(|(slot, update)| Some((pattern_of(experts::slot_of(slot)), differs(update)?)))
-            .collect()
+fn peft_config<'a>(layers: impl Iterator<Item = (&'a String, &'a Arc<Update>)>) -> Map<String, Value> {
+    // Full differences are written as products of scale 1.
+    let layers: Vec<(&String, usize, f32)> = layers
+        .map(|(slot, update)| {
+            let rank = update.rank();
+            (slot, rank, update.factors().map_or(rank as f32, |factors| factors.alpha))
+        })
+        .collect();
+    let rank = most_frequent(layers.iter().map(|(_, rank, _)| *rank)).unwrap_or(0);
+    let alpha = most_frequent(layers.iter().map(|(.., alpha)| alpha.to_bits())).map_or(0.0, f32::from_bits);
+    let others = |differs: &dyn Fn(usize, f32) -> Option<Value>| -> Map<String, Value> {
+        let of = |&(slot, rank, alpha): &(&String, usize, f32)| {
+            Some((pattern_of(experts::slot_of(slot)), differs(rank, alpha)?))
+        };
+        layers.iter().filter_map(of).collect()
     };
-    let ranks = others(&|update| (update.rank() != rank).then(|| json!(update.rank())));
-    let alphas = others(&|update| (update.alpha.to_bits() != alpha.to_bits()).then(|| json!(update.alpha)));
+    let ranks = others(&|own, _| (own != rank).then(|| json!(own)));
+    let alphas = others(&|_, own| (own.to_bits() != alpha.to_bits()).then(|| json!(own)));
     let entries = [
         ("peft_type", json!("LORA")),
         ("r", json!(rank)),
         ("lora_alpha", json!(alpha)),
         ("rank_pattern", Value::Object(ranks)),
         ("alpha_pattern", Value::Object(alphas)),
-        ("target_modules", json!(layers.iter().map(|(slot, _)| experts::slot_of(slot)).collect::<Vec<_>>())),
+        ("target_modules", json!(layers.iter().map(|(slot, ..)| experts::slot_of(slot)).collect::<Vec<_>>())),
         ("bias", json!("none")),
         ("use_dora", json!(false)),
         ("use_rslora", json!(false)),

@@ -4,7 +4,7 @@ use ndarray::{Array2, Axis};
 
 use super::AlgebraError;
 use super::linear::{qr, svd};
-use crate::lora::adapter::{Adapter, LowRank};
+use crate::lora::adapter::{Adapter, LowRank, Update};
 
 /// Largest rank whose singular values are computed.
 pub const MAX_RANK: usize = 1024;
@@ -32,7 +32,7 @@ impl Canonical {
     ///
     /// # Errors
     /// [`AlgebraError`] if the rank is above [`MAX_RANK`] or a number is not finite; `adapter` and `slot` are for it.
-    pub fn of(update: &LowRank, adapter: &str, slot: &str) -> Result<Self, AlgebraError> {
+    pub fn of(update: &Update, adapter: &str, slot: &str) -> Result<Self, AlgebraError> {
         let at = || (adapter.to_owned(), slot.to_owned());
         let rank = update.rank();
         if rank > MAX_RANK {
@@ -40,11 +40,12 @@ impl Canonical {
             return Err(AlgebraError::Rank { adapter, slot, rank });
         }
         let finite = |factor: &Array2<f32>| factor.iter().all(|x| x.is_finite());
-        if !(finite(&update.down) && finite(&update.up) && update.scale().is_finite()) {
+        if !(update.matrices().all(finite) && update.scale().is_finite()) {
             let (adapter, slot) = at();
             return Err(AlgebraError::NotFinite { adapter, slot });
         }
         let scale = f64::from(update.scale());
+        let update = update.to_low_rank();
         let (output, r_output) = qr(update.up.t().mapv(|x| f64::from(x) * scale));
         let (input, r_input) = qr(update.down.mapv(f64::from));
         let (u, values, v) = svd(&r_output.dot(&r_input.t()));
@@ -104,7 +105,7 @@ pub fn recompress(adapter: &Adapter, rank: usize) -> Result<(Adapter, f64), Alge
         let square = canonical.norm().powi(2);
         all += square;
         kept += square * canonical.energy(rank);
-        found.layers.insert(slot.clone(), canonical.factors(rank.min(update.rank())));
+        found.layers.insert(slot.clone(), canonical.factors(rank.min(update.rank())).into());
     }
     Ok((found, if all > 0.0 { kept / all } else { 1.0 }))
 }

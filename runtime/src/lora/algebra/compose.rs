@@ -3,13 +3,15 @@
 //! LiON-LoRA (arXiv 2507.05678) asks for adapters whose norms are consistent and whose directions are orthogonal. It
 //! gives no formulas; those here are v2l's own.
 
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, concatenate};
 
 use super::AlgebraError;
 use super::canonical::Canonical;
 use super::linear::qr;
-use crate::lora::adapter::{Adapter, LowRank};
+use crate::lora::adapter::{Adapter, LowRank, Update};
 
 /// What is done to adapters before they are added.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -96,7 +98,11 @@ fn consistent(adapters: &[(&Adapter, f32)], options: NormConsistency) -> Result<
         for (slot, update) in &mut composed.layers {
             let Some(log) = factors.get(&slot[..]) else { continue };
             let factor = (log - centre).exp();
-            update.alpha = (f64::from(update.alpha) * factor) as f32;
+            let scaled = match &**update {
+                Update::LowRank(own) => LowRank { alpha: (f64::from(own.alpha) * factor) as f32, ..own.clone() }.into(),
+                Update::Full(difference) => Update::Full(difference.mapv(|x| (f64::from(x) * factor) as f32)),
+            };
+            *update = Arc::new(scaled);
             let square = norms[&slot[..]].powi(2);
             all += square;
             kept += square * factor * factor;
@@ -120,16 +126,17 @@ fn orthogonal(adapters: &[(&Adapter, f32)]) -> Result<Vec<Composed>, AlgebraErro
             all += before;
             let part = match taken.get(&slot[..]) {
                 Some(basis) if *strength != 0.0 => {
-                    let expected = [basis.ncols(), update.down.ncols()];
-                    if update.up.nrows() != basis.ncols() {
-                        let found = [update.up.nrows(), update.down.ncols()];
+                    let (rows, columns) = update.dim();
+                    let (expected, found) = ([basis.ncols(), columns], [rows, columns]);
+                    if expected != found {
                         let (adapter, slot) = (adapter.name.clone(), slot.clone());
                         return Err(AlgebraError::Shape { adapter, slot, expected, found });
                     }
-                    let up = without(update.up.t().mapv(f64::from), basis);
-                    let rest = LowRank { up: up.t().mapv(|x| x as f32), ..update.clone() };
+                    let factors = update.to_low_rank().into_owned();
+                    let up = without(factors.up.t().mapv(f64::from), basis);
+                    let rest = Update::from(LowRank { up: up.t().mapv(|x| x as f32), ..factors });
                     let part = Canonical::of(&rest, &adapter.name, slot)?;
-                    composed.layers.insert(slot.clone(), rest);
+                    composed.layers.insert(slot.clone(), Arc::new(rest));
                     part
                 }
                 _ => own,
@@ -168,8 +175,10 @@ pub fn merge(name: &str, adapters: &[(&Adapter, f32)]) -> Result<Adapter, Algebr
     for (adapter, strength) in adapters {
         for (slot, update) in &adapter.layers {
             let factor = finite(f64::from(*strength) * f64::from(update.scale()), adapter, slot)?;
-            let up = update.up.mapv(|x| (f64::from(x) * factor) as f32);
-            append(&mut merged, adapter, slot, LowRank { up, down: update.down.clone(), alpha: 0.0 })?;
+            let factors = update.to_low_rank();
+            let up = factors.up.mapv(|x| (f64::from(x) * factor) as f32);
+            let whole = append(&merged, adapter, slot, LowRank { up, down: factors.down.clone(), alpha: 0.0 })?;
+            merged.layers.insert(slot.clone(), whole.into());
         }
     }
     Ok(merged)
@@ -183,8 +192,9 @@ pub fn merge(name: &str, adapters: &[(&Adapter, f32)]) -> Result<Adapter, Algebr
 pub fn join(name: &str, adapters: &[&Adapter]) -> Result<Adapter, AlgebraError> {
     let count = adapters.len() as f32;
     let mut joined = Adapter { name: name.to_owned(), ..Adapter::default() };
-    let scales =
-        |slot: &str| adapters.iter().filter_map(|a| a.layers.get(slot)).map(LowRank::scale).collect::<Vec<_>>();
+    let scales = |slot: &str| {
+        adapters.iter().filter_map(|a| a.layers.get(slot)).map(|update| update.scale()).collect::<Vec<_>>()
+    };
     for adapter in adapters {
         for (slot, update) in &adapter.layers {
             // One scale for all stays outside of the factors.
@@ -192,27 +202,28 @@ pub fn join(name: &str, adapters: &[&Adapter]) -> Result<Adapter, AlgebraError> 
             let (inside, outside) =
                 if own.iter().all(|scale| *scale == own[0]) { (1.0, own[0]) } else { (update.scale(), 1.0) };
             let strength = f64::from(inside);
-            let up =
-                if inside == 1.0 { update.up.clone() } else { update.up.mapv(|x| (f64::from(x) * strength) as f32) };
-            let part = LowRank { down: update.down.mapv(|x| x / count), alpha: 0.0, up };
-            append(&mut joined, adapter, slot, part)?;
-            let whole = &mut joined.layers[slot];
-            whole.alpha = outside * whole.rank() as f32;
+            let LowRank { down, up, .. } = update.to_low_rank().into_owned();
+            let up = if inside == 1.0 { up } else { up.mapv(|x| (f64::from(x) * strength) as f32) };
+            let part = LowRank { down: down.mapv(|x| x / count), alpha: 0.0, up };
+            let whole = append(&joined, adapter, slot, part)?;
+            let alpha = outside * whole.rank() as f32;
+            joined.layers.insert(slot.clone(), LowRank { alpha, ..whole }.into());
         }
     }
     Ok(joined)
 }
 
-/// Adds factors of scale 1 to those that an adapter has of a layer.
-fn append(merged: &mut Adapter, from: &Adapter, slot: &str, part: LowRank) -> Result<(), AlgebraError> {
+/// Factors of scale 1 together with those that an adapter has of a layer.
+fn append(merged: &Adapter, from: &Adapter, slot: &str, part: LowRank) -> Result<LowRank, AlgebraError> {
     if !part.up.iter().chain(&part.down).all(|x| x.is_finite()) {
         return Err(AlgebraError::NotFinite { adapter: from.name.clone(), slot: slot.to_owned() });
     }
     let (up, down) = match merged.layers.get(slot) {
         None => (part.up, part.down),
         Some(before) => {
+            let before = before.to_low_rank();
             let shape = |update: &LowRank| [update.up.nrows(), update.down.ncols()];
-            let (expected, found) = (shape(before), shape(&part));
+            let (expected, found) = (shape(&before), shape(&part));
             if expected != found {
                 let (adapter, slot) = (from.name.clone(), slot.to_owned());
                 return Err(AlgebraError::Shape { adapter, slot, expected, found });
@@ -220,8 +231,7 @@ fn append(merged: &mut Adapter, from: &Adapter, slot: &str, part: LowRank) -> Re
             (concatenate![Axis(1), before.up, part.up], concatenate![Axis(0), before.down, part.down])
         }
     };
-    merged.layers.insert(slot.to_owned(), LowRank { alpha: down.nrows() as f32, down, up });
-    Ok(())
+    Ok(LowRank { alpha: down.nrows() as f32, down, up })
 }
 
 fn finite(value: f64, adapter: &Adapter, slot: &str) -> Result<f64, AlgebraError> {

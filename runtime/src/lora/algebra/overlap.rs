@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::canonical::Canonical;
 use super::{AlgebraError, place};
 use crate::engine::manifest::Slot;
-use crate::lora::adapter::{Adapter, LowRank};
+use crate::lora::adapter::{Adapter, Update};
 
 /// This part of a model's blocks, the first, counts as shallow.
 const SHALLOW: f64 = 1.0 / 3.0;
@@ -112,10 +112,10 @@ pub fn compare(slots: &[Slot], a: (&Adapter, f32), b: (&Adapter, f32)) -> Result
 
 fn of_slot(
     slot: &str,
-    (first, a, strength_a): (&Adapter, &LowRank, f32),
-    (second, b, strength_b): (&Adapter, &LowRank, f32),
+    (first, a, strength_a): (&Adapter, &Update, f32),
+    (second, b, strength_b): (&Adapter, &Update, f32),
 ) -> Result<SlotOverlap, AlgebraError> {
-    let shape = |update: &LowRank| [update.up.nrows(), update.down.ncols()];
+    let shape = |update: &Update| <[usize; 2]>::from(update.dim());
     if shape(a) != shape(b) {
         let (adapter, slot) = (second.name.clone(), slot.to_owned());
         return Err(AlgebraError::Shape { adapter, slot, expected: shape(a), found: shape(b) });

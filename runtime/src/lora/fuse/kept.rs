@@ -93,12 +93,9 @@ impl FusedKey {
                 part(slot.name.as_bytes());
                 for term in terms {
                     part(&term.factor().to_le_bytes());
-                    for factor in [&term.update.down, &term.update.up] {
-                        part(&(factor.nrows() as u64).to_le_bytes());
-                        let numbers = factor.as_standard_layout();
-                        // Of the usual layout: its elements are there as a slice.
-                        part(bytemuck::cast_slice(numbers.as_slice().unwrap_or_default()));
-                    }
+                    let mut update = blake3::Hasher::new();
+                    term.update.hash_matrices(&mut update);
+                    part(update.finalize().as_bytes());
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! factor pair; the products, each times its factor, by fused multiply-add into ΔW; one addition to W; one rounding.
 #![allow(unsafe_code, reason = "entry of functions that need instructions of a processor")]
 
+use std::borrow::Cow;
 use std::sync::OnceLock;
 
 use ndarray::ArrayView2;
@@ -76,26 +77,51 @@ impl Simd {
 /// A row's `‖ΔW‖²` in f32 below which terms that f32 cannot hold may count.
 const LEAST_NORM: f64 = 1e-24;
 
-/// One factor pair, laid out for the kernel.
-struct Product {
-    rank: usize,
-    factor: f32,
-    /// True if the product is zero everywhere.
-    zero: bool,
-    /// Blocks of rows; in each, rank by rank, the rows' values. Rows that do not fill a block follow one by one.
-    left: Vec<f32>,
-    /// Tiles of columns; in each, rank by rank, the columns' values, zeros beyond the last column.
-    right: Vec<f32>,
+/// One update of a matrix `[rows, columns]`, and what it is multiplied by.
+#[derive(Clone, Copy)]
+pub enum Addend<'a> {
+    /// The product of `left` `[rows, rank]` and `right` `[rank, columns]`.
+    Product {
+        /// `[rows, rank]`.
+        left: ArrayView2<'a, f32>,
+        /// `[rank, columns]`.
+        right: ArrayView2<'a, f32>,
+        /// The factor.
+        factor: f32,
+    },
+    /// A difference `[rows, columns]`.
+    Full {
+        /// `[rows, columns]`.
+        values: ArrayView2<'a, f32>,
+        /// The factor.
+        factor: f32,
+    },
 }
 
-/// Factor pairs of one matrix `[rows, columns]`, laid out for some instructions.
-pub struct Packed {
+/// An update, laid out for the kernel.
+enum Term<'a> {
+    Product {
+        rank: usize,
+        factor: f32,
+        /// True if the product is zero everywhere.
+        zero: bool,
+        /// Blocks of rows; in each, rank by rank, the rows' values. Rows that do not fill a block follow one by one.
+        left: Vec<f32>,
+        /// Tiles of columns; in each, rank by rank, the columns' values, zeros beyond the last column.
+        right: Vec<f32>,
+    },
+    /// Row-major, where it lies; a copy if it lies there otherwise.
+    Full { factor: f32, values: Cow<'a, [f32]> },
+}
+
+/// Updates of one matrix `[rows, columns]`, laid out for some instructions.
+pub struct Packed<'a> {
     simd: Simd,
     /// Even columns of a tile come before odd ones.
     zipped: bool,
     rows: usize,
     columns: usize,
-    products: Vec<Product>,
+    terms: Vec<Term<'a>>,
 }
 
 /// What rounding left of an update, over some elements. Sums are in a fixed order, of f32 terms where f32 holds them and
@@ -130,56 +156,48 @@ impl RoundingStats {
     }
 }
 
-impl Packed {
-    /// Lays out `left` `[rows, rank]` and `right` `[rank, columns]` of each pair, with its factor, for a matrix that is
-    /// stored as `base`.
+impl<'a> Packed<'a> {
+    /// Lays out the updates of a matrix that is stored as `base`.
     ///
-    /// Costs one pass over the factors, and as much memory.
+    /// Costs one pass over factors, and as much memory. A difference stays where it is if it is row-major, and is copied if not.
     ///
     /// # Panics
-    /// If the shapes of a pair do not go together, or this processor lacks the instructions: see [`Simd::available`].
-    pub fn new(
-        simd: Simd,
-        base: Dtype,
-        (rows, columns): (usize, usize),
-        pairs: &[(ArrayView2<'_, f32>, ArrayView2<'_, f32>, f32)],
-    ) -> Self {
+    /// If the shapes of an update do not go together, or this processor lacks the instructions: see [`Simd::available`].
+    pub fn new(simd: Simd, base: Dtype, (rows, columns): (usize, usize), addends: &[Addend<'a>]) -> Self {
         assert!(simd.is_here(), "this processor has no {simd:?}");
-        let tile = simd.width() * PAIR;
         let zipped = base == Dtype::Bf16;
-        let products = pairs.iter().map(|(left, right, factor)| {
-            let rank = left.ncols();
-            assert_eq!((left.nrows(), right.dim()), (rows, (rank, columns)), "factors do not fit the matrix");
-            let full = rows - rows % BLOCK;
-            let mut packed_left = Vec::with_capacity(rows * rank);
-            for block in (0..full).step_by(BLOCK) {
-                packed_left.extend((0..rank).flat_map(|k| (block..block + BLOCK).map(move |row| left[[row, k]])));
+        let terms = addends.iter().map(|addend| match *addend {
+            Addend::Product { left, right, factor } => {
+                assert_eq!(
+                    (left.nrows(), right.dim()),
+                    (rows, (left.ncols(), columns)),
+                    "factors do not fit the matrix"
+                );
+                let (left, right) = (packed_left(&left), packed_right(simd, zipped, &right));
+                let zero = factor == 0.0 || all_zero(&left.1) || all_zero(&right);
+                Term::Product { rank: left.0, factor, zero, left: left.1, right }
             }
-            packed_left.extend((full..rows).flat_map(|row| (0..rank).map(move |k| left[[row, k]])));
-            let mut packed_right = vec![0.0; columns.div_ceil(tile) * tile * rank];
-            for (k, row) in right.outer_iter().enumerate() {
-                let row = row.as_standard_layout();
-                for (i, values) in row.as_slice().unwrap_or_default().chunks(tile).enumerate() {
-                    let packed = &mut packed_right[(i * rank + k) * tile..][..tile];
-                    if zipped {
-                        values.iter().step_by(2).zip(&mut *packed).for_each(|(value, at)| *at = *value);
-                        let odd = &mut packed[simd.width()..];
-                        values.iter().skip(1).step_by(2).zip(odd).for_each(|(value, at)| *at = *value);
-                    } else {
-                        packed[..values.len()].copy_from_slice(values);
-                    }
-                }
+            Addend::Full { values, factor } => {
+                assert_eq!(values.dim(), (rows, columns), "a difference does not fit the matrix");
+                let values = match values.to_slice() {
+                    Some(values) => Cow::Borrowed(values),
+                    None => Cow::Owned(values.iter().copied().collect()),
+                };
+                Term::Full { factor, values }
             }
-            let zero = *factor == 0.0 || all_zero(&packed_left) || all_zero(&packed_right);
-            Product { rank, factor: *factor, zero, left: packed_left, right: packed_right }
         });
-        Self { simd, zipped, rows, columns, products: products.collect() }
+        Self { simd, zipped, rows, columns, terms: terms.collect() }
     }
 
     /// Bytes of memory that a pair of this rank takes once it is laid out, at most: paths differ in what they add.
     pub const fn bytes((rows, columns): (usize, usize), rank: usize) -> usize {
         let elements = rows.saturating_add(columns.saturating_add(WIDEST));
         elements.saturating_mul(rank).saturating_mul(size_of::<f32>())
+    }
+
+    /// Bytes of memory that a difference takes besides itself: a copy if its rows are the matrix's columns.
+    pub const fn full_bytes((rows, columns): (usize, usize), transposed: bool) -> usize {
+        if transposed { rows.saturating_mul(columns).saturating_mul(size_of::<f32>()) } else { 0 }
     }
 
     /// Rows that are best fused together: work should be cut at multiples of this.
@@ -274,19 +292,26 @@ impl Packed {
     unsafe fn run<V: Lanes, S: Stored, T: Stored>(&self, window: &Window) -> RoundingStats {
         let mut rounding = RoundingStats::default();
         let full = self.rows - self.rows % BLOCK;
+        // Blocks are for factors, which their rows share. A difference has nothing to share, and memory likes few streams.
+        let shares = self.terms.is_empty() || self.terms.iter().any(|term| matches!(term, Term::Product { .. }));
         let mut row = 0;
         while row < window.rows {
-            let blocked = window.first + row + BLOCK <= full && row + BLOCK <= window.rows;
+            let whole = window.first + row + BLOCK <= full && row + BLOCK <= window.rows;
+            let count = if whole { BLOCK } else { 1 };
+            let mut found = RoundingStats::default();
             // SAFETY: the rows lie within the window.
             unsafe {
-                if blocked {
-                    rounding = rounding.plus(self.rows::<V, S, T, BLOCK>(window, row));
-                    row += BLOCK;
+                if whole && shares {
+                    found = self.rows::<V, S, T, BLOCK>(window, row);
                 } else {
-                    rounding = rounding.plus(self.rows::<V, S, T, 1>(window, row));
-                    row += 1;
+                    // Summed as those of a block, so that a difference and its product have equal stats.
+                    for row in row..row + count {
+                        found = found.plus(self.rows::<V, S, T, 1>(window, row));
+                    }
                 }
             }
+            rounding = rounding.plus(found);
+            row += count;
         }
         if window.stream {
             // SAFETY: the processor has these instructions.
@@ -342,7 +367,7 @@ impl Packed {
         let mut rounding = RoundingStats::default();
         for (i, sums) in sums.iter().enumerate() {
             let found = sums.stats();
-            let found = if self.holds(&found) {
+            let found = if self.holds(&found, start + i) {
                 found
             } else {
                 // SAFETY: a row of the window, written above.
@@ -354,9 +379,13 @@ impl Packed {
     }
 
     /// True if a row's sums in f32 are what they should be.
-    fn holds(&self, row: &RoundingStats) -> bool {
-        let finite = row.norm.is_finite() && row.dot.is_finite() && row.error.is_finite();
-        finite && (row.norm >= LEAST_NORM || self.products.iter().all(|product| product.zero))
+    fn holds(&self, found: &RoundingStats, row: usize) -> bool {
+        let finite = found.norm.is_finite() && found.dot.is_finite() && found.error.is_finite();
+        let zero = |term: &Term<'_>| match term {
+            Term::Product { zero, .. } => *zero,
+            Term::Full { factor, values } => *factor == 0.0 || all_zero(&values[row * self.columns..][..self.columns]),
+        };
+        finite && (found.norm >= LEAST_NORM || self.terms.iter().all(zero))
     }
 
     /// A row's sums in f64, of what is in memory already; `unchanged` is left at 0.
@@ -391,13 +420,39 @@ impl Packed {
             (at, true) => at % PAIR * self.simd.width() + at / PAIR,
             (at, false) => at,
         };
-        self.products.iter().fold(0.0, |delta, Product { rank, factor, left, right, .. }| {
-            let (start, step) =
-                if row < full { (row / BLOCK * BLOCK * rank + row % BLOCK, BLOCK) } else { (row * rank, 1) };
-            let value = |k: usize| right[(column / tile * rank + k) * tile + within];
-            let product = (0..*rank).fold(0.0, |sum, k| f32::mul_add(value(k), left[start + k * step], sum));
-            f32::mul_add(product, *factor, delta)
+        self.terms.iter().fold(0.0, |delta, term| match term {
+            Term::Product { rank, factor, left, right, .. } => {
+                // Single rows lie one after another.
+                let blocked = row < full;
+                let (start, step) = match blocked {
+                    true => (row / BLOCK * BLOCK * rank + row % BLOCK, BLOCK),
+                    false => (row * rank, 1),
+                };
+                let value = |k: usize| right[(column / tile * rank + k) * tile + within];
+                let product = (0..*rank).fold(0.0, |sum, k| f32::mul_add(value(k), left[start + k * step], sum));
+                f32::mul_add(product, *factor, delta)
+            }
+            Term::Full { factor, values } => f32::mul_add(values[row * self.columns + column], *factor, delta),
         })
+    }
+
+    /// A tile of a row of a difference from `column` on, zeros beyond the last column; in the order of the weights' vectors.
+    #[inline(always)]
+    fn difference<V: Lanes, S: Stored>(&self, row: &[f32], column: usize) -> [V; PAIR] {
+        let load = |values: &[f32; WIDEST]| {
+            // SAFETY: PAIR vectors are no more than WIDEST values.
+            unsafe { [V::load_f32(values.as_ptr()), V::load_f32(values[V::WIDTH..].as_ptr())] }
+        };
+        let pair = match row[column..].first_chunk::<WIDEST>() {
+            Some(values) => load(values),
+            None => {
+                let mut padded = [0.0; WIDEST];
+                let rest = &row[column..];
+                padded[..rest.len()].copy_from_slice(rest);
+                load(&padded)
+            }
+        };
+        if S::ZIPPED { V::unzip(pair) } else { pair }
     }
 
     /// One tile of `R` rows; gives the number of unchanged elements.
@@ -416,12 +471,26 @@ impl Packed {
         let width = V::WIDTH * PAIR;
         let zero = V::splat(0.0);
         let mut delta = [[zero; PAIR]; R];
-        for Product { rank, factor, left, right, .. } in &self.products {
+        for term in &self.terms {
+            let (rank, factor, left, right) = match term {
+                Term::Product { rank, factor, left, right, .. } => (*rank, *factor, left, right),
+                Term::Full { factor, values } => {
+                    let factor = V::splat(*factor);
+                    for i in 0..R {
+                        let row = &values[(start + i) * self.columns..][..self.columns];
+                        let values = self.difference::<V, S>(row, tile * width);
+                        for c in 0..PAIR {
+                            delta[i][c] = values[c].mul_add(factor, delta[i][c]);
+                        }
+                    }
+                    continue;
+                }
+            };
             // R rows of a block lie together rank by rank, single rows after one another: both begin here.
             let left = left[start * rank..][..R * rank].as_ptr();
             let right = right[tile * rank * width..][..rank * width].as_ptr();
             let mut product = [[zero; PAIR]; R];
-            for k in 0..*rank {
+            for k in 0..rank {
                 let mut values = [zero; PAIR];
                 for c in 0..PAIR {
                     // SAFETY: within the slice just taken.
@@ -435,7 +504,7 @@ impl Packed {
                     }
                 }
             }
-            let factor = V::splat(*factor);
+            let factor = V::splat(factor);
             for i in 0..R {
                 for c in 0..PAIR {
                     delta[i][c] = product[i][c].mul_add(factor, delta[i][c]);
@@ -472,6 +541,38 @@ impl Packed {
         }
         unchanged
     }
+}
+
+/// The rank, and the left factor in blocks of rows: see [`Term::Product`].
+fn packed_left(left: &ArrayView2<'_, f32>) -> (usize, Vec<f32>) {
+    let (rows, rank) = left.dim();
+    let full = rows - rows % BLOCK;
+    let mut packed = Vec::with_capacity(rows * rank);
+    for block in (0..full).step_by(BLOCK) {
+        packed.extend((0..rank).flat_map(|k| (block..block + BLOCK).map(move |row| left[[row, k]])));
+    }
+    packed.extend((full..rows).flat_map(|row| (0..rank).map(move |k| left[[row, k]])));
+    (rank, packed)
+}
+
+/// The right factor in tiles of columns: see [`Term::Product`].
+fn packed_right(simd: Simd, zipped: bool, right: &ArrayView2<'_, f32>) -> Vec<f32> {
+    let (tile, (rank, columns)) = (simd.width() * PAIR, right.dim());
+    let mut packed = vec![0.0; columns.div_ceil(tile) * tile * rank];
+    for (k, row) in right.outer_iter().enumerate() {
+        let row = row.as_standard_layout();
+        for (i, values) in row.as_slice().unwrap_or_default().chunks(tile).enumerate() {
+            let packed = &mut packed[(i * rank + k) * tile..][..tile];
+            if zipped {
+                values.iter().step_by(2).zip(&mut *packed).for_each(|(value, at)| *at = *value);
+                let odd = &mut packed[simd.width()..];
+                values.iter().skip(1).step_by(2).zip(odd).for_each(|(value, at)| *at = *value);
+            } else {
+                packed[..values.len()].copy_from_slice(values);
+            }
+        }
+    }
+    packed
 }
 
 fn all_zero(values: &[f32]) -> bool {

@@ -39,6 +39,8 @@ pub(super) trait Lanes: Copy {
     fn round_bf16(self) -> Self;
     /// `[a0 a1 …]`, `[b0 b1 …]` to `a0 b0 a1 b1 …`.
     fn zip(pair: [Self; PAIR]) -> [Self; PAIR];
+    /// The even and the odd elements of both together: [`Self::zip`] backwards.
+    fn unzip(pair: [Self; PAIR]) -> [Self; PAIR];
 
     unsafe fn load_f32(from: *const f32) -> Self;
     unsafe fn store_f32(self, to: *mut f32, stream: bool);
@@ -238,6 +240,11 @@ impl Lanes for Portable {
         [Self(std::array::from_fn(at)), Self(std::array::from_fn(|i| at(8 + i)))]
     }
     #[inline(always)]
+    fn unzip([a, b]: [Self; PAIR]) -> [Self; PAIR] {
+        let at = |i: usize| if i < 8 { a.0[i] } else { b.0[i - 8] };
+        [Self(std::array::from_fn(|i| at(2 * i))), Self(std::array::from_fn(|i| at(2 * i + 1)))]
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         Self(unsafe { from.cast::<[f32; 8]>().read_unaligned() })
     }
@@ -333,6 +340,16 @@ pub(super) mod x86 {
             }
         }
         #[inline(always)]
+        fn unzip([a, b]: [Self; PAIR]) -> [Self; PAIR] {
+            unsafe {
+                // Within halves of the vectors first; pairs of elements are then in the order 0, 2, 1, 3.
+                let ordered = |pairs| _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(pairs)));
+                let (even, odd) =
+                    (_mm256_shuffle_ps::<0b10_00_10_00>(a.0, b.0), _mm256_shuffle_ps::<0b11_01_11_01>(a.0, b.0));
+                [Self(ordered(even)), Self(ordered(odd))]
+            }
+        }
+        #[inline(always)]
         unsafe fn load_f32(from: *const f32) -> Self {
             Self(unsafe { _mm256_loadu_ps(from) })
         }
@@ -423,6 +440,14 @@ pub(super) mod x86 {
             }
         }
         #[inline(always)]
+        fn unzip([a, b]: [Self; PAIR]) -> [Self; PAIR] {
+            unsafe {
+                let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+                let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+                [Self(_mm512_permutex2var_ps(a.0, even, b.0)), Self(_mm512_permutex2var_ps(a.0, odd, b.0))]
+            }
+        }
+        #[inline(always)]
         unsafe fn load_f32(from: *const f32) -> Self {
             Self(unsafe { _mm512_loadu_ps(from) })
         }
@@ -463,7 +488,53 @@ pub(super) mod x86 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::kernel::Simd;
     use super::*;
+
+    #[inline(always)]
+    fn check_unzip<V: Lanes>() {
+        let stored = |pair: [V; PAIR]| {
+            let mut values = vec![0.0; PAIR * V::WIDTH];
+            let (first, second) = values.split_at_mut(V::WIDTH);
+            unsafe {
+                pair[0].store_f32(first.as_mut_ptr(), false);
+                pair[1].store_f32(second.as_mut_ptr(), false);
+            }
+            values
+        };
+        let values: Vec<f32> = (0..PAIR * V::WIDTH).map(|i| i as f32).collect();
+        let pair = unsafe { [V::load_f32(values.as_ptr()), V::load_f32(values[V::WIDTH..].as_ptr())] };
+        let even_then_odd: Vec<f32> =
+            [0, 1].into_iter().flat_map(|at| values.iter().skip(at).step_by(2).copied()).collect();
+        assert_eq!(stored(V::unzip(pair)), even_then_odd);
+        assert_eq!(stored(V::zip(V::unzip(pair))), values);
+        assert_eq!(stored(V::unzip(V::zip(pair))), values);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx2,fma,f16c,popcnt")]
+    fn check_unzip_avx512() {
+        check_unzip::<x86::Avx512>();
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
+    fn check_unzip_avx2() {
+        check_unzip::<x86::Avx2>();
+    }
+
+    #[test]
+    fn unzip_undoes_zip_with_all_instructions() {
+        for simd in Simd::available() {
+            match simd {
+                #[cfg(target_arch = "x86_64")]
+                Simd::Avx512 => unsafe { check_unzip_avx512() },
+                #[cfg(target_arch = "x86_64")]
+                Simd::Avx2 => unsafe { check_unzip_avx2() },
+                _ => check_unzip::<Portable>(),
+            }
+        }
+    }
 
     #[test]
     fn fused_multiply_add_rounds_once() {

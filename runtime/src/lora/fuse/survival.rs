@@ -42,6 +42,28 @@ pub fn survival(engine: &Engine, adapters: &[(&Adapter, f32)]) -> Result<Surviva
     Ok(found)
 }
 
+/// Tensors of a sample.
+const SAMPLED: usize = 4;
+
+/// What fusing into the storage type does to a few of the tensors that are changed, the first and the last among them.
+///
+/// # Errors
+/// As [`survival`].
+pub(crate) fn sampled(engine: &Engine, adapters: &[(&Adapter, f32)]) -> Result<FuseReport, FuseError> {
+    let options = FuseOptions::new(FuseTarget::Storage);
+    let by_tensor = by_tensor(engine, adapters)?;
+    let last = by_tensor.len().saturating_sub(1);
+    let mut report = FuseReport::default();
+    for (at, (name, slots)) in by_tensor.iter().enumerate() {
+        let chosen = last < SAMPLED || (0..SAMPLED).any(|n| at == n * last / (SAMPLED - 1));
+        if chosen {
+            let tensor = Changed { name, base: engine.weight(name)?, slots };
+            report.slots.extend(fuse_tensors(std::slice::from_ref(&tensor), &options)?.report.slots);
+        }
+    }
+    Ok(report)
+}
+
 /// Frobenius norm of a slot's weight; `None` of a weight in 8 bits. Costs a pass over the weight.
 ///
 /// # Errors

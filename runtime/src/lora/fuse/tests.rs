@@ -25,8 +25,21 @@ impl Case {
         Array2::from_shape_vec((rows, columns), self.values(rows * columns, scale)).unwrap()
     }
 
-    fn update(&mut self, out: usize, inner: usize, rank: usize) -> LowRank {
+    fn factors(&mut self, out: usize, inner: usize, rank: usize) -> LowRank {
         LowRank { down: self.matrix(rank, inner, 1.0), up: self.matrix(out, rank, 0.1), alpha: 2.0 }
+    }
+
+    fn update(&mut self, out: usize, inner: usize, rank: usize) -> Update {
+        self.factors(out, inner, rank).into()
+    }
+
+    /// A full difference, with zeros of both signs here and there, and in whole rows and columns.
+    fn difference(&mut self, out: usize, inner: usize) -> Array2<f32> {
+        let mut values = self.matrix(out, inner, 0.1);
+        values.iter_mut().step_by(7).for_each(|value| *value = -0.0);
+        (1..out).step_by(4).for_each(|row| values.row_mut(row).fill(0.0));
+        (2..inner).step_by(5).for_each(|column| values.column_mut(column).fill(0.0));
+        values
     }
 }
 
@@ -40,21 +53,10 @@ fn stored(dtype: Dtype, values: &[f32]) -> Bytes {
 }
 
 fn slot(out: usize, inner: usize, transposed: bool, rows: Option<(usize, usize)>) -> Slot {
-    Slot {
-        name: "layer".into(),
-        tensor: "layer.weight".into(),
-        out_features: out,
-        in_features: inner,
-        transposed,
-        rows: rows.map(|(start, end)| RowRange { start, end }),
-        quantized: None,
-        lookups: Vec::new(),
-        aliases: vec![],
-        found: None,
-    }
+    Slot { transposed, rows: rows.map(|(start, end)| RowRange { start, end }), ..Slot::linear("layer", out, inner) }
 }
 
-fn term(update: &LowRank, strength: f32) -> Term<'_> {
+fn term(update: &Update, strength: f32) -> Term<'_> {
     Term { adapter: "a", update, strength }
 }
 
@@ -100,8 +102,13 @@ fn fuse_of_nothing_gives_the_base_bit_for_bit() {
     values[5] = -0.0;
     for dtype in DTYPES {
         let data = stored(dtype, &values);
-        for (rank, strength) in [(0, 1.0), (3, 0.0)] {
-            let update = case.update(out, inner, rank);
+        let updates = [
+            (case.update(out, inner, 0), 1.0),
+            (case.update(out, inner, 3), 0.0),
+            (Update::Full(case.matrix(out, inner, 1.0)), 0.0),
+            (Update::Full(Array2::from_elem((out, inner), -0.0)), 1.0),
+        ];
+        for (update, strength) in updates {
             let layer = slot(out, inner, false, None);
             let (same, report) =
                 run(dtype, &[out, inner], &data, &layer, vec![term(&update, strength)], FuseTarget::Storage);
@@ -118,7 +125,8 @@ fn fuse_equals_a_sum_in_f64_to_one_rounding() {
     let mut case = Case::new(2);
     let (out, inner, rank) = (19, 1030, 5);
     let values = case.values(out * inner, 2.0);
-    let update = case.update(out, inner, rank);
+    let factors = case.factors(out, inner, rank);
+    let update = factors.clone().into();
     for dtype in DTYPES {
         let data = stored(dtype, &values);
         let base = floats(dtype, &data);
@@ -126,7 +134,7 @@ fn fuse_equals_a_sum_in_f64_to_one_rounding() {
             run(dtype, &[out, inner], &data, &slot(out, inner, false, None), vec![term(&update, 0.7)], FuseTarget::F32);
         for (i, &got) in floats(Dtype::F32, &fused).iter().enumerate() {
             let (o, j) = (i / inner, i % inner);
-            let product: f64 = (0..rank).map(|k| f64::from(update.up[[o, k]]) * f64::from(update.down[[k, j]])).sum();
+            let product: f64 = (0..rank).map(|k| f64::from(factors.up[[o, k]]) * f64::from(factors.down[[k, j]])).sum();
             let expected = f64::from(base[i]) + 0.7 * (2.0 / rank as f64) * product;
             assert!((f64::from(got) - expected).abs() < 3e-7, "{got} {expected}");
         }
@@ -195,7 +203,7 @@ fn fuse_gives_equal_bits_and_reports_on_every_path() {
     let mut case = Case::new(5);
     for (out, inner) in [(1, 1), (5, 7), (6, 16), (7, 31), (13, 32), (12, 65), (29, 100), (6, 0), (0, 9), (700, 257)] {
         for ranks in [vec![0], vec![1], vec![4, 3], vec![37]] {
-            let updates: Vec<LowRank> = ranks.iter().map(|&rank| case.update(out, inner, rank)).collect();
+            let updates: Vec<Update> = ranks.iter().map(|&rank| case.update(out, inner, rank)).collect();
             let mut values = case.values(out * inner, 2.0);
             if let Some(value) = values.first_mut() {
                 // Subnormal in bf16, as the instruction that rounds to bf16 would not have it.
@@ -221,6 +229,112 @@ fn fuse_gives_equal_bits_and_reports_on_every_path() {
     }
 }
 
+/// Fuses both on every path of the processor, and wants equal bits and equal reports.
+#[track_caller]
+fn assert_fused_alike(
+    shape: [usize; 2],
+    values: &[f32],
+    slot: &Slot,
+    one: &[(&Update, f32)],
+    other: &[(&Update, f32)],
+) {
+    for dtype in DTYPES {
+        let data = stored(dtype, values);
+        for (target, simd) in both_targets_with_all_instructions() {
+            let options = FuseOptions { simd, ..FuseOptions::new(target) };
+            let fused = |updates: &[(&Update, f32)]| {
+                let terms = updates.iter().map(|&(update, strength)| term(update, strength)).collect();
+                run_on(dtype, &shape, &data, slot, terms, &options).unwrap()
+            };
+            let ((found, report), (expected, expected_report)) = (fused(one), fused(other));
+            let what = || format!("{simd:?} {dtype} {target:?} {shape:?} transposed {}", slot.transposed);
+            assert!(found == expected, "{}", what());
+            assert_eq!(report, expected_report, "{}", what());
+        }
+    }
+}
+
+/// Rows and columns that do not fill a block or a tile, in both orientations, in whole tensors and in parts of fused ones; updates
+/// alone and together; sums of squares that f32 holds and that it does not.
+#[test]
+fn full_difference_fuses_to_the_bits_and_the_report_of_its_product() {
+    let mut case = Case::new(14);
+    for (rows, columns) in [1, 5, 6, 13].into_iter().flat_map(|rows| [37, 70, 129].map(|columns| (rows, columns))) {
+        for (transposed, beside) in [(false, 0), (false, 10), (true, 0), (true, 10)] {
+            let (out, inner) = if transposed { (columns, rows) } else { (rows, columns) };
+            let total = out + beside;
+            let shape = if transposed { [inner, total] } else { [total, inner] };
+            let layer = slot(out, inner, transposed, (beside > 0).then_some((3, 3 + out)));
+            let values = case.values(total * inner, 2.0);
+            let [full, second] = [(); 2].map(|()| Update::Full(case.difference(out, inner)));
+            let [product, second_product] = [&full, &second].map(|update| update.to_low_rank().into_owned().into());
+            let factors = case.update(out, inner, 3);
+            for strength in [0.7, 1e-15] {
+                let own = |update| (update, strength);
+                assert_fused_alike(shape, &values, &layer, &[own(&full)], &[own(&product)]);
+                let low_rank = (&factors, 0.3 * strength);
+                let (one, other) = ([low_rank, own(&full)], [low_rank, own(&product)]);
+                assert_fused_alike(shape, &values, &layer, &one, &other);
+                let one = [own(&full), low_rank, own(&second)];
+                let other = [own(&product), low_rank, own(&second_product)];
+                assert_fused_alike(shape, &values, &layer, &one, &other);
+            }
+        }
+    }
+}
+
+/// Several pieces, the last one short.
+#[test]
+fn full_difference_of_many_rows_fuses_to_the_bits_and_the_report_of_its_product() {
+    let mut case = Case::new(15);
+    let (out, inner) = (2029, 37);
+    let full = Update::Full(case.difference(out, inner));
+    let product = full.to_low_rank().into_owned().into();
+    let values = case.values(out * inner, 2.0);
+    let layer = slot(out, inner, false, None);
+    assert!(out * inner > PIECE);
+    assert_fused_alike([out, inner], &values, &layer, &[(&full, 1.0)], &[(&product, 1.0)]);
+}
+
+#[test]
+fn full_difference_that_is_not_finite_is_an_error_that_names_its_adapter() {
+    let mut case = Case::new(16);
+    let (rows, columns) = (13, 70);
+    let (data, low_rank) = (case.values(rows * columns, 2.0), case.update(rows, columns, 2));
+    for (value, at) in [(f32::NAN, (0, 0)), (f32::NAN, (12, 69)), (f32::INFINITY, (6, 40))] {
+        let mut difference = case.difference(rows, columns);
+        difference[at] = value;
+        let damaged = Update::Full(difference.clone());
+        let turned = Update::Full(difference.t().to_owned());
+        let straight = (slot(rows, columns, false, None), [Some(&low_rank), None], &damaged);
+        let across = (slot(columns, rows, true, None), [None, None], &turned);
+        for (dtype, (layer, others, update)) in
+            DTYPES.into_iter().flat_map(|dtype| [(dtype, &straight), (dtype, &across)])
+        {
+            let data = stored(dtype, &data);
+            for (target, simd) in both_targets_with_all_instructions() {
+                for (other, strength) in others.iter().flat_map(|&other| [(other, 1.0), (other, 0.0)]) {
+                    let mut terms: Vec<Term<'_>> = other.into_iter().map(|other| term(other, 1.0)).collect();
+                    terms.push(Term { adapter: "damaged", update, strength });
+                    let options = FuseOptions { simd, ..FuseOptions::new(target) };
+                    let error = run_on(dtype, &[rows, columns], &data, layer, terms, &options).unwrap_err();
+                    let FuseError::NotFinite { adapter, factor, .. } = &error else { panic!("{error}") };
+                    assert_eq!((&adapter[..], *factor), ("damaged", "the difference"), "{simd:?} {dtype} {target:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn full_difference_is_copied_for_the_kernel_only_where_it_lies_across() {
+    let mut case = Case::new(17);
+    let difference = case.difference(5, 37);
+    let bytes =
+        |transposed| Job::bytes(&slot(5, 37, transposed, None), [&Update::Full(difference.clone())].into_iter());
+    assert_eq!((bytes(false), bytes(true)), (0, 5 * 37 * size_of::<f32>()));
+}
+
 /// Results that are written past the caches: whole matrices, and a window of columns.
 #[test]
 fn fuse_that_streams_gives_equal_bits_on_every_path() {
@@ -230,19 +344,25 @@ fn fuse_that_streams_gives_equal_bits_on_every_path() {
         let data = stored(dtype, &case.values(rows * stride, 2.0));
         for (column, columns) in [(0, stride), (64, stride - 192), (64, 1000)] {
             let (left, right) = (case.matrix(rows, 3, 0.1), case.matrix(3, columns, 1.0));
+            let difference = case.difference(rows, columns);
+            let product = Addend::Product { left: left.view(), right: right.view(), factor: 0.5 };
+            let full = Addend::Full { values: difference.view(), factor: 0.5 };
             for (target, simd) in both_targets_with_all_instructions() {
                 let wide = target_dtype(dtype, target);
-                let fuse = |simd: Simd, stream: bool| {
+                let fuse = |simd: Simd, stream: bool, addends: &[Addend<'_>]| {
                     let pool = Pool::default();
                     let mut out = pool.take(rows * stride * wide.size()).unwrap();
                     out.bytes_mut().fill(0);
-                    let packed = Packed::new(simd, dtype, (rows, columns), &[(left.view(), right.view(), 0.5)]);
+                    let packed = Packed::new(simd, dtype, (rows, columns), addends);
                     let (base, to) = ((dtype, &data[..]), (wide, out.bytes_mut()));
                     let rounding = packed.fuse(0, column, stride, base, to, stream);
                     (out.bytes_mut().to_vec(), rounding)
                 };
-                let (streamed, plain) = (fuse(simd, true), fuse(Simd::Portable, false));
-                assert!(streamed == plain, "{simd:?} {dtype} {target:?} columns {columns} from {column}");
+                for addends in [&[product][..], &[full], &[product, full]] {
+                    let (streamed, plain) = (fuse(simd, true, addends), fuse(Simd::Portable, false, addends));
+                    let what = format!("{simd:?} {dtype} {target:?} columns {columns} from {column}");
+                    assert!(streamed == plain, "{what}, {} updates", addends.len());
+                }
             }
         }
     }
@@ -301,13 +421,14 @@ fn rounding_stats_equal_sums_over_the_elements() {
 }
 
 /// ΔW of this size everywhere, of rank 2 and with other columns than rows.
-fn even(out: usize, inner: usize, size: f32) -> LowRank {
+fn even(out: usize, inner: usize, size: f32) -> Update {
     let half = size.abs().sqrt() / 2f32.sqrt();
     LowRank {
         down: Array2::from_elem((2, inner), half),
         up: Array2::from_elem((out, 2), half.copysign(size)),
         alpha: 2.0,
     }
+    .into()
 }
 
 #[test]
@@ -383,7 +504,7 @@ fn fuse_of_several_slots_of_one_tensor_leaves_the_rows_between_alone() {
     let names: Vec<&str> = fused.report.slots.iter().map(|slot| &slot.slot[..]).collect();
     assert_eq!(names, ["late", "early"]);
     let (got, base) = (floats(Dtype::F32, &fused.weights["layer.weight"]), floats(Dtype::Bf16, &data));
-    let alone = |update: &LowRank, rows: (usize, usize), strength: f32| {
+    let alone = |update: &Update, rows: (usize, usize), strength: f32| {
         let cut = stored(Dtype::Bf16, &base[rows.0 * inner..rows.1 * inner]);
         let layer = slot(rows.1 - rows.0, inner, false, None);
         let shape = [rows.1 - rows.0, inner];
@@ -410,7 +531,7 @@ fn fuse_lays_the_factors_of_some_tensors_out_at_a_time_and_counts_them() {
     let (layers, rank, out, inner) = (5, 512, 7, 4000);
     let data = stored(Dtype::Bf16, &case.values(out * inner, 2.0));
     let base = Base((0..layers).map(|n| Slot::linear(format!("layer{n}"), out, inner)).collect(), data);
-    let update = case.update(out, inner, rank);
+    let update = Arc::new(case.update(out, inner, rank));
     let adapter = |layers: &mut dyn Iterator<Item = usize>| Adapter {
         name: "a".into(),
         layers: layers.map(|n| (format!("layer{n}"), update.clone())).collect(),
@@ -459,8 +580,10 @@ fn fuse_of_two_adapters_rounds_once() {
     let mut case = Case::new(6);
     let (out, inner) = (8, 40);
     let data = stored(Dtype::Bf16, &vec![1.0; out * inner]);
-    let half_step =
-        |v: f32| LowRank { down: Array2::from_elem((1, inner), 1.0), up: Array2::from_elem((out, 1), v), alpha: 1.0 };
+    let half_step = |v: f32| {
+        let (down, up) = (Array2::from_elem((1, inner), 1.0), Array2::from_elem((out, 1), v));
+        Update::from(LowRank { down, up, alpha: 1.0 })
+    };
     // Each alone is below half of bf16's step at 1 (2⁻⁷), together they are above it.
     let (a, b) = (half_step(0.003), half_step(0.003));
     let layer = slot(out, inner, false, None);
@@ -478,27 +601,37 @@ fn check_rejects_a_with_wrong_in_features_and_values_that_are_not_finite() {
     let mut case = Case::new(7);
     let layer = slot(8, 4, false, None);
     let wrong = case.update(8, 5, 1);
-    let error = check(&layer, &term(&wrong, 1.0)).unwrap_err().to_string();
+    let error = check_term(&layer, &term(&wrong, 1.0)).unwrap_err().to_string();
     assert!(error.contains("slot `layer`: expected down [rank, 4] and up [8, rank], found down [1, 5]"), "{error}");
-    let mut bad = case.update(8, 4, 1);
+    let wrong = Update::Full(case.matrix(8, 5, 1.0));
+    let error = check_term(&layer, &term(&wrong, 1.0)).unwrap_err();
+    assert!(matches!(error, FuseError::ShapeMismatch { .. }));
+    assert!(error.to_string().contains("slot `layer`: expected a difference [8, 4], found [8, 5]"), "{error}");
+    let mut bad = case.factors(8, 4, 1);
     bad.up[[3, 0]] = f32::NAN;
-    assert!(matches!(check(&layer, &term(&bad, 1.0)), Err(FuseError::NotFinite { factor: "up", .. })));
-    let good = case.update(8, 4, 1);
-    let huge = LowRank { alpha: 3e38, ..good.clone() };
-    assert!(check(&layer, &term(&huge, 1.0)).is_ok());
-    assert!(matches!(check(&layer, &term(&huge, 2.0)), Err(FuseError::NotFinite { .. })));
-    assert!(matches!(check(&layer, &term(&good, f32::INFINITY)), Err(FuseError::NotFinite { factor: "strength", .. })));
+    assert!(matches!(check_term(&layer, &term(&bad.into(), 1.0)), Err(FuseError::NotFinite { factor: "up", .. })));
+    let good = case.factors(8, 4, 1);
+    let huge = LowRank { alpha: 3e38, ..good.clone() }.into();
+    assert!(check_term(&layer, &term(&huge, 1.0)).is_ok());
+    assert!(matches!(check_term(&layer, &term(&huge, 2.0)), Err(FuseError::NotFinite { .. })));
+    for good in [good.into(), Update::Full(case.matrix(8, 4, 1.0))] {
+        assert!(check_term(&layer, &term(&good, 1.0)).is_ok());
+        let endless = check_term(&layer, &term(&good, f32::INFINITY));
+        assert!(matches!(endless, Err(FuseError::NotFinite { factor: "strength", .. })));
+    }
 }
 
 #[test]
 fn fuse_beyond_the_range_of_f16_is_an_error() {
-    let big = LowRank { down: Array2::from_elem((1, 2), 300.0), up: Array2::from_elem((2, 1), 300.0), alpha: 1.0 };
+    let factor = |shape| Array2::from_elem(shape, 300.0);
+    let product = LowRank { down: factor((1, 2)), up: factor((2, 1)), alpha: 1.0 };
+    let updates = [product.into(), Update::Full(Array2::from_elem((2, 2), 9e4))];
     let data = stored(Dtype::F16, &[1.0; 4]);
     let layer = slot(2, 2, false, None);
-    for simd in Simd::available() {
+    for (simd, big) in Simd::available().into_iter().flat_map(|simd| updates.each_ref().map(|big| (simd, big))) {
         let into = |target| {
             let options = FuseOptions { simd, ..FuseOptions::new(target) };
-            run_on(Dtype::F16, &[2, 2], &data, &layer, vec![term(&big, 1.0)], &options)
+            run_on(Dtype::F16, &[2, 2], &data, &layer, vec![term(big, 1.0)], &options)
         };
         assert!(matches!(into(FuseTarget::Storage), Err(FuseError::Overflow { .. })), "{simd:?}");
         assert!(into(FuseTarget::F32).is_ok());

@@ -29,27 +29,27 @@ pub trait RunnableGraph: Send {
     fn run(&mut self, inputs: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<NamedTensors, SessionError>;
 }
 
-/// The hoisted graphs before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
-/// says so by [`Hoisted::forget`].
+/// The precomputed graphs before a graph, with what they computed. That depends on inputs only; where weights change under a session, it
+/// says so by [`Precomputed::forget`].
 #[derive(Debug)]
-pub(super) struct Hoisted<P> {
-    prologue: Option<Prologue<P>>,
+pub(super) struct Precomputed<P> {
+    precompute: Option<PrecomputeGraph<P>>,
     timestep_rows: Option<Table<P>>,
 }
 
-impl<P: RunnableGraph> Hoisted<P> {
+impl<P: RunnableGraph> Precomputed<P> {
     /// `timestep_rows` is a graph and those of its inputs that have one row per timestep.
-    pub(super) fn new(prologue: Option<P>, timestep_rows: Option<(P, Vec<String>)>) -> Self {
+    pub(super) fn new(precompute: Option<P>, timestep_rows: Option<(P, Vec<String>)>) -> Self {
         Self {
-            prologue: prologue.map(|part| Prologue { part, kept: None }),
+            precompute: precompute.map(|part| PrecomputeGraph { part, kept: None }),
             timestep_rows: timestep_rows.map(|(part, row_inputs)| Table::new(part, row_inputs)),
         }
     }
 
     /// Forgets what was computed.
     pub(super) fn forget(&mut self) {
-        if let Some(prologue) = &mut self.prologue {
-            prologue.kept = None;
+        if let Some(precompute) = &mut self.precompute {
+            precompute.kept = None;
         }
         if let Some(timestep_rows) = &mut self.timestep_rows {
             timestep_rows.rows.clear();
@@ -57,14 +57,14 @@ impl<P: RunnableGraph> Hoisted<P> {
         }
     }
 
-    /// Adds the prologue's results to `given`, and returns those of the timesteps.
+    /// Adds the results of the precompute graph to `given`, and returns those of the timesteps.
     pub(super) fn run<'a>(
         &'a mut self,
         given: &mut Vec<(&'a str, TensorView<'a>)>,
         in_use: InUse<'_>,
     ) -> Result<NamedTensors, SessionError> {
-        if let Some(prologue) = &mut self.prologue {
-            let results = prologue.run(given, in_use)?;
+        if let Some(precompute) = &mut self.precompute {
+            let results = precompute.run(given, in_use)?;
             given.extend(results.iter().map(|(name, tensor)| (&name[..], row_major(tensor))));
         }
         self.timestep_rows
@@ -114,13 +114,13 @@ fn copies(given: &[(&str, TensorView<'_>)]) -> Vec<Tensor> {
 }
 
 #[derive(Debug)]
-struct Prologue<P> {
+struct PrecomputeGraph<P> {
     part: P,
     /// The last inputs and what came of them.
     kept: Option<(Vec<Tensor>, NamedTensors)>,
 }
 
-impl<P: RunnableGraph> Prologue<P> {
+impl<P: RunnableGraph> PrecomputeGraph<P> {
     fn run(&mut self, given: &[(&str, TensorView<'_>)], in_use: InUse<'_>) -> Result<&NamedTensors, SessionError> {
         let inputs: Vec<(String, TensorView<'_>)> =
             taken(&self.part, given).into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
