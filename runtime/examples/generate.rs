@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use v2l_runtime::events::{Event, Observer};
-use v2l_runtime::{Clip, Error, Generator, Options, PredictOptions, Request};
+use v2l_runtime::{AdapterSet, Clip, Error, Generator, Options, PredictOptions, Request};
 
 /// Shows what happens.
 struct Printed;
@@ -35,7 +35,7 @@ fn main() -> Result<(), Error> {
 
     let asked = PredictOptions { image: Some(&image), ..PredictOptions::default() };
     let effect = generator.predict_with(&reference, &asked, &mut Printed)?;
-    let applied = generator.set_adapters(&[(&effect.adapter, 1.0)])?;
+    let applied = generator.set_adapters(&AdapterSet::from([(&effect.adapter, 1.0)]), None)?;
     eprintln!("{} slots are changed, {}", applied.slots, applied.reason);
 
     let mut request = Request::new(prompt);

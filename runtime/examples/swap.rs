@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use v2l_runtime::lora::adapter::ReadOptions;
 use v2l_runtime::lora::mode::AdapterMode;
-use v2l_runtime::{Error, Generator, Options, Request};
+use v2l_runtime::{AdapterSet, Error, Generator, Options, Request};
 
 fn main() -> Result<(), Error> {
     let mut arguments = std::env::args().skip(1);
@@ -27,18 +27,19 @@ fn main() -> Result<(), Error> {
     }
     let mut request = Request::new("");
     request.num_inference_steps = Some(4);
-    let base = generator.sample(&request, &mut ())?;
+    let mut job = generator.prepare(request)?;
+    let base = job.sample(&mut ())?;
     for (name, adapter) in &adapters {
         let before = Instant::now();
-        let applied = generator.set_adapters(&[(adapter, 1.0)])?;
+        let applied = job.generator().set_adapters(&AdapterSet::from([(&**adapter, 1.0)]), None)?;
         let swapped = before.elapsed();
-        let video = generator.sample(&request, &mut ())?;
+        let video = job.sample(&mut ())?;
         let change = (&video.latents - &base.latents).iter().fold(0f32, |most, x| most.max(x.abs()));
         println!("{name}: {} slots in {swapped:?} ({}), latents differ by up to {change}", applied.slots, applied.way);
     }
     // The base model again, exactly.
-    generator.set_adapters(&[])?;
-    let again = generator.sample(&request, &mut ())?;
+    job.generator().set_adapters(&AdapterSet::default(), None)?;
+    let again = job.sample(&mut ())?;
     println!("without adapters: {}", if again == base { "the base model's bits" } else { "not the base model's bits" });
     Ok(())
 }

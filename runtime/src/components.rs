@@ -56,7 +56,7 @@ pub trait Components {
         Err(ComponentError::OneSession { component: component.to_owned(), graph: graph.to_owned() })
     }
 
-    /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what hoisted graphs keep,
+    /// What a graph will take if it is opened and run on inputs of these shapes. `how` are the runs that share what precomputed graphs keep,
     /// whether adapters will be fused into every layer that has a slot, and whether weights are then held as stored instead of as
     /// they would be. `None` if nobody knows.
     ///

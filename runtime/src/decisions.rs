@@ -10,7 +10,7 @@ use crate::lora::mode::Way;
 pub struct HeldWeights {
     /// The component.
     pub component: String,
-    /// `widened`, `lazy` or `plan`.
+    /// `f32`, `stored` or `plan`.
     pub weights: String,
     /// Why, in words.
     pub reason: String,

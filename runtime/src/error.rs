@@ -34,11 +34,17 @@ pub enum ErrorClass {
 pub trait Classified: std::error::Error {
     /// The class.
     fn class(&self) -> ErrorClass;
+
+    /// The field or input of a request that it is about, if it is about one.
+    fn field(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Why something failed: any error of this crate, with its class.
 pub struct Error {
     class: ErrorClass,
+    field: Option<String>,
     inner: Box<dyn std::error::Error + Send + Sync>,
 }
 
@@ -46,6 +52,11 @@ impl Error {
     /// What kind of failure it is.
     pub fn class(&self) -> ErrorClass {
         self.class
+    }
+
+    /// The field or input of a request that it is about, if it is about one.
+    pub fn field(&self) -> Option<&str> {
+        self.field.as_deref()
     }
 
     /// The error itself, if it is an `E`.
@@ -57,7 +68,7 @@ impl Error {
 // `Error` is not `Classified` itself: this conversion could not exist besides `From<T> for T`.
 impl<E: Classified + Send + Sync + 'static> From<E> for Error {
     fn from(error: E) -> Self {
-        Self { class: error.class(), inner: error.into() }
+        Self { class: error.class(), field: error.field().map(str::to_owned), inner: error.into() }
     }
 }
 

@@ -1,5 +1,8 @@
 //! What a pipeline tells its caller while it works.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde::Serialize;
 
 use crate::error::{Classified, ErrorClass};
@@ -24,15 +27,13 @@ pub enum Phase {
     Predict,
 }
 
-/// Something that happened; serializes as one JSON object with an `event` key, which calls a phase a stage.
+/// Something that happened; serializes as one JSON object with an `event` key.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Event {
     /// A phase of `total` steps begins.
-    #[serde(rename = "stage_started")]
     PhaseStarted {
         /// Which.
-        #[serde(rename = "stage")]
         phase: Phase,
         /// Steps it will take.
         total: usize,
@@ -40,7 +41,6 @@ pub enum Event {
     /// Step `done` of `total` is complete.
     Step {
         /// Which phase.
-        #[serde(rename = "stage")]
         phase: Phase,
         /// Steps complete, from 1.
         done: usize,
@@ -48,10 +48,8 @@ pub enum Event {
         total: usize,
     },
     /// A phase is complete.
-    #[serde(rename = "stage_finished")]
     PhaseFinished {
         /// Which.
-        #[serde(rename = "stage")]
         phase: Phase,
     },
     /// Something the user should know; the work goes on.
@@ -75,6 +73,36 @@ pub trait Observer {
 /// Listens to nothing.
 impl Observer for () {
     fn event(&mut self, _: &Event) {}
+}
+
+/// A request to stop, which threads share: clones are the same request.
+#[derive(Clone, Debug, Default)]
+pub struct CancelToken(Arc<AtomicBool>);
+
+impl CancelToken {
+    /// Asks all that look at it to stop, now and until [`Self::reset`].
+    pub fn request(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes the request back.
+    pub fn reset(&self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// True while it is requested.
+    pub fn is_requested(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Listens to nothing, and stops once it is requested.
+impl Observer for CancelToken {
+    fn event(&mut self, _: &Event) {}
+
+    fn cancelled(&self) -> bool {
+        self.is_requested()
+    }
 }
 
 /// The observer asked to stop.

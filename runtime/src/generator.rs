@@ -8,39 +8,29 @@ use crate::components::{IMAGE_ENCODER, StepGraph, TEXT_ENCODER, TRANSFORMER, TRA
 use crate::decisions::{Decisions, HeldWeights};
 use crate::directory::{DirectoryError, EngineDirectory};
 use crate::error::{Classified, Error, ErrorClass};
-use crate::events::{Event, Observer};
-use crate::lora::adapter::{
-    Adapter, AdapterFormat, Coverage, ReadOptions, detect, read_adapter, read_adapter_for_two, read_light,
-};
+use crate::events::Observer;
+use crate::lora::AdapterSet;
+use crate::lora::adapter::{AdapterStore, LoadedAdapter, ReadOptions, Targets};
 use crate::lora::mode::{AdapterMode, Way, choose, has_branches, with_branches};
 use crate::media::clip::{check_destination, write_frames};
 use crate::media::video::Frames;
 use crate::models::vae::Moments;
-use crate::pipeline::{Estimate, Expected, Generated, Pipeline, PipelineConfig, Request, Settings};
+use crate::pipeline::{Generated, Pipeline, PipelineConfig, Request, ResolvedRequest};
 use crate::predict::Predictor;
 use crate::predict::cache::PredictionCache;
 
 mod apply;
+mod job;
 mod mapped;
 mod options;
 mod predicting;
 mod recipe;
-mod resolve;
 
 pub use apply::Applied;
+pub use job::{Job, OwnVideo, Summary};
 pub use mapped::Mapped;
 pub use options::{Options, PredictOptions, PredictionCacheOptions, ReferenceOptions};
 pub use recipe::Followed;
-pub use resolve::{OwnVideo, Resolved};
-
-/// An adapter from a file.
-#[derive(Clone, Debug)]
-pub struct LoadedAdapter {
-    /// The adapter.
-    pub adapter: Adapter,
-    /// What became of the file's keys; `None` for tokens, which a predictor expanded.
-    pub coverage: Option<Coverage>,
-}
 
 /// A video that was generated.
 #[derive(Clone, Debug)]
@@ -50,7 +40,7 @@ pub struct Video {
     /// The latent that they were decoded from, in the range and order of axes of the model's transformer.
     pub latents: Array5<f32>,
     /// What was asked for, with every question answered.
-    pub settings: Settings,
+    pub settings: ResolvedRequest,
     /// What was decided where `auto` was asked for.
     pub decisions: Decisions,
     ffmpeg: Option<PathBuf>,
@@ -106,7 +96,7 @@ impl Classified for GeneratorError {
 /// done with are let go, so that they need not be in memory together.
 ///
 /// ```no_run
-/// use v2l_runtime::{Clip, Generator, Options, Request};
+/// use v2l_runtime::{AdapterSet, Clip, Generator, Options, Request};
 ///
 /// # fn main() -> Result<(), v2l_runtime::Error> {
 /// let mut generator = Generator::open("engines", &Options::default())?;
@@ -115,7 +105,7 @@ impl Classified for GeneratorError {
 /// let plain = generator.generate(&request)?;
 ///
 /// let effect = generator.predict(&Clip::read("effect.mp4".as_ref(), None)?)?;
-/// generator.set_adapters(&[(&effect.adapter, 0.8)])?;
+/// generator.set_adapters(&AdapterSet::from([(&effect.adapter, 0.8)]), None)?;
 /// let steered = generator.generate(&request)?;
 /// plain.save("plain.mp4")?;
 /// steered.save("steered.mp4")?;
@@ -130,10 +120,10 @@ pub struct Generator {
     predictor: Option<Box<dyn Predictor>>,
     /// The graph that makes a step, with the adapters that it takes as inputs; `None` before adapters were first set.
     step: Option<StepGraph>,
-    /// How many adapters are applied.
-    applied: usize,
-    /// Which of two transformers they change, if it is one alone.
-    changed: Option<&'static str>,
+    /// The adapters that are applied.
+    adapters: AdapterSet,
+    /// Those that were read.
+    store: AdapterStore,
 }
 
 impl Generator {
@@ -160,7 +150,8 @@ impl Generator {
         options.adjust(&mut config)?;
         let pipeline = Pipeline::new(config, tokenizer)?;
         let (cache, options) = (options.open_cache()?, options.clone());
-        Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, applied: 0, changed: None })
+        let (adapters, store) = (AdapterSet::default(), AdapterStore::keeping(options.kept_adapters));
+        Ok(Self { directory, pipeline, options, cache, predictor: None, step: None, adapters, store })
     }
 
     /// The pipeline's configuration, with what the options change of it.
@@ -185,33 +176,6 @@ impl Generator {
         Ok(())
     }
 
-    /// What a request comes to: defaults filled in, sizes checked. Loads nothing.
-    ///
-    /// # Errors
-    /// [`PipelineError`](crate::pipeline::PipelineError) for a request that cannot be carried out.
-    pub fn settings(&self, request: &Request) -> Result<Settings, Error> {
-        Ok(self.pipeline.settings(request, &mut ())?)
-    }
-
-    /// What a request will take, with what is `expected` to come with it. Loads nothing.
-    ///
-    /// # Errors
-    /// As [`Self::settings`], or if an engine is not intact.
-    pub fn estimate(&mut self, request: &Request, expected: Expected) -> Result<Estimate, Error> {
-        let step = self.expected_step()?;
-        Ok(self.pipeline.estimate(&mut self.directory, (request, &step), expected)?)
-    }
-
-    /// Refuses a request for which there is too little memory, before anything is loaded.
-    ///
-    /// # Errors
-    /// [`NotEnough`](crate::memory::NotEnough); else as [`Self::estimate`].
-    pub fn check_memory(&mut self, request: &Request, expected: Expected) -> Result<(), Error> {
-        let step = self.expected_step()?;
-        self.pipeline.check_memory(&mut self.directory, (request, &step), expected)?;
-        Ok(())
-    }
-
     /// The graph that will make a step, as far as is known before adapters are set.
     fn expected_step(&mut self) -> Result<StepGraph, Error> {
         if let Some(step) = &self.step {
@@ -231,16 +195,17 @@ impl Generator {
     }
 
     /// Loads an adapter for the transformer: a safetensors file in any form, or PEFT's folder. Every key is applied, ignored for a
-    /// reason, or refused. For a model with two transformers, [`read_adapter_for_two`] says which of them it changes.
+    /// reason, or refused. For a model with two transformers, [`read_adapter`](crate::lora::adapter::read_adapter)
+    /// says which of them it changes.
     ///
     /// ```no_run
     /// use v2l_runtime::lora::adapter::ReadOptions;
-    /// use v2l_runtime::{Generator, Options};
+    /// use v2l_runtime::{AdapterSet, Generator, Options};
     ///
     /// # fn main() -> Result<(), v2l_runtime::Error> {
     /// let mut generator = Generator::open("engines", &Options::default())?;
     /// let style = generator.load_adapter("style.safetensors", &ReadOptions::default())?;
-    /// generator.set_adapters(&[(&style.adapter, 0.8)])?;
+    /// generator.set_adapters(&AdapterSet::from([(&*style.adapter, 0.8)]), None)?;
     /// # Ok(())
     /// # }
     /// ```
@@ -248,19 +213,13 @@ impl Generator {
     /// # Errors
     /// [`AdapterError`](crate::lora::adapter::AdapterError); for tokens as [`Self::expand`].
     pub fn load_adapter(&mut self, path: impl AsRef<Path>, options: &ReadOptions) -> Result<LoadedAdapter, Error> {
-        let path = path.as_ref();
-        let engine = self.directory.engine(TRANSFORMER)?;
-        if detect(path)? == AdapterFormat::Light {
-            let adapter = self.expand(&read_light(path)?, &engine.manifest().slots)?.adapter;
-            return Ok(LoadedAdapter { adapter, coverage: None });
-        }
-        let loaded = if self.directory.has(TRANSFORMER_2) {
-            let second = self.directory.engine(TRANSFORMER_2)?;
-            read_adapter_for_two(path, [(&*engine).into(), (&*second).into()], options)?
-        } else {
-            read_adapter(path, &*engine, options)?
-        };
-        Ok(LoadedAdapter { adapter: loaded.adapter, coverage: Some(loaded.coverage) })
+        let first = self.directory.engine(TRANSFORMER)?;
+        let second = self.directory.has(TRANSFORMER_2).then(|| self.directory.engine(TRANSFORMER_2)).transpose()?;
+        let targets = Targets::of(&first, second.as_deref());
+        let mut store = std::mem::take(&mut self.store);
+        let loaded = store.load(path.as_ref(), targets, options, |light, slots| Ok(self.expand(light, slots)?.adapter));
+        self.store = store;
+        loaded
     }
 
     /// How the weights of these components are held, of those that there are, and how adapters are applied.
@@ -276,7 +235,7 @@ impl Generator {
             }
         }
         let branch = self.step.as_ref().is_some_and(|step| step.graph != StepGraph::default().graph);
-        let way = (self.applied > 0).then_some(if branch { Way::Branch } else { Way::Fuse });
+        let way = (!self.adapters.is_empty()).then_some(if branch { Way::Branch } else { Way::Fuse });
         Ok(Decisions { weights, way })
     }
 
@@ -291,7 +250,7 @@ impl Generator {
     /// Generates a video with the adapters that are set.
     ///
     /// # Errors
-    /// As [`Self::generate_with`].
+    /// As [`Job::run`]; also if the request cannot be carried out.
     pub fn generate(&mut self, request: &Request) -> Result<Video, Error> {
         self.generate_with(request, &mut ())
     }
@@ -331,37 +290,12 @@ impl Generator {
     /// ```
     ///
     /// # Errors
-    /// If the request cannot be carried out, memory does not suffice, a network fails, or `observer` asks to stop. Nothing is kept of an
-    /// unfinished run.
+    /// If the request cannot be carried out; else as [`Job::run`].
     pub fn generate_with(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Video, Error> {
-        let generated = self.sample(request, observer)?;
-        let frames = self.decode(&generated, observer)?;
-        let decisions = self.video_decisions()?;
-        let Generated { latents, settings } = generated;
-        Ok(Video { frames, latents, settings, decisions, ffmpeg: self.options.ffmpeg.clone() })
+        self.prepare(request.clone())?.run(observer)
     }
 
-    /// The first half of [`Self::generate_with`]: from noise to the final latent. The predictor is let go first.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn sample(&mut self, request: &Request, observer: &mut dyn Observer) -> Result<Generated, Error> {
-        // Nothing is changed for a request that cannot be carried out.
-        self.pipeline.checked(request, &mut ())?;
-        self.predictor = None;
-        if self.step.is_none() {
-            self.set_adapters(&[])?;
-        }
-        let two = self.config().family.as_ref().is_some_and(|family| family.transformers().len() > 1);
-        if let (true, Some(one)) = (two, self.changed) {
-            let message = format!("adapters change the {one} of this model's two transformers alone");
-            observer.event(&Event::Warning { message });
-        }
-        let step = self.step.get_or_insert_default();
-        Ok(self.pipeline.generate(&mut self.directory, (request, step), observer)?)
-    }
-
-    /// The second half of [`Self::generate_with`]: from the latent to frames.
+    /// The second half of [`Job::run`]: from the latent to frames.
     ///
     /// # Errors
     /// As there.

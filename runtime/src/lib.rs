@@ -3,7 +3,7 @@
 //! [`Generator`] is the way in. It owns an engine directory, as `v2l-compile` makes one:
 //!
 //! ```
-//! use v2l_runtime::{Clip, Generator, Request};
+//! use v2l_runtime::{AdapterSet, Clip, Generator, Request};
 //!
 //! # include!(concat!(env!("CARGO_MANIFEST_DIR"), "/doc/sample.rs"));
 //! # fn main() -> Result<(), v2l_runtime::Error> {
@@ -13,7 +13,7 @@
 //! # let effect = std::path::Path::new(references).join("squash");
 //! let mut generator = Generator::open("engines", &options)?;
 //! let effect = generator.predict(&Clip::read(&effect, None)?)?;
-//! generator.set_adapters(&[(&effect.adapter, 1.0)])?;
+//! generator.set_adapters(&AdapterSet::from([(&effect.adapter, 1.0)]), None)?;
 //!
 //! let mut request = Request::new("a paper boat");
 //! request.num_inference_steps = Some(2);
@@ -60,7 +60,8 @@ pub mod wording;
 
 pub use engine::Engine;
 pub use error::{Error, ErrorClass};
-pub use generator::{Generator, Options, PredictOptions, Video};
+pub use generator::{Generator, Job, Options, PredictOptions, Video};
+pub use lora::AdapterSet;
 pub use lora::adapter::{Adapter, AdapterFormat};
 pub use media::clip::Clip;
 pub use predict::Prediction;

@@ -39,7 +39,7 @@ pub fn available_memory() -> Option<u64> {
 
 /// Bytes that this process could have at most: the machine's memory, or the least of these limits. Other than
 /// [`available_memory`] it does not depend on what else runs, and is asked for once in a process. `None` where the system does not say.
-pub fn machine_memory() -> Option<u64> {
+pub fn memory_limit() -> Option<u64> {
     static TOTAL: OnceLock<Option<u64>> = OnceLock::new();
     *TOTAL.get_or_init(|| Room::of(Path::new("/")).total)
 }

@@ -20,7 +20,7 @@ pub const BACKEND_ORT: Words = Words::new(["backend \"ort\"", "--backend ort", "
 pub const OPENVINO_F32: Words =
     Words::new(["openvino.precision: OpenVinoPrecision::F32", "--openvino-precision f32", "V2L_OPENVINO_F32"]);
 /// Adapters in low-rank branches.
-pub const BRANCH: Words = Words::new(["AdapterMode::Branch", "--fuse-mode branch", "V2L_ADAPTERS_SIDE"]);
+pub const BRANCH: Words = Words::new(["AdapterMode::Branch", "--fuse-mode branch", "V2L_ADAPTERS_BRANCH"]);
 /// The GPU.
 pub const DEVICE: Words = Words::new(["trt.device", "--device", "device"]);
 /// Embeddings in place of a predictor's prompt.
@@ -53,8 +53,8 @@ pub const SHIFT: Words = Words::new(["shift", "--shift", "shift"]);
 /// The autoencoder's tiles.
 pub const TILING: Words = Words::new(["vae_tiling: Some(true)", "--vae-tiling on", "V2L_TILING_ON"]);
 /// Weights are held in float32.
-pub const WEIGHTS_F32: Words = Words::new(["OrtWeights::F32", "--ort-weights f32", "V2L_WEIGHTS_WIDENED"]);
+pub const WEIGHTS_F32: Words = Words::new(["OrtWeights::F32", "--ort-weights f32", "V2L_WEIGHTS_F32"]);
 /// Weights are held as they are stored.
-pub const WEIGHTS_STORED: Words = Words::new(["OrtWeights::Stored", "--ort-weights stored", "V2L_WEIGHTS_LAZY"]);
+pub const WEIGHTS_STORED: Words = Words::new(["OrtWeights::Stored", "--ort-weights stored", "V2L_WEIGHTS_STORED"]);
 /// Width of the video.
 pub const WIDTH: Words = Words::new(["width", "--width", "width"]);

@@ -5,21 +5,19 @@ use super::manifest::Graph;
 use super::session::Port;
 
 impl Graph {
-    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what hoisted
+    /// What a run takes, by the formulas of the compiler. `shapes` are those of its inputs; `runs` of them share what precomputed
     /// graphs keep, a row for each. With `arena` the memory of one graph is not given back before the next runs.
-    ///
-    /// An engine of an earlier version has no formulas: outputs whose shape is given by the inputs are all that is then counted.
     pub fn demand(&self, stored_weights: bool, arena: bool, shapes: &Shapes, runs: usize) -> Demand {
         let mut demand = Demand { complete: true, ..Demand::default() };
         let mut shapes = shapes.clone();
-        let hoisted = self.hoisted.as_ref();
-        if let Some(prologue) = hoisted.and_then(|hoisted| hoisted.prologue.as_ref()) {
-            let inputs: u64 = prologue.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
-            let outputs = demand.add(prologue, stored_weights, arena, [&self.inputs, &prologue.inputs], &shapes);
+        let precomputed = self.precomputed.as_ref();
+        if let Some(precompute) = precomputed.and_then(|precomputed| precomputed.precompute.as_ref()) {
+            let inputs: u64 = precompute.inputs.iter().map(|port| port_bytes(port, &shapes)).sum();
+            let outputs = demand.add(precompute, stored_weights, arena, [&self.inputs, &precompute.inputs], &shapes);
             demand.kept = demand.kept.saturating_add(inputs).saturating_add(outputs);
             shapes.extend(demand.shapes.drain());
         }
-        if let Some(timestep_rows) = hoisted.and_then(|hoisted| hoisted.timestep_rows.as_ref()) {
+        if let Some(timestep_rows) = precomputed.and_then(|precomputed| precomputed.timestep_rows.as_ref()) {
             let mut rows = shapes.clone();
             for name in &timestep_rows.rows {
                 rows.insert(name.clone(), vec![runs.clamp(1, 64)]);
@@ -42,7 +40,7 @@ impl Graph {
                 shapes.insert(name, shape);
             }
         }
-        let inputs = hoisted.map_or(&self.inputs, |hoisted| &hoisted.inputs);
+        let inputs = precomputed.map_or(&self.inputs, |precomputed| &precomputed.inputs);
         demand.outputs = demand.add(self, stored_weights, arena, [&self.inputs, inputs], &shapes);
         demand
     }
@@ -56,11 +54,8 @@ impl Demand {
     /// Adds a stored graph; gives the bytes of its outputs, and leaves their shapes in `self.shapes`.
     fn add(&mut self, graph: &Graph, stored_weights: bool, arena: bool, inputs: [&[Port]; 2], shapes: &Shapes) -> u64 {
         self.shapes.clear();
-        let Some(footprints) = &graph.footprint else {
-            self.complete = false;
-            return 0;
-        };
-        let footprint = footprints.lazy.as_ref().filter(|_| stored_weights).unwrap_or(&footprints.widened);
+        let footprints = &graph.footprint;
+        let footprint = footprints.stored.as_ref().filter(|_| stored_weights).unwrap_or(&footprints.f32);
         self.complete &= footprint.unknown == 0;
         let (peak, outputs) = footprint.at(&bound(inputs.into_iter().flatten(), shapes));
         self.activations = if arena { self.activations.saturating_add(peak) } else { self.activations.max(peak) };

@@ -38,23 +38,17 @@ pub struct Footprint {
     /// The shape of each output, in graph order, where it is known.
     pub outputs: Vec<Option<Vec<Sum>>>,
     /// Values of which nothing is known, and which no sum counts.
-    #[serde(default, skip_serializing_if = "is_zero")]
     pub unknown: usize,
 }
 
 /// The footprints of a stored graph's variants.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Footprints {
     /// Of the variant whose weights are all f32.
-    pub widened: Footprint,
+    pub f32: Footprint,
     /// Of the variant whose weights have their stored type; as the other if it is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lazy: Option<Footprint>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
-const fn is_zero(n: &usize) -> bool {
-    *n == 0
+    pub stored: Option<Footprint>,
 }
 
 /// Shapes by the names of inputs or outputs.
@@ -65,18 +59,18 @@ pub type Shapes = HashMap<String, Vec<usize>>;
 pub struct Demand {
     /// Bytes of values that live at once inside of a run.
     pub activations: u64,
-    /// Bytes of outputs that hoisted graphs keep for the runs to come.
+    /// Bytes of outputs that precomputed graphs keep for the runs to come.
     pub kept: u64,
     /// Bytes of the outputs, which callers get.
     pub outputs: u64,
     /// Their shapes, where they are known.
     pub shapes: Shapes,
-    /// False if the engine holds no formulas, or they leave values out: then more is taken.
+    /// False if the formulas leave values out: then more is taken.
     pub complete: bool,
 }
 
 impl Demand {
-    /// Bytes that lie beside what is computed with: what hoisted graphs keep, and the outputs.
+    /// Bytes that lie beside what is computed with: what precomputed graphs keep, and the outputs.
     pub const fn data(&self) -> u64 {
         self.kept.saturating_add(self.outputs)
     }

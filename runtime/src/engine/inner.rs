@@ -43,7 +43,7 @@ impl Engine {
             expected: "an ONNX model".to_owned(),
             found: malformed.to_string(),
         };
-        let bytes = self.blob(&stored.files.widened)?;
+        let bytes = self.blob(&stored.files.f32)?;
         let names = rows(&bytes, stored, most).map_err(malformed)?;
         if names.is_empty() {
             return Ok(None);

@@ -19,7 +19,7 @@ pub const MANIFEST_TENSOR: &str = "v2l/manifest";
 /// Prefix of every name that is not a weight; reserved in checkpoints.
 pub const RESERVED_PREFIX: &str = "v2l/";
 /// Behind a graph's name: its variant that takes LoRA factors as inputs.
-pub const BRANCH_SUFFIX: &str = ".side";
+pub const BRANCH_SUFFIX: &str = ".branch";
 /// Behind a slot's name: the rank of its factors, the only extent of an input that may be 0.
 pub const RANK_SUFFIX: &str = ".lora_rank";
 /// Behind the name of a matrix in 8 bits: its values `[out, blocks, block]`.
@@ -38,8 +38,8 @@ pub const WEIGHT_ALIGNMENT: usize = 64;
 /// Data start at a multiple of this many bytes.
 pub const DATA_ALIGNMENT: usize = 4096;
 
-/// Name of the tensor that holds the [`seal`]. To versions of v2l that know of none it is padding.
-pub const SEAL_TENSOR: &str = "v2l/pad/seal";
+/// Name of the tensor that holds the [`seal`], 32 bytes.
+pub const SEAL_TENSOR: &str = "v2l/seal";
 
 /// The hash of what no [`TensorRecord`] covers: a file's header, with its length before it, and its manifest. Padding is zeros.
 pub fn seal(header: &[u8], manifest: &[u8]) -> Hash {
@@ -56,20 +56,16 @@ pub struct Manifest {
     /// Version of v2l that compiled it.
     pub tool_version: String,
     /// What it was made from: role or file name → hash or description.
-    #[serde(default)]
     pub made_from: IndexMap<String, String>,
     /// Type that the floating-point weights are stored in; single weights may differ, [`Manifest::tensors`] says so.
     pub storage: Dtype,
     /// Graphs over the weights.
     pub graphs: Vec<Graph>,
     /// What adapters may change, in the order of the model's traversal.
-    #[serde(default)]
     pub slots: Vec<Slot>,
-    /// Layers that adapters may name and that are no slots; engines of earlier versions name none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Layers that adapters may name and that are no slots.
     pub absent: Vec<Absent>,
     /// The component's configuration, as its runtime part wants it.
-    #[serde(default)]
     pub attributes: serde_json::Value,
     /// Every tensor of the file except padding and the manifest itself.
     pub tensors: IndexMap<String, TensorRecord>,
@@ -78,7 +74,7 @@ pub struct Manifest {
 /// One graph of a component.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Graph {
-    /// `step`, `prologue`, `first`, …
+    /// `step`, `precompute`, `first`, …
     pub name: String,
     /// Backend that it is compiled for: `ort`, `tensorrt-rtx`, `tensorrt`.
     pub backend: String,
@@ -93,18 +89,16 @@ pub struct Graph {
     /// The stored graphs.
     pub files: GraphFiles,
     /// Ranges that it was compiled for; a run must fit one of them, and anything fits if there is none.
-    #[serde(default)]
     pub profiles: Vec<Profile>,
     /// For a graph with low-rank branches: the largest sum of ranks that a slot's inputs `<slot>.lora_down` `[rank, in]`
     /// and `<slot>.lora_up` `[out, rank]` may have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora_rank: Option<usize>,
     /// What of the graph need not be computed in every run, in graphs of its own.
-    #[serde(rename = "stages", default, skip_serializing_if = "Option::is_none")]
-    pub hoisted: Option<HoistedGraphs>,
-    /// What a run takes besides weights; engines of earlier versions do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub footprint: Option<Footprints>,
+    pub precomputed: Option<PrecomputedGraphs>,
+    /// What a run takes besides weights.
+    pub footprint: Footprints,
     /// What the graph's plans are verified by when their weights were set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub probe: Option<Probe>,
@@ -120,16 +114,16 @@ pub struct Probe {
 }
 
 /// The parts of a graph whose results several runs share. Their inputs are inputs of the graph or, for the later ones,
-/// outputs of the earlier: prologue, timestep rows, and the stored graph itself last. Callers see none of it.
+/// outputs of the earlier: first `precompute`, then `timestep_rows`, and the stored graph itself last. Callers see none of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct HoistedGraphs {
+pub struct PrecomputedGraphs {
     /// Inputs of the stored graph itself, in graph order.
     pub inputs: Vec<Port>,
-    /// `<graph>.prologue`: runs again when one of its inputs changes.
+    /// `<graph>.precompute`: runs again when one of its inputs changes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub prologue: Option<Box<Graph>>,
-    /// `<graph>.times`: runs once for each timestep.
-    #[serde(rename = "times", default, skip_serializing_if = "Option::is_none")]
+    pub precompute: Option<Box<Graph>>,
+    /// `<graph>.timestep_rows`: runs once for each timestep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timestep_rows: Option<TimestepRows>,
 }
 
@@ -145,12 +139,12 @@ pub struct TimestepRows {
 /// Tensors that hold a graph's ONNX bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GraphFiles {
-    /// The variant whose floating-point initializers are all f32, `v2l/graphs/<graph>/widened.onnx`.
-    pub widened: String,
-    /// The variant whose initializers have their stored type, behind Cast nodes, `v2l/graphs/<graph>/lazy.onnx`.
+    /// The variant whose floating-point initializers are all f32, `v2l/graphs/<graph>/f32.onnx`.
+    pub f32: String,
+    /// The variant whose initializers have their stored type, behind Cast nodes, `v2l/graphs/<graph>/stored.onnx`.
     /// Absent if the weights are stored in f32: the variants are then the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lazy: Option<String>,
+    pub stored: Option<String>,
     /// The strongly typed variant, each node in the type of the precision plan, `v2l/graphs/<graph>/typed.onnx`; its
     /// initializers have their stored type. Absent without a plan.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -173,7 +167,7 @@ impl GraphFiles {
     pub(super) fn onnx(&self) -> impl Iterator<Item = &String> {
         let typed = self.typed.iter().map(|typed| &typed.file);
         let openvino = self.openvino.iter().map(|openvino| &openvino.file);
-        std::iter::once(&self.widened).chain(&self.lazy).chain(typed).chain(openvino)
+        std::iter::once(&self.f32).chain(&self.stored).chain(typed).chain(openvino)
     }
 
     /// The weights that forms list by themselves.
@@ -200,7 +194,7 @@ pub struct TrtPlan {
     pub placeholders: bool,
 }
 
-/// A strongly typed variant: the whole graph, hoisted graphs and all.
+/// A strongly typed variant: the whole graph, precomputed graphs and all.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TypedGraph {
     /// Tensor that holds the ONNX bytes.
@@ -248,7 +242,6 @@ pub struct Slot {
     /// Input features of the layer.
     pub in_features: usize,
     /// False: stored `[out, in]`, as in the checkpoint. True: stored `[in, out]`.
-    #[serde(default)]
     pub transposed: bool,
     /// Output features of the initializer that are this layer's, if not all (fused Q, K, V).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -263,9 +256,8 @@ pub struct Slot {
     /// Nodes that look up rows of the weight besides, as a tied embedding does: an update changes them, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lookups: Vec<String>,
-    /// How the compiler came by the name; engines of earlier versions do not say.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub found: Option<Found>,
+    /// How the compiler came by the name.
+    pub found: Found,
 }
 
 /// A layer that adapters may name and that is no slot.
@@ -338,6 +330,8 @@ pub enum How {
     Initializer,
     /// The layers before and after it, or that it is the last one left.
     Position,
+    /// The name of a checkpoint's tensor of which no matrix of the graph is known to be the layer's.
+    Checkpoint,
 }
 
 impl fmt::Display for How {
@@ -351,12 +345,13 @@ impl fmt::Display for How {
             Self::Scope => "scope",
             Self::Initializer => "initializer",
             Self::Position => "position",
+            Self::Checkpoint => "checkpoint",
         })
     }
 }
 
 impl Slot {
-    /// The linear layer at module path `name`, its weight `<name>.weight` stored `[out, in]` as in a checkpoint.
+    /// The linear layer at module path `name` of a model that lists its slots, its weight `<name>.weight` stored `[out, in]` as in a checkpoint.
     pub fn linear(name: impl Into<String>, out_features: usize, in_features: usize) -> Self {
         let name = name.into();
         let tensor = format!("{name}.weight");
@@ -370,7 +365,7 @@ impl Slot {
             quantized: None,
             aliases: Vec::new(),
             lookups: Vec::new(),
-            found: None,
+            found: Found::by(How::Metadata),
         }
     }
 }
@@ -475,12 +470,12 @@ impl Manifest {
 }
 
 impl Graph {
-    /// The stored graph and its hoisted graphs.
+    /// The stored graph and its precomputed graphs.
     pub fn parts(&self) -> impl Iterator<Item = &Self> {
-        let hoisted = self.hoisted.iter();
-        let hoisted = hoisted
-            .flat_map(|s| s.prologue.iter().chain(s.timestep_rows.iter().map(|timestep_rows| &timestep_rows.graph)));
-        std::iter::once(self).chain(hoisted.map(|graph| &**graph))
+        let precomputed = self.precomputed.iter();
+        let precomputed = precomputed
+            .flat_map(|s| s.precompute.iter().chain(s.timestep_rows.iter().map(|timestep_rows| &timestep_rows.graph)));
+        std::iter::once(self).chain(precomputed.map(|graph| &**graph))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::manifest::{Graph, Manifest, RESERVED_PREFIX, SCALES_SUFFIX, Slot};
+use super::manifest::{Found, Graph, How, Manifest, RESERVED_PREFIX, SCALES_SUFFIX, Slot};
 
 /// The floating-point weights of an engine's graphs that are no linear layer's matrix, each as a slot that is called like its tensor.
 ///
@@ -33,7 +33,7 @@ pub(super) fn parameters(manifest: &Manifest) -> Vec<Slot> {
 /// A parameter of this name and shape as a slot, which is called like its tensor; `None` of one without elements.
 pub fn parameter(name: &str, shape: &[usize]) -> Option<Slot> {
     let (rows, columns) = matrix(shape)?;
-    Some(Slot { tensor: name.to_owned(), ..Slot::linear(name, rows, columns) })
+    Some(Slot { tensor: name.to_owned(), found: Found::by(How::Initializer), ..Slot::linear(name, rows, columns) })
 }
 
 /// Rows and columns of a tensor as a matrix in the same order of elements: leading extents of 1 are left out, then the first

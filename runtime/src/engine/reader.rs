@@ -40,15 +40,15 @@ pub enum EngineError {
     },
     /// The engine was written in another version of the format.
     #[error(
-        "{path}: expected engine format {expected}, found {found}; compile the model again with this version of v2l"
+        "{path}: expected engine format {expected}, found {found}; export the model again (v2l-export MODEL -o BUNDLE), then compile it (v2l-compile)"
     )]
     Version {
         /// The file.
         path: PathBuf,
         /// What this build reads.
         expected: u32,
-        /// What the file says.
-        found: u64,
+        /// What the file says, as JSON; `null` if it does not.
+        found: serde_json::Value,
     },
     /// The manifest contradicts itself or the file.
     #[error("{path}: {what}: expected {expected}, found {found}; compile the model again")]
@@ -259,7 +259,6 @@ impl Engine {
         results.into_iter().collect()
     }
 
-    /// A seal under another name is padding that is not zeros: only an engine that never had one goes without.
     fn verify_seal(&self) -> Result<(), EngineError> {
         let structure = |what: String, expected: &str, found: String| EngineError::Structure {
             path: self.path().to_owned(),
@@ -267,13 +266,10 @@ impl Engine {
             expected: expected.to_owned(),
             found,
         };
-        for name in self.file.names().iter().filter(|name| name.starts_with(PAD_PREFIX) && *name != SEAL_TENSOR) {
+        for name in self.file.names().iter().filter(|name| name.starts_with(PAD_PREFIX)) {
             if let Some(at) = self.file.raw(name)?.data.iter().position(|&byte| byte != 0) {
                 return Err(structure(format!("padding `{name}`"), "zeros only", format!("another byte at {at}")));
             }
-        }
-        if !self.file.contains(SEAL_TENSOR) {
-            return Ok(());
         }
         let stored = self.file.raw(SEAL_TENSOR)?.data;
         let expected = Hash::from_bytes(&stored)
@@ -289,7 +285,8 @@ impl Engine {
 fn parse_manifest(file: &WeightFile) -> Result<Manifest, EngineError> {
     #[derive(Deserialize)]
     struct Version {
-        format_version: u64,
+        #[serde(default)]
+        format_version: serde_json::Value,
     }
     let structure = |found: String| EngineError::Structure {
         path: file.path().to_owned(),
@@ -302,7 +299,7 @@ fn parse_manifest(file: &WeightFile) -> Result<Manifest, EngineError> {
         return Err(structure(format!("{} {:?}", view.dtype, view.shape)));
     }
     let version: Version = serde_json::from_slice(&view.data).map_err(|e| structure(e.to_string()))?;
-    if version.format_version != u64::from(FORMAT_VERSION) {
+    if version.format_version != FORMAT_VERSION {
         return Err(EngineError::Version {
             path: file.path().to_owned(),
             expected: FORMAT_VERSION,
@@ -336,8 +333,11 @@ impl Check<'_> {
                 return Err(self.structure(format!("tensor `{name}`"), expected, found));
             }
         }
+        if !self.file.contains(SEAL_TENSOR) {
+            return Err(self.structure(format!("tensor `{SEAL_TENSOR}`"), "32 bytes", "none"));
+        }
         for name in self.file.names() {
-            let known = name == MANIFEST_TENSOR || name.starts_with(PAD_PREFIX);
+            let known = [MANIFEST_TENSOR, SEAL_TENSOR].contains(&&name[..]) || name.starts_with(PAD_PREFIX);
             if !known && !self.manifest.tensors.contains_key(&name) {
                 return Err(self.structure(format!("tensor `{name}`"), "a line in the manifest", "none"));
             }
@@ -376,7 +376,7 @@ impl Check<'_> {
             {
                 return Err(self.structure(what(), "a tolerance above 0, of at most 1", probe.tolerance.to_string()));
             }
-            self.hoisted(graph)?;
+            self.precomputed(graph)?;
         }
         Ok(())
     }
@@ -399,20 +399,20 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Every input of a hoisted graph must come from somewhere, in the type that it is given in.
-    fn hoisted(&self, graph: &Graph) -> Result<(), EngineError> {
-        let Some(hoisted) = &graph.hoisted else { return Ok(()) };
-        let timestep_rows = hoisted.timestep_rows.as_ref();
+    /// Every input of a precomputed graph must come from somewhere, in the type that it is given in.
+    fn precomputed(&self, graph: &Graph) -> Result<(), EngineError> {
+        let Some(precomputed) = &graph.precomputed else { return Ok(()) };
+        let timestep_rows = precomputed.timestep_rows.as_ref();
         let mut known: Vec<&Port> = graph.inputs.iter().collect();
-        for part in hoisted.prologue.iter().chain(timestep_rows.map(|timestep_rows| &timestep_rows.graph)) {
+        for part in precomputed.precompute.iter().chain(timestep_rows.map(|timestep_rows| &timestep_rows.graph)) {
             let what = || format!("graph `{}`", part.name);
-            if part.hoisted.is_some() {
-                return Err(self.structure(what(), "no hoisted graphs of a hoisted graph", "some"));
+            if part.precomputed.is_some() {
+                return Err(self.structure(what(), "no precomputed graphs of a precomputed graph", "some"));
             }
             self.given(what(), &part.inputs, &known)?;
             known.extend(&part.outputs);
         }
-        self.given(format!("graph `{}`", graph.name), &hoisted.inputs, &known)?;
+        self.given(format!("graph `{}`", graph.name), &precomputed.inputs, &known)?;
         let Some(timestep_rows) = timestep_rows else { return Ok(()) };
         let what = || format!("graph `{}`", timestep_rows.graph.name);
         let vectors =
@@ -516,14 +516,20 @@ mod tests {
     use crate::testing::engines::{fixture, part, write_tiny};
 
     #[test]
-    fn engine_of_a_version_that_kept_no_seal_opens_and_verifies() {
+    fn engine_without_a_seal_is_refused_and_one_with_it_verifies() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("older.engine");
+        let path = folder.path().join("tiny.engine");
         let weights = part(&read_tensors(fixture("f32.safetensors")).unwrap(), "weight.");
         write_tiny(&path, &weights, Dtype::F32);
-        let engine = Engine::open(&path).unwrap();
-        assert!(!engine.file.contains(SEAL_TENSOR));
-        engine.verify_hashes().unwrap();
+        Engine::open(&path).unwrap().verify_hashes().unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        let name = SEAL_TENSOR.as_bytes();
+        let at = bytes.windows(name.len()).position(|window| window == name).unwrap();
+        let padding = format!("{PAD_PREFIX}{}", &SEAL_TENSOR[PAD_PREFIX.len()..]);
+        let unsealed = [&bytes[..at], padding.as_bytes(), &bytes[at + name.len()..]].concat();
+        std::fs::write(&path, unsealed).unwrap();
+        let error = Engine::open(&path).unwrap_err().to_string();
+        assert!(error.contains("tensor `v2l/seal`: expected 32 bytes, found none; compile the model again"), "{error}");
     }
 
     /// Graphs name their weights by the placeholder. Any other name is a file, or an address, that a backend would read.

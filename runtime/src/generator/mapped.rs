@@ -103,7 +103,7 @@ impl Mapped {
     }
 
     /// [`Self::predict_joined`] with the strengths that the adapter is to be applied with, for
-    /// [`set_guided_adapters`](super::Generator::set_guided_adapters).
+    /// [`set_adapters`](super::Generator::set_adapters).
     ///
     /// # Errors
     /// As there, but for uneven strengths.

@@ -26,7 +26,9 @@ use crate::predict::cache::PredictionCache;
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How engines are opened. Adapters given here do not count: see [`Generator::set_adapters`](super::Generator::set_adapters).
+    /// Adapters from files that stay in memory for the next time, those used last; each takes what its file takes in f32.
+    pub kept_adapters: usize,
+    /// How engines are opened.
     pub engines: OpenOptions,
     /// How adapters are applied.
     pub adapter_mode: AdapterMode,

@@ -11,7 +11,6 @@ use crate::events::Observer;
 use crate::lora::adapter::{Adapter, LightLora};
 use crate::lora::algebra::merge;
 use crate::media::clip::Clip;
-use crate::options::OpenOptions;
 use crate::predict::{self, Input, Inputs, Place, Prediction, Predictor, PredictorError, Source};
 
 /// The metadata's key of a prediction's prompt.
@@ -37,9 +36,7 @@ impl Generator {
             if !self.has_predictor() {
                 return Err(GeneratorError::NoPredictor { folder: self.directory.folder().to_owned() }.into());
             }
-            // Adapters are for the transformer.
-            let options = OpenOptions { adapters: Vec::new(), ..self.options.engines.clone() };
-            let predictor = predict::open(self.directory.engine(HYPERNETWORK)?, &options)?;
+            let predictor = predict::open(self.directory.engine(HYPERNETWORK)?, &self.options.engines)?;
             if self.directory.has(TRANSFORMER) {
                 predictor.check_backbone(&self.directory.engine(TRANSFORMER)?.manifest().slots)?;
             }

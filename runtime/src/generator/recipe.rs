@@ -31,7 +31,8 @@ impl Generator {
             }
             let mut with = request.clone();
             let followed = follow(&asked, &mut with, &recipe);
-            match (self.settings(request), self.settings(&with)) {
+            let tried = |request: &Request| self.pipeline.resolve(request, &mut ());
+            match (tried(request), tried(&with)) {
                 (Ok(_), Err(error)) => Followed { refused: Some(error.to_string()), ..Followed::default() },
                 _ => {
                     *request = with;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use crate::error::Unusable;
-use crate::io::lookalike::{self, Lookalike};
+use crate::io::detect::{self, OtherKind};
 
 /// Maps `path` read-only. Clones and slices of the result share the map, which lives as long as the last of them.
 ///
@@ -58,7 +58,7 @@ pub fn read_file(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
     if bytes.len() as u64 > limit {
         return Err(Unusable(format!("more than {limit} bytes, the most that a file of this kind may have")).into());
     }
-    match lookalike::stand_in(&bytes) {
+    match detect::stand_in(&bytes) {
         Some(found) => Err(Unusable(found.to_string()).into()),
         None => Ok(bytes),
     }
@@ -90,9 +90,9 @@ pub fn read_text(path: impl AsRef<Path>, limit: u64) -> io::Result<String> {
 ///
 /// # Errors
 /// Those of [`map_file`], and [`Unusable`] with what the file is.
-pub fn map_known(path: impl AsRef<Path>, kind: impl Fn(&[u8]) -> Option<Lookalike>) -> io::Result<Bytes> {
+pub fn map_known(path: impl AsRef<Path>, kind: impl Fn(&[u8]) -> Option<OtherKind>) -> io::Result<Bytes> {
     let bytes = map_file(path)?;
-    match kind(&bytes[..bytes.len().min(lookalike::START)]) {
+    match kind(&bytes[..bytes.len().min(detect::START)]) {
         Some(found) => Err(Unusable(found.to_string()).into()),
         None => Ok(bytes),
     }

@@ -3,12 +3,12 @@
 pub(crate) mod ahead;
 pub mod atomic;
 pub(crate) mod bounded;
+pub mod detect;
 pub mod float8;
 pub mod json;
 pub mod library;
-pub mod lookalike;
 pub mod map;
-pub(crate) mod own;
+pub mod own;
 pub mod raw;
 pub mod user_cache;
 pub mod weights;

@@ -96,6 +96,15 @@ pub(crate) fn create_private(folder: &Path) -> io::Result<()> {
     builder.create(folder)
 }
 
+/// Makes a folder for caches if need be, for this user alone, and refuses one that others may write to.
+///
+/// # Errors
+/// The system's, and why nothing is kept in this folder.
+pub fn open_folder(folder: &Path) -> io::Result<()> {
+    create_private(folder)?;
+    check_own(folder)
+}
+
 fn passed_over(path: &Path, reason: &str) -> io::Error {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     io::Error::other(format!("{name} is passed over: {reason}"))
@@ -103,7 +112,10 @@ fn passed_over(path: &Path, reason: &str) -> io::Error {
 
 /// Nobody else may put entries into the folder of this one.
 fn check_folder(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    check_own(path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new(".")))
+}
+
+fn check_own(folder: &Path) -> io::Result<()> {
     if is_writable_by_others(&folder.metadata()?) {
         let message = "others may write to this folder; take that from them (`chmod go-w`), or name another folder";
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, message));

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::error::{Classified, ErrorClass};
 use crate::io::atomic::AtomicFile;
-use crate::io::lookalike::{self, Lookalike};
+use crate::io::detect::{self, OtherKind};
 use crate::io::map::map_file;
 use crate::io::raw;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
@@ -45,7 +45,7 @@ pub enum WeightError {
         /// The file.
         path: PathBuf,
         /// What it is, and the way out.
-        found: Lookalike,
+        found: OtherKind,
     },
     /// The file lacks a tensor.
     #[error("{path} holds no tensor `{name}`")]
@@ -147,7 +147,7 @@ impl WeightFile {
                 let (start, data) = (data.slice(..8 + length), data.slice(8 + length..));
                 Ok(Self { path, start, data, header })
             }
-            Err(e) => Err(match lookalike::of_tensors(&data[..data.len().min(lookalike::START)]) {
+            Err(e) => Err(match detect::of_tensors(&data[..data.len().min(detect::START)]) {
                 Some(found) => WeightError::Foreign { path, found },
                 None => WeightError::Header { path, reason: e.to_string() },
             }),

@@ -62,7 +62,6 @@ impl Cut {
     }
 
     /// `input` and `output` are a tile's extents before and after the network.
-    #[cfg_attr(not(feature = "cogvideox"), allow(dead_code, reason = "not every family has tiles"))]
     pub(crate) fn tiles(extent: usize, input: usize, output: usize, overlap: f64) -> Self {
         let stride = ((input as f64 * (1.0 - overlap)) as usize).max(1);
         let blend = (output as f64 * overlap) as usize;

@@ -14,13 +14,10 @@ use crate::components::{Components, TRANSFORMER};
 use crate::engine::footprint::Shapes;
 use crate::error::{Classified, Error, ErrorClass};
 use crate::events::Observer;
-use crate::request::{Request, Settings};
+use crate::request::{Request, ResolvedRequest};
 use crate::schedulers::Kind;
 use crate::tensor::NamedTensors;
 use crate::values::WrongValue;
-
-/// The family of a `pipeline.json` that names none.
-pub const DEFAULT: &str = "cogvideox";
 
 /// What the registry knows of a family.
 pub(crate) struct Entry {
@@ -43,11 +40,6 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     /// # Errors
     /// [`WrongValue`], naming the first key that is wrong.
     fn check(&self) -> Result<(), WrongValue>;
-
-    /// The oldest `version` of `pipeline.json` that has all keys of the sections.
-    fn version(&self) -> u32 {
-        OLDEST_VERSION
-    }
 
     /// The sections, as the file has them.
     ///
@@ -93,7 +85,7 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`RequestError`](crate::request::RequestError), or [`MissingSection`].
-    fn check_positions(&self, _settings: &Settings) -> Result<(), Error> {
+    fn check_positions(&self, _settings: &ResolvedRequest) -> Result<(), Error> {
         Ok(())
     }
 
@@ -101,7 +93,7 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`MissingSection`].
-    fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error>;
+    fn latent_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error>;
 
     /// The axes of a latent, for people.
     fn latent_axes(&self) -> &'static str;
@@ -110,19 +102,19 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// [`MissingSection`].
-    fn decoder_shape(&self, settings: &Settings) -> Result<[usize; 5], Error>;
+    fn decoder_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error>;
 
     /// Pixel frames that [`Self::begin`] encodes.
     ///
     /// # Errors
     /// [`MissingSection`].
-    fn encoded_frames(&self, request: &Request, settings: &Settings) -> Result<usize, Error>;
+    fn encoded_frames(&self, request: &Request, settings: &ResolvedRequest) -> Result<usize, Error>;
 
     /// Shapes of the inputs of a step.
     ///
     /// # Errors
     /// [`MissingSection`].
-    fn step_shapes(&self, request: &Request, settings: &Settings) -> Result<Shapes, Error>;
+    fn step_shapes(&self, request: &Request, settings: &ResolvedRequest) -> Result<Shapes, Error>;
 
     /// The transformers, in the order in which they make steps.
     fn transformers(&self) -> &'static [&'static str] {
@@ -151,7 +143,7 @@ pub trait Family: Any + fmt::Debug + Send + Sync {
     fn begin(
         &self,
         components: &mut dyn Components,
-        asked: (&Request, &Settings),
+        asked: (&Request, &ResolvedRequest),
         embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error>;
@@ -203,7 +195,7 @@ pub trait Steps {
     /// If the conditions do not fit the latents.
     fn inputs(&self, latents: &Array5<f32>, timestep: f64) -> Result<NamedTensors, Error>;
 
-    /// Guidance of the step at this timestep. Whether there is any says [`Settings::is_guided`].
+    /// Guidance of the step at this timestep. Whether there is any says [`ResolvedRequest::is_guided`].
     fn guidance(&self, timestep: f64) -> f32;
 
     /// The video's latents, from what the last step left.
@@ -236,11 +228,6 @@ impl<'de> Deserialize<'de> for NoSection {
         Err(D::Error::custom("models of this family have no such section"))
     }
 }
-
-/// The oldest `version` of `pipeline.json`. It is written where nothing of a newer one is used.
-pub const OLDEST_VERSION: u32 = 1;
-/// The `version` of `pipeline.json` whose transformer says how far its positions reach.
-pub const POSITIONS_VERSION: u32 = 5;
 
 /// Reads the sections of a family from the text of a `pipeline.json`.
 ///
@@ -312,9 +299,9 @@ impl Classified for MissingSection {
     }
 }
 
-/// `pipeline.json` names a family that this build does not have.
+/// `pipeline.json` names a family that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("pipeline.json: `family` is {found:?}, expected one that this build has ({known}); update v2l")]
+#[error("pipeline.json: `family` is {found:?}, expected one of {known}; update v2l")]
 pub struct UnknownFamily {
     /// The name found.
     pub found: String,

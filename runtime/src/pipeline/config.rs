@@ -10,33 +10,25 @@ use indexmap::IndexMap;
 use serde::ser::Error as _;
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::components::{IMAGE_ENCODER, PREDICTOR_TEXT_ENCODER, TRANSFORMER, TRANSFORMER_2};
+use crate::components::{IMAGE_ENCODER, TRANSFORMER};
 use crate::error::Unusable;
 use crate::error::{Classified, ErrorClass};
 use crate::io::map::read_member;
 use crate::models;
-use crate::models::family::{DEFAULT, Family, POSITIONS_VERSION, Sections, UnknownFamily};
+use crate::models::family::{Family, Sections, UnknownFamily};
 use crate::request::Defaults;
 use crate::schedulers::{self, Scheduler, SchedulerError};
 use crate::values::{WrongValue, between, real};
 
-pub use crate::models::family::OLDEST_VERSION;
-
 /// The value of `format`.
 pub const FORMAT: &str = "v2l-pipeline";
-/// The newest `version` that this build reads and writes.
-pub const VERSION: u32 = POSITIONS_VERSION;
-/// The `version` that has the list `controls`.
-const CONTROLS_VERSION: u32 = 4;
-/// The `version` that has the section `predictor_tokenizer` and the component `predictor_text_encoder`.
-const PREDICTOR_ENCODER_VERSION: u32 = 3;
-/// The `version` that has the section `image_encoder`, the components `transformer_2` and `image_encoder`, and the default
-/// `guidance_scale_2`.
-const TWO_TRANSFORMERS_VERSION: u32 = 2;
+/// The `version` that this build reads and writes.
+pub const VERSION: u32 = 1;
 /// Name of the file in its directory.
 pub const FILE_NAME: &str = "pipeline.json";
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 16 << 20;
+
 /// Why a `pipeline.json` cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -58,12 +50,19 @@ pub enum ConfigError {
         /// Value found.
         found: String,
     },
-    /// It was written by another version.
-    #[error("pipeline.json: `version` is {found}, expected {OLDEST_VERSION} to {VERSION}; {}", if *found > VERSION { "update v2l" } else { "export the model again" })]
+    /// It is of another version.
+    #[error(
+        "pipeline.json: `version` is {found}, expected {VERSION}; export the model again (v2l-export MODEL -o BUNDLE), then compile it (v2l-compile)"
+    )]
     Version {
-        /// Value found.
-        found: u32,
+        /// Value found, as JSON; `null` if there is none.
+        found: serde_json::Value,
     },
+    /// It describes a model, and does not name its family.
+    #[error(
+        "pipeline.json: `family` is missing; export the model again (v2l-export MODEL -o BUNDLE), then compile it (v2l-compile)"
+    )]
+    NoFamily,
     /// A value makes no sense.
     #[error(transparent)]
     Value(#[from] WrongValue),
@@ -87,7 +86,7 @@ impl Classified for ConfigError {
     fn class(&self) -> ErrorClass {
         match self {
             Self::Io { source, .. } => source.class(),
-            Self::Version { .. } => ErrorClass::Version,
+            Self::Version { .. } | Self::NoFamily => ErrorClass::Version,
             Self::Scheduler(error) => error.class(),
             Self::Family(error) => error.class(),
             _ => ErrorClass::BadModel,
@@ -98,10 +97,6 @@ impl Classified for ConfigError {
 /// The whole file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PipelineConfig {
-    /// [`FORMAT`].
-    pub format: String,
-    /// [`OLDEST_VERSION`] to [`VERSION`]. Where the file takes a newer one than this, the newer one is written.
-    pub version: u32,
     /// The networks: `transformer`, `transformer_2`, `vae_encoder`, `vae_decoder`, `text_encoder`, `image_encoder`,
     /// `hypernetwork`. Any may be absent.
     pub components: IndexMap<String, ComponentFiles>,
@@ -128,7 +123,7 @@ pub struct PipelineConfig {
 struct File {
     format: String,
     version: u32,
-    /// Absent: [`DEFAULT`].
+    /// Absent only where there are no sections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     family: Option<String>,
     components: IndexMap<String, ComponentFiles>,
@@ -156,13 +151,11 @@ impl Serialize for PipelineConfig {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let sections = self.family.as_ref().map(|family| family.sections()).transpose().map_err(S::Error::custom)?;
         let Sections { transformer, vae, image_encoder } = sections.unwrap_or_default();
-        let named = self.family.as_ref().map(|family| family.name()).filter(|name| *name != DEFAULT);
-        let version = self.version.max(version_of(self, image_encoder.is_some()));
         let config = self.clone();
         let file = File {
-            format: config.format,
-            version,
-            family: named.map(str::to_owned),
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            family: self.family.as_ref().map(|family| family.name().to_owned()),
             components: config.components,
             transformer,
             vae,
@@ -176,24 +169,6 @@ impl Serialize for PipelineConfig {
         };
         file.serialize(serializer)
     }
-}
-
-/// The oldest version that has all that a file uses.
-fn version_of(config: &PipelineConfig, image_encoder: bool) -> u32 {
-    let sections = config.family.as_ref().map_or(OLDEST_VERSION, |family| family.version());
-    sections.max(version_beside_sections(config, image_encoder))
-}
-
-fn version_beside_sections(config: &PipelineConfig, image_encoder: bool) -> u32 {
-    if !config.controls.is_empty() {
-        return CONTROLS_VERSION;
-    }
-    if config.predictor_tokenizer.is_some() || config.components.contains_key(PREDICTOR_TEXT_ENCODER) {
-        return PREDICTOR_ENCODER_VERSION;
-    }
-    let newer = [TRANSFORMER_2, IMAGE_ENCODER].iter().any(|name| config.components.contains_key(*name));
-    let newer = newer || image_encoder || config.defaults.guidance_scale_2.is_some();
-    if newer { TWO_TRANSFORMERS_VERSION } else { OLDEST_VERSION }
 }
 
 /// The files of a component, relative to the directory.
@@ -328,8 +303,6 @@ impl PipelineConfig {
     /// A pipeline without components.
     pub fn empty() -> Self {
         Self {
-            format: FORMAT.into(),
-            version: OLDEST_VERSION,
             components: IndexMap::new(),
             family: None,
             scheduler: None,
@@ -361,24 +334,25 @@ impl PipelineConfig {
         #[derive(Deserialize)]
         struct Head {
             format: String,
-            version: u32,
+            #[serde(default)]
+            version: serde_json::Value,
         }
         let head: Head = serde_json::from_str(text)?;
         if head.format != FORMAT {
             return Err(ConfigError::Format { found: head.format });
         }
-        if !(OLDEST_VERSION..=VERSION).contains(&head.version) {
+        if head.version != VERSION {
             return Err(ConfigError::Version { found: head.version });
         }
         let file: File = serde_json::from_str(text)?;
         let sections = [&file.transformer, &file.vae, &file.image_encoder];
-        let named = file.family.is_some() || sections.iter().any(|section| section.is_some());
-        let name = file.family.as_deref().unwrap_or(DEFAULT);
-        // From the text, so that errors have their place in it.
-        let family = if named { Some((models::find(name)?.read)(text)?) } else { None };
+        let family = match &file.family {
+            // From the text, so that errors have their place in it.
+            Some(name) => Some((models::find(name)?.read)(text)?),
+            None if sections.iter().any(|section| section.is_some()) => return Err(ConfigError::NoFamily),
+            None => None,
+        };
         let config = Self {
-            format: file.format,
-            version: file.version,
             components: file.components,
             family,
             scheduler: file.scheduler,

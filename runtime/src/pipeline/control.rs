@@ -6,7 +6,7 @@ use ndarray::{ArrayD, IxDyn};
 
 use super::Pipeline;
 use crate::components::{CONTROL, CONTROL_MASK, STEP_CONTROL, StepGraph};
-use crate::request::Settings;
+use crate::request::ResolvedRequest;
 use crate::tensor::{NamedTensors, Tensor};
 
 impl Pipeline {
@@ -14,14 +14,15 @@ impl Pipeline {
     pub(super) fn with_controls<'a>(
         &self,
         step: &'a StepGraph,
-        settings: &Settings,
+        settings: &ResolvedRequest,
     ) -> (Cow<'a, StepGraph>, NamedTensors) {
-        if settings.controls.is_empty() {
+        if settings.request.controls.is_empty() {
             return (Cow::Borrowed(step), NamedTensors::new());
         }
         let names = &self.config().controls;
         let shape = IxDyn(&[settings.batch(), names.len()]);
-        let given = |at: usize| settings.controls.iter().find(|(name, _)| *name == names[at]).map(|(_, value)| *value);
+        let given =
+            |at: usize| settings.request.controls.iter().find(|(name, _)| *name == names[at]).map(|(_, value)| *value);
         let row = |value: fn(Option<f32>) -> f32| {
             Tensor::F32(ArrayD::from_shape_fn(shape.clone(), |index| value(given(index[1]))))
         };

@@ -10,7 +10,7 @@ use crate::components::{ComponentError, Components, StepGraph};
 use crate::engine::session::Session;
 use crate::events::PhaseProgress;
 use crate::models::family::Steps;
-use crate::request::{RequestError, Settings};
+use crate::request::{RequestError, ResolvedRequest};
 use crate::tensor::{NamedTensors, Tensor};
 
 /// The prompts that one run of the transformer predicts for.
@@ -71,7 +71,7 @@ impl<'a> Denoiser<'a> {
     pub(super) fn new(
         steps: &'a dyn Steps,
         (graph, further): (&'a StepGraph, &'a NamedTensors),
-        settings: &Settings,
+        settings: &ResolvedRequest,
     ) -> Result<Self, PipelineError> {
         let batch = settings.batch();
         let runs: &[Rows] = match &graph.negative {

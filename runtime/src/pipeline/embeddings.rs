@@ -4,7 +4,8 @@ use ndarray::{ArrayD, Axis, Slice, concatenate};
 
 use super::call::{run, take};
 use super::{
-    Components, Observer, Phase, Pipeline, PipelineError, Request, RequestError, Settings, TEXT_ENCODER, finite,
+    Components, Observer, Phase, Pipeline, PipelineError, Prepared, Request, RequestError, ResolvedRequest,
+    TEXT_ENCODER, finite,
 };
 use crate::components::IMAGE_ENCODER;
 use crate::events::PhaseProgress;
@@ -22,12 +23,12 @@ impl Pipeline {
     pub(super) fn prompt_embeddings(
         &self,
         components: &mut dyn Components,
-        request: &Request,
-        settings: &Settings,
+        prepared: &Prepared,
         observer: &mut dyn Observer,
     ) -> Result<ArrayD<f32>, PipelineError> {
-        if let Some(embeddings) = self.given_embeddings(request, settings)? {
-            return Ok(embeddings);
+        let Prepared { request, resolved: settings, embeddings, .. } = prepared;
+        if let Some(embeddings) = embeddings {
+            return Ok(embeddings.clone());
         }
         let negative = settings.negative_prompt.as_deref();
         let name = match request.negative_prompt {
@@ -45,7 +46,7 @@ impl Pipeline {
     pub(super) fn given_embeddings(
         &self,
         request: &Request,
-        settings: &Settings,
+        settings: &ResolvedRequest,
     ) -> Result<Option<ArrayD<f32>>, PipelineError> {
         let Some(embeddings) = &request.prompt_embeds else { return Ok(None) };
         let padded = self.config().family.as_ref().and_then(|family| family.text()).filter(|text| text.masked);
@@ -80,7 +81,7 @@ impl Pipeline {
 fn given(
     embeddings: &ArrayD<f32>,
     negative: Option<&ArrayD<f32>>,
-    settings: &Settings,
+    settings: &ResolvedRequest,
     padded: Option<TextInput>,
 ) -> Result<ArrayD<f32>, PipelineError> {
     let batch = settings.batch();

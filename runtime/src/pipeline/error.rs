@@ -148,4 +148,13 @@ impl Classified for PipelineError {
             Self::Output { .. } => ErrorClass::BadModel,
         }
     }
+
+    fn field(&self) -> Option<&str> {
+        match self {
+            Self::Scheduler(error) => error.field(),
+            Self::Family(error) => error.field(),
+            Self::Request(error) => error.field(),
+            _ => None,
+        }
+    }
 }

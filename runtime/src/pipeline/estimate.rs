@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::embeddings::{ENCODE, PIXELS};
-use super::{Components, Pipeline, PipelineError, Request, Settings, TEXT_ENCODER, TRANSFORMER};
+use super::{Components, Pipeline, PipelineError, Prepared, ResolvedRequest, TEXT_ENCODER, TRANSFORMER};
 use crate::components::{ComponentError, IMAGE_ENCODER, Needs, StepGraph, VAE_DECODER, VAE_ENCODER, is_transformer};
 use crate::engine::footprint::{Shapes, tensor_bytes};
 use crate::memory::check_room;
@@ -37,7 +37,7 @@ impl PhaseMemory {
 pub struct Estimate {
     /// In the order in which they run. Between them networks are let go.
     pub phases: Vec<PhaseMemory>,
-    /// False if engines do not say what they compute with: earlier versions of v2l compiled them, or they run on a GPU.
+    /// False if engines do not say what they compute with: their formulas leave values out, or they run on a GPU.
     pub complete: bool,
 }
 
@@ -58,7 +58,7 @@ pub struct Expected {
 }
 
 /// A request, and the graph that makes its steps.
-type Asked<'a> = (&'a Request, &'a StepGraph);
+type Asked<'a> = (&'a Prepared, &'a StepGraph);
 
 /// How a request could be changed to take less.
 #[derive(Clone, Copy, Default)]
@@ -122,7 +122,7 @@ impl Pipeline {
     /// known count as nothing.
     ///
     /// # Errors
-    /// [`PipelineError`] as [`Pipeline::settings`], or if a component is there but not intact.
+    /// [`PipelineError`] if a component is there but not intact.
     pub fn estimate(
         &self,
         components: &mut dyn Components,
@@ -141,13 +141,26 @@ impl Pipeline {
         components: &mut dyn Components,
         asked: Asked<'_>,
         expected: Expected,
-    ) -> Result<Estimate, PipelineError> {
+    ) -> Result<(), PipelineError> {
         let estimate = self.estimate(components, asked, expected)?;
+        self.check_estimate(components, asked, (&estimate, expected))
+    }
+
+    /// [`Self::check_memory`] with what [`Self::estimate`] said.
+    ///
+    /// # Errors
+    /// [`PipelineError::Memory`].
+    pub fn check_estimate(
+        &self,
+        components: &mut dyn Components,
+        asked: Asked<'_>,
+        (estimate, expected): (&Estimate, Expected),
+    ) -> Result<(), PipelineError> {
         let held = components.held();
         check_room("this video", estimate.peak(), held, |available| {
             self.ways_out(components, asked, expected, available)
         })?;
-        Ok(estimate)
+        Ok(())
     }
 
     fn changed_estimate(
@@ -159,7 +172,7 @@ impl Pipeline {
     ) -> Result<Estimate, PipelineError> {
         let tiled = change.tiling.then(|| self.family()?.tiled(true).map_err(PipelineError::from)).transpose()?;
         let family = tiled.as_deref().map_or_else(|| self.family(), Ok)?;
-        let mut settings = self.settings(asked.0, &mut ())?;
+        let mut settings = asked.0.resolved.clone();
         (settings.width, settings.height) = change.size.unwrap_or((settings.width, settings.height));
         settings.num_frames = change.frames.unwrap_or(settings.num_frames);
         let estimate = Estimate { phases: Vec::new(), complete: true };
@@ -171,8 +184,8 @@ impl Pipeline {
     fn sum(
         &self,
         sums: &mut Sums<'_>,
-        (request, graph): Asked<'_>,
-        settings: &Settings,
+        (Prepared { request, .. }, graph): Asked<'_>,
+        settings: &ResolvedRequest,
         family: &dyn Family,
     ) -> Result<(), PipelineError> {
         let (vae, latent) = (super::vae_of(family)?, family.latent_shape(settings)?);
@@ -235,9 +248,8 @@ impl Pipeline {
         available: u64,
     ) -> Vec<String> {
         let limits = self.family().and_then(|family| Ok(family.limits()?));
-        let (Ok(settings), Ok(limits), Ok(vae)) = (self.settings(asked.0, &mut ()), limits, self.vae()) else {
-            return Vec::new();
-        };
+        let (Ok(limits), Ok(vae)) = (limits, self.vae()) else { return Vec::new() };
+        let settings = &asked.0.resolved;
         let mut fits = |change: Change| {
             self.changed_estimate(components, asked, expected, change).is_ok_and(|found| found.peak() <= available)
         };

@@ -32,7 +32,7 @@ pub mod tokenizer;
 
 pub(crate) use crate::components::{Components, StepGraph, TEXT_ENCODER, TRANSFORMER, VAE_ENCODER};
 pub(crate) use crate::events::{Event, Observer, Phase};
-pub(crate) use crate::request::{Request, RequestError, Settings};
+pub(crate) use crate::request::{Request, RequestError, ResolvedRequest};
 use call::{run, take};
 pub(crate) use config::{
     LatentChoice, PipelineConfig, PixelRange, ReferenceConfig, ReferenceFrames, ReferenceResize, resolve,
@@ -42,6 +42,7 @@ use error::MOST_ROOT_MEAN_SQUARE;
 pub use error::PipelineError;
 pub use estimate::{Estimate, Expected, PhaseMemory};
 pub use reference::{Reference, reference_pixels};
+pub use request::Prepared;
 
 /// The text encoder's graph for prompts, whose padding it sees or, masked, does not.
 const fn text_graph(masked: bool) -> &'static str {
@@ -71,7 +72,7 @@ pub struct Generated {
     /// The final latent in the range and order of axes of the model's transformer, without padding frames.
     pub latents: Array5<f32>,
     /// What was done.
-    pub settings: Settings,
+    pub settings: ResolvedRequest,
 }
 
 impl Pipeline {
@@ -321,16 +322,29 @@ impl Pipeline {
         Ok(Frames::new(size.0, size.1, data, Some(fps))?)
     }
 
+    /// [`Self::run`] of a request.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`] and [`Self::run`].
+    pub fn generate(
+        &self,
+        components: &mut dyn Components,
+        (request, step): (&Request, &StepGraph),
+        observer: &mut dyn Observer,
+    ) -> Result<Generated, PipelineError> {
+        self.run(components, (&mut self.prepare(request.clone())?, step), observer)
+    }
+
     /// Runs the sampler from noise to the final latent; `step` is the graph that makes a step.
     ///
     /// Components that are done with are released, so that they need not be in memory together.
     ///
     /// # Errors
     /// [`PipelineError`]; nothing is kept of an unfinished run.
-    pub fn generate(
+    pub fn run(
         &self,
         components: &mut dyn Components,
-        asked: (&Request, &StepGraph),
+        asked: (&mut Prepared, &StepGraph),
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {
         let generated = self.sample(components, asked, observer);
@@ -346,26 +360,29 @@ impl Pipeline {
     fn sample(
         &self,
         components: &mut dyn Components,
-        (request, step): (&Request, &StepGraph),
+        (prepared, step): (&mut Prepared, &StepGraph),
         observer: &mut dyn Observer,
     ) -> Result<Generated, PipelineError> {
-        let settings = self.checked(request, observer)?;
-        self.check_memory(components, (request, step), Expected::default())?;
+        for message in &prepared.warnings {
+            observer.event(&Event::Warning { message: message.clone() });
+        }
+        self.check_memory(components, (prepared, step), Expected::default())?;
         let family = self.family()?;
-        let scheduler = self.scheduler(request)?.ok_or(MissingSection("scheduler"))?;
-        let mut schedule = scheduler.begin(settings.num_inference_steps)?;
+        prepared.schedule.as_ref().ok_or(MissingSection("scheduler"))?;
 
-        let text = self.prompt_embeddings(components, request, &settings, observer)?;
+        let text = self.prompt_embeddings(components, prepared, observer)?;
+        let Prepared { request, resolved: settings, schedule, .. } = prepared;
+        let schedule = schedule.as_mut().ok_or(MissingSection("scheduler"))?;
         let images = self.image_embeddings(components, request, observer)?;
         let embeddings = Embeddings { text, images };
-        let steps = family.begin(components, (request, &settings), embeddings, observer)?;
+        let steps = family.begin(components, (request, settings), embeddings, observer)?;
         components.release(VAE_ENCODER);
-        let shape = family.latent_shape(&settings)?;
-        let mut latents = initial_noise(request, &settings, shape)? * schedule.init_noise_sigma();
+        let shape = family.latent_shape(settings)?;
+        let mut latents = initial_noise(request, settings, shape)? * schedule.init_noise_sigma();
 
         let timesteps = schedule.timesteps().to_vec();
-        let (step, controls) = self.with_controls(step, &settings);
-        let mut denoiser = Denoiser::new(&*steps, (&step, &controls), &settings)?;
+        let (step, controls) = self.with_controls(step, settings);
+        let mut denoiser = Denoiser::new(&*steps, (&step, &controls), settings)?;
         denoiser.open(components, &timesteps, &|| observer.cancelled())?;
         let total = timesteps.len();
         let mut progress = PhaseProgress::start(observer, Phase::Denoise, total);
@@ -381,12 +398,16 @@ impl Pipeline {
         }
         progress.finish();
         denoiser.close(components);
-        Ok(Generated { latents: steps.finish(latents), settings })
+        Ok(Generated { latents: steps.finish(latents), settings: settings.clone() })
     }
 }
 
-/// The noise that was given, which [`Pipeline::checked`] has seen, or drawn from the seed.
-fn initial_noise(request: &Request, settings: &Settings, shape: [usize; 5]) -> Result<Array5<f32>, PipelineError> {
+/// The noise that was given, which [`Pipeline::prepare`] has seen, or drawn from the seed.
+fn initial_noise(
+    request: &Request,
+    settings: &ResolvedRequest,
+    shape: [usize; 5],
+) -> Result<Array5<f32>, PipelineError> {
     match &request.initial_noise {
         Some(noise) => Ok(noise.clone()),
         None => Ok(array5(standard_normal(settings.seed, NoisePurpose::InitialLatent, &shape))?),

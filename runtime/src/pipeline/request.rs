@@ -1,16 +1,15 @@
 //! What a request comes to.
 
-use super::{Event, Observer, Pipeline, PipelineError, finite};
-use crate::media::video::{FRAME_RATES, Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
-use crate::models::family::{ImageInput, Limits};
-use crate::request::{Request, RequestError, Settings};
-use crate::schedulers::Scheduler;
-use crate::wording::{IMAGE, LAST_IMAGE};
+use ndarray::ArrayD;
+use serde_json::Value;
 
-/// Largest noise on the condition image, whose pixels lie in [-1, 1].
-const MOST_NOISE: f64 = 10.0;
-/// Largest guidance, either way: what is published ends at 20.
-const MOST_GUIDANCE: f64 = 1000.0;
+use super::{Event, MissingSection, Observer, Pipeline, PipelineError, finite};
+use crate::media::video::{Frames, MAX_BYTES, MAX_FRAMES, MAX_SIDE};
+use crate::models::family::{Family, ImageInput, Limits};
+use crate::request::fields::Needs;
+use crate::request::{Request, RequestError, ResolvedRequest, schema_of};
+use crate::schedulers::{Schedule, Scheduler};
+use crate::wording::{IMAGE, LAST_IMAGE};
 
 fn nearest(extent: usize, multiple: usize) -> usize {
     ((extent + multiple / 2) / multiple).max(1) * multiple
@@ -54,6 +53,47 @@ fn check_images(request: &Request, limits: &Limits) -> Result<(), RequestError> 
     Ok(())
 }
 
+/// A request that can be carried out, with all that is computed of it before anything is loaded.
+pub struct Prepared {
+    pub(super) request: Request,
+    pub(super) resolved: ResolvedRequest,
+    /// What the video will not have of what is asked for, in words.
+    pub(super) warnings: Vec<String>,
+    /// `None` without a scheduler: then nothing can be sampled.
+    pub(super) schedule: Option<Box<dyn Schedule>>,
+    /// The embeddings that the request brings, as a step takes them.
+    pub(super) embeddings: Option<ArrayD<f32>>,
+}
+
+impl Prepared {
+    /// The request.
+    pub const fn request(&self) -> &Request {
+        &self.request
+    }
+
+    /// The request with every question answered.
+    pub const fn resolved(&self) -> &ResolvedRequest {
+        &self.resolved
+    }
+
+    /// What the video will not have of what is asked for, in words.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+/// Keeps warnings.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Observer for Warnings {
+    fn event(&mut self, event: &Event) {
+        if let Event::Warning { message } = event {
+            self.0.push(message.clone());
+        }
+    }
+}
+
 impl Pipeline {
     /// Width and height of a video: those asked for, the defaults, the image's (for models that take its size), or the
     /// training resolution, in this order. `None` if the pipeline does not know the last.
@@ -70,23 +110,87 @@ impl Pipeline {
         Some((width, height))
     }
 
-    /// What a request comes to: defaults filled in, sizes checked, frames cut to what the model can make (with a warning).
+    /// What a request comes to: defaults filled in, sizes checked, frames cut to what the model can make (with a warning). Its tensors are
+    /// not looked at.
     ///
     /// Width and height are those of [`Self::frame_size`].
     ///
     /// # Errors
-    /// [`RequestError`], or [`MissingSection`](crate::models::family::MissingSection).
-    pub fn settings(&self, request: &Request, observer: &mut dyn Observer) -> Result<Settings, PipelineError> {
+    /// [`RequestError`], or [`MissingSection`].
+    pub fn resolve(&self, request: &Request, observer: &mut dyn Observer) -> Result<ResolvedRequest, PipelineError> {
+        Ok(self.answered(request, observer)?.0)
+    }
+
+    /// A request whose tensors fit, too: whatever can be known to be wrong before anything is loaded.
+    ///
+    /// # Errors
+    /// As [`Self::resolve`].
+    pub fn prepare(&self, request: Request) -> Result<Prepared, PipelineError> {
+        let mut warnings = Warnings::default();
+        let (resolved, schedule) = self.answered(&request, &mut warnings)?;
+        if let Some(noise) = &request.initial_noise {
+            let family = self.family()?;
+            let (shape, axes) = (family.latent_shape(&resolved)?, family.latent_axes());
+            if noise.shape() != shape {
+                let found = format!("{:?}", noise.shape());
+                return Err(RequestError::part("the initial noise", found, format!("{shape:?} ({axes})")).into());
+            }
+            finite("the initial noise", noise)?;
+        }
+        let embeddings = self.given_embeddings(&request, &resolved)?;
+        Ok(Prepared { request, resolved, warnings: warnings.0, schedule, embeddings })
+    }
+
+    /// The JSON schema of this model's requests: the fields that it has, with its defaults, and the inputs that it takes.
+    ///
+    /// # Errors
+    /// [`MissingSection`].
+    pub fn schema(&self) -> Result<Value, PipelineError> {
+        let limits = self.family()?.limits()?;
+        let config = self.config();
+        let shift = config.scheduler_for(None)?.and_then(|scheduler| scheduler.shift()).is_some();
+        let has = |needs: Needs| match needs {
+            Needs::Nothing => true,
+            Needs::Shift => shift,
+            Needs::Controls => !config.controls.is_empty(),
+            Needs::TwoTransformers | Needs::NoisyImage => self.lacks(needs, &limits).is_none(),
+        };
+        let takes = |input: &str| match input {
+            "image" => limits.image != ImageInput::Refused,
+            "last_image" => limits.last_image != ImageInput::Refused,
+            "augmentation_noise" => limits.noisy_image,
+            _ => true,
+        };
+        Ok(schema_of(has, takes, &config.defaults, &config.controls)
+            .map_err(crate::pipeline::config::ConfigError::from)?)
+    }
+
+    /// Why this model has no such thing, if it has none; a shift and controls are looked at elsewhere.
+    fn lacks(&self, needs: Needs, limits: &Limits) -> Option<&'static str> {
+        let two = || self.config().family.as_deref().is_some_and(has_two);
+        match needs {
+            Needs::TwoTransformers if !two() => Some("this model has one transformer"),
+            Needs::NoisyImage if !limits.noisy_image => Some("this model was trained without noise on the image"),
+            _ => None,
+        }
+    }
+
+    /// The request with every question answered, and its schedule.
+    fn answered(
+        &self,
+        request: &Request,
+        observer: &mut dyn Observer,
+    ) -> Result<(ResolvedRequest, Option<Box<dyn Schedule>>), PipelineError> {
         let (family, defaults) = (self.family()?, &self.config().defaults);
         let limits = family.limits()?;
         check_images(request, &limits)?;
+        // A request for no noise is one that every model can carry out.
+        let lacks = |needs, number| self.lacks(needs, &limits).filter(|_| needs != Needs::NoisyImage || number > 0.0);
+        request.check_fields(lacks)?;
         let (width, height) = self.checked_size(request, &limits)?;
 
         let fps = request.fps.unwrap_or(defaults.fps);
-        if !FRAME_RATES.contains(&fps) {
-            return Err(RequestError::part("the frame rate", fps.to_string(), "0.01 to 1000").into());
-        }
-        let asked = self.asked_frames(request, limits.frame_step, fps)?;
+        let asked = self.asked_frames(request, limits.frame_step, fps);
         let pixels = width * height * 3;
         if asked == 0 || asked > MAX_FRAMES || asked > MAX_BYTES / 4 / pixels {
             let most = MAX_FRAMES.min(MAX_BYTES / 4 / pixels);
@@ -103,123 +207,60 @@ impl Pipeline {
             observer.event(&Event::Warning { message });
         }
 
-        let (guidance_scale, guidance_scale_2) = self.guidance(request, observer)?;
+        let (guidance_scale, guidance_scale_2) = self.guidance(request, has_two(family), observer);
         let negative = request.negative_prompt.as_ref().unwrap_or(&defaults.negative_prompt);
         let negative = (guidance_scale > 1.0 && request.prompt_embeds.is_none()).then(|| negative.clone());
-        let strength = self.noise_strength(request, &limits)?;
-        let steps = request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
+        let noise = request.noise_aug_strength.unwrap_or(defaults.noise_aug_strength);
+        let num_inference_steps = request.num_inference_steps.unwrap_or(defaults.num_inference_steps);
         let scheduler = self.scheduler(request)?;
-        if let Some(scheduler) = &scheduler {
-            // Steps that the schedule does not have are refused before anything is loaded for them.
-            scheduler.begin(steps)?;
-        }
-        let settings = Settings {
+        // Steps that the schedule does not have are refused before anything is loaded for them.
+        let schedule = scheduler.as_ref().map(|scheduler| scheduler.begin(num_inference_steps)).transpose()?;
+        self.check_controls(request)?;
+        let resolved = ResolvedRequest {
             width,
             height,
             num_frames,
             padding_frames,
-            num_inference_steps: steps,
-            scheduler: request.scheduler.clone(),
+            num_inference_steps,
             shift: scheduler.and_then(|scheduler| scheduler.shift()),
             guidance_scale,
             guidance_scale_2,
-            boundary_ratio: self.boundary(request)?,
             negative_prompt: negative,
             fps,
             seed: request.seed.unwrap_or(defaults.seed),
-            noise_aug_strength: strength,
-            controls: self.controls(request)?,
+            noise_aug_strength: if limits.noisy_image { noise } else { 0.0 },
+            request: request.without_inputs(),
         };
-        family.check_positions(&settings)?;
-        Ok(settings)
-    }
-
-    /// [`Self::settings`] of a request whose tensors fit, too: whatever can be known to be wrong before anything is loaded.
-    ///
-    /// # Errors
-    /// As [`Self::settings`].
-    pub fn checked(&self, request: &Request, observer: &mut dyn Observer) -> Result<Settings, PipelineError> {
-        let settings = self.settings(request, observer)?;
-        if let Some(noise) = &request.initial_noise {
-            let family = self.family()?;
-            let (shape, axes) = (family.latent_shape(&settings)?, family.latent_axes());
-            if noise.shape() != shape {
-                let found = format!("{:?}", noise.shape());
-                return Err(RequestError::part("the initial noise", found, format!("{shape:?} ({axes})")).into());
-            }
-            finite("the initial noise", noise)?;
-        }
-        self.given_embeddings(request, &settings)?;
-        Ok(settings)
+        family.check_positions(&resolved)?;
+        Ok((resolved, schedule))
     }
 
     /// The number of frames that is asked for: as it is said, or so many as are nearest to a length in seconds.
-    fn asked_frames(&self, request: &Request, step: usize, fps: f64) -> Result<usize, RequestError> {
+    fn asked_frames(&self, request: &Request, step: usize, fps: f64) -> usize {
         let (Some(seconds), None) = (request.seconds, request.num_frames) else {
-            return Ok(request.num_frames.unwrap_or(self.config().defaults.num_frames));
+            return request.num_frames.unwrap_or(self.config().defaults.num_frames);
         };
-        if !(seconds > 0.0 && seconds.is_finite()) {
-            return Err(RequestError::part("the length in seconds", seconds.to_string(), "more than 0"));
-        }
         // One frame, and steps of some frames after it. What is too long is refused by its number of frames.
         let steps = (seconds * fps / step as f64).round().min(MAX_FRAMES as f64) as usize;
-        Ok(steps * step + 1)
-    }
-
-    /// Standard deviation of the noise on the image: 0 for models that were trained without.
-    fn noise_strength(&self, request: &Request, limits: &Limits) -> Result<f64, RequestError> {
-        let what = "the noise augmentation strength";
-        let strength = request.noise_aug_strength.unwrap_or(self.config().defaults.noise_aug_strength);
-        if !(0.0..=MOST_NOISE).contains(&strength) {
-            return Err(RequestError::part(what, strength.to_string(), "0 to 10"));
-        }
-        match (limits.noisy_image, request.noise_aug_strength) {
-            (true, _) => Ok(strength),
-            (false, Some(asked)) if asked > 0.0 => {
-                let expected = "none, because this model was trained without noise on the image";
-                Err(RequestError::part(what, asked.to_string(), expected))
-            }
-            (false, _) => Ok(0.0),
-        }
+        steps * step + 1
     }
 
     /// Guidance of the first transformer and, if there is one, of the second.
-    fn guidance(&self, request: &Request, observer: &mut dyn Observer) -> Result<(f64, Option<f64>), PipelineError> {
+    fn guidance(&self, request: &Request, two: bool, observer: &mut dyn Observer) -> (f64, Option<f64>) {
         let defaults = &self.config().defaults;
         let first = request.guidance_scale.unwrap_or(defaults.guidance_scale);
-        let two = self.family()?.transformers().len() > 1;
-        if let (Some(second), false) = (request.guidance_scale_2, two) {
-            let expected = "none, because this model has one transformer";
-            return Err(RequestError::part("the second guidance scale", second.to_string(), expected).into());
-        }
         // A request for one guidance is for both, unless it says two.
         let own = defaults.guidance_scale_2.filter(|_| request.guidance_scale.is_none());
         let second = two.then(|| request.guidance_scale_2.or(own).unwrap_or(first));
-        for (what, found) in [("the guidance scale", first), ("the second guidance scale", second.unwrap_or(first))] {
-            if !(-MOST_GUIDANCE..=MOST_GUIDANCE).contains(&found) {
-                return Err(RequestError::part(what, found.to_string(), "a number from -1000 to 1000").into());
-            }
-        }
         if first <= 1.0 && second.is_some_and(|second| second > 1.0) {
             let message = "the second guidance scale counts only if the first is above 1".to_owned();
             observer.event(&Event::Warning { message });
         }
-        Ok((first, second))
+        (first, second)
     }
 
-    /// Where the second of two transformers takes over, if a request says it.
-    fn boundary(&self, request: &Request) -> Result<Option<f64>, PipelineError> {
-        let Some(ratio) = request.boundary_ratio else { return Ok(None) };
-        let two = self.family()?.transformers().len() > 1;
-        let expected = if two { "0 to 1" } else { "none, because this model has one transformer" };
-        match two && (0.0..=1.0).contains(&ratio) {
-            true => Ok(Some(ratio)),
-            false => Err(RequestError::part("the boundary", ratio.to_string(), expected).into()),
-        }
-    }
-
-    /// The controls that a request names, which the model has.
-    fn controls(&self, request: &Request) -> Result<Vec<(String, f32)>, RequestError> {
+    /// Refuses controls that the model does not have.
+    fn check_controls(&self, request: &Request) -> Result<(), RequestError> {
         let known = &self.config().controls;
         for (at, (name, value)) in request.controls.iter().enumerate() {
             let expected = match known.is_empty() {
@@ -236,11 +277,11 @@ impl Pipeline {
                 return Err(RequestError::part("a control", format!("`{name}` given twice"), "each name once"));
             }
         }
-        Ok(request.controls.clone())
+        Ok(())
     }
 
     /// The scheduler that a request is for.
-    pub(super) fn scheduler(&self, request: &Request) -> Result<Option<Box<dyn Scheduler>>, PipelineError> {
+    fn scheduler(&self, request: &Request) -> Result<Option<Box<dyn Scheduler>>, PipelineError> {
         let scheduler = self.config().scheduler_for(request.scheduler.as_deref())?;
         let shifted = match (scheduler, request.shift) {
             (Some(scheduler), Some(shift)) => Some(scheduler.shifted(shift)?),
@@ -252,7 +293,7 @@ impl Pipeline {
     /// Width and height of a video, which the model can make.
     fn checked_size(&self, request: &Request, limits: &Limits) -> Result<(usize, usize), PipelineError> {
         let size = self.frame_size((request.width, request.height), request.image.as_ref());
-        let (width, height) = size.ok_or(super::MissingSection("vae"))?;
+        let (width, height) = size.ok_or(MissingSection("vae"))?;
         if width > MAX_SIDE || height > MAX_SIDE {
             let expected = "sides of at most 8192 pixels";
             return Err(RequestError::part("the size", format!("{width}x{height}"), expected).into());
@@ -264,4 +305,9 @@ impl Pipeline {
         }
         Ok((width, height))
     }
+}
+
+/// True for a model with two transformers.
+fn has_two(family: &dyn Family) -> bool {
+    family.transformers().len() > 1
 }

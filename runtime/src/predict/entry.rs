@@ -54,7 +54,8 @@ impl Kept {
             Self::Tokens(tokens) => put_matrix(tokens, &mut bytes),
             Self::Adapter(adapter) => {
                 put_name(&adapter.name, &mut bytes);
-                for (name, layer) in &adapter.layers {
+                for (name, update) in &adapter.layers {
+                    let layer = update.to_low_rank();
                     put_name(name, &mut bytes);
                     bytes.extend(layer.alpha.to_le_bytes());
                     put_matrix(&layer.down, &mut bytes);
@@ -111,7 +112,7 @@ fn adapter(bytes: &mut &[u8]) -> Option<Adapter> {
         let name = name(bytes)?;
         let alpha = f32::from_le_bytes(take(bytes, 4)?.try_into().ok()?);
         let (down, up) = (matrix(bytes)?, matrix(bytes)?);
-        adapter.layers.insert(name, LowRank { down, up, alpha });
+        adapter.layers.insert(name, LowRank { down, up, alpha }.into());
     }
     Some(adapter)
 }
@@ -127,7 +128,7 @@ mod tests {
             up: Array2::from_shape_fn((2, rank), |(o, r)| o as f32 - r as f32),
             alpha,
         };
-        let layers = IndexMap::from([("b".to_owned(), layer(2, 0.5)), ("a".to_owned(), layer(1, 1.0))]);
+        let layers = IndexMap::from([("b".to_owned(), layer(2, 0.5).into()), ("a".to_owned(), layer(1, 1.0).into())]);
         let kept = Kept::Adapter(Adapter { name: "predicted".to_owned(), layers });
         let (bytes, decode) = (kept.encode(), kept.form().decode);
         assert_eq!(decode(&bytes), Some(kept));

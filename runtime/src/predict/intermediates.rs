@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 
 use super::key::Key;
+use crate::events::PhaseProgress;
 use crate::io::atomic::AtomicFile;
 use crate::io::own::{create_own, map_own};
 
@@ -90,6 +91,61 @@ impl Keeping {
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.file.write_all(self.hasher.finalize().as_bytes())?;
         self.file.commit()
+    }
+}
+
+/// What a network keeps of a base, under one key.
+pub(super) struct OfBase {
+    folder: Intermediates,
+    key: Key,
+}
+
+impl OfBase {
+    pub(super) fn new(folder: Intermediates, key: Key) -> Self {
+        Self { folder, key }
+    }
+
+    /// The bytes of this many numbers, if they are kept and whole; else, if others are there, a warning.
+    pub(super) fn get(&self, numbers: usize) -> (Option<Bytes>, Option<String>) {
+        match self.folder.get(&self.key, numbers) {
+            Ok(kept) => (kept, None),
+            Err(error) => (None, Some(format!("what is kept of the base is not used, but made again: {error}"))),
+        }
+    }
+
+    /// Begins to keep numbers.
+    pub(super) fn put(&self, progress: &mut PhaseProgress<'_>) -> Filling {
+        let mut filling = Filling::none();
+        filling.0 = filling.warned(self.folder.put(&self.key), progress).flatten();
+        filling
+    }
+}
+
+/// Numbers on their way to a file, if there is one. A disk that is full costs the cache alone.
+pub(super) struct Filling(Option<Keeping>);
+
+impl Filling {
+    /// Of no file.
+    pub(super) const fn none() -> Self {
+        Self(None)
+    }
+
+    /// Adds numbers, which lie beside each other.
+    pub(super) fn add(&mut self, numbers: Option<&[f32]>, progress: &mut PhaseProgress<'_>) {
+        let (Some(mut file), Some(numbers)) = (self.0.take(), numbers) else { return };
+        let added = file.add(numbers);
+        self.0 = self.warned(added, progress).map(|()| file);
+    }
+
+    /// Ends the file.
+    pub(super) fn finish(mut self, progress: &mut PhaseProgress<'_>) {
+        if let Some(file) = self.0.take() {
+            self.warned(file.finish(), progress);
+        }
+    }
+
+    fn warned<T>(&self, result: io::Result<T>, progress: &mut PhaseProgress<'_>) -> Option<T> {
+        result.map_err(|e| progress.warn(format!("what the predictor reads of the base is not kept: {e}"))).ok()
     }
 }
 

@@ -85,13 +85,13 @@ mod tests {
         let engine = Engine::open(&path).unwrap();
         let key = |backend: &str, threads: Option<usize>| {
             let backend: BackendChoice = backend.parse().unwrap();
-            let mut parts = KeyParts::new("v2l prediction 2");
+            let mut parts = KeyParts::new("v2l prediction 1");
             parts.add_engines(&[&engine, &engine], &OpenOptions { backend, threads, ..OpenOptions::default() });
             parts.key()
         };
         let by_hand = |asked: &str| {
             let mut hasher = blake3::Hasher::new();
-            let begin = format!("v2l prediction 2, {}", env!("CARGO_PKG_VERSION"));
+            let begin = format!("v2l prediction 1, {}", env!("CARGO_PKG_VERSION"));
             let own = engine.fingerprint().as_bytes();
             for part in [begin.as_bytes(), own, own, asked.as_bytes()] {
                 hasher.update(&(part.len() as u64).to_le_bytes());
@@ -99,7 +99,7 @@ mod tests {
             }
             Key(hasher.finalize())
         };
-        assert_eq!(key("auto", None), by_hand("widened widened None Fp32 Cpu None Compiled 0"));
-        assert_eq!(key("ort", Some(3)), by_hand("widened widened Some(3) Fp32 Cpu None Ort 0"));
+        assert_eq!(key("auto", None), by_hand("f32 f32 None Fp32 Cpu None Compiled 0"));
+        assert_eq!(key("ort", Some(3)), by_hand("f32 f32 Some(3) Fp32 Cpu None Ort 0"));
     }
 }

@@ -70,7 +70,7 @@ impl Predicted {
     pub(super) fn size(&self) -> u64 {
         let count = match &self.tokens {
             Some(light) => light.tokens.len(),
-            None => self.adapter.layers.values().map(|layer| layer.down.len() + layer.up.len()).sum(),
+            None => self.adapter.layers.values().flat_map(|update| update.matrices()).map(|matrix| matrix.len()).sum(),
         };
         count as u64 * size_of::<f32>() as u64
     }
@@ -89,9 +89,9 @@ pub(crate) struct Entry {
     pub(crate) open: fn(Arc<Engine>, &OpenOptions) -> Opened,
 }
 
-/// An engine directory's predictor is of a kind that this build does not have.
+/// An engine directory's predictor is of a kind that there is not.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{path}: the predictor's kind is {found:?}, expected one that this build has ({known}); update v2l")]
+#[error("{path}: the predictor's kind is {found:?}, expected one of {known}; update v2l")]
 pub struct UnknownPredictor {
     /// The engine.
     pub path: String,

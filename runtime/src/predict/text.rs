@@ -93,6 +93,12 @@ impl Text {
         });
         Ok(Self { hidden, mask: mask.transpose()? })
     }
+
+    /// In at least this many rows: what is no text is zeros.
+    pub(super) fn padded(&self, rows: usize) -> Array2<f32> {
+        let is_text = |row: usize| self.mask.as_ref().is_none_or(|mask| mask[row]);
+        filled(&self.hidden, rows.max(self.hidden.nrows()), is_text)
+    }
 }
 
 /// Which elements are others than 0.
@@ -186,8 +192,13 @@ impl Encoders<'_> {
 /// The first `used` rows, and zeros (or what else there is, if it is asked for) up to the length.
 fn fitted(rows: &Array2<f32>, used: usize, wish: &TextWish) -> Array2<f32> {
     let kept = if wish.padding == TextPadding::Zeros { used } else { rows.nrows() };
-    Array2::from_shape_fn((wish.length, wish.width), |(row, column)| {
-        if row < kept.min(rows.nrows()) { rows[[row, column]] } else { 0.0 }
+    filled(rows, wish.length, |row| row < kept)
+}
+
+/// These rows of embeddings, where they are of the text, and else zeros, `height` of them.
+fn filled(rows: &Array2<f32>, height: usize, is_text: impl Fn(usize) -> bool) -> Array2<f32> {
+    Array2::from_shape_fn((height, rows.ncols()), |(row, column)| {
+        if row < rows.nrows() && is_text(row) { rows[[row, column]] } else { 0.0 }
     })
 }
 

@@ -70,7 +70,7 @@ impl Predictor for Toy {
         let weight = matrix(base.weight(&format!("{}.weight", self.slot))?.to_tensor(), "weight")?;
         let up = matrix(inputs.tensors()?.get("style").cloned(), "style")? * prompt.len() as f32;
         let down = weight.mean_axis(Axis(0)).ok_or_else(|| misfit("weight"))?.insert_axis(Axis(0));
-        let layers = IndexMap::from([(self.slot.clone(), LowRank { down, up, alpha: 1.0 })]);
+        let layers = IndexMap::from([(self.slot.clone(), LowRank { down, up, alpha: 1.0 }.into())]);
         Ok(Predicted { adapter: Adapter { name: "predicted".to_owned(), layers }, tokens: None })
     }
 }
@@ -134,7 +134,7 @@ mod tests {
         let mut generator = Generator::without_text(folder.path(), &Options::default()).unwrap();
         let tensors = style();
         let prediction = predict(&mut generator, &source(&tensors)).unwrap();
-        let layer = &prediction.adapter.layers["a"];
+        let layer = prediction.adapter.layers["a"].to_low_rank();
         assert_eq!(layer.down, ndarray::arr2(&[[3.0, 4.0, 5.0]]));
         assert_eq!(layer.up, ndarray::arr2(&[[2.0], [-4.0]]));
         assert!(prediction.tokens.is_none() && prediction.cached.is_none());

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use indexmap::IndexMap;
-use ndarray::{Array2, Ix2, Ix3};
+use ndarray::{Array2, Axis};
 use serde::{Deserialize, Serialize};
 
 use super::error::PredictorError;
@@ -13,17 +13,19 @@ use super::inputs::{Input, Inputs};
 use super::key::{Key, KeyParts};
 use super::kind::{Entry, Predicted, Predictor, Tokens};
 use super::lazy::LazySession;
+use super::network::{Target, check_targets, described};
+use super::outputs::{cube, matrix};
 use crate::backends::OpenEngine;
 use crate::components::{HYPERNETWORK, VAE_ENCODER};
 use crate::engine::Engine;
-use crate::engine::manifest::{Manifest, Slot, slots_by_name};
+use crate::engine::manifest::{Manifest, Slot};
 use crate::engine::session::Session;
 use crate::error::Error;
 use crate::events::Observer;
 use crate::lora::adapter::{Adapter, AuxiliaryFactors, LightLora, LowRank, auxiliary_hash};
 use crate::options::OpenOptions;
 use crate::pipeline::{LatentChoice, Reference};
-use crate::tensor::{NamedTensors, Tensor};
+use crate::tensor::Tensor;
 
 pub(super) const ENTRY: Entry = Entry {
     kind: KIND,
@@ -55,6 +57,21 @@ pub struct PredictorConfig {
     pub iterations: usize,
     /// Layers that the tokens are for, in token order.
     pub slots: Vec<TargetSlot>,
+}
+
+impl PredictorConfig {
+    /// Checks that the numbers agree with each other.
+    fn check(&self) -> Result<(), String> {
+        let Self { down_dim, up_dim, rank, weight_dim, weight_num, .. } = *self;
+        let width = down_dim.checked_add(up_dim).and_then(|n| n.checked_mul(rank));
+        if width != Some(weight_dim) || rank == 0 {
+            return Err(format!("weight_dim: expected ({down_dim} + {up_dim}) · {rank}, found {weight_dim}"));
+        }
+        if self.slots.len() != weight_num {
+            return Err(format!("slots: expected {weight_num}, found {}", self.slots.len()));
+        }
+        Ok(())
+    }
 }
 
 /// A layer that a token is for.
@@ -117,17 +134,11 @@ impl Video2Lora {
     /// # Errors
     /// [`PredictorError::Backbone`] for the first layer that is missing or differs.
     pub fn check_slots(&self, slots: &[Slot]) -> Result<(), PredictorError> {
-        let known = slots_by_name(slots);
-        for target in &self.config.slots {
-            let expected = format!("a linear layer {} → {}", target.in_features, target.out_features);
-            let found = match known.get(&target.name[..]) {
-                Some(s) if (s.in_features, s.out_features) == (target.in_features, target.out_features) => continue,
-                Some(s) => format!("{} → {}", s.in_features, s.out_features),
-                None => "none".to_owned(),
-            };
-            return Err(PredictorError::Backbone { slot: target.name.clone(), expected, found });
-        }
-        Ok(())
+        let targets = self.config.slots.iter().map(|slot| {
+            let TargetSlot { name, out_features, in_features } = slot;
+            Target { slot: name, out_features: *out_features, in_features: *in_features }
+        });
+        check_targets(slots, targets)
     }
 
     /// Predicts tokens `[weight_num, weight_dim]` from one reference's latents `[1, 16, frames, height, width]`, scaled as
@@ -150,10 +161,7 @@ impl Video2Lora {
         }
         let mut outputs = self.predict.open()?.run_unless(&[("latents", latents)], cancelled)?;
         let expected = [1, self.config.weight_num, self.config.weight_dim];
-        let tokens = take(&mut outputs, "pred_weights", &expected)?;
-        let shape = (self.config.weight_num, self.config.weight_dim);
-        let tokens = tokens.into_dimensionality::<Ix3>().ok().and_then(|a| a.into_shape_with_order(shape).ok());
-        tokens.ok_or_else(|| shape_error("pred_weights", &expected, "another rank".to_owned()))
+        Ok(cube(&mut outputs, "pred_weights", expected)?.index_axis_move(Axis(0), 0))
     }
 
     /// Expands tokens `[weight_num, weight_dim]` into an adapter for the backbone, `ΔW = strength · up · down`.
@@ -170,9 +178,9 @@ impl Video2Lora {
         let rank = self.config.rank;
         let mut layers = IndexMap::with_capacity(self.config.slots.len());
         for slot in &self.config.slots {
-            let down = take_matrix(&mut outputs, &format!("{}.lora_down", slot.name), [rank, slot.in_features])?;
-            let up = take_matrix(&mut outputs, &format!("{}.lora_up", slot.name), [slot.out_features, rank])?;
-            layers.insert(slot.name.clone(), LowRank { down, up, alpha: rank as f32 });
+            let down = matrix(&mut outputs, &format!("{}.lora_down", slot.name), [rank, slot.in_features])?;
+            let up = matrix(&mut outputs, &format!("{}.lora_up", slot.name), [slot.out_features, rank])?;
+            layers.insert(slot.name.clone(), LowRank { down, up, alpha: rank as f32 }.into());
         }
         Ok(Adapter { name: "predicted".to_owned(), layers })
     }
@@ -193,7 +201,7 @@ impl Predictor for Video2Lora {
 
     fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
         // Folders of predictions outlive versions: what is hashed here must stay as it is.
-        let mut parts = KeyParts::new("v2l prediction 2");
+        let mut parts = KeyParts::new("v2l prediction 1");
         match inputs.reference()? {
             Reference::Frames(frames) => {
                 parts.add("frames");
@@ -250,20 +258,8 @@ impl Tokens for Video2Lora {
 
 /// What a predictor's manifest says, checked, and the hash of its auxiliary factors.
 fn read_config(path: &str, manifest: &Manifest) -> Result<(PredictorConfig, String), PredictorError> {
+    let config = described((path, manifest), KIND, |config: &PredictorConfig| &config.kind, PredictorConfig::check)?;
     let fail = |reason: String| PredictorError::Config { path: path.to_owned(), reason };
-    let config: PredictorConfig =
-        serde_json::from_value(manifest.attributes.clone()).map_err(|e| fail(format!("attributes: {e}")))?;
-    if config.kind != KIND {
-        return Err(fail(format!("expected kind {KIND}, found {}", config.kind)));
-    }
-    let width = config.down_dim.checked_add(config.up_dim).and_then(|n| n.checked_mul(config.rank));
-    if width != Some(config.weight_dim) || config.rank == 0 {
-        let PredictorConfig { down_dim, up_dim, rank, weight_dim, .. } = config;
-        return Err(fail(format!("weight_dim: expected ({down_dim} + {up_dim}) · {rank}, found {weight_dim}")));
-    }
-    if config.slots.len() != config.weight_num {
-        return Err(fail(format!("slots: expected {}, found {}", config.weight_num, config.slots.len())));
-    }
     let auxiliary = manifest_hash(manifest, &config.slots).map_err(fail)?;
     Ok((config, auxiliary))
 }
@@ -325,23 +321,6 @@ fn manifest_hash(manifest: &Manifest, slots: &[TargetSlot]) -> Result<String, St
     Ok(auxiliary_hash(hashes))
 }
 
-/// An output of the expected shape, all finite.
-fn take(outputs: &mut NamedTensors, name: &str, expected: &[usize]) -> Result<ndarray::ArrayD<f32>, PredictorError> {
-    let found = outputs.get(name).map_or_else(|| "none".to_owned(), |t| format!("{} {:?}", t.dtype(), t.shape()));
-    let values = outputs.swap_remove(name).and_then(Tensor::into_f32).filter(|a| a.shape() == expected);
-    let values = values.ok_or_else(|| shape_error(name, expected, found))?;
-    if values.iter().all(|v| v.is_finite()) {
-        Ok(values)
-    } else {
-        Err(PredictorError::NotFinite { what: format!("output `{name}`") })
-    }
-}
-
-fn take_matrix(outputs: &mut NamedTensors, name: &str, expected: [usize; 2]) -> Result<Array2<f32>, PredictorError> {
-    let values = take(outputs, name, &expected)?;
-    values.into_dimensionality::<Ix2>().map_err(|e| shape_error(name, &expected, e.to_string()))
-}
-
 fn shape_error(what: &str, expected: &[usize], found: String) -> PredictorError {
     PredictorError::Shape { what: format!("`{what}`"), expected: format!("f32 {expected:?}"), found }
 }
@@ -353,7 +332,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::engine::session::{Port, SessionError};
-    use crate::tensor::Dtype;
+    use crate::tensor::{Dtype, NamedTensors};
     use crate::testing::engines;
 
     /// Gives the same outputs whatever comes in.
@@ -397,18 +376,7 @@ pub(crate) mod tests {
     }
 
     fn slot(out_features: usize) -> Slot {
-        Slot {
-            name: "a".into(),
-            tensor: "a.weight".into(),
-            out_features,
-            in_features: 3,
-            transposed: false,
-            rows: None,
-            quantized: None,
-            lookups: Vec::new(),
-            aliases: vec![],
-            found: None,
-        }
+        Slot::linear("a", out_features, 3)
     }
 
     #[test]
@@ -419,7 +387,7 @@ pub(crate) mod tests {
         assert_eq!(tokens, Array2::from_elem((1, 3), 0.5));
         let adapter = predictor.expand_tokens(&tokens).unwrap();
         assert_eq!(adapter.layers["a"].scale(), 1.0);
-        assert_eq!(adapter.layers["a"].up.dim(), (4, 1));
+        assert_eq!(adapter.layers["a"].to_low_rank().up.dim(), (4, 1));
         let light = predictor.light(tokens);
         assert_eq!(Tokens::expand(&mut predictor, &light).unwrap(), adapter);
         let other = LightLora { auxiliary: "00".into(), ..light };

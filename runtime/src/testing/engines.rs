@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
 use ndarray::{ArrayD, IxDyn};
+use v2l_runtime::engine::footprint::{Footprint, Footprints};
 use v2l_runtime::engine::manifest::{
-    FORMAT, FORMAT_VERSION, Graph, GraphFiles, Hash, MANIFEST_TENSOR, Manifest, Slot, TensorRecord,
+    FORMAT, FORMAT_VERSION, Graph, GraphFiles, Hash, MANIFEST_TENSOR, Manifest, SEAL_TENSOR, Slot, TensorRecord, seal,
 };
 use v2l_runtime::engine::session::{Dim, Port};
 use v2l_runtime::io::raw::tensor_bytes;
@@ -41,8 +42,8 @@ pub(crate) fn write_tiny(path: &Path, weights: &NamedTensors, storage: Dtype) {
         tensors.insert(name.clone(), Tensor::U8(ArrayD::from_shape_vec(IxDyn(&[bytes.len()]), bytes).unwrap()));
         name
     };
-    let widened = blob("widened", "widened.onnx");
-    let lazy = (storage != Dtype::F32).then(|| blob("lazy", &format!("lazy_{storage}.onnx")));
+    let f32 = blob("f32", "f32.onnx");
+    let stored = (storage != Dtype::F32).then(|| blob("stored", &format!("stored_{storage}.onnx")));
     let graph = Graph {
         name: "step".into(),
         backend: "ort".into(),
@@ -58,11 +59,11 @@ pub(crate) fn write_tiny(path: &Path, weights: &NamedTensors, storage: Dtype) {
             port("video_out", Dtype::F32, &["batch", "16", "frames", "height", "width"]),
         ],
         weights: weights.keys().cloned().collect(),
-        files: GraphFiles { widened, lazy, typed: None, openvino: None, plans: Vec::new() },
+        files: GraphFiles { f32, stored, typed: None, openvino: None, plans: Vec::new() },
         profiles: vec![],
         lora_rank: None,
-        hoisted: None,
-        footprint: None,
+        precomputed: None,
+        footprint: Footprints { f32: Footprint { unknown: 1, ..Footprint::default() }, stored: None },
         probe: None,
     };
     let slots = LINEARS.iter().map(|&(name, out, inner)| Slot::linear(name, out, inner)).collect();
@@ -94,11 +95,14 @@ pub(crate) fn write(path: &Path, tensors: &NamedTensors, manifest: &Manifest) {
     let mut entries: Vec<HeaderEntry<'_>> =
         tensors.iter().map(|(name, t)| HeaderEntry { name, dtype: t.dtype(), shape: t.shape() }).collect();
     entries.push(HeaderEntry { name: MANIFEST_TENSOR, dtype: Dtype::U8, shape: &shape });
+    entries.push(HeaderEntry { name: SEAL_TENSOR, dtype: Dtype::U8, shape: &[32] });
     let metadata = IndexMap::from([("format".to_owned(), FORMAT.to_owned())]);
     let mut bytes = safetensors_header(&metadata, &entries, 4096).unwrap();
+    let seal = seal(&bytes, &json);
     for tensor in tensors.values() {
         bytes.extend_from_slice(&tensor_bytes(tensor));
     }
     bytes.extend_from_slice(&json);
+    bytes.extend_from_slice(seal.as_bytes());
     std::fs::write(path, bytes).unwrap();
 }

@@ -16,7 +16,7 @@ use crate::models::family::{
     Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
 };
 use crate::models::vae::{Ask, Moments, Take, Vae, VaeError, VaeNeeds};
-use crate::request::{Request, Settings};
+use crate::request::{Request, ResolvedRequest};
 use crate::schedulers::Kind;
 use crate::tensor::{NamedTensors, Tensor};
 use crate::values::{WrongValue, between};
@@ -104,7 +104,7 @@ impl Family for StandIn {
         Ok((frames, 0))
     }
 
-    fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn latent_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         Ok([1, CHANNELS, settings.num_frames, settings.height, settings.width])
     }
 
@@ -112,22 +112,22 @@ impl Family for StandIn {
         "batch, channels, frames, height, width"
     }
 
-    fn decoder_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn decoder_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         self.latent_shape(settings)
     }
 
-    fn encoded_frames(&self, _request: &Request, _settings: &Settings) -> Result<usize, Error> {
+    fn encoded_frames(&self, _request: &Request, _settings: &ResolvedRequest) -> Result<usize, Error> {
         Ok(0)
     }
 
-    fn step_shapes(&self, _request: &Request, settings: &Settings) -> Result<Shapes, Error> {
+    fn step_shapes(&self, _request: &Request, settings: &ResolvedRequest) -> Result<Shapes, Error> {
         Ok(Shapes::from([("hidden_states".to_owned(), self.latent_shape(settings)?.to_vec())]))
     }
 
     fn begin(
         &self,
         _components: &mut dyn Components,
-        (_, settings): (&Request, &Settings),
+        (_, settings): (&Request, &ResolvedRequest),
         embeddings: Embeddings,
         _observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {
@@ -435,7 +435,7 @@ mod tests {
     }
 
     #[test]
-    fn family_that_is_not_the_default_is_written_and_checked() {
+    fn family_is_written_and_checked() {
         let text = pipeline().config().to_json().unwrap();
         assert!(text.contains("\"version\": 1,\n  \"family\": \"stand-in\",\n  \"components\""), "{text}");
         assert_eq!(PipelineConfig::from_json(&text).unwrap(), *pipeline().config());

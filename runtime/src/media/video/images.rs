@@ -10,7 +10,7 @@ use super::growing::Growing;
 use super::natural;
 use super::picture::{self, Asked, Format, Kind, Wanted};
 use crate::io::atomic::FileSet;
-use crate::io::lookalike;
+use crate::io::detect;
 use crate::io::map::map_file;
 
 /// What systems leave in folders; besides, all that begins with a dot.
@@ -87,7 +87,7 @@ fn read_images(files: &[(PathBuf, Format)], folder: &Path) -> Result<Frames, Vid
 /// The first bytes of a file.
 pub(super) fn start(file: &mut File, path: &Path) -> Result<Vec<u8>, VideoError> {
     let mut start = Vec::new();
-    file.take(lookalike::START as u64).read_to_end(&mut start).map_err(io_error(path))?;
+    file.take(detect::START as u64).read_to_end(&mut start).map_err(io_error(path))?;
     Ok(start)
 }
 
@@ -105,7 +105,7 @@ pub(super) fn known(start: &[u8], path: &Path) -> Result<Kind, VideoError> {
 
 /// Refuses a pointer of Git LFS or a web page, by how it begins.
 pub(super) fn refuse_stand_in(start: &[u8], path: &Path) -> Result<(), VideoError> {
-    match lookalike::stand_in(start) {
+    match detect::stand_in(start) {
         Some(found) => Err(VideoError::Image { path: path.to_owned(), message: found.to_string() }),
         None => Ok(()),
     }

@@ -8,7 +8,7 @@ use super::decode::{Input, Wish, decode};
 use super::frames::{Frames, MAX_BYTES, VideoError, io_error};
 use super::images::{known, read_folder, refuse_stand_in, start};
 use super::picture::{self, Asked, Bad, Kind, MAX_FILE, Wanted, check_avif};
-use crate::io::lookalike;
+use crate::io::detect;
 use crate::io::map::map_file;
 
 /// Reads a file, a pipe or a folder.
@@ -24,7 +24,7 @@ pub(super) fn read(path: &Path, ffmpeg: Option<&Path>, wanted: Wanted) -> Result
     }
     let bytes = map_file(path).map_err(io_error(path))?;
     let asked = Asked { wanted, most: MAX_BYTES };
-    let start = &bytes[..bytes.len().min(lookalike::START)];
+    let start = &bytes[..bytes.len().min(detect::START)];
     refuse_stand_in(start, path)?;
     match known(start, path)?.check().map_err(|bad| bad.of(path))? {
         Kind::Picture(format) if wanted == Wanted::All && picture::several(format, &bytes) => {

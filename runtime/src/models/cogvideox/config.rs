@@ -48,7 +48,6 @@ pub struct TransformerConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rotary_grid: Option<RotaryGrid>,
     /// The positions are learned, for frames of `sample_width` and `sample_height` alone.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub learned_positions: bool,
     /// Takes `ofs` (CogVideoX 1.5 image-to-video), always 2.
     #[serde(default)]

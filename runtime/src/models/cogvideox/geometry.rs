@@ -1,11 +1,14 @@
 //! From a video's size to its latent's.
 
 use super::config::{Conditioning, TransformerConfig, VaeConfig};
-use crate::request::{RequestError, Settings};
+use crate::request::{RequestError, ResolvedRequest};
 use crate::wording::{HEIGHT, WIDTH};
 
 /// `[1, T, C, h, w]`, padding frames included.
-pub(super) fn latent_shape(settings: &Settings, (transformer, vae): (&TransformerConfig, &VaeConfig)) -> [usize; 5] {
+pub(super) fn latent_shape(
+    settings: &ResolvedRequest,
+    (transformer, vae): (&TransformerConfig, &VaeConfig),
+) -> [usize; 5] {
     let frames = latent_frames(settings.num_frames, transformer) + settings.padding_frames;
     let ratio = vae.spatial_compression_ratio;
     [1, frames, vae.latent_channels, settings.height / ratio, settings.width / ratio]
@@ -14,7 +17,7 @@ pub(super) fn latent_shape(settings: &Settings, (transformer, vae): (&Transforme
 /// Refuses sizes for which the model has no positions: learned ones are for one size, and the tables of CogVideoX 1.5 end with the
 /// training resolution.
 pub(super) fn check_positions(
-    settings: &Settings,
+    settings: &ResolvedRequest,
     (transformer, vae): (&TransformerConfig, &VaeConfig),
 ) -> Result<(), RequestError> {
     let (width, height) = (settings.width, settings.height);

@@ -19,11 +19,10 @@ use crate::engine::footprint::Shapes;
 use crate::error::Error;
 use crate::events::Observer;
 use crate::models::family::{
-    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, OLDEST_VERSION, POSITIONS_VERSION,
-    Sections, Steps, TextInput, sections,
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, NoSection, Sections, Steps, TextInput, sections,
 };
 use crate::models::vae::Vae;
-use crate::request::{Request, Settings};
+use crate::request::{Request, ResolvedRequest};
 use crate::schedulers::Kind;
 use crate::values::WrongValue;
 use config::{Conditioning, TilesError, TransformerConfig, VaeConfig};
@@ -67,11 +66,6 @@ impl Family for CogVideoX {
             return Err(WrongValue::new("transformer.out_channels", &transformer.out_channels, &expected));
         }
         Ok(())
-    }
-
-    fn version(&self) -> u32 {
-        let learned = self.transformer.as_ref().is_some_and(|transformer| transformer.learned_positions);
-        if learned { POSITIONS_VERSION } else { OLDEST_VERSION }
     }
 
     fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {
@@ -139,12 +133,12 @@ impl Family for CogVideoX {
         Ok(geometry::snap(frames, self.both()?.0))
     }
 
-    fn check_positions(&self, settings: &Settings) -> Result<(), Error> {
+    fn check_positions(&self, settings: &ResolvedRequest) -> Result<(), Error> {
         let (transformer, vae) = self.both()?;
         Ok(geometry::check_positions(settings, (transformer, vae))?)
     }
 
-    fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn latent_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         Ok(geometry::latent_shape(settings, self.both()?))
     }
 
@@ -152,12 +146,12 @@ impl Family for CogVideoX {
         "batch, latent frames, channels, height, width"
     }
 
-    fn decoder_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn decoder_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         let [batch, frames, channels, height, width] = self.latent_shape(settings)?;
         Ok([batch, channels, frames - settings.padding_frames, height, width])
     }
 
-    fn encoded_frames(&self, request: &Request, settings: &Settings) -> Result<usize, Error> {
+    fn encoded_frames(&self, request: &Request, settings: &ResolvedRequest) -> Result<usize, Error> {
         let conditioning = self.both()?.0.conditioning;
         Ok(match (conditioning, &request.image) {
             (Conditioning::Text, _) | (_, None) => 0,
@@ -166,7 +160,7 @@ impl Family for CogVideoX {
         })
     }
 
-    fn step_shapes(&self, request: &Request, settings: &Settings) -> Result<Shapes, Error> {
+    fn step_shapes(&self, request: &Request, settings: &ResolvedRequest) -> Result<Shapes, Error> {
         let (transformer, vae) = self.both()?;
         let latent = geometry::latent_shape(settings, (transformer, vae));
         Ok(steps::shapes(transformer, request, settings.batch(), latent))
@@ -175,7 +169,7 @@ impl Family for CogVideoX {
     fn begin(
         &self,
         components: &mut dyn Components,
-        asked: (&Request, &Settings),
+        asked: (&Request, &ResolvedRequest),
         embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {

@@ -14,7 +14,7 @@ use crate::models::arrays::{array5, join, repeat};
 use crate::models::family::Steps;
 use crate::models::vae::Vae;
 use crate::noise::{NoisePurpose, standard_normal};
-use crate::request::{Request, RequestError, Settings};
+use crate::request::{Request, RequestError, ResolvedRequest};
 use crate::tensor::{NamedTensors, Tensor};
 
 const HIDDEN: &str = "hidden_states";
@@ -67,7 +67,7 @@ pub(super) struct CogVideoXSteps {
 pub(super) fn begin(
     (transformer, vae): (&TransformerConfig, &VaeConfig),
     components: &mut dyn Components,
-    (request, settings): (&Request, &Settings),
+    (request, settings): (&Request, &ResolvedRequest),
     text: ArrayD<f32>,
     observer: &mut dyn Observer,
 ) -> Result<CogVideoXSteps, Error> {
@@ -133,7 +133,7 @@ impl Steps for CogVideoXSteps {
 fn condition(
     (transformer, vae): (&TransformerConfig, &VaeConfig),
     components: &mut dyn Components,
-    (request, settings): (&Request, &Settings),
+    (request, settings): (&Request, &ResolvedRequest),
     shape: [usize; 5],
     observer: &mut dyn Observer,
 ) -> Result<Option<Array5<f32>>, Error> {
@@ -153,7 +153,7 @@ fn condition(
 }
 
 /// One frame of the target size in [-1, 1], `[1, 3, 1, H, W]`.
-fn first_frame(image: &Frames, settings: &Settings, filter: Filter) -> Result<Array5<f32>, Error> {
+fn first_frame(image: &Frames, settings: &ResolvedRequest, filter: Filter) -> Result<Array5<f32>, Error> {
     let bytes = image.iter().next().unwrap_or_default();
     let size = (settings.width, settings.height);
     let resized = resize_rgb(bytes, (image.width(), image.height()), size, filter)?;
@@ -167,7 +167,7 @@ fn image_latents(
     vae: &VaeConfig,
     components: &mut dyn Components,
     image: &Frames,
-    settings: &Settings,
+    settings: &ResolvedRequest,
     shape: [usize; 5],
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
@@ -184,7 +184,7 @@ fn inpaint_latents(
     vae: &VaeConfig,
     components: &mut dyn Components,
     image: &Frames,
-    (request, settings): (&Request, &Settings),
+    (request, settings): (&Request, &ResolvedRequest),
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
     let mut frame = first_frame(image, settings, Filter::Bicubic)?;
@@ -202,7 +202,7 @@ fn inpaint_latents(
 }
 
 /// Adds noise to the first frame, except where it is exactly -1 (black).
-fn augment(frame: &mut Array5<f32>, request: &Request, settings: &Settings) -> Result<(), RequestError> {
+fn augment(frame: &mut Array5<f32>, request: &Request, settings: &ResolvedRequest) -> Result<(), RequestError> {
     let strength = settings.noise_aug_strength as f32;
     if strength == 0.0 {
         return Ok(());

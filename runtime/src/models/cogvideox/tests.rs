@@ -128,7 +128,7 @@ fn pipeline_with(conditioning: &str, patch_size_t: Option<usize>, learned: bool)
         _ => 33,
     };
     let config = json!({
-        "format": FORMAT, "version": VERSION, "components": {},
+        "format": FORMAT, "version": VERSION, "family": "cogvideox", "components": {},
         "transformer": {
             "in_channels": in_channels, "out_channels": 16, "patch_size": 2, "patch_size_t": patch_size_t,
             "attention_head_dim": 16, "sample_width": 12, "sample_height": 8, "sample_frames": 9,
@@ -330,7 +330,7 @@ fn same_seed_gives_the_same_latent_and_another_seed_another() {
 #[test]
 fn sizes_that_do_not_divide_name_the_nearest() {
     let request = Request { width: Some(50), height: Some(7), ..request() };
-    let error = pipeline("text", None).settings(&request, &mut ()).unwrap_err();
+    let error = pipeline("text", None).resolve(&request, &mut ()).unwrap_err();
     assert!(error.to_string().contains("nearest size is 48x16"), "{error}");
 }
 
@@ -338,7 +338,7 @@ fn sizes_that_do_not_divide_name_the_nearest() {
 fn sizes_without_positions_are_refused_before_anything_runs() {
     let refused = |patch, learned, width, height| {
         let request = Request { width: Some(width), height: Some(height), ..request() };
-        let settings = pipeline_with("text", patch, learned).settings(&request, &mut ());
+        let settings = pipeline_with("text", patch, learned).resolve(&request, &mut ());
         settings.err().map(|error| error.to_string())
     };
     let message = refused(Some(2), false, 112, 64).unwrap();
@@ -359,7 +359,7 @@ fn frames_are_snapped_with_a_warning() {
     let frames = |conditioning, patch, frames, log: &mut Log| {
         let image = (conditioning == "image").then(|| red(8, 8));
         let request = Request { num_frames: Some(frames), image, ..request() };
-        let settings = pipeline(conditioning, patch).settings(&request, log).unwrap();
+        let settings = pipeline(conditioning, patch).resolve(&request, log).unwrap();
         (settings.num_frames, settings.padding_frames)
     };
     assert_eq!(frames("text", None, 48, &mut log), (45, 0));
@@ -412,14 +412,14 @@ fn guidance_and_noise_out_of_range_or_without_use_are_refused() {
     let refused = |conditioning: &str, change: fn(&mut Request)| {
         let mut request = request();
         change(&mut request);
-        let settings = pipeline(conditioning, None).settings(&request, &mut ());
+        let settings = pipeline(conditioning, None).resolve(&request, &mut ());
         settings.map_err(|error| (error.class(), error.to_string()))
     };
     for guidance in
         [|r: &mut Request| r.guidance_scale = Some(1e30), |r: &mut Request| r.guidance_scale = Some(-1001.0)]
     {
         let (class, said) = refused("text", guidance).unwrap_err();
-        assert!(class == ErrorClass::Usage && said.contains("a number from -1000 to 1000"), "{said}");
+        assert!(class == ErrorClass::Usage && said.contains("expected -1000 to 1000"), "{said}");
     }
     assert!(refused("text", |r| r.guidance_scale = Some(1000.0)).is_ok());
     // A model of text alone, or of images without noise, takes no noise, whatever its configuration says of the other kind.
@@ -454,7 +454,7 @@ fn long_prompt_gives_a_warning() {
         .unwrap();
     assert!(log.0.iter().any(|e| matches!(e, Event::Warning { message } if message.contains("too long"))));
     let json = serde_json::to_value(&log.0[log.0.len() - 1]).unwrap();
-    assert_eq!(json, json!({"event": "stage_finished", "stage": "denoise"}));
+    assert_eq!(json, json!({"event": "phase_finished", "phase": "denoise"}));
 }
 
 #[test]

@@ -10,13 +10,13 @@ use crate::media::resize::{Filter, resize_rgb_13};
 use crate::media::video::{Frames, frames_to_pixels};
 use crate::models::arrays::join;
 use crate::models::vae::Vae;
-use crate::request::Settings;
+use crate::request::ResolvedRequest;
 
 /// The normalised latent `[1, C, 1, h, w]` of an image.
 pub(super) fn first_frame(
     vae: &VaeConfig,
     components: &mut dyn Components,
-    (image, settings): (&Frames, &Settings),
+    (image, settings): (&Frames, &ResolvedRequest),
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
     let pixels = stretched(image, settings)?;
@@ -30,7 +30,7 @@ pub(super) fn channels(
     vae: &VaeConfig,
     components: &mut dyn Components,
     (first, last): (&Frames, Option<&Frames>),
-    settings: &Settings,
+    settings: &ResolvedRequest,
     observer: &mut dyn Observer,
 ) -> Result<Array5<f32>, Error> {
     let frames = settings.num_frames;
@@ -54,7 +54,7 @@ pub(super) fn channels(
 }
 
 /// One frame of the target size in [-1, 1], `[1, 3, 1, H, W]`; the sides are stretched.
-fn stretched(image: &Frames, settings: &Settings) -> Result<Array5<f32>, Error> {
+fn stretched(image: &Frames, settings: &ResolvedRequest) -> Result<Array5<f32>, Error> {
     let bytes = image.iter().next().unwrap_or_default();
     let size = (settings.width, settings.height);
     let resized = resize_rgb_13(bytes, (image.width(), image.height()), size, Filter::Lanczos)?;

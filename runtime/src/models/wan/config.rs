@@ -59,21 +59,8 @@ pub struct TransformerConfig {
     /// there is one transformer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boundary_ratio: Option<f64>,
-    /// Positions in the tables of frames, rows and columns: the most patches along each axis. Absent: [`POSITIONS`].
-    #[serde(default = "published", skip_serializing_if = "is_published")]
+    /// Positions in the tables of frames, rows and columns: the most patches along each axis.
     pub rope_max_seq_len: usize,
-}
-
-/// Positions of the models that Wan's authors published.
-pub const POSITIONS: usize = 1024;
-
-fn published() -> usize {
-    POSITIONS
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_published(positions: &usize) -> bool {
-    *positions == POSITIONS
 }
 
 /// The autoencoder's configuration, with diffusers' names.
@@ -112,6 +99,11 @@ pub struct ImageEncoderConfig {
 }
 
 impl TransformerConfig {
+    /// True if a second transformer makes the last steps.
+    pub(super) const fn is_split(&self) -> bool {
+        self.boundary_ratio.is_some()
+    }
+
     /// In a line, for people.
     pub(super) fn describe(&self) -> String {
         let [frames, rows, columns] = self.patch_size;

@@ -19,11 +19,10 @@ use crate::error::Error;
 use crate::events::Observer;
 use crate::media::video::Frames;
 use crate::models::family::{
-    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, OLDEST_VERSION, POSITIONS_VERSION, Sections, Steps,
-    TextInput, sections,
+    Embeddings, Entry, Family, ImageInput, Limits, MissingSection, Sections, Steps, TextInput, sections,
 };
 use crate::models::vae::Vae;
-use crate::request::{Request, RequestError, Settings};
+use crate::request::{Request, RequestError, ResolvedRequest};
 use crate::schedulers::Kind;
 use crate::values::WrongValue;
 use crate::wording::{HEIGHT, NUM_FRAMES, WIDTH};
@@ -87,12 +86,6 @@ impl Family for Wan {
         self.check_together()
     }
 
-    fn version(&self) -> u32 {
-        let other =
-            self.transformer.as_ref().is_some_and(|transformer| transformer.rope_max_seq_len != config::POSITIONS);
-        if other { POSITIONS_VERSION } else { OLDEST_VERSION }
-    }
-
     fn sections(&self) -> Result<Sections<Value, Value, Value>, serde_json::Error> {
         Ok(Sections {
             transformer: self.transformer.as_ref().map(serde_json::to_value).transpose()?,
@@ -130,7 +123,7 @@ impl Family for Wan {
     }
 
     fn transformers(&self) -> &'static [&'static str] {
-        let two = self.transformer.as_ref().is_some_and(|transformer| transformer.boundary_ratio.is_some());
+        let two = self.transformer.as_ref().is_some_and(TransformerConfig::is_split);
         if two { &[TRANSFORMER, TRANSFORMER_2] } else { &[TRANSFORMER] }
     }
 
@@ -186,7 +179,7 @@ impl Family for Wan {
         Ok((frames, 0))
     }
 
-    fn check_positions(&self, settings: &Settings) -> Result<(), Error> {
+    fn check_positions(&self, settings: &ResolvedRequest) -> Result<(), Error> {
         let (transformer, vae) = self.both()?;
         let [_, _, latent_frames, latent_height, latent_width] = self.latent_shape(settings)?;
         let [depth, rows, columns] = transformer.patch_size;
@@ -208,7 +201,7 @@ impl Family for Wan {
         Ok(())
     }
 
-    fn latent_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn latent_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         let (_, vae) = self.both()?;
         let frames = settings.num_frames.saturating_sub(1) / vae.scale_factor_temporal + 1;
         let ratio = vae.scale_factor_spatial;
@@ -219,11 +212,11 @@ impl Family for Wan {
         "batch, channels, latent frames, height, width"
     }
 
-    fn decoder_shape(&self, settings: &Settings) -> Result<[usize; 5], Error> {
+    fn decoder_shape(&self, settings: &ResolvedRequest) -> Result<[usize; 5], Error> {
         self.latent_shape(settings)
     }
 
-    fn encoded_frames(&self, request: &Request, settings: &Settings) -> Result<usize, Error> {
+    fn encoded_frames(&self, request: &Request, settings: &ResolvedRequest) -> Result<usize, Error> {
         let conditioning = self.both()?.0.conditioning;
         Ok(match (conditioning, &request.image) {
             (_, None) => 0,
@@ -232,14 +225,14 @@ impl Family for Wan {
         })
     }
 
-    fn step_shapes(&self, _request: &Request, settings: &Settings) -> Result<Shapes, Error> {
+    fn step_shapes(&self, _request: &Request, settings: &ResolvedRequest) -> Result<Shapes, Error> {
         Ok(steps::shapes(self.both()?.0, settings.batch(), self.latent_shape(settings)?))
     }
 
     fn begin(
         &self,
         components: &mut dyn Components,
-        asked: (&Request, &Settings),
+        asked: (&Request, &ResolvedRequest),
         embeddings: Embeddings,
         observer: &mut dyn Observer,
     ) -> Result<Box<dyn Steps>, Error> {

@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::events::Observer;
 use crate::models::arrays::{join, repeat};
 use crate::models::family::{Embeddings, Steps};
-use crate::request::{Request, RequestError, Settings};
+use crate::request::{Request, RequestError, ResolvedRequest};
 use crate::tensor::{NamedTensors, Tensor};
 
 const HIDDEN: &str = "hidden_states";
@@ -71,7 +71,7 @@ pub(super) struct WanSteps {
 pub(super) fn begin(
     (transformer, vae): (&TransformerConfig, &VaeConfig),
     components: &mut dyn Components,
-    (request, settings): (&Request, &Settings),
+    (request, settings): (&Request, &ResolvedRequest),
     embeddings: Embeddings,
     observer: &mut dyn Observer,
 ) -> Result<WanSteps, Error> {
@@ -96,7 +96,9 @@ pub(super) fn begin(
         condition,
         batch,
         guidance: [first as f32, settings.guidance_scale_2.unwrap_or(first) as f32],
-        boundary: transformer.boundary_ratio.map(|own| settings.boundary_ratio.unwrap_or(own) * TRAIN_TIMESTEPS),
+        boundary: transformer
+            .boundary_ratio
+            .map(|own| settings.request.boundary_ratio.unwrap_or(own) * TRAIN_TIMESTEPS),
         expands: transformer.expand_timesteps,
     })
 }

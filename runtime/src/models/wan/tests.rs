@@ -149,9 +149,9 @@ fn fifth(inputs: &NamedTensors) -> NamedTensors {
 
 fn pipeline(changes: &[(&str, Value)]) -> Pipeline {
     let mut config = json!({
-        "format": FORMAT, "version": 2, "family": "wan", "components": {},
+        "format": FORMAT, "version": 1, "family": "wan", "components": {},
         "transformer": {
-            "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "max_text_seq_length": 16,
+            "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "max_text_seq_length": 16, "rope_max_seq_len": 1024,
             "conditioning": "text"
         },
         "vae": {
@@ -205,7 +205,7 @@ fn generate(changes: &[(&str, Value)], request: &Request) -> (Array5<f32>, Log) 
 }
 
 fn refused(changes: &[(&str, Value)], request: &Request) -> String {
-    let error = pipeline(changes).settings(request, &mut ()).unwrap_err();
+    let error = pipeline(changes).resolve(request, &mut ()).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Usage, "{error}");
     error.to_string()
 }
@@ -429,7 +429,7 @@ fn model_without_its_second_transformer_is_refused() {
 
 #[test]
 fn settings_show_the_negative_prompt_where_it_counts() {
-    let shown = |request: &Request| pipeline(&[]).settings(request, &mut ()).unwrap().negative_prompt;
+    let shown = |request: &Request| pipeline(&[]).resolve(request, &mut ()).unwrap().negative_prompt;
     assert_eq!(shown(&request()).as_deref(), Some("no cat"));
     assert_eq!(shown(&Request { negative_prompt: Some(String::new()), ..request() }).as_deref(), Some(""));
     assert_eq!(shown(&Request { guidance_scale: Some(1.0), ..request() }), None);
@@ -455,7 +455,7 @@ fn frames_are_decoded_one_latent_frame_at_a_time() {
 #[test]
 fn video_beyond_the_position_table_is_refused_with_the_largest_that_goes() {
     let table = [("rope_max_seq_len", json!(3))];
-    assert!(pipeline(&table).settings(&request(), &mut ()).is_ok());
+    assert!(pipeline(&table).resolve(&request(), &mut ()).is_ok());
     let expected = "the width is 64, which takes 4 positions; the transformer's table has 3 (`rope_max_seq_len`), enough for 48; set `width` \
                     to 48 or less, or raise that value in the transformer's config.json and export again";
     assert_eq!(refused(&table, &Request { width: Some(64), ..request() }), expected);
@@ -467,5 +467,5 @@ fn video_beyond_the_position_table_is_refused_with_the_largest_that_goes() {
         "{message}"
     );
     // Published models have 1024.
-    assert!(pipeline(&[]).settings(&Request { width: Some(8192), ..request() }, &mut ()).is_ok());
+    assert!(pipeline(&[]).resolve(&Request { width: Some(8192), ..request() }, &mut ()).is_ok());
 }

@@ -39,7 +39,7 @@ impl Chain {
     /// Does a run, and keeps of its outputs what is used.
     ///
     /// # Errors
-    /// [`PredictorError::Session`] of a map of version 1, else [`PredictorError::Graph`]; [`PredictorError::Open`],
+    /// [`PredictorError::Graph`], [`PredictorError::Open`],
     /// [`PredictorError::Shape`], and as [`Pristine::open`].
     pub(super) fn run(
         &mut self,
@@ -50,27 +50,19 @@ impl Chain {
         cancelled: &dyn Fn() -> bool,
     ) -> Result<(), PredictorError> {
         let link = &resolved.links[run.link];
-        let outputs = match &run.wires {
-            None => {
-                let inputs: Vec<(&str, &Tensor)> = request.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
-                self.session(resolved, run.link)?.run_unless(&inputs, cancelled)?
-            }
-            Some(wires) => {
-                let fresh: Vec<Option<Tensor>> = wires.iter().map(|wire| self.fresh(wire)).collect::<Result<_, _>>()?;
-                let mut inputs = Vec::with_capacity(wires.len());
-                for ((port, wire), fresh) in link.inputs.iter().zip(wires).zip(&fresh) {
-                    let held = match &**wire {
-                        Wire::Request(name) => request.get(name),
-                        Wire::Output(at) => made.passed.get(at),
-                        Wire::Literal(literal) => Some(&literal.tensor),
-                        Wire::Constant(..) | Wire::Base(..) => fresh.as_ref(),
-                    };
-                    inputs.push((&port.name[..], held.ok_or_else(|| lost(&port.name))?));
-                }
-                let ran = self.session(resolved, run.link)?.run_unless(&inputs, cancelled);
-                ran.map_err(|source| PredictorError::Graph { graph: link.name.clone(), source })?
-            }
-        };
+        let fresh: Vec<Option<Tensor>> = run.wires().map(|wire| self.fresh(wire)).collect::<Result<_, _>>()?;
+        let mut inputs = Vec::with_capacity(link.inputs.len());
+        for ((port, wire), fresh) in link.inputs.iter().zip(run.wires()).zip(&fresh) {
+            let held = match wire {
+                Wire::Request(name) => request.get(name),
+                Wire::Output(at) => made.passed.get(at),
+                Wire::Literal(literal) => Some(&literal.tensor),
+                Wire::Constant(..) | Wire::Base(..) => fresh.as_ref(),
+            };
+            inputs.push((&port.name[..], held.ok_or_else(|| lost(&port.name))?));
+        }
+        let ran = self.session(resolved, run.link)?.run_unless(&inputs, cancelled);
+        let outputs = ran.map_err(|source| PredictorError::Graph { graph: link.name.clone(), source })?;
         for (name, tensor) in outputs {
             let at = (run.link, name);
             match (resolved.factors.contains(&at), resolved.passed.contains(&at)) {

@@ -33,8 +33,6 @@ pub(super) enum Held {
 pub(super) enum Form {
     /// `[rows, columns]`.
     Matrix,
-    /// The same of version 2, which calls `[E, r, d]` by its name.
-    MatrixOrExperts,
     /// Such a matrix, or a diagonal `[k]`.
     Middle,
     /// One element.
@@ -81,7 +79,7 @@ impl Form {
 
     /// True for factors of several experts in one tensor.
     fn is_experts(self, shape: &[usize], index: Option<usize>) -> bool {
-        matches!(self, Self::MatrixOrExperts | Self::Middle) && index.is_none() && shape.len() == 3 && shape[0] != 1
+        matches!(self, Self::Matrix | Self::Middle) && index.is_none() && shape.len() == 3 && shape[0] != 1
     }
 }
 

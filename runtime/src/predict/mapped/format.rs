@@ -1,4 +1,4 @@
-//! What a map says, in the words of version 2.
+//! What a map says.
 
 use indexmap::IndexMap;
 use serde::Deserialize;
@@ -10,19 +10,10 @@ use crate::lora::Strength;
 /// Where the factors of which slots come from.
 #[derive(Clone, Debug)]
 pub struct PredictorMap {
-    pub(super) version: Version,
     pub(super) graphs: Vec<MapGraph>,
     pub(super) slots: Vec<MapSlot>,
     /// What all updates are multiplied by.
     pub(super) strength: Strength,
-}
-
-/// The version that a map is written in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Version {
-    /// One graph, which is given exactly the tensors of the request.
-    One,
-    Two,
 }
 
 /// One run of a graph.

@@ -7,7 +7,7 @@ use indexmap::IndexMap;
 
 use super::super::error::PredictorError;
 use super::constants::Folder;
-use super::format::{MapGraph, Version};
+use super::format::MapGraph;
 use super::source::{InputSource, Written};
 use crate::engine::Engine;
 use crate::engine::manifest::Graph;
@@ -38,7 +38,6 @@ pub(super) struct Link {
 /// [`PredictorError::Map`] if there is no such graph, or two have one name; as [`Folder::engine`].
 pub(super) fn open(
     path: &Path,
-    version: Version,
     graphs: Vec<MapGraph>,
     predictor: Arc<Engine>,
     folder: &Folder<'_>,
@@ -64,13 +63,8 @@ pub(super) fn open(
                 return Err(PredictorError::map(path, reason));
             }
         };
-        let (key, owner) = match (version, &map.engine) {
-            (Version::One, _) => ("`graph`".to_owned(), "the predictor".to_owned()),
-            (Version::Two, file) => {
-                let owner = file.as_ref().map_or_else(|| "the predictor".to_owned(), |file| format!("`{file}`"));
-                (format!("`graphs`, entry {}: `graph`", number + 1), owner)
-            }
-        };
+        let key = format!("`graphs`, entry {}: `graph`", number + 1);
+        let owner = map.engine.as_ref().map_or_else(|| "the predictor".to_owned(), |file| format!("`{file}`"));
         let graphs = &engines[engine].manifest().graphs;
         let graph = choose(graphs, map.graph.as_deref())
             .ok_or_else(|| PredictorError::map(path, no_graph(&key, &owner, graphs, map.graph.as_deref())))?;

@@ -1,9 +1,8 @@
 //! Predictors that v2l does not know by name: graphs, and a file that says where which layer's factors come from.
 //!
-//! A map has two versions. In version 1 the outputs of one graph are the factors. In version 2 graphs form a chain, which may read the
-//! base's pristine weights and run for each slot, and factors may also be tensors of files. `first` brings version 1 into the words of
-//! version 2, and all that follows is common to both: `links` finds the graphs, `wires` decides where each input comes from,
-//! `resolved` has what all of it comes to, `chain` runs it, and `targets` makes updates of factors.
+//! The graphs of a map form a chain, which may read the base's pristine weights and run for each slot. Factors are outputs of graphs,
+//! or tensors of files. `links` finds the graphs, `wires` decides where each input comes from, `resolved` has what all of it comes to,
+//! `chain` runs it, and `targets` makes updates of factors.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,7 +26,6 @@ use crate::tensor::{NamedTensors, Tensor};
 mod chain;
 mod constants;
 mod factors;
-mod first;
 mod format;
 mod links;
 mod ports;
@@ -75,13 +73,13 @@ impl MappedPredictor {
         base: Option<&Arc<Engine>>,
         options: &OpenOptions,
     ) -> Result<Self, PredictorError> {
-        let PredictorMap { version, graphs, slots, strength } = map;
-        let (links, engines) = links::open(path, version, graphs, engine, &Folder::of(path))?;
+        let PredictorMap { graphs, slots, strength } = map;
+        let (links, engines) = links::open(path, graphs, engine, &Folder::of(path))?;
         let known = base.map(|base| &base.manifest().slots[..]);
         let (within, strength) =
             if strength.is_even() { (strength.cond, Strength::default()) } else { (1.0, strength) };
-        let resolved = ResolvedMap::new(path, version, &slots, within, links, known)?;
-        let options = OpenOptions { record: None, adapters: Vec::new(), ..options.clone() };
+        let resolved = ResolvedMap::new(path, &slots, within, links, known)?;
+        let options = OpenOptions { record: None, ..options.clone() };
         let open = engines.iter().map(|engine| OpenEngine::open(Arc::clone(engine), &options));
         let chain = Chain::new(open.collect::<Result<_, _>>()?, base.cloned());
         Ok(Self { unused: resolved.unused(), resolved, strength, engines, base: base.cloned(), chain })
@@ -119,7 +117,7 @@ impl MappedPredictor {
 /// The adapter that a resolved map gives.
 ///
 /// # Errors
-/// [`PredictorError::Inputs`] or [`PredictorError::Session`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit
+/// [`PredictorError::Inputs`] if the inputs do not fit, [`PredictorError::Shape`] if an output does not fit
 /// its slot, [`PredictorError::NotFinite`]; as [`Chain::run`].
 fn adapter(
     resolved: &ResolvedMap,
@@ -141,7 +139,7 @@ fn adapter(
             let cancelled = || progress.as_ref().is_some_and(PhaseProgress::is_cancelled);
             chain.run(resolved, run, request, &mut made, &cancelled)?;
         }
-        layers.insert(target.name.clone(), target.update(&made.factors)?);
+        layers.insert(target.name.clone(), target.update(&made.factors)?.into());
         if let Some(progress) = &mut progress {
             progress.step();
         }
@@ -176,7 +174,7 @@ impl Predictor for MappedPredictor {
     }
 
     fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
-        let mut parts = KeyParts::new("v2l mapped prediction 2");
+        let mut parts = KeyParts::new("v2l mapped prediction 1");
         let mut tensors: Vec<(&String, &Tensor)> = inputs.tensors()?.iter().collect();
         tensors.sort_by_key(|(name, _)| *name);
         for (name, tensor) in tensors {

@@ -1,4 +1,4 @@
-//! A map's JSON, of either version.
+//! A map's JSON.
 
 use std::fs::File;
 use std::io::Read;
@@ -7,20 +7,30 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::super::error::PredictorError;
-use super::first::FirstMap;
-use super::format::{MapGraph, MapSlot, PredictorMap, Version};
+use super::format::{MapGraph, MapSlot, PredictorMap};
 use crate::lora::Strength;
 
 pub(super) const FORMAT: &str = "v2l-predictor-map";
+/// The version that this build reads.
+pub(super) const VERSION: u32 = 1;
 /// Largest file that is read, in bytes.
 pub(super) const MAX_FILE: u64 = 1 << 24;
 /// Most graphs that a map may name.
 const MAX_GRAPHS: usize = 64;
 
-/// A map of version 2.
+/// Keys that maps of one graph had once, and what is written now.
+const MOVED: [(&str, &str); 5] = [
+    ("graph", r#"write "graphs": [{ "graph": "NAME" }]"#),
+    ("down_index", r#"write "down": { "output": "NAME", "index": N }"#),
+    ("up_index", r#"write "up": { "output": "NAME", "index": N }"#),
+    ("down_transposed", r#"write "down": { "output": "NAME", "transposed": true }"#),
+    ("up_transposed", r#"write "up": { "output": "NAME", "transposed": true }"#),
+];
+
+/// The whole file.
 #[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SecondMap {
+#[serde(deny_unknown_fields, rename = "PredictorMap")]
+struct MapFile {
     #[serde(rename = "format")]
     _format: String,
     #[serde(rename = "version")]
@@ -38,7 +48,7 @@ struct Strengths {
     uncond: f32,
 }
 
-impl SecondMap {
+impl MapFile {
     fn into_map(self) -> Result<PredictorMap, String> {
         let graphs = self.graphs.unwrap_or_else(|| vec![MapGraph::default()]);
         if !(1..=MAX_GRAPHS).contains(&graphs.len()) {
@@ -49,7 +59,7 @@ impl SecondMap {
         if !strength.cond.is_finite() || !strength.uncond.is_finite() {
             return Err("`strength` is not a finite number of 32 bits".to_owned());
         }
-        Ok(PredictorMap { version: Version::Two, graphs, slots: self.slots, strength })
+        Ok(PredictorMap { graphs, slots: self.slots, strength })
     }
 }
 
@@ -69,27 +79,32 @@ impl PredictorMap {
         Self::parse(path, &bytes)
     }
 
-    /// Format and version are looked at before the rest, which each version writes otherwise.
+    /// Format and version are looked at before the rest.
     pub(super) fn parse(path: &Path, bytes: &[u8]) -> Result<Self, PredictorError> {
         #[derive(Deserialize)]
         struct Head {
             format: String,
-            version: u32,
+            version: i64,
         }
         let fail = |reason: String| PredictorError::map(path, reason);
-        let json = |e: serde_json::Error| fail(format!("not a valid predictor map: {e}"));
+        let json = |e: serde_json::Error| {
+            let error = e.to_string();
+            let moved = MOVED.iter().find(|(key, _)| error.contains(&format!("unknown field `{key}`")));
+            let now = moved.map_or_else(String::new, |(_, now)| format!("; {now}"));
+            fail(format!("not a valid predictor map: {error}{now}"))
+        };
         let head: Head = serde_json::from_slice(bytes).map_err(json)?;
         if head.format != FORMAT {
             return Err(fail(format!("`format`: expected {FORMAT:?}, found {:?}", head.format)));
         }
-        let map = match head.version {
-            1 => serde_json::from_slice::<FirstMap>(bytes).map_err(json)?.into_map(),
-            2 => serde_json::from_slice::<SecondMap>(bytes).map_err(json)?.into_map().map_err(fail)?,
-            found => {
-                let reason = format!("`version`: expected 1 or 2, found {found}; use the v2l that it was made for");
-                return Err(fail(reason));
-            }
-        };
+        if head.version != i64::from(VERSION) {
+            let found = head.version;
+            let reason = format!(
+                "`version`: expected {VERSION}, found {found}; what was version 2 is version 1 now, with nothing else changed"
+            );
+            return Err(fail(reason));
+        }
+        let map = serde_json::from_slice::<MapFile>(bytes).map_err(json)?.into_map().map_err(fail)?;
         if map.slots.is_empty() {
             return Err(fail("`slots` is empty; expected at least one slot".to_owned()));
         }

@@ -9,7 +9,7 @@ use super::super::error::PredictorError;
 use super::super::key::KeyParts;
 use super::constants::Constant;
 use super::factors::{Factor, Form, Held};
-use super::format::{MapSlot, Version};
+use super::format::MapSlot;
 use super::links::{At, Link, find_output};
 use super::source::{FactorSource, Origin, ScaleSource};
 use super::targets::{Factors, Target};
@@ -37,20 +37,14 @@ impl ResolvedMap {
     /// not fit its slot; as [`Wiring::run`].
     pub(super) fn new(
         path: &Path,
-        version: Version,
         slots_of_map: &[MapSlot],
         strength: f32,
         links: Vec<Link>,
         slots: Option<&[Slot]>,
     ) -> Result<Self, PredictorError> {
         let mut wiring = Wiring::new(path, &links, slots);
-        let shared = match version {
-            Version::One => vec![Run { link: 0, wires: None }],
-            Version::Two => {
-                let once = (0..links.len()).filter(|&at| !links[at].each_slot);
-                once.map(|at| wiring.run(at, None)).collect::<Result<_, _>>()?
-            }
-        };
+        let once = (0..links.len()).filter(|&at| !links[at].each_slot);
+        let shared = once.map(|at| wiring.run(at, None)).collect::<Result<Vec<_>, _>>()?;
         let mut seen = HashSet::new();
         let mut targets = Vec::with_capacity(slots_of_map.len());
         for map in slots_of_map {
@@ -65,7 +59,7 @@ impl ResolvedMap {
                 let reason = format!("slot `{name}` comes twice; remove one of its entries");
                 return Err(PredictorError::map(path, reason));
             }
-            let factors = factors(&mut wiring, version, map, strength)?;
+            let factors = factors(&mut wiring, map, strength)?;
             let runs = runs_of(&mut wiring, map, &factors)?;
             let target = Target { name, called: map.slot.clone(), features, runs, factors };
             target.check_constants()?;
@@ -122,14 +116,11 @@ impl ResolvedMap {
         self.runs().flat_map(Run::wires).any(|wire| matches!(wire, Wire::Base(..)))
     }
 
-    /// Checks that the tensors of a request are exactly those that the graphs read. A map of version 1 leaves that to its graph.
+    /// Checks that the tensors of a request are exactly those that the graphs read.
     ///
     /// # Errors
     /// [`PredictorError::Inputs`].
     pub(super) fn check_request(&self, request: &NamedTensors) -> Result<(), PredictorError> {
-        if self.shared.iter().any(|run| run.wires.is_none()) {
-            return Ok(());
-        }
         let mut read: IndexMap<&str, usize> = IndexMap::new();
         for run in self.runs() {
             for wire in run.wires() {
@@ -173,15 +164,11 @@ impl ResolvedMap {
 }
 
 /// Where the factors of a slot are.
-fn factors(wiring: &mut Wiring<'_>, version: Version, map: &MapSlot, strength: f32) -> Result<Factors, PredictorError> {
+fn factors(wiring: &mut Wiring<'_>, map: &MapSlot, strength: f32) -> Result<Factors, PredictorError> {
     let path = wiring.path;
-    let form = match version {
-        Version::One => Form::Matrix,
-        Version::Two => Form::MatrixOrExperts,
-    };
     let mut find = |key: &str, source: &FactorSource, form| factor(wiring, map, key, source, form);
-    let down = find("down", &map.down.0, form)?;
-    let up = find("up", &map.up.0, form)?;
+    let down = find("down", &map.down.0, Form::Matrix)?;
+    let up = find("up", &map.up.0, Form::Matrix)?;
     let mid = map.mid.as_ref().map(|mid| find("mid", &mid.0, Form::Middle)).transpose()?;
     let finite = |number: f32, key: &str| {
         let reason = || format!("slot `{}`: `{key}` is not a finite number of 32 bits", map.slot);
@@ -193,7 +180,7 @@ fn factors(wiring: &mut Wiring<'_>, version: Version, map: &MapSlot, strength: f
         Some(ScaleSource::At(source)) => (Some(find("scale", source, Form::Number)?), strength),
     };
     let alpha = map.alpha.map(|alpha| finite(alpha, "alpha")).transpose()?;
-    Ok(Factors { down, up, mid, scale, times, alpha, form })
+    Ok(Factors { down, up, mid, scale, times, alpha })
 }
 
 fn factor(

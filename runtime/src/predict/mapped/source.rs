@@ -1,4 +1,4 @@
-//! How a map of version 2 says where something comes from: a string is the name of an output, an object says more.
+//! How a map says where something comes from: a string is the name of an output, an object says more.
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -37,14 +37,12 @@ pub(super) struct Factors {
     pub(super) times: f32,
     /// k if not given.
     pub(super) alpha: Option<f32>,
-    /// What `down` and `up` may be.
-    pub(super) form: Form,
 }
 
 impl Factors {
     /// Each with what it may be.
     pub(super) fn all(&self) -> impl Iterator<Item = (&Factor, Form)> {
-        let outer = [(&self.down, self.form), (&self.up, self.form)];
+        let outer = [(&self.down, Form::Matrix), (&self.up, Form::Matrix)];
         let mid = self.mid.iter().map(|mid| (mid, Form::Middle));
         outer.into_iter().chain(mid).chain(self.scale.iter().map(|scale| (scale, Form::Number)))
     }
@@ -56,9 +54,9 @@ impl Target {
     /// # Errors
     /// [`PredictorError::Shape`].
     pub(super) fn check_constants(&self) -> Result<(), PredictorError> {
-        let Factors { down, up, mid, scale, form, .. } = &self.factors;
+        let Factors { down, up, mid, scale, .. } = &self.factors;
         let known = |factor: &Factor, form| factor.known(form, &self.called);
-        let (down, up) = (known(down, *form)?, known(up, *form)?);
+        let (down, up) = (known(down, Form::Matrix)?, known(up, Form::Matrix)?);
         let mid = mid.as_ref().map(|mid| known(mid, Form::Middle)).transpose()?.flatten();
         scale.as_ref().map(|scale| known(scale, Form::Number)).transpose()?;
         self.check(down.as_deref(), mid.as_deref(), up.as_deref())
@@ -71,8 +69,8 @@ impl Target {
     /// # Errors
     /// [`PredictorError::Shape`], [`PredictorError::NotFinite`].
     pub(super) fn update(&self, floats: &Floats) -> Result<LowRank, PredictorError> {
-        let Factors { down: at_down, up: at_up, mid: at_mid, scale: at_scale, times, alpha, form } = &self.factors;
-        let (down, up) = (self.matrix(at_down, floats, *form)?, self.matrix(at_up, floats, *form)?);
+        let Factors { down: at_down, up: at_up, mid: at_mid, scale: at_scale, times, alpha } = &self.factors;
+        let (down, up) = (self.matrix(at_down, floats)?, self.matrix(at_up, floats)?);
         let mid = at_mid.as_ref().map(|mid| mid.read(floats, Form::Middle, &self.called)).transpose()?;
         self.check(Some(down.shape()), mid.as_ref().map(ArrayD::shape), Some(up.shape()))?;
         at_down.check_finite(&down, &self.called)?;
@@ -104,8 +102,8 @@ impl Target {
     }
 
     /// A factor in row-major order.
-    fn matrix(&self, factor: &Factor, floats: &Floats, form: Form) -> Result<Array2<f32>, PredictorError> {
-        let values = factor.read(floats, form, &self.called)?.into_dimensionality::<Ix2>();
+    fn matrix(&self, factor: &Factor, floats: &Floats) -> Result<Array2<f32>, PredictorError> {
+        let values = factor.read(floats, Form::Matrix, &self.called)?.into_dimensionality::<Ix2>();
         let matrix = values.map_err(|error| shape_defect(&error))?;
         Ok(if matrix.is_standard_layout() { matrix } else { matrix.as_standard_layout().into_owned() })
     }

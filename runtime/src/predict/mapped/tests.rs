@@ -1,7 +1,7 @@
 use ndarray::{ArrayD, IxDyn, arr2};
 use serde_json::{Value as Json, json};
 
-use super::read::{FORMAT, MAX_FILE};
+use super::read::{FORMAT, MAX_FILE, VERSION};
 use super::*;
 use crate::engine::session::{Dim, Port, Session};
 use crate::error::{Classified, ErrorClass};
@@ -20,7 +20,7 @@ fn parse(map: &Json) -> Result<PredictorMap, PredictorError> {
 }
 
 fn map(slots: &Json) -> Json {
-    json!({ "format": FORMAT, "version": 1, "slots": slots })
+    json!({ "format": FORMAT, "version": VERSION, "slots": slots })
 }
 
 fn slots() -> [Slot; 2] {
@@ -40,7 +40,7 @@ fn resolve(
     graphs: Vec<(&str, NamedTensors, NamedTensors)>,
     slots: &[Slot],
 ) -> Result<(ResolvedMap, Chain), PredictorError> {
-    let PredictorMap { version, graphs: of_map, slots: slots_of_map, strength } = parse(map)?;
+    let PredictorMap { graphs: of_map, slots: slots_of_map, strength } = parse(map)?;
     let links = of_map.into_iter().zip(&graphs).map(|(map, (name, inputs, outputs))| links::Link {
         name: (*name).to_owned(),
         engine: 0,
@@ -50,8 +50,7 @@ fn resolve(
         outputs: ports(outputs),
         given: map.inputs,
     });
-    let resolved =
-        ResolvedMap::new(Path::new("map.json"), version, &slots_of_map, strength.cond, links.collect(), Some(slots))?;
+    let resolved = ResolvedMap::new(Path::new("map.json"), &slots_of_map, strength.cond, links.collect(), Some(slots))?;
     let session = |(_, _, outputs)| -> Box<dyn Session> { Box::new(Fixed(outputs)) };
     Ok((resolved, Chain::of(graphs.into_iter().map(session).collect())))
 }
@@ -74,19 +73,20 @@ fn two() -> NamedTensors {
 #[test]
 fn mapped_predictor_finds_factors_upright_transposed_batched_and_stacked() {
     let expected = (arr2(&[[1.0, 2.0]]), arr2(&[[1.0], [2.0], [3.0]]));
-    let shapes: [(&[usize], &[usize], Json); 5] = [
-        (&[1, 2], &[3, 1], json!({})),
-        (&[1, 1, 2], &[1, 3, 1], json!({})),
-        (&[2, 1], &[1, 3], json!({ "down_transposed": true, "up_transposed": true })),
-        (&[4, 1, 2], &[2, 3, 1], json!({ "down_index": 0, "up_index": 0 })),
-        (&[1, 4, 1, 2], &[1, 2, 1, 3], json!({ "down_index": 0, "up_index": 0, "up_transposed": true })),
+    let shapes: [(&[usize], &[usize], Json, Json); 5] = [
+        (&[1, 2], &[3, 1], json!({}), json!({})),
+        (&[1, 1, 2], &[1, 3, 1], json!({}), json!({})),
+        (&[2, 1], &[1, 3], json!({ "transposed": true }), json!({ "transposed": true })),
+        (&[4, 1, 2], &[2, 3, 1], json!({ "index": 0 }), json!({ "index": 0 })),
+        (&[1, 4, 1, 2], &[1, 2, 1, 3], json!({ "index": 0 }), json!({ "index": 0, "transposed": true })),
     ];
-    for (down, up, more) in shapes {
-        let mut entry = json!({ "slot": "alias", "down": "d", "up": "u" });
-        entry.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    for (down, up, mut of_down, mut of_up) in shapes {
+        of_down["output"] = "d".into();
+        of_up["output"] = "u".into();
+        let entry = json!({ "slot": "alias", "down": of_down, "up": of_up });
         let outputs = NamedTensors::from([("d".to_owned(), counting(down)), ("u".to_owned(), counting(up))]);
         let (adapter, unused) = predict(&json!([entry]), outputs).unwrap();
-        let LowRank { down, up, alpha } = &adapter.layers["a"];
+        let LowRank { down, up, alpha } = adapter.layers["a"].factors().unwrap();
         assert_eq!((down, up, *alpha), (&expected.0, &expected.1, 1.0), "{entry}");
         assert!(unused.is_empty());
     }
@@ -98,9 +98,9 @@ fn mapped_predictor_takes_the_row_and_alpha_that_the_map_names_and_lists_the_res
     outputs.insert("stack".to_owned(), counting(&[2, 2, 2]));
     outputs.insert("ups".to_owned(), counting(&[3, 2]));
     outputs.insert("steps".to_owned(), Tensor::I64(ArrayD::zeros(IxDyn(&[1]))));
-    let entry = json!({ "slot": "b", "down": "stack", "down_index": 1, "up": "ups", "alpha": 0.5 });
+    let entry = json!({ "slot": "b", "down": { "output": "stack", "index": 1 }, "up": "ups", "alpha": 0.5 });
     let (adapter, unused) = predict(&json!([entry]), outputs).unwrap();
-    assert_eq!(adapter.layers["b"].down, arr2(&[[5.0, 6.0], [7.0, 8.0]]));
+    assert_eq!(adapter.layers["b"].to_low_rank().down, arr2(&[[5.0, 6.0], [7.0, 8.0]]));
     assert_eq!(adapter.layers["b"].scale(), 0.25);
     assert_eq!(unused, ["d", "u", "steps"]);
 }
@@ -120,7 +120,7 @@ fn mapped_predictor_names_what_does_not_fit() {
         &["slot `a`", "expected down [rank, 2] and up [3, rank]", "found down [3, 1] and up [1, 2]"],
     );
     let mut stacked = entry("a", "d", "u");
-    stacked["down_index"] = 1.into();
+    stacked["down"] = json!({ "output": "d", "index": 1 });
     has(message(&json!([stacked]), two()), &["output `d`", "expected more than 1 matrices", "found [1, 2]"]);
     let mut alpha = entry("a", "d", "u");
     alpha["alpha"] = json!(1e300);
@@ -143,10 +143,34 @@ fn predictor_map_refuses_other_files_versions_and_unknown_keys() {
         parse(&map).unwrap_err().to_string()
     };
     assert!(with(&|map| map["format"] = "v2l-pipeline".into()).contains("expected \"v2l-predictor-map\""));
-    assert!(with(&|map| map["version"] = 3.into()).contains("`version`: expected 1 or 2, found 3"));
+    for version in [0, 2, -1] {
+        let found = with(&|map| map["version"] = version.into());
+        assert!(found.contains(&format!("`version`: expected 1, found {version}; what was version 2 is")), "{found}");
+    }
     assert!(with(&|map| map["more"] = 1.into()).contains("unknown field `more`"));
     assert!(with(&|map| map["slots"][0]["down_row"] = 1.into()).contains("unknown field `down_row`"));
-    assert!(with(&|map| map["slots"][0]["down_index"] = (-1).into()).contains("map.json: not a valid predictor map"));
+    let down = |map: &mut Json| map["slots"][0]["down"] = json!({ "output": "d", "index": -1 });
+    assert!(with(&down).contains("map.json: not a valid predictor map"));
+}
+
+#[test]
+fn predictor_map_of_the_form_that_named_one_graph_is_refused_with_what_to_write() {
+    let sound = map(&json!([{ "slot": "a", "down": "d", "up": "u" }]));
+    for (place, key, now) in [
+        ("", "graph", r#""graphs": [{ "graph": "NAME" }]"#),
+        ("/slots/0", "down_index", r#""down": { "output": "NAME", "index": N }"#),
+        ("/slots/0", "up_index", r#""up": { "output": "NAME", "index": N }"#),
+        ("/slots/0", "down_transposed", r#""down": { "output": "NAME", "transposed": true }"#),
+        ("/slots/0", "up_transposed", r#""up": { "output": "NAME", "transposed": true }"#),
+    ] {
+        let mut map = sound.clone();
+        map.pointer_mut(place).unwrap()[key] = "x".into();
+        let found = parse(&map).unwrap_err().to_string();
+        assert!(
+            found.contains(&format!("unknown field `{key}`")) && found.ends_with(&format!("; write {now}")),
+            "{found}"
+        );
+    }
 }
 
 #[test]
@@ -171,16 +195,18 @@ impl Observer for StopAfter {
     }
 }
 
-fn second(graphs: &Json, slots: &Json) -> Json {
-    json!({ "format": FORMAT, "version": 2, "graphs": graphs, "slots": slots })
+fn chain_map(graphs: &Json, slots: &Json) -> Json {
+    json!({ "format": FORMAT, "version": VERSION, "graphs": graphs, "slots": slots })
 }
 
 #[test]
 fn graphs_that_run_for_each_slot_say_how_far_they_are_and_stop_between_slots() {
     let graphs = || vec![("each", NamedTensors::from([("x".to_owned(), counting(&[1]))]), two())];
     let slot = |name: &str| json!({ "slot": name, "down": "d", "up": "u", "values": { "x": 1 } });
-    let map =
-        second(&json!([{ "each_slot": true, "inputs": { "x": { "per_slot": "x" } } }]), &json!([slot("a"), slot("b")]));
+    let map = chain_map(
+        &json!([{ "each_slot": true, "inputs": { "x": { "per_slot": "x" } } }]),
+        &json!([slot("a"), slot("b")]),
+    );
     let run = |observer: &mut dyn Observer| {
         let (resolved, mut chain) = resolve(&map, graphs(), &slots()).unwrap();
         adapter(&resolved, &mut chain, &NamedTensors::new(), observer)
@@ -201,7 +227,7 @@ fn middle_factor_that_is_not_square_keeps_the_scale_of_alpha_over_k() {
         let [down, mid, up] = [counting(&[1, slot_in]), counting(&[2, 1]), counting(&[slot_out, 2])];
         let outputs = [("d", &down), ("m", &mid), ("u", &up)].map(|(name, tensor)| (name.to_owned(), tensor.clone()));
         let entry = json!({ "slot": "a", "down": "d", "mid": "m", "up": "u", "alpha": 3.0 });
-        let map = second(&json!([{}]), &json!([entry]));
+        let map = chain_map(&json!([{}]), &json!([entry]));
         let slots = [Slot::linear("a", slot_out, slot_in)];
         let graph = ("predictor", NamedTensors::new(), outputs.into());
         let (resolved, mut chain) = resolve(&map, vec![graph], &slots).unwrap();
@@ -209,7 +235,7 @@ fn middle_factor_that_is_not_square_keeps_the_scale_of_alpha_over_k() {
         let layer = &adapter.layers["a"];
         let floats = |tensor: &Tensor| tensor.to_f32().unwrap().into_dimensionality::<ndarray::Ix2>().unwrap();
         let expected = floats(&up).dot(&floats(&mid)).dot(&floats(&down)) * (3.0 / 2.0);
-        assert_eq!(layer.up.dot(&layer.down) * layer.scale(), expected);
+        assert_eq!(layer.delta(), expected);
         assert_eq!(layer.rank(), if slot_out < slot_in { 1 } else { 2 });
     }
 }
@@ -225,12 +251,12 @@ fn what_no_graph_could_take_is_refused_before_anything_runs() {
     ];
     let entry = json!({ "slot": "a", "down": "d", "up": "u" });
     for (source, expected) in sources {
-        let map = second(&json!([{ "each_slot": true, "inputs": { "x": source } }]), &json!([entry]));
+        let map = chain_map(&json!([{ "each_slot": true, "inputs": { "x": source } }]), &json!([entry]));
         let graph = ("each", NamedTensors::from([("x".to_owned(), counting(&[1]))]), two());
         let error = resolve(&map, vec![graph], &slots()).err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
     let many: Vec<Json> = (0..65).map(|n| json!({ "name": n.to_string() })).collect();
-    let error = parse(&second(&json!(many), &json!([entry]))).unwrap_err().to_string();
+    let error = parse(&chain_map(&json!(many), &json!([entry]))).unwrap_err().to_string();
     assert!(error.contains("expected 1 to 64 graphs, found 65"), "{error}");
 }

@@ -43,14 +43,14 @@ pub(super) struct Literal {
 /// A run of a link.
 pub(super) struct Run {
     pub(super) link: usize,
-    /// What each input of the link is given, in the order of its graph; `None`: exactly the tensors of the request.
-    pub(super) wires: Option<Vec<Arc<Wire>>>,
+    /// What each input of the link is given, in the order of its graph.
+    pub(super) wires: Vec<Arc<Wire>>,
 }
 
 impl Run {
-    /// The wires that are known.
+    /// The wires, in the order of the graph's inputs.
     pub(super) fn wires(&self) -> impl Iterator<Item = &Wire> {
-        self.wires.iter().flatten().map(|wire| &**wire)
+        self.wires.iter().map(|wire| &**wire)
     }
 
     /// Adds what the run is to the parts of a key: of a constant its name, of the base which weight it is.
@@ -95,7 +95,7 @@ impl<'a> Wiring<'a> {
     pub(super) fn run(&mut self, link: usize, slot: Option<&MapSlot>) -> Result<Run, PredictorError> {
         let inputs = 0..self.links[link].inputs.len();
         let wires = inputs.map(|number| self.wire(link, number, slot)).collect::<Result<_, _>>()?;
-        Ok(Run { link, wires: Some(wires) })
+        Ok(Run { link, wires })
     }
 
     fn wire(&mut self, at: usize, number: usize, slot: Option<&MapSlot>) -> Result<Arc<Wire>, PredictorError> {

@@ -15,28 +15,24 @@
 //! Weights are read in panels: the softmax over all tokens of a weight is put together from those over its panels. So
 //! nothing of the size of the base is ever in memory of its own. What the graphs before `backbone` give is kept on disk.
 
-use std::sync::Arc;
+use std::ops::Range;
 
 use indexmap::IndexMap;
 use ndarray::{Array2, Array3, ArrayD, Axis, s};
 
 use super::error::PredictorError;
-use super::inputs::{Input, Inputs};
-use super::intermediates::Intermediates;
-use super::key::{Key, KeyParts};
-use super::kind::{Entry, Predicted, Predictor};
-use super::network::{self, Target, check_targets};
+use super::intermediates::OfBase;
+use super::kind::Entry;
+use super::network::{Network, Target, WeightReader, entry, ids, parts, run};
 use super::outputs::{cube, matrix, shape_defect};
 use super::pristine::Pristine;
-use crate::backends::OpenEngine;
-use crate::engine::Engine;
-use crate::engine::manifest::Slot;
+use super::text::{Text, TextWish};
+use crate::engine::manifest::Manifest;
 use crate::engine::session::Session;
 use crate::error::Error;
-use crate::events::{Phase, PhaseProgress};
+use crate::events::{Observer, Phase, PhaseProgress};
 use crate::io::raw;
-use crate::lora::adapter::{Adapter, LowRank};
-use crate::options::OpenOptions;
+use crate::lora::adapter::LowRank;
 use crate::tensor::{Dtype, NamedTensors, Tensor};
 
 mod config;
@@ -45,63 +41,18 @@ mod softmax;
 pub use config::{AttentionScope, Group, Injection, KIND, NetworkConfig, TargetLayer};
 use softmax::Softmax;
 
-pub(super) const ENTRY: Entry = Entry {
-    kind: KIND,
-    reads: &[Input::Prompt, Input::Tensors],
-    open: |engine, options| Ok(Box::new(Prompt2Effect::open(engine, options)?)),
-};
+pub(super) const ENTRY: Entry = entry::<NetworkConfig>();
 
 /// Elements of the largest tensor that a graph makes of a panel, about: it sets the panels' size.
 const PANEL_ELEMENTS: usize = 1 << 23;
 /// Elements of latents that one run of the backbone takes, about, where layers are apart.
 const BATCH_ELEMENTS: usize = 1 << 22;
 
-/// A network, ready to run.
-pub struct Prompt2Effect {
-    config: NetworkConfig,
-    engine: Arc<Engine>,
-    open: OpenEngine,
-}
-
-impl Prompt2Effect {
-    /// Opens an engine on its backend; no graph before it is needed.
-    ///
-    /// # Errors
-    /// [`PredictorError::Config`], [`PredictorError::Open`].
-    pub fn open(engine: Arc<Engine>, options: &OpenOptions) -> Result<Self, PredictorError> {
-        let config = NetworkConfig::read(&engine.path().display().to_string(), engine.manifest())?;
-        for graph in ["condition", "text", "compress", "backbone"] {
-            engine.graph(graph)?;
-        }
-        let open = OpenEngine::open(Arc::clone(&engine), options)?;
-        Ok(Self { config, engine, open })
-    }
-
-    /// What the engine says of itself.
-    pub fn config(&self) -> &NetworkConfig {
-        &self.config
-    }
-
-    /// The weights that it reads, in the order of its layers.
-    fn targets(&self) -> impl Iterator<Item = Target<'_>> {
-        self.config.layers.iter().map(|layer| {
-            let Group { d_out, d_in, .. } = self.config.groups[layer.group];
-            Target { slot: &layer.slot, out_features: d_out, in_features: d_in }
-        })
-    }
-
-    fn weights(&self, base: &Engine) -> Result<Vec<Pristine>, PredictorError> {
-        network::weights(base, self.targets())
-    }
-
+impl Network<NetworkConfig> {
     /// The embeddings of every layer with its type, `[L, d]`.
     fn conditions(&mut self) -> Result<Array2<f32>, PredictorError> {
-        let ids = |of: fn(&TargetLayer) -> usize| {
-            Tensor::I64(
-                self.config.layers.iter().map(|layer| of(layer) as i64).collect::<ndarray::Array1<_>>().into_dyn(),
-            )
-        };
-        let (layer, module) = (ids(|layer| layer.layer), ids(|layer| layer.module));
+        let layer = ids(self.config.layers.iter().map(|layer| layer.layer));
+        let module = ids(self.config.layers.iter().map(|layer| layer.module));
         let mut outputs = self.open.session("condition")?.run(&[("layer", &layer), ("module", &module)])?;
         matrix(&mut outputs, "condition", [self.config.layers.len(), self.config.hidden_dim])
     }
@@ -140,17 +91,16 @@ impl Prompt2Effect {
     fn compress(&mut self, mixed: &Array3<f32>, conditions: &Array2<f32>) -> Result<Array3<f32>, Error> {
         let mut session = self.open.session("compress")?;
         let mut latents = Array3::zeros(mixed.raw_dim());
-        let batch = self.batch();
-        for start in (0..mixed.shape()[0]).step_by(batch) {
-            let end = (start + batch).min(mixed.shape()[0]);
-            let part = Tensor::F32(mixed.slice(s![start..end, .., ..]).to_owned().into_dyn());
-            let own = conditions.slice(s![start..end, ..]).to_owned().insert_axis(Axis(1));
+        let (count, n, d) = mixed.dim();
+        for layers in parts(count, self.batch()) {
+            let part = Tensor::F32(mixed.slice(s![layers.clone(), .., ..]).to_owned().into_dyn());
+            let own = conditions.slice(s![layers.clone(), ..]).to_owned().insert_axis(Axis(1));
             let own = Tensor::F32(own.into_dyn());
             let mut inputs = vec![("mixed", &part)];
             inputs.extend(self.config.cond_inject.latents().then_some(("condition", &own)));
             let mut outputs = session.run(&inputs)?;
-            let [_, n, d] = *mixed.shape() else { unreachable!("three axes") };
-            latents.slice_mut(s![start..end, .., ..]).assign(&cube(&mut outputs, "compressed", [end - start, n, d])?);
+            let made = cube(&mut outputs, "compressed", [layers.len(), n, d])?;
+            latents.slice_mut(s![layers, .., ..]).assign(&made);
         }
         Ok(latents)
     }
@@ -201,7 +151,7 @@ impl Prompt2Effect {
         conditions: &Array2<f32>,
         latents: &Array3<f32>,
         progress: &mut PhaseProgress<'_>,
-    ) -> Result<Adapter, Error> {
+    ) -> Result<IndexMap<String, LowRank>, Error> {
         let rank = self.config.rank;
         let mut found: Vec<Option<LowRank>> = vec![None; weights.len()];
         for (group, members) in self.by_group() {
@@ -216,8 +166,8 @@ impl Prompt2Effect {
                     let mut all = Array2::zeros((reader.length(stream), rank));
                     for panel in reader.panels(stream) {
                         let mut outputs = panel.run(session, &[("refined", &own)], progress)?;
-                        let part = matrix(&mut outputs, "factors", [panel.count, rank])?;
-                        all.slice_mut(s![panel.start..panel.start + panel.count, ..]).assign(&part);
+                        let part = matrix(&mut outputs, "factors", [panel.tokens.len(), rank])?;
+                        all.slice_mut(s![panel.tokens, ..]).assign(&part);
                     }
                     Ok(all)
                 };
@@ -229,8 +179,7 @@ impl Prompt2Effect {
             }
         }
         let names = self.config.layers.iter().map(|layer| layer.slot.clone());
-        let layers: IndexMap<_, _> = names.zip(found).filter_map(|(name, layer)| Some((name, layer?))).collect();
-        Ok(Adapter { name: "predicted".to_owned(), layers })
+        Ok(names.zip(found).filter_map(|(name, layer)| Some((name, layer?))).collect())
     }
 
     /// Layers by the tables that they share, so that each table is touched in one go.
@@ -249,61 +198,52 @@ impl Prompt2Effect {
         let widest = (4 * width).max(self.config.n_heads * self.config.num_latents);
         Reader { weight, condition, scale, code: self.config.position_code.then_some(width), widest }
     }
-
-    /// What determines the latents that are kept: the base's weights, this network, and how it is computed.
-    fn latents_key(&self, weights: &[Pristine], options: &OpenOptions) -> Key {
-        let mut parts = KeyParts::new("prompt2effect latents 1");
-        parts.add_engines(&[&self.engine], options);
-        weights.iter().flat_map(Pristine::hashes).for_each(|hash| parts.add(hash.as_bytes()));
-        parts.key()
-    }
 }
 
-impl Predictor for Prompt2Effect {
-    fn kind(&self) -> &'static str {
-        KIND
+impl WeightReader for NetworkConfig {
+    const KIND: &'static str = KIND;
+    const GRAPHS: &'static [&'static str] = &["condition", "text", "compress", "backbone"];
+    const KEY: &'static str = "prompt2effect 1";
+    const KEPT: &'static str = "prompt2effect latents 1";
+
+    fn read(path: &str, manifest: &Manifest) -> Result<Self, PredictorError> {
+        Self::read(path, manifest)
     }
 
-    fn reads(&self) -> &'static [Input] {
-        ENTRY.reads
+    fn text(&self) -> TextWish {
+        self.text()
     }
 
-    fn check_backbone(&self, slots: &[Slot]) -> Result<(), Error> {
-        Ok(check_targets(slots, self.targets())?)
+    fn targets(&self) -> impl Iterator<Item = Target<'_>> {
+        self.layers.iter().map(|layer| {
+            let Group { d_out, d_in, .. } = self.groups[layer.group];
+            Target { slot: &layer.slot, out_features: d_out, in_features: d_in }
+        })
     }
 
-    fn key(&self, inputs: &mut Inputs<'_>) -> Result<Key, Error> {
-        network::key("prompt2effect 1", inputs, self.targets())
-    }
-
-    fn predict(&mut self, inputs: &mut Inputs<'_>) -> Result<Predicted, Error> {
-        let base = inputs.base()?;
-        self.check_backbone(&base.manifest().slots)?;
-        let weights = self.weights(&base)?;
-        let text = inputs.text(&self.config.text())?;
-        let conditions = self.conditions()?;
-        let (options, folder) = (inputs.options(), inputs.intermediates());
-        let (key, cache) = (self.latents_key(&weights, options), Intermediates::new(folder));
-        let shape = [weights.len(), self.config.num_latents, self.config.hidden_dim];
-        let (kept, passed_over) = match cache.get(&key, shape.iter().product()) {
-            Ok(kept) => (kept, None),
-            Err(error) => (None, Some(error)),
-        };
-        let kept = kept.and_then(|bytes| {
+    fn predict(
+        network: &mut Network<Self>,
+        weights: &[Pristine],
+        text: Text,
+        kept: &OfBase,
+        observer: &mut dyn Observer,
+    ) -> Result<IndexMap<String, LowRank>, Error> {
+        let conditions = network.conditions()?;
+        let shape = [weights.len(), network.config.num_latents, network.config.hidden_dim];
+        let (found, warning) = kept.get(shape.iter().product());
+        let found = found.and_then(|bytes| {
             raw::tensor_from_bytes(Dtype::F32, &shape, &bytes)?.into_f32()?.into_dimensionality().ok()
         });
-        let steps = weights.len() * if kept.is_some() { 1 } else { 2 };
-        let mut progress = PhaseProgress::start(inputs.observer(), Phase::Predict, steps);
-        if let Some(error) = passed_over {
-            progress.warn(format!("what is kept of the base is not used, but made again: {error}"));
-        }
-        let mut latents = match kept {
-            Some(kept) => kept,
+        let steps = weights.len() * if found.is_some() { 1 } else { 2 };
+        let mut progress = PhaseProgress::start(observer, Phase::Predict, steps);
+        warning.into_iter().for_each(|warning| progress.warn(warning));
+        let mut latents = match found {
+            Some(found) => found,
             None => {
-                let made = self.latents(&weights, &conditions, &mut progress)?;
-                if let Err(error) = keep(&cache, &key, &made) {
-                    progress.warn(format!("what the predictor reads of the base is not kept: {error}"));
-                }
+                let made = network.latents(weights, &conditions, &mut progress)?;
+                let mut keeping = kept.put(&mut progress);
+                keeping.add(made.as_slice(), &mut progress);
+                keeping.finish(&mut progress);
                 made
             }
         };
@@ -318,19 +258,12 @@ impl Predictor for Prompt2Effect {
             },
         );
         let hidden = Tensor::F32(text.hidden.into_dyn());
-        let context = run(&mut *self.open.session("text")?, &[("text_hidden", &hidden)], &progress)?;
-        self.backbone(&mut latents, (&context, &Tensor::F32(penalty)), &mut progress)?;
-        let adapter = self.decode(&weights, &conditions, &latents, &mut progress)?;
+        let context = run(&mut *network.open.session("text")?, &[("text_hidden", &hidden)], &progress)?;
+        network.backbone(&mut latents, (&context, &Tensor::F32(penalty)), &mut progress)?;
+        let layers = network.decode(weights, &conditions, &latents, &mut progress)?;
         progress.finish();
-        Ok(Predicted { adapter, tokens: None })
+        Ok(layers)
     }
-}
-
-/// Keeps latents for the next prompt.
-fn keep(cache: &Intermediates, key: &Key, latents: &Array3<f32>) -> std::io::Result<()> {
-    let (Some(mut file), Some(numbers)) = (cache.put(key)?, latents.as_slice()) else { return Ok(()) };
-    file.add(numbers)?;
-    file.finish()
 }
 
 /// Which of a weight's vectors are tokens.
@@ -362,12 +295,7 @@ impl<'a> Reader<'a> {
         let across = self.weight.rows() + self.weight.columns() - length;
         let most = (PANEL_ELEMENTS / across.max(self.widest)).max(16);
         let step = length.div_ceil(length.div_ceil(most));
-        (0..length).step_by(step).map(move |start| Panel {
-            reader: self,
-            stream,
-            start,
-            count: step.min(length - start),
-        })
+        parts(length, step).map(move |tokens| Panel { reader: self, stream, tokens })
     }
 }
 
@@ -375,8 +303,7 @@ impl<'a> Reader<'a> {
 struct Panel<'r, 'a> {
     reader: &'r Reader<'a>,
     stream: Stream,
-    start: usize,
-    count: usize,
+    tokens: Range<usize>,
 }
 
 impl Panel<'_, '_> {
@@ -388,14 +315,14 @@ impl Panel<'_, '_> {
     ) -> Result<NamedTensors, Error> {
         let Reader { weight, condition, scale, code, .. } = self.reader;
         let mut panel = match self.stream {
-            Stream::Rows => weight.row_panel(self.start, self.count),
-            Stream::Columns => weight.column_panel(self.start, self.count),
+            Stream::Rows => weight.row_panel(self.tokens.start, self.tokens.len()),
+            Stream::Columns => weight.column_panel(self.tokens.start, self.tokens.len()),
         };
         if let Some(scale) = scale {
             panel.mapv_inplace(|x| x * scale);
         }
         let panel = Tensor::F32(panel.into_dyn());
-        let code = code.map(|width| Tensor::F32(position_code(self.start, self.count, width).into_dyn()));
+        let code = code.map(|width| Tensor::F32(position_code(&self.tokens, width).into_dyn()));
         let mut inputs = vec![("weight", &panel)];
         inputs.extend(condition.as_ref().map(|condition| ("condition", condition)));
         inputs.extend(code.as_ref().map(|code| ("code", code)));
@@ -404,13 +331,13 @@ impl Panel<'_, '_> {
     }
 }
 
-/// The sinusoidal code of positions `start..start + count`, rounded as PyTorch rounds it: sines on even channels, cosines on
+/// The sinusoidal code of positions, rounded as PyTorch rounds it: sines on even channels, cosines on
 /// odd ones.
-fn position_code(start: usize, count: usize, width: usize) -> Array2<f32> {
+fn position_code(positions: &Range<usize>, width: usize) -> Array2<f32> {
     let step = -(10000f64.ln() / width as f64) as f32;
-    Array2::from_shape_fn((count, width), |(token, channel)| {
+    Array2::from_shape_fn((positions.len(), width), |(token, channel)| {
         let frequency = f64::from((channel / 2 * 2) as f32 * step).exp() as f32;
-        let angle = f64::from((start + token) as f32 * frequency);
+        let angle = f64::from((positions.start + token) as f32 * frequency);
         (if channel % 2 == 0 { angle.sin() } else { angle.cos() }) as f32
     })
 }
@@ -418,19 +345,10 @@ fn position_code(start: usize, count: usize, width: usize) -> Array2<f32> {
 /// Of a weight's elements; 1 for one of zeros.
 fn root_mean_square(weight: &Pristine) -> f32 {
     let step = (PANEL_ELEMENTS / weight.columns()).max(1);
-    let sums = (0..weight.rows()).step_by(step).map(|start| {
-        let panel = weight.row_panel(start, step.min(weight.rows() - start));
+    let sums = parts(weight.rows(), step).map(|rows| {
+        let panel = weight.row_panel(rows.start, rows.len());
         panel.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
     });
     let mean = sums.sum::<f64>() / (weight.rows() * weight.columns()) as f64;
     if mean > 0.0 { mean.sqrt() as f32 } else { 1.0 }
-}
-
-/// Runs a graph, ended early if the observer asks to stop.
-fn run(
-    session: &mut dyn Session,
-    inputs: &[(&str, &Tensor)],
-    progress: &PhaseProgress<'_>,
-) -> Result<NamedTensors, Error> {
-    Ok(session.run_unless(inputs, &|| progress.is_cancelled())?)
 }

@@ -8,10 +8,11 @@ fn example() -> Value {
     json!({
         "format": "v2l-pipeline",
         "version": 1,
+        "family": "cogvideox",
         "components": {},
         "transformer": {
             "in_channels": 33, "out_channels": 16, "patch_size": 2, "attention_head_dim": 64, "sample_width": 90,
-            "sample_height": 60, "sample_frames": 49, "max_text_seq_length": 226, "rotary": true,
+            "sample_height": 60, "sample_frames": 49, "max_text_seq_length": 226, "rotary": true, "learned_positions": false,
             "temporal_compression_ratio": 4, "add_noise_in_inpaint_model": true, "conditioning": "inpaint"
         },
         "vae": {
@@ -30,17 +31,23 @@ fn read(value: &Value) -> Result<CogVideoX, ConfigError> {
 }
 
 #[test]
-fn sections_are_read_and_written_without_the_name_of_the_family() {
+fn sections_survive_writing_and_reading() {
     let model = read(&example()).unwrap();
     assert_eq!(model.vae.unwrap().tiling, Tiling::for_sample(480, 720, true));
     assert_eq!(model.transformer.unwrap().rotary_config().grid, RotaryGrid::Fun);
-    let mut named = example();
-    named["family"] = json!("cogvideox");
-    let [plain, named] = [example(), named].map(|v| PipelineConfig::from_json(&v.to_string()).unwrap());
-    assert_eq!(plain, named);
-    let text = named.to_json().unwrap();
-    assert!(!text.contains("family") && text.contains("\"patch_size_t\": null"), "{text}");
-    assert_eq!(PipelineConfig::from_json(&text).unwrap(), plain);
+    let config = PipelineConfig::from_json(&example().to_string()).unwrap();
+    let text = config.to_json().unwrap();
+    assert!(text.contains("\"family\": \"cogvideox\"") && text.contains("\"patch_size_t\": null"), "{text}");
+    assert_eq!(PipelineConfig::from_json(&text).unwrap(), config);
+}
+
+#[test]
+fn sections_without_a_family_are_refused_with_what_to_run() {
+    let mut value = example();
+    value.as_object_mut().unwrap().remove("family");
+    let error = read(&value).unwrap_err();
+    assert!(matches!(error, ConfigError::NoFamily), "{error}");
+    assert!(error.to_string().contains("v2l-export MODEL -o BUNDLE"), "{error}");
 }
 
 #[test]

@@ -5,7 +5,7 @@
 /// A kind of file that v2l does not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is {what}; {way_out}")]
-pub struct Lookalike {
+pub struct OtherKind {
     /// What it is, with its article.
     pub what: &'static str,
     /// What to do about it.
@@ -48,14 +48,14 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
 ];
 
 /// The kind of a file that begins with `start`, where it is none of v2l's; [`START`] bytes are enough.
-pub fn of(start: &[u8]) -> Option<Lookalike> {
+pub fn of(start: &[u8]) -> Option<OtherKind> {
     let known = MAGICS.iter().find(|(at, magic, ..)| start.get(*at..).is_some_and(|rest| rest.starts_with(magic)));
-    stand_in(start).or_else(|| known.map(|&(_, _, what, way_out)| Lookalike { what, way_out }))
+    stand_in(start).or_else(|| known.map(|&(_, _, what, way_out)| OtherKind { what, way_out }))
 }
 
 /// [`of`] for a file that should hold binary tensors: no text is one.
-pub fn of_tensors(start: &[u8]) -> Option<Lookalike> {
-    let found = |what, way_out| Some(Lookalike { what, way_out });
+pub fn of_tensors(start: &[u8]) -> Option<OtherKind> {
+    let found = |what, way_out| Some(OtherKind { what, way_out });
     // The length of a header, and perhaps the header: this one is damaged, or cut.
     if start.get(4..8) == Some(&[0; 4]) && start.get(8).is_none_or(|&byte| byte == b'{') {
         return None;
@@ -78,17 +78,17 @@ pub fn of_tensors(start: &[u8]) -> Option<Lookalike> {
 
 /// What stands where a file should be: the pointer that Git leaves without its extension for large files, or the page that a
 /// server sent instead.
-pub fn stand_in(start: &[u8]) -> Option<Lookalike> {
+pub fn stand_in(start: &[u8]) -> Option<OtherKind> {
     let text = start.trim_ascii_start();
     let begins = |with: &str| text.get(..with.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(with.as_bytes()));
     if begins("version https://git-lfs.github.com/spec/") || begins("version https://hawser.github.com/spec/") {
-        return Some(Lookalike {
+        return Some(OtherKind {
             what: "a Git LFS pointer, which stands for the file",
             way_out: "run `git lfs install` and `git lfs pull` in its repository, or download the file itself",
         });
     }
     let page = begins("<!doctype html") || begins("<html") || begins("<?xml");
-    page.then_some(Lookalike { what: "a web page", way_out: LOG_IN })
+    page.then_some(OtherKind { what: "a web page", way_out: LOG_IN })
 }
 
 #[cfg(test)]
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_safetensors_are_no_lookalike() {
+    fn headers_of_safetensors_are_no_other_kind() {
         let header = b"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}";
         let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
         bytes.extend_from_slice(header);
