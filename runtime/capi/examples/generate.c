@@ -1,8 +1,8 @@
 /* Predicts an adapter from a reference and generates a video with it, with progress; stops when it is asked to.
  *
- *   generate ENGINES REFERENCE IMAGE PROMPT OUT [CANCEL_AT]
+ *   generate ENGINES REFERENCE IMAGE REQUEST OUT [CANCEL_AT]
  *
- * OUT is a video, or a folder of PNG files if it ends in "/". With CANCEL_AT another thread asks to stop once so many steps are done;
+ * REQUEST is JSON: '{"prompt": "a paper boat", "num_frames": 9}'. OUT is a video, or a folder of PNG files if it ends in "/". With CANCEL_AT another thread asks to stop once so many steps are done;
  * the program then ends with 130, and there is no OUT. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
@@ -21,9 +21,9 @@ typedef struct {
     v2l_cancel *cancel;
 } watch;
 
-static void on_progress(void *user, v2l_stage stage, uint64_t done, uint64_t total) {
+static void on_progress(void *user, v2l_phase phase, uint64_t done, uint64_t total) {
     watch *shared = user;
-    if (stage != V2L_STAGE_DENOISE) {
+    if (phase != V2L_PHASE_DENOISE) {
         return;
     }
     printf("step %llu of %llu\n", (unsigned long long)done, (unsigned long long)total);
@@ -59,7 +59,7 @@ static void check(v2l_status status, const char *what) {
 
 int main(int argc, char **argv) {
     if (argc < 6) {
-        fprintf(stderr, "usage: generate ENGINES REFERENCE IMAGE PROMPT OUT [CANCEL_AT]\n");
+        fprintf(stderr, "usage: generate ENGINES REFERENCE IMAGE REQUEST OUT [CANCEL_AT]\n");
         return 2;
     }
     check(v2l_set_log(on_log, NULL), "log");
@@ -91,14 +91,10 @@ int main(int argc, char **argv) {
     v2l_pipeline *pipeline = NULL;
     check(v2l_pipeline_new(argv[1], NULL, &pipeline), argv[1]);
     v2l_weighted_adapter weighted = {adapter, 1.0f};
-    v2l_generate_options options;
-    check(v2l_generate_options_init(&options, sizeof options), "options");
-    options.prompt = argv[4];
-    options.image_file = argv[3];
-    options.num_frames = 9;
-    options.num_inference_steps = 4;
-    options.adapters = &weighted;
-    options.adapter_count = 1;
+    v2l_input image = {"image", argv[3], NULL};
+    v2l_request request = {sizeof request, argv[4], &image, 1, &weighted, 1};
+    v2l_job *job = NULL;
+    check(v2l_job_new(pipeline, &request, &job), argv[4]);
 
     pthread_t stopper;
     int stops = shared.cancel_at > 0;
@@ -106,7 +102,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no thread could be started\n");
         return 1;
     }
-    v2l_status status = v2l_pipeline_generate_file(pipeline, &options, &control, argv[5]);
+    v2l_status status = v2l_job_save(job, &control, argv[5]);
     if (stops) {
         pthread_mutex_lock(&shared.mutex);
         shared.finished = 1;
@@ -115,6 +111,7 @@ int main(int argc, char **argv) {
         pthread_join(stopper, NULL);
     }
 
+    v2l_job_free(job);
     v2l_pipeline_free(pipeline);
     v2l_adapter_free(adapter);
     v2l_cancel_free(shared.cancel);

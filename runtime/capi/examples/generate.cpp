@@ -1,6 +1,8 @@
 // Predicts an adapter from frames in memory, compares it with the base model, saves it.
 //
-//   generate_cpp ENGINES IMAGE PROMPT ADAPTER
+//   generate_cpp ENGINES IMAGE REQUEST ADAPTER
+//
+// REQUEST is JSON: '{"prompt": "a paper boat", "num_frames": 5}'.
 #include <cmath>
 #include <cstdio>
 #include <stdexcept>
@@ -48,34 +50,30 @@ void run(char **argv) {
     adapter.save(argv[4], V2L_FORMAT_DIFFUSERS);
 
     const v2l::Pipeline pipeline(argv[1]);
-    auto options = v2l::generate_options();
-    options.image_file = argv[2];
-    options.prompt = argv[3];
-    options.num_frames = 5;
-    options.num_inference_steps = 2;
-    v2l::Control control([](v2l_stage stage, std::uint64_t done, std::uint64_t total) {
-        if (stage == V2L_STAGE_DENOISE) {
+    const v2l::Job job(pipeline, argv[3], {{"image", argv[2], nullptr}});
+    v2l::Control control([](v2l_phase phase, std::uint64_t done, std::uint64_t total) {
+        if (phase == V2L_PHASE_DENOISE) {
             std::printf("step %d of %d\n", static_cast<int>(done), static_cast<int>(total));
         }
     });
-    const v2l::Tensors base = pipeline.generate(options, control);
+    const v2l::Tensors base = job.run(&control);
 
     // The same adapter, read back from its file.
     const v2l::Engine transformer = pipeline.engine("transformer");
     const v2l::Adapter loaded(transformer, argv[4]);
     pipeline.set_adapters({{&loaded, 1.0f}});
-    const v2l::Tensors steered = pipeline.generate(options, control);
+    const v2l::Tensors steered = job.run(&control);
     std::printf("the adapter changes a value by %.2f levels on average\n",
                 mean_difference(base["frames"], steered["frames"]));
 
     pipeline.set_adapters({});
-    const v2l::Tensors again = pipeline.generate(options, control);
+    const v2l::Tensors again = job.run(&control);
     std::printf("without it, by %.2f\n", mean_difference(base["frames"], again["frames"]));
 
     // What a callback throws ends the call, and comes out of it.
-    v2l::Control stopping([](v2l_stage, std::uint64_t, std::uint64_t) { throw std::runtime_error("enough"); });
+    v2l::Control stopping([](v2l_phase, std::uint64_t, std::uint64_t) { throw std::runtime_error("enough"); });
     try {
-        pipeline.generate(options, stopping);
+        job.run(&stopping);
     } catch (const std::runtime_error &error) {
         std::printf("stopped: %s\n", error.what());
     }
@@ -85,7 +83,7 @@ void run(char **argv) {
 
 int main(int argc, char **argv) {
     if (argc != 5) {
-        std::fprintf(stderr, "usage: generate_cpp ENGINES IMAGE PROMPT ADAPTER\n");
+        std::fprintf(stderr, "usage: generate_cpp ENGINES IMAGE REQUEST ADAPTER\n");
         return 2;
     }
     try {

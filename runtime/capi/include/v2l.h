@@ -21,10 +21,11 @@
  * THREADS. Every handle may be used from any thread, and from several at the same time.
  *   v2l_engine, v2l_adapter, v2l_tensors   never change: calls on them run side by side.
  *   v2l_session, v2l_predictor, v2l_pipeline   calls on the same handle run one after the other; on different handles, side by side.
+ *   v2l_job   its calls count as calls on its pipeline.
  *   Sessions of one engine share its weights: when they change adapters, they do that one after the other; their runs go on.
  *   v2l_cancel   may be requested from any thread and from callbacks.
  * A session, predictor or pipeline that several threads use with different adapters must be told which in the call itself
- * (v2l_run_options, v2l_generate_options): nothing comes between the change and the run.
+ * (v2l_run_options, v2l_request): nothing comes between the change and the run.
  * Freeing a handle while another thread uses it is an error that is not detected. So is ending the process (exit, a return from main) while
  * a thread is inside a call: what the library has loaded ends under it. Request a v2l_cancel, and wait for the call to return.
  *
@@ -33,7 +34,7 @@
  * first handle was asked for.
  *
  * CALLBACKS must return normally: an exception or longjmp must not leave one. They may call v2l_cancel_request, v2l_last_error,
- * v2l_status_name and the version functions; any other call from a callback returns V2L_ERROR_REENTRANT and does nothing, for frees too.
+ * v2l_last_error_field, v2l_status_name and the version functions; any other call from a callback returns V2L_ERROR_REENTRANT and does nothing, for frees too.
  *
  * FAILURES INSIDE. A defect of the library is caught and returned as V2L_ERROR_INTERNAL; the handle that it happened on then refuses
  * further calls and can only be freed. If the system has no memory left, the process ends.
@@ -56,7 +57,7 @@
 /**
  * Its minor part: programs run with libraries of this number or a larger one.
  */
-#define V2L_ABI_MINOR 1
+#define V2L_ABI_MINOR 0
 
 /**
  * Largest rank of a tensor.
@@ -79,6 +80,11 @@ typedef struct v2l_cancel v2l_cancel;
 typedef struct v2l_engine v2l_engine;
 
 /**
+ * A request that a pipeline can carry out, with every question answered. It may run several times.
+ */
+typedef struct v2l_job v2l_job;
+
+/**
  * The engines of a directory, and everything between them.
  */
 typedef struct v2l_pipeline v2l_pipeline;
@@ -99,11 +105,6 @@ typedef struct v2l_session v2l_session;
 typedef struct v2l_tensors v2l_tensors;
 
 /**
- * Text that the library owns. Since 1.1.
- */
-typedef struct v2l_text v2l_text;
-
-/**
  * The outcome of a call: V2L_OK or the class of its failure. A number keeps its meaning for ever; up to 9 and at 130 it is the
  * exit code of v2l's tools for the same class. Later versions may add codes: treat unknown ones as failures.
  */
@@ -118,12 +119,12 @@ typedef int32_t (*v2l_cancelled_callback)(void *user);
 /**
  * A phase of the work.
  */
-typedef int32_t v2l_stage;
+typedef int32_t v2l_phase;
 
 /**
  * Told how far a phase is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
  */
-typedef void (*v2l_progress_callback)(void *user, v2l_stage stage, uint64_t done, uint64_t total);
+typedef void (*v2l_progress_callback)(void *user, v2l_phase phase, uint64_t done, uint64_t total);
 
 /**
  * How a long call reports and can be stopped. All zero: it does not report, and ends when it is done.
@@ -286,10 +287,6 @@ typedef struct v2l_open_options {
      */
     int32_t verify_hashes;
     /**
-     * 0.
-     */
-    int32_t reserved;
-    /**
      * What runs engines: V2L_BACKEND_… Sessions run on OpenVINO where that is asked for or, with V2L_BACKEND_AUTO, suits the engine; else on
      * ONNX Runtime.
      */
@@ -298,6 +295,19 @@ typedef struct v2l_open_options {
      * GPU for engines that are compiled for TensorRT, counted from 0; 65535 at most.
      */
     uint32_t device;
+    /**
+     * Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
+     */
+    v2l_tiling vae_tiling;
+    /**
+     * Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
+     * were set.
+     */
+    int32_t no_verify;
+    /**
+     * In which type graphs compute on OpenVINO: V2L_OPENVINO_…
+     */
+    v2l_openvino_precision openvino_precision;
     /**
      * TensorRT's library, or the folder of it. NULL: what V2L_TRT_LIB names; vendor/, as above; Python packages; the loader's places.
      */
@@ -315,27 +325,10 @@ typedef struct v2l_open_options {
      */
     uint64_t prediction_cache_size;
     /**
-     * Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
-     */
-    v2l_tiling vae_tiling;
-    /**
-     * Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
-     * were set.
-     */
-    int32_t no_verify;
-    /**
      * OpenVINO's C library, or the folder of it. NULL: what V2L_OPENVINO_LIB names; next to the executable; vendor/, as above; Python
      * packages; LD_LIBRARY_PATH; the loader's places.
      */
     const char *openvino_library;
-    /**
-     * In which type graphs compute on OpenVINO: V2L_OPENVINO_…
-     */
-    v2l_openvino_precision openvino_precision;
-    /**
-     * 0.
-     */
-    int32_t reserved2;
     /**
      * Folder to keep fused weights in, on ONNX Runtime's CPU and on OpenVINO: adapters that come again are not fused but mapped. NULL: none are kept.
      */
@@ -420,26 +413,18 @@ typedef struct v2l_adapter_options {
      */
     const struct v2l_predictor *predictor;
     /**
-     * Not 0: apply the rest of a file some keys of which match no slot.
-     */
-    int32_t allow_partial;
-    /**
-     * 0.
-     */
-    int32_t reserved;
-    /**
-     * Since 1.1. For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
+     * For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
      * then for a pipeline's, and layers of the second are called `transformer_2.<slot>`. NULL: the adapter is for `engine` alone.
      */
     const struct v2l_engine *second;
     /**
-     * Since 1.1. Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
+     * Not 0: apply the rest of a file some keys of which match no slot.
+     */
+    int32_t allow_partial;
+    /**
+     * Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
      */
     v2l_experts experts;
-    /**
-     * 0.
-     */
-    int32_t reserved2;
 } v2l_adapter_options;
 
 /**
@@ -484,7 +469,7 @@ typedef struct v2l_coverage {
      */
     int32_t reserved;
     /**
-     * Since 1.1. Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+     * Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
      */
     uint64_t parameters_covered;
 } v2l_coverage;
@@ -521,7 +506,8 @@ typedef struct v2l_adapter_key {
 } v2l_adapter_key;
 
 /**
- * One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter.
+ * One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter. Of a full difference `down.data` is NULL
+ * and ΔW = strength · up.
  */
 typedef struct v2l_adapter_layer {
     /**
@@ -696,40 +682,51 @@ typedef struct v2l_reference {
      */
     size_t tensor_count;
     /**
-     * Since 1.1. The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
+     * The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
      * where there is one, `text_attention_mask` [1, n].
      */
     const char *prompt;
 } v2l_reference;
 
 /**
- * A video to generate. Start from v2l_generate_options_init, which leaves everything to the engine directory's defaults.
+ * A picture or tensor that stands beside a request's JSON: one of the "inputs" of v2l_pipeline_schema. It has a file or a tensor.
  */
-typedef struct v2l_generate_options {
+typedef struct v2l_input {
     /**
-     * sizeof(v2l_generate_options).
+     * "image", "last_image", "initial_noise", "prompt_embeds", …
+     */
+    const char *name;
+    /**
+     * A file with a picture; or NULL.
+     */
+    const char *file;
+    /**
+     * A picture, u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or numbers in f32; or NULL.
+     */
+    const struct v2l_tensor *tensor;
+} v2l_input;
+
+/**
+ * What a video is to be. All zero but `size`: everything is as the engine directory says.
+ */
+typedef struct v2l_request {
+    /**
+     * sizeof(v2l_request).
      */
     size_t size;
     /**
-     * What to show; NULL: nothing in particular.
+     * A JSON object, whose names are those of v2l_pipeline_schema: {"prompt": "a paper boat", "num_frames": 17, "seed": 7}. What is absent
+     * or null is as the engine directory says. NULL: {}.
      */
-    const char *prompt;
+    const char *json;
     /**
-     * What not to show; NULL: the default. Unused without guidance.
+     * Pictures and tensors, `input_count` of them; or NULL.
      */
-    const char *negative_prompt;
+    const struct v2l_input *inputs;
     /**
-     * The first frame: a file; or NULL.
+     * Number of inputs.
      */
-    const char *image_file;
-    /**
-     * The first frame: u8 [1, height, width, 3] in RGB or f32 [1, 3, 1, height, width] in [-1, 1]; or NULL.
-     */
-    const struct v2l_tensor *image;
-    /**
-     * f32 with five axes, in the order of the model's latents, instead of noise drawn from the seed; or NULL.
-     */
-    const struct v2l_tensor *initial_noise;
+    size_t input_count;
     /**
      * The adapters to generate with, `adapter_count` of them: as v2l_pipeline_set_adapters, before the work and in one with it, so that no
      * other thread's call comes between. Costs nothing if they are the pipeline's already. NULL: those of the pipeline.
@@ -739,97 +736,7 @@ typedef struct v2l_generate_options {
      * Number of adapters; 0 and `adapters` not NULL is the base model.
      */
     size_t adapter_count;
-    /**
-     * Width in pixels; 0: the default.
-     */
-    uint32_t width;
-    /**
-     * Height in pixels; 0: the default.
-     */
-    uint32_t height;
-    /**
-     * Frames; 0: the default.
-     */
-    uint32_t num_frames;
-    /**
-     * Sampler steps; 0: the default.
-     */
-    uint32_t num_inference_steps;
-    /**
-     * Guidance; 1 or less: none, and half the work. NaN: the default.
-     */
-    double guidance_scale;
-    /**
-     * Frames per second; 0: the default.
-     */
-    double fps;
-    /**
-     * Standard deviation of the noise on the image. NaN: the default.
-     */
-    double noise_aug_strength;
-    /**
-     * Seed of every draw; counts if `has_seed`.
-     */
-    uint64_t seed;
-    /**
-     * Not 0: `seed` counts; 0: the default seed.
-     */
-    int32_t has_seed;
-    /**
-     * 0.
-     */
-    int32_t reserved;
-    /**
-     * Since 1.1. The scheduler, by v2l's name of it or by diffusers' class; NULL: the model's own.
-     */
-    const char *scheduler;
-    /**
-     * Since 1.1. The shift of the scheduler's noise levels, for models of flow matching. NaN: the scheduler's own.
-     */
-    double shift;
-    /**
-     * Since 1.1. Guidance of the second of two transformers; it counts if the first is above 1. NaN: guidance_scale if that is given,
-     * else the default.
-     */
-    double guidance_scale_2;
-    /**
-     * Since 1.1. The last frame, for models that end at an image: a file; or NULL.
-     */
-    const char *last_image_file;
-    /**
-     * Since 1.1. The last frame, as `image`; or NULL.
-     */
-    const struct v2l_tensor *last_image;
-    /**
-     * Since 1.1. f32 [1, tokens, width] in place of the prompt's embeddings; or NULL.
-     */
-    const struct v2l_tensor *prompt_embeds;
-    /**
-     * Since 1.1. The same for the negative prompt, which counts with guidance; or NULL.
-     */
-    const struct v2l_tensor *negative_prompt_embeds;
-    /**
-     * Since 1.1. Where the second of two transformers takes over, as a part of the noise levels, 0 to 1. NaN: the model's own.
-     */
-    double boundary_ratio;
-    /**
-     * Since 1.1. Names of the model's controls that are on, `control_count` of them; or NULL.
-     */
-    const char *const *control_names;
-    /**
-     * Since 1.1. Their numbers, as many.
-     */
-    const float *control_values;
-    /**
-     * Since 1.1. Number of controls that are on.
-     */
-    size_t control_count;
-    /**
-     * Since 1.1. Length in seconds, which counts if `num_frames` is 0: the number of frames nearest to it that the model can make. NaN: the
-     * default.
-     */
-    double seconds;
-} v2l_generate_options;
+} v2l_request;
 
 /**
  * Everything was done.
@@ -924,37 +831,37 @@ typedef struct v2l_generate_options {
 /**
  * Prompt to embeddings.
  */
-#define V2L_STAGE_ENCODE_TEXT 1
+#define V2L_PHASE_ENCODE_TEXT 1
 
 /**
  * Reference video to latent.
  */
-#define V2L_STAGE_ENCODE_REFERENCE 2
+#define V2L_PHASE_ENCODE_REFERENCE 2
 
 /**
  * First frame to latent.
  */
-#define V2L_STAGE_ENCODE_CONDITION 3
+#define V2L_PHASE_ENCODE_CONDITION 3
 
 /**
  * The sampler's steps.
  */
-#define V2L_STAGE_DENOISE 4
+#define V2L_PHASE_DENOISE 4
 
 /**
  * Latent to frames.
  */
-#define V2L_STAGE_DECODE 5
+#define V2L_PHASE_DECODE 5
 
 /**
  * Video to latent, by itself.
  */
-#define V2L_STAGE_ENCODE_VIDEO 6
+#define V2L_PHASE_ENCODE_VIDEO 6
 
 /**
  * A prompt and the base's weights to an adapter.
  */
-#define V2L_STAGE_PREDICT 7
+#define V2L_PHASE_PREDICT 7
 
 /**
  * IEEE 754 binary32.
@@ -992,7 +899,7 @@ typedef struct v2l_generate_options {
 #define V2L_BOOL 7
 
 /**
- * IEEE 754 binary64. Since ABI 1.1, as all that follow.
+ * IEEE 754 binary64.
  */
 #define V2L_F64 8
 
@@ -1029,12 +936,12 @@ typedef struct v2l_generate_options {
 /**
  * In f32: fastest, and a fuse loses nothing.
  */
-#define V2L_WEIGHTS_WIDENED 1
+#define V2L_WEIGHTS_F32 1
 
 /**
  * In place, as stored: least memory.
  */
-#define V2L_WEIGHTS_LAZY 2
+#define V2L_WEIGHTS_STORED 2
 
 /**
  * f32 throughout.
@@ -1061,7 +968,7 @@ typedef struct v2l_generate_options {
  * In low-rank branches beside the weights: swaps at once and loses nothing, for a little time in every step. The engine must have been
  * compiled with --lora-rank.
  */
-#define V2L_ADAPTERS_SIDE 2
+#define V2L_ADAPTERS_BRANCH 2
 
 /**
  * What they are compiled for; OpenVINO, if they hold a form for it and this machine computes faster with it.
@@ -1261,6 +1168,12 @@ uint32_t v2l_abi_version(void);
  * What the last call that failed on this thread failed with, in words; "" if none did. Valid until the next failure on this thread.
  */
 const char *v2l_last_error(void);
+
+/**
+ * The name in a request, of its JSON or of an input, that the last call which failed on this thread is about; "" if it is about none.
+ * Valid until the next failure on this thread.
+ */
+const char *v2l_last_error_field(void);
 
 /**
  * The name of a status, such as "V2L_ERROR_IO"; static. "unknown status" for a number that this library does not have.
@@ -1491,7 +1404,7 @@ v2l_status v2l_predictor_new(const char *directory,
 /**
  * Opens a predictor that v2l does not know by name: `engine` is a file with any graph whose outputs are low-rank factors, `map` a JSON
  * file that says which outputs are the factors of which slots of `model` (docs/adapters.md). Graphs may read the weights of `model`, as they
- * are in its file. It predicts from `tensors` of a v2l_reference. `options` may be NULL. Since 1.1.
+ * are in its file. It predicts from `tensors` of a v2l_reference. `options` may be NULL.
  */
 v2l_status v2l_predictor_new_mapped(const char *engine,
                                     const char *map,
@@ -1548,52 +1461,50 @@ v2l_status v2l_pipeline_set_adapters(const struct v2l_pipeline *pipeline,
                                      struct v2l_adapter_report *report);
 
 /**
- * Fills in the defaults; `size` is sizeof(v2l_generate_options).
+ * What requests to this engine directory may say: a JSON schema, which lives as long as the pipeline. Its `properties` are the names that
+ * the model has, with its defaults; `inputs` describes the pictures and tensors that stand beside the JSON.
  */
-v2l_status v2l_generate_options_init(struct v2l_generate_options *options, size_t size);
+v2l_status v2l_pipeline_schema(const struct v2l_pipeline *pipeline,
+                               const char **json);
 
 /**
- * Generates a video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 with five axes in the model's order. `options` and
+ * Makes a job of a request, or fails as the job would, as far as neither depends on memory or on weights: loads nothing. `request` may be
+ * NULL.
+ */
+v2l_status v2l_job_new(const struct v2l_pipeline *pipeline,
+                       const struct v2l_request *request,
+                       struct v2l_job **job);
+
+/**
+ * Frees the job. NULL does nothing.
+ */
+void v2l_job_free(struct v2l_job *job);
+
+/**
+ * What the job's request comes to: JSON, which lives as long as the job. An object with `width`, `height`, `num_frames`,
+ * `num_inference_steps`, `guidance_scale`, `fps`, `seed` and the other names of the request, with every default filled in; `seconds`, the
+ * length of the video; `own`, an object with `width`, `height` and `num_frames` of a request that says nothing; `predicts_from`, a list of
+ * what the predictor reads (`reference`, `prompt`, `tensors`) or null; and `warnings`, what the video will not have of what is asked for.
+ * Later versions may add names.
+ */
+v2l_status v2l_job_resolved(const struct v2l_job *job,
+                            const char **json);
+
+/**
+ * Makes the video: `results` holds `frames` u8 [frames, height, width, 3] in RGB and `latents` f32 with five axes in the model's order.
  * `control` may be NULL. The same request on the same machine gives the same bytes.
  */
-v2l_status v2l_pipeline_generate(const struct v2l_pipeline *pipeline,
-                                 const struct v2l_generate_options *options,
-                                 const struct v2l_control *control,
-                                 struct v2l_tensors **results);
+v2l_status v2l_job_run(const struct v2l_job *job,
+                       const struct v2l_control *control,
+                       struct v2l_tensors **results);
 
 /**
- * Generates a video into `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, a folder of PNG files (a path that ends in /), or .safetensors
- * with `pixels` f32 [1, 3, frames, height, width] in [-1, 1]. It appears whole or not at all; what is there is replaced. `options` and `control` may be NULL.
+ * Makes the video as `file`: .mp4, .mov, .mkv, .webm or .gif by ffmpeg, a folder of PNG files (a path that ends in /), or .safetensors
+ * with `pixels` f32 [1, 3, frames, height, width] in [-1, 1]. It appears whole or not at all; what is there is replaced. `control` may be NULL.
  */
-v2l_status v2l_pipeline_generate_file(const struct v2l_pipeline *pipeline,
-                                      const struct v2l_generate_options *options,
-                                      const struct v2l_control *control,
-                                      const char *file);
-
-/**
- * What v2l_pipeline_generate would make of `request` over this engine directory, or the failure that it would end with, as far as neither
- * depends on memory or on weights: reads pipeline.json and the request's images, and loads nothing. Adapters do not count. `options` and
- * `request` may be NULL. Since 1.1.
- *
- * `resolved` is JSON: an object with `width`, `height`, `num_frames`, `num_inference_steps`, `guidance_scale`, `fps`, `seed` and the other
- * members of v2l_generate_options that the model has, with every default filled in; `seconds`, the length of the video; `own`, an object
- * with `width`, `height` and `num_frames` of a request that says nothing; and `warnings`, what the video will not have of what is asked for.
- * Later versions may add members.
- */
-v2l_status v2l_request_resolve(const char *directory,
-                               const struct v2l_open_options *options,
-                               const struct v2l_generate_options *request,
-                               struct v2l_text **resolved);
-
-/**
- * The text, in UTF-8 and with NUL at its end; it lives as long as the handle. Since 1.1.
- */
-v2l_status v2l_text_get(const struct v2l_text *text, const char **value);
-
-/**
- * Frees the text. NULL does nothing. Since 1.1.
- */
-void v2l_text_free(struct v2l_text *text);
+v2l_status v2l_job_save(const struct v2l_job *job,
+                        const struct v2l_control *control,
+                        const char *file);
 
 #ifdef __cplusplus
 }  // extern "C"

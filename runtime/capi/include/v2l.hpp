@@ -142,7 +142,7 @@ public:
 /// How a long call reports and is stopped. Must stay where it is during the call.
 class Control {
 public:
-    using Progress = std::function<void(v2l_stage stage, std::uint64_t done, std::uint64_t total)>;
+    using Progress = std::function<void(v2l_phase phase, std::uint64_t done, std::uint64_t total)>;
     using Cancelled = std::function<bool()>;
 
     Control() = default;
@@ -167,9 +167,9 @@ public:
     }
 
 private:
-    static void on_progress(void *user, v2l_stage stage, std::uint64_t done, std::uint64_t total) noexcept {
+    static void on_progress(void *user, v2l_phase phase, std::uint64_t done, std::uint64_t total) noexcept {
         auto *self = static_cast<Control *>(user);
-        self->guarded([&] { self->progress_(stage, done, total); });
+        self->guarded([&] { self->progress_(phase, done, total); });
     }
 
     static std::int32_t on_cancelled(void *user) noexcept {
@@ -202,11 +202,6 @@ private:
 inline v2l_open_options open_options() { return detail::defaults<v2l_open_options>(v2l_open_options_init); }
 /// v2l_reference with its defaults.
 inline v2l_reference reference() { return detail::defaults<v2l_reference>(v2l_reference_init); }
-/// v2l_generate_options with their defaults.
-inline v2l_generate_options generate_options() {
-    return detail::defaults<v2l_generate_options>(v2l_generate_options_init);
-}
-
 /// v2l_adapter_options with their defaults.
 inline v2l_adapter_options adapter_options() { return detail::defaults<v2l_adapter_options>(v2l_adapter_options_init); }
 
@@ -457,32 +452,51 @@ public:
         return set_adapters(set, control);
     }
 
-    /// `frames` u8 [frames, height, width, 3] and `latents`.
-    Tensors generate(const v2l_generate_options &options, Control &control) const {
-        v2l_tensors *results = nullptr;
-        control.run([&](const v2l_control *c) { return v2l_pipeline_generate(get(), &options, c, &results); });
-        return Tensors(results);
-    }
-
-    void generate(const v2l_generate_options &options, const std::string &file, Control &control) const {
-        control.run([&](const v2l_control *c) {
-            return v2l_pipeline_generate_file(get(), &options, c, file.c_str());
-        });
+    /// What requests may say, as a JSON schema.
+    std::string schema() const {
+        const char *json = nullptr;
+        check(v2l_pipeline_schema(get(), &json));
+        return json;
     }
 };
 
-/// What Pipeline::generate would make of a request over an engine directory, as JSON (v2l_request_resolve); loads nothing.
-inline std::string resolve(const std::string &directory, const v2l_generate_options &request,
-                           const v2l_open_options *options = nullptr) {
-    struct Text : detail::Owner<v2l_text, v2l_text_free> {
-        explicit Text(v2l_text *text) : Owner(text) {}
-    };
-    const Text text(detail::made<v2l_text>(
-        [&](auto out) { return v2l_request_resolve(directory.c_str(), options, &request, out); }));
-    const char *value = nullptr;
-    check(v2l_text_get(text.get(), &value));
-    return value;
-}
+/// A request that a pipeline can carry out: JSON, and pictures and tensors by name beside it. With `adapters` these are set as it runs, with
+/// nothing in between; without, the pipeline's are used.
+class Job : public detail::Owner<v2l_job, v2l_job_free> {
+public:
+    Job(const Pipeline &pipeline, const std::string &json, const std::vector<v2l_input> &inputs = {},
+        const AdapterSet *adapters = nullptr)
+        : Owner(detail::made<v2l_job>([&](auto out) {
+              const auto set = detail::weighted(adapters != nullptr ? *adapters : AdapterSet());
+              const v2l_request request = {sizeof request, json.c_str(), inputs.data(), inputs.size(),
+                                           adapters != nullptr ? set.data() : nullptr, set.size()};
+              return v2l_job_new(pipeline.get(), &request, out);
+          })) {}
+
+    /// What the request comes to, as JSON.
+    std::string resolved() const {
+        const char *json = nullptr;
+        check(v2l_job_resolved(get(), &json));
+        return json;
+    }
+
+    /// `frames` u8 [frames, height, width, 3] and `latents`.
+    Tensors run(Control *control = nullptr) const {
+        v2l_tensors *results = nullptr;
+        Control none;
+        (control != nullptr ? *control : none).run([&](const v2l_control *c) {
+            return v2l_job_run(get(), c, &results);
+        });
+        return Tensors(results);
+    }
+
+    void save(const std::string &file, Control *control = nullptr) const {
+        Control none;
+        (control != nullptr ? *control : none).run([&](const v2l_control *c) {
+            return v2l_job_save(get(), c, file.c_str());
+        });
+    }
+};
 
 } // namespace v2l
 

@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the wheel's tag, and commands that are there only where the tools are. `bin/wheel` fills in both."""
+"""What pyproject.toml cannot say: the wheel's tag, and commands that are there only where the tools are. `bin/dev/wheel` fills in both."""
 
 import os
 from pathlib import Path
@@ -6,12 +6,12 @@ from pathlib import Path
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 
-TOOLS = [tool for tool in ("export", "compile", "run", "inspect") if (Path(__file__).parent / "v2l_tools/bin" / f"v2l-{tool}").is_file()]
+TOOLS = ("export", "compile", "run", "inspect") if (Path(__file__).parent / "v2l_tools/bin/v2l").is_file() else ()
 PLATFORM = os.environ.get("V2L_WHEEL_PLATFORM")
 
 
 class Programs(Distribution):
-    """A distribution with programs of one platform in it, where `bin/wheel` put them."""
+    """A distribution with programs of one platform in it, where `bin/dev/wheel` put them."""
 
     def has_ext_modules(self):
         return bool(PLATFORM)

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use ndarray::Array2;
 use v2l_runtime::lora::adapter::{
-    self as files, Adapter, AdapterFormat, Coverage, Experts, Outcome, Placed, ReadOptions, write_adapter,
+    self as files, Adapter, AdapterFormat, Coverage, Experts, LowRank, Outcome, Placed, ReadOptions, Targets, Update,
+    write_adapter,
 };
 use v2l_runtime::predict::Prediction;
 
@@ -17,8 +18,9 @@ use crate::handles::{Handle, Kind, free, optional, required};
 use crate::log::{V2L_LOG_INFO, V2L_LOG_WARNING, log};
 use crate::pointers::{Out, path};
 use crate::predictor::v2l_predictor;
-use crate::status::v2l_status;
-use crate::tensor::{V2L_F32, c_name, out_of_range, v2l_tensor};
+use crate::status::{V2L_ERROR_INTERNAL, v2l_status};
+use crate::tensor::{V2L_F32, out_of_range, v2l_tensor};
+use crate::texts::c_name;
 
 /// How an adapter's file spells its keys.
 pub type v2l_adapter_format = i32;
@@ -80,8 +82,8 @@ pub(crate) enum Source {
 
 struct Layer {
     slot: CString,
-    down: Extents,
-    up: Extents,
+    /// Of `down` and `up`, or of the difference.
+    matrices: Vec<Extents>,
 }
 
 /// Extents of a matrix of the adapter, and its strides in bytes.
@@ -108,10 +110,9 @@ struct Key {
 
 impl AdapterObject {
     fn new(source: Source, coverage: v2l_coverage, keys: Vec<Key>) -> Self {
-        let layer = |(slot, update): (&String, &files::LowRank)| Layer {
-            slot: c_name(slot),
-            down: Extents::new(&update.down),
-            up: Extents::new(&update.up),
+        let layer = |(slot, update): (&String, &Arc<Update>)| {
+            let matrices: Vec<Extents> = update.matrices().map(Extents::new).collect();
+            Layer { slot: c_name(slot), matrices }
         };
         let mut loaded = Self { source, layers: Vec::new(), keys, coverage };
         loaded.layers = loaded.adapter().layers.iter().map(layer).collect();
@@ -170,17 +171,13 @@ pub struct v2l_adapter_options {
     pub size: usize,
     /// Expands a file of the form V2L_FORMAT_LIGHT; the predictor that made it. NULL: such a file is refused.
     pub predictor: *const v2l_predictor,
-    /// Not 0: apply the rest of a file some keys of which match no slot.
-    pub allow_partial: i32,
-    /// 0.
-    pub reserved: i32,
-    /// Since 1.1. For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
+    /// For a model with two transformers: the engine of "transformer_2", where `engine` is that of "transformer". The adapter is
     /// then for a pipeline's, and layers of the second are called `transformer_2.<slot>`. NULL: the adapter is for `engine` alone.
     pub second: *const v2l_engine,
-    /// Since 1.1. Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
+    /// Not 0: apply the rest of a file some keys of which match no slot.
+    pub allow_partial: i32,
+    /// Which of the two the file is for: V2L_EXPERTS_…; 0 without `second`.
     pub experts: v2l_experts,
-    /// 0.
-    pub reserved2: i32,
 }
 
 growing!(
@@ -188,13 +185,10 @@ growing!(
     Self {
         size: size_of::<Self>(),
         predictor: std::ptr::null(),
-        allow_partial: 0,
-        reserved: 0,
         second: std::ptr::null(),
+        allow_partial: 0,
         experts: V2L_EXPERTS_AUTO,
-        reserved2: 0,
-    },
-    grown at second,
+    }
 );
 
 /// Which transformers an adapter is for, of a model with two.
@@ -244,8 +238,6 @@ pub unsafe extern "C" fn v2l_adapter_new(
                 growing::read(options)?,
             )
         };
-        growing::unused(options.reserved)?;
-        growing::unused(options.reserved2)?;
         // SAFETY: as above, for both.
         let (predictor, second) =
             unsafe { (optional(options.predictor, "predictor")?, optional(options.second, "second")?) };
@@ -254,20 +246,16 @@ pub unsafe extern "C" fn v2l_adapter_new(
             let message = "`experts` is set without `second`; a model with one transformer has no experts";
             return Err(Failure::argument(message.to_owned()));
         }
-        let slots = &engine.0.engine.manifest().slots;
+        let first = &*engine.0.engine;
+        let targets = Targets::of(first, second.map(|second| &*second.0.engine));
         let loaded = match predictor {
             Some(predictor) if files::detect(file)? == AdapterFormat::Light => {
+                let slots = targets.slots();
                 AdapterObject::predicted(predictor.state.lock()?.expand(&files::read_light(file)?, slots)?, slots.len())
             }
             _ => {
                 let options = ReadOptions { allow_partial: options.allow_partial != 0, experts };
-                let first = &*engine.0.engine;
-                let loaded = match second {
-                    Some(second) => {
-                        files::read_adapter_for_two(file, [first.into(), (&*second.0.engine).into()], &options)?
-                    }
-                    None => files::read_adapter(file, first, &options)?,
-                };
+                let loaded = files::read_adapter(file, targets, &options)?;
                 tell(&loaded.coverage);
                 AdapterObject::read(loaded.adapter, &loaded.coverage)
             }
@@ -323,7 +311,7 @@ pub struct v2l_coverage {
     pub format: v2l_adapter_format,
     /// 0.
     pub reserved: i32,
-    /// Since 1.1. Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
+    /// Parameters besides slots that the adapter changes: biases, norms, tables, convolutions.
     pub parameters_covered: u64,
 }
 
@@ -339,8 +327,7 @@ growing!(
         format: 0,
         reserved: 0,
         parameters_covered: 0,
-    },
-    grown at parameters_covered,
+    }
 );
 
 /// What became of the adapter's file; `coverage->size` must be set.
@@ -396,7 +383,8 @@ pub unsafe extern "C" fn v2l_adapter_key_at(
     })
 }
 
-/// One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter.
+/// One slot's update: ΔW = strength · (alpha / rank) · up · down; lives as long as the adapter. Of a full difference `down.data` is NULL
+/// and ΔW = strength · up.
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct v2l_adapter_layer {
@@ -451,14 +439,15 @@ pub unsafe extern "C" fn v2l_adapter_layer_at(
         let loaded = &unsafe { required(adapter, "adapter") }?.0;
         let found = loaded.layers.get(index).zip(loaded.adapter().layers.get_index(index));
         let (found, (_, update)) = found.ok_or_else(|| out_of_range("layer", index, loaded.layers.len()))?;
-        let found = v2l_adapter_layer {
-            size: size_of::<v2l_adapter_layer>(),
-            slot: found.slot.as_ptr(),
-            down: found.down.tensor(c"down", &update.down),
-            up: found.up.tensor(c"up", &update.up),
-            alpha: update.alpha,
-            reserved: 0,
+        let (down, up, alpha) = match (&**update, &found.matrices[..]) {
+            (Update::LowRank(LowRank { down, up, alpha }), [of_down, of_up]) => {
+                (of_down.tensor(c"down", down), of_up.tensor(c"up", up), *alpha)
+            }
+            (Update::Full(difference), [extents]) => (NO_TENSOR, extents.tensor(c"up", difference), 1.0),
+            _ => return Err(Failure::new(V2L_ERROR_INTERNAL, "a layer has other matrices than its update")),
         };
+        let size = size_of::<v2l_adapter_layer>();
+        let found = v2l_adapter_layer { size, slot: found.slot.as_ptr(), down, up, alpha, reserved: 0 };
         // SAFETY: as above.
         unsafe { growing::write(layer, found) }
     })

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use v2l_runtime::lora::Weighted;
 use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::lora::fuse::FuseReport;
 
@@ -85,9 +86,9 @@ impl Applied {
         }
     }
 
-    /// Copies, for the runtime to keep.
-    pub(crate) fn copies(&self) -> Vec<(Adapter, f32)> {
-        self.0.iter().map(|(loaded, strength)| (loaded.adapter().clone(), *strength)).collect()
+    /// For the runtime to keep; the updates are shared.
+    pub(crate) fn shared(&self) -> Vec<Weighted> {
+        self.0.iter().map(|(loaded, strength)| (Arc::new(loaded.adapter().clone()), *strength)).collect()
     }
 
     pub(crate) fn borrowed(&self) -> Vec<(&Adapter, f32)> {

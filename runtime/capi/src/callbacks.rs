@@ -1,10 +1,8 @@
 //! Progress and cancellation, and the log's callback.
 
 use std::ffi::c_void;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use v2l_runtime::events::{Event, Observer, Phase};
+use v2l_runtime::events::{CancelToken, Event, Observer, Phase};
 
 use crate::failure::{Failure, guard, guard_anywhere};
 use crate::growing::{self, growing};
@@ -14,32 +12,32 @@ use crate::pointers::Out;
 use crate::status::v2l_status;
 
 /// A phase of the work.
-pub type v2l_stage = i32;
+pub type v2l_phase = i32;
 /// Prompt to embeddings.
-pub const V2L_STAGE_ENCODE_TEXT: v2l_stage = 1;
+pub const V2L_PHASE_ENCODE_TEXT: v2l_phase = 1;
 /// Reference video to latent.
-pub const V2L_STAGE_ENCODE_REFERENCE: v2l_stage = 2;
+pub const V2L_PHASE_ENCODE_REFERENCE: v2l_phase = 2;
 /// First frame to latent.
-pub const V2L_STAGE_ENCODE_CONDITION: v2l_stage = 3;
+pub const V2L_PHASE_ENCODE_CONDITION: v2l_phase = 3;
 /// The sampler's steps.
-pub const V2L_STAGE_DENOISE: v2l_stage = 4;
+pub const V2L_PHASE_DENOISE: v2l_phase = 4;
 /// Latent to frames.
-pub const V2L_STAGE_DECODE: v2l_stage = 5;
+pub const V2L_PHASE_DECODE: v2l_phase = 5;
 /// Video to latent, by itself.
-pub const V2L_STAGE_ENCODE_VIDEO: v2l_stage = 6;
+pub const V2L_PHASE_ENCODE_VIDEO: v2l_phase = 6;
 /// A prompt and the base's weights to an adapter.
-pub const V2L_STAGE_PREDICT: v2l_stage = 7;
+pub const V2L_PHASE_PREDICT: v2l_phase = 7;
 
 /// Told how far a phase is: `done` of `total` steps, 0 as it begins. Called on the thread of the call.
 pub type v2l_progress_callback =
-    Option<unsafe extern "C" fn(user: *mut c_void, stage: v2l_stage, done: u64, total: u64)>;
+    Option<unsafe extern "C" fn(user: *mut c_void, phase: v2l_phase, done: u64, total: u64)>;
 
 /// Asked whether to stop: 0 goes on, anything else stops. It is asked on the thread of the call, between steps and every few milliseconds
 /// within one; while adapters are fused, on several threads at the same time.
 pub type v2l_cancelled_callback = Option<unsafe extern "C" fn(user: *mut c_void) -> i32>;
 
 /// A request to stop, to be shared by threads.
-pub struct v2l_cancel(Arc<AtomicBool>);
+pub struct v2l_cancel(CancelToken);
 
 impl Handle for v2l_cancel {
     const KIND: Kind = Kind::Cancel;
@@ -88,7 +86,7 @@ pub unsafe extern "C" fn v2l_cancel_new(cancel: *mut *mut v2l_cancel) -> v2l_sta
     guard(|| {
         // SAFETY: the header's promise.
         let out = unsafe { Out::handle(cancel, "cancel") }?;
-        out.give(v2l_cancel(Arc::default()));
+        out.give(v2l_cancel(CancelToken::default()));
         Ok(())
     })
 }
@@ -97,21 +95,21 @@ pub unsafe extern "C" fn v2l_cancel_new(cancel: *mut *mut v2l_cancel) -> v2l_sta
 /// from callbacks.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_cancel_request(cancel: *const v2l_cancel) -> v2l_status {
-    // SAFETY: the header's promise.
-    guard_anywhere(|| unsafe { set(cancel, true) })
+    guard_anywhere(|| {
+        // SAFETY: the header's promise.
+        unsafe { required(cancel, "cancel") }?.0.request();
+        Ok(())
+    })
 }
 
 /// Takes the request back, for the next call.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_cancel_reset(cancel: *const v2l_cancel) -> v2l_status {
-    // SAFETY: the header's promise.
-    guard(|| unsafe { set(cancel, false) })
-}
-
-unsafe fn set(cancel: *const v2l_cancel, value: bool) -> Result<(), Failure> {
-    // SAFETY: the header's promise, which is the caller's.
-    unsafe { required(cancel, "cancel") }?.0.store(value, Ordering::Relaxed);
-    Ok(())
+    guard(|| {
+        // SAFETY: the header's promise.
+        unsafe { required(cancel, "cancel") }?.0.reset();
+        Ok(())
+    })
 }
 
 /// Frees `cancel`; a call that was given it goes on. NULL does nothing.
@@ -124,7 +122,7 @@ pub unsafe extern "C" fn v2l_cancel_free(cancel: *mut v2l_cancel) {
 /// A call's [`v2l_control`], usable on every thread that works for the call.
 #[derive(Default)]
 pub(crate) struct Control {
-    cancel: Option<Arc<AtomicBool>>,
+    cancel: Option<CancelToken>,
     cancelled: v2l_cancelled_callback,
     progress: v2l_progress_callback,
     user: User,
@@ -137,7 +135,7 @@ impl Control {
         // SAFETY: the caller's promise.
         let v2l_control { cancel, cancelled, progress, user, .. } = unsafe { growing::read(control) }?;
         // SAFETY: as above.
-        let cancel = unsafe { optional(cancel, "control.cancel") }?.map(|cancel| Arc::clone(&cancel.0));
+        let cancel = unsafe { optional(cancel, "control.cancel") }?.map(|cancel| cancel.0.clone());
         Ok(Self { cancel, cancelled, progress, user: User(user) })
     }
 
@@ -147,13 +145,13 @@ impl Control {
             // SAFETY: the caller's own function, with the pointer that came with it.
             call(|| unsafe { callback(self.user.0) }) != 0
         };
-        self.cancel.as_ref().is_some_and(|cancel| cancel.load(Ordering::Relaxed)) || self.cancelled.is_some_and(asked)
+        self.cancel.as_ref().is_some_and(CancelToken::is_requested) || self.cancelled.is_some_and(asked)
     }
 
     fn progress(&self, phase: Phase, done: usize, total: usize) {
         if let Some(callback) = self.progress {
             // SAFETY: the caller's own function, with the pointer that came with it.
-            call(|| unsafe { callback(self.user.0, stage_number(phase), done as u64, total as u64) });
+            call(|| unsafe { callback(self.user.0, phase_number(phase), done as u64, total as u64) });
         }
     }
 }
@@ -174,15 +172,15 @@ impl Observer for &Control {
     }
 }
 
-const fn stage_number(phase: Phase) -> v2l_stage {
+const fn phase_number(phase: Phase) -> v2l_phase {
     match phase {
-        Phase::EncodeText => V2L_STAGE_ENCODE_TEXT,
-        Phase::EncodeReference => V2L_STAGE_ENCODE_REFERENCE,
-        Phase::EncodeCondition => V2L_STAGE_ENCODE_CONDITION,
-        Phase::Denoise => V2L_STAGE_DENOISE,
-        Phase::Decode => V2L_STAGE_DECODE,
-        Phase::EncodeVideo => V2L_STAGE_ENCODE_VIDEO,
-        Phase::Predict => V2L_STAGE_PREDICT,
+        Phase::EncodeText => V2L_PHASE_ENCODE_TEXT,
+        Phase::EncodeReference => V2L_PHASE_ENCODE_REFERENCE,
+        Phase::EncodeCondition => V2L_PHASE_ENCODE_CONDITION,
+        Phase::Denoise => V2L_PHASE_DENOISE,
+        Phase::Decode => V2L_PHASE_DECODE,
+        Phase::EncodeVideo => V2L_PHASE_ENCODE_VIDEO,
+        Phase::Predict => V2L_PHASE_PREDICT,
     }
 }
 

@@ -28,16 +28,17 @@ use crate::serial::Serial;
 #[cfg(feature = "stand-in-backend")]
 pub(crate) use crate::stand_in::StandIn as SessionBackend;
 use crate::status::v2l_status;
-use crate::tensor::{c_name, dtype_number, out_of_range, v2l_dtype};
+use crate::tensor::{dtype_number, out_of_range, v2l_dtype};
+use crate::texts::c_name;
 
 /// How weights that are stored in 16 bits are held.
 pub type v2l_weights = i32;
 /// In f32 if they fit comfortably, else as stored.
 pub const V2L_WEIGHTS_AUTO: v2l_weights = 0;
 /// In f32: fastest, and a fuse loses nothing.
-pub const V2L_WEIGHTS_WIDENED: v2l_weights = 1;
+pub const V2L_WEIGHTS_F32: v2l_weights = 1;
 /// In place, as stored: least memory.
-pub const V2L_WEIGHTS_LAZY: v2l_weights = 2;
+pub const V2L_WEIGHTS_STORED: v2l_weights = 2;
 
 /// In which types graphs compute.
 pub type v2l_arithmetic = i32;
@@ -56,7 +57,7 @@ pub const V2L_ADAPTERS_AUTO: v2l_adapter_mode = 0;
 pub const V2L_ADAPTERS_FUSE: v2l_adapter_mode = 1;
 /// In low-rank branches beside the weights: swaps at once and loses nothing, for a little time in every step. The engine must have been
 /// compiled with --lora-rank.
-pub const V2L_ADAPTERS_SIDE: v2l_adapter_mode = 2;
+pub const V2L_ADAPTERS_BRANCH: v2l_adapter_mode = 2;
 
 /// What runs engines.
 pub type v2l_backend = i32;
@@ -131,13 +132,18 @@ pub struct v2l_open_options {
     pub adapter_mode: v2l_adapter_mode,
     /// Not 0: read the whole of every engine and compare its content with its hashes.
     pub verify_hashes: i32,
-    /// 0.
-    pub reserved: i32,
     /// What runs engines: V2L_BACKEND_… Sessions run on OpenVINO where that is asked for or, with V2L_BACKEND_AUTO, suits the engine; else on
     /// ONNX Runtime.
     pub backend: v2l_backend,
     /// GPU for engines that are compiled for TensorRT, counted from 0; 65535 at most.
     pub device: u32,
+    /// Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
+    pub vae_tiling: v2l_tiling,
+    /// Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
+    /// were set.
+    pub no_verify: i32,
+    /// In which type graphs compute on OpenVINO: V2L_OPENVINO_…
+    pub openvino_precision: v2l_openvino_precision,
     /// TensorRT's library, or the folder of it. NULL: what V2L_TRT_LIB names; vendor/, as above; Python packages; the loader's places.
     pub trt_library: *const c_char,
     /// What ONNX Runtime computes on: "cpu", or "cuda" or "cuda:N" for GPU N in a library built with CUDA. NULL: "cpu".
@@ -146,18 +152,9 @@ pub struct v2l_open_options {
     pub prediction_cache: *const c_char,
     /// Bytes that `prediction_cache` may take; what was not used for longest goes. 0: 256 MiB.
     pub prediction_cache_size: u64,
-    /// Whether large frames are cut into tiles for the autoencoder: V2L_TILING_…
-    pub vae_tiling: v2l_tiling,
-    /// Not 0: engines that are compiled for TensorRT are not compared with what was recorded when they were compiled, when their weights
-    /// were set.
-    pub no_verify: i32,
     /// OpenVINO's C library, or the folder of it. NULL: what V2L_OPENVINO_LIB names; next to the executable; vendor/, as above; Python
     /// packages; LD_LIBRARY_PATH; the loader's places.
     pub openvino_library: *const c_char,
-    /// In which type graphs compute on OpenVINO: V2L_OPENVINO_…
-    pub openvino_precision: v2l_openvino_precision,
-    /// 0.
-    pub reserved2: i32,
     /// Folder to keep fused weights in, on ONNX Runtime's CPU and on OpenVINO: adapters that come again are not fused but mapped. NULL: none are kept.
     pub fused_cache: *const c_char,
     /// Bytes that `fused_cache` may take; what was not used for longest goes. 0: 32 GiB.
@@ -176,7 +173,6 @@ growing!(
         arithmetic: V2L_ARITHMETIC_FP32,
         adapter_mode: V2L_ADAPTERS_AUTO,
         verify_hashes: 0,
-        reserved: 0,
         backend: V2L_BACKEND_COMPILED,
         device: 0,
         trt_library: std::ptr::null(),
@@ -187,12 +183,9 @@ growing!(
         no_verify: 0,
         openvino_library: std::ptr::null(),
         openvino_precision: V2L_OPENVINO_AUTO,
-        reserved2: 0,
         fused_cache: std::ptr::null(),
         fused_cache_size: 0,
-    },
-    grown at backend,
-    grown at fused_cache
+    }
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_open_options).
@@ -227,12 +220,10 @@ impl Opening {
                 optional_path(options.fused_cache, "fused_cache")?,
             )
         };
-        growing::unused(options.reserved)?;
-        growing::unused(options.reserved2)?;
         let weights = match options.weights {
             V2L_WEIGHTS_AUTO => OrtWeights::Auto,
-            V2L_WEIGHTS_WIDENED => OrtWeights::F32,
-            V2L_WEIGHTS_LAZY => OrtWeights::Stored,
+            V2L_WEIGHTS_F32 => OrtWeights::F32,
+            V2L_WEIGHTS_STORED => OrtWeights::Stored,
             other => return Err(unknown("weights", other, "V2L_WEIGHTS_…")),
         };
         let arithmetic = match options.arithmetic {
@@ -243,7 +234,7 @@ impl Opening {
         let adapter_mode = match options.adapter_mode {
             V2L_ADAPTERS_AUTO => AdapterMode::Auto,
             V2L_ADAPTERS_FUSE => AdapterMode::Fuse,
-            V2L_ADAPTERS_SIDE => AdapterMode::Branch,
+            V2L_ADAPTERS_BRANCH => AdapterMode::Branch,
             other => return Err(unknown("adapter_mode", other, "V2L_ADAPTERS_…")),
         };
         let backend = BACKEND_NAMES.iter().find(|(number, _)| *number == options.backend);
@@ -296,7 +287,7 @@ impl Opening {
         let prediction_cache = cache.map(|folder| PredictionCacheOptions { folder: folder.to_owned(), bytes });
         let ffmpeg = ffmpeg.map(PathBuf::from);
         let verify_hashes = options.verify_hashes != 0;
-        let options = Options { engines, adapter_mode, ffmpeg, vae_tiling, prediction_cache };
+        let options = Options { engines, adapter_mode, ffmpeg, vae_tiling, prediction_cache, kept_adapters: 0 };
         Ok(Self { options, verify_hashes })
     }
 }

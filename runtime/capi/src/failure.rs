@@ -10,17 +10,20 @@ use v2l_runtime::wording::{self, Speaker};
 use crate::log;
 use crate::process;
 use crate::status::*;
+use crate::texts::c_name;
 
 /// Why a call failed. No error type itself, so that every error that knows its class converts into it.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) status: v2l_status,
     pub(crate) message: String,
+    /// The field or input of a request that it is about; "" for none.
+    pub(crate) field: String,
 }
 
 impl Failure {
     pub(crate) fn new(status: v2l_status, message: impl Into<String>) -> Self {
-        Self { status, message: message.into() }
+        Self { status, message: message.into(), field: String::new() }
     }
 
     /// [`V2L_ERROR_INVALID_ARGUMENT`].
@@ -41,12 +44,20 @@ impl<E: Into<Error>> From<E> for Failure {
             }
             cause = error.source();
         }
-        Self::new(of_class(error.class()), message)
+        let field = error.field().unwrap_or_default().to_owned();
+        Self { status: of_class(error.class()), message, field }
     }
 }
 
+/// What a failure leaves behind.
+#[derive(Default)]
+struct Last {
+    message: CString,
+    field: CString,
+}
+
 thread_local! {
-    static LAST: RefCell<CString> = RefCell::default();
+    static LAST: RefCell<Last> = RefCell::default();
 }
 
 /// Runs the body of a function that neither callbacks nor children of a fork may call.
@@ -79,16 +90,23 @@ pub(crate) fn guard_anywhere(body: impl FnOnce() -> Result<(), Failure>) -> v2l_
             Failure::new(V2L_ERROR_INTERNAL, format!("a defect of v2l: {}", text.unwrap_or("of unknown cause")))
         }
     };
-    let message = CString::new(failure.message.replace('\0', "\u{fffd}")).unwrap_or_default();
+    let [message, field] = [failure.message, failure.field].map(|text| c_name(&text));
     // A thread that is ending has no message any more.
-    let _ = LAST.try_with(|last| last.replace(message));
+    let _ = LAST.try_with(|last| last.replace(Last { message, field }));
     failure.status
 }
 
 /// What the last call that failed on this thread failed with, in words; "" if none did. Valid until the next failure on this thread.
 #[unsafe(no_mangle)]
 pub extern "C" fn v2l_last_error() -> *const c_char {
-    LAST.try_with(|last| last.borrow().as_ptr()).unwrap_or(c"".as_ptr())
+    LAST.try_with(|last| last.borrow().message.as_ptr()).unwrap_or(c"".as_ptr())
+}
+
+/// The name in a request, of its JSON or of an input, that the last call which failed on this thread is about; "" if it is about none.
+/// Valid until the next failure on this thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn v2l_last_error_field() -> *const c_char {
+    LAST.try_with(|last| last.borrow().field.as_ptr()).unwrap_or(c"".as_ptr())
 }
 
 /// The name of a status, such as "V2L_ERROR_IO"; static. "unknown status" for a number that this library does not have.

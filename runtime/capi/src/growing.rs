@@ -1,4 +1,4 @@
-//! Structures that begin with their size and may grow from version to version.
+//! Structures that begin with their size. A later minor version of the ABI may add members at their end.
 
 use crate::failure::Failure;
 use crate::pointers::{Out, value};
@@ -14,19 +14,19 @@ const MAX_SIZE: usize = 4096;
 pub(crate) unsafe trait Growing: Copy {
     /// The name in the header.
     const NAME: &'static str;
-    /// Sizes in all versions of the ABI, ascending; the last is the present one.
+    /// Sizes in all minor versions of the ABI, ascending; the last is the present one.
     const SIZES: &'static [usize];
     /// The defaults.
     fn initial() -> Self;
 }
 
-/// Implements [`Growing`] for a structure of version 1.0, and of later ones each of which began with a member.
+/// Implements [`Growing`] for a structure of version 1.0.
 macro_rules! growing {
-    ($ty:ident, $initial:expr $(, grown at $member:ident)* $(,)?) => {
+    ($ty:ident, $initial:expr $(,)?) => {
         // SAFETY: `repr(C)` with `size: usize` first; numbers, pointers and optional function pointers behind it.
         unsafe impl $crate::growing::Growing for $ty {
             const NAME: &'static str = stringify!($ty);
-            const SIZES: &'static [usize] = &[$(std::mem::offset_of!($ty, $member),)* size_of::<$ty>()];
+            const SIZES: &'static [usize] = &[size_of::<$ty>()];
             fn initial() -> Self {
                 $initial
             }
@@ -85,14 +85,6 @@ pub(crate) unsafe fn read<T: Growing>(pointer: *const T) -> Result<T, Failure> {
     Ok(value)
 }
 
-/// Refuses a reserved member that is not 0, so that later versions can give it a meaning.
-pub(crate) fn unused(reserved: i32) -> Result<(), Failure> {
-    if reserved == 0 {
-        return Ok(());
-    }
-    Err(Failure::new(V2L_ERROR_SIZE, format!("`reserved` is {reserved}; expected 0: begin with the structure's _init")))
-}
-
 /// Fills in the defaults, as many of them as the caller's structure of `size` has; what is behind them is zeroed.
 ///
 /// # Safety
@@ -140,7 +132,6 @@ mod tests {
     struct v2l_two {
         size: usize,
         first: u64,
-        /// Since 1.1.
         second: u64,
     }
 

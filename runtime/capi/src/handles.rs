@@ -17,7 +17,7 @@ pub(crate) enum Kind {
     Session,
     Predictor,
     Pipeline,
-    Text,
+    Job,
 }
 
 impl Kind {
@@ -29,7 +29,7 @@ impl Kind {
         Self::Session,
         Self::Predictor,
         Self::Pipeline,
-        Self::Text,
+        Self::Job,
     ];
 
     /// The first word of a handle of this kind: nothing that memory holds by chance.
@@ -47,7 +47,7 @@ impl Kind {
             Self::Session => "v2l_session",
             Self::Predictor => "v2l_predictor",
             Self::Pipeline => "v2l_pipeline",
-            Self::Text => "v2l_text",
+            Self::Job => "v2l_job",
         }
     }
 }

@@ -37,6 +37,8 @@ mod serial;
 
 mod tensor;
 
+mod texts;
+
 mod engine;
 
 mod adapter;
@@ -51,7 +53,7 @@ mod predict;
 
 mod pipeline;
 
-mod resolve;
+mod job;
 
 mod frames;
 
@@ -61,12 +63,12 @@ mod stand_in;
 pub use adapter::*;
 pub use callbacks::*;
 pub use engine::*;
-pub use failure::{v2l_last_error, v2l_status_name};
+pub use failure::{v2l_last_error, v2l_last_error_field, v2l_status_name};
+pub use job::*;
 pub use log::{V2L_LOG_INFO, V2L_LOG_WARNING, v2l_log_callback, v2l_log_level};
 pub use pipeline::*;
 pub use predict::*;
 pub use predictor::*;
-pub use resolve::*;
 pub use session::*;
 pub use status::*;
 pub use tensor::{

@@ -87,7 +87,7 @@ pub struct v2l_reference {
     pub tensors: *const v2l_tensor,
     /// Number of `tensors`.
     pub tensor_count: usize,
-    /// Since 1.1. The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
+    /// The prompt, for predictors that read one; or NULL. In its place `tensors` may hold embeddings: `text_hidden` f32 [1, n, width] and,
     /// where there is one, `text_attention_mask` [1, n].
     pub prompt: *const c_char,
 }
@@ -111,10 +111,7 @@ growing!(
         tensors: std::ptr::null(),
         tensor_count: 0,
         prompt: std::ptr::null(),
-    },
-    grown at image_file,
-    grown at tensors,
-    grown at prompt
+    }
 );
 
 /// Fills in the defaults; `size` is sizeof(v2l_reference).

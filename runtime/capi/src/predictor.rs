@@ -89,7 +89,7 @@ pub unsafe extern "C" fn v2l_predictor_new(
 
 /// Opens a predictor that v2l does not know by name: `engine` is a file with any graph whose outputs are low-rank factors, `map` a JSON
 /// file that says which outputs are the factors of which slots of `model` (docs/adapters.md). Graphs may read the weights of `model`, as they
-/// are in its file. It predicts from `tensors` of a v2l_reference. `options` may be NULL. Since 1.1.
+/// are in its file. It predicts from `tensors` of a v2l_reference. `options` may be NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn v2l_predictor_new_mapped(
     engine: *const c_char,

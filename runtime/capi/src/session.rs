@@ -58,7 +58,7 @@ impl v2l_session {
         }
         if let State { own: Some(own), session, .. } = state {
             own.set_adapters(
-                &applied.copies(),
+                &applied.shared(),
                 std::iter::once((&self.graph, session)),
                 Some(&|| control.is_cancelled()),
             )?;
@@ -67,7 +67,7 @@ impl v2l_session {
             return Ok(report);
         }
         let (session, report) = self.shared.with_backend(|backend| {
-            let before = backend.set_adapters(&applied.copies(), Some(&|| control.is_cancelled()))?;
+            let before = backend.set_adapters(&applied.shared(), Some(&|| control.is_cancelled()))?;
             let opened = backend.session(&self.graph);
             let report = backend.report().fused.clone();
             backend.restore(before);

@@ -7,8 +7,8 @@ use v2l_runtime::backends::onnxruntime::OrtError;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::{Port, Session, SessionError};
 use v2l_runtime::io::raw::widen;
-use v2l_runtime::lora::adapter::Adapter;
 use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, Fused, Pool, fuse_with};
+use v2l_runtime::lora::{Weighted, borrowed};
 use v2l_runtime::options::{OpenOptions, WeightMode};
 use v2l_runtime::tensor::{NamedTensors, Tensor, TensorView};
 
@@ -39,12 +39,11 @@ impl StandIn {
 
     pub(crate) fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         cancelled: Option<&(dyn Fn() -> bool + Sync)>,
     ) -> Result<Arc<Fused>, OrtError> {
-        let adapters: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
         let options = FuseOptions { pool: Some(&self.pool), cancelled, ..FuseOptions::new(FuseTarget::F32) };
-        let fused = fuse_with(&self.engine, &adapters, &options)?;
+        let fused = fuse_with(&self.engine, &borrowed(adapters), &options)?;
         self.report.fused = fused.report.clone();
         Ok(std::mem::replace(&mut self.fused, Arc::new(fused)))
     }

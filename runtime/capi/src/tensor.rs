@@ -10,6 +10,7 @@ use crate::failure::{Failure, guard};
 use crate::handles::{Handle, Kind, free, required};
 use crate::pointers::{Out, slice, text};
 use crate::status::{V2L_ERROR_INVALID_ARGUMENT, V2L_ERROR_MEMORY, V2L_ERROR_TENSOR, v2l_status};
+use crate::texts::c_name;
 
 /// Type of a tensor's elements.
 pub type v2l_dtype = i32;
@@ -27,7 +28,7 @@ pub const V2L_I32: v2l_dtype = 5;
 pub const V2L_U8: v2l_dtype = 6;
 /// One byte: 0 is false, anything else true, and taken for 1. Outputs hold 0 and 1.
 pub const V2L_BOOL: v2l_dtype = 7;
-/// IEEE 754 binary64. Since ABI 1.1, as all that follow.
+/// IEEE 754 binary64.
 pub const V2L_F64: v2l_dtype = 8;
 /// 8-bit signed integer.
 pub const V2L_I8: v2l_dtype = 9;
@@ -288,11 +289,6 @@ impl Owned {
             strides: self.strides.as_ptr(),
         }
     }
-}
-
-/// A name for C; a NUL in it becomes the replacement character.
-pub(crate) fn c_name(name: &str) -> CString {
-    CString::new(name.replace('\0', "\u{fffd}")).unwrap_or_default()
 }
 
 impl From<NamedTensors> for v2l_tensors {

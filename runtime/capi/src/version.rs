@@ -5,7 +5,7 @@ use std::ffi::c_char;
 /// Version of the ABI that this header describes, major part: programs run with libraries of the same number only.
 pub const V2L_ABI_MAJOR: u32 = 1;
 /// Its minor part: programs run with libraries of this number or a larger one.
-pub const V2L_ABI_MINOR: u32 = 1;
+pub const V2L_ABI_MINOR: u32 = 0;
 
 /// Version of the library, such as "0.1.0"; static.
 #[unsafe(no_mangle)]

@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+from typing import TYPE_CHECKING, Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,15 @@ from ._control import Cancel, Control as _Control, Phase, Progress as Progress
 from ._handles import STOPS as _STOPS, Handle as _Handle, Owner as _Owner
 from ._library import LIBRARY as _lib, Error
 from ._native import call as _call, initial as _initial, made as _made
-from ._values import array as _array
+from ._request import FIELDS as FIELDS, PICTURES as _PICTURES, TENSORS as _TENSORS, Request as Request
+from ._values import array as _array, json_of as _json_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
-    "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Experts", "Format", "Frames",
-    "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Resize", "Session", "Slot", "Stage", "Weights", "images", "resolve", "set_log", "version",
+    "Adapter", "AdapterKey", "AdapterLayer", "AdapterMode", "AdapterReport", "AdapterSet", "Arithmetic", "Backend", "Cancel", "Coverage", "Engine", "Error", "Experts", "FIELDS", "Format", "Frames",
+    "Latent", "LogLevel", "OpenVinoPrecision", "Phase", "Pipeline", "Port", "Predictor", "Range", "Request", "Resize", "Session", "Slot", "Weights", "images", "resolve", "set_log", "version",
 ]
 
 Path = Union[str, "os.PathLike[str]"]
@@ -42,8 +46,6 @@ Frames = Any
 #: Adapters to apply, with their strengths; none is the base model.
 AdapterSet = Sequence[Tuple["Adapter", float]]
 
-Stage = Phase  # The earlier name.
-
 
 class Weights(enum.IntEnum):
     """How weights that are stored in 16 bits are held."""
@@ -51,8 +53,6 @@ class Weights(enum.IntEnum):
     AUTO = 0
     F32 = 1
     STORED = 2
-    WIDENED = 1  # The earlier name of F32.
-    LAZY = 2  # The earlier name of STORED.
 
 
 class Arithmetic(enum.IntEnum):
@@ -68,7 +68,6 @@ class AdapterMode(enum.IntEnum):
     AUTO = 0
     FUSE = 1
     BRANCH = 2
-    SIDE = 2  # The earlier name of BRANCH.
 
 
 class Backend(enum.IntEnum):
@@ -182,10 +181,13 @@ class AdapterKey:
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """One slot's update, ``alpha / rank * up @ down``: float32 ``down`` ``[rank, in]`` and ``up`` ``[out, rank]``."""
+    """One slot's update, ``alpha / rank * up @ down``: float32 ``down`` ``[rank, in]`` and ``up`` ``[out, rank]``.
+
+    Of a full difference ``down`` is None, and ``up`` ``[out, in]`` is the update.
+    """
 
     slot: str
-    down: NDArray[Any]
+    down: Optional[NDArray[Any]]
     up: NDArray[Any]
     alpha: float
 
@@ -470,7 +472,8 @@ class Adapter(_Handle):
             for index in range(count.value):
                 found = _initial(_native.AdapterLayer)
                 _call("v2l_adapter_layer_at", self, index, ctypes.byref(found))
-                layers.append(AdapterLayer(found.slot.decode(), _copied(found.down), _copied(found.up), found.alpha))
+                down = _copied(found.down) if found.down.data else None
+                layers.append(AdapterLayer(found.slot.decode(), down, _copied(found.up), found.alpha))
             return layers
 
     def save(self, file: Path, format: Format = Format.PEFT) -> None:
@@ -650,162 +653,106 @@ class Pipeline(_Handle):
         )
         return _report(report)
 
-    @staticmethod
-    def _asked(
-        prompt: str = "",
-        *,
-        negative_prompt: Optional[str] = None,
-        image: Union[Path, Frames, None] = None,
-        initial_noise: Optional[Any] = None,
-        adapters: Optional[AdapterSet] = None,
-        width: int = 0,
-        height: int = 0,
-        num_frames: int = 0,
-        seconds: Optional[float] = None,
-        num_inference_steps: int = 0,
-        guidance_scale: Optional[float] = None,
-        fps: float = 0.0,
-        noise_aug_strength: Optional[float] = None,
-        seed: Optional[int] = None,
-        scheduler: Optional[str] = None,
-        shift: Optional[float] = None,
-        guidance_scale_2: Optional[float] = None,
-        last_image: Union[Path, Frames, None] = None,
-        prompt_embeds: Optional[Any] = None,
-        negative_prompt_embeds: Optional[Any] = None,
-        boundary_ratio: Optional[float] = None,
-        controls: Optional[Mapping[str, float]] = None,
-    ) -> ctypes.Structure:
-        """``v2l_generate_options``: the keyword arguments of :meth:`generate` and of :func:`resolve`."""
-        options = _initial(_native.GenerateOptions)
-        options.prompt, options.negative_prompt, options.scheduler = prompt, negative_prompt, scheduler
-        for name, frame in (("image", image), ("last_image", last_image)):
-            if _is_path(frame):
-                setattr(options, f"{name}_file", _path(frame))
-            elif frame is not None:
-                setattr(options, name, ctypes.pointer(_tensor(_frames_of(frame))))
-        for name, array in (
-            ("initial_noise", initial_noise),
-            ("prompt_embeds", prompt_embeds),
-            ("negative_prompt_embeds", negative_prompt_embeds),
-        ):
-            if array is not None:
-                setattr(options, name, ctypes.pointer(_tensor(array)))
-        if adapters is not None:
-            options.adapters, options.adapter_count = _weighted(adapters)
-        options.width, options.height = width, height
-        options.num_frames, options.num_inference_steps, options.fps = num_frames, num_inference_steps, fps
-        for name, number in (
-            ("guidance_scale", guidance_scale),
-            ("guidance_scale_2", guidance_scale_2),
-            ("boundary_ratio", boundary_ratio),
-            ("noise_aug_strength", noise_aug_strength),
-            ("shift", shift),
-            ("seconds", seconds),
-        ):
-            # What is not given is NaN, which nobody can give.
-            if number is not None:
-                setattr(options, name, number)
-        if controls:
-            options.control_count = len(controls)
-            options.control_names = _array(ctypes.c_char_p, controls, "controls")
-            options.control_values = _array(ctypes.c_float, controls.values(), "controls")
-        if seed is not None:
-            options.seed, options.has_seed = seed, 1
-        return options
+    @property
+    def schema(self) -> Dict[str, Any]:
+        """What requests may say, as a JSON schema: the keywords of :meth:`generate` that this model has, with its defaults."""
+        return _json_text(self, "v2l_pipeline_schema")
+
+    def _job(self, prompt: str, adapters: Optional[AdapterSet], keywords: Mapping[str, Any]) -> "Callable[[], _Job]":
+        """What makes the job of a request; its keywords are checked at once."""
+        request = _request_of(prompt, adapters, keywords)
+        return lambda: _Job(_made("job", "v2l_job_new", self, ctypes.byref(request)))
+
+    def resolve(self, prompt: str = "", **request: "Unpack[Request]") -> Dict[str, Any]:
+        """What :meth:`generate` would make of a request, as :func:`resolve` says it."""
+        with self._job(prompt, None, request)() as job:
+            return _json_text(job, "v2l_job_resolved")
 
     def generate(
         self,
         prompt: str = "",
         *,
-        negative_prompt: Optional[str] = None,
-        image: Union[Path, Frames, None] = None,
-        initial_noise: Optional[Any] = None,
         adapters: Optional[AdapterSet] = None,
-        width: int = 0,
-        height: int = 0,
-        num_frames: int = 0,
-        seconds: Optional[float] = None,
-        num_inference_steps: int = 0,
-        guidance_scale: Optional[float] = None,
-        fps: float = 0.0,
-        noise_aug_strength: Optional[float] = None,
-        seed: Optional[int] = None,
-        scheduler: Optional[str] = None,
-        shift: Optional[float] = None,
-        guidance_scale_2: Optional[float] = None,
-        last_image: Union[Path, Frames, None] = None,
-        prompt_embeds: Optional[Any] = None,
-        negative_prompt_embeds: Optional[Any] = None,
-        boundary_ratio: Optional[float] = None,
-        controls: Optional[Mapping[str, float]] = None,
         file: Optional[Path] = None,
         progress: Optional[Progress] = None,
         cancel: Optional[Cancel] = None,
+        **request: "Unpack[Request]",
     ) -> Optional[Dict[str, NDArray[Any]]]:
         """Generates a video: ``frames`` uint8 ``[frames, height, width, 3]`` and ``latents``, or with ``file`` a file and nothing else.
 
-        ``seconds`` counts without ``num_frames``: the number of frames nearest to it that the model can make. See :func:`resolve` for what
-        else a request comes to.
+        The other keywords are those of :class:`Request`; what is ``None`` or absent is as the engine directory says, and so is 0 where 0 means
+        nothing. Pictures are paths or :data:`Frames`. See :func:`resolve` for what a request comes to.
         """
-        options = self._asked(
-            prompt,
-            negative_prompt=negative_prompt,
-            image=image,
-            initial_noise=initial_noise,
-            adapters=adapters,
-            width=width,
-            height=height,
-            num_frames=num_frames,
-            seconds=seconds,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            fps=fps,
-            noise_aug_strength=noise_aug_strength,
-            seed=seed,
-            scheduler=scheduler,
-            shift=shift,
-            guidance_scale_2=guidance_scale_2,
-            last_image=last_image,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            boundary_ratio=boundary_ratio,
-            controls=controls,
-        )
-        control = _Control(progress, cancel)
-        if file is not None:
-            path = _path(file)
-            control.give_to(
-                lambda c: _call("v2l_pipeline_generate_file", self, ctypes.byref(options), c, path)
-            )
-            return None
-        return _Tensors(
-            control.give_to(lambda c: _made("tensors", "v2l_pipeline_generate", self, ctypes.byref(options), c))
-        ).arrays()
+        job, control = self._job(prompt, adapters, request), _Control(progress, cancel)
+        path = None if file is None else _path(file)
+
+        def work(c: Any) -> Optional[_Owner]:
+            with job() as made:
+                if path is None:
+                    return _made("tensors", "v2l_job_run", made, c)
+                _call("v2l_job_save", made, c, path)
+                return None
+
+        results = control.give_to(work)
+        return None if results is None else _Tensors(results).arrays()
 
 
-class _Text(_Handle):
-    """A text that the library gives out."""
+class _Job(_Handle):
+    """A request that a pipeline can carry out."""
 
-    _kind = "text"
-
-    def value(self) -> str:
-        """A copy of it."""
-        with self._in_use():
-            text = ctypes.c_char_p()
-            _call("v2l_text_get", self, ctypes.byref(text))
-            return (text.value or b"").decode()
+    _kind = "job"
 
 
-def resolve(directory: Path, prompt: str = "", *, ffmpeg: Optional[Path] = None, **request: Any) -> Dict[str, Any]:
+def _json_text(handle: _Handle, function: str) -> Dict[str, Any]:
+    """An object that the library gives out as JSON."""
+    with handle._in_use():
+        text = ctypes.c_char_p()
+        _call(function, handle, ctypes.byref(text))
+        made: Dict[str, Any] = json.loads(text.value or b"{}")
+        return made
+
+
+def _input(name: str, value: Any) -> _native.Input:
+    """A picture or an array that stands beside a request's fields."""
+    given = _native.Input()
+    given.name = name
+    if name in _PICTURES and _is_path(value):
+        given.file = _path(value)
+    else:
+        given.tensor = ctypes.pointer(_tensor(_frames_of(value) if name in _PICTURES else value))
+    return given
+
+
+def _request_of(prompt: str, adapters: Optional[AdapterSet], keywords: Mapping[str, Any]) -> _native.Request:
+    """``v2l_request``, which keeps alive what it points to."""
+    fields, inputs = {"prompt": _json_of(prompt, "prompt")}, []
+    for name, value in keywords.items():
+        if name in _PICTURES or name in _TENSORS:
+            inputs += [] if value is None else [_input(name, value)]
+        elif name not in FIELDS:
+            raise TypeError(f"there is no keyword {name!r}; expected {', '.join([*FIELDS, *_PICTURES, *_TENSORS])}")
+        else:
+            found = _json_of(value, name)
+            # As it always was: 0 frames are as many as the engine directory says.
+            if found != 0 or FIELDS[name].get("minimum", 0) <= 0:
+                fields[name] = found
+    request = _initial(_native.Request)
+    request.json = json.dumps(fields)
+    request.inputs, request.input_count = _array(_native.Input, inputs, "inputs"), len(inputs)
+    if adapters is not None:
+        request.adapters, request.adapter_count = _weighted(adapters)
+    return request
+
+
+def resolve(
+    directory: Path, prompt: str = "", *, ffmpeg: Optional[Path] = None, **request: "Unpack[Request]"
+) -> Dict[str, Any]:
     """What :meth:`Pipeline.generate` would make of a request over an engine directory, or the error that it would raise, as far as neither
-    depends on memory or on weights. Loads nothing.
+    depends on memory or on weights. Loads nothing. :meth:`Pipeline.resolve` is faster for several requests.
 
-    ``request`` are the keyword arguments of :meth:`Pipeline.generate`; adapters do not count. What comes back has ``width``, ``height``,
-    ``num_frames``, ``num_inference_steps``, ``fps``, ``seed``, … with every default filled in; ``seconds``, the length of the video; ``own``, the
-    ``width``, ``height`` and ``num_frames`` of a request that says nothing; and ``warnings``, what the video will not have of what is asked for.
+    ``request`` are the keyword arguments of :meth:`Pipeline.generate`. What comes back has ``width``, ``height``, ``num_frames``,
+    ``num_inference_steps``, ``fps``, ``seed``, … with every default filled in; ``seconds``, the length of the video; ``own``, the ``width``, ``height``
+    and ``num_frames`` of a request that says nothing; and ``warnings``, what the video will not have of what is asked for.
     """
-    options, asked = _open_options(ffmpeg=ffmpeg), Pipeline._asked(prompt, **request)
-    text = _Text(_made("text", "v2l_request_resolve", _path(directory), ctypes.byref(options), ctypes.byref(asked)))
-    resolved: Dict[str, Any] = json.loads(text.value())
-    return resolved
+    with Pipeline(directory, ffmpeg=ffmpeg) as pipeline:
+        return pipeline.resolve(prompt, **request)

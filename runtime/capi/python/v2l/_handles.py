@@ -99,7 +99,7 @@ def _check(anywhere: bool) -> None:
 
 #: Handles that were given up inside a callback, where the library frees nothing: kinds and handles.
 _GIVEN_UP: Deque[Tuple[str, ctypes.c_void_p]] = collections.deque()
-#: A v2l_control of the first version: five words.
+#: A v2l_control: five words.
 _PROBE = (ctypes.c_size_t * 5)()
 _init = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t)(("v2l_control_init", LIBRARY))
 

@@ -19,12 +19,16 @@ CANCELLED = 130
 
 
 class Error(Exception):
-    """A call that failed; ``status`` is its class, ``name`` the class's name in ``v2l.h``."""
+    """A call that failed; ``status`` is its class, ``name`` the class's name in ``v2l.h``.
 
-    def __init__(self, status: int, name: str, message: str) -> None:
+    ``field`` is the keyword of :meth:`v2l.Pipeline.generate` that it is about, "" if it is about none.
+    """
+
+    def __init__(self, status: int, name: str, message: str, field: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.name = name
+        self.field = field
 
 
 def _find() -> str:
@@ -38,7 +42,7 @@ def _find() -> str:
     if found is None:
         raise ImportError(
             "libv2l.so was not found; install v2l's wheel or package, or name the library with V2L_LIBRARY "
-            "(a checkout installs it with bin/install-capi)"
+            "(a checkout installs it with bin/dev/install-capi)"
         )
     return found
 
@@ -50,6 +54,7 @@ def _load() -> ctypes.CDLL:
     library.v2l_version.restype = c_char_p
     library.v2l_abi_version.restype = c_uint32
     library.v2l_last_error.restype = c_char_p
+    library.v2l_last_error_field.restype = c_char_p
     library.v2l_status_name.restype = c_char_p
     library.v2l_status_name.argtypes = [c_int32]
     major = library.v2l_abi_version() >> 16
@@ -61,9 +66,9 @@ def _load() -> ctypes.CDLL:
 LIBRARY = _load()
 
 
-def error(status: int, message: str) -> Error:
+def error(status: int, message: str, field: str = "") -> Error:
     """An error of a class of ``v2l.h``."""
-    return Error(status, LIBRARY.v2l_status_name(status).decode(), message)
+    return Error(status, LIBRARY.v2l_status_name(status).decode(), message, field)
 
 
 def refused(message: str) -> Error:
@@ -74,4 +79,4 @@ def refused(message: str) -> Error:
 def check(status: int) -> None:
     """Raises what a call failed with."""
     if status != 0:
-        raise error(status, LIBRARY.v2l_last_error().decode())
+        raise error(status, LIBRARY.v2l_last_error().decode(), LIBRARY.v2l_last_error_field().decode())

@@ -51,18 +51,16 @@ class OpenOptions(Checked):
         ("arithmetic", c_int32),
         ("adapter_mode", c_int32),
         ("verify_hashes", c_int32),
-        ("reserved", c_int32),
         ("backend", c_int32),
         ("device", c_uint32),
+        ("vae_tiling", c_int32),
+        ("no_verify", c_int32),
+        ("openvino_precision", c_int32),
         ("trt_library", c_char_p),
         ("provider", c_char_p),
         ("prediction_cache", c_char_p),
         ("prediction_cache_size", c_uint64),
-        ("vae_tiling", c_int32),
-        ("no_verify", c_int32),
         ("openvino_library", c_char_p),
-        ("openvino_precision", c_int32),
-        ("reserved2", c_int32),
         ("fused_cache", c_char_p),
         ("fused_cache_size", c_uint64),
     ]
@@ -107,11 +105,9 @@ class AdapterOptions(Checked):
     _fields_ = [
         ("size", c_size_t),
         ("predictor", pointer_to("predictor")),
-        ("allow_partial", c_int32),
-        ("reserved", c_int32),
         ("second", pointer_to("engine")),
+        ("allow_partial", c_int32),
         ("experts", c_int32),
-        ("reserved2", c_int32),
     ]
 
 
@@ -180,38 +176,18 @@ class Reference(Checked):
     ]
 
 
-class GenerateOptions(Checked):
+class Input(Checked):
+    _fields_ = [("name", c_char_p), ("file", c_char_p), ("tensor", POINTER(Tensor))]
+
+
+class Request(Checked):
     _fields_ = [
         ("size", c_size_t),
-        ("prompt", c_char_p),
-        ("negative_prompt", c_char_p),
-        ("image_file", c_char_p),
-        ("image", POINTER(Tensor)),
-        ("initial_noise", POINTER(Tensor)),
+        ("json", c_char_p),
+        ("inputs", POINTER(Input)),
+        ("input_count", c_size_t),
         ("adapters", POINTER(WeightedAdapter)),
         ("adapter_count", c_size_t),
-        ("width", c_uint32),
-        ("height", c_uint32),
-        ("num_frames", c_uint32),
-        ("num_inference_steps", c_uint32),
-        ("guidance_scale", c_double),
-        ("fps", c_double),
-        ("noise_aug_strength", c_double),
-        ("seed", c_uint64),
-        ("has_seed", c_int32),
-        ("reserved", c_int32),
-        ("scheduler", c_char_p),
-        ("shift", c_double),
-        ("guidance_scale_2", c_double),
-        ("last_image_file", c_char_p),
-        ("last_image", POINTER(Tensor)),
-        ("prompt_embeds", POINTER(Tensor)),
-        ("negative_prompt_embeds", POINTER(Tensor)),
-        ("boundary_ratio", c_double),
-        ("control_names", POINTER(c_char_p)),
-        ("control_values", POINTER(c_float)),
-        ("control_count", c_size_t),
-        ("seconds", c_double),
     ]
 
 
@@ -228,7 +204,6 @@ FUNCTIONS: Dict[str, Dict[str, Any]] = {
     "v2l_adapter_options_init": {"options": POINTER(AdapterOptions), "size": c_size_t},
     "v2l_run_options_init": {"options": POINTER(RunOptions), "size": c_size_t},
     "v2l_reference_init": {"reference": POINTER(Reference), "size": c_size_t},
-    "v2l_generate_options_init": {"options": POINTER(GenerateOptions), "size": c_size_t},
     "v2l_cancel_new": {"cancel": _OUT},
     "v2l_cancel_request": {"cancel": pointer_to("cancel")},
     "v2l_cancel_reset": {"cancel": pointer_to("cancel")},
@@ -259,14 +234,15 @@ FUNCTIONS: Dict[str, Dict[str, Any]] = {
     "v2l_pipeline_new": {"directory": c_char_p, "options": POINTER(OpenOptions), "pipeline": _OUT},
     "v2l_pipeline_engine": {"pipeline": pointer_to("pipeline"), "component": c_char_p, "engine": _OUT},
     "v2l_pipeline_set_adapters": {"pipeline": pointer_to("pipeline"), "adapters": _ADAPTERS, "count": c_size_t, "control": _CONTROL, "report": POINTER(AdapterReport)},
-    "v2l_pipeline_generate": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "results": _OUT},
-    "v2l_pipeline_generate_file": {"pipeline": pointer_to("pipeline"), "options": POINTER(GenerateOptions), "control": _CONTROL, "file": c_char_p},
-    "v2l_request_resolve": {"directory": c_char_p, "options": POINTER(OpenOptions), "request": POINTER(GenerateOptions), "resolved": _OUT},
-    "v2l_text_get": {"text": pointer_to("text"), "value": POINTER(c_char_p)},
+    "v2l_pipeline_schema": {"pipeline": pointer_to("pipeline"), "json": POINTER(c_char_p)},
+    "v2l_job_new": {"pipeline": pointer_to("pipeline"), "request": POINTER(Request), "job": _OUT},
+    "v2l_job_resolved": {"job": pointer_to("job"), "json": POINTER(c_char_p)},
+    "v2l_job_run": {"job": pointer_to("job"), "control": _CONTROL, "results": _OUT},
+    "v2l_job_save": {"job": pointer_to("job"), "control": _CONTROL, "file": c_char_p},
 }
 
 #: Kinds of handles.
-KINDS = ("cancel", "tensors", "engine", "adapter", "session", "predictor", "pipeline", "text")
+KINDS = ("cancel", "tensors", "engine", "adapter", "session", "predictor", "pipeline", "job")
 
 #: Functions that may take long, and tell the log, and cannot be stopped.
 _OPENING = ("v2l_engine_new", "v2l_adapter_new", "v2l_session_new", "v2l_predictor_new", "v2l_predictor_new_mapped", "v2l_pipeline_new")
@@ -334,5 +310,4 @@ _INITIAL: Dict[Any, str] = {
     AdapterOptions: "v2l_adapter_options_init",
     RunOptions: "v2l_run_options_init",
     Reference: "v2l_reference_init",
-    GenerateOptions: "v2l_generate_options_init",
 }

@@ -7,7 +7,7 @@ import functools
 import math
 import operator
 from ctypes import Structure, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
-from typing import Any, Dict, Iterable, Tuple, Type
+from typing import Any, Dict, Iterable, Mapping, Tuple, Type
 
 from ._handles import owner_of
 from ._library import refused
@@ -32,7 +32,7 @@ def _bounds(kind: Any) -> Tuple[int, int]:
 
 #: Types of whole numbers, with the least and the largest.
 INTEGERS: Dict[Any, Tuple[int, int]] = {kind: _bounds(kind) for kind in (c_int32, c_int64, c_uint32, c_uint64, c_size_t)}
-#: Types of real numbers. None of them is ever infinite or NaN: C takes NaN for what is not given.
+#: Types of real numbers. None of them is ever infinite or NaN.
 NUMBERS = (c_float, c_double)
 
 
@@ -74,6 +74,26 @@ def _text(value: Any, name: str) -> bytes:
     if b"\0" in value:
         raise refused(f"{name} holds NUL at byte {value.index(0)}, where C would end it; expected text without NUL")
     return value
+
+
+def json_of(value: Any, name: str) -> Any:
+    """A value of a request as JSON has it; what a field holds is the library's to say."""
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes)):
+        try:
+            return _text(value, name).decode()
+        except UnicodeDecodeError as error:
+            raise refused(f"{name} is no UTF-8 from byte {error.start} on; expected text in UTF-8") from None
+    if isinstance(value, Mapping):
+        return {json_of(key, f"{name}, a name of it,"): json_of(one, f"{name}[{key!r}]") for key, one in value.items()}
+    try:
+        number = operator.index(value)
+    except TypeError:
+        return _number(c_double, value, name)
+    if number.bit_length() > 1024:
+        raise refused(f"{name} is a number of {number.bit_length()} bits; expected less")
+    return number
 
 
 def checked(kind: Any, value: Any, name: str) -> Any:

@@ -45,9 +45,10 @@ def _call(
     tool: str, arguments: List[Argument], progress: Optional[Progress], cancel: Optional[Cancel]
 ) -> List[Event]:
     """Runs a tool and gives its events; raises :class:`v2l.Error` with the class of what failed."""
-    command: List[Argument] = [v2l_tools.find(tool), "--json", *arguments]
+    command: List[Argument] = [tool, *arguments, "--json"]
     process = subprocess.Popen(
         command,
+        executable=v2l_tools.find(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

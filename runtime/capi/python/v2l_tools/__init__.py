@@ -77,30 +77,35 @@ def environment() -> Dict[str, str]:
     return {**os.environ, **libraries()}
 
 
-def find(tool: str) -> str:
-    """The program of a tool: in the folder ``V2L_TOOLS``, in this package's wheel, or on ``PATH``.
+def find() -> str:
+    """The program ``v2l``: in the folder ``V2L_TOOLS``, in this package's wheel, or on ``PATH``. It is the tool that it is called as.
 
     Raises :class:`FileNotFoundError` if it is in none of them.
     """
     named = os.environ.get("V2L_TOOLS")
-    # The wrapper that a wheel puts on the PATH must not find itself.
     places: List[Path] = [Path(named)] if named else []
     places.append(Path(__file__).parent / "bin")
     if not places[-1].is_dir():
         places.extend(Path(folder) for folder in os.get_exec_path() if os.path.isabs(folder))
     for place in places:
-        program = place / tool
-        if program.is_file() and os.access(program, os.X_OK):
+        program = place / "v2l"
+        if program.is_file() and os.access(program, os.X_OK) and not _is_script(program):
             return str(program)
     raise FileNotFoundError(
-        f"{tool} was not found; install v2l's wheel (bin/wheel makes one), or name the folder of the tools with V2L_TOOLS"
+        "the program v2l was not found; install v2l's wheel (bin/dev/wheel makes one), or name the folder of the program with V2L_TOOLS"
     )
+
+
+def _is_script(program: Path) -> bool:
+    """The wrapper that pip puts on the PATH must not find itself."""
+    with open(program, "rb") as file:
+        return file.read(2) == b"#!"
 
 
 def _start(tool: str) -> NoReturn:
     """Becomes the tool, so that exit codes and signals are its own."""
     try:
-        program = find(tool)
+        program = find()
     except FileNotFoundError as missing:
         sys.exit(str(missing))
     os.execve(program, [tool, *sys.argv[1:]], environment())
@@ -126,18 +131,10 @@ def inspect() -> NoReturn:
     _start("v2l-inspect")
 
 
-_COMMANDS = {"export": export, "compile": compile, "run": run, "inspect": inspect}
-
-
 def main() -> int:
-    """The command ``v2l``: ``v2l serve ENGINES`` serves videos, ``v2l run`` and the like are ``v2l-run`` and the like."""
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
-    if command in _COMMANDS:
-        del sys.argv[1]
-        _COMMANDS[command]()
-    if command == "serve":
+    """The command ``v2l``: ``v2l serve`` serves videos in this Python, all else is the program's."""
+    if sys.argv[1:2] == ["serve"]:
         from v2l.serve.command import main as serve
 
         return serve(sys.argv[2:])
-    print(f"usage: v2l {'|'.join([*_COMMANDS, 'serve'])} ARGUMENTS...", file=sys.stderr)
-    return 0 if command in ("-h", "--help") else 2
+    _start("v2l")

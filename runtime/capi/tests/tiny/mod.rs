@@ -28,7 +28,7 @@ pub(crate) fn write_lora(path: &Path, seed: usize) {
     let layer = |&(name, out, inner): &(&str, usize, usize)| {
         let down = Array2::from_shape_fn((2, inner), |(r, i)| ((r + i + seed) % 3) as f32 - 1.0);
         let up = Array2::from_shape_fn((out, 2), |(o, r)| ((o * 2 + r + seed) % 5) as f32 * 0.1);
-        (name.to_owned(), LowRank { down, up, alpha: 2.0 })
+        (name.to_owned(), LowRank { down, up, alpha: 2.0 }.into())
     };
     let adapter = Adapter { name: format!("lora{seed}"), layers: engines::LINEARS.iter().map(layer).collect() };
     write_adapter(path, &adapter, AdapterFormat::Kohya).unwrap();

@@ -1,17 +1,15 @@
 //! Adapters that requests name: which files, and those that an instance has read.
 
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::Arc;
 
-use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::Weighted;
+use v2l_runtime::lora::adapter::LoadedAdapter;
 
 use crate::failure::Failure;
 
 /// Adapters that an instance keeps.
-const KEPT: usize = 16;
-
-/// What tells an adapter's file from its earlier self.
-pub(crate) type FileKey = (PathBuf, u64, Option<SystemTime>);
+pub(crate) const KEPT: usize = 16;
 
 /// Files of adapters with their strengths, as a request names them: `NAME=STRENGTH,…`, below a folder.
 pub(crate) fn named(text: &str, folder: Option<&Path>) -> Result<Vec<(PathBuf, f32)>, Failure> {
@@ -39,39 +37,19 @@ fn adapter(entry: &str, folder: Option<&Path>) -> Result<(PathBuf, f32), Failure
     Ok((found.ok_or_else(unknown)?, strength))
 }
 
-/// Adapters from files, those used last at the end.
-#[derive(Default)]
-pub(crate) struct Kept(Vec<(FileKey, Adapter)>);
+/// Adapters with their strengths, as a request names them.
+pub(crate) type Stack = Vec<Weighted>;
 
-impl Kept {
-    /// Brings the adapters of a request here, reading those that are not kept. All of them stay, whatever their number, until the next.
-    pub(crate) fn stack(
-        &mut self,
-        files: &[(PathBuf, f32)],
-        mut read: impl FnMut(&Path) -> Result<Adapter, Failure>,
-    ) -> Result<Vec<(FileKey, f32)>, Failure> {
-        let over = self.0.len().saturating_sub(KEPT);
-        self.0.drain(..over);
-        let mut stack = Vec::with_capacity(files.len());
-        for (file, strength) in files {
-            let found = std::fs::metadata(file).map_err(|error| Failure::internal(format!("an adapter: {error}")))?;
-            let key = (file.clone(), found.len(), found.modified().ok());
-            let entry = match self.0.iter().position(|(kept, _)| *kept == key) {
-                Some(place) => self.0.remove(place),
-                None => (key.clone(), read(file)?),
-            };
-            self.0.push(entry);
-            stack.push((key, *strength));
-        }
-        Ok(stack)
-    }
+/// Reads the adapters of a request.
+pub(crate) fn stack(
+    files: &[(PathBuf, f32)],
+    mut load: impl FnMut(&Path) -> Result<LoadedAdapter, Failure>,
+) -> Result<Stack, Failure> {
+    files.iter().map(|(file, strength)| Ok((load(file)?.adapter, *strength))).collect()
+}
 
-    /// The adapters of a stack, each with its strength.
-    pub(crate) fn adapters(&self, stack: &[(FileKey, f32)]) -> Result<Vec<(&Adapter, f32)>, Failure> {
-        let find = |(key, strength): &(FileKey, f32)| {
-            let kept = self.0.iter().find(|(kept, _)| kept == key);
-            Ok((&kept.ok_or_else(|| Failure::internal("an adapter was let go"))?.1, *strength))
-        };
-        stack.iter().map(find).collect()
-    }
+/// True if two stacks are the same adapters, read once, with the same strengths.
+pub(crate) fn same(a: &Stack, b: &Stack) -> bool {
+    let same = |((a, s), (b, t)): (&Weighted, &Weighted)| Arc::ptr_eq(a, b) && s.to_bits() == t.to_bits();
+    a.len() == b.len() && a.iter().zip(b).all(same)
 }

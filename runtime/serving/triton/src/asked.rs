@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value as Json;
 use v2l_runtime::Request as VideoRequest;
 use v2l_runtime::generator::ReferenceOptions;
 use v2l_runtime::media::clip::Clip;
 use v2l_runtime::media::video::Frames;
 use v2l_runtime::pipeline::config::PixelRange;
+use v2l_runtime::request::fields::Kind;
 
 use crate::adapters::named;
 use crate::failure::Failure;
@@ -38,7 +40,7 @@ impl Asked {
         let mut prompt = None;
         for input in request.inputs()? {
             match &*input.name {
-                "prompt" => {
+                PROMPT => {
                     let text = std::str::from_utf8(element(&input)?);
                     prompt = Some(text.map_err(|_| Failure::argument("the prompt is no UTF-8"))?.to_owned());
                 }
@@ -65,19 +67,7 @@ impl Asked {
     }
 
     fn set(&mut self, name: &str, value: &Parameter, settings: &Settings) -> Result<(), Failure> {
-        let request = &mut self.request;
         match name {
-            "seed" => request.seed = Some(whole(name, value)?),
-            "width" => request.width = Some(count(name, value)?),
-            "height" => request.height = Some(count(name, value)?),
-            "num_frames" => request.num_frames = Some(count(name, value)?),
-            "num_inference_steps" => request.num_inference_steps = Some(count(name, value)?),
-            "guidance_scale" => request.guidance_scale = Some(real(name, value)?),
-            "guidance_scale_2" => request.guidance_scale_2 = Some(real(name, value)?),
-            "fps" => request.fps = Some(real(name, value)?),
-            "shift" => request.shift = Some(real(name, value)?),
-            "scheduler" => request.scheduler = Some(text(name, value)?.to_owned()),
-            "negative_prompt" => request.negative_prompt = Some(text(name, value)?.to_owned()),
             "reference_strength" => self.reference_strength = Some(real(name, value)? as f32),
             "reference_range" => {
                 self.prepared.range = Some(match text(name, value)? {
@@ -86,17 +76,38 @@ impl Asked {
                     other => return Err(wrong(name, other, "unit or signed")),
                 });
             }
-            "lora" => {
-                self.adapters = named(text(name, value)?, settings.adapters.as_deref())?;
-            }
+            "lora" => self.adapters = named(text(name, value)?, settings.adapters.as_deref())?,
             _ => {
-                return Err(Failure::argument(format!(
-                    "there is no parameter {name:?}; expected seed, width, height, num_frames, num_inference_steps, guidance_scale, \
-                     guidance_scale_2, fps, shift, scheduler, negative_prompt, lora, reference_strength or reference_range"
-                )));
+                let field = VideoRequest::FIELDS.iter().find(|field| field.name == name && name != PROMPT);
+                let field = field.ok_or_else(|| {
+                    let known: Vec<&str> = VideoRequest::FIELDS.iter().map(|field| field.name).collect();
+                    let known = known.into_iter().filter(|name| *name != PROMPT).collect::<Vec<_>>().join(", ");
+                    Failure::argument(format!(
+                        "there is no parameter {name:?}; expected {known}, lora, reference_strength or reference_range"
+                    ))
+                })?;
+                self.request.set(name, json_of(value, field.kind))?;
             }
         }
         Ok(())
+    }
+}
+
+/// The input that is a request's prompt.
+const PROMPT: &str = "prompt";
+
+/// A parameter as the runtime reads it. Not every client can say a real number or an object: text is taken for JSON where a field holds no
+/// text.
+fn json_of(value: &Parameter, kind: Kind) -> Json {
+    match value {
+        Parameter::Text(text) if kind != Kind::Text => {
+            serde_json::from_str(text).unwrap_or_else(|_| text.as_str().into())
+        }
+        Parameter::Text(text) => text.as_str().into(),
+        Parameter::Whole(number) => (*number).into(),
+        Parameter::Truth(truth) => (*truth).into(),
+        Parameter::Real(number) if number.is_finite() => (*number).into(),
+        Parameter::Real(number) => number.to_string().into(),
     }
 }
 
@@ -109,21 +120,6 @@ pub(crate) fn text<'a>(name: &str, value: &'a Parameter) -> Result<&'a str, Fail
         Parameter::Text(text) => Ok(text),
         other => Err(wrong(name, format!("{other:?}"), "a string")),
     }
-}
-
-/// A whole number, or its digits.
-fn whole(name: &str, value: &Parameter) -> Result<u64, Failure> {
-    let number = match value {
-        Parameter::Whole(number) => u64::try_from(*number).ok(),
-        Parameter::Text(digits) => digits.parse().ok(),
-        Parameter::Truth(_) | Parameter::Real(_) => None,
-    };
-    number.ok_or_else(|| wrong(name, format!("{value:?}"), "a whole number, 0 or more"))
-}
-
-fn count(name: &str, value: &Parameter) -> Result<usize, Failure> {
-    let number = whole(name, value)?;
-    usize::try_from(number).ok().filter(|count| *count > 0).ok_or_else(|| wrong(name, number, "1 or more"))
 }
 
 /// A number, or its digits: not every client can say a real number.

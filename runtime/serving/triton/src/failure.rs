@@ -47,6 +47,10 @@ impl<E: Into<Error>> From<E> for Failure {
             }
             cause = error.source();
         }
+        // A client looks for the name that it gave.
+        if let Some(field) = error.field().filter(|field| !message.contains(field)) {
+            message = format!("{field}: {message}");
+        }
         let code = match error.class() {
             ErrorClass::Usage | ErrorClass::BadModel | ErrorClass::BadAdapter => ffi::ERROR_INVALID_ARG,
             ErrorClass::Unsupported => ffi::ERROR_UNSUPPORTED,

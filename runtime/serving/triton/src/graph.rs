@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -11,10 +10,10 @@ use v2l_runtime::Engine;
 use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::raw::{tensor_bytes, tensor_from_bytes};
-use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
+use v2l_runtime::lora::adapter::{AdapterStore, ReadOptions};
 use v2l_runtime::tensor::{Dtype, Tensor};
 
-use crate::adapters::{FileKey, Kept, named};
+use crate::adapters::{KEPT, Stack, named, same, stack};
 use crate::asked::text;
 use crate::failure::Failure;
 use crate::ffi;
@@ -28,8 +27,8 @@ pub(crate) struct GraphInstance {
     on: OpenEngine,
     /// The graph's session, by its name.
     sessions: HashMap<String, Box<dyn Session>>,
-    kept: Kept,
-    set: Option<Vec<(FileKey, f32)>>,
+    store: AdapterStore,
+    set: Option<Stack>,
 }
 
 impl GraphInstance {
@@ -37,7 +36,7 @@ impl GraphInstance {
         let mut on = OpenEngine::open(Arc::clone(engine), &settings.options.engines)?;
         let session = on.session(graph)?;
         let sessions = HashMap::from([(graph.to_owned(), session)]);
-        Ok(Self { graph: graph.to_owned(), on, sessions, kept: Kept::default(), set: Some(Vec::new()) })
+        Ok(Self { graph: graph.to_owned(), on, sessions, store: AdapterStore::keeping(KEPT), set: Some(Vec::new()) })
     }
 
     /// Runs the graph on what a request gives.
@@ -69,22 +68,18 @@ impl GraphInstance {
     /// Brings the request's adapters into the weights, whole or not at all.
     fn apply(&mut self, files: &[(std::path::PathBuf, f32)], settings: &Settings) -> Result<(), Failure> {
         let engine = Arc::clone(self.on.engine());
-        let read = |file: &Path| -> Result<Adapter, Failure> {
-            Ok(read_adapter(file, &*engine, &ReadOptions::default())?.adapter)
-        };
-        let stack = self.kept.stack(files, read)?;
-        if self.set.as_ref() == Some(&stack) {
+        let stack = stack(files, |file| Ok(self.store.read(file, &*engine, &ReadOptions::default())?))?;
+        if self.set.as_ref().is_some_and(|set| same(set, &stack)) {
             return Ok(());
         }
         let began = Instant::now();
-        let adapters: Vec<(Adapter, f32)> =
-            self.kept.adapters(&stack)?.into_iter().map(|(adapter, strength)| (adapter.clone(), strength)).collect();
         self.set = None;
-        self.on.set_adapters(&adapters, self.sessions.iter_mut(), None)?;
+        self.on.set_adapters(&stack, self.sessions.iter_mut(), None)?;
+        let any = !stack.is_empty();
         self.set = Some(stack);
         settings.metrics.took(c"swap", began.elapsed().as_secs_f64());
         settings.metrics.swapped();
-        if !adapters.is_empty() {
+        if any {
             settings.metrics.cached(Cache::Fused, self.on.report().fused.kept);
         }
         Ok(())

@@ -2,14 +2,15 @@
 
 use std::ffi::{CStr, CString};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use v2l_runtime::events::{Event, Observer, Phase};
 use v2l_runtime::generator::PredictOptions;
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions};
-use v2l_runtime::{Generator, Video};
+use v2l_runtime::{AdapterSet, Generator, Options, Video};
 
-use crate::adapters::{FileKey, Kept};
+use crate::adapters::{KEPT, Stack, same, stack};
 use crate::asked::Asked;
 use crate::failure::{Failure, log};
 use crate::ffi;
@@ -20,9 +21,8 @@ use crate::settings::Settings;
 /// An engine directory, and the adapters that it was given.
 pub(crate) struct Instance {
     generator: Generator,
-    kept: Kept,
     /// Files and strengths of the adapters that are set; `None` if others are.
-    set: Option<Vec<(FileKey, f32)>>,
+    set: Option<Stack>,
 }
 
 /// What a request's sampler made, and the decoder where frames are wanted.
@@ -33,8 +33,8 @@ pub(crate) struct Sampled {
 
 impl Instance {
     pub(crate) fn open(folder: &Path, settings: &Settings) -> Result<Self, Failure> {
-        let generator = Generator::open(folder, &settings.options)?;
-        Ok(Self { generator, kept: Kept::default(), set: None })
+        let options = Options { kept_adapters: KEPT, ..settings.options.clone() };
+        Ok(Self { generator: Generator::open(folder, &options)?, set: None })
     }
 
     /// Makes what is asked for. Who wants neither the video nor its frames gets none decoded.
@@ -44,11 +44,8 @@ impl Instance {
         metrics: &Metrics,
         observer: &mut dyn Observer,
     ) -> Result<Sampled, Failure> {
-        self.generator.settings(&asked.request)?;
-        let generator = &mut self.generator;
-        let wanted = self
-            .kept
-            .stack(&asked.adapters, |file| Ok(generator.load_adapter(file, &ReadOptions::default())?.adapter))?;
+        let mut prepared = self.generator.prepared(asked.request.clone())?;
+        let wanted = stack(&asked.adapters, |file| Ok(self.generator.load_adapter(file, &ReadOptions::default())?))?;
         let predicted = match &asked.reference {
             Some(reference) => {
                 let request = &asked.request;
@@ -67,22 +64,19 @@ impl Instance {
             }
             None => None,
         };
-        if predicted.is_some() || self.set.as_ref() != Some(&wanted) {
-            self.swap(
-                wanted,
-                predicted.as_ref().map(|adapter| (adapter, asked.reference_strength.unwrap_or(1.0))),
-                metrics,
-            )?;
+        if predicted.is_some() || self.set.as_ref().is_none_or(|set| !same(set, &wanted)) {
+            let predicted = predicted.map(|adapter| (Arc::new(adapter), asked.reference_strength.unwrap_or(1.0)));
+            self.swap(wanted, predicted, metrics)?;
         }
         let numbers = asked.wants("latents");
         if !asked.wants("video") && !asked.wants("frames") {
-            let generated = self.generator.sample(&asked.request, observer)?;
+            let generated = self.generator.resume(&mut prepared).sample(observer)?;
             return Ok(Sampled {
                 latents: Some(floats(c"latents", generated.latents.shape(), generated.latents.iter())),
                 video: None,
             });
         }
-        let video = self.generator.generate_with(&asked.request, observer)?;
+        let video = self.generator.resume(&mut prepared).run(observer)?;
         let latents = numbers.then(|| floats(c"latents", video.latents.shape(), video.latents.iter()));
         Ok(Sampled { latents, video: Some(video) })
     }
@@ -90,21 +84,21 @@ impl Instance {
     /// Replaces the adapters, whole or not at all.
     fn swap(
         &mut self,
-        wanted: Vec<(FileKey, f32)>,
-        predicted: Option<(&Adapter, f32)>,
+        wanted: Stack,
+        predicted: Option<(Arc<Adapter>, f32)>,
         metrics: &Metrics,
     ) -> Result<(), Failure> {
         let began = Instant::now();
-        let mut stack = self.kept.adapters(&wanted)?;
-        stack.extend(predicted);
+        let only_files = predicted.is_none();
+        let set: AdapterSet = wanted.iter().cloned().chain(predicted).collect();
         self.set = None;
-        let applied = self.generator.set_adapters(&stack)?;
+        let applied = self.generator.set_adapters(&set, None)?;
         metrics.took(c"swap", began.elapsed().as_secs_f64());
         metrics.swapped();
-        if !stack.is_empty() {
+        if !set.is_empty() {
             metrics.cached(Cache::Fused, applied.fused.and_then(|fused| fused.kept));
         }
-        self.set = predicted.is_none().then_some(wanted);
+        self.set = only_files.then_some(wanted);
         Ok(())
     }
 }

@@ -83,7 +83,7 @@ class Service:
 
     # From a request to a job.
 
-    async def read(self, request: Request) -> Tuple[fields.VideoRequest, Dict[str, Tuple[str, Any]]]:
+    async def read(self, request: Request) -> Tuple[fields.Checked, Dict[str, Tuple[str, Any]]]:
         """The fields of a request, and its files: for what each is, its field, and the upload or its content."""
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
         files: Dict[str, Tuple[str, Any]] = {}
@@ -125,7 +125,7 @@ class Service:
                 if isinstance(content, UploadFile):
                     content.file.close()
 
-    async def _created(self, checked: fields.VideoRequest, files: Dict[str, Tuple[str, Any]]) -> Job:
+    async def _created(self, checked: fields.Checked, files: Dict[str, Tuple[str, Any]]) -> Job:
         values = fields.plain(checked, self.config)
         if ("reference" in files or values.get("effect")) and not self.door.predicts:
             raise Refused(400, "this model has no predictor; leave out references and effect", "reference_video", "unsupported")
@@ -134,7 +134,7 @@ class Service:
             LOG.info("a request of user %r", checked.user)
         return await run_in_threadpool(self._create, checked, values, files)
 
-    def _create(self, checked: fields.VideoRequest, values: Dict[str, Any], files: Dict[str, Tuple[str, Any]]) -> Job:
+    def _create(self, checked: fields.Checked, values: Dict[str, Any], files: Dict[str, Tuple[str, Any]]) -> Job:
         if checked.lora is not None:
             values["lora"] = self.adapters.resolve(checked.lora)
         else:

@@ -88,8 +88,8 @@ def _engines(folder: Path) -> Path:
     from v2l import _cache
 
     def said(event: Dict[str, Any]) -> None:
-        if event.get("event") == "stage":
-            LOG.info("making engines: %s", event["stage"])
+        if event.get("event") == "phase":
+            LOG.info("making engines: %s", event["phase"])
 
     return _cache.engines(folder, None, {}, {}, said, None).resolve()
 

@@ -25,6 +25,7 @@ class Door:
         self.predicts = "hypernetwork" in (config.describe().get("components") or {})
         # Pictures are decoded here: one at a time, so that many uploads do not fill the memory together.
         self._lock = threading.Lock()
+        self._pipeline: Optional[v2l.Pipeline] = None
         #: What `pipeline.json` was when the engines were looked at last.
         self._seen: Optional[Tuple[int, int, int, int]] = None
 
@@ -38,9 +39,12 @@ class Door:
         ffmpeg = self._config.pipeline.get("ffmpeg")
         try:
             with self._lock:
-                found = v2l.resolve(self._config.engines, ffmpeg=ffmpeg, **arguments(request))
+                if self._pipeline is None:
+                    # It opens no engine that is not asked for.
+                    self._pipeline = v2l.Pipeline(self._config.engines, ffmpeg=ffmpeg)
+                found = self._pipeline.resolve(**arguments(request))
         except v2l.Error as error:
-            refused = of_library(error.status, str(error), files)
+            refused = of_library(error, files)
             if refused.field == "num_frames" and "seconds" in request:
                 refused.field = "seconds"
             raise refused from None

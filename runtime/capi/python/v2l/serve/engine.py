@@ -19,17 +19,11 @@ _RANGES = {None: v2l.Range.DEFAULT, "unit": v2l.Range.UNIT, "signed": v2l.Range.
 
 #: Files of a job's request that are frames of its video.
 FILES = ("image", "last_image")
-#: What a job's request calls what :meth:`v2l.Pipeline.generate` takes, where the names differ.
-_NAMES = {"flow_shift": "shift"}
-_ARGUMENTS = (
-    "prompt", "negative_prompt", *FILES, "width", "height", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale",
-    "guidance_scale_2", "scheduler", "flow_shift", "boundary_ratio", "controls", "seed",
-)
 
 
 def arguments(request: Mapping[str, Any]) -> Dict[str, Any]:
     """The arguments of :meth:`v2l.Pipeline.generate` for a job's request; adapters are not among them."""
-    return {_NAMES.get(name, name): request[name] for name in _ARGUMENTS if request.get(name) is not None}
+    return {name: request[name] for name in (*v2l.FIELDS, *FILES) if request.get(name) is not None}
 
 
 def _strength(request: Mapping[str, Any], name: str) -> float:

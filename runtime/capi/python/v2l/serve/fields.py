@@ -6,36 +6,26 @@ import json
 import re
 from typing import Any, Dict, List, Optional, Tuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import v2l
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from .config import Config
 from .errors import Refused
 
-_MOST_SEED = 2**64 - 1
+#: Fields of the runtime's requests that the dialect calls otherwise. All others have their own names.
+DIALECT = {"shift": "flow_shift"}
+_MOST_TEXT = 20_000
+_TYPES: Dict[str, Any] = {"string": str, "integer": int, "number": float, "object": Dict[str, float]}
 
 
-class VideoRequest(BaseModel):
-    """A video to make. What is not given is as the engine directory says."""
+class Checked(BaseModel):
+    """What a request may say besides the runtime's own fields."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-    prompt: str = Field(max_length=20_000, description="What to show.")
+    prompt: str = Field(max_length=_MOST_TEXT, description="What to show.")
     model: Optional[str] = Field(None, max_length=256, description="The server's model; any other is 404.")
-    negative_prompt: Optional[str] = Field(None, max_length=20_000)
     size: Optional[str] = Field(None, pattern=r"^\d{1,5}x\d{1,5}$", description="WIDTHxHEIGHT; wins over width and height.")
-    width: Optional[int] = Field(None, ge=1)
-    height: Optional[int] = Field(None, ge=1)
-    seconds: Optional[float] = Field(None, gt=0, le=3600, description="Length; num_frames wins over it.")
-    num_frames: Optional[int] = Field(None, ge=1)
-    fps: Optional[float] = Field(None, gt=0, le=240)
-    num_inference_steps: Optional[int] = Field(None, ge=1)
-    guidance_scale: Optional[float] = Field(None, ge=0, le=100)
-    guidance_scale_2: Optional[float] = Field(None, ge=0, le=100, description="Of the transformer for high noise, where there are two.")
-    boundary_ratio: Optional[float] = Field(None, ge=0, le=1, description="Where the second of two transformers takes over.")
-    controls: Optional[Dict[str, float]] = Field(None, max_length=64, description="Numbers for the model's controls, by name.")
-    flow_shift: Optional[float] = Field(None, gt=0, le=1000)
-    scheduler: Optional[str] = Field(None, max_length=64)
-    seed: Optional[int] = Field(None, ge=0, le=_MOST_SEED, description="One is drawn, and said, if none is given.")
     user: Optional[str] = Field(None, max_length=256)
     lora: Optional[Any] = Field(None, description="An adapter {name or path, scale}, or a list of such; an empty list is none.")
     input_reference: Optional[Dict[str, str]] = Field(None, description="{image_url}: the first frame, as a data: URL; in forms a file.")
@@ -45,10 +35,23 @@ class VideoRequest(BaseModel):
     effect_reference: Optional[Dict[str, str]] = Field(None, description="The same as video_reference.")
     reference_strength: Optional[float] = Field(None, ge=-100, le=100)
     reference_range: Optional[str] = Field(None, pattern="^(unit|signed)$")
-    effect: Optional[str] = Field(None, max_length=20_000, description="A prompt for a predictor that reads one.")
+    effect: Optional[str] = Field(None, max_length=_MOST_TEXT, description="A prompt for a predictor that reads one.")
     effect_strength: Optional[float] = Field(None, ge=-100, le=100)
     generator_device: Optional[str] = Field(None, max_length=64, description="Taken, and changes nothing: noise does not depend on a device.")
-    extra_params: Optional[Dict[str, Any]] = Field(None, description="The fields below `lora`, under another roof.")
+    extra_params: Optional[Dict[str, Any]] = Field(None, description="Fields of the runtime and of references and effects, under another roof.")
+
+
+def _field(schema: Dict[str, Any]) -> Tuple[Any, Any]:
+    """A field of the runtime's schema. Ranges of real numbers are the runtime's to check."""
+    kind = schema["type"]
+    bounds: Dict[str, Dict[str, Any]] = {"string": {"max_length": _MOST_TEXT}, "integer": {"ge": schema.get("minimum")}, "object": {"max_length": 64}}
+    return Optional[_TYPES[kind]], Field(None, description=schema["description"], **bounds.get(kind, {}))
+
+
+#: The runtime's fields as the dialect calls them, but for the prompt.
+_OWN = {DIALECT.get(name, name): schema for name, schema in v2l.FIELDS.items() if name != "prompt"}
+#: A video to make. What is not given is as the engine directory says.
+VideoRequest = create_model("VideoRequest", __base__=Checked, **{name: _field(schema) for name, schema in _OWN.items()})  # type: ignore[call-overload]
 
 
 #: Fields of files in forms, and what they become.
@@ -66,8 +69,8 @@ _URLS = {
     "effect_reference": ("video_url", "reference"),
 }
 #: Fields that are JSON text in forms, where they begin like it.
-_STRUCTURED = ("lora", "extra_params", "controls", *_URLS)
-_EXTRA = {"reference_strength", "reference_range", "effect", "effect_strength", "effect_reference", "scheduler", "flow_shift", "guidance_scale_2", "boundary_ratio", "controls"}
+_STRUCTURED = ("lora", "extra_params", *(name for name, schema in _OWN.items() if schema["type"] == "object"), *_URLS)
+_EXTRA = {"reference_strength", "reference_range", "effect", "effect_strength", "effect_reference", *_OWN} - {"negative_prompt", "seed"}
 #: Fields of the dialect that v2l does not have, and the values that change nothing.
 _WITHOUT: Dict[str, Tuple[Any, ...]] = {
     "true_cfg_scale": (),
@@ -162,7 +165,7 @@ def parsed(text: bytes, what: str) -> Any:
         raise Refused(400, f"{what} is not JSON", what) from None
 
 
-def checked(fields: Dict[str, Any]) -> VideoRequest:
+def checked(fields: Dict[str, Any]) -> Checked:
     """The request that fields make; refuses by name what is missing, unknown or out of range."""
     for name in [*fields]:
         if name in _WITHOUT or name.startswith(("control_", "audio_", "rollout_", "frame_interpolation_")):
@@ -172,7 +175,7 @@ def checked(fields: Dict[str, Any]) -> VideoRequest:
             if value is not None and value != "" and value not in same:
                 raise Refused(400, f"{name} is not supported by this server; leave it out", name, "unsupported")
     try:
-        request = VideoRequest.model_validate(fields)
+        request: Checked = VideoRequest.model_validate(fields)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         name = ".".join(str(place) for place in first["loc"])[:80]
@@ -187,7 +190,7 @@ def checked(fields: Dict[str, Any]) -> VideoRequest:
     return request
 
 
-def urls(request: VideoRequest) -> Dict[str, Tuple[str, str]]:
+def urls(request: Checked) -> Dict[str, Tuple[str, str]]:
     """The `data:` URLs of a request: for what each is, its field and itself."""
     found: Dict[str, Tuple[str, str]] = {}
     for field, (member, what) in _URLS.items():
@@ -202,40 +205,33 @@ def urls(request: VideoRequest) -> Dict[str, Tuple[str, str]]:
     return found
 
 
-def plain(request: VideoRequest, config: Config) -> Dict[str, Any]:
-    """What a request says, within the server's limits, as a job keeps it. What the model makes of it is the runtime's to say."""
+def plain(request: Checked, config: Config) -> Dict[str, Any]:
+    """What a request says, within the server's limits, as a job keeps it: the runtime's fields by the runtime's names, and what is the server's
+    own. What the model makes of it is the runtime's to say."""
     if request.model is not None and request.model != config.model:
         raise Refused(404, f"there is no model {request.model!r:.100}; this server has {config.model!r}", "model", "model_not_found")
-    width, height = request.width, request.height
+    own = {"prompt", *_OWN, "reference_strength", "reference_range", "effect", "effect_strength"}
+    values = request.model_dump(include=own, exclude_none=True)
+    for name, word in DIALECT.items():
+        if word in values:
+            values[name] = values.pop(word)
     if request.size is not None:
-        width, height = (int(side) for side in request.size.split("x"))
-    for name, side in (("width", width), ("height", height)):
+        values["width"], values["height"] = (int(side) for side in request.size.split("x"))
+    for name in ("width", "height"):
+        side = values.get(name)
         if side is not None and not 1 <= side <= config.max_side:
             raise Refused(400, f"{name} is {side}; expected 1 to {config.max_side}", "size" if request.size else name)
-    if (width is None) != (height is None):
-        raise Refused(400, "width and height belong together; give both, or size", "width" if width is None else "height")
-    for field, number, most in (
-        ("num_frames", request.num_frames, config.max_frames),
-        ("num_inference_steps", request.num_inference_steps, config.max_steps),
-    ):
-        if number is not None and number > most:
-            raise Refused(400, f"{field} is {number}; expected at most {most}", field)
-    values = request.model_dump(
-        include={
-            "prompt", "negative_prompt", "num_frames", "seconds", "fps", "num_inference_steps", "guidance_scale", "guidance_scale_2",
-            "flow_shift", "scheduler", "seed", "boundary_ratio", "controls", "reference_strength", "reference_range", "effect",
-            "effect_strength",
-        },
-        exclude_none=True,
-    )
-    for name in ("prompt", "negative_prompt", "effect", "scheduler"):
-        if "\0" in values.get(name, ""):
+    if ("width" in values) != ("height" in values):
+        raise Refused(400, "width and height belong together; give both, or size", "width" if "height" in values else "height")
+    for field, most in (("num_frames", config.max_frames), ("num_inference_steps", config.max_steps)):
+        if values.get(field, 0) > most:
+            raise Refused(400, f"{field} is {values[field]}; expected at most {most}", field)
+    for name, value in values.items():
+        if isinstance(value, str) and "\0" in value:
             raise Refused(400, f"{name} has the character NUL", name)
-    if any("\0" in name for name in values.get("controls", {})):
-        raise Refused(400, "controls has a name with the character NUL", "controls")
-    if width is not None:
-        values["width"], values["height"] = width, height
-    if request.num_frames is not None:
+        if isinstance(value, dict) and any("\0" in one for one in value):
+            raise Refused(400, f"{name} has a name with the character NUL", name)
+    if "num_frames" in values:
         values.pop("seconds", None)
     return values
 

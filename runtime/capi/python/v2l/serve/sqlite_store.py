@@ -153,8 +153,8 @@ class _SqliteChange(Change):
         raise sqlite3.DatabaseError("the index of the jobs is damaged")
 
     def mend(self, number: int, job: Optional[Job]) -> None:
-        """Lets a job fail whose row cannot be read, or forgets it."""
-        if job is None:
+        """Lets a job fail whose row cannot be read, or forgets it: one without a name, and one that an index took for this model's."""
+        if job is None or (job.identity, job.model) != self._ours:
             self._connection.execute("DELETE FROM jobs WHERE number = ?", (number,))
         else:
             self.write(job, dataclasses.replace(job, number=number))
