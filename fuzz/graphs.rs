@@ -828,7 +828,7 @@ impl Maker<'_, '_> {
         let chosen: Vec<Known> = values.into_iter().map(|at| self.pool[at].clone()).collect();
         let mut made = Vec::new();
         for known in chosen {
-            // What is an output itself is in no hoisted graph.
+            // What is an output itself is in no precomputed graph.
             let half = self.b.float(0.5);
             made.push(Known { value: self.b.op("Mul", &[&known.value, &half]), ..known });
         }

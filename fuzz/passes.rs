@@ -118,7 +118,7 @@ pub(crate) fn planted(bytes: &[u8]) -> [Drawn; 2] {
 }
 
 /// Shows that [`compare`] finds a graph that takes rows for independent that are not, and not on one row. True if that
-/// is a hoisted graph's doing.
+/// is a precomputed graph's doing.
 ///
 /// # Errors
 /// If it does not.
@@ -205,7 +205,7 @@ pub(crate) fn compare(
             }
         }
     }
-    Ok(Seen { tables: graph.hoisted.as_ref().is_some_and(|hoisted| hoisted.timestep_rows.is_some()) })
+    Ok(Seen { tables: graph.precomputed.as_ref().is_some_and(|precomputed| precomputed.timestep_rows.is_some()) })
 }
 
 fn ports(infos: &[ValueInfo]) -> Vec<Port> {

@@ -73,25 +73,91 @@ fn c_path(path: &Path) -> CString {
     CString::new(path.to_str().unwrap()).unwrap()
 }
 
-/// Gives `bytes` to a target.
-pub(crate) fn run(target: &str, bytes: &[u8]) {
-    if target == "graphs" {
-        return passes::check(bytes, scratch());
+/// Something that is fuzzed.
+pub(crate) struct Target {
+    pub(crate) name: &'static str,
+    /// Good inputs to begin with.
+    seeds: fn() -> Vec<Vec<u8>>,
+    /// Takes one input.
+    pub(crate) run: fn(&[u8]),
+    /// True if any bytes will do: they say what is drawn.
+    pub(crate) drawn: bool,
+}
+
+/// All of them. `Cargo.toml` has a program for each, for cargo-fuzz.
+pub(crate) static TARGETS: [Target; 6] = [
+    Target {
+        name: "engine",
+        seeds: || vec![read(&files().folder.path().join("engines/transformer.engine"))],
+        run: |bytes| engine(&written("input.engine", bytes)),
+        drawn: false,
+    },
+    Target {
+        name: "adapter",
+        seeds: || corpus(["block/adapter.safetensors", "sd3/adapter.safetensors", "wan_fused/adapter.safetensors"]),
+        run: |bytes| adapter(&written("input.safetensors", bytes)),
+        drawn: false,
+    },
+    Target {
+        name: "onnx",
+        seeds: || corpus(["block/ts17/model.onnx", "block/dynamo18/model.onnx", "block/ts17_f16/model.onnx"]),
+        run: |bytes| onnx(&written("input.onnx", bytes)),
+        drawn: false,
+    },
+    Target {
+        name: "checkpoint",
+        seeds: || vec![read(&model().join(WEIGHTS))],
+        run: |bytes| checkpoint(&written(&format!("checkpoint/{WEIGHTS}"), bytes)),
+        drawn: false,
+    },
+    Target { name: "picture", seeds: pictures, run: picture, drawn: false },
+    Target { name: "graphs", seeds: || vec![vec![0; 200]], run: |bytes| passes::check(bytes, scratch()), drawn: true },
+];
+
+const WEIGHTS: &str = "diffusion_pytorch_model.safetensors";
+
+impl Target {
+    /// The target of this name.
+    pub(crate) fn find(name: &str) -> &'static Self {
+        let names = || TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join(", ");
+        TARGETS
+            .iter()
+            .find(|target| target.name == name)
+            .unwrap_or_else(|| panic!("no target {name}; there are {}", names()))
     }
-    if target == "picture" {
-        return picture(bytes);
+
+    /// Good inputs, each of which was taken.
+    pub(crate) fn tried_seeds(&self) -> Vec<Vec<u8>> {
+        let seeds = (self.seeds)();
+        seeds.iter().for_each(|seed| (self.run)(seed));
+        seeds
     }
-    let folder = files().folder.path();
-    let (name, call): (&str, fn(&Path)) = match target {
-        "engine" => ("input.engine", engine),
-        "adapter" => ("input.safetensors", adapter),
-        "onnx" => ("input.onnx", onnx),
-        "checkpoint" => ("checkpoint/diffusion_pytorch_model.safetensors", checkpoint),
-        other => panic!("no target {other}"),
-    };
-    let path = folder.join(name);
+}
+
+fn fixtures() -> PathBuf {
+    repository().join("tests/fixtures")
+}
+
+fn read(path: &Path) -> Vec<u8> {
+    std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn corpus<const N: usize>(names: [&str; N]) -> Vec<Vec<u8>> {
+    names.map(|name| read(&fixtures().join("corpus").join(name))).into()
+}
+
+/// The files that a file of pictures holds; their frames have a bar in their names.
+fn pictures() -> Vec<Vec<u8>> {
+    let bytes = read(&fixtures().join("pictures/pictures.safetensors"));
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    tensors.iter().filter(|(name, _)| !name.contains('|')).map(|(_, picture)| picture.data().to_vec()).collect()
+}
+
+/// A file with these bytes in the folder of [`files`].
+fn written(name: &str, bytes: &[u8]) -> PathBuf {
+    let path = files().folder.path().join(name);
     std::fs::write(&path, bytes).unwrap();
-    call(&path);
+    path
 }
 
 /// Most bytes that the frames of a fuzzed picture may take.
@@ -163,10 +229,8 @@ fn adapter(path: &Path) {
             size: size_of::<v2l_adapter_options>(),
             predictor: ptr::null(),
             allow_partial,
-            reserved: 0,
             second: ptr::null(),
             experts: 0,
-            reserved2: 0,
         };
         // SAFETY: the calls follow the header.
         unsafe {

@@ -1,4 +1,4 @@
-//! `--generate KIND`: a tool's reference, manual page or completions, from the same description that parses its command line.
+//! `--generate KIND`: a command's reference, manual page or completions, from the same description that parses its command line.
 
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -10,9 +10,8 @@ use clap_complete::Shell;
 const FLAG: &str = "--generate";
 
 /// What `--generate KIND` asks for, if the command line is that: the text, or the kinds that there are.
-pub(crate) fn asked(command: impl FnOnce() -> Command) -> Option<Result<Vec<u8>, String>> {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    match &words[..] {
+pub(crate) fn asked(words: &[OsString], command: impl FnOnce() -> Command) -> Option<Result<Vec<u8>, String>> {
+    match words {
         [flag, kind] if flag == FLAG => Some(generate(command(), &kind.to_string_lossy())),
         _ => None,
     }
@@ -43,6 +42,9 @@ fn markdown(command: &Command, level: usize) -> String {
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage:").lines().map(str::trim).collect::<Vec<_>>().join("\n");
     let mut text = format!("{} {name}\n\n{}\n\n```text\n{usage}\n```\n", "#".repeat(level), lines(&about));
+    if let Some(examples) = command.get_before_help() {
+        let _ = write!(text, "\n```text\n{}\n```\n", examples.to_string().trim_end());
+    }
     let shown = |arg: &&Arg| !arg.is_hide_set() && !["help", "version"].contains(&arg.get_id().as_str());
     let mut headings: Vec<&str> = Vec::new();
     for arg in command.get_arguments().filter(shown) {

@@ -1,5 +1,5 @@
-//! What the four command-line tools share: exit codes, progress, JSON events, error reporting, adapters and files as flags name
-//! them.
+//! Parts of the command line that its subcommands share: exit codes, progress, JSON events, error reporting, adapters and files as
+//! flags name them.
 
 mod adapters;
 mod allocator;
@@ -14,6 +14,7 @@ mod signals;
 mod telemetry;
 mod weights;
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -26,24 +27,34 @@ pub use lora_format::LoraFormat;
 pub use output::{Output, OutputOptions, shown};
 pub use weights::Weights;
 
-/// Runs a tool: parses its command line, prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an
+/// A command line, taken apart.
+pub struct Call {
+    /// The command as its user wrote it: `v2l-export`, `v2l export`.
+    pub name: String,
+    /// The words behind it.
+    pub words: Vec<OsString>,
+}
+
+/// Runs a command: parses its words, prints what went wrong to stderr (and as a JSON event with `--json`) and turns it into an
 /// exit code. Where stdout cannot be written, the work goes on without it: a reader that went away is no error, all else is one.
-pub fn run<A: clap::Parser>(
+pub fn run<A: clap::FromArgMatches>(
+    call: &Call,
+    command: clap::Command,
     options: impl FnOnce(&A) -> OutputOptions,
-    body: impl FnOnce(&A, &mut Output) -> anyhow::Result<()>,
+    body: impl FnOnce(A, &mut Output) -> anyhow::Result<()>,
 ) -> ExitCode {
     telemetry::turn_off();
     wording::speak(Speaker::CommandLine);
     signals::listen();
-    if let Some(text) = generate::asked(A::command) {
-        return generated(text);
+    if let Some(exit) = describe(call, &command) {
+        return exit;
     }
-    let args = match A::try_parse() {
+    let args = match parse_as::<A>(&call.name, command, &call.words) {
         Ok(args) => args,
         Err(error) => return help_or_usage(&error),
     };
     let mut output = Output::new(options(&args));
-    let done = body(&args, &mut output);
+    let done = body(args, &mut output);
     for words in v2l_runtime::io::library::passed_over() {
         output.warning(&words);
     }
@@ -60,6 +71,25 @@ pub fn run<A: clap::Parser>(
             exit.into()
         }
     }
+}
+
+/// Prints the manual page, the reference or the completions of a command, if that is what it is called for.
+pub fn describe(call: &Call, command: &clap::Command) -> Option<ExitCode> {
+    generate::asked(&call.words, || command.clone().bin_name(&call.name)).map(generated)
+}
+
+fn parse_as<A: clap::FromArgMatches>(name: &str, command: clap::Command, words: &[OsString]) -> Result<A, clap::Error> {
+    let mut command = command.bin_name(name).no_binary_name(true);
+    let mut matches = command.try_get_matches_from_mut(words)?;
+    A::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// The arguments of a command that another one runs.
+///
+/// # Errors
+/// A usage [`Failure`] in the parser's words.
+pub fn parse<A: clap::Parser>(name: &str, words: &[OsString]) -> anyhow::Result<A> {
+    parse_as(name, A::command(), words).map_err(|error| Failure::usage(format!("{name}: {}", usage_message(&error))))
 }
 
 /// True if the user interrupted: what observers and those who fuse are told.
@@ -93,7 +123,7 @@ fn printed_or_lost(printed: std::io::Result<()>) -> ExitCode {
 }
 
 /// Prints what the parser has to say: help and version on stdout, usage errors on stderr and, with `--json`, as an event.
-fn help_or_usage(error: &clap::Error) -> ExitCode {
+pub fn help_or_usage(error: &clap::Error) -> ExitCode {
     let printed = error.print().and_then(|()| std::io::stdout().flush());
     if error.use_stderr() {
         // Nothing was parsed: a `--json` that is not a value of another flag counts, wherever it stands.

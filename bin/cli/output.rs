@@ -27,6 +27,8 @@ pub struct Output {
     lost: Option<io::Error>,
     /// Results go to stderr: stdout is an output file.
     stdout_taken: bool,
+    /// Results are those of a step on the way to another result.
+    is_step: bool,
 }
 
 impl Output {
@@ -35,7 +37,7 @@ impl Output {
         if options.json {
             crate::allocator::print_json();
         }
-        Self { options, bar: ProgressBar::hidden(), lost: None, stdout_taken: false }
+        Self { options, bar: ProgressBar::hidden(), lost: None, stdout_taken: false, is_step: false }
     }
 
     /// True if events are printed as JSON.
@@ -80,11 +82,21 @@ impl Output {
     pub fn result(&mut self, name: &str, fields: Json, text: impl FnOnce() -> String) {
         if self.options.json {
             self.event(name, fields);
+        } else if self.is_step {
+            self.note(&text());
         } else if self.stdout_taken {
             self.bar.suspend(|| diagnostic(&text()));
         } else {
             self.print(&text());
         }
+    }
+
+    /// Does a step on the way to a result: what it prints as results are notes.
+    pub fn step<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.is_step = true;
+        let done = work(self);
+        self.is_step = false;
+        done
     }
 
     /// Prints a JSON event, and nothing without `--json`.
@@ -113,7 +125,7 @@ impl Output {
 
     /// Starts a progress bar of `total` units; `bytes` chooses how they are shown. Only on a terminal.
     pub fn start(&mut self, phase: &str, total: u64, bytes: bool) {
-        self.event("stage", json!({ "stage": phase, "total": total }));
+        self.event("phase", json!({ "phase": phase, "total": total }));
         self.finish();
         if self.options.quiet || !std::io::stderr().is_terminal() {
             return;

@@ -8,10 +8,8 @@ pub enum Weights {
     #[default]
     Auto,
     /// In f32: fastest, and a fuse loses nothing.
-    #[value(alias = "widened")]
     F32,
     /// In place, as stored: least memory.
-    #[value(alias = "lazy")]
     Stored,
 }
 

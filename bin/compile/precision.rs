@@ -207,22 +207,22 @@ impl PrecisionArgs {
     }
 }
 
-/// One line per graph, and one event with all of its islands.
+/// One line per graph, and one event with all of its exceptions.
 pub(crate) fn show_plan(plan: &v2l_export::precision::GraphPlan, output: &mut Output) {
-    let count = |ty: Type| plan.islands.values().filter(|island| island.precision == ty).count();
+    let count = |ty: Type| plan.exceptions.values().filter(|exception| exception.precision == ty).count();
     let fields = json!({
         "graph": plan.name, "default": plan.default, "fingerprint": plan.fingerprint,
-        "fp16": count(Type::Fp16), "bf16": count(Type::Bf16), "fp32": count(Type::Fp32), "islands": plan.islands,
+        "fp16": count(Type::Fp16), "bf16": count(Type::Bf16), "fp32": count(Type::Fp32), "exceptions": plan.exceptions,
     });
     output.event("precision_plan", fields);
     if !output.is_json() {
-        let islands: Vec<String> = [Type::Fp16, Type::Bf16, Type::Fp32]
+        let exceptions: Vec<String> = [Type::Fp16, Type::Bf16, Type::Fp32]
             .into_iter()
             .filter(|ty| count(*ty) > 0)
             .map(|ty| format!("{} nodes in {ty}", count(ty)))
             .collect();
-        let islands = if islands.is_empty() { "no islands".to_owned() } else { islands.join(", ") };
-        output.note(&format!("{}: {}, {islands}", plan.name, plan.default));
+        let exceptions = if exceptions.is_empty() { "no exceptions".to_owned() } else { exceptions.join(", ") };
+        output.note(&format!("{}: {}, {exceptions}", plan.name, plan.default));
     }
 }
 

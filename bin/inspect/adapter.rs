@@ -11,8 +11,9 @@ use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::lora::adapter::{
     Adapter, AdapterError, AdapterFormat, Coverage, CoveredAdapter, Description, Experts, FoundRecipe, Outcome, Placed,
-    ReadOptions, describe, detect, parts_for, read_adapter, read_adapter_for_two, read_light, recipe_of,
+    ReadOptions, Targets, describe, detect, read_adapter, read_light, recipe_of,
 };
+use v2l_runtime::lora::{AdapterSet, Branch};
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::predict::{self, video2lora};
 
@@ -55,11 +56,7 @@ fn read(
     options: &ReadOptions,
     output: &mut Output,
 ) -> anyhow::Result<CoveredAdapter> {
-    let loaded = match second {
-        Some(second) => read_adapter_for_two(path, [(&**engine).into(), (&**second).into()], options),
-        None => read_adapter(path, &**engine, options),
-    };
-    match loaded {
+    match read_adapter(path, Targets::of(engine, second.as_deref()), options) {
         Ok(loaded) => {
             coverage(&loaded.coverage, output);
             Ok(loaded)
@@ -99,8 +96,9 @@ pub(crate) fn load(
     let (component, engine) =
         if placed.experts == Experts::Low { (TRANSFORMER_2, second) } else { (TRANSFORMER, engine) };
     output.note(&format!("the following is about {component}"));
-    let part = parts_for(&[(&adapter, 1.0)], component).pop();
-    Ok((engine, part.map_or_else(Adapter::default, |(part, _)| part)))
+    let set = AdapterSet::from([(&adapter, 1.0)]);
+    let part = set.of(component, Branch::All).first();
+    Ok((engine, part.map_or_else(Adapter::default, |(part, _)| (**part).clone())))
 }
 
 fn read_given(

@@ -53,7 +53,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             "inputs": graph.inputs, "outputs": graph.outputs, "weights": graph.weights.len(),
             "profiles": graph.profiles, "plans": graph.files.plans.iter().map(|plan| trt_plan(manifest, plan)).collect::<Vec<_>>(),
             "probe": graph.probe.as_ref().map(|probe| json!({ "relative_l2": probe.tolerance })),
-            "stages": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
+            "precomputed": graph.parts().skip(1).map(|part| &part.name).collect::<Vec<_>>(),
         });
         output.result("graph", fields, || {
             let weights = count(graph.weights.len(), "weight");
@@ -71,7 +71,7 @@ pub(crate) fn show(path: &Path, verify: bool, output: &mut Output) -> anyhow::Re
             }));
             lines.extend(graph.parts().skip(1).map(|part| {
                 let (weights, values) = (count(part.weights.len(), "weight"), count(part.outputs.len(), "value"));
-                format!("    hoisted graph {} ({weights}, {values})", part.name)
+                format!("    precomputed graph {} ({weights}, {values})", part.name)
             }));
             lines.join("\n")
         });
@@ -125,14 +125,15 @@ fn plan(engine: &Engine, output: &mut Output) -> anyhow::Result<()> {
     let plan = PrecisionPlan::parse(PRECISION_PLAN, &String::from_utf8_lossy(&bytes)).map_err(ExportError::from)?;
     for graph in &plan.graphs {
         let mut reasons: IndexMap<String, usize> = IndexMap::new();
-        for island in graph.islands.values() {
+        for exception in graph.exceptions.values() {
             // What follows a colon is about one node.
-            let why = island.why.split(':').next().unwrap_or_default();
-            *reasons.entry(format!("{} {why}", island.precision)).or_default() += 1;
+            let why = exception.why.split(':').next().unwrap_or_default();
+            *reasons.entry(format!("{} {why}", exception.precision)).or_default() += 1;
         }
-        let fields = json!({ "graph": graph.name, "default": graph.default, "islands": graph.islands });
+        let fields = json!({ "graph": graph.name, "default": graph.default, "exceptions": graph.exceptions });
         output.result("precision_plan", fields, || {
-            let head = format!("  plan of {}: {}, {}", graph.name, graph.default, count(graph.islands.len(), "island"));
+            let head =
+                format!("  plan of {}: {}, {}", graph.name, graph.default, count(graph.exceptions.len(), "exception"));
             let lines = reasons.iter().map(|(why, n)| format!("    {n:>5}  {why}"));
             std::iter::once(head).chain(lines).collect::<Vec<_>>().join("\n")
         });
@@ -162,7 +163,7 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
         output.result("slots", Json::Null, || {
             let width = slots.iter().map(|s| s.name.len()).max().unwrap_or(0);
             // One line says what all have in common.
-            let common = slots[0].found.as_ref().filter(|f| slots.iter().all(|s| s.found.as_ref() == Some(f)));
+            let common = Some(&slots[0].found).filter(|found| slots.iter().all(|s| s.found == **found));
             let by = common.map_or_else(String::new, |found| format!(", by {found}"));
             let mut lines = vec![format!("  {}{by}", count(slots.len(), "slot"))];
             lines.extend(slots.iter().map(|s| {
@@ -182,8 +183,8 @@ pub(crate) fn slots(slots: &[Slot], output: &mut Output) {
                 if s.rows.is_none() && s.tensor != format!("{}.weight", s.name) {
                     line += &format!("  in {}", s.tensor);
                 }
-                if let Some(found) = s.found.as_ref().filter(|_| common.is_none()) {
-                    line += &format!("  by {found}");
+                if common.is_none() {
+                    line += &format!("  by {}", s.found);
                 }
                 line
             }));

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 use v2l_cli::Output;
 use v2l_runtime::backends::BACKENDS;
-use v2l_runtime::memory::{machine_memory, readable};
+use v2l_runtime::memory::{memory_limit, readable};
 use v2l_runtime::options::OpenOptions;
 
 /// Each backend, whether it would be taken, and why. Loads their libraries.
@@ -19,7 +19,7 @@ pub(crate) fn show(output: &mut Output) {
         .collect();
     let backend = |(name, taken, why): &(&str, bool, String)| json!({ "name": name, "taken": taken, "reason": why });
     let backends: Vec<Json> = found.iter().map(backend).collect();
-    let memory = machine_memory();
+    let memory = memory_limit();
     output.result("machine", json!({ "cores": cores, "memory": memory, "backends": backends }), || {
         let memory = memory.map_or("memory unknown".to_owned(), readable);
         let mut lines = vec![format!("{cores} cores, {memory}")];

@@ -40,9 +40,10 @@ pub(crate) fn show(folder: &Path, args: &Args, output: &mut Output) -> anyhow::R
     };
     let tokenizer = directory.tokenizer()?;
     let pipeline = Pipeline::new(config, tokenizer.as_deref())?;
-    let settings = pipeline.settings(&request, &mut ())?;
+    let prepared = pipeline.prepare(request)?;
+    let settings = prepared.resolved();
     let expected = Expected { adapters: args.with_adapters, reference_frames: None };
-    let estimate = pipeline.estimate(&mut directory, (&request, &StepGraph::default()), expected)?;
+    let estimate = pipeline.estimate(&mut directory, (&prepared, &StepGraph::default()), expected)?;
     let fields = json!({
         "bytes": estimate.peak(), "free": available_memory(), "phases": estimate.phases, "complete": estimate.complete,
         "settings": settings,

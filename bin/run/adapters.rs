@@ -2,17 +2,19 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::json;
 use v2l_cli::{AdapterArg, Failure, Output, shown};
 use v2l_runtime::components::{TRANSFORMER, TRANSFORMER_2};
 use v2l_runtime::generator::{Applied, Generator};
-use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::{
-    self, Adapter, AdapterError, AdapterFormat, Coverage, Experts, Layers, Outcome, Placed, ReadOptions, parts_for,
+    self, Adapter, AdapterError, AdapterFormat, AdapterStore, Coverage, Experts, Layers, LoadedAdapter, Outcome,
+    Placed, ReadOptions,
 };
 use v2l_runtime::lora::algebra;
 use v2l_runtime::lora::fuse::FuseReport;
+use v2l_runtime::lora::{AdapterSet, Branch, Strength, Weighted, borrowed};
 use v2l_runtime::predict::Prediction;
 
 use super::args::Compose;
@@ -33,10 +35,9 @@ pub(crate) fn load(
     allow_partial: bool,
     generator: &mut Generator,
     output: &mut Output,
-) -> anyhow::Result<Vec<(Adapter, f32)>> {
+) -> anyhow::Result<Vec<Weighted>> {
     load_with(loras, output, |given| {
-        let loaded = generator.load_adapter(given.path, &ReadOptions { allow_partial, experts: given.experts })?;
-        Ok((loaded.adapter, loaded.coverage))
+        Ok(generator.load_adapter(given.path, &ReadOptions { allow_partial, experts: given.experts })?)
     })
 }
 
@@ -47,19 +48,14 @@ pub(crate) fn load_for(
     allow_partial: bool,
     mut expand: Option<&mut Generator>,
     output: &mut Output,
-) -> anyhow::Result<Vec<(Adapter, f32)>> {
+) -> anyhow::Result<Vec<Weighted>> {
+    let mut store = AdapterStore::default();
     load_with(loras, output, |given| {
-        let path = given.path;
-        if adapter::detect(path)? == AdapterFormat::Light {
-            return match expand.as_deref_mut() {
-                Some(generator) if generator.has_predictor() => {
-                    Ok((generator.expand(&adapter::read_light(path)?, layers.slots)?.adapter, None))
-                }
-                _ => Err(AdapterError::NeedsPredictor { path: path.to_owned() }.into()),
-            };
-        }
-        let loaded = adapter::read_adapter(path, layers, &ReadOptions { allow_partial, experts: given.experts })?;
-        Ok((loaded.adapter, Some(loaded.coverage)))
+        let options = ReadOptions { allow_partial, experts: given.experts };
+        store.load(given.path, layers, &options, |light, slots| match expand.as_deref_mut() {
+            Some(generator) if generator.has_predictor() => Ok(generator.expand(light, slots)?.adapter),
+            _ => Err(AdapterError::NeedsPredictor { path: given.path.to_owned() }.into()),
+        })
     })
 }
 
@@ -70,28 +66,28 @@ pub(crate) fn load_part(
     allow_partial: bool,
     generator: &mut Generator,
     output: &mut Output,
-) -> anyhow::Result<Vec<(Adapter, f32)>> {
+) -> anyhow::Result<Vec<Weighted>> {
     let adapters = load(loras, allow_partial, generator, output)?;
-    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let parts = parts_for(&borrowed, component);
+    let set: AdapterSet = adapters.iter().cloned().collect();
+    let parts = set.of(component, Branch::All);
     if parts.is_empty() && !adapters.is_empty() {
         return Err(Failure::usage(format!(
             "no --lora is for `{component}`; write FILE@high for transformer, FILE@low for transformer_2, or FILE@both"
         )));
     }
-    Ok(parts)
+    Ok(parts.to_vec())
 }
 
 fn load_with(
     loras: &[OsString],
     output: &mut Output,
-    mut load: impl FnMut(&AdapterArg<'_>) -> anyhow::Result<(Adapter, Option<Coverage>)>,
-) -> anyhow::Result<Vec<(Adapter, f32)>> {
+    mut load: impl FnMut(&AdapterArg<'_>) -> anyhow::Result<LoadedAdapter>,
+) -> anyhow::Result<Vec<Weighted>> {
     let mut adapters = Vec::new();
     let mut placed: Vec<(PathBuf, Experts)> = Vec::new();
     for text in loras {
         let given = AdapterArg::new(text)?;
-        let (adapter, coverage) = load(&given)?;
+        let LoadedAdapter { adapter, coverage } = load(&given)?;
         if let Some(coverage) = coverage {
             say_coverage(given.path, &coverage, output);
             if let Some(Placed { experts, .. }) = coverage.placed {
@@ -115,33 +111,28 @@ fn load_with(
 }
 
 /// Prepares adapters for their sum, and says what is left of each.
-pub(crate) fn compose(
-    adapters: Vec<(Adapter, f32)>,
-    how: Compose,
-    output: &mut Output,
-) -> anyhow::Result<Vec<(Adapter, f32)>> {
+pub(crate) fn compose(adapters: Vec<Weighted>, how: Compose, output: &mut Output) -> anyhow::Result<Vec<Weighted>> {
     if how == Compose::Add {
         return Ok(adapters);
     }
-    let borrowed: Vec<(&Adapter, f32)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let composed = algebra::compose(&borrowed, how.into())?;
+    let composed = algebra::compose(&borrowed(&adapters), how.into())?;
     let strengths = adapters.iter().map(|(_, strength)| *strength);
     let mut found = Vec::with_capacity(composed.len());
     for (composed, strength) in composed.into_iter().zip(strengths) {
         let name = &composed.adapter.name;
         output.event("composed", json!({ "adapter": name, "kept": composed.kept }));
         output.note(&format!("{name}: {:.1} % of the square of its norm goes into the sum", 100.0 * composed.kept));
-        found.push((composed.adapter, strength));
+        found.push((Arc::new(composed.adapter), strength));
     }
     Ok(found)
 }
 
 /// [`compose`] for adapters of which none but with `--compose add` may have two strengths.
 pub(crate) fn compose_guided(
-    adapters: Vec<(Adapter, Strength)>,
+    adapters: Vec<(Arc<Adapter>, Strength)>,
     how: Compose,
     output: &mut Output,
-) -> anyhow::Result<Vec<(Adapter, Strength)>> {
+) -> anyhow::Result<Vec<(Arc<Adapter>, Strength)>> {
     if how == Compose::Add {
         return Ok(adapters);
     }
@@ -179,11 +170,11 @@ fn say_coverage(path: &Path, coverage: &Coverage, output: &mut Output) {
 /// Sets a generator's adapters, and says how they are applied.
 pub(crate) fn apply(
     generator: &mut Generator,
-    adapters: &[(Adapter, Strength)],
+    adapters: &[(Arc<Adapter>, Strength)],
     output: &mut Output,
 ) -> anyhow::Result<()> {
-    let borrowed: Vec<(&Adapter, Strength)> = adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-    let applied = generator.set_guided_adapters(&borrowed, Some(&v2l_cli::interrupted))?;
+    let set = adapters.iter().cloned().collect();
+    let applied = generator.set_adapters(&set, Some(&v2l_cli::interrupted))?;
     if let Some((_, strength)) = adapters.iter().find(|(_, strength)| !strength.is_even()) {
         let Strength { cond, uncond } = strength;
         output.event("guided", json!({ "cond": cond, "uncond": uncond }));

@@ -1,10 +1,10 @@
-//! The command line of `v2l-run`.
+//! The flags of `v2l run`, `v2l generate` and `v2l predict`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{ArgGroup, Parser, ValueEnum, value_parser};
+use clap::{ArgGroup, ValueEnum, value_parser};
 use v2l_cli::{Failure, LoraFormat, OutputOptions, Weights};
 use v2l_runtime::backends::onnxruntime::{Arithmetic, OrtOptions, Provider};
 use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
@@ -19,18 +19,16 @@ use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::options::BackendChoice;
 use v2l_runtime::options::{MOST_THREADS, OpenOptions};
 use v2l_runtime::pipeline::config::{LatentChoice, PixelRange, ReferenceFrames, ReferenceResize};
-use v2l_runtime::schedulers::samplers;
 
-/// Run compiled engines.
-///
-/// With an engine directory: generate a video (-o), predict an adapter from a reference or a prompt (--reference or --effect,
-/// --save-lora), or use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs), or save what
-/// a predictor of any kind gives for it (--predictor, --save-lora).
-#[derive(Parser)]
-#[command(name = "v2l-run", version, group(ArgGroup::new("prediction").multiple(true)))]
+use super::request::RequestFlags;
+
+// What is asked of engines, whichever command makes or names them. No documentation: it would be that of each command.
+#[derive(clap::Args)]
+#[group(skip)]
+#[command(group(ArgGroup::new("prediction").multiple(true)))]
 pub(crate) struct Args {
-    /// Engine directory, or a single .engine file. Not needed for --predictor with --save-lora.
-    #[arg(long, visible_alias = "loadEngine", value_name = "PATH", required_unless_present = "predictor")]
+    /// The engines, which each command names in its own way.
+    #[arg(skip)]
     pub(crate) engine: Option<PathBuf>,
 
     /// Video to write: .mp4, .mov, .mkv, .webm, .gif, a folder for PNG frames, or .safetensors for `pixels`.
@@ -39,65 +37,8 @@ pub(crate) struct Args {
     /// Picture to write beside the video: the reference, the video without adapters, the video (a PNG). Generates twice.
     #[arg(long, value_name = "PNG", requires = "output", conflicts_with_all = ["inputs", "encode", "decode"], help_heading = "Generate")]
     pub(crate) contact_sheet: Option<PathBuf>,
-    /// What the video shows.
-    #[arg(long, value_name = "TEXT", help_heading = "Generate")]
-    pub(crate) prompt: Option<String>,
-    /// What it should not show [default: the pipeline's].
-    #[arg(long, value_name = "TEXT", help_heading = "Generate")]
-    pub(crate) negative_prompt: Option<String>,
-    /// Embeddings in place of the prompts': a safetensors file with `prompt_embeds` and, for guidance, `negative_prompt_embeds`,
-    /// [1, tokens, width].
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["prompt", "negative_prompt"], help_heading = "Generate")]
-    pub(crate) prompt_embeds: Option<PathBuf>,
-    /// First frame: an image.
-    #[arg(long, value_name = "IMG", help_heading = "Generate")]
-    pub(crate) image: Option<PathBuf>,
-    /// Last frame, for models that end at an image.
-    #[arg(long, value_name = "IMG", requires = "image", help_heading = "Generate")]
-    pub(crate) last_image: Option<PathBuf>,
-    /// Frames of the video, 4n + 1.
-    #[arg(long, value_name = "N", help_heading = "Generate")]
-    pub(crate) num_frames: Option<usize>,
-    /// Width in pixels [default: the pipeline's, the image's, or what the model was trained on].
-    #[arg(long, value_name = "PX", help_heading = "Generate")]
-    pub(crate) width: Option<usize>,
-    /// Height in pixels [default: the pipeline's, the image's, or what the model was trained on].
-    #[arg(long, value_name = "PX", help_heading = "Generate")]
-    pub(crate) height: Option<usize>,
-    /// Sampling steps.
-    #[arg(long, visible_alias = "num-inference-steps", value_name = "N", help_heading = "Generate")]
-    pub(crate) steps: Option<usize>,
-    // From the registry, which grows.
-    #[arg(long, value_name = "NAME", help_heading = "Generate", help = scheduler_help())]
-    pub(crate) scheduler: Option<String>,
-    /// Shift of the scheduler's noise levels (models of flow matching) [default: the model's].
-    #[arg(long, value_name = "S", help_heading = "Generate")]
-    pub(crate) shift: Option<f64>,
-    /// Classifier-free guidance; 1 or less switches it off.
-    #[arg(long, visible_alias = "guidance-scale", value_name = "G", help_heading = "Generate")]
-    pub(crate) guidance: Option<f64>,
-    /// Guidance of the second of two transformers, the one for low noise [default: --guidance, or the pipeline's]. It counts if
-    /// --guidance is above 1.
-    #[arg(long, visible_alias = "guidance-scale-2", value_name = "G", help_heading = "Generate")]
-    pub(crate) guidance_2: Option<f64>,
-    /// Where the second of two transformers takes over, as a part of the noise levels, 0 to 1 [default: the model's].
-    #[arg(long, value_name = "R", help_heading = "Generate")]
-    pub(crate) boundary_ratio: Option<f64>,
-    /// Number for a control of the model, by its name. Repeatable; controls that are not named are off.
-    #[arg(long, value_name = "NAME=VALUE", help_heading = "Generate")]
-    pub(crate) control: Vec<String>,
-    /// Frames per second of the written video.
-    #[arg(long, value_name = "FPS", help_heading = "Generate")]
-    pub(crate) fps: Option<f64>,
-    /// Seed of every random draw.
-    #[arg(long, value_name = "SEED", help_heading = "Generate")]
-    pub(crate) seed: Option<u64>,
-    /// Standard deviation of the noise on the condition image (inpaint models); 0 switches it off.
-    #[arg(long, value_name = "SIGMA", help_heading = "Generate")]
-    pub(crate) noise_aug_strength: Option<f64>,
-    /// Initial noise: a safetensors file with one tensor, its five axes in the model's order, as --outputs writes them.
-    #[arg(long, value_name = "FILE", help_heading = "Generate")]
-    pub(crate) latents: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) request: RequestFlags,
 
     /// Reference to predict an adapter from: a video, a folder of images, an image, or safetensors with `pixels`.
     #[arg(long, value_name = "REF", group = "prediction", conflicts_with_all = ["predictor", "effect", "effect_embeds"], help_heading = "Adapters")]
@@ -261,15 +202,6 @@ pub(crate) struct Args {
     pub(crate) output_options: OutputOptions,
 }
 
-/// What `--scheduler` takes.
-fn scheduler_help() -> String {
-    let names: Vec<&str> = samplers().collect();
-    format!(
-        "Scheduler in place of the model's own, by name ({}) or by diffusers' class; it must be for models of this kind",
-        names.join(", ")
-    )
-}
-
 #[derive(Clone, Copy, Default, PartialEq, ValueEnum)]
 pub(crate) enum FuseMode {
     /// Fuse, unless that fails or rounding would lose a noticeable part, and the engine has branches for these ranks; with
@@ -279,7 +211,6 @@ pub(crate) enum FuseMode {
     /// Takes time once, when adapters are fused, and none in the steps.
     Fuse,
     /// Takes a little time in every step, loses nothing in rounding, and swaps at once. The engine must have been compiled with --lora-rank.
-    #[value(alias = "side")]
     Branch,
 }
 
@@ -329,20 +260,6 @@ impl Args {
     /// True if an adapter is to be predicted from a prompt.
     pub(crate) fn has_effect(&self) -> bool {
         !self.effect.is_empty() || !self.effect_embeds.is_empty()
-    }
-
-    /// The numbers of --control.
-    pub(crate) fn controls(&self) -> anyhow::Result<Vec<(String, f32)>> {
-        let parsed = |text: &String| {
-            let (name, value) = text.split_once('=')?;
-            Some((name.to_owned(), value.parse().ok()?))
-        };
-        let one = |text: &String| {
-            parsed(text).ok_or_else(|| {
-                Failure::usage(format!("--control {text}: expected NAME=VALUE, with a number for VALUE"))
-            })
-        };
-        self.control.iter().map(one).collect()
     }
 
     /// The format that --save-lora writes.
@@ -413,6 +330,7 @@ impl Args {
     pub(crate) fn options(&self) -> Options {
         let cache = self.prediction_cache.clone();
         Options {
+            kept_adapters: 0,
             engines: self.open_options(),
             adapter_mode: self.fuse_mode.into(),
             ffmpeg: self.ffmpeg.clone(),
@@ -464,9 +382,7 @@ impl From<FuseMode> for AdapterMode {
 fn backend() -> impl TypedValueParser<Value = BackendChoice> {
     let auto = PossibleValue::new(AUTO)
         .help("What they are compiled for and this machine is fastest with; `v2l-inspect --machine` says what that is");
-    let named = BACKENDS.iter().map(|backend| {
-        PossibleValue::new(backend.name()).help(backend.about()).aliases(backend.aliases().iter().copied())
-    });
+    let named = BACKENDS.iter().map(|backend| PossibleValue::new(backend.name()).help(backend.about()));
     PossibleValuesParser::new([auto].into_iter().chain(named)).try_map(|name| name.parse())
 }
 

@@ -1,10 +1,9 @@
 //! Reference, image and prompt to a video.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use ndarray::ArrayD;
 use serde_json::json;
-use v2l_cli::{Failure, Output, shown};
+use v2l_cli::{Output, shown};
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::decisions::Decisions;
 use v2l_runtime::events::{Event, Observer, Phase};
@@ -17,7 +16,6 @@ use v2l_runtime::media::video::{Frames, write_contact_sheet};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::pipeline::Estimate;
 use v2l_runtime::pipeline::Expected;
-use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use super::adapters;
@@ -25,7 +23,7 @@ use super::args::Args;
 use super::effect;
 use super::predictor;
 use super::recipe;
-use super::vae::{read_checked, read_single};
+use super::request::RequestSources;
 
 /// Passes what the pipeline tells on to the user.
 pub(crate) struct Listener<'a> {
@@ -43,7 +41,7 @@ impl Observer for Listener<'_> {
         match event {
             Event::PhaseStarted { phase, total } => self.output.start(phase_name(*phase), *total as u64, false),
             Event::Step { phase, done, total } => {
-                self.output.event("step", json!({ "stage": phase, "done": done, "total": total }));
+                self.output.event("step", json!({ "phase": phase, "done": done, "total": total }));
                 self.output.progress(*done as u64);
             }
             Event::PhaseFinished { .. } => self.output.finish(),
@@ -82,42 +80,47 @@ pub(crate) fn open(args: &Args) -> anyhow::Result<Generator> {
 }
 
 /// `--reference REF --save-lora FILE`: the prediction alone.
-pub(crate) fn adapter(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+pub(crate) fn adapter(args: &Args, sources: &RequestSources, output: &mut Output) -> anyhow::Result<()> {
     let mut generator = open(args)?;
-    let image = args.image.as_ref().map(|path| read_image(path, args.ffmpeg.as_deref())).transpose()?;
+    let image = sources.image.as_ref().map(|path| read_image(path, args.ffmpeg.as_deref())).transpose()?;
     generator.open_predictor()?;
-    predict(args, &mut generator, image.as_ref(), output)?;
+    predict((args, sources), &mut generator, image.as_ref(), output)?;
     effect::predict(args, &mut generator, output)?;
     Ok(())
 }
 
 /// `-o VIDEO`: the whole pipeline.
-pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+pub(crate) fn video(args: &Args, sources: &RequestSources, output: &mut Output) -> anyhow::Result<()> {
     let mut generator = open(args)?;
-    let mut request = request(args)?;
+    let mut request = sources.read(args.ffmpeg.as_deref())?;
     recipe::follow(args, &mut request, &generator, output)?;
     // Nothing is loaded or predicted for a request that cannot be carried out.
-    let settings = generator.settings(&request)?;
-    let adapters = !args.lora.is_empty() || args.reference.is_some() || args.predictor.is_some() || args.has_effect();
-    let expected = Expected { adapters, reference_frames: args.reference.as_ref().map(|_| settings.num_frames) };
-    say_memory(&generator.estimate(&request, expected)?, output);
-    generator.check_memory(&request, expected)?;
-    let (adapters, reference) = adapters_of(args, &mut generator, request.image.as_ref(), output)?;
+    let mut job = generator.prepare(request)?;
+    let image = job.request().image.clone();
+    let settings = job.resolved().clone();
+    let adapters =
+        !args.lora.is_empty() || sources.reference.is_some() || args.predictor.is_some() || args.has_effect();
+    let reference_frames = sources.reference.as_ref().map(|_| settings.num_frames);
+    let expected = Expected { adapters, reference_frames };
+    let estimate = job.estimate(expected)?;
+    say_memory(&estimate, output);
+    job.check_memory(&estimate, expected)?;
+    let (adapters, reference) = adapters_of((args, sources), job.generator(), image.as_ref(), output)?;
     let adapters = adapters::compose_guided(adapters, args.compose, output)?;
     let mut compared: Vec<Frames> = reference.into_iter().collect();
     if args.contact_sheet.is_some() && !adapters.is_empty() {
         output.event("video_of", json!({ "what": "base" }));
-        adapters::apply(&mut generator, &[], output)?;
-        let base = generator.sample(&request, &mut Listener::new(output))?;
-        compared.push(generator.decode(&base, &mut Listener::new(output))?);
+        adapters::apply(job.generator(), &[], output)?;
+        let base = job.sample(&mut Listener::new(output))?;
+        compared.push(job.generator().decode(&base, &mut Listener::new(output))?);
         output.finish();
         output.event("video_of", json!({ "what": "result" }));
     }
-    adapters::apply(&mut generator, &adapters, output)?;
-    let decisions = generator.video_decisions()?;
+    adapters::apply(job.generator(), &adapters, output)?;
+    let decisions = job.generator().video_decisions()?;
     say_decisions(&decisions, output);
 
-    let generated = generator.sample(&request, &mut Listener::new(output))?;
+    let generated = job.sample(&mut Listener::new(output))?;
     output.finish();
     if let Some(path) = &args.outputs {
         let latents = Tensor::from(generated.latents.clone().into_dyn());
@@ -129,7 +132,7 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
         });
     }
     if let Some(path) = &args.output {
-        let frames = generator.decode(&generated, &mut Listener::new(output))?;
+        let frames = job.generator().decode(&generated, &mut Listener::new(output))?;
         output.finish();
         write_frames(path, &frames, settings.fps, &decisions.metadata(), args.ffmpeg.as_deref())?;
         output.result("video", json!({ "path": shown(path), "settings": settings }), || {
@@ -154,75 +157,17 @@ pub(crate) fn video(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The video that the flags ask for.
-fn request(args: &Args) -> anyhow::Result<Request> {
-    let frames =
-        |path: &Option<PathBuf>| path.as_ref().map(|path| read_image(path, args.ffmpeg.as_deref())).transpose();
-    let initial_noise = args.latents.as_ref().map(|path| read_single(path, "latents", "with five axes")).transpose()?;
-    let (prompt_embeds, negative_prompt_embeds) = match &args.prompt_embeds {
-        Some(path) => read_embeddings(path)?,
-        None => (None, None),
-    };
-    Ok(Request {
-        prompt: args.prompt.clone().unwrap_or_default(),
-        negative_prompt: args.negative_prompt.clone(),
-        image: frames(&args.image)?,
-        last_image: frames(&args.last_image)?,
-        width: args.width,
-        height: args.height,
-        num_frames: args.num_frames,
-        num_inference_steps: args.steps,
-        scheduler: args.scheduler.clone(),
-        shift: args.shift,
-        guidance_scale: args.guidance,
-        guidance_scale_2: args.guidance_2,
-        boundary_ratio: args.boundary_ratio,
-        fps: args.fps,
-        seed: args.seed,
-        noise_aug_strength: args.noise_aug_strength,
-        controls: args.controls()?,
-        initial_noise,
-        prompt_embeds,
-        negative_prompt_embeds,
-        ..Request::default()
-    })
-}
-
-/// Embeddings of a prompt, if there are any.
-type Embedded = Option<ArrayD<f32>>;
-
-/// What a file has for the prompt and for the negative prompt. It may hold more: the latents to begin with, say.
-fn read_embeddings(path: &Path) -> anyhow::Result<(Embedded, Embedded)> {
-    let mut tensors = read_checked(path)?;
-    let mut take = |name: &str| {
-        let tensor = tensors.shift_remove(name);
-        let found = tensor.as_ref().map(|tensor| tensor.dtype().to_string());
-        let floats = tensor.and_then(Tensor::into_f32);
-        match (found, &floats) {
-            (Some(found), None) => {
-                Err(Failure::usage(format!("{}: tensor `{name}` is {found}, expected floats", path.display())))
-            }
-            _ => Ok(floats),
-        }
-    };
-    let (prompt, negative) = (take("prompt_embeds")?, take("negative_prompt_embeds")?);
-    if prompt.is_none() {
-        return Err(Failure::usage(format!("{}: there is no tensor `prompt_embeds`", path.display())));
-    }
-    Ok((prompt, negative))
-}
-
 /// Adapters with their strengths.
-type Adapters = Vec<(Adapter, Strength)>;
+type Adapters = Vec<(Arc<Adapter>, Strength)>;
 
 /// Every adapter that the flags name, and the frames of the reference, if there is one.
 fn adapters_of(
-    args: &Args,
+    (args, sources): (&Args, &RequestSources),
     generator: &mut Generator,
     image: Option<&Frames>,
     output: &mut Output,
 ) -> anyhow::Result<(Adapters, Option<Frames>)> {
-    if args.reference.is_some() || args.has_effect() || adapters::any_light(&args.lora)? {
+    if sources.reference.is_some() || args.has_effect() || adapters::any_light(&args.lora)? {
         generator.open_predictor()?;
     }
     let engine = generator.directory().engine(TRANSFORMER)?;
@@ -230,13 +175,14 @@ fn adapters_of(
     let mut adapters: Adapters =
         loaded.into_iter().map(|(adapter, strength)| (adapter, Strength::from(strength))).collect();
     if let Some((predicted, strength)) = predictor::predict(args, Some(&engine), output)? {
-        adapters.push((predicted, strength.times(args.strength)));
+        adapters.push((Arc::new(predicted), strength.times(args.strength)));
     }
     if let Some(predicted) = effect::predict(args, generator, output)? {
-        adapters.push((predicted, args.strength.into()));
+        adapters.push((Arc::new(predicted), args.strength.into()));
     }
-    let Some((predicted, reference)) = predict(args, generator, image, output)? else { return Ok((adapters, None)) };
-    adapters.push((predicted, args.strength.into()));
+    let predicted = predict((args, sources), generator, image, output)?;
+    let Some((predicted, reference)) = predicted else { return Ok((adapters, None)) };
+    adapters.push((Arc::new(predicted), args.strength.into()));
     Ok((adapters, Some(reference)))
 }
 
@@ -257,17 +203,17 @@ pub(crate) fn say_decisions(decisions: &Decisions, output: &mut Output) {
 
 /// The adapter of `--reference`, if there is one, saved where `--save-lora` says, and the reference's frames.
 fn predict(
-    args: &Args,
+    (args, sources): (&Args, &RequestSources),
     generator: &mut Generator,
     image: Option<&Frames>,
     output: &mut Output,
 ) -> anyhow::Result<Option<(Adapter, Frames)>> {
-    let Some(path) = &args.reference else { return Ok(None) };
+    let Some(path) = &sources.reference else { return Ok(None) };
     let asked = PredictOptions {
-        width: args.width,
-        height: args.height,
+        width: sources.request.width,
+        height: sources.request.height,
         image,
-        seed: args.seed,
+        seed: sources.request.seed,
         reference: args.reference_options()?,
     };
     let reference = Clip::read(path, args.ffmpeg.as_deref())?;

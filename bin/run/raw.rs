@@ -15,9 +15,8 @@ use v2l_runtime::engine::footprint::Shapes;
 use v2l_runtime::engine::manifest::{Graph, Manifest};
 use v2l_runtime::generator::Generator;
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
-use v2l_runtime::lora::adapter::Adapter;
-use v2l_runtime::lora::branch;
 use v2l_runtime::lora::mode::{Way, choose, with_branches, without_branches};
+use v2l_runtime::lora::{Weighted, borrowed, branch};
 use v2l_runtime::memory::available_memory;
 use v2l_runtime::memory::check_room;
 use v2l_runtime::options::{OpenOptions, OrtWeights};
@@ -52,7 +51,7 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
         }
     };
     let predicted = super::predictor::even(super::predictor::predict(args, Some(&engine), output)?)?;
-    fused.extend(predicted.map(|adapter| (adapter, args.strength)));
+    fused.extend(predicted.map(|adapter| (Arc::new(adapter), args.strength)));
     let mut fused = adapters::compose(fused, args.compose, output)?;
     let (mut tensors, mut graph, mut beside) = (tensors, graph, 0);
     let base = without_branches(engine.graph(&graph)?).to_owned();
@@ -73,16 +72,18 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
             )));
         }
         if given.is_none() {
-            let borrowed: Vec<(&Adapter, f32)> = fused.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-            tensors.extend(branch::inputs(&engine, stored, &borrowed)?);
+            tensors.extend(branch::inputs(&engine, stored, &borrowed(&fused))?);
             beside = fused.len();
             fused.clear();
         }
     }
     let adapters = fused.len() + beside;
-    let options = OpenOptions { adapters: fused, record: None, ..options };
-    check_memory(&engine, &graph, &options, &tensors, output)?;
+    let options = OpenOptions { record: None, ..options };
+    check_memory(&engine, &graph, (&options, &fused), &tensors, output)?;
     let mut backend = OpenEngine::open(Arc::clone(&engine), &options)?;
+    if !fused.is_empty() {
+        backend.set_adapters(&fused, std::iter::empty(), Some(&v2l_cli::interrupted))?;
+    }
     let report = backend.report();
     output.event("opened", json!({ "weights": report.mode.to_string(), "reason": report.reason }));
     adapters::report(&report.fused, output);
@@ -106,12 +107,12 @@ pub(crate) fn run(args: &Args, inputs: &Path, output: &mut Output) -> anyhow::Re
 fn check_memory(
     engine: &Engine,
     graph: &str,
-    options: &OpenOptions,
+    (options, adapters): (&OpenOptions, &[Weighted]),
     tensors: &NamedTensors,
     output: &mut Output,
 ) -> anyhow::Result<()> {
     let shapes: Shapes = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.shape().to_vec())).collect();
-    let Some(needs) = needs(engine, graph, options, Fused::These(&options.adapters), (&shapes, 1))? else {
+    let Some(needs) = needs(engine, graph, options, Fused::These(adapters), (&shapes, 1))? else {
         return Ok(());
     };
     let phase =
@@ -121,7 +122,7 @@ fn check_memory(
     output.event("memory", fields);
     let stored = OpenOptions { weights: OrtWeights::Stored, ..options.clone() };
     check_room("this run", bytes, 0, |available| {
-        let found = with_stored(engine, graph, &stored, &shapes);
+        let found = with_stored(engine, graph, (&stored, adapters), &shapes);
         let helps = found.is_some_and(|bytes| bytes <= available);
         let ways = helps.then(|| "--ort-weights stored".to_owned()).into_iter();
         ways.chain(["smaller inputs".to_owned()]).collect()
@@ -130,8 +131,13 @@ fn check_memory(
 }
 
 /// Bytes that a run takes with weights as they are stored.
-fn with_stored(engine: &Engine, graph: &str, options: &OpenOptions, shapes: &Shapes) -> Option<u64> {
-    let needs = needs(engine, graph, options, Fused::These(&options.adapters), (shapes, 1)).ok()??;
+fn with_stored(
+    engine: &Engine,
+    graph: &str,
+    (options, adapters): (&OpenOptions, &[Weighted]),
+    shapes: &Shapes,
+) -> Option<u64> {
+    let needs = needs(engine, graph, options, Fused::These(adapters), (shapes, 1)).ok()??;
     Some(needs.weights.saturating_add(needs.run.activations).saturating_add(needs.run.data()))
 }
 

@@ -97,11 +97,11 @@ pub(crate) fn encode(args: &Args, source: &Path, output: &mut Output) -> anyhow:
 }
 
 /// `--decode FILE -o VIDEO`.
-pub(crate) fn decode(args: &Args, source: &Path, output: &mut Output) -> anyhow::Result<()> {
+pub(crate) fn decode((args, fps): (&Args, Option<f64>), source: &Path, output: &mut Output) -> anyhow::Result<()> {
     let target = args.output.as_ref().ok_or_else(|| Failure::usage("--decode needs -o VIDEO"))?;
     let mut generator = open(args)?;
     let latents = read_single(source, "latents", "[B, C, T, h, w], as the encoder gives them")?;
-    let fps = args.fps.unwrap_or(generator.config().defaults.fps);
+    let fps = fps.unwrap_or(generator.config().defaults.fps);
     let shape = if is_tensors(target) {
         let pixels = generator.decode_video(&latents, &mut Listener::new(output))?;
         output.finish();

@@ -1,4 +1,4 @@
-# Sourced by bin/setup, bin/trt-check and bin/gpu-check, in the checkout's folder: fetches packages of Python's index into vendor/.
+# Sourced by bin/setup, bin/dev/trt-check and bin/dev/gpu-check, in the checkout's folder: fetches packages of Python's index into vendor/.
 # shellcheck shell=bash
 
 # What is being installed: a download takes its place only when it is complete.

@@ -1,11 +1,12 @@
-//! `v2l-export`: trained checkpoints to ONNX, without PyTorch.
+//! `v2l export`: trained checkpoints to ONNX, without PyTorch.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use serde_json::json;
-use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
+use v2l_cli::{Call, Failure, Files, Output, OutputOptions, shown};
 use v2l_export::{DataType, ExportOptions, Parts, PredictorPackage};
 
 /// Export a trained checkpoint to a bundle of ONNX graphs, without PyTorch.
@@ -32,7 +33,7 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "light_lora")]
     hypernetwork: Option<PathBuf>,
     /// LightLoRA checkpoint with the auxiliary matrices.
-    #[arg(long, alias = "lilora", value_name = "FILE", requires = "hypernetwork")]
+    #[arg(long, value_name = "FILE", requires = "hypernetwork")]
     light_lora: Option<PathBuf>,
     /// Refinement iterations of the hypernetwork; checkpoints do not store them [default: 4].
     #[arg(long, value_name = "K", requires = "hypernetwork")]
@@ -100,8 +101,18 @@ enum Precision {
     Bf16,
 }
 
-pub(crate) fn main() -> ExitCode {
-    v2l_cli::run(|args: &Args| args.output_options, export)
+pub(crate) fn command() -> clap::Command {
+    Args::command()
+}
+
+pub(crate) fn main(call: &Call) -> ExitCode {
+    v2l_cli::run(call, command(), |args: &Args| args.output_options, |args, output| export(&args, output))
+}
+
+/// Exports `model` to `bundle` as a step of another command, with flags of `v2l export`.
+pub(crate) fn step(model: &Path, bundle: &Path, flags: &[OsString], output: &mut Output) -> anyhow::Result<()> {
+    let words: [OsString; 3] = [model.into(), "-o".into(), bundle.into()];
+    export(&v2l_cli::parse("v2l export", &[&words[..], flags].concat())?, output)
 }
 
 fn export(args: &Args, output: &mut Output) -> anyhow::Result<()> {

@@ -1,26 +1,15 @@
-//! `v2l-inspect`: what a model, engine, adapter, bundle or checkpoint holds.
+//! `v2l inspect`: what a model, engine, adapter, bundle or checkpoint holds.
 
-#[path = "inspect/adapter.rs"]
 mod adapter;
-#[path = "inspect/canonical.rs"]
 mod canonical;
-#[path = "inspect/checkpoint.rs"]
 mod checkpoint;
-#[path = "inspect/engine.rs"]
 mod engine;
-#[path = "inspect/machine.rs"]
 mod machine;
-#[path = "inspect/memory.rs"]
 mod memory;
-#[path = "inspect/model.rs"]
 mod model;
-#[path = "inspect/overlap.rs"]
 mod overlap;
-#[path = "inspect/picture.rs"]
 mod picture;
-#[path = "inspect/pipeline.rs"]
 mod pipeline;
-#[path = "inspect/survival.rs"]
 mod survival;
 
 use std::io::Read;
@@ -28,8 +17,8 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use v2l_cli::{AdapterArg, Failure, Files, LoraFormat, Output, OutputOptions, Weights};
+use clap::{CommandFactory, Parser, ValueEnum};
+use v2l_cli::{AdapterArg, Call, Failure, Files, LoraFormat, Output, OutputOptions, Weights};
 use v2l_runtime::engine::manifest::FORMAT;
 use v2l_runtime::io::weights::WeightFile;
 use v2l_runtime::lora::adapter::{AdapterError, Experts, detect};
@@ -113,8 +102,12 @@ enum Switch {
     Off,
 }
 
-pub(crate) fn main() -> ExitCode {
-    v2l_cli::run(|args: &Args| args.output_options, inspect)
+pub(crate) fn command() -> clap::Command {
+    Args::command()
+}
+
+pub(crate) fn main(call: &Call) -> ExitCode {
+    v2l_cli::run(call, command(), |args: &Args| args.output_options, |args, output| inspect(&args, output))
 }
 
 /// A file to look at, and for an adapter, the transformers that it is for and how strongly it acts.

@@ -12,7 +12,7 @@ begin() {
     /*) out=$2 ;;
     *) out=$caller/$2 ;;
     esac
-    cd "$(dirname "${BASH_SOURCE[0]}")/.."
+    cd "$(dirname "${BASH_SOURCE[0]}")/../.."
     run bin/setup
     run cargo build --release --locked
     target=$(cargo metadata --no-deps --locked --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')

@@ -1,23 +1,19 @@
-//! `v2l-compile`: ONNX to engines.
+//! `v2l compile`: ONNX to engines.
 
-#[path = "compile/check.rs"]
 mod check;
-#[path = "compile/debug.rs"]
 mod debug;
-#[path = "compile/precision.rs"]
 mod precision;
-#[path = "compile/shapes.rs"]
 mod shapes;
-#[path = "compile/tensorrt.rs"]
 mod tensorrt;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use serde_json::json;
-use v2l_cli::{Failure, Files, Output, OutputOptions, shown};
+use v2l_cli::{Call, Failure, Files, Output, OutputOptions, shown};
 use v2l_export::targets::{Entry, TARGETS};
 use v2l_export::{AmbiguousSlot, CompileOptions, EngineReport, GraphReport, Pass, Passes, SharedSlot, SlotReport};
 use v2l_runtime::tensor::Dtype;
@@ -123,7 +119,6 @@ impl Precision {
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 enum FuseMode {
     Fuse,
-    #[value(alias = "side")]
     Branch,
 }
 
@@ -140,15 +135,24 @@ fn int8_block(text: &str) -> Result<usize, String> {
     block.ok_or_else(|| format!("expected 32, 64, 128 or 256, found `{text}`"))
 }
 
-pub(crate) fn main() -> ExitCode {
-    if let Some(exit) = v2l_export::trt::builder::serve_if_asked() {
-        return exit;
-    }
+pub(crate) fn command() -> clap::Command {
+    Args::command()
+}
+
+/// Compiles `bundle` to `engines` as a step of another command, with flags of `v2l compile`.
+pub(crate) fn step(bundle: &Path, engines: &Path, flags: &[OsString], output: &mut Output) -> anyhow::Result<()> {
+    let words: [OsString; 3] = [bundle.into(), "-o".into(), engines.into()];
+    compile(&v2l_cli::parse("v2l compile", &[&words[..], flags].concat())?, bundle, output)
+}
+
+pub(crate) fn main(call: &Call) -> ExitCode {
     v2l_cli::run(
+        call,
+        command(),
         |args: &Args| args.output_options,
         |args, output| match (&args.command, &args.input) {
             (Some(Command::Debug(args)), _) => debug::run(args, output),
-            (None, Some(input)) => compile(args, input, output),
+            (None, Some(input)) => compile(&args, input, output),
             (None, None) => Err(Failure::usage("expected a bundle folder or an ONNX file")),
         },
     )
@@ -241,7 +245,7 @@ fn explain(engine: &EngineReport, output: &mut Output) {
             "component": engine.component, "graph": report.graph, "fired": fired,
             "nodes_before": report.nodes_before, "nodes_after": report.nodes_after,
             "weight_bytes_before": report.weight_bytes_before, "weight_bytes_after": report.weight_bytes_after,
-            "prologue_flops_per_row": report.prologue_flops,
+            "precompute_flops_per_row": report.precompute_flops,
         });
         output.result("passes", fields, || {
             let fired: Vec<String> =
@@ -260,14 +264,14 @@ fn explain(engine: &EngineReport, output: &mut Output) {
     }
 }
 
-/// What the prologue spares every step, in words.
+/// What the precompute graph spares every step, in words.
 fn spared(report: &GraphReport) -> String {
     let rows = report
-        .prologue_flops
+        .precompute_flops
         .iter()
         .map(|(inputs, flops)| format!("{} MFLOP for each row of {inputs}", *flops as f64 / 1e6));
     let rows: Vec<String> = rows.collect();
-    if rows.is_empty() { String::new() } else { format!("; the prologue spares a step {}", rows.join(", ")) }
+    if rows.is_empty() { String::new() } else { format!("; the precompute graph spares a step {}", rows.join(", ")) }
 }
 
 /// Says what the runs of an engine's graphs spend their time on.

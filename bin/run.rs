@@ -1,37 +1,64 @@
-//! `v2l-run`: predict a LoRA from a reference, fuse it, generate a video; or run any engine on named tensors.
+//! `v2l run`: predict a LoRA from a reference, fuse it, generate a video; or run any engine on named tensors.
 
-#[path = "run/adapters.rs"]
 mod adapters;
-#[path = "run/args.rs"]
 mod args;
-#[path = "run/effect.rs"]
 mod effect;
-#[path = "run/generate.rs"]
 mod generate;
-#[path = "run/predictor.rs"]
 mod predictor;
-#[path = "run/raw.rs"]
 mod raw;
-#[path = "run/recipe.rs"]
 mod recipe;
-#[path = "run/vae.rs"]
+mod request;
 mod vae;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use v2l_cli::{AdapterArg, Failure, Files, Output, split_strength};
+use clap::{CommandFactory, Parser};
+use v2l_cli::{AdapterArg, Call, Failure, Files, Output, split_strength};
 
-use args::Args;
+pub(crate) use args::Args;
+use request::RequestSources;
+pub(crate) use request::flags_of_videos;
 
-pub(crate) fn main() -> ExitCode {
-    v2l_cli::run(|args: &Args| args.output_options, dispatch)
+/// Run compiled engines.
+///
+/// With an engine directory: generate a video (-o), predict an adapter from a reference or a prompt (--reference or --effect,
+/// --save-lora), or use the VAE alone (--encode, --decode). With any engine: run it on named tensors (--inputs, --outputs), or save what
+/// a predictor of any kind gives for it (--predictor, --save-lora).
+#[derive(Parser)]
+#[command(name = "v2l-run", version)]
+struct RunArgs {
+    /// Engine directory, or a single .engine file. Not needed for --predictor with --save-lora.
+    #[arg(long, visible_alias = "loadEngine", value_name = "PATH", required_unless_present = "predictor")]
+    engine: Option<PathBuf>,
+    #[command(flatten)]
+    args: Args,
+}
+
+pub(crate) fn command() -> clap::Command {
+    RunArgs::command()
+}
+
+pub(crate) fn main(call: &Call) -> ExitCode {
+    v2l_cli::run(
+        call,
+        command(),
+        |run: &RunArgs| run.args.output_options,
+        |RunArgs { engine, args }, output| dispatch(&Args { engine, ..args }, output),
+    )
 }
 
 /// Chooses the task from the flags given.
-fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
-    check_files(args, output)?;
+pub(crate) fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+    let sources = args.request.sources(args.reference.as_ref())?;
+    let other = args.predictor.is_some() || args.has_effect();
+    if sources.reference.is_some() && args.reference.is_none() && other {
+        return Err(Failure::usage(
+            "the --request file has a `reference`, which excludes --predictor, --effect and --effect-embeds; leave one of them out",
+        ));
+    }
+    check_files(args, &sources, output)?;
     args.check_backend()?;
     vae::check_output(args)?;
     let predicts_only = args.predictor.is_some()
@@ -66,10 +93,12 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
             engine.display()
         ))),
         (None, Some(video), None) => vae::encode(args, video, output),
-        (None, None, Some(latents)) => vae::decode(args, latents, output),
-        (None, None, None) if args.output.is_some() || args.outputs.is_some() => generate::video(args, output),
-        (None, None, None) if (args.reference.is_some() || args.has_effect()) && args.save_lora.is_some() => {
-            generate::adapter(args, output)
+        (None, None, Some(latents)) => vae::decode((args, sources.request.fps), latents, output),
+        (None, None, None) if args.output.is_some() || args.outputs.is_some() => {
+            generate::video(args, &sources, output)
+        }
+        (None, None, None) if (sources.reference.is_some() || args.has_effect()) && args.save_lora.is_some() => {
+            generate::adapter(args, &sources, output)
         }
         (None, None, None) => Err(Failure::usage(
             "nothing to do: give -o VIDEO to generate, --reference, --effect or --predictor with --save-lora to predict an adapter, \
@@ -79,7 +108,7 @@ fn dispatch(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     }
 }
 
-fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
+fn check_files(args: &Args, sources: &RequestSources, output: &mut Output) -> anyhow::Result<()> {
     let paths = |given: &[OsString]| -> anyhow::Result<Vec<PathBuf>> {
         given.iter().map(|text| Ok(split_strength(text)?.0.to_owned())).collect()
     };
@@ -89,12 +118,13 @@ fn check_files(args: &Args, output: &mut Output) -> anyhow::Result<()> {
     Files::default()
         .read("--engine", &args.engine)
         .read("--lora", &adapters)
-        .read("--reference", &args.reference)
+        .read("--request", &sources.file)
+        .read("--reference", &sources.reference)
         .read("--effect-embeds", &embeddings)
-        .read("--image", &args.image)
-        .read("--last-image", &args.last_image)
-        .read("--prompt-embeds", &args.prompt_embeds)
-        .read("--latents", &args.latents)
+        .read("--image", &sources.image)
+        .read("--last-image", &sources.last_image)
+        .read("--prompt-embeds", &sources.prompt_embeds)
+        .read("--latents", &sources.latents)
         .read("--predictor", &args.predictor)
         .read("--predictor-map", &args.predictor_map)
         .read("--predictor-inputs", &args.predictor_inputs)

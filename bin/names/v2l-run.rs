@@ -1,0 +1,7 @@
+//! `v2l-run`, a name of `v2l`.
+
+mod program;
+
+fn main() -> std::process::ExitCode {
+    program::become_v2l("v2l-run")
+}

@@ -1,8 +1,0 @@
-//! `cargo fuzz run picture`; see `targets.rs`.
-
-#![no_main]
-
-#[path = "../targets.rs"]
-mod targets;
-
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::run("picture", bytes));
