@@ -10,6 +10,7 @@ use v2l_export::CompileOptions;
 use v2l_graphs::{Builder, DataType};
 use v2l_runtime::generator::{Generator, Mapped, Options, PredictOptions};
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::AdapterSet;
 use v2l_runtime::lora::adapter::ReadOptions;
 use v2l_runtime::lora::mode::AdapterMode;
 use v2l_runtime::predict::Source;
@@ -89,7 +90,7 @@ impl Given {
         let [mean_onnx, mean] = ["mean.onnx", "mean.engine"].map(|name| folder.join(name));
         std::fs::write(&mean_onnx, model).unwrap();
         v2l_export::compile(&mean_onnx, &mean, &CompileOptions::default(), &mut |_| {}).unwrap();
-        let map_text = serde_json::json!({ "format": "v2l-predictor-map", "version": 2,
+        let map_text = serde_json::json!({ "format": "v2l-predictor-map", "version": 1,
             "graphs": [{ "graph": "predictor" }, { "engine": "mean.engine", "each_slot": true, "inputs": { "weight": { "base": true } } }],
             "slots": [{ "slot": slot.name, "down": "down", "up": "up", "scale": "mean" }] });
         std::fs::write(&map, map_text.to_string()).unwrap();
@@ -110,7 +111,7 @@ impl Given {
             let reference = Clip::read(&sample().join("reference.mp4"), None).unwrap();
             let prediction = generator.predict_with(&reference, &asked, &mut ()).unwrap();
             prediction.save(out.join(format!("{}.lora.safetensors", ask.name)), AdapterFormat::Kohya).unwrap();
-            generator.set_adapters(&[(&prediction.adapter, 0.5)]).unwrap();
+            generator.set_adapters(&AdapterSet::from([(&prediction.adapter, 0.5)]), None).unwrap();
             let request = Request {
                 image: Some(image),
                 width,
@@ -154,9 +155,20 @@ impl Given {
             predict.extend([adapter.clone().into(), "--reference".into(), sample().join("reference.mp4").into()]);
             predict.extend(ask.image.then(|| image.clone()).into_iter().flatten());
             tool(&predict);
-            let mode = if ask.branches { "side" } else { "fuse" };
-            common.extend(image);
-            common.extend(words(&["--prompt", "a red ball", "--num-frames", "5", "--steps", "2", "--seed", "7"]));
+            let mode = if ask.branches { "branch" } else { "fuse" };
+            if ask.branches {
+                common.extend(image);
+                common.extend(words(&["--prompt", "a red ball", "--num-frames", "5", "--steps", "2", "--seed", "7"]));
+            } else {
+                // The same from a file, over which flags win.
+                let file = self.image.with_file_name(format!("{}.json", ask.name));
+                let request = serde_json::json!({
+                    "prompt": "a red ball", "num_frames": 9, "num_inference_steps": 2, "seed": 7, "image": "image.png"
+                });
+                std::fs::write(&file, request.to_string()).unwrap();
+                common.extend(words(&["--num-frames", "5", "--request"]));
+                common.push(file.into());
+            }
             common.extend(words(&["--fuse-mode", mode, "--lora", &format!("{}=0.5", adapter.display()), "-o"]));
             common.push(out.join(format!("{}.video.safetensors", ask.name)).into());
             common.extend(ask.scheduler.into_iter().flat_map(|name| words(&["--scheduler", name])));

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as expected")]
 
-mod abi;
 mod backends;
 mod examples;
 mod experts;

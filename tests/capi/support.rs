@@ -53,12 +53,12 @@ fn built() -> PathBuf {
     std::env::current_exe().unwrap().parent().unwrap().to_owned()
 }
 
-/// A prefix that `bin/install-capi` installed the libraries of this build to.
+/// A prefix that `bin/dev/install-capi` installed the libraries of this build to.
 pub(crate) fn prefix() -> &'static Path {
     static PREFIX: OnceLock<PathBuf> = OnceLock::new();
     PREFIX.get_or_init(|| {
         let prefix = scratch().join("prefix");
-        let mut install = Command::new(root().join("bin/install-capi"));
+        let mut install = Command::new(root().join("bin/dev/install-capi"));
         run(install.arg("--from").arg(built()).arg("--prefix").arg(&prefix));
         prefix
     })

@@ -231,7 +231,8 @@ def check_fields(row: Dict[str, Any], fields: Dict[str, Any]) -> None:
         extra = json.loads(extra)
     fields = {**(extra if isinstance(extra, dict) else {}), **{name: value for name, value in fields.items() if value is not None}}
     for name in KNOWN:
-        value, kept = fields.get(name), row.get(name)
+        # The job has the runtime's names.
+        value, kept = fields.get(name), row.get("shift" if name == "flow_shift" else name)
         if name == "seconds" and "num_frames" in row:
             continue
         if name == "seed" and value is None:

@@ -410,6 +410,8 @@ def test_damaged_stores_are_answered_in_documented_words(engines: Path, redis: R
     """A short run of `fuzz_store.py`; the seeds are the same every time."""
     ends = fuzz_store.run(engines, 10, 20_000, f"{redis.address}/9")
     assert {end.split()[0] for end in ends} == {"sqlite", "redis"}, ends
+    # A row that an index takes for this model's, though its model's name is no text.
+    assert fuzz_store.run(engines, 0, 239, None)
 
 
 def test_redis_that_is_not_there_is_said_without_its_password(engines: Path, tmp_path: Path) -> None:

@@ -143,6 +143,15 @@ def test_parameter_of_a_function_takes_nothing_that_its_type_does_not_hold(funct
 
 def keywords(function: Callable[..., Any]) -> Iterator[Tuple[str, Any]]:
     """A call's keywords, each with values that it must refuse."""
+    if function is v2l.Pipeline.generate:
+        refused: Dict[str, List[Any]] = {
+            "integer": [2**64, 2**64 + 1, -(2**63) - 1, 2**20000, 1.5, "1"],
+            "number": [float("nan"), float("inf"), 10**400, "1"],
+            "string": ["ddim\0zzz", b"\xff", "half \ud83d", 1],
+            "object": [{"fire": float("nan")}, {"fi\0re": 1.0}, {"fire": 1e39}, [1]],
+        }
+        yield from ((name, value) for name, schema in v2l.FIELDS.items() for value in refused[schema["type"]])
+        return
     hints = typing.get_type_hints(function, vars(v2l))
     for name in inspect.signature(function).parameters:
         kinds = typing.get_args(hints.get(name)) or (hints.get(name),)
@@ -172,7 +181,7 @@ def test_keywords_of_every_call_refuse_what_c_would_take_for_something_else(engi
         for signature, call in calls:
             for name, value in keywords(signature):
                 tried.add(name)
-                with pytest.raises((v2l.Error, TypeError)) as refused:
+                with pytest.raises((v2l.Error, TypeError), match=name if call == pipeline.generate else None) as refused:
                     call(**{name: value})
                 assert not isinstance(refused.value, v2l.Error) or refused.value.name == "V2L_ERROR_INVALID_ARGUMENT", name
     assert {"prompt", "width", "num_frames", "num_inference_steps", "guidance_scale", "guidance_scale_2", "seed", "scheduler", "shift"} <= tried
@@ -198,6 +207,23 @@ def test_what_was_another_video_without_a_word_is_refused(pipeline: v2l.Pipeline
         with pytest.raises(v2l.Error, match=name) as refused:
             pipeline.generate(**{"prompt": PROMPT, "image": IMAGE, **REQUEST, **given})
         assert (refused.value.status, refused.value.name) == (2, "V2L_ERROR_INVALID_ARGUMENT")
+
+
+def test_error_says_its_keyword_and_unknown_keywords_are_refused(pipeline: v2l.Pipeline) -> None:
+    for given, field in (({"width": 50}, "width"), ({"fps": 5000.0}, "fps"), ({"scheduler": "nonsense"}, "scheduler")):
+        with pytest.raises(v2l.Error) as refused:
+            pipeline.generate(PROMPT, image=IMAGE, **given)  # type: ignore[arg-type]
+        assert refused.value.field == field, refused.value
+    with pytest.raises(TypeError, match="no keyword 'nonsense'; expected prompt, negative_prompt"):
+        pipeline.generate(PROMPT, nonsense=1)  # type: ignore[call-arg]
+
+
+def test_keywords_that_say_nothing_are_as_the_engine_directory_says(pipeline: v2l.Pipeline) -> None:
+    plain = pipeline.resolve(PROMPT, image=IMAGE)
+    nothing: Dict[str, Any] = {"width": 0, "height": None, "num_frames": 0, "num_inference_steps": 0, "fps": 0.0, "seed": None, "shift": None, "controls": {}}
+    assert pipeline.resolve(PROMPT, image=IMAGE, last_image=None, **nothing) == plain
+    assert pipeline.schema["properties"]["num_frames"]["default"] == plain["own"]["num_frames"]
+    assert "boundary_ratio" in v2l.FIELDS and "boundary_ratio" not in pipeline.schema["properties"]
 
 
 def test_numbers_of_numpy_and_the_largest_seed_are_taken(pipeline: v2l.Pipeline) -> None:

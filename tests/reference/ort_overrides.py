@@ -1,7 +1,7 @@
 """Golden files for the rule that every weight reaches ONNX Runtime as an override.
 
 One graph with every way in which the pipeline's graphs take weights (Gemm, MatMul, Conv in 2-D and 3-D, LayerNormalization, Gather,
-Unsqueeze of a weight, Add behind a Transpose, …). `widened.onnx` and `lazy_<type>.onnx` name an empty external file; each case holds noise for every
+Unsqueeze of a weight, Add behind a Transpose, …). `f32.onnx` and `stored_<type>.onnx` name an empty external file; each case holds noise for every
 weight, inputs, and the outputs of a graph that embeds the noise, run without optimisation.
 
     python tests/reference/ort_overrides.py [--out DIR]
@@ -150,7 +150,7 @@ def main(folder):
         "video": rng.standard_normal((1, 8, 3, 6, 6)).astype(np.float32),
     }
     for kind, (_, dtype, _) in TYPES.items():
-        name = "widened" if kind == "f32" else f"lazy_{kind}"
+        name = "f32" if kind == "f32" else f"stored_{kind}"
         (folder / f"{name}.onnx").write_bytes(Graph(kind).build())
         noise = {name: (rng.standard_normal(shape) * 0.3).astype(dtype) for name, shape in WEIGHTS.items()}
         options = ort.SessionOptions()

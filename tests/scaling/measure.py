@@ -46,19 +46,19 @@ def phases(found: Sequence[Tuple[float, Dict[str, Any]]]) -> Dict[str, float]:
     def at(**wanted: Any) -> float:
         return next(when for when, event in found if all(event.get(key) == value for key, value in wanted.items()))
 
-    if any(event.get("stage") == "encode reference" for _, event in found):
-        began = at(event="stage", stage="encode reference")
+    if any(event.get("phase") == "encode reference" for _, event in found):
+        began = at(event="phase", phase="encode reference")
         return {"start": began, "predict": at(event="adapter") - began, "whole process": found[-1][0]}
     seconds = {"start": at(event="memory")}
-    ready = at(event="stage", stage="encode text")
+    ready = at(event="phase", phase="encode text")
     if any(event["event"] == "fuse_mode" for _, event in found):
         seconds["apply"] = at(event="fuse_mode") - at(event="memory")
-    seconds["encode text"] = at(event="step", stage="encode_text") - ready
-    seconds["encode image"] = at(event="step", stage="encode_condition") - at(event="step", stage="encode_text")
+    seconds["encode text"] = at(event="step", phase="encode_text") - ready
+    seconds["encode image"] = at(event="step", phase="encode_condition") - at(event="step", phase="encode_text")
     # The first step opens the session.
-    first, last = at(event="step", stage="denoise", done=1), at(event="step", stage="denoise", done=LONG)
+    first, last = at(event="step", phase="denoise", done=1), at(event="step", phase="denoise", done=LONG)
     seconds["one step"] = (last - first) / (LONG - 1)
-    seconds["decode and write"] = at(event="video") - at(event="stage", stage="decode")
+    seconds["decode and write"] = at(event="video") - at(event="phase", phase="decode")
     seconds["whole process"] = found[-1][0]
     return seconds
 

@@ -29,7 +29,7 @@ def command(name: str) -> str:
     beside = Path(sys.executable).parent / name
     found = str(beside) if beside.is_file() else shutil.which(name)
     if found is None:
-        raise SystemExit(f"there is no {name}; install the wheel: pip install \"$(bin/wheel)[serve,video]\"")
+        raise SystemExit(f"there is no {name}; install the wheel: pip install \"$(bin/dev/wheel)[serve,video]\"")
     return found
 
 

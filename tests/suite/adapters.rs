@@ -9,17 +9,16 @@ use safetensors::SafeTensors;
 use tempfile::TempDir;
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
-use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::{WeightFile, read_tensors, write_tensors};
 use v2l_runtime::lora::adapter::{
-    Adapter, AdapterError, AdapterFormat, LowRank, ReadOptions, read_adapter, write_adapter,
+    Adapter, AdapterError, AdapterFormat, ReadOptions, Update, read_adapter, write_adapter,
 };
 use v2l_runtime::lora::fuse::{FuseTarget, fuse};
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
-use crate::support::{Built, Case, assert_close, f32s, fixtures, run, ways};
+use crate::support::{Built, Case, assert_close, f32s, fixtures, open_with, run, ways};
 use crate::tools::{Scratch, args, run_ok, sample, sample_model};
 
 /// Relative to the norm of the weight.
@@ -167,7 +166,10 @@ fn every_form_at_every_rank_and_strength_fuses_to_the_weights_of_peft() {
         }
         for (form, adapter) in &forms {
             assert_eq!(adapter.layers.len(), 5, "{name} {form}");
-            assert!(adapter.layers.values().all(|l| (l.rank(), l.alpha) == (rank, alpha)), "{name} {form}");
+            assert!(
+                adapter.layers.values().all(|l| (l.rank(), l.to_low_rank().alpha) == (rank, alpha)),
+                "{name} {form}"
+            );
             assert_eq!(adapter.layers, reordered(&forms[0].1, adapter), "{name} {form}");
             for strength in STRENGTHS {
                 golden_model.check(form, &format!("{name}@{strength}"), &[(adapter, strength)]);
@@ -177,7 +179,7 @@ fn every_form_at_every_rank_and_strength_fuses_to_the_weights_of_peft() {
 }
 
 /// The layers of `adapter` in the order of `like`.
-fn reordered(adapter: &Adapter, like: &Adapter) -> IndexMap<String, LowRank> {
+fn reordered(adapter: &Adapter, like: &Adapter) -> IndexMap<String, Arc<Update>> {
     like.layers.keys().map(|name| (name.clone(), adapter.layers[name].clone())).collect()
 }
 
@@ -191,7 +193,7 @@ fn patterns_of_rank_and_alpha_and_rank_stabilised_scales_fuse_to_the_weights_of_
         }
     }
     let mixed = golden_model.read(&golden("mixed/peft"));
-    let of = |module: &str| (mixed.layers[module].rank(), mixed.layers[module].alpha);
+    let of = |module: &str| (mixed.layers[module].rank(), mixed.layers[module].to_low_rank().alpha);
     assert_eq!(FUSED.map(of), [(4, 7.0), (1, 3.0), (16, 5.5)]);
 }
 
@@ -238,8 +240,8 @@ fn an_adapter_under_wrong_names_moves_the_output_away_from_that_of_peft() {
     let slots = built.engine("transformer").manifest().slots.clone();
     let sample = |path: &Path, strength, way: OpenOptions| {
         let adapter = read_adapter(path, &slots, &ReadOptions::default()).unwrap().adapter;
-        let options = OpenOptions { adapters: vec![(adapter, strength)], ..way };
-        let mut session = OpenEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
+        let mut engine = open_with(built.engine("transformer"), &way, &[(&adapter, strength)]);
+        let mut session = engine.session("step").unwrap();
         f32s(&run(&mut *session, &case.inputs)["sample"])
     };
     let kohya = folder.join("kohya.safetensors");
@@ -285,8 +287,7 @@ fn predicted_adapters_are_equal_with_and_without_the_auxiliary_factors_in_the_fi
     assert_eq!(full.len(), 21);
     for (slot, update) in &full {
         let other = &expanded[slot];
-        let delta = |layer: &LowRank| (layer.up.dot(&layer.down) * layer.scale()).into_dyn();
-        assert_close(slot, &delta(update), &delta(other), TOLERANCE);
+        assert_close(slot, &update.delta().into_dyn(), &other.delta().into_dyn(), TOLERANCE);
     }
     // The tokens alone: their values, and a kilobyte at most.
     let light = predict("light");

@@ -7,18 +7,17 @@ use indexmap::IndexMap;
 use ndarray::Array2;
 use serde::Deserialize;
 use serde_json::Value as Json;
-use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, ReadOptions, read_adapter, write_adapter};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, ReadOptions, Update, read_adapter, write_adapter};
 use v2l_runtime::lora::algebra::{Canonical, Composition, compare, compose, merge};
 use v2l_runtime::lora::fuse::{FuseTarget, fuse};
 use v2l_runtime::options::OpenOptions;
 
 use crate::cli::events;
-use crate::support::{self, Built, Case, assert_close, cases, f32s, fixtures};
+use crate::support::{self, Built, Case, assert_close, cases, f32s, fixtures, ort_with};
 use crate::swaps;
 use crate::tools::{Run, Sample, Scratch, args, command, output, run_ok, sample};
 
@@ -60,13 +59,14 @@ impl Golden {
             let narrow = |rows: &[Vec<f64>]| matrix(rows).mapv(|x| x as f32);
             let Factors { up, down } = &self.factors[n];
             let update = LowRank { up: narrow(up), down: narrow(down), alpha: self.alpha[n] };
-            Adapter { name: format!("{n}"), layers: [("q".to_owned(), update)].into_iter().collect() }
+            Adapter { name: format!("{n}"), layers: [("q".to_owned(), update.into())].into_iter().collect() }
         })
     }
 }
 
-fn delta(update: &LowRank) -> Array2<f64> {
-    update.up.mapv(f64::from).dot(&update.down.mapv(f64::from)) * f64::from(update.scale())
+fn delta(update: &Update) -> Array2<f64> {
+    let factors = update.to_low_rank();
+    factors.up.mapv(f64::from).dot(&factors.down.mapv(f64::from)) * f64::from(factors.scale())
 }
 
 #[track_caller]
@@ -96,7 +96,7 @@ fn canonical_factors_are_those_of_the_singular_values_of_the_update() {
 fn overlap_is_that_of_the_principal_angles() {
     for case in golden() {
         let [a, b] = case.adapters();
-        let (out, inputs) = (a.layers["q"].up.nrows(), a.layers["q"].down.ncols());
+        let (out, inputs) = a.layers["q"].dim();
         let found = compare(&[Slot::linear("q", out, inputs)], (&a, 1.0), (&b, 1.0)).unwrap();
         let found = &found.slots[0];
         let pairs = [
@@ -247,8 +247,7 @@ fn composition_on_the_command_line_is_that_of_the_library() {
     assert!(expected[1].kept < 0.999);
     // What is fused is what the library composed.
     let sum = merge("sum", &[(&expected[0].adapter, 1.0), (&expected[1].adapter, 1.0)]).unwrap();
-    let options = OpenOptions { adapters: vec![(sum, 1.0)], ..Default::default() };
-    let mut session = OrtEngine::open(engine.clone(), &options).unwrap().session("step").unwrap();
+    let mut session = ort_with(engine.clone(), &OpenOptions::default(), &[(&sum, 1.0)]).session("step").unwrap();
     let by_hand = f32s(&support::run(&mut session, &read_tensors(&inputs).unwrap())["sample"]);
     assert_close("composed", &sample, &by_hand, 1e-5);
     let (composed, added) = run("add");

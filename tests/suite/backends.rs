@@ -17,12 +17,12 @@ use v2l_runtime::engine::recording::Recorder;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::engine::{Engine, EngineError};
 use v2l_runtime::error::{Classified, ErrorClass};
-use v2l_runtime::lora::adapter::Adapter;
+use v2l_runtime::lora::Weighted;
 use v2l_runtime::lora::fuse::CancelCheck;
 use v2l_runtime::options::{OpenOptions, OrtWeights, WeightMode};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
-use crate::support::{Built, Case, cases, fixtures, run};
+use crate::support::{Built, Case, cases, fixtures, run, stack};
 use crate::swaps::adapter;
 
 /// Forwards to ONNX Runtime. Sessions cannot be opened again while it is told so.
@@ -109,7 +109,7 @@ impl BackendEngine for Forwarded {
 
     fn set_adapters(
         &mut self,
-        adapters: &[(Adapter, f32)],
+        adapters: &[Weighted],
         reopen: Reopen<'_>,
         cancelled: CancelCheck<'_>,
     ) -> Result<(), BackendError> {
@@ -133,7 +133,7 @@ impl Opened {
         Self { engine, sessions }
     }
 
-    fn set(&mut self, adapters: &[(Adapter, f32)]) -> Result<(), BackendError> {
+    fn set(&mut self, adapters: &[Weighted]) -> Result<(), BackendError> {
         self.engine.set_adapters(adapters, self.sessions.iter_mut(), None)
     }
 
@@ -150,7 +150,8 @@ fn backend_of_another_crate_gives_the_bits_of_the_one_that_it_forwards_to() {
     let (engine, inputs) = (built.engine(TRANSFORMER), Case::read(&cases(&fun_inp)[0]).inputs);
     let slots = &engine.manifest().slots;
     let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
-    let states = [vec![(a.clone(), 1.0)], vec![(b, -0.5), (a, 0.3)], vec![]];
+    let states: [&[_]; 3] = [&[(&a, 1.0)], &[(&b, -0.5), (&a, 0.3)], &[]];
+    let states = states.map(stack);
     // Over device weights, sessions take other weights without being opened again.
     for (weights, device_weights) in [
         (OrtWeights::F32, DeviceWeightChoice::None),
@@ -159,16 +160,21 @@ fn backend_of_another_crate_gives_the_bits_of_the_one_that_it_forwards_to() {
     ] {
         let options = OpenOptions {
             weights,
-            adapters: states[1].clone(),
             ort: OrtOptions { device_weights, ..OrtOptions::default() },
             ..OpenOptions::default()
         };
         let trial = Forwarding::default();
-        let mut forwarded = Opened::new(OpenEngine::open_on(&trial, Arc::clone(&engine), &options).unwrap());
-        let mut ort = Opened::new(OpenEngine::open(Arc::clone(&engine), &options).unwrap());
+        let opened = [
+            OpenEngine::open_on(&trial, Arc::clone(&engine), &options).unwrap(),
+            OpenEngine::open(Arc::clone(&engine), &options).unwrap(),
+        ];
+        let [mut forwarded, mut ort] = opened.map(|mut engine| {
+            engine.set_adapters(&states[1], std::iter::empty(), None).unwrap();
+            Opened::new(engine)
+        });
         assert_eq!(forwarded.engine.report().mode, ort.engine.report().mode);
         let first = ort.run(&inputs);
-        assert!(forwarded.run(&inputs) == first, "{weights:?}: fused as the engine is opened");
+        assert!(forwarded.run(&inputs) == first, "{weights:?}: fused before a session is open");
         for adapters in &states {
             forwarded.set(adapters).unwrap();
             ort.set(adapters).unwrap();
@@ -184,7 +190,7 @@ fn swap_that_fails_in_a_backend_of_another_crate_leaves_adapters_and_sessions_an
     let fun_inp = fixtures().join("transformer/fun_inp");
     let built = Built::plain(&fun_inp);
     let (engine, inputs) = (built.engine(TRANSFORMER), Case::read(&cases(&fun_inp)[0]).inputs);
-    let adapters = [(adapter("a", engine.manifest().slots.iter(), 3, 1), 1.0)];
+    let adapters = stack(&[(&adapter("a", engine.manifest().slots.iter(), 3, 1), 1.0)]);
     let (trial, records) = (Forwarding::default(), tempfile::tempdir().unwrap());
     let options = OpenOptions { record: Some(Recorder::new(records.path())), ..OpenOptions::default() };
     let mut opened = Opened::new(OpenEngine::open_on(&trial, Arc::clone(&engine), &options).unwrap());

@@ -698,10 +698,8 @@ fn matrix_that_is_not_finite_is_refused_by_name_when_a_graph_is_compiled() {
         let matrix = Initializer::inline(DataType::Float, &[2, 2], floats([1.0, 2.0, value, 3.0]));
         let matrix = b.initializer("layer.weight", matrix);
         let h = b.op("MatMul", &[&x, &matrix]);
-        let mask = b.initializer(
-            "mask",
-            Initializer::inline(DataType::Float, &[2, 2], floats([0.0, constant, 0.0, 0.0]).into()),
-        );
+        let mask =
+            b.initializer("mask", Initializer::inline(DataType::Float, &[2, 2], floats([0.0, constant, 0.0, 0.0])));
         let y = b.op("Add", &[&h, &mask]);
         b.output("y", &y, DataType::Float, [Dim::from(2), Dim::from(2)]);
         let (model, engine) = (scratch.path("small.onnx"), scratch.path("small.engine"));
@@ -1073,7 +1071,7 @@ fn engine_of_a_newer_format_is_refused() {
 }
 
 #[test]
-fn pipeline_of_a_newer_version_is_refused() {
+fn pipeline_of_another_version_is_refused() {
     let (scratch, sample) = (Scratch::new(), sample());
     let engines = scratch.copy(&sample.engines(), "engines");
     edit_json(&engines.join("pipeline.json"), |p| p["version"] = 7.into());

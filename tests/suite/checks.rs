@@ -80,8 +80,8 @@ fn verify_reports_every_output_of_every_graph_in_both_weight_modes() {
         .collect();
     // Tables as transformers use them, and such as they never see; branches with nothing in them, and with something;
     // timesteps that are different, equal, several and one.
-    let mut expected = vec!["step.side lazy factors".to_owned()];
-    for (graph, weights) in [("step", "lazy"), ("step", "widened"), ("step.side", "lazy"), ("step.side", "widened")] {
+    let mut expected = vec!["step.branch stored factors".to_owned()];
+    for (graph, weights) in [("step", "stored"), ("step", "f32"), ("step.branch", "stored"), ("step.branch", "f32")] {
         let kinds = ["any", "pairs", "several", "one", "equal", "equal", "equal", "turned", "turned", "turned"];
         expected.extend(kinds.map(|kind| format!("{graph} {weights} {kind}")));
     }
@@ -413,7 +413,7 @@ fn explain_says_what_passes_did_and_what_runs_spend_their_time_on() {
     let model = random_weights::made(&fixtures().join("transformer/fun_inp"));
     run_ok("export", args![model.root(), "-o", &bundle]);
     let branches = args!["--lora-rank", "4", "--fuse-modes", "branch"];
-    for (flags, graphs) in [(args![], vec!["step"]), (branches, vec!["step.side"])] {
+    for (flags, graphs) in [(args![], vec!["step"]), (branches, vec!["step.branch"])] {
         let all = [args![&bundle, "-o", &engines, "--explain", "--json"], flags].concat();
         let run = run_ok("compile", &all);
         let passes = events(&run.stdout, "passes");

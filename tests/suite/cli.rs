@@ -1,4 +1,4 @@
-//! What the four tools have in common: help, JSON events, quiet runs, broken pipes, exit codes.
+//! What the tools have in common: help, JSON events, quiet runs, broken pipes, exit codes.
 
 use std::ffi::OsString;
 use std::io::Read;
@@ -6,9 +6,7 @@ use std::process::Stdio;
 
 use serde_json::Value as Json;
 
-use crate::tools::{Scratch, args, command, output, run_ok, sample, sample_model};
-
-const TOOLS: [&str; 4] = ["export", "compile", "run", "inspect"];
+use crate::tools::{Scratch, TOOLS, args, command, output, run_ok, sample, sample_model};
 
 #[test]
 fn help_of_every_tool_is_as_recorded() {
@@ -62,15 +60,15 @@ fn json_output_of_every_tool_is_one_event_per_line() {
     let model = sample_model();
     let reference = model.join("image.png");
     let runs: [(&str, &[OsString], &[&str]); 6] = [
-        ("export", args![&model, "-o", &bundle], &["stage", "component", "bundle"]),
-        ("compile", args![sample.bundle(), "-o", &engines], &["stage", "engine"]),
+        ("export", args![&model, "-o", &bundle], &["phase", "component", "bundle"]),
+        ("compile", args![sample.bundle(), "-o", &engines], &["phase", "engine"]),
         ("inspect", args![sample.engines()], &["pipeline", "component"]),
         ("inspect", args![sample.bundle()], &["pipeline", "model", "slot"]),
         ("inspect", args![sample.engine("transformer"), "--verify-hashes"], &["engine", "graph", "slot", "verified"]),
         (
             "run",
             args!["--engine", sample.engines(), "--reference", reference, "--save-lora", scratch.path("l.safetensors")],
-            &["stage", "adapter"],
+            &["phase", "adapter"],
         ),
     ];
     for (tool, arguments, expected) in runs {

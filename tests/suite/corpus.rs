@@ -17,7 +17,7 @@ use v2l_runtime::lora::adapter::{ReadOptions, read_adapter};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
-use crate::support::{WEIGHT_MODES, f32s, fixtures, run};
+use crate::support::{WEIGHT_MODES, f32s, fixtures, run, stack};
 use crate::tools::{RawTensor, Scratch, args, run_ok, tamper};
 
 /// Engine against ONNX Runtime on the file, all in f32.
@@ -284,7 +284,7 @@ fn every_export_with_a_fused_adapter_equals_the_merged_model() {
             let what = format!("{} {mode:?}", export.name);
             let mut backend = open(&compiled, mode);
             let base = run(&mut backend.session("model").unwrap(), &inputs);
-            backend.set_adapters(&[(loaded.adapter.clone(), 1.0)], None).unwrap();
+            backend.set_adapters(&stack(&[(&loaded.adapter, 1.0)]), None).unwrap();
             let outputs = run(&mut backend.session("model").unwrap(), &inputs);
             // What is stored in 16 bits, and fused there, is rounded there.
             let narrow = mode == OrtWeights::Stored && compiled.engine.manifest().storage != Dtype::F32;

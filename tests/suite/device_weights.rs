@@ -1,5 +1,7 @@
-//! Device weights: one session for all adapters, on graphs with hoisted graphs, with branches and typed ones. What `--provider` says
+//! Device weights: one session for all adapters, on graphs with precomputed graphs, with branches and typed ones. What `--provider` says
 //! where there is no GPU.
+
+use std::sync::Arc;
 
 use ndarray::Array2;
 use v2l_export::{CompileOptions, ExportOptions};
@@ -10,15 +12,15 @@ use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
-use v2l_runtime::lora::adapter::{Adapter, LowRank};
-use v2l_runtime::lora::branch;
+use v2l_runtime::lora::adapter::{Adapter, LowRank, Update};
+use v2l_runtime::lora::{AdapterSet, branch};
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::lab::{Lab, Setup, request};
 use crate::plans::Planted;
-use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run};
+use crate::support::{Built, Case, WEIGHT_MODES, assert_close, cases, f32s, fixtures, run, stack};
 use crate::swaps::adapter;
 use crate::tools::{Scratch, args, command, output, sample};
 use crate::trials::Index;
@@ -45,9 +47,9 @@ fn directory_of_device_weights_swaps_under_an_open_session_whose_hoisted_graphs_
     for storage in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
         let built = built(storage);
         let engine = built.engine(TRANSFORMER);
-        assert!(engine.graph("step").unwrap().hoisted.is_some(), "there is something to forget");
+        assert!(engine.graph("step").unwrap().precomputed.is_some(), "there is something to forget");
         let slots = &engine.manifest().slots;
-        // Slots of the timestep rows, of the prologue and of the blocks.
+        // Slots of the timestep rows, of the precompute graph and of the blocks.
         let (a, b) = (adapter("a", slots.iter(), 3, 1), adapter("b", slots.iter().step_by(3), 2, 2));
         for weights in WEIGHT_MODES {
             let open = |on_device| {
@@ -62,10 +64,10 @@ fn directory_of_device_weights_swaps_under_an_open_session_whose_hoisted_graphs_
             let (mut over_device, mut today) = (open(true), open(false));
             let step = |directory: &mut EngineDirectory| run(directory.session(TRANSFORMER, "step").unwrap(), &inputs);
             let base = step(&mut over_device);
-            let states = [vec![(a.clone(), 1.0)], vec![(b.clone(), -0.5), (a.clone(), 0.3)], vec![]];
-            for adapters in states {
-                over_device.set_adapters(adapters.clone(), None).unwrap();
-                today.set_adapters(adapters.clone(), None).unwrap();
+            let states: [&[_]; 3] = [&[(&a, 1.0)], &[(&b, -0.5), (&a, 0.3)], &[]];
+            for adapters in states.map(AdapterSet::from) {
+                over_device.set_adapters(&adapters, None).unwrap();
+                today.set_adapters(&adapters, None).unwrap();
                 let (found, expected) = (step(&mut over_device), step(&mut today));
                 let what = format!("{storage} {weights:?} {} adapters", adapters.len());
                 assert_close(&what, &f32s(&found["sample"]), &f32s(&expected["sample"]), TOLERANCE);
@@ -79,14 +81,14 @@ fn directory_of_device_weights_swaps_under_an_open_session_whose_hoisted_graphs_
 fn session_over_device_weights_keeps_factors_and_runs_without_them() {
     let (built, inputs) = (built(Dtype::F32), case().inputs);
     let engine = built.engine(TRANSFORMER);
-    let graph = engine.graph("step.side").unwrap();
+    let graph = engine.graph("step.branch").unwrap();
     let a = adapter("a", engine.manifest().slots.iter(), 3, 1);
     let factors = |strength| branch::inputs(&engine, graph, &[(&a, strength)]).unwrap();
     let options = OpenOptions {
         ort: OrtOptions { device_weights: DeviceWeightChoice::All, ..OrtOptions::default() },
         ..OpenOptions::default()
     };
-    let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.side").unwrap();
+    let mut session = OrtEngine::open(built.engine(TRANSFORMER), &options).unwrap().session("step.branch").unwrap();
     assert!(session.run(&refs(&inputs)).is_err(), "nothing is kept yet");
     for strength in [1.0, -0.5, 0.0] {
         let factors = factors(strength);
@@ -111,7 +113,7 @@ fn session_over_device_weights_keeps_factors_and_runs_without_them() {
     assert!(session.hold(&[("nothing", &wrong)]).is_err(), "an input that the graph does not take");
     assert_eq!(run(&mut session, &inputs), before);
     let mut plain = OrtEngine::open(built.engine(TRANSFORMER), &OpenOptions::default()).unwrap();
-    assert!(!plain.session("step.side").unwrap().hold(&refs(&factors(1.0))).unwrap(), "the CPU keeps none");
+    assert!(!plain.session("step.branch").unwrap().hold(&refs(&factors(1.0))).unwrap(), "the CPU keeps none");
 }
 
 #[test]
@@ -123,12 +125,12 @@ fn typed_graph_over_device_weights_equals_one_over_fused_initializers() {
         Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 7 + j * 3) % 11) as f32 * 0.01 - 0.05)
     };
     let width = crate::plans::WIDTH;
-    let update = LowRank { down: factors(4, width), up: factors(width, 4), alpha: 4.0 };
+    let update: Arc<Update> = LowRank { down: factors(4, width), up: factors(width, 4), alpha: 4.0 }.into();
     let layers = [("blocks.0.up".to_owned(), update.clone()), ("blocks.0.down".to_owned(), update)];
     let adapter = Adapter { name: "a".into(), layers: layers.into_iter().collect() };
     let open = |on_device| {
         let device_weights = if on_device { DeviceWeightChoice::All } else { DeviceWeightChoice::None };
-        let engine = std::sync::Arc::new(Engine::open(planted.path("model.engine")).unwrap());
+        let engine = Arc::new(Engine::open(planted.path("model.engine")).unwrap());
         let options = OpenOptions {
             ort: OrtOptions { arithmetic: Arithmetic::Plan, device_weights, ..OrtOptions::default() },
             ..OpenOptions::default()
@@ -139,7 +141,7 @@ fn typed_graph_over_device_weights_equals_one_over_fused_initializers() {
     let graph = today.engine().manifest().graphs[0].name.clone();
     let mut session = over_device.session(&graph).unwrap();
     let base = run(&mut session, &inputs);
-    for adapters in [vec![(adapter, 1.0)], vec![]] {
+    for adapters in [stack(&[(&adapter, 1.0)]), vec![]] {
         over_device.set_adapters(&adapters, None).unwrap();
         today.set_adapters(&adapters, None).unwrap();
         let found = run(&mut session, &inputs);

@@ -16,10 +16,12 @@ use v2l_runtime::tensor::{NamedTensors, Tensor};
 use crate::architecture::root;
 use crate::support::fixtures;
 use crate::swaps::adapter;
-use crate::tools::{Scratch, args, binary, run_ok, sample_model};
+use crate::tools::{PROGRAM, Scratch, TOOLS, args, run_ok, sample_model};
 use crate::wan_pipelines::{engines, folder, runs};
 
-const TOOLS: [&str; 4] = ["export", "compile", "run", "inspect"];
+/// The subcommands that the reference of the command line has, in its order.
+const SUBCOMMANDS: [&str; 9] =
+    ["generate", "predict", "export", "compile", "run", "inspect", "serve", "doctor", "cache"];
 
 /// Commands that contain these words are not run, and why. Their flags are checked all the same.
 const NOT_RUN: &[(&str, &str)] = &[
@@ -36,6 +38,7 @@ const NOT_RUN: &[(&str, &str)] = &[
     (".gguf", "needs a GGUF file; tests/suite/checkpoints.rs"),
     ("umt5_xxl_fp16", "needs ComfyUI's files; tests/suite/wan_folders.rs"),
     ("Wan2.2-T2V-A14B", "needs the authors' folder; tests/suite/wan_folders.rs"),
+    ("v2l serve", "needs the Python package; tests/python"),
     ("ENGINE_DIR", "stands for a folder of the reader's"),
 ];
 
@@ -77,7 +80,7 @@ fn tool_commands() -> BTreeMap<String, String> {
     for document in documents() {
         let name = document.strip_prefix(root()).unwrap().display().to_string();
         for command in commands(&std::fs::read_to_string(&document).unwrap()) {
-            if command.trim_start().starts_with("v2l-") {
+            if split(&command).is_some() {
                 found.entry(command.split_whitespace().collect::<Vec<_>>().join(" ")).or_insert_with(|| name.clone());
             }
         }
@@ -85,8 +88,25 @@ fn tool_commands() -> BTreeMap<String, String> {
     found
 }
 
-fn generated(tool: &str) -> String {
-    run_ok(tool, args!["--generate", "markdown"]).stdout
+/// The subcommand of a command that runs one, and what stands behind it.
+fn split(command: &str) -> Option<(String, String)> {
+    let (first, rest) = command.trim_start().split_once(' ')?;
+    let (name, rest) = match first.strip_prefix("v2l-") {
+        Some(name) => (name, rest),
+        None if first == "v2l" => rest.trim_start().split_once(' ').unwrap_or((rest, "")),
+        None => return None,
+    };
+    Some((name.trim().to_owned(), rest.to_owned()))
+}
+
+/// What a subcommand says of itself, under its own name where it has one.
+fn generated(name: &str, kind: &str) -> String {
+    if TOOLS.contains(&name) {
+        return run_ok(name, args!["--generate", kind]).stdout;
+    }
+    let said = Command::new(PROGRAM).args([name, "--generate", kind]).output().unwrap();
+    assert!(said.status.success(), "v2l {name}");
+    String::from_utf8(said.stdout).unwrap()
 }
 
 /// A text in which a quotation mark or space ends a word, as a shell would take it apart.
@@ -210,7 +230,8 @@ impl Stage {
     /// Runs a command in a folder of its own, in which every name of the stage is found that the command does not write.
     fn run(&self, command: &str, more: &[&str]) -> Result<(), String> {
         let own = Scratch::new();
-        let words = words(command);
+        let (tool, rest) = split(command).unwrap();
+        let words = words(&rest);
         let written = |name: &str| {
             let after = |flags: &[&str]| words.windows(2).any(|pair| flags.contains(&&*pair[0]) && pair[1] == name);
             after(&["-o", "--outputs", "--save-lora", "--record-inputs", "--saveEngine", "--save-precision-plan"])
@@ -221,9 +242,8 @@ impl Stage {
                 std::os::unix::fs::symlink(self.path(&name), own.path(&name)).unwrap();
             }
         }
-        let tool = words[0].strip_prefix("v2l-").unwrap();
-        let mut run = Command::new(binary(tool));
-        run.args(&words[1..]).args(more).current_dir(own.root());
+        let mut run = Command::new(PROGRAM);
+        run.arg(tool).args(&words).args(more).current_dir(own.root()).env("V2L_CACHE", own.path("cache"));
         let output = run.output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if output.status.success() { Ok(()) } else { Err(format!("{command}\n  {:?}: {said}", output.status.code())) }
@@ -232,7 +252,9 @@ impl Stage {
 
 /// Flags that keep a run short, where the command does not have them.
 fn short(command: &str, wan: bool) -> Vec<&'static str> {
-    let generates = command.starts_with("v2l-run") && command.contains(" -o ") && !command.contains("--decode");
+    let generates = ["v2l-run", "v2l generate"].iter().any(|name| command.starts_with(name))
+        && command.contains(" -o ")
+        && !command.contains("--decode");
     let mut flags: Vec<[&str; 2]> = Vec::new();
     if generates {
         flags.extend([["--steps", "1"], ["--num-frames", if wan { "5" } else { "9" }]]);
@@ -269,22 +291,25 @@ fn commands_of_the_documents_run_on_shipped_models() {
 
 #[test]
 fn flags_of_the_documents_exist() {
-    let known: BTreeMap<&str, BTreeSet<String>> = TOOLS
+    let known: BTreeMap<&str, BTreeSet<String>> = SUBCOMMANDS
         .iter()
         .map(|tool| {
             let flags = |text: &str| -> BTreeSet<String> {
                 let word = |c: char| !(c.is_alphanumeric() || c == '-' || c == '_');
                 text.split(word).filter(|part| part.starts_with("--") && part.len() > 2).map(str::to_owned).collect()
             };
-            (*tool, flags(&generated(tool)))
+            (*tool, flags(&generated(tool, "markdown")))
         })
         .collect();
     let mut checked = 0;
     for (command, document) in tool_commands() {
-        let words = words(&command);
-        let Some(flags) = words[0].strip_prefix("v2l-").and_then(|tool| known.get(tool)) else {
-            panic!("{document}: {command}: no such tool");
-        };
+        let (tool, rest) = split(&command).unwrap();
+        let words = words(&rest);
+        let Some(flags) = known.get(&*tool) else { panic!("{document}: {command}: no such tool") };
+        // Its flags are the Python package's.
+        if tool == "serve" {
+            continue;
+        }
         for word in words.iter().filter(|word| word.starts_with("--") && word.len() > 2) {
             let flag = word.split(['=', '[']).next().unwrap();
             let common = ["--help", "--version", "--generate"].contains(&flag);
@@ -305,7 +330,9 @@ fn programs_that_the_documents_name_are_there() {
             for pair in words.windows(2) {
                 let (flag, value) = (&*pair[0], &*pair[1]);
                 if flag == "--bin" && value != "NAME" {
-                    let named = value.starts_with("v2l-") || manifest.contains(&format!("name = \"{value}\""));
+                    let named = value == "v2l"
+                        || value.starts_with("v2l-")
+                        || manifest.contains(&format!("name = \"{value}\""));
                     assert!(named, "{}: {command}: there is no program {value}", document.display());
                     checked += 1;
                 }
@@ -379,7 +406,7 @@ fn reference_of_the_command_line_is_current() {
     let path = root().join("docs/cli.md");
     let text = std::fs::read_to_string(&path).unwrap();
     let (written, _) = text.split_once(MARK).expect("docs/cli.md has the mark where the generated part begins");
-    let made: Vec<String> = TOOLS.iter().map(|tool| generated(tool)).collect();
+    let made: Vec<String> = SUBCOMMANDS.iter().map(|name| generated(name, "markdown")).collect();
     let expected = format!("{written}{MARK}\n{}", made.join("\n"));
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(&path, expected).unwrap();
@@ -390,11 +417,20 @@ fn reference_of_the_command_line_is_current() {
 
 #[test]
 fn manual_pages_and_completions_are_generated_and_other_kinds_are_refused() {
-    for tool in TOOLS {
-        assert!(run_ok(tool, args!["--generate", "man"]).stdout.contains(&format!(".TH v2l-{tool}")));
-        for shell in ["bash", "fish", "zsh"] {
-            assert!(run_ok(tool, args!["--generate", shell]).stdout.contains("quiet"), "v2l-{tool} {shell}");
+    for name in SUBCOMMANDS {
+        assert!(generated(name, "man").contains(&format!(".TH v2l-{name}")));
+        // A command without flags has nothing that fish could complete.
+        let shells = if name == "serve" { &["bash", "zsh"][..] } else { &["bash", "fish", "zsh"] };
+        for shell in shells {
+            assert!(generated(name, shell).contains(&format!("v2l-{name}")), "v2l-{name} {shell}");
         }
+    }
+    for shell in ["bash", "fish", "zsh"] {
+        let all = Command::new(PROGRAM).args(["--generate", shell]).output().unwrap();
+        let all = String::from_utf8(all.stdout).unwrap();
+        assert!(SUBCOMMANDS.iter().all(|name| all.contains(name)), "{shell}");
+    }
+    for tool in TOOLS {
         let refused = crate::tools::output(crate::tools::command(tool, args!["--generate", "ksh"]));
         assert_eq!(refused.code, 2);
         assert!(refused.stderr.contains("expected man, markdown, bash, fish or zsh"), "{}", refused.stderr);
@@ -403,14 +439,14 @@ fn manual_pages_and_completions_are_generated_and_other_kinds_are_refused() {
 
 #[test]
 fn few_sentences_of_the_documents_are_long() {
-    let output = Command::new("python3").arg(root().join("bin/readability")).arg("--json").output().unwrap();
+    let output = Command::new("python3").arg(root().join("bin/dev/readability")).arg("--json").output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let text = String::from_utf8(output.stdout).unwrap();
     let all: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     let (long, count) = (all["over_30"].as_f64().unwrap(), all["sentences"].as_f64().unwrap());
     assert!(
         count > 500.0 && long / count < 0.05,
-        "{long} of {count} sentences have more than 30 words; see bin/readability --long"
+        "{long} of {count} sentences have more than 30 words; see bin/dev/readability --long"
     );
 }
 

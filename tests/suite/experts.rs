@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ndarray::{Array5, ArrayD};
@@ -11,11 +12,14 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::error::ErrorClass;
 use v2l_runtime::generator::{Generator, Options};
 use v2l_runtime::io::weights::read_tensors;
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, Experts, ReadOptions, write_adapter};
+use v2l_runtime::lora::AdapterSet;
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, Experts, LowRank, ReadOptions, Update, write_adapter};
+use v2l_runtime::lora::fuse::{FuseReport, FusedCache};
+use v2l_runtime::options::OrtWeights;
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::Tensor;
 
-use crate::support::{Case, run};
+use crate::support::{Case, WEIGHT_MODES, factors_mut, run};
 use crate::swaps::{adapter, numbers};
 use crate::tools::{Run, Scratch, args, command, output, run_ok, tamper};
 use crate::wan_pipelines::{arguments, difference, engines, folder, runs, tensor, write_one};
@@ -121,8 +125,8 @@ fn pair_is_what_merging_each_file_into_its_checkpoint_is() {
     let mut generator = Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
     let mut both = Adapter { name: "both".to_owned(), ..Adapter::default() };
     for (file, strength) in [(&pair.high, 3.0), (&pair.low, 1.5)] {
-        let mut read = generator.load_adapter(file, &ReadOptions::default()).unwrap().adapter;
-        read.layers.values_mut().for_each(|update| update.alpha *= strength);
+        let mut read = (*generator.load_adapter(file, &ReadOptions::default()).unwrap().adapter).clone();
+        read.layers.values_mut().for_each(|update| factors_mut(update).alpha *= strength);
         both.layers.extend(read.layers);
     }
     let file = pair.model.path("both.safetensors");
@@ -256,44 +260,50 @@ fn one_forward_takes_what_is_for_its_component() {
     }
 }
 
-#[test]
-fn swaps_of_both_are_transactions() {
-    let pair = Pair::new();
-    let mut generator = Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
+/// Four steps, so that both transformers run.
+fn request() -> Request {
     let settings = &runs()["experts"]["settings"];
     let number = |key: &str| settings[key].as_u64().unwrap() as usize;
-    let request = Request {
+    Request {
         prompt: "a cat".to_owned(),
         width: Some(number("width")),
         height: Some(number("height")),
         num_frames: Some(number("num_frames")),
         num_inference_steps: Some(4),
         ..Request::default()
-    };
+    }
+}
+
+#[test]
+fn swaps_of_both_are_transactions() {
+    let pair = Pair::new();
+    let mut generator = Generator::open(pair.model.path("engines"), &Options::default()).unwrap();
+    let request = request();
     let mut load = |path: &Path, experts| {
         let options = ReadOptions { experts, ..ReadOptions::default() };
         generator.load_adapter(path, &options).unwrap().adapter
     };
     let (high, low) = (load(&pair.high, None), load(&pair.low, None));
     let both = load(&pair.low, Some(Experts::Both));
-    let mut damaged = low.clone();
+    let mut damaged = (*low).clone();
     damaged.name = "damaged".to_owned();
-    damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
+    factors_mut(damaged.layers.values_mut().last().unwrap()).up.fill(f32::NAN);
     let mut latents = |set: &[(&Adapter, f32)]| {
-        let applied = generator.set_adapters(set).unwrap();
+        let applied = generator.set_adapters(&set.into(), None).unwrap();
         assert_eq!(
             applied.slots,
             set.iter().flat_map(|(a, _)| a.layers.keys()).collect::<std::collections::HashSet<_>>().len()
         );
-        let kept = generator.sample(&request, &mut ()).unwrap().latents;
+        let kept = generator.prepare(request.clone()).unwrap().sample(&mut ()).unwrap().latents;
 
-        let error = generator.set_adapters(&[(&high, 1.0), (&damaged, 1.0)]).unwrap_err();
+        let error = generator.set_adapters(&AdapterSet::from([(&*high, 1.0), (&damaged, 1.0)]), None).unwrap_err();
         assert_eq!(error.class(), ErrorClass::BadAdapter);
         let asked = AtomicUsize::new(0);
         let stop = || asked.fetch_add(1, Ordering::Relaxed) > 2;
-        let error = generator.set_adapters_unless(&[(&high, 2.0), (&low, 2.0)], Some(&stop)).unwrap_err();
+        let other = AdapterSet::from([(&*high, 2.0), (&*low, 2.0)]);
+        let error = generator.set_adapters(&other, Some(&stop)).unwrap_err();
         assert_eq!(error.class(), ErrorClass::Cancelled);
-        assert_eq!(generator.sample(&request, &mut ()).unwrap().latents, kept);
+        assert_eq!(generator.prepare(request.clone()).unwrap().sample(&mut ()).unwrap().latents, kept);
         kept
     };
     let base = latents(&[]);
@@ -306,6 +316,157 @@ fn swaps_of_both_are_transactions() {
         assert_eq!(latents(states[i]), first[i]);
     }
     assert_eq!(latents(&[]), base);
+}
+
+/// The pair's adapters, read for the generator.
+fn both_of(pair: &Pair, generator: &mut Generator) -> [Arc<Adapter>; 2] {
+    [&pair.high, &pair.low].map(|file| generator.load_adapter(file, &ReadOptions::default()).unwrap().adapter)
+}
+
+/// Names of the slots that a report is about, in order.
+fn reported(report: &FuseReport) -> Vec<String> {
+    let mut names: Vec<String> = report.slots.iter().map(|slot| slot.slot.clone()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn second_transformer_is_fused_once_when_it_is_opened_and_then_reported_whole() {
+    let pair = Pair::new();
+    for weights in WEIGHT_MODES {
+        let cache = Scratch::new();
+        let mut options = Options::default();
+        options.engines.weights = weights;
+        options.engines.fused_cache = Some(FusedCache { folder: cache.path("fused"), bytes: 1 << 30 });
+        let kept = || std::fs::read_dir(cache.path("fused")).map_or(0, Iterator::count);
+        let mut generator = Generator::open(pair.model.path("engines"), &options).unwrap();
+        let [high, low] = both_of(&pair, &mut generator);
+        let second = |report: &FuseReport| {
+            let names = reported(report).into_iter();
+            names.filter(|name| name.starts_with("transformer_2.")).collect::<Vec<_>>()
+        };
+        let mut all: Vec<String> = low.layers.keys().cloned().collect();
+        all.sort();
+        assert!(all.iter().all(|name| name.starts_with("transformer_2.")));
+
+        let applied = generator.set_adapters(&AdapterSet::from([(&*high, 1.0), (&*low, 0.5)]), None).unwrap();
+        let sampled = second(&applied.fused.unwrap());
+        match weights {
+            // Nothing is lost but the last bit.
+            OrtWeights::F32 => assert!(sampled.is_empty(), "{sampled:?}"),
+            _ => assert!(
+                !sampled.is_empty() && sampled.len() < all.len() && sampled.iter().all(|name| all.contains(name)),
+                "{sampled:?}"
+            ),
+        }
+        assert_eq!(kept(), 1, "{weights:?}: the first alone is fused");
+        assert!(generator.directory().report(TRANSFORMER_2).is_none());
+
+        let video = generator.prepare(request()).unwrap().sample(&mut ()).unwrap().latents;
+        assert_eq!(kept(), 2, "{weights:?}: the second is fused when it is opened");
+        assert_eq!(second(&generator.directory().fused()), all, "{weights:?}");
+
+        // Opened again, both have what was kept of that one fuse.
+        for component in [TRANSFORMER, TRANSFORMER_2] {
+            generator.directory().session(component, "step").unwrap();
+            assert_eq!(
+                generator.directory().report(component).unwrap().fused.kept,
+                Some(true),
+                "{weights:?} {component}"
+            );
+        }
+        assert_eq!(generator.prepare(request()).unwrap().sample(&mut ()).unwrap().latents, video);
+        assert_eq!(kept(), 2, "{weights:?}: nothing else is fused for another video");
+        assert_eq!(second(&generator.directory().fused()), all, "{weights:?}");
+    }
+}
+
+#[test]
+fn layers_that_do_not_fit_the_second_transformer_are_refused_before_the_first_changes() {
+    let pair = Pair::new();
+    for weights in WEIGHT_MODES {
+        let mut options = Options::default();
+        options.engines.weights = weights;
+        let mut generator = Generator::open(pair.model.path("engines"), &options).unwrap();
+        let [high, low] = both_of(&pair, &mut generator);
+        let parameter = {
+            let engine = generator.directory().engine(TRANSFORMER_2).unwrap();
+            let bias = engine.parameters().iter().find(|slot| slot.name.starts_with("blocks.")).unwrap().clone();
+            (format!("transformer_2.{}", bias.name), ndarray::Array2::zeros((bias.out_features, bias.in_features)))
+        };
+        let changed = |change: &dyn Fn(&mut Adapter)| {
+            let mut adapter = Adapter { name: "misfit".to_owned(), ..(*low).clone() };
+            change(&mut adapter);
+            adapter
+        };
+        let last = |adapter: &mut Adapter, change: &dyn Fn(&mut LowRank)| {
+            change(factors_mut(adapter.layers.values_mut().last().unwrap()));
+        };
+        let misfits = [
+            ("NaN or infinity", changed(&|adapter| last(adapter, &|factors| factors.up.fill(f32::NAN)))),
+            (
+                "expected down",
+                changed(&|adapter| {
+                    last(adapter, &|factors| {
+                        factors.down = ndarray::Array2::zeros((factors.down.nrows(), factors.down.ncols() + 1));
+                    });
+                }),
+            ),
+            (
+                "no slot `nowhere`",
+                changed(&|adapter| {
+                    let update = adapter.layers.values().next().unwrap().clone();
+                    adapter.layers.insert("transformer_2.nowhere".to_owned(), update);
+                }),
+            ),
+            (
+                "the difference holds NaN or infinity",
+                changed(&|adapter| {
+                    let (name, mut difference) = parameter.clone();
+                    difference[[0, 0]] = f32::NAN;
+                    adapter.layers.insert(name, Arc::new(Update::Full(difference)));
+                }),
+            ),
+            (
+                "expected a difference",
+                changed(&|adapter| {
+                    let update = Update::Full(ndarray::Array2::zeros((1, 1)));
+                    adapter.layers.insert(parameter.0.clone(), Arc::new(update));
+                }),
+            ),
+        ];
+        for former in [AdapterSet::default(), AdapterSet::from([(&*high, 1.0), (&*low, 0.5)])] {
+            generator.set_adapters(&former, None).unwrap();
+            let before = generator.prepare(request()).unwrap().sample(&mut ()).unwrap().latents;
+            let report = generator.directory().fused();
+            for (expected, misfit) in &misfits {
+                // Asked as soon as the first begins to be fused, and never before.
+                let asked = AtomicUsize::new(0);
+                let begun = || {
+                    asked.fetch_add(1, Ordering::Relaxed);
+                    false
+                };
+                let set = AdapterSet::from([(&*high, 2.0), (misfit, 1.0)]);
+                let error = generator.set_adapters(&set, Some(&begun)).unwrap_err();
+                assert_eq!(error.class(), ErrorClass::BadAdapter, "{error}");
+                assert!(error.to_string().contains(expected), "{weights:?}: {error}");
+                assert_eq!(asked.load(Ordering::Relaxed), 0, "{weights:?}, {expected}: the first is left alone");
+                assert_eq!(generator.directory().adapters(), &former);
+                assert_eq!(generator.directory().fused(), report);
+                assert_eq!(
+                    generator.prepare(request()).unwrap().sample(&mut ()).unwrap().latents,
+                    before,
+                    "{weights:?}, {expected}"
+                );
+            }
+            // What fits is asked about: the count above means something.
+            let asked = AtomicUsize::new(0);
+            let stop = || asked.fetch_add(1, Ordering::Relaxed) == 0;
+            let fits = AdapterSet::from([(&*high, 2.0), (&*low, 1.0)]);
+            assert_eq!(generator.set_adapters(&fits, Some(&stop)).unwrap_err().class(), ErrorClass::Cancelled);
+            assert!(asked.load(Ordering::Relaxed) > 0);
+        }
+    }
 }
 
 /// Fifty stacks, one after the other, of what a distillation changes (every weight of both transformers) and two effects.
@@ -340,18 +501,19 @@ fn fifty_swaps_of_stacks_are_each_what_a_fresh_start_gives() {
         let chosen = [pick(), pick(), pick()];
         let stack = [(&distill, chosen[0]), (&high, chosen[1]), (&low, chosen[2])];
         let stack: Vec<(&Adapter, f32)> = stack.into_iter().filter(|(_, strength)| *strength != 0.0).collect();
-        generator.set_adapters(&stack).unwrap();
+        let set = AdapterSet::from(&stack[..]);
+        generator.set_adapters(&set, None).unwrap();
         let found = samples(&mut generator);
         let expected = fresh.entry(chosen.map(f32::to_bits)).or_insert_with(|| {
             let mut generator = open();
-            generator.set_adapters(&stack).unwrap();
+            generator.set_adapters(&set, None).unwrap();
             samples(&mut generator)
         });
         assert!(found == *expected, "round {round}: {chosen:?}");
         assert_eq!(found == base, stack.is_empty(), "round {round}: {chosen:?}");
     }
     assert!(fresh.len() > 15, "{}", fresh.len());
-    generator.set_adapters(&[]).unwrap();
+    generator.set_adapters(&AdapterSet::default(), None).unwrap();
     assert!(samples(&mut generator) == base);
 }
 

@@ -8,17 +8,16 @@ use std::time::{Duration, SystemTime};
 use ndarray::ArrayD;
 use v2l_export::CompileOptions;
 use v2l_export::targets::OpenVino;
-use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::io::weights::write_tensors;
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, write_adapter};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
 use v2l_runtime::lora::fuse::{FuseOptions, FuseTarget, FusedCache, fuse, fuse_kept};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::Dtype;
 
-use crate::support::{Built, Case, cases, f32s, fixtures, openvino, run};
+use crate::support::{Built, Case, cases, f32s, factors_mut, fixtures, open_with, openvino, run, stack};
 use crate::swaps::adapter;
 use crate::tools::{Scratch, args, run_ok};
 
@@ -97,9 +96,8 @@ fn fused_weights_are_kept_on_openvino_too_and_onnx_runtime_finds_them() {
     let (engine, inputs) = (built.engine(TRANSFORMER), Case::read(&cases(&folder)[0]).inputs);
     let cache = lab.cache(1 << 30);
     let open = |fused_cache| {
-        let adapters = vec![(lab.a.clone(), 0.5)];
-        let options = OpenOptions { fused_cache, adapters, ..openvino() };
-        OpenEngine::open(Arc::clone(&engine), &options).unwrap()
+        let options = OpenOptions { fused_cache, ..openvino() };
+        open_with(Arc::clone(&engine), &options, &[(&lab.a, 0.5)])
     };
     let expected = run(&mut *open(None).session("step").unwrap(), &inputs);
     for kept in [false, true] {
@@ -243,9 +241,9 @@ fn entry_that_others_could_have_put_there_is_passed_over_with_a_word_and_made_ag
 fn adapters_that_change_nothing_are_said_and_nothing_survives_of_them() {
     let lab = Lab::new();
     let engine = lab.built.engine(TRANSFORMER);
-    let nothing = |change: fn(&mut v2l_runtime::lora::adapter::LowRank)| {
+    let nothing = |change: fn(&mut LowRank)| {
         let mut adapter = lab.a.clone();
-        adapter.layers.values_mut().for_each(change);
+        adapter.layers.values_mut().for_each(|update| change(factors_mut(update)));
         adapter
     };
     let idle =
@@ -293,16 +291,16 @@ fn sessions_over_kept_weights_hold_no_private_memory_and_swap_back() {
     let sample = |engine: &mut OrtEngine| -> ArrayD<f32> {
         f32s(&run(&mut engine.session("step").unwrap(), &case.inputs)["sample"])
     };
-    let stack = |strength| vec![(lab.a.clone(), strength)];
+    let adapters = stack(&[(&lab.a, 1.0)]);
     let mut plain = OrtEngine::open(Arc::clone(&engine), &options(false)).unwrap();
     let base = sample(&mut plain);
-    plain.set_adapters(&stack(1.0), None).unwrap();
+    plain.set_adapters(&adapters, None).unwrap();
     let (expected, private) = (sample(&mut plain), plain.report().private_bytes);
     assert!(private > 0);
     for kept in [false, true] {
         let mut cached = OrtEngine::open(Arc::clone(&engine), &options(true)).unwrap();
         let before = cached.report().private_bytes;
-        let state = cached.set_adapters(&stack(1.0), None).unwrap();
+        let state = cached.set_adapters(&adapters, None).unwrap();
         assert_eq!(cached.report().fused.kept, Some(kept));
         assert_eq!(cached.report().private_bytes, if kept { before } else { private });
         assert_eq!(sample(&mut cached), expected);

@@ -12,14 +12,15 @@ use v2l_runtime::ErrorClass;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::generator::{Applied, Generator, Options};
 use v2l_runtime::io::weights::write_tensors;
-use v2l_runtime::lora::Strength;
 use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
 use v2l_runtime::lora::mode::Way;
+use v2l_runtime::lora::{AdapterSet, Strength};
 use v2l_runtime::request::Request;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::bad_input::refuse;
 use crate::experts::Pair;
+use crate::support::factors_mut;
 use crate::swaps::adapter;
 use crate::tools::{Scratch, args, command, output, run_ok};
 use crate::wan_pipelines::{arguments, difference, engines, runs, tensor};
@@ -45,7 +46,7 @@ fn request(prompt: &str, guidance: f64, steps: usize) -> Request {
 }
 
 fn latents(generator: &mut Generator, request: &Request) -> Array5<f32> {
-    generator.sample(request, &mut ()).unwrap().latents
+    generator.prepare(request.clone()).unwrap().sample(&mut ()).unwrap().latents
 }
 
 /// A model with two transformers, and two adapters that each change both.
@@ -92,7 +93,7 @@ fn check_one_step(branch: bool) {
     let lab = Lab::new(branch);
     let mut generator = lab.open();
     let mut alone = |prompt: &str, adapters: Even<'_>| {
-        generator.set_adapters(adapters).unwrap();
+        generator.set_adapters(&AdapterSet::from(adapters), None).unwrap();
         latents(&mut generator, &request(prompt, 1.0, 1))
     };
     let (a, b) = (&lab.a, &lab.b);
@@ -107,13 +108,13 @@ fn check_one_step(branch: bool) {
         &negative + (&positive - &negative) * GUIDANCE as f32
     });
     let even = {
-        generator.set_adapters(&[(a, 1.0)]).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, 1.0)]), None).unwrap();
         latents(&mut generator, &request("a cat", GUIDANCE, 1))
     };
     let way = if branch { Way::Branch } else { Way::Fuse };
     for _ in 0..2 {
         for ((stack, _, _), expected) in stacks.iter().zip(&expected) {
-            let applied = generator.set_guided_adapters(stack, None).unwrap();
+            let applied = generator.set_adapters(&AdapterSet::from(*stack), None).unwrap();
             assert_eq!(applied.way, way);
             let found = latents(&mut generator, &request("a cat", GUIDANCE, 1));
             let away = difference(&found, expected);
@@ -122,10 +123,10 @@ fn check_one_step(branch: bool) {
         }
         // Without guidance the negative prompt's strengths do not count.
         let alone = latents(&mut generator, &request("a cat", 1.0, 1));
-        generator.set_adapters(&[(a, 1.0), (b, 0.5)]).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, 1.0), (b, 0.5)]), None).unwrap();
         assert_eq!(alone, latents(&mut generator, &request("a cat", 1.0, 1)));
         // And even strengths are those of one set of weights, bit for bit.
-        generator.set_guided_adapters(&[(a, 1.0.into())], None).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, Strength::from(1.0))]), None).unwrap();
         assert_eq!(even, latents(&mut generator, &request("a cat", GUIDANCE, 1)));
     }
 }
@@ -149,31 +150,31 @@ fn halves_for_each_prompt_are_the_whole_in_both_transformers() {
         let (a, b) = (&lab.a, &lab.b);
         let request = request("a cat", GUIDANCE, 4);
         let (cond, uncond) = (Strength { cond: 1.0, uncond: 0.0 }, Strength { cond: 0.0, uncond: 1.0 });
-        generator.set_guided_adapters(&[(a, cond), (a, uncond)], None).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, cond), (a, uncond)]), None).unwrap();
         let halves = latents(&mut generator, &request);
-        generator.set_adapters(&[(a, 1.0)]).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, 1.0)]), None).unwrap();
         let whole = latents(&mut generator, &request);
         let away = difference(&halves, &whole);
         assert!(away <= 10.0 * TOLERANCE, "branch {branch}: {away}");
 
         // A transaction: what does not fit, or is cancelled, leaves all as it was.
-        generator.set_guided_adapters(&[(a, cond), (b, uncond)], None).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, cond), (b, uncond)]), None).unwrap();
         let before = latents(&mut generator, &request);
         assert!(difference(&before, &whole) > 100.0 * TOLERANCE);
         let mut damaged = b.clone();
-        damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
+        factors_mut(damaged.layers.values_mut().last().unwrap()).up.fill(f32::NAN);
         let class = |result: Result<Applied, v2l_runtime::Error>| result.unwrap_err().class();
         for strength in [cond, uncond] {
-            let found = generator.set_guided_adapters(&[(a, uncond), (&damaged, strength)], None);
+            let found = generator.set_adapters(&AdapterSet::from([(a, uncond), (&damaged, strength)]), None);
             assert_eq!(class(found), ErrorClass::BadAdapter);
             assert_eq!(latents(&mut generator, &request), before, "branch {branch}");
         }
         if !branch {
-            let found = generator.set_guided_adapters(&[(b, cond), (a, uncond)], Some(&|| true));
+            let found = generator.set_adapters(&AdapterSet::from([(b, cond), (a, uncond)]), Some(&|| true));
             assert_eq!(class(found), ErrorClass::Cancelled);
             assert_eq!(latents(&mut generator, &request), before);
         }
-        generator.set_adapters(&[(a, 1.0)]).unwrap();
+        generator.set_adapters(&AdapterSet::from([(a, 1.0)]), None).unwrap();
         assert_eq!(latents(&mut generator, &request), whole, "the negative prompt's own weights are gone");
     }
 }
@@ -186,7 +187,7 @@ fn map_for_the_prompt_alone_steers_videos_and_is_no_file() {
     let engine = Engine::open(model.path("engines/transformer.engine")).unwrap();
     let slot = engine.manifest().slots.iter().find(|slot| slot.name.contains("attn1.to_q")).unwrap().clone();
     let mut made = adapter("constant", [&slot, &slot].into_iter(), 1, 41);
-    let LowRank { down, up, .. } = made.layers.shift_remove(&slot.name).unwrap();
+    let LowRank { down, up, .. } = made.layers.shift_remove(&slot.name).unwrap().to_low_rank().into_owned();
     let file = |name: &str| model.path(name);
     let tensor_of = |matrix: &ndarray::Array2<f32>| Tensor::F32(matrix.clone().into_dyn());
     let constants: NamedTensors = [("down".to_owned(), tensor_of(&down)), ("up".to_owned(), tensor_of(&up))].into();
@@ -202,7 +203,7 @@ fn map_for_the_prompt_alone_steers_videos_and_is_no_file() {
     let write_map = |uncond: f32| {
         let constant = |name: &str| json!({ "tensor": format!("constants.safetensors:{name}") });
         let slot = json!({ "slot": slot.name, "down": constant("down"), "up": constant("up"), "scale": "scale", "alpha": 1.0 });
-        let map = json!({ "format": "v2l-predictor-map", "version": 2, "slots": [slot],
+        let map = json!({ "format": "v2l-predictor-map", "version": 1, "slots": [slot],
             "strength": { "cond": 1.0, "uncond": uncond } });
         model.write("map.json", map.to_string());
     };
@@ -231,7 +232,7 @@ fn map_for_the_prompt_alone_steers_videos_and_is_no_file() {
     let (base, _) = sampled(&[]);
     assert!(difference(&guided, &even) > 1e-3 && difference(&guided, &base) > 1e-3);
 
-    let layers = IndexMap::from([(slot.name.clone(), LowRank { down, up, alpha: 1.0 })]);
+    let layers = IndexMap::from([(slot.name.clone(), LowRank { down, up, alpha: 1.0 }.into())]);
     let adapter = Adapter { name: "constant".to_owned(), layers };
     let lora = file("lora.safetensors");
     write_adapter(&lora, &adapter, AdapterFormat::Peft).unwrap();

@@ -17,7 +17,7 @@ use v2l_runtime::predict::video2lora::Video2Lora;
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::random_weights;
-use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header, run, ways};
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, header, open_with, run, ways};
 
 const TOLERANCE: f64 = 1e-5;
 
@@ -43,7 +43,7 @@ fn two(array: ArrayD<f32>) -> Array2<f32> {
 
 fn delta(adapter: &Adapter, slot: &str) -> ArrayD<f32> {
     let layer = adapter.layers.get(slot).unwrap_or_else(|| panic!("the adapter lacks {slot}"));
-    (layer.up.dot(&layer.down) * layer.scale()).into_dyn()
+    layer.delta().into_dyn()
 }
 
 /// Runs the transformer with `adapter` fused at `strength`.
@@ -53,9 +53,8 @@ fn fused_sample(
     adapter: Option<(&Adapter, f32)>,
     inputs: &NamedTensors,
 ) -> ArrayD<f32> {
-    let adapters = adapter.map(|(a, s)| (a.clone(), s)).into_iter().collect();
-    let options = OpenOptions { adapters, ..options.clone() };
-    let mut session = OpenEngine::open(built.engine("transformer"), &options).unwrap().session("step").unwrap();
+    let mut engine = open_with(built.engine("transformer"), options, adapter.as_slice());
+    let mut session = engine.session("step").unwrap();
     f32s(&run(&mut *session, inputs)["sample"])
 }
 

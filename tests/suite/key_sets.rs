@@ -9,7 +9,7 @@ use ndarray::{Array2, ArrayD, Axis};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::io::weights::write_tensors;
-use v2l_runtime::lora::adapter::{AdapterError, CoveredAdapter, LowRank, Outcome, ReadOptions, read_adapter};
+use v2l_runtime::lora::adapter::{AdapterError, CoveredAdapter, LowRank, Outcome, ReadOptions, Update, read_adapter};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::random_weights;
@@ -132,7 +132,7 @@ fn values(name: &str, rows: usize, columns: usize) -> Array2<f32> {
 }
 
 /// The file that a tool writes for a model, and what each slot's or parameter's update is.
-fn file(dialect: &Dialect, engine: &Engine) -> (NamedTensors, BTreeMap<String, LowRank>) {
+fn file(dialect: &Dialect, engine: &Engine) -> (NamedTensors, BTreeMap<String, Update>) {
     let (mut tensors, mut expected) = (NamedTensors::new(), BTreeMap::new());
     let spelled = |module: &str| {
         let module = if dialect.native { native(module) } else { module.to_owned() };
@@ -156,7 +156,7 @@ fn file(dialect: &Dialect, engine: &Engine) -> (NamedTensors, BTreeMap<String, L
             };
             tensors.insert(format!("{stem}.alpha"), alpha);
         }
-        expected.insert(name.clone(), LowRank { down, up, alpha });
+        expected.insert(name.clone(), LowRank { down, up, alpha }.into());
     }
     let Some(tables) = dialect.tables else { return (tensors, expected) };
     for Slot { name, out_features, in_features, .. } in engine.parameters() {
@@ -175,7 +175,7 @@ fn file(dialect: &Dialect, engine: &Engine) -> (NamedTensors, BTreeMap<String, L
             false => difference.clone().into_dyn(),
         };
         tensors.insert(key, Tensor::F32(stored));
-        expected.insert(name.clone(), LowRank::difference(difference));
+        expected.insert(name.clone(), Update::Full(difference));
     }
     (tensors, expected)
 }
@@ -199,7 +199,7 @@ fn every_key_of_forty_sets_is_applied_to_what_it_names() {
             assert_eq!(loaded.coverage.counts(), (tensors.len(), 0, 0), "{what}");
             assert_eq!(loaded.coverage.covered(), expected.len(), "{what}");
             for (slot, update) in &expected {
-                assert!(loaded.adapter.layers.get(slot) == Some(update), "{what}: {slot}");
+                assert!(loaded.adapter.layers.get(slot).is_some_and(|found| **found == *update), "{what}: {slot}");
             }
             sets += 1;
         }

@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ndarray::ArrayD;
+use ndarray::{Array2, ArrayD};
 use v2l_export::targets::OpenVino;
 use v2l_export::{CompileOptions, ExportOptions};
 use v2l_runtime::backends::onnxruntime::DeviceWeightChoice;
 use v2l_runtime::components::Components;
 use v2l_runtime::generator::{Generator, Options};
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
-use v2l_runtime::lora::adapter::{AdapterError, AdapterFormat, Outcome, ReadOptions, read_adapter, write_adapter};
-use v2l_runtime::lora::algebra;
+use v2l_runtime::lora::adapter::{
+    AdapterError, AdapterFormat, Outcome, ReadOptions, Update, read_adapter, write_adapter,
+};
 use v2l_runtime::lora::fuse::{FuseTarget, fuse};
 use v2l_runtime::lora::mode::{AdapterMode, Way};
+use v2l_runtime::lora::{AdapterSet, algebra};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::support::{Built, assert_close, f32s, fixtures, run};
@@ -165,18 +167,21 @@ fn swaps_of_differences_are_whole_and_bring_the_base_back() {
             .map(|name| generator.load_adapter(file(name), &ReadOptions::default()).unwrap().adapter);
         let mut alone = BTreeMap::new();
         for order in [0, 1, 2, 0, 2, 1, 1, 0] {
-            generator.set_adapters(&[(&adapters[order], 0.7)]).unwrap();
+            generator.set_adapters(&AdapterSet::from([(&*adapters[order], 0.7)]), None).unwrap();
             let found = sample(&mut generator);
             assert!(found != base, "{backend} {order}");
             let first = alone.entry(order).or_insert_with(|| found.clone());
             assert!(*first == found, "{backend} {order}: another result than before");
         }
         // NaN is found before anything changes.
-        let mut damaged = adapters[0].clone();
-        damaged.layers["blocks.0.norm2.bias"].down[[0, 0]] = f32::NAN;
-        generator.set_adapters(&[(&damaged, 1.0)]).unwrap_err();
+        let mut damaged = (*adapters[0]).clone();
+        let Update::Full(bias) = Arc::make_mut(&mut damaged.layers["blocks.0.norm2.bias"]) else {
+            panic!("a bias has a full difference")
+        };
+        bias[[0, 0]] = f32::NAN;
+        generator.set_adapters(&AdapterSet::from([(&damaged, 1.0)]), None).unwrap_err();
         assert!(sample(&mut generator) == alone[&0], "{backend}: a refused swap changed something");
-        generator.set_adapters(&[]).unwrap();
+        generator.set_adapters(&AdapterSet::default(), None).unwrap();
         assert!(sample(&mut generator) == base, "{backend}: the base is not back");
     }
 }
@@ -210,7 +215,7 @@ fn differences_in_bf16_are_rounded_once_and_fused_beside_branches() {
         let options = Options { adapter_mode: mode, ..Options::default() };
         let mut generator = Generator::open(built.engines(), &options).unwrap();
         let adapter = generator.load_adapter(file("distill_native"), &ReadOptions::default()).unwrap().adapter;
-        let applied = generator.set_adapters(&[(&adapter, 1.0)]).unwrap();
+        let applied = generator.set_adapters(&AdapterSet::from([(&*adapter, 1.0)]), None).unwrap();
         let parameters = built.engine("transformer").parameters().len();
         (applied.way, generator.directory().fused().slots.len(), applied.slots, parameters)
     };
@@ -388,6 +393,6 @@ fn bias_of_pefts_up_factor_takes_alpha_over_rank() {
     let loaded = read_adapter(&scratch.path("peft"), &*engine, &ReadOptions::default()).unwrap();
     assert_eq!((loaded.coverage.slots_covered, loaded.coverage.parameters_covered), (1, 1));
     let bias = &loaded.adapter.layers["blocks.0.attn1.to_q.bias"];
-    assert!(bias.scale() == 1.0 && bias.down.iter().all(|&value| value == 3.0 * 0.125), "{bias:?}");
+    assert_eq!(**bias, Update::Full(Array2::from_elem((1, 48), 3.0 * 0.125)));
     assert_eq!(loaded.adapter.layers["blocks.0.attn1.to_q"].scale(), 3.0);
 }

@@ -57,8 +57,8 @@ fn estimate_grows_with_the_video_and_shrinks_with_tiles_and_stored_weights() {
         let event = estimate(&["--ort-weights", how]);
         event["phases"].as_array().unwrap().iter().map(|phase| phase["weights"].as_u64().unwrap()).sum::<u64>()
     };
-    assert_eq!(weights("lazy"), 0);
-    assert!(weights("widened") > 0);
+    assert_eq!(weights("stored"), 0);
+    assert!(weights("f32") > 0);
     let sample = sample();
     let text = run_ok("inspect", args![sample.engines(), "--memory", "--width", "256", "--height", "256"]).stdout;
     assert!(text.contains("of 256x256: about ") && text.contains("  denoise: "), "{text}");
@@ -84,7 +84,7 @@ fn video_that_no_machine_can_make_is_refused_before_anything_is_loaded() {
     assert!(run.stderr.contains(" are free; try --height "), "{}", run.stderr);
     let said = events(&run.stdout);
     assert!(said.iter().any(|(name, event)| name == "memory" && event["bytes"].as_u64() > event["free"].as_u64()));
-    assert!(said.iter().all(|(name, _)| name != "stage"), "{}", run.stdout);
+    assert!(said.iter().all(|(name, _)| name != "phase"), "{}", run.stdout);
     assert_eq!(scratch.listing().len(), 0);
 }
 

@@ -2,12 +2,13 @@
 //! makes the same videos from the same noise.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use indexmap::IndexMap;
 use ndarray::{Array2, Axis, Ix5};
 use serde::Deserialize;
 use v2l_runtime::backends::openvino::OpenVinoPrecision;
-use v2l_runtime::lora::adapter::{Adapter, LowRank};
+use v2l_runtime::lora::adapter::{Adapter, Update};
 use v2l_runtime::media::video::{Frames, frames_to_pixels};
 use v2l_runtime::options::OrtWeights;
 use v2l_runtime::request::Request;
@@ -112,7 +113,7 @@ fn videos_show_the_effect_of_their_reference_and_only_with_the_right_adapter_in_
     assert_ne!(shifted, [true; 3], "updates in the wrong slots");
 }
 
-fn shift_by_one_block(layers: &IndexMap<String, LowRank>) -> IndexMap<String, LowRank> {
+fn shift_by_one_block(layers: &IndexMap<String, Arc<Update>>) -> IndexMap<String, Arc<Update>> {
     const BLOCKS: usize = 4;
     let moved = |name: &str| match name.strip_prefix("transformer_blocks.").and_then(|rest| rest.split_once('.')) {
         Some((block, rest)) => {
@@ -121,7 +122,7 @@ fn shift_by_one_block(layers: &IndexMap<String, LowRank>) -> IndexMap<String, Lo
         }
         None => name.to_owned(),
     };
-    let shifted: IndexMap<String, LowRank> =
+    let shifted: IndexMap<String, Arc<Update>> =
         layers.iter().map(|(name, update)| (moved(name), update.clone())).collect();
     assert_eq!(shifted.len(), layers.len());
     assert!(shifted.keys().all(|name| layers.contains_key(name)));

@@ -101,11 +101,11 @@ fn fuse_modes_give_the_same_video_and_say_which_they_are() {
     let fused = with("fused", &["--fuse-mode", "fuse"]);
     assert_eq!(event(&fused, "fuse_mode")["mode"], "fuse");
     let branches = with("branches", &["--fuse-mode", "branch"]);
-    assert_eq!(event(&branches, "fuse_mode")["mode"], "side");
+    assert_eq!(event(&branches, "fuse_mode")["mode"], "branch");
     let auto = with("auto", &[]);
     assert_eq!(event(&auto, "fuse_mode")["mode"], "fuse", "weights in f32 lose nothing");
     // The earlier names of `branch` and `f32`.
-    miniature.generate("base", &["--fuse-mode", "side", "--strength", "0", "--ort-weights", "widened"]);
+    miniature.generate("base", &["--fuse-mode", "branch", "--strength", "0", "--ort-weights", "f32"]);
     assert_close("branches", &miniature.latents("branches"), &miniature.latents("fused"), 1e-5);
     assert_eq!(miniature.latents("auto"), miniature.latents("fused"));
     assert_ne!(miniature.latents("base"), miniature.latents("branches"));
@@ -113,7 +113,7 @@ fn fuse_modes_give_the_same_video_and_say_which_they_are() {
     // A small update of weights held in bf16 would be lost in rounding.
     let small = miniature.generate("small", &["--ort-weights", "stored", "--strength", "0.001"]);
     let mode = event(&small, "fuse_mode");
-    assert_eq!(mode["mode"], "side");
+    assert_eq!(mode["mode"], "branch");
     assert!(mode["reason"].as_str().unwrap().contains("would be lost in rounding"), "{mode}");
     let exact = with("exact", &["--fuse-mode", "fuse", "--strength", "0.001"]);
     assert_eq!(exact.code, 0);
@@ -126,9 +126,9 @@ fn fuse_mode_auto_fuses_and_warns_where_branches_would_help_but_do_not_serve() {
     let saved = miniature.file("saved.safetensors");
     let stored = ["--ort-weights", "stored", "--strength", "0.001"];
     let first = miniature.generate("first", &[&stored[..], &["--save-lora", saved.to_str().unwrap()]].concat());
-    assert_eq!(event(&first, "fuse_mode")["mode"], "side");
+    assert_eq!(event(&first, "fuse_mode")["mode"], "branch");
     let metadata = header(&miniature.file("first.safetensors"));
-    assert_eq!((&metadata["v2l.fuse_mode"][..], &metadata["v2l.weights.transformer"][..]), ("side", "lazy"));
+    assert_eq!((&metadata["v2l.fuse_mode"][..], &metadata["v2l.weights.transformer"][..]), ("branch", "stored"));
 
     // Two adapters of rank 1, for branches that take rank 1 in all.
     let again = format!("{}=0.001", saved.display());
@@ -147,7 +147,7 @@ fn fuse_mode_auto_fuses_and_warns_where_branches_would_help_but_do_not_serve() {
 fn what_is_decided_for_a_run_is_said_and_recorded_with_its_results() {
     let miniature = Miniature::new(&[]);
     let saved = miniature.file("saved.safetensors");
-    for (flag, held) in [("auto", "widened"), ("stored", "lazy"), ("lazy", "lazy")] {
+    for (flag, held) in [("auto", "f32"), ("stored", "stored")] {
         let run = miniature.generate("x", &["--ort-weights", flag, "--save-lora", saved.to_str().unwrap()]);
         let said = event(&run, "weights");
         assert_eq!(said["weights"], held, "the miniature is small for any machine");
@@ -208,7 +208,7 @@ fn engines_with_branches_only_run_on_the_inputs_of_the_plain_graph() {
     let (inputs, outputs) = (file("inputs.safetensors"), file("outputs.safetensors"));
     write_tensors(&inputs, &case.inputs, &Default::default()).unwrap();
     for engine in [built.engines(), built.engines().join("transformer.engine")] {
-        for flags in [&[][..], &["--graph", "step.side"], &["--fuse-mode", "branch"]] {
+        for flags in [&[][..], &["--graph", "step.branch"], &["--fuse-mode", "branch"]] {
             let mut arguments = args!["--engine", &engine, "--inputs", &inputs, "--outputs", &outputs].to_vec();
             arguments.extend(flags.iter().map(Into::into));
             run_ok("run", &arguments);

@@ -29,7 +29,7 @@ use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
 use crate::architecture::root;
 use crate::precision::noise;
-use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, openvino, run, skipped};
+use crate::support::{Built, Case, assert_close, cases, f32s, fixtures, open_with, openvino, run, skipped, stack};
 use crate::swaps::adapter;
 use crate::tools::{Run, Scratch, args, command, output};
 
@@ -123,7 +123,7 @@ fn branches_with_factors_of_any_rank_equal_onnx_runtime() {
     let built = built("transformer/rotary_t2v");
     let engine = built.engine("transformer");
     let case = Case::read(&cases(&fixtures().join("transformer/rotary_t2v"))[0]);
-    let mut session = opened(&engine, OpenVinoPrecision::F32).session("step.side").unwrap();
+    let mut session = opened(&engine, OpenVinoPrecision::F32).session("step.branch").unwrap();
     for rank in [0, 1, 3, 0] {
         let mut factors = NamedTensors::new();
         for (seed, slot) in engine.manifest().slots.iter().enumerate() {
@@ -138,7 +138,7 @@ fn branches_with_factors_of_any_rank_equal_onnx_runtime() {
         }
         let mut inputs = case.inputs.clone();
         inputs.extend(factors.clone());
-        let expected = run(&mut *built.session("transformer", "step.side", OrtWeights::F32), &inputs);
+        let expected = run(&mut *built.session("transformer", "step.branch", OrtWeights::F32), &inputs);
         let found = run(&mut *session, &inputs);
         assert_close(&format!("rank {rank}"), &f32s(&found["sample"]), &f32s(&expected["sample"]), 1e-5);
         let held: Vec<(&str, &Tensor)> = factors.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
@@ -299,11 +299,10 @@ fn runs_give_the_same_bits_again_in_one_and_two_threads_and_in_eight_sessions_at
 fn timestep_rows_have_the_same_bits_prepared_or_not_and_follow_adapters() {
     let built = built("transformer/fun_inp");
     let engine = built.engine("transformer");
-    assert!(engine.graph("step").unwrap().hoisted.is_some(), "there is something to forget");
+    assert!(engine.graph("step").unwrap().precomputed.is_some(), "there is something to forget");
     let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
-    let options =
-        OpenOptions { adapters: vec![(adapter("a", engine.manifest().slots.iter(), 3, 1), 0.5)], ..openvino() };
-    let mut steered = OpenEngine::open(Arc::clone(&engine), &options).unwrap();
+    let steer = adapter("a", engine.manifest().slots.iter(), 3, 1);
+    let mut steered = open_with(Arc::clone(&engine), &openvino(), &[(&steer, 0.5)]);
     let expected = run(&mut *steered.session("step").unwrap(), &inputs);
     let mut base = opened(&engine, OpenVinoPrecision::F32);
     let mut session = base.session("step").unwrap();
@@ -315,9 +314,9 @@ fn timestep_rows_have_the_same_bits_prepared_or_not_and_follow_adapters() {
     let schedule: Vec<(&str, &Tensor)> = schedule.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
     prepared.prepare(&schedule, &|| false).unwrap();
     assert_eq!(run(&mut *prepared, &inputs), alone);
-    base.set_adapters(&options.adapters, std::iter::empty(), None).unwrap();
+    base.set_adapters(&stack(&[(&steer, 0.5)]), std::iter::empty(), None).unwrap();
     for session in [&mut session, &mut prepared] {
-        assert_eq!(run(&mut **session, &inputs), expected, "as a session that was opened with the adapter");
+        assert_eq!(run(&mut **session, &inputs), expected, "as a session that was opened over the adapter");
     }
     base.set_adapters(&[], std::iter::empty(), None).unwrap();
     assert_eq!(run(&mut *session, &inputs), alone, "the base comes back bit for bit");
@@ -375,7 +374,7 @@ fn base_that_cannot_be_brought_back_leaves_adapters_and_sessions_as_they_were() 
     let built = built("transformer/fun_inp");
     let engine = built.engine("transformer");
     let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
-    let steer = vec![(with_a_bias(&engine), 0.5)];
+    let steer = stack(&[(&with_a_bias(&engine), 0.5)]);
     let mut on = chosen(&engine, &openvino()).open(Arc::clone(&engine), &openvino()).unwrap();
     let base = run(&mut *on.session("step").unwrap(), &inputs);
     on.set_adapters(&steer, &mut |_| Ok(()), None).unwrap();
@@ -399,7 +398,7 @@ fn graphs_are_not_compiled_again_once_that_is_no_longer_wanted_and_everything_st
     let built = built("transformer/fun_inp");
     let engine = built.engine("transformer");
     let inputs = Case::read(&cases(&fixtures().join("transformer/fun_inp"))[0]).inputs;
-    let steer = vec![(with_a_bias(&engine), 0.5)];
+    let steer = stack(&[(&with_a_bias(&engine), 0.5)]);
     let mut on = opened(&engine, OpenVinoPrecision::F32);
     let mut sessions = IndexMap::from([("step".to_owned(), on.session("step").unwrap())]);
     let base = run(&mut *sessions["step"], &inputs);

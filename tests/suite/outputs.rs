@@ -195,7 +195,7 @@ fn outputs_that_cannot_be_written_are_refused_before_any_work() {
         command.args(extra);
         let run = output(command);
         assert_eq!(run.code, IO, "{}", run.stderr);
-        assert!(run.stderr.contains("/proc/") && !run.stdout.contains("\"stage\""), "{}{}", run.stderr, run.stdout);
+        assert!(run.stderr.contains("/proc/") && !run.stdout.contains("\"phase\""), "{}{}", run.stderr, run.stdout);
     }
 }
 
@@ -245,7 +245,7 @@ fn outputs_keep_to_the_mask_of_the_process() {
 fn graph_whose_name_ends_like_a_variant_with_branches_is_a_graph_of_its_own() {
     let (scratch, sample) = (Scratch::new(), sample());
     let folder = scratch.copy(&sample.bundle().join("text_encoder"), "model");
-    for name in ["foo.side", "foo.side.side", "side"] {
+    for name in ["foo.branch", "foo.branch.branch", "branch"] {
         let onnx = folder.join(format!("{name}.onnx"));
         std::fs::rename(folder.join("encode.onnx"), &onnx).unwrap();
         let (engine, outputs) = (scratch.path("x.engine"), scratch.path("out.safetensors"));
@@ -271,12 +271,12 @@ fn adapter_and_factors_among_the_inputs_are_not_mixed_in_silence() {
     let path = scratch.path("in.safetensors");
     let factor = RawTensor::f32s(&[1, 8], 0.0);
     write(&path, &[("transformer_blocks.0.attn1.to_q.lora_down".to_owned(), factor)].into(), None);
-    for mode in ["side", "auto"] {
+    for mode in ["branch", "auto"] {
         let arguments = args![
             "--engine",
             &engine,
             "--graph",
-            "step.side",
+            "step.branch",
             "--inputs",
             &path,
             "--outputs",

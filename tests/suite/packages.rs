@@ -60,7 +60,7 @@ pub(crate) fn distance(package: &Path, adapter: &Adapter) -> f64 {
     let mut worst = 0f64;
     for (key, expected) in &outputs {
         let (slot, side) = key.rsplit_once('.').unwrap();
-        let layer = &adapter.layers[slot];
+        let layer = adapter.layers[slot].to_low_rank();
         let found = if side == "lora_A" { &layer.down } else { &layer.up };
         let expected = f32s(expected).into_dimensionality::<Ix2>().unwrap();
         assert_eq!(found.dim(), expected.dim(), "{key}");

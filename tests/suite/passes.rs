@@ -22,7 +22,7 @@ fn built(variant: &str, off: impl IntoIterator<Item = Pass>) -> Built {
 fn passes_all_and_each_alone_equal_none_on_every_transformer() {
     for variant in ["rotary_t2v", "sincos_t2v", "fun_inp", "v15_i2v"] {
         let none = built(variant, Pass::ALL);
-        let alone = [Pass::Rotary, Pass::Attention, Pass::ModulatedNorm, Pass::Prologue, Pass::TimestepRows]
+        let alone = [Pass::Rotary, Pass::Attention, Pass::ModulatedNorm, Pass::Precompute, Pass::TimestepRows]
             .map(|pass| (pass.name(), built(variant, Pass::ALL.into_iter().filter(|&other| other != pass))));
         let all = ("all", built(variant, []));
         for mode in WEIGHT_MODES {

@@ -120,7 +120,7 @@ fn compile_export_and_inspect_take_paths_of_any_bytes() {
     let (hypernetwork, light_lora) =
         (model.join("hypernetwork.safetensors"), model.join("checkpoint-checkpoint-100.safetensors"));
     // The earlier name of `--light-lora`.
-    odd.run("export", args![&model, "-o", &bundle, "--hypernetwork", hypernetwork, "--lilora", light_lora]);
+    odd.run("export", args![&model, "-o", &bundle, "--hypernetwork", hypernetwork, "--light-lora", light_lora]);
     odd.run("compile", args![&bundle, "-o", &engines]);
     for path in [&bundle, &engines, &engines.join("vae_decoder.engine"), &bundle.join("transformer/step.onnx")] {
         odd.run("inspect", args![path]);

@@ -119,11 +119,11 @@ impl Planted {
     }
 }
 
-fn islands(events: &[Json]) -> Vec<(String, String, String)> {
+fn exceptions(events: &[Json]) -> Vec<(String, String, String)> {
     let plan = events.iter().find(|event| event["event"] == "precision_plan").unwrap();
     let text = |value: &Json| value.as_str().unwrap().to_owned();
-    let islands = plan["islands"].as_object().unwrap().iter();
-    islands.map(|(node, island)| (node.clone(), text(&island["precision"]), text(&island["why"]))).collect()
+    let exceptions = plan["exceptions"].as_object().unwrap().iter();
+    exceptions.map(|(node, exception)| (node.clone(), text(&exception["precision"]), text(&exception["why"]))).collect()
 }
 
 const CALIBRATED: [&str; 4] = ["--calibration", "@inputs.safetensors", "--calibration-lora", "@adapter.safetensors"];
@@ -134,7 +134,7 @@ fn planted_overflows_are_found_kept_out_of_float16_and_within_target() {
     let target = TARGET.to_string();
     let args = [&["--precision", "fp16", "--accuracy-target", &target], &CALIBRATED[..]].concat();
     let events = planted.compiled("model.engine", &args);
-    let found = islands(&events);
+    let found = exceptions(&events);
     let why = |node: &str| found.iter().find(|(name, ..)| name == node).map(|(_, ty, why)| (ty.as_str(), why.as_str()));
     let (ty, reason) = why("blocks.1/up/Gemm").unwrap();
     assert!(ty == "fp32" && reason.contains("overflows fp16: gives `blocks.1/up/Gemm`, largest magnitude"), "{reason}");
@@ -164,7 +164,7 @@ fn planted_overflow_without_calibration_fails_the_check_with_the_node_named() {
     let rules = ["--precision", "fp16", "--no-calibration"];
     planted.refused(&rules, 7, &["non-finite", "node `blocks.1/up/Gemm` (Gemm)"]);
     let events = planted.compiled("unchecked.engine", &[&rules[..], &["--no-verify"]].concat());
-    assert!(islands(&events).iter().all(|(_, _, why)| !why.contains("overflows")));
+    assert!(exceptions(&events).iter().all(|(_, _, why)| !why.contains("overflows")));
 }
 
 #[test]
@@ -175,7 +175,7 @@ fn plan_without_the_adapter_misses_what_only_it_overflows_and_a_larger_strength_
             "model.engine",
             &[&["--precision", "fp16", "--calibration", "@inputs.safetensors"], args].concat(),
         );
-        let overflows = islands(&events).into_iter().filter(|(_, _, why)| why.contains("overflows"));
+        let overflows = exceptions(&events).into_iter().filter(|(_, _, why)| why.contains("overflows"));
         overflows.map(|(node, _, why)| (node, why)).collect::<Vec<_>>()
     };
     let has = |found: &[(String, String)]| found.iter().any(|(node, _)| node == "blocks.2/up/Gemm");
@@ -190,7 +190,7 @@ fn mixed_precision_uses_bfloat16_for_overflows_and_is_refused_by_cpu_arithmetic(
     let planted = Planted::new();
     let args = [&["--precision", "mixed", "--save-precision-plan", "@saved.plan"], &CALIBRATED[..]].concat();
     let events = planted.compiled("model.engine", &args);
-    let found = islands(&events);
+    let found = exceptions(&events);
     let ty = |node: &str| found.iter().find(|(name, ..)| name == node).map(|(_, ty, _)| ty.as_str());
     assert_eq!((ty("blocks.1/up/Gemm"), ty("blocks.0/up/Gemm")), (Some("bf16"), None));
     let engine = v2l_runtime::engine::Engine::open(planted.path("model.engine")).unwrap();
@@ -300,7 +300,7 @@ fn accuracy_target_takes_out_the_blocks_that_cost_most_and_draws_them() {
     assert!((1..3).contains(&kept), "{rows:?}");
     let check = events.iter().find(|event| event["event"] == "plan_check").unwrap();
     assert!(check["relative_l2"].as_f64().unwrap() <= least * 1.05, "{check}");
-    assert!(islands(&events).iter().any(|(_, _, why)| why.starts_with("sensitivity: block `blocks.")));
+    assert!(exceptions(&events).iter().any(|(_, _, why)| why.starts_with("sensitivity: block `blocks.")));
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Predictor maps of version 2: chains of graphs, runs for each slot, constants, middle factors, scales, the base's weights.
+//! Predictor maps: chains of graphs, runs for each slot, constants, middle factors, scales, the base's weights.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -166,7 +166,7 @@ impl Lab {
     /// The form of the second Image-to-LoRA: `A = view(proj(x)) · lora_a`, and `B` a constant.
     fn image_to_lora(&self) -> Json {
         let constant = |name: &str| json!({ "tensor": format!("constants.safetensors:{name}") });
-        json!({ "format": "v2l-predictor-map", "version": 2,
+        json!({ "format": "v2l-predictor-map", "version": 1,
         "graphs": [{ "graph": "predictor" }, { "engine": "head.engine" }],
         "slots": [
             { "slot": TO_Q, "down": constant("lora_a"), "mid": "mid", "up": constant("lora_b") },
@@ -181,7 +181,7 @@ impl Lab {
 
     /// A chain with two links for each slot, the first of which reads the base's weights.
     fn chain(&self) -> Json {
-        json!({ "format": "v2l-predictor-map", "version": 2,
+        json!({ "format": "v2l-predictor-map", "version": 1,
             "graphs": [
                 { "graph": "predictor" },
                 { "engine": "head.engine" },
@@ -254,7 +254,7 @@ impl Lab {
 
 fn delta(adapter: &Adapter, slot: &str) -> ArrayD<f32> {
     let layer = &adapter.layers[slot];
-    (layer.up.dot(&layer.down) * layer.scale()).into_dyn()
+    layer.delta().into_dyn()
 }
 
 /// Relative distance between two updates.
@@ -278,8 +278,8 @@ fn image_to_lora_of_the_second_form_is_its_product_with_a_constant_and_a_middle_
     check(NARROWING, of("lora_b").dot(&diagonal).dot(of("lora_a.wide")) * lab.gain(1));
     check(TO_V, of("lora_b").dot(&x.t()).dot(of("lora_a")) * of("scales")[[0, 2]]);
     // The middle factor went into the side of fewer features: the other is the constant as it is.
-    assert_eq!(&found.layers[WIDENING].up, of("lora_b.wide"));
-    assert_eq!(&found.layers[NARROWING].down, of("lora_a.wide"));
+    assert_eq!(&found.layers[WIDENING].to_low_rank().up, of("lora_b.wide"));
+    assert_eq!(&found.layers[NARROWING].to_low_rank().down, of("lora_a.wide"));
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn engines_may_lie_in_an_engine_directory_beside_the_map() {
 }
 
 #[test]
-fn maps_of_version_2_that_do_not_fit_are_refused_by_name() {
+fn chains_that_do_not_fit_are_refused_by_name() {
     let lab = Lab::new();
     let (chain, constants) = (lab.chain(), lab.image_to_lora());
     let swapped = json!([chain["graphs"][0], chain["graphs"][1], chain["graphs"][3], chain["graphs"][2]]);

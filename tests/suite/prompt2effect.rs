@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value as Json, json};
 use v2l_runtime::io::weights::{read_tensors, write_tensors};
+use v2l_runtime::lora::AdapterSet;
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions, read_adapter};
 use v2l_runtime::predict::Pristine;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -133,7 +134,7 @@ fn weights_are_read_pristine_whatever_is_fused() {
     let (built, tensors, cache) = (build("simpletuner", |_, _| {}), given("simpletuner"), Scratch::new());
     let mut generator = open(&built, cache.root());
     let first = predict(&mut generator, &tensors);
-    generator.set_adapters(&[(&first, 4.0)]).unwrap();
+    generator.set_adapters(&AdapterSet::from([(&first, 4.0)]), None).unwrap();
     std::fs::remove_file(&kept(cache.root())[0]).unwrap();
     assert_eq!(predict(&mut generator, &tensors), first);
     // The control: a base into which the adapter was written gives something else.
@@ -143,6 +144,7 @@ fn weights_are_read_pristine_whatever_is_fused() {
             for (slot, layer) in &first.layers {
                 let found = engine.manifest().slot(slot).unwrap();
                 let whole = Pristine::open(&engine, found).unwrap().row_panel(0, found.out_features);
+                let layer = layer.to_low_rank();
                 let whole = whole + layer.up.dot(&layer.down) * 4.0;
                 let data = whole.iter().flat_map(|x| x.to_le_bytes()).collect();
                 weights.get_mut(&format!("{slot}.weight")).unwrap().data = data;
@@ -191,7 +193,7 @@ fn effects_blend_exactly_and_recompress_with_the_energy_that_they_keep() {
     for (slot, layer) in &blend.layers {
         assert_eq!(layer.rank(), a.layers[slot].rank() + b.layers[slot].rank());
         let delta = |adapter: &Adapter| {
-            let layer = &adapter.layers[slot];
+            let layer = adapter.layers[slot].to_low_rank();
             layer.up.mapv(f64::from).dot(&layer.down.mapv(f64::from)) * f64::from(layer.scale())
         };
         let expected = delta(&a) * 0.7 - delta(&b) * 0.3;
@@ -203,7 +205,7 @@ fn effects_blend_exactly_and_recompress_with_the_energy_that_they_keep() {
     assert_eq!(alone.layers, a.layers, "the end of an interpolation is its end");
     // A factor's mean is another update.
     let slot = &a.layers.keys().next().unwrap().clone();
-    let (x, y) = (&a.layers[slot], &b.layers[slot]);
+    let (x, y) = (a.layers[slot].to_low_rank(), b.layers[slot].to_low_rank());
     let mean = (&x.up + &y.up).dot(&(&x.down + &y.down)) * 0.25;
     let exact = (x.up.dot(&x.down) + y.up.dot(&y.down)) * 0.5;
     assert!(norm(&(&mean - &exact)) > 0.1 * norm(&exact));

@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use ndarray::Array5;
+use v2l_runtime::lora::AdapterSet;
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::media::video::{Frames, read_frames};
 use v2l_runtime::request::Request;
@@ -11,7 +12,7 @@ use v2l_runtime::request::Request;
 use crate::measures::Classifier;
 use crate::miniature::in_unit_range;
 use crate::prompts::Prompted;
-use crate::support::{Case, assert_close, cases, fixtures, header};
+use crate::support::{Case, assert_close, cases, factors_mut, fixtures, header};
 use crate::trials::{Index, Trial};
 
 /// Relative L2 distance of final latents from PyTorch's after all steps.
@@ -50,7 +51,7 @@ fn shown(lab: &mut Prompted, adapters: &[Option<Adapter>; 3]) -> [bool; 3] {
 
 fn changed(adapter: &Adapter, change: impl Fn(&str, &mut LowRank)) -> Option<Adapter> {
     let mut changed = adapter.clone();
-    changed.layers.iter_mut().for_each(|(slot, update)| change(slot, update));
+    changed.layers.iter_mut().for_each(|(slot, update)| change(slot, factors_mut(update)));
     Some(changed)
 }
 
@@ -91,8 +92,9 @@ fn videos_show_the_effect_of_their_prompt_and_only_with_its_adapter_as_it_was_pr
 
 /// Relative distance of two adapters' factors.
 fn distance(a: &Adapter, b: &Adapter) -> f32 {
-    let squares =
-        |of: &dyn Fn(&LowRank, &LowRank) -> f32| a.layers.iter().map(|(slot, x)| of(x, &b.layers[slot])).sum::<f32>();
+    let squares = |of: &dyn Fn(&LowRank, &LowRank) -> f32| {
+        a.layers.iter().map(|(slot, x)| of(&x.to_low_rank(), &b.layers[slot].to_low_rank())).sum::<f32>()
+    };
     let difference = squares(&|x, y| (&x.up - &y.up).mapv(|v| v * v).sum() + (&x.down - &y.down).mapv(|v| v * v).sum());
     let norm = squares(&|_, y| y.up.mapv(|v| v * v).sum() + y.down.mapv(|v| v * v).sum());
     (difference / norm).sqrt()
@@ -108,7 +110,7 @@ fn prediction_reads_the_pristine_weights_whatever_is_fused() {
     // With folders of its own: nothing is kept from above.
     let mut lab = Prompted::new(&model()).unwrap();
     let bank = lab.load(&model().join("bank/grow.safetensors")).unwrap();
-    lab.generator.set_adapters(&[(&bank, 1.0)]).unwrap();
+    lab.generator.set_adapters(&AdapterSet::from([(&bank, 1.0)]), None).unwrap();
     assert!(lab.predict(&asked).unwrap() == pristine, "an adapter that is fused changes the prediction");
 
     // The same adapter in the checkpoint itself does: the prediction depends on the weights.
@@ -117,7 +119,7 @@ fn prediction_reads_the_pristine_weights_whatever_is_fused() {
     crate::tools::tamper(&folder.path().join("transformer/diffusion_pytorch_model.safetensors"), |tensors| {
         for (slot, update) in &bank.layers {
             let tensor = tensors.get_mut(&format!("{slot}.weight")).unwrap();
-            let change = update.up.dot(&update.down) * update.scale();
+            let change = update.delta();
             for (bytes, change) in tensor.data.chunks_exact_mut(2).zip(change.iter()) {
                 let weight = half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
                 bytes.copy_from_slice(&half::bf16::from_f32(weight + change).to_le_bytes());
@@ -171,7 +173,7 @@ fn check_steered(lab: &mut Prompted, path: &Path) {
     let (case, facts) = (Case::read(path), header(path));
     let effects: Vec<(String, f32)> = serde_json::from_str(&facts["effects"]).unwrap();
     let adapters: Vec<Adapter> = effects.iter().map(|(prompt, _)| lab.predict(prompt).unwrap()).collect();
-    let update = &adapters[0].layers[&facts["layer"]];
+    let update = adapters[0].layers[&facts["layer"]].to_low_rank();
     assert_close("A", &update.down.clone().into_dyn(), &case.output("adapter_A"), 1e-4);
     assert_close("B", &update.up.clone().into_dyn(), &case.output("adapter_B"), 1e-4);
     let given: Vec<(&Adapter, f32)> = adapters.iter().zip(&effects).map(|(a, (_, strength))| (a, *strength)).collect();

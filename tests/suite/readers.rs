@@ -11,14 +11,14 @@ use v2l_graphs::{Attribute, Builder, DataType, Dim, Graph, Node, TensorType, Val
 use v2l_runtime::backends::onnxruntime::OrtEngine;
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::Why;
-use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, write_adapter};
+use v2l_runtime::lora::adapter::{Adapter, AdapterFormat, LowRank, Update, write_adapter};
 use v2l_runtime::lora::branch;
 use v2l_runtime::options::OpenOptions;
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
 use crate::checks::{noise, save, weight};
 use crate::cli::events;
-use crate::support::{WEIGHT_MODES, assert_close, f32s, run};
+use crate::support::{WEIGHT_MODES, assert_close, f32s, ort_with, run};
 use crate::swaps::adapter;
 use crate::tools::{RawTensor, Scratch, args, command, run_ok, write};
 
@@ -125,22 +125,22 @@ fn inputs(lookup: bool, stack: bool) -> NamedTensors {
 fn outputs(compiled: &Arc<Engine>, adapters: &[(&Adapter, f32)], inputs: &NamedTensors) -> Vec<(String, NamedTensors)> {
     let mut found = Vec::new();
     for weights in WEIGHT_MODES {
-        let owned = adapters.iter().map(|&(a, s)| (a.clone(), s)).collect();
-        let options = OpenOptions { weights, adapters: owned, ..Default::default() };
-        let mut engine = OrtEngine::open(compiled.clone(), &options).unwrap();
+        let options = OpenOptions { weights, ..Default::default() };
+        let mut engine = ort_with(compiled.clone(), &options, adapters);
         found.push((format!("{weights:?}"), run(&mut engine.session("model").unwrap(), inputs)));
     }
-    if let Some(graph) = compiled.manifest().graph("model.side") {
+    if let Some(graph) = compiled.manifest().graph("model.branch") {
         let mut given = inputs.clone();
         given.extend(branch::inputs(compiled, graph, adapters).unwrap());
         let mut engine = OrtEngine::open(compiled.clone(), &OpenOptions::default()).unwrap();
-        found.push(("branches".to_owned(), run(&mut engine.session("model.side").unwrap(), &given)));
+        found.push(("branches".to_owned(), run(&mut engine.session("model.branch").unwrap(), &given)));
     }
     found
 }
 
 /// `W + s · up · down`, row-major.
-fn updated(values: &[f32], update: &LowRank, strength: f32) -> Vec<f32> {
+fn updated(values: &[f32], update: &Update, strength: f32) -> Vec<f32> {
+    let update = update.to_low_rank();
     let delta = update.up.dot(&update.down) * (update.scale() * strength);
     values.iter().zip(&delta).map(|(w, d)| w + d).collect()
 }
@@ -263,7 +263,7 @@ fn layer_whose_norm_is_taken_compiles_is_no_slot_and_adapters_are_told_why() {
         assert!(run_ok("inspect", args![file]).stdout.contains("fc  is not a slot: `Mul` (Mul) reads its matrix"));
     }
     let update = LowRank { down: Array2::ones((1, SIDE)), up: Array2::ones((SIDE, 1)), alpha: 1.0 };
-    let lora = Adapter { name: "l".into(), layers: [("fc".to_owned(), update)].into_iter().collect() };
+    let lora = Adapter { name: "l".into(), layers: [("fc".to_owned(), update.into())].into_iter().collect() };
     let file = scratch.path("l.safetensors");
     write_adapter(&file, &lora, AdapterFormat::Comfy).unwrap();
     let refused = command("inspect", args![&file, "--engine", &engine, "--json"]);
@@ -341,7 +341,7 @@ fn checkpoint(scratch: &Scratch, tensors: &[(&str, [usize; 2], Vec<f32>)]) -> Pa
 fn lora(scratch: &Scratch, layers: &[(&str, usize, usize)]) -> PathBuf {
     let update = |&(name, out, into): &(&str, usize, usize)| {
         let update = LowRank { down: Array2::ones((1, into)), up: Array2::ones((out, 1)), alpha: 1.0 };
-        (name.to_owned(), update)
+        (name.to_owned(), update.into())
     };
     let adapter = Adapter { name: "l".into(), layers: layers.iter().map(update).collect() };
     let path = scratch.path("l.safetensors");

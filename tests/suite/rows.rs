@@ -11,7 +11,7 @@ fn bytes(number: u64) -> Vec<u8> {
 #[test]
 fn random_steps_from_timesteps_and_settings_equal_whole_graphs_over_any_rows_in_used_and_fresh_sessions() {
     let folder = tempfile::tempdir().unwrap();
-    let mut hoisted = [0; 2];
+    let mut precomputed = [0; 2];
     for number in 0..48 {
         let kind = [Kind::Timesteps, Kind::Mixing][number as usize % 2];
         let drawn = draw(&mut Draws::new(&bytes(number)), kind);
@@ -19,17 +19,17 @@ fn random_steps_from_timesteps_and_settings_equal_whole_graphs_over_any_rows_in_
         // What was announced, in every other pair of graphs.
         trial.prepare = number % 4 > 1;
         let seen = compare(&drawn.model, &drawn.model, &trial, &runs(), folder.path());
-        hoisted[number as usize % 2] += i32::from(seen.unwrap_or_else(|e| panic!("graph {number}: {e}")).tables);
+        precomputed[number as usize % 2] += i32::from(seen.unwrap_or_else(|e| panic!("graph {number}: {e}")).tables);
     }
-    assert!(hoisted.iter().all(|&count| count > 6), "too few graphs with tables to say anything: {hoisted:?}");
+    assert!(precomputed.iter().all(|&count| count > 6), "too few graphs with tables to say anything: {precomputed:?}");
 }
 
 #[test]
 fn random_steps_hoisted_as_if_a_mean_of_rows_were_each_rows_own_are_found_out() {
     let folder = tempfile::tempdir().unwrap();
     let found = |number| try_oracle(&bytes(number), folder.path()).unwrap_or_else(|e| panic!("graph {number}: {e}"));
-    let hoisted = (0..8).filter(|&number| found(number)).count();
-    assert!(hoisted > 4, "{hoisted} of 8 were a hoisted graph's doing");
+    let precomputed = (0..8).filter(|&number| found(number)).count();
+    assert!(precomputed > 4, "{precomputed} of 8 were a precomputed graph's doing");
 }
 
 #[test]

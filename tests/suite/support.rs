@@ -15,6 +15,8 @@ use v2l_runtime::backends::openvino::{OpenVinoOptions, OpenVinoPrecision};
 use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::read_tensors;
+use v2l_runtime::lora::Weighted;
+use v2l_runtime::lora::adapter::{Adapter, LowRank, Update};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors, Tensor};
 
@@ -41,6 +43,33 @@ pub(crate) fn cases(folder: &Path) -> Vec<PathBuf> {
     found.sort();
     assert!(!found.is_empty(), "{} holds no cases", folder.display());
     found
+}
+
+/// The factors of an update, to be changed in place.
+pub(crate) fn factors_mut(update: &mut Arc<Update>) -> &mut LowRank {
+    match Arc::make_mut(update) {
+        Update::LowRank(factors) => factors,
+        Update::Full(_) => panic!("a full difference has no factors"),
+    }
+}
+
+/// Adapters as backends take them.
+pub(crate) fn stack(adapters: &[(&Adapter, f32)]) -> Vec<Weighted> {
+    adapters.iter().map(|&(adapter, strength)| (Arc::new(adapter.clone()), strength)).collect()
+}
+
+/// An engine that is opened, and has these adapters fused before any session is.
+pub(crate) fn open_with(engine: Arc<Engine>, options: &OpenOptions, adapters: &[(&Adapter, f32)]) -> OpenEngine {
+    let mut engine = OpenEngine::open(engine, options).unwrap();
+    engine.set_adapters(&stack(adapters), std::iter::empty(), None).unwrap();
+    engine
+}
+
+/// The same on ONNX Runtime.
+pub(crate) fn ort_with(engine: Arc<Engine>, options: &OpenOptions, adapters: &[(&Adapter, f32)]) -> OrtEngine {
+    let mut engine = OrtEngine::open(engine, options).unwrap();
+    engine.set_adapters(&stack(adapters), None).unwrap();
+    engine
 }
 
 /// A golden case: inputs and outputs by name.

@@ -13,7 +13,7 @@ use v2l_runtime::media::video::read_frames;
 use v2l_runtime::tensor::Dtype;
 
 use crate::cli::events;
-use crate::support::{Built, fixtures};
+use crate::support::{Built, factors_mut, fixtures};
 use crate::swaps::adapter;
 use crate::tools::{Run, Scratch, args, command, output, run_ok, sample, sample_model};
 
@@ -29,7 +29,7 @@ fn scaled(engine: &Engine, relative: f64) -> Adapter {
     adapter.layers.retain(|_, update| update.rank() > 0);
     let found = survival(engine, &[(&adapter, 1.0)]).unwrap();
     for (slot, norm) in found.report.slots.iter().zip(&found.weight_norms) {
-        adapter.layers[&slot.slot].alpha *= (relative * norm / slot.rounding.delta_norm()) as f32;
+        factors_mut(&mut adapter.layers[&slot.slot]).alpha *= (relative * norm / slot.rounding.delta_norm()) as f32;
     }
     adapter
 }

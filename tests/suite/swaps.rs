@@ -11,11 +11,12 @@ use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::directory::{DirectoryError, EngineDirectory};
 use v2l_runtime::engine::manifest::Slot;
 use v2l_runtime::error::{Classified, ErrorClass};
+use v2l_runtime::lora::AdapterSet;
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{Dtype, NamedTensors};
 
-use crate::support::{Built, Case, cases, fixtures, openvino, run};
+use crate::support::{Built, Case, cases, factors_mut, fixtures, openvino, run};
 
 /// The same values for the same seed, in [-0.5, 0.5).
 pub(crate) fn numbers(mut seed: u64) -> impl FnMut() -> f32 {
@@ -32,7 +33,7 @@ pub(crate) fn adapter<'a>(name: &str, slots: impl Iterator<Item = &'a Slot>, mos
         let rank = i % (most + 1);
         let down = Array2::from_shape_simple_fn((rank, slot.in_features), &mut next);
         let up = Array2::from_shape_simple_fn((slot.out_features, rank), &mut next);
-        (slot.name.clone(), LowRank { down, up, alpha: 1.5 })
+        (slot.name.clone(), LowRank { down, up, alpha: 1.5 }.into())
     };
     Adapter { name: name.to_owned(), layers: slots.enumerate().map(layer).collect() }
 }
@@ -51,20 +52,23 @@ fn check_swaps(storage: Dtype, options: &OpenOptions, seed: u64) {
     let (a, b) = (adapter("a", every(10, 0), 3, 1), adapter("b", every(10, 4), 3, 2));
     let all = adapter("all", manifest.slots.iter(), 2, 3);
     let mut damaged = adapter("damaged", every(10, 0), 2, 4);
-    damaged.layers.values_mut().last().unwrap().up.fill(f32::NAN);
+    factors_mut(damaged.layers.values_mut().last().unwrap()).up.fill(f32::NAN);
 
     // Enough for the states below, twice while one is swapped for another, but not for `all`.
     let open = |memory| EngineDirectory::open(built.engines(), OpenOptions { memory, ..options.clone() });
     let mut probe = open(None).unwrap();
-    let mut private = |adapters| probe.set_adapters(adapters, None).unwrap().private_bytes;
-    let (none, some) = (private(vec![]), private(vec![(a.clone(), 0.5), (b.clone(), 0.5)]));
-    let (fused, all_fused) = (some - none, private(vec![(all.clone(), 1.0)]) - none);
+    let mut private = |adapters: &[(&Adapter, f32)]| {
+        probe.set_adapters(&adapters.into(), None).unwrap();
+        probe.report(TRANSFORMER).unwrap().private_bytes
+    };
+    let (none, some) = (private(&[]), private(&[(&a, 0.5), (&b, 0.5)]));
+    let (fused, all_fused) = (some - none, private(&[(&all, 1.0)]) - none);
     assert!(fused > 0 && all_fused > 3 * fused);
     let limit = 2 * some;
     let mut directory = open(Some(limit)).unwrap();
 
-    let states: [Vec<(Adapter, f32)>; 4] =
-        [vec![], vec![(a.clone(), 1.0)], vec![(b.clone(), -0.3)], vec![(a.clone(), 0.7), (b, 0.5)]];
+    let states: [&[_]; 4] = [&[], &[(&a, 1.0)], &[(&b, -0.3)], &[(&a, 0.7), (&b, 0.5)]];
+    let states = states.map(AdapterSet::from);
     let mut firsts: [Option<NamedTensors>; 4] = [const { None }; 4];
     let mut current = 0;
     let mut next = numbers(seed);
@@ -76,24 +80,25 @@ fn check_swaps(storage: Dtype, options: &OpenOptions, seed: u64) {
         }
         match ((next() + 0.5) * 6.0) as usize {
             0 => {
-                let error = directory.set_adapters(vec![(a.clone(), 1.0), (damaged.clone(), 1.0)], None).unwrap_err();
+                let with_damage = AdapterSet::from([(&a, 1.0), (&damaged, 1.0)]);
+                let error = directory.set_adapters(&with_damage, None).unwrap_err();
                 assert!(error.to_string().contains("holds NaN or infinity"), "{error}");
                 failures[0] += 1;
             }
             1 => {
-                let error = directory.set_adapters(vec![(all.clone(), 1.0)], None).unwrap_err();
+                let error = directory.set_adapters(&AdapterSet::from([(&all, 1.0)]), None).unwrap_err();
                 assert!(matches!(error, DirectoryError::Backend(_)) && error.class() == ErrorClass::Memory, "{error}");
                 failures[1] += 1;
             }
             2 if chosen != 0 => {
                 let asked = AtomicUsize::new(0);
                 let second_piece = || asked.fetch_add(1, Ordering::Relaxed) > 0;
-                let error = directory.set_adapters(states[chosen].clone(), Some(&second_piece)).unwrap_err();
+                let error = directory.set_adapters(&states[chosen], Some(&second_piece)).unwrap_err();
                 assert_eq!(error.to_string(), "fusing was cancelled");
                 failures[2] += 1;
             }
             _ => {
-                directory.set_adapters(states[chosen].clone(), None).unwrap();
+                directory.set_adapters(&states[chosen], None).unwrap();
                 current = chosen;
             }
         }

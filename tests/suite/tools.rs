@@ -18,15 +18,31 @@ pub(crate) struct Run {
     pub(crate) stderr: String,
 }
 
-/// The path of `v2l-<name>`.
+/// The program with its subcommands.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_v2l");
+
+/// The subcommands that have names of their own.
+pub(crate) const TOOLS: [&str; 4] = ["export", "compile", "run", "inspect"];
+
+/// The path of `v2l-<name>`, a link to the program as packages have it.
 pub(crate) fn binary(name: &str) -> &'static str {
-    match name {
-        "export" => env!("CARGO_BIN_EXE_v2l-export"),
-        "compile" => env!("CARGO_BIN_EXE_v2l-compile"),
-        "run" => env!("CARGO_BIN_EXE_v2l-run"),
-        "inspect" => env!("CARGO_BIN_EXE_v2l-inspect"),
-        _ => panic!("no tool {name}"),
-    }
+    static LINKS: OnceLock<[String; 4]> = OnceLock::new();
+    let links = LINKS.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("names");
+        std::fs::create_dir_all(&folder).unwrap();
+        TOOLS.map(|name| {
+            let link = folder.join(format!("v2l-{name}"));
+            // Another process of tests may make it at the same time.
+            #[cfg(unix)]
+            let _ = std::os::unix::fs::symlink(PROGRAM, &link);
+            #[cfg(not(unix))]
+            std::fs::copy(PROGRAM, &link).unwrap();
+            assert!(link.exists(), "{} leads nowhere", link.display());
+            link.into_os_string().into_string().unwrap()
+        })
+    });
+    let at = TOOLS.iter().position(|tool| *tool == name);
+    &links[at.unwrap_or_else(|| panic!("no tool {name}"))]
 }
 
 /// `v2l-<name>` with these arguments; help is 100 columns wide. Runs in the emulator that `bin/test --emulate` names.

@@ -329,12 +329,12 @@ mod built_in {
             "--lora-rank",
             "4",
             "--fuse-modes",
-            "fuse,side"
+            "fuse,branch"
         ];
         run_ok("compile", more);
         let engine = Arc::new(Engine::open(&path).unwrap());
         let [plain, branched] = &engine.manifest().graphs[..] else { panic!("two graphs") };
-        assert_eq!((&plain.name[..], &branched.name[..], branched.lora_rank), ("encode", "encode.side", Some(4)));
+        assert_eq!((&plain.name[..], &branched.name[..], branched.lora_rank), ("encode", "encode.branch", Some(4)));
         for graph in [plain, branched] {
             assert!(graph.files.plans.len() == 1 && graph.backend == "tensorrt-rtx", "{}", graph.name);
         }
@@ -354,7 +354,7 @@ mod built_in {
             &OpenOptions { ort: OrtOptions { any_backend: true, ..OrtOptions::default() }, ..Default::default() },
         )
         .unwrap();
-        let mut session = ort.session("encode.side").unwrap();
+        let mut session = ort.session("encode.branch").unwrap();
         let mut distance = |inputs: &NamedTensors| {
             let given: Vec<(&str, &Tensor)> = inputs.iter().map(|(name, tensor)| (&name[..], tensor)).collect();
             let found = session.run(&given).unwrap()["last_hidden_state"].to_f32().unwrap();

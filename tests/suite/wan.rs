@@ -210,13 +210,13 @@ fn passes_find_what_they_rewrite() {
 
 #[test]
 fn work_that_is_the_same_in_every_step_leaves_the_step() {
-    for (variant, hoisted) in [("t2v", 4), ("i2v_2_1", 8), ("ti2v", 4)] {
+    for (variant, precomputed) in [("t2v", 4), ("i2v_2_1", 8), ("ti2v", 4)] {
         let model = random_weights::made(&fixtures().join("wan/transformer").join(variant));
         let built = Built::plain(model.root());
         let engine = built.engine("transformer");
-        let graphs = engine.graph("step").unwrap().hoisted.clone().unwrap();
+        let graphs = engine.graph("step").unwrap().precomputed.clone().unwrap();
         // Keys and values of the cross-attention, of two blocks.
-        assert_eq!(graphs.prologue.unwrap().outputs.len(), hoisted, "{variant}");
+        assert_eq!(graphs.precompute.unwrap().outputs.len(), precomputed, "{variant}");
         // Embedding and modulation, of both timesteps.
         let timestep_rows = graphs.timestep_rows.unwrap();
         assert_eq!(timestep_rows.graph.outputs.len(), if variant == "ti2v" { 4 } else { 2 }, "{variant}");

@@ -91,8 +91,7 @@ fn text_to_video_has_one_transformer_though_a_second_lies_there() {
     folder.add("transformer_2", "transformer/t2v");
     let pipeline = folder.pipeline();
     assert_eq!(components(&pipeline), ["transformer", "vae_encoder", "vae_decoder"]);
-    // The position tables of these small models are shorter than the published ones.
-    assert_eq!((&pipeline["family"], &pipeline["version"]), (&json!("wan"), &json!(5)));
+    assert_eq!((&pipeline["family"], &pipeline["version"]), (&json!("wan"), &json!(1)));
     let expected = json!({
         "in_channels": 16, "out_channels": 16, "patch_size": [1, 2, 2], "max_text_seq_length": 512, "rope_max_seq_len": 32,
         "conditioning": "text", "image_embeddings": "none", "expand_timesteps": false,
@@ -110,7 +109,7 @@ fn text_to_video_has_one_transformer_though_a_second_lies_there() {
 fn image_to_video_has_the_image_encoder_and_its_processor() {
     let pipeline = image().pipeline();
     assert_eq!(components(&pipeline), ["transformer", "vae_encoder", "vae_decoder", "image_encoder"]);
-    assert_eq!(pipeline["version"], 5);
+    assert_eq!(pipeline["version"], 1);
     assert_eq!(
         (&pipeline["transformer"]["conditioning"], &pipeline["transformer"]["image_embeddings"]),
         (&json!("image"), &json!("first"))
@@ -143,14 +142,14 @@ fn both_transformers_are_exported_and_take_adapters() {
     let folder = experts();
     let pipeline = folder.pipeline();
     assert_eq!(components(&pipeline), ["transformer", "transformer_2", "vae_encoder", "vae_decoder"]);
-    assert_eq!((&pipeline["version"], &pipeline["transformer"]["boundary_ratio"]), (&json!(5), &json!(0.875)));
+    assert_eq!((&pipeline["version"], &pipeline["transformer"]["boundary_ratio"]), (&json!(1), &json!(0.875)));
     let options = CompileOptions { lora_rank: Some(2), ..CompileOptions::default() };
     let report = compile(&folder.0.path("bundle"), &folder.0.path("engines"), &options, &mut |_| {}).unwrap();
     for engine in &report.engines[..2] {
         let engine = v2l_runtime::engine::Engine::open(&engine.path).unwrap();
         assert_eq!(engine.manifest().slots.len(), 26);
-        let hoisted = engine.graph("step.side").unwrap().hoisted.clone().unwrap();
-        assert!(hoisted.prologue.is_some() && hoisted.timestep_rows.is_some());
+        let precomputed = engine.graph("step.branch").unwrap().precomputed.clone().unwrap();
+        assert!(precomputed.precompute.is_some() && precomputed.timestep_rows.is_some());
     }
 }
 

@@ -441,7 +441,7 @@ def test_openvino_refuses_what_it_would_cut_off_and_serves_videos(typed: Server,
         with pytest.raises(InferenceServerException, match="x_INT64"):
             ran(library, client, "openvino", {**tensors, "scalar": np.array([1.5], np.float32)})
     directory = typed.log.parent / "cache"
-    (engines,) = [path for path in directory.iterdir() if (path / "pipeline.json").exists()]
+    (engines,) = [path.parent for path in directory.glob("*/engines/pipeline.json")]
     with v2l.Pipeline(engines, threads=1, backend=v2l.Backend.OPENVINO) as pipeline:
         latents = pipeline.generate(PROMPT, image=IMAGE, **REQUEST)["latents"]
     client = grpc.InferenceServerClient(f"127.0.0.1:{typed.grpc}")

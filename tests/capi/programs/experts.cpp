@@ -8,20 +8,12 @@
 int main(int argc, char **argv) {
     const std::string file = argv[2], out = argc > 3 ? std::string(argv[3]) + "/" : "";
     const v2l::Pipeline pipeline(argv[1]);
-    auto options = v2l::generate_options();
-    options.prompt = "a cat";
-    options.width = 32;
-    options.height = 16;
-    options.num_frames = 5;
-    options.num_inference_steps = 2;
-    options.seed = 3;
-    options.has_seed = 1;
-    v2l::Control control;
+    const v2l::Job job(pipeline, R"({"prompt": "a cat", "width": 32, "height": 16, "num_frames": 5, "num_inference_steps": 2, "seed": 3})");
     const auto made = [&](const v2l::Adapter &adapter, const std::string &name) {
         std::printf("%s %d\n", name.c_str(), static_cast<int>(adapter.coverage().slots_covered));
         if (!out.empty()) {
             pipeline.set_adapters({{&adapter, 3.0f}});
-            pipeline.generate(options, out + name + "/", control);
+            job.save(out + name + "/");
         }
     };
     try {

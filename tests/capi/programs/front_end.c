@@ -29,7 +29,7 @@ static void ask(char **paths, const char *word) {
     }
     v2l_open_options open;
     check(v2l_open_options_init(&open, sizeof open), "open options");
-    open.adapter_mode = branches ? V2L_ADAPTERS_SIDE : V2L_ADAPTERS_FUSE;
+    open.adapter_mode = branches ? V2L_ADAPTERS_BRANCH : V2L_ADAPTERS_FUSE;
 
     v2l_predictor *predictor = NULL;
     v2l_adapter *adapter = NULL;
@@ -45,23 +45,24 @@ static void ask(char **paths, const char *word) {
     save(adapter, paths[4], name);
 
     v2l_pipeline *pipeline = NULL;
-    v2l_generate_options options;
     const v2l_weighted_adapter weighted = {adapter, 0.5f};
     check(v2l_pipeline_new(paths[1], &open, &pipeline), paths[1]);
-    check(v2l_generate_options_init(&options, sizeof options), "options");
-    options.prompt = "a red ball";
-    options.image_file = paths[3];
-    options.adapters = &weighted;
-    options.adapter_count = 1;
-    options.width = width;
-    options.height = height;
-    options.num_frames = 5;
-    options.num_inference_steps = 2;
-    options.scheduler = strcmp(scheduler, "own") == 0 ? NULL : scheduler;
-    options.seed = 7;
-    options.has_seed = 1;
+    char json[512], size[64] = "", other[96] = "";
+    if (width != 0) {
+        snprintf(size, sizeof size, ", \"width\": %u, \"height\": %u", width, height);
+    }
+    if (strcmp(scheduler, "own") != 0) {
+        snprintf(other, sizeof other, ", \"scheduler\": \"%s\"", scheduler);
+    }
+    snprintf(json, sizeof json, "{\"prompt\": \"a red ball\", \"num_frames\": 5, \"num_inference_steps\": 2, \"seed\": 7%s%s}",
+             size, other);
+    const v2l_input first = {"image", paths[3], NULL};
+    const v2l_request request = {sizeof request, json, &first, 1, &weighted, 1};
+    v2l_job *job = NULL;
+    check(v2l_job_new(pipeline, &request, &job), json);
     snprintf(path, sizeof path, "%s/%s.video.safetensors", paths[4], name);
-    check(v2l_pipeline_generate_file(pipeline, &options, NULL, path), path);
+    check(v2l_job_save(job, NULL, path), path);
+    v2l_job_free(job);
     v2l_pipeline_free(pipeline);
     v2l_adapter_free(adapter);
 }

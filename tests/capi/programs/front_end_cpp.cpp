@@ -24,7 +24,7 @@ std::string saved(char **argv, const std::string &name) { return std::string(arg
 
 void answer(char **argv, const Ask &ask) {
     auto open = v2l::open_options();
-    open.adapter_mode = ask.branches != 0 ? V2L_ADAPTERS_SIDE : V2L_ADAPTERS_FUSE;
+    open.adapter_mode = ask.branches != 0 ? V2L_ADAPTERS_BRANCH : V2L_ADAPTERS_FUSE;
     auto reference = v2l::reference();
     reference.file = argv[2];
     reference.image_file = ask.image != 0 ? argv[3] : nullptr;
@@ -35,18 +35,14 @@ void answer(char **argv, const Ask &ask) {
 
     const v2l::Pipeline pipeline(argv[1], &open);
     pipeline.set_adapters({{&adapter, 0.5f}});
-    auto options = v2l::generate_options();
-    options.prompt = "a red ball";
-    options.image_file = argv[3];
-    options.width = ask.width;
-    options.height = ask.height;
-    options.num_frames = 5;
-    options.num_inference_steps = 2;
-    options.scheduler = ask.scheduler == "own" ? nullptr : ask.scheduler.c_str();
-    options.seed = 7;
-    options.has_seed = 1;
-    v2l::Control control;
-    pipeline.generate(options, saved(argv, ask.name + ".video.safetensors"), control);
+    std::string json = R"({"prompt": "a red ball", "num_frames": 5, "num_inference_steps": 2, "seed": 7)";
+    if (ask.width != 0) {
+        json += ", \"width\": " + std::to_string(ask.width) + ", \"height\": " + std::to_string(ask.height);
+    }
+    if (ask.scheduler != "own") {
+        json += ", \"scheduler\": \"" + ask.scheduler + "\"";
+    }
+    v2l::Job(pipeline, json + "}", {{"image", argv[3], nullptr}}).save(saved(argv, ask.name + ".video.safetensors"));
 }
 
 void mapped(char **argv) {

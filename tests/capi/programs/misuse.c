@@ -35,16 +35,17 @@ typedef struct {
     v2l_pipeline *pipeline;
     v2l_engine *engine;
     v2l_cancel *cancel;
+    v2l_job *job;
     int calls;
 } reentrant;
 
-static void on_progress(void *user, v2l_stage stage, uint64_t done, uint64_t total) {
+static void on_progress(void *user, v2l_phase phase, uint64_t done, uint64_t total) {
     reentrant *tried = user;
     v2l_tensors *results = (v2l_tensors *)tried;
     size_t count;
-    (void)stage, (void)done, (void)total;
+    (void)phase, (void)done, (void)total;
     tried->calls++;
-    EXPECT(V2L_ERROR_REENTRANT, v2l_pipeline_generate(tried->pipeline, NULL, NULL, &results));
+    EXPECT(V2L_ERROR_REENTRANT, v2l_job_run(tried->job, NULL, &results));
     EXPECT(V2L_ERROR_REENTRANT, v2l_engine_slot_count(tried->engine, &count));
     EXPECT(V2L_ERROR_REENTRANT, v2l_set_log(NULL, NULL));
     v2l_engine_free(tried->engine);
@@ -97,6 +98,7 @@ static void pointers_and_strings(const char *engine_file) {
     v2l_adapter_free(NULL);
     v2l_predictor_free(NULL);
     v2l_pipeline_free(NULL);
+    v2l_job_free(NULL);
     v2l_tensors_free(NULL);
     v2l_cancel_free(NULL);
     EXPECT_TRUE(strcmp(v2l_status_name(12345), "unknown status") == 0);
@@ -120,10 +122,7 @@ static void sizes(const char *engine_file) {
     newer.later = 0;
     newer.options.weights = 7;
     EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_engine_new(engine_file, &newer.options, &engine));
-    newer.options.weights = V2L_WEIGHTS_LAZY;
-    newer.options.reserved = 1;
-    EXPECT(V2L_ERROR_SIZE, v2l_engine_new(engine_file, &newer.options, &engine));
-    newer.options.reserved = 0;
+    newer.options.weights = V2L_WEIGHTS_STORED;
     newer.options.ort_library = "/nowhere/libonnxruntime.so";
     EXPECT(V2L_OK, v2l_engine_new(engine_file, &newer.options, &engine));
     v2l_session *session = NULL;
@@ -309,73 +308,97 @@ static void adapters(const char *engine_file, const char *directory) {
 }
 
 static void callbacks(const char *engine_file, const char *directory, const char *image) {
-    reentrant tried = {NULL, NULL, NULL, 0};
+    reentrant tried = {NULL, NULL, NULL, NULL, 0};
     v2l_tensors *results = NULL;
     EXPECT(V2L_OK, v2l_engine_new(engine_file, NULL, &tried.engine));
     EXPECT(V2L_OK, v2l_cancel_new(&tried.cancel));
     EXPECT(V2L_OK, v2l_pipeline_new(directory, NULL, &tried.pipeline));
-    v2l_generate_options options;
-    EXPECT(V2L_OK, v2l_generate_options_init(&options, sizeof options));
-    options.image_file = image;
-    options.num_frames = 5;
-    options.num_inference_steps = 2;
-    options.width = 17;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.width = 0;
-#if V2L_ABI_MINOR >= 1
-    options.last_image_file = image;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.last_image_file = NULL;
-    options.guidance_scale_2 = 2;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.guidance_scale_2 = NAN;
+    v2l_input file = {"image", image, NULL};
+    v2l_request request = {.size = sizeof request, .inputs = &file, .input_count = 1};
+    v2l_job *job = (v2l_job *)1;
+#define REFUSES(status, text, named)                                                  \
+    request.json = text;                                                              \
+    EXPECT(status, v2l_job_new(tried.pipeline, &request, &job));                      \
+    EXPECT_TRUE(job == NULL && strcmp(v2l_last_error_field(), named) == 0);
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"width\": 17}", "width")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"num_frames\": 4294967305}", "num_frames")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"num_frames\": 9.5}", "num_frames")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"seed\": -1}", "seed")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"prompt\": \"a\\u0000b\"}", "prompt")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"guidance_scale_2\": 2}", "guidance_scale_2")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"boundary_ratio\": 0.5}", "boundary_ratio")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"controls\": {\"camera\": 0}}", "controls")
+    EXPECT_TRUE(strstr(v2l_last_error(), "`camera`, expected none") != NULL);
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"nonsense\": 1}", "nonsense")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"seed\": 1, \"seed\": 2}", "seed")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "{\"guidance_scale\": NaN}", "")
+    REFUSES(V2L_ERROR_INVALID_ARGUMENT, "[]", "")
+    REFUSES(V2L_ERROR_INVALID_UTF8, INVALID, "")
+    request.json = "{\"num_frames\": 5, \"num_inference_steps\": 2}";
+    request.size = 3;
+    EXPECT(V2L_ERROR_SIZE, v2l_job_new(tried.pipeline, &request, &job));
+    request.size = sizeof request;
+
+    v2l_input two[2] = {file, {"last_image", image, NULL}};
+    request.inputs = two;
+    request.input_count = 2;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
+    two[1].name = "image";
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
+    two[1].name = "nonsense";
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
+    two[1].name = NULL;
+    EXPECT(V2L_ERROR_NULL, v2l_job_new(tried.pipeline, &request, &job));
     const float numbers[6] = {0};
     const int64_t shape[3] = {1, 2, 3};
     v2l_tensor embeds = {.data = numbers, .dtype = V2L_F32, .rank = 3, .shape = shape};
-    options.prompt_embeds = &embeds;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    two[1] = (v2l_input){"prompt_embeds", NULL, &embeds};
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
     embeds.dtype = V2L_I32;
-    EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.prompt_embeds = NULL;
-    options.boundary_ratio = 0.5;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.boundary_ratio = NAN;
-    const char *camera = "camera";
-    options.control_count = 1;
-    EXPECT(V2L_ERROR_NULL, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.control_names = &camera;
-    options.control_values = numbers;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    EXPECT(V2L_OK, strstr(v2l_last_error(), "`camera`, expected none") != NULL ? V2L_OK : V2L_ERROR_INVALID_ARGUMENT);
-    options.control_count = 0;
-#endif
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate_file(tried.pipeline, &options, NULL, "video.txt"));
+    EXPECT(V2L_ERROR_TENSOR, v2l_job_new(tried.pipeline, &request, &job));
+    two[1] = (v2l_input){"prompt_embeds", image, NULL};
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
     static uint8_t bytes[2 * 64 * 96 * 3];
     static float floats[3 * 64 * 96];
-    const int64_t two[] = {2, 64, 96, 3}, planar[] = {1, 3, 1, 64, 96};
-    v2l_tensor picture = {.data = bytes, .dtype = V2L_U8, .rank = 4, .shape = two};
-    options.image_file = NULL;
-    options.image = &picture;
-    EXPECT(V2L_ERROR_TENSOR, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    const int64_t both[] = {2, 64, 96, 3}, planar[] = {1, 3, 1, 64, 96};
+    v2l_tensor picture = {.data = bytes, .dtype = V2L_U8, .rank = 4, .shape = both};
+    two[0] = (v2l_input){"image", NULL, NULL};
+    request.input_count = 1;
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
+    two[0].tensor = &picture;
+    EXPECT(V2L_ERROR_TENSOR, v2l_job_new(tried.pipeline, &request, &job));
     picture = (v2l_tensor){.data = floats, .dtype = V2L_F32, .rank = 5, .shape = planar};
     floats[7] = 500;
-    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_new(tried.pipeline, &request, &job));
     floats[7] = NAN;
-    EXPECT(V2L_ERROR_NUMERIC, v2l_pipeline_generate(tried.pipeline, &options, NULL, &results));
-    options.image_file = image;
-    options.image = NULL;
+    EXPECT(V2L_ERROR_NUMERIC, v2l_job_new(tried.pipeline, &request, &job));
+    request.inputs = &file;
+    request.adapter_count = 1;
+    EXPECT(V2L_ERROR_NULL, v2l_job_new(tried.pipeline, &request, &job));
+    request.adapter_count = 0;
+
+    EXPECT(V2L_OK, v2l_job_new(tried.pipeline, &request, &job));
+    const char *json = NULL;
+    EXPECT(V2L_OK, v2l_job_resolved(job, &json));
+    EXPECT_TRUE(strstr(json, "\"num_frames\":5,") != NULL && strstr(json, "\"warnings\":[]") != NULL);
+    EXPECT(V2L_OK, v2l_pipeline_schema(tried.pipeline, &json));
+    EXPECT_TRUE(strstr(json, "noise_aug_strength") != NULL && strstr(json, "boundary_ratio") == NULL);
+    EXPECT(V2L_ERROR_INVALID_ARGUMENT, v2l_job_save(job, NULL, "video.txt"));
+    tried.job = job;
     v2l_control control;
     EXPECT(V2L_OK, v2l_control_init(&control, sizeof control));
     control.progress = on_progress;
     control.cancel = tried.cancel;
     control.user = &tried;
-    EXPECT(V2L_ERROR_CANCELLED, v2l_pipeline_generate(tried.pipeline, &options, &control, &results));
+    EXPECT(V2L_ERROR_CANCELLED, v2l_job_run(job, &control, &results));
     EXPECT_TRUE(tried.calls >= 2 && results == NULL);
     EXPECT(V2L_OK, v2l_cancel_reset(tried.cancel));
     control.progress = NULL;
-    EXPECT(V2L_OK, v2l_pipeline_generate(tried.pipeline, &options, &control, &results));
-    v2l_tensors_free(results);
+    /* A job keeps its pipeline. */
     v2l_pipeline_free(tried.pipeline);
+    EXPECT(V2L_OK, v2l_job_run(job, &control, &results));
+    v2l_tensors_free(results);
+    v2l_job_free(job);
     v2l_cancel_free(tried.cancel);
     v2l_engine_free(tried.engine);
 }

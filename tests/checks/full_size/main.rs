@@ -94,7 +94,7 @@ fn say(args: &Args, event: &str, fields: &Json, text: &str) {
 fn check(args: &Args) -> anyhow::Result<bool> {
     let layers = args.layers.unwrap_or_else(|| args.model.usual_layers());
     ensure!((1..=256).contains(&layers), "--layers {layers}: expected 1 to 256");
-    let tools = machine::build_release(&["--bin", "v2l-export", "--bin", "v2l-compile"])?;
+    let tools = machine::build_release(&["--bin", "v2l", "--bin", "v2l-export", "--bin", "v2l-compile"])?;
     let checkpoint = Checkpoint::new(args.model, layers);
     let bytes = checkpoint.bytes();
 

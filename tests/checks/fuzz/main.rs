@@ -1,8 +1,7 @@
 //! Fuzzing without further tools, for a bounded time: mutations of good files, one after the other, in this process; for
 //! the target `graphs`, bytes at random; for the target `commands`, runs of the tools.
 //!
-//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: engine, adapter, onnx, checkpoint, picture,
-//! graphs, commands. Prints what it did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
+//! `cargo run -p v2l-checks --bin fuzz -- TARGET [SECONDS] [SEED]`; targets: those of `fuzz/targets.rs`, and commands. Prints what it did and ends with 1 at the first panic, leaving the input in `fuzz-<target>.crash`; if the process dies, the input is the last one
 //! that was written there. `cargo fuzz run TARGET` in `fuzz/` runs the same targets, but for `commands`, with coverage. That one
 //! takes the tools beside it (`cargo build`), and prints the command that is a finding.
 
@@ -17,9 +16,11 @@ mod recipes;
 mod targets;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+
+use targets::{TARGETS, Target};
 
 /// Longest time that one input may take.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -81,37 +82,11 @@ fn mutate(draws: &mut Draws, bytes: &mut Vec<u8>) {
     }
 }
 
-/// Good inputs to begin with.
-fn corpus(target: &str) -> Vec<Vec<u8>> {
-    let fixtures = targets::repository().join("tests/fixtures");
-    let read = |path: &Path| std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-    let paths = match target {
-        "engine" => vec![targets::files().folder.path().join("engines/transformer.engine")],
-        "adapter" => {
-            ["block", "sd3", "wan_fused"].map(|name| fixtures.join(format!("corpus/{name}/adapter.safetensors"))).into()
-        }
-        "onnx" => ["block/ts17", "block/dynamo18", "block/ts17_f16"]
-            .map(|name| fixtures.join(format!("corpus/{name}/model.onnx")))
-            .into(),
-        "checkpoint" => vec![targets::model().join("diffusion_pytorch_model.safetensors")],
-        "picture" => return pictures(&read(&fixtures.join("pictures/pictures.safetensors"))),
-        // These say what is drawn; any do.
-        "graphs" => return vec![vec![0; 200]],
-        other => panic!("no target {other}; there are engine, adapter, onnx, checkpoint, picture, graphs, commands"),
-    };
-    paths.iter().filter(|path| path.is_file()).map(|path| read(path)).collect()
-}
-
-/// The files that a file of pictures holds; their frames have a bar in their names.
-fn pictures(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let tensors = safetensors::SafeTensors::deserialize(bytes).unwrap();
-    tensors.iter().filter(|(name, _)| !name.contains('|')).map(|(_, picture)| picture.data().to_vec()).collect()
-}
-
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some(target) = arguments.first() else {
-        eprintln!("usage: fuzz engine|adapter|onnx|checkpoint|picture|graphs|commands [SECONDS] [SEED]");
+        let names = TARGETS.iter().map(|target| target.name).collect::<Vec<_>>().join("|");
+        eprintln!("usage: fuzz {names}|commands [SECONDS] [SEED]");
         return ExitCode::from(2);
     };
     let number = |at: usize, default: u64| arguments.get(at).and_then(|text| text.parse().ok()).unwrap_or(default);
@@ -121,35 +96,34 @@ fn main() -> ExitCode {
     if target == "commands" {
         return commands::fuzz(seconds, seed, &mut draws);
     }
-    let corpus = corpus(target);
-    let crash = PathBuf::from(format!("fuzz-{target}.crash"));
+    let target = Target::find(target);
+    let name = target.name;
+    let crash = PathBuf::from(format!("fuzz-{name}.crash"));
     let (start, mut inputs) = (Instant::now(), 0u64);
-    for good in &corpus {
-        targets::run(target, good);
-    }
+    let corpus = target.tried_seeds();
     // What a panic says is said once, below.
     std::panic::set_hook(Box::new(|_| {}));
     while start.elapsed() < Duration::from_secs(seconds) {
         let mut bytes = corpus[draws.below(corpus.len())].clone();
-        match target.as_str() {
-            "graphs" => bytes.iter_mut().for_each(|byte| *byte = (draws.next() >> 24) as u8),
-            _ => mutate(&mut draws, &mut bytes),
+        match target.drawn {
+            true => bytes.iter_mut().for_each(|byte| *byte = (draws.next() >> 24) as u8),
+            false => mutate(&mut draws, &mut bytes),
         }
         std::fs::write(&crash, &bytes).unwrap();
         let began = Instant::now();
-        let outcome = catch_unwind(AssertUnwindSafe(|| targets::run(target, &bytes)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| (target.run)(&bytes)));
         inputs += 1;
         if let Err(payload) = outcome {
             let text = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
-            println!("{target}: input {inputs} panicked: {}; see {}", text.unwrap_or("?"), crash.display());
+            println!("{name}: input {inputs} panicked: {}; see {}", text.unwrap_or("?"), crash.display());
             return ExitCode::FAILURE;
         }
         if began.elapsed() > PATIENCE {
-            println!("{target}: input {inputs} took {:?}; see {}", began.elapsed(), crash.display());
+            println!("{name}: input {inputs} took {:?}; see {}", began.elapsed(), crash.display());
             return ExitCode::FAILURE;
         }
     }
     let _ = std::fs::remove_file(&crash);
-    println!("{target}: {inputs} inputs in {seconds} s, no crash; seed {seed}");
+    println!("{name}: {inputs} inputs in {seconds} s, no crash; seed {seed}");
     ExitCode::SUCCESS
 }

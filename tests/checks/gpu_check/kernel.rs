@@ -9,7 +9,7 @@ use ndarray::ArrayView2;
 use serde_json::json;
 use v2l_cli::{Exit, Failure, Output};
 use v2l_cuda::{CudaError, Driver, Element, Factors, Memory, Prepared, Region};
-use v2l_runtime::lora::fuse::{FuseError, Packed, Simd};
+use v2l_runtime::lora::fuse::{Addend, FuseError, Packed, Simd};
 use v2l_runtime::tensor::Dtype;
 
 use crate::shapes::{LAYERS, linears};
@@ -188,7 +188,8 @@ fn compare(card: &Card, rank: usize, places: &[[usize; 2]], numbers: &[f32], wei
         let (up, down) = (from(up, rows * rank), from(down, columns * rank));
         let up = ArrayView2::from_shape((rows, rank), &up)?;
         let down = ArrayView2::from_shape((rank, columns), &down)?;
-        let packed = Packed::new(Simd::best(), Dtype::Bf16, (rows, columns), &[(up, down, FACTOR)]);
+        let product = Addend::Product { left: up, right: down, factor: FACTOR };
+        let packed = Packed::new(Simd::best(), Dtype::Bf16, (rows, columns), &[product]);
         let mut expected = vec![0; 2 * size];
         packed.fuse(0, 0, columns, (Dtype::Bf16, &weights[..2 * size]), (Dtype::Bf16, &mut expected), false);
         let at = 2 * card.offsets[i];

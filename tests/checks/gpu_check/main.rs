@@ -1,7 +1,7 @@
 //! What v2l does on an NVIDIA GPU, checked and measured: the fusion kernel, against the CPU kernels and the card's copy bandwidth; the
 //! miniature on ONNX Runtime's CUDA provider, against the CPU; TensorRT-RTX's plans, against ONNX Runtime, if it has code for the card.
 //!
-//! `bin/gpu-check [--json]` fetches the libraries and runs this. Without a GPU it says so and exits with 6. Ratios are of runs in turn
+//! `bin/dev/gpu-check [--json]` fetches the libraries and runs this. Without a GPU it says so and exits with 6. Ratios are of runs in turn
 //! on the same card; nothing about time is asserted. A difference in bits, or beyond a tolerance, exits with 7.
 
 #[path = "../miniature/lab.rs"]
@@ -28,9 +28,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, ValueEnum};
+use clap::{CommandFactory, Parser, ValueEnum};
 use serde_json::json;
-use v2l_cli::OutputOptions;
+use v2l_cli::{Call, OutputOptions};
 use v2l_cuda::CudaError;
 use v2l_runtime::lora::fuse::FuseError;
 
@@ -67,7 +67,8 @@ fn main() -> ExitCode {
         return code;
     }
     let options = |args: &Args| args.output_options;
-    v2l_cli::run(options, |args, output| {
+    let call = Call { name: "gpu-check".to_owned(), words: std::env::args_os().skip(1).collect() };
+    v2l_cli::run(&call, Args::command(), options, |args, output| {
         // The runtime's own error decides the exit code.
         let (info, driver) = v2l_cuda::open(0, None).map_err(FuseError::Device)?;
         let (major, minor) = info.capability;

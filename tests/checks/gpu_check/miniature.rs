@@ -51,7 +51,7 @@ pub(crate) fn check(model: &Path, rounds: usize, output: &mut Output) -> anyhow:
             compare(&a, &b).map(|found| found.relative_l2).context("the latents differ in number")
         };
         let (base, steered) = (error(&gpu_base, &cpu_base)?, error(&gpu_steered, &cpu_steered)?);
-        let (way, first, later) = (if branches { "side" } else { "fuse" }, swaps[0], median(swaps.iter().copied()));
+        let (way, first, later) = (if branches { "branch" } else { "fuse" }, swaps[0], median(swaps.iter().copied()));
         let fields = json!({
             "mode": way, "base_relative_l2": base, "steered_relative_l2": steered, "base_comes_back": back,
             "first_swap_ms": first, "swap_ms": later,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The check that travels (bin/gpu-check --pack): what v2l does on this machine, part by part. A part that fails does not stop the
+# The check that travels (bin/dev/gpu-check --pack): what v2l does on this machine, part by part. A part that fails does not stop the
 # others. Writes REPORT/report.json, REPORT/report.txt, and the output of every part.
 #
 # Ends with 0 if nothing failed, 7 if something did. Without a GPU it runs everything that needs none, and says what it skipped.

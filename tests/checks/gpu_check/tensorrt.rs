@@ -21,6 +21,7 @@ use v2l_runtime::engine::Engine;
 use v2l_runtime::engine::manifest::{Graph, Profile, ShapeRange, Slot};
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::io::weights::WeightFile;
+use v2l_runtime::lora::Weighted;
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
@@ -117,7 +118,7 @@ impl Card<'_> {
         let slots = &engine.manifest().slots;
 
         // Verified when the weights are set: the base by the probe, the adapter by ONNX Runtime.
-        let adapters = [(adapter(slots, usize::MAX), 1.0)];
+        let adapters = [(Arc::new(adapter(slots, usize::MAX)), 1.0)];
         let mut trt = TrtEngine::open(Arc::clone(&engine), Flavour::Rtx, &OpenOptions::default())?;
         let mut session = trt.session(&graph.name)?;
         let base = run(&mut session, &inputs)?;
@@ -154,8 +155,8 @@ impl Card<'_> {
             memory as f64 / 1e6
         );
         if !slots.is_empty() {
-            let one = [(adapter(slots, 1), 1.0)];
-            let mut swap = |adapters: &[(Adapter, f32)]| {
+            let one = [(Arc::new(adapter(slots, 1)), 1.0)];
+            let mut swap = |adapters: &[Weighted]| {
                 self.median(|| {
                     trt.set_adapters(&[], None)?;
                     Ok(trt.set_adapters(adapters, None)?)
@@ -229,7 +230,7 @@ fn adapter(slots: &[Slot], most: usize) -> Adapter {
     let layer = |slot: &Slot| {
         let down = factor((RANK, slot.in_features), (slot.in_features as f32).sqrt().recip());
         let up = factor((slot.out_features, RANK), (RANK as f32).sqrt().recip());
-        (slot.name.clone(), LowRank { down, up, alpha: RANK as f32 })
+        (slot.name.clone(), LowRank { down, up, alpha: RANK as f32 }.into())
     };
     Adapter { name: "made".to_owned(), layers: slots.iter().take(most).map(layer).collect() }
 }

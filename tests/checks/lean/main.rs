@@ -126,7 +126,7 @@ fn main() -> anyhow::Result<()> {
     let peer = release.join("lean_ort");
     let folder = tempfile::tempdir()?;
     let prefix = folder.path().join("prefix");
-    let mut install = Command::new(root.join("bin/install-capi"));
+    let mut install = Command::new(root.join("bin/dev/install-capi"));
     install.arg("--prefix").arg(&prefix).env("CARGO_TARGET_DIR", release.parent().context("no target folder")?);
     ensure!(install.status()?.success(), "{install:?} failed");
     let program = program(&prefix)?;

@@ -111,7 +111,11 @@ fn measure(case: &str, engines: &Path) -> anyhow::Result<()> {
         image: Some(blank),
         ..Request::default()
     };
-    let estimate = pipeline.estimate(&mut directory, (&request, &StepGraph::default()), Expected::default())?;
+    let estimate = pipeline.estimate(
+        &mut directory,
+        (&pipeline.prepare(request.clone())?, &StepGraph::default()),
+        Expected::default(),
+    )?;
     ensure!(estimate.complete, "the engines hold no formulas");
     let phase = estimate.phases.into_iter().find(|found| found.name == phase).context("no such phase")?;
     library::onnxruntime(None)?;

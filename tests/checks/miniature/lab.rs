@@ -142,12 +142,11 @@ impl Lab {
 
     /// Applies these adapters in the videos to come; none is the base model.
     pub(crate) fn steer(&mut self, adapters: Vec<(Adapter, f32)>) -> anyhow::Result<()> {
+        let set = adapters.into_iter().map(|(adapter, strength)| (Arc::new(adapter), strength)).collect();
         if self.branches {
-            let borrowed: Vec<(&Adapter, f32)> =
-                adapters.iter().map(|(adapter, strength)| (adapter, *strength)).collect();
-            self.step = self.components.0.branch_step(&borrowed)?;
+            self.step = self.components.0.branch_step(&set)?;
         } else {
-            self.components.0.set_adapters(adapters, None)?;
+            self.components.0.set_adapters(&set, None)?;
         }
         Ok(())
     }

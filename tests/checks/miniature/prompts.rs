@@ -1,6 +1,7 @@
 //! The second miniature through the product's own path: an adapter from a prompt, over Wan.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context;
 use indexmap::IndexMap;
@@ -8,6 +9,7 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use v2l_export::{CompileOptions, ExportOptions, PredictorPackage};
 use v2l_runtime::generator::{Generator, Options, PredictOptions, PredictionCacheOptions, Video};
+use v2l_runtime::lora::AdapterSet;
 use v2l_runtime::lora::adapter::{Adapter, ReadOptions};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::predict::Source;
@@ -80,7 +82,7 @@ impl Prompted {
 
     /// An adapter from a file.
     pub(crate) fn load(&mut self, path: &Path) -> anyhow::Result<Adapter> {
-        Ok(self.generator.load_adapter(path, &ReadOptions::default())?.adapter)
+        Ok(Arc::unwrap_or_clone(self.generator.load_adapter(path, &ReadOptions::default())?.adapter))
     }
 
     /// Animates the trial's image with these adapters; the seed is the only other thing that counts.
@@ -91,7 +93,7 @@ impl Prompted {
 
     /// Any request, with these adapters.
     pub(crate) fn finish(&mut self, request: &Request, adapters: &[(&Adapter, f32)]) -> anyhow::Result<Video> {
-        self.generator.set_adapters(adapters)?;
+        self.generator.set_adapters(&AdapterSet::from(adapters), None)?;
         Ok(self.generator.generate(request)?)
     }
 

@@ -5,7 +5,7 @@ A random CogVideoX transformer of full width (3072), 768 latent tokens (with `--
 either side. In a virtual environment of tests/reference/requirements.txt with onnxscript, for `--openvino` also openvino==2026.4.1;
 builds the release binaries with cargo, or takes those in `--tools`. With 6 layers about 15 GB of disk and 16 GB of memory.
 
-Every round times, one after the other: v2l's step in f32 (weights in f32; timestep table and prologue are there, as
+Every round times, one after the other: v2l's step in f32 (weights in f32; timestep table and precompute are there, as
 in all steps but a generation's first), ONNX Runtime on the graph that torch.onnx exports from diffusers' model, PyTorch in f32
 and PyTorch in bf16. Then both graphs run under ONNX Runtime's profiler, in turn. *Products* are MatMul, Gemm, Conv and v2l's attention operator, which holds softmax and transpositions
 too; so the time outside of products is also given with what that operator takes beyond ONNX Runtime's two products charged to
@@ -17,7 +17,7 @@ each pass in turn; and two latents in one batch, as guidance needs them, against
 `--openvino` compares, in rounds: v2l on OpenVINO, in bf16 and f32 over the same bf16 weights, and over matrices of 8 bits, with
 rows in f32 and in 8 bits; v2l on ONNX Runtime in f32 and over 8 bits; PyTorch in f32, in bf16 and in bf16 compiled; OpenVINO on the graph
 that torch.onnx exports (weights in f32 as constants, its own default of bf16); and OpenVINO on v2l's typed graph of `--precision bf16`, in
-which every node has the type of the precision plan, not hoisted, with matrices as inputs. Each with its processor's seconds, by which
+which every node has the type of the precision plan, not precomputed, with matrices as inputs. Each with its processor's seconds, by which
 they are compared, and its error from PyTorch in f32; v2l also with its private memory after a step, and its largest resident set.
 The tables in docs/openvino.md are of `--openvino --layers 4`, with and without `--long`. With `--model wan-1.3b` the model is Wan 2.1's
 text-to-video transformer of 1.3 billion parameters, at 480 x 832 pixels and 5 frames: 3120 tokens, and 512 of text; the two of graphs
@@ -28,7 +28,7 @@ PyTorch's, which are oneDNN's, as are OpenVINO's.
 
 `--cuda` compares on an NVIDIA GPU instead: v2l on ONNX Runtime's CUDA provider, by its precision plans for fp16 and bf16, with
 PyTorch in bf16, eager and compiled. The step's inputs come from host memory and its output goes there, for both; `--tools` are
-built with `--features cuda`; `bin/gpu-check` runs it. It has not been run on a GPU yet.
+built with `--features cuda`; `bin/dev/gpu-check` runs it. It has not been run on a GPU yet.
 """
 
 import argparse
@@ -209,10 +209,10 @@ class Worker:
 
 def beside_linear(engine: Path, inputs, rounds):
     """Milliseconds of the step graph's operators other than linear layers, and the bytes of weights that it reads, in f32."""
-    step, stages, manifest = described(engine)
+    step, precomputed, manifest = described(engine)
     values = dict(inputs)
-    for stage in stages:
-        values |= Stored(engine, stage).run(values)
+    for part in precomputed:
+        values |= Stored(engine, part).run(values)
     graph = Stored(engine, step, engine.parent / "profile")
     times, operators = profiled(graph.session, lambda: graph.run(values), rounds)
     return sum(value for name, value in times.items() if operators[name] != "Gemm"), weight_bytes(manifest, [step])
@@ -409,10 +409,10 @@ def profile_on_openvino(stored: Path, int8: Path, block, tokens, rounds, say):
     """Where the step's time goes, node by node, and what its linear layers alone take: as products of PyTorch's, which are oneDNN's."""
     import openvino
 
-    step, stages, manifest = described(stored)
+    step, precomputed, manifest = described(stored)
     values = load_file(stored.parents[1] / "inputs.safetensors")
-    for stage in stages:
-        values |= Stored(stored, stage).run(values)
+    for part in precomputed:
+        values |= Stored(stored, part).run(values)
     extents = [manifest["tensors"][name]["shape"] for name in step["weights"] if name.startswith("transformer_blocks.")]
     extents = [shape for shape in extents if len(shape) == 2]
     work = 2 * tokens * sum(rows * columns for rows, columns in extents)
@@ -545,13 +545,13 @@ def compare_on_gpu(work: Path, tools: Path, rounds, say):
 
 
 def described(engine: Path):
-    """The step graph of an engine, its stages, and the manifest."""
+    """The step graph of an engine, its precomputed graphs, and the manifest."""
     with safe_open(engine, "np") as file:
         manifest = json.loads(file.get_tensor("v2l/manifest").tobytes())
     step = next(graph for graph in manifest["graphs"] if graph["name"] == "step")
-    stages = step.get("stages") or {}
-    prologue, times = stages.get("prologue"), stages.get("times")
-    return step, [*([prologue] if prologue else []), *([times["graph"]] if times else [])], manifest
+    precomputed = step.get("precomputed") or {}
+    precompute, rows = precomputed.get("precompute"), precomputed.get("timestep_rows")
+    return step, [*([precompute] if precompute else []), *([rows["graph"]] if rows else [])], manifest
 
 
 def weight_bytes(manifest, graphs):
@@ -581,7 +581,7 @@ class Stored:
     def __init__(self, engine: Path, graph, profile=None):
         settings, self.held = options(profile), []
         with safe_open(engine, "pt") as file:
-            data = file.get_tensor(graph["files"]["widened"]).numpy().tobytes()
+            data = file.get_tensor(graph["files"]["f32"]).numpy().tobytes()
             for name in graph["weights"]:
                 weight = file.get_tensor(name)
                 weight = (weight.float() if weight.is_floating_point() else weight).numpy()
@@ -679,8 +679,8 @@ def main():
         return
     inputs = load_file(work / "inputs.safetensors")
     engine = work / "engines/transformer.engine"
-    step, stages, manifest = described(engine)
-    before, after = weight_bytes(manifest, [step, *stages]), weight_bytes(manifest, [step])
+    step, precomputed, manifest = described(engine)
+    before, after = weight_bytes(manifest, [step, *precomputed]), weight_bytes(manifest, [step])
     text = f"weights read by a step, in f32: {before / 1e9:.3f} GB before hoisting, {after / 1e9:.3f} GB after"
     say({"event": "weights", "before": before, "after": after}, f"{text} ({1 - after / before:.1%} less)")
 
@@ -715,8 +715,8 @@ def main():
     del plain
 
     values = dict(inputs)
-    for stage in stages:
-        values |= Stored(engine, stage).run(values)
+    for part in precomputed:
+        values |= Stored(engine, part).run(values)
     main_graph = Stored(engine, step, work / "v2l")
     ours = profiled(main_graph.session, lambda: main_graph.run(values), a.rounds)
     del main_graph

@@ -27,7 +27,7 @@ struct Args {
     engine: PathBuf,
     inputs: PathBuf,
     /// Hold weights as stored.
-    #[arg(long, alias = "lazy")]
+    #[arg(long)]
     stored: bool,
     /// What to compute on: cpu or cuda.
     #[arg(long, default_value = "cpu")]

@@ -10,7 +10,7 @@ Two pipelines, both compiled by `v2l-compile --precision bf16 --backend openvino
 - mid-size: random weights; a transformer of CogVideoX's full width with `--layers` blocks, a T5 of two layers of full width, an
   autoencoder of half the usual width; a LoRA of rank 16 on every block, 9 frames of 192 x 192 pixels, `--steps` steps with guidance.
 
-In every round each backend runs `v2l-run --json` once, in a process of its own. A phase lasts from its event `stage` to the next.
+In every round each backend runs `v2l-run --json` once, in a process of its own. A phase lasts from its event `phase` to the next.
 Prints medians of each phase's seconds and processor's seconds, and of the whole process; `--json` one event per line. Asserts that the
 two make nearly the same video.
 """
@@ -72,8 +72,8 @@ def run(command, environment):
     marks = [("open", start, 0.0)]
     for line in process.stdout:
         event = json.loads(line)
-        if event["event"] == "stage":
-            marks.append((event["stage"], time.perf_counter(), processor_seconds(process.pid) or marks[-1][2]))
+        if event["event"] == "phase":
+            marks.append((event["phase"], time.perf_counter(), processor_seconds(process.pid) or marks[-1][2]))
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, command
     end = (time.perf_counter(), usage.ru_utime + usage.ru_stime)

@@ -1,6 +1,6 @@
 //! TensorRT-RTX plans, built without a GPU: sizes, times, memory, and what v2l relies on.
 //!
-//! `bin/trt-check [--layers N] [GRAPH]…` fetches the library and runs this. Without arguments: all graphs of the miniature, and two
+//! `bin/dev/trt-check [--layers N] [GRAPH]…` fetches the library and runs this. Without arguments: all graphs of the miniature, and two
 //! transformers of full width. With words: the graphs whose names contain one, and `wide` for the latter. With `--layers`: a
 //! transformer of full width with N layers alone. Nothing is executed on a GPU.
 

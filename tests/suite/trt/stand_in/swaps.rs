@@ -6,6 +6,7 @@ use ndarray::Array2;
 use v2l_runtime::backends::OpenEngine;
 use v2l_runtime::backends::tensorrt::TrtOptions;
 use v2l_runtime::engine::session::{Session, SessionError};
+use v2l_runtime::lora::Weighted;
 use v2l_runtime::lora::adapter::{Adapter, LowRank};
 use v2l_runtime::options::OpenOptions;
 
@@ -32,7 +33,7 @@ fn adapter(slots: &[Layer], seed: u64) -> Adapter {
         let ((name, out, inner), (down, up)) = (slot, factors(slot, seed));
         let [down, up] =
             [((2, inner), down), ((out, 2), up)].map(|(shape, values)| Array2::from_shape_vec(shape, values).unwrap());
-        (name.to_owned(), LowRank { down, up, alpha: 2.0 })
+        (name.to_owned(), LowRank { down, up, alpha: 2.0 }.into())
     };
     Adapter { name: seed.to_string(), layers: slots.iter().map(layer).collect() }
 }
@@ -66,7 +67,7 @@ fn swaps_of_a_plan_are_whole_or_none_on_whatever_thread() {
     let free = driver.free_memory().unwrap();
     let case = Case::new();
     let (both, one): (&[_], &[_]) = (&[UP, DOWN], &[DOWN]);
-    let (a, b) = (adapter(both, 60), adapter(one, 70));
+    let (a, b) = (Arc::new(adapter(both, 60)), Arc::new(adapter(one, 70)));
     let expected = |adapters: &[_]| case.expected(&inputs(3, 6), &fused(&case.weights(), adapters));
 
     // Its first profile ends before that of the engine.
@@ -74,7 +75,7 @@ fn swaps_of_a_plan_are_whole_or_none_on_whatever_thread() {
     let mut engine = open(&case.engine("x.engine", &format!("{plan}refit fails 3\nforgets\n")));
     let mut session = elsewhere(|| engine.session("model")).unwrap();
     assert_eq!(run(&mut session).unwrap(), expected(&[]));
-    let mut set = |adapters: &[(Adapter, f32)]| elsewhere(|| engine.set_adapters(adapters, std::iter::empty(), None));
+    let mut set = |adapters: &[Weighted]| elsewhere(|| engine.set_adapters(adapters, std::iter::empty(), None));
     set(&[(a.clone(), 0.5)]).unwrap();
     assert_eq!(run(&mut session).unwrap(), expected(&[(both, 60, 0.5)]));
     let error = set(&[(a.clone(), 0.5), (b.clone(), 1.0)]).unwrap_err().to_string();
@@ -108,7 +109,8 @@ fn stream_that_is_lost_in_a_refit_takes_the_plan_with_it() {
     let path = case.engine("x.engine", &format!("{PLAN}refit breaks 2\n"));
     let mut engine = open(&path);
     let mut session = engine.session("model").unwrap();
-    let error = engine.set_adapters(&[(adapter(&[UP], 80), 1.0)], std::iter::empty(), None).unwrap_err().to_string();
+    let error =
+        engine.set_adapters(&[(Arc::new(adapter(&[UP], 80)), 1.0)], std::iter::empty(), None).unwrap_err().to_string();
     assert!(error.contains("cuStreamSynchronize") && error.contains("the engine is lost"), "{error}");
     assert!(run(&mut session).unwrap_err().to_string().contains("gone"));
     // With a stream of its own another does.

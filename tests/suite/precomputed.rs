@@ -1,4 +1,4 @@
-//! Steps whose prologue and timestep rows are computed apart give what whole steps give, whatever is swapped.
+//! Steps whose precompute graph and timestep rows are computed apart give what whole steps give, whatever is swapped.
 
 use ndarray::{Axis, concatenate};
 use v2l_export::{CompileOptions, ExportError, ExportOptions, Pass, Passes};
@@ -8,7 +8,7 @@ use v2l_runtime::components::TRANSFORMER;
 use v2l_runtime::directory::EngineDirectory;
 use v2l_runtime::engine::session::Session;
 use v2l_runtime::lora::adapter::Adapter;
-use v2l_runtime::lora::branch;
+use v2l_runtime::lora::{AdapterSet, branch};
 use v2l_runtime::options::{OpenOptions, OrtWeights};
 use v2l_runtime::tensor::{NamedTensors, Tensor};
 
@@ -18,8 +18,8 @@ use crate::swaps::adapter;
 /// The products of many rows at once round otherwise than those of one.
 const TOLERANCE: f64 = 1e-6;
 
-fn built(variant: &str, hoisted: bool) -> Built {
-    let off = if hoisted { vec![] } else { vec![Pass::Prologue, Pass::TimestepRows] };
+fn built(variant: &str, precomputed: bool) -> Built {
+    let off = if precomputed { vec![] } else { vec![Pass::Precompute, Pass::TimestepRows] };
     let options = CompileOptions { passes: Passes::without(off), lora_rank: Some(4), ..CompileOptions::default() };
     Built::with(&fixtures().join("transformer").join(variant), &ExportOptions::default(), &options)
 }
@@ -56,7 +56,7 @@ fn repeated(inputs: &NamedTensors, times: usize) -> NamedTensors {
 fn transformers_with_hoisted_graphs_keep_their_inputs_and_store_them_over_the_same_weights() {
     for variant in ["rotary_t2v", "sincos_t2v", "learned_i2v", "fun_inp", "v15_t2v", "v15_i2v"] {
         let (split, whole) = (built(variant, true), built(variant, false));
-        for graph in ["step", "step.side"] {
+        for graph in ["step", "step.branch"] {
             let (engine, plain) = (split.engine(TRANSFORMER), whole.engine(TRANSFORMER));
             let (graph, plain) = (engine.graph(graph).unwrap(), plain.graph(graph).unwrap());
             assert_eq!((&graph.inputs, &graph.outputs), (&plain.inputs, &plain.outputs), "{variant}");
@@ -64,15 +64,15 @@ fn transformers_with_hoisted_graphs_keep_their_inputs_and_store_them_over_the_sa
             weights.sort_unstable();
             weights.dedup();
             assert_eq!(weights.len(), plain.weights.len(), "{variant}");
-            let hoisted = graph.hoisted.as_ref().unwrap();
-            let timestep_rows = hoisted.timestep_rows.as_ref().unwrap();
+            let precomputed = graph.precomputed.as_ref().unwrap();
+            let timestep_rows = precomputed.timestep_rows.as_ref().unwrap();
             assert_eq!(timestep_rows.rows, ["timestep"]);
             for layer in ["time_embedding.linear_1", "transformer_blocks.0.norm1.linear", "norm_out.linear"] {
                 assert!(timestep_rows.graph.weights.contains(&format!("{layer}.weight")), "{variant} {layer}");
                 assert!(!graph.weights.contains(&format!("{layer}.weight")), "{variant} {layer}");
             }
             let text = "patch_embed.text_proj.weight".to_owned();
-            assert!(hoisted.prologue.as_ref().unwrap().weights.contains(&text) && !graph.weights.contains(&text));
+            assert!(precomputed.precompute.as_ref().unwrap().weights.contains(&text) && !graph.weights.contains(&text));
         }
     }
 }
@@ -159,9 +159,10 @@ fn adapters_of_adaptive_norms_alone_change_the_output_and_leave_nothing_behind()
             |b: &Built| EngineDirectory::open(b.engines(), OpenOptions { weights, ..Default::default() }).unwrap();
         let (mut directory, mut plain) = (open(&split), open(&whole));
         let mut base = None;
-        for adapters in [vec![], vec![(a.clone(), 1.0)], vec![(b.clone(), 0.5)], vec![(a.clone(), 1.0)], vec![]] {
+        let states: [&[_]; 5] = [&[], &[(&a, 1.0)], &[(&b, 0.5)], &[(&a, 1.0)], &[]];
+        for adapters in states.map(AdapterSet::from) {
             let [found, expected] = [&mut directory, &mut plain].map(|directory| {
-                directory.set_adapters(adapters.clone(), None).unwrap();
+                directory.set_adapters(&adapters, None).unwrap();
                 sample(directory.session(TRANSFORMER, "step").unwrap(), &inputs)
             });
             assert_close(&format!("{weights:?} {} adapters", adapters.len()), &found, &expected, TOLERANCE);
@@ -176,12 +177,12 @@ fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
     let (split, whole) = (built("fun_inp", true), built("fun_inp", false));
     let engine = split.engine(TRANSFORMER);
     let (a, b) = (norms(&split, 1), norms(&split, 2));
-    let mut session = split.session(TRANSFORMER, "step.side", OrtWeights::F32);
-    let mut plain = whole.session(TRANSFORMER, "step.side", OrtWeights::F32);
+    let mut session = split.session(TRANSFORMER, "step.branch", OrtWeights::F32);
+    let mut plain = whole.session(TRANSFORMER, "step.branch", OrtWeights::F32);
     let mut base = None;
     for adapters in [&[][..], &[(&a, 1.0)], &[(&b, 0.5)], &[(&a, -1.0)], &[]] {
         let mut inputs = case("fun_inp").inputs;
-        inputs.extend(branch::inputs(&engine, engine.graph("step.side").unwrap(), adapters).unwrap());
+        inputs.extend(branch::inputs(&engine, engine.graph("step.branch").unwrap(), adapters).unwrap());
         let found = sample(&mut *session, &inputs);
         assert_close("branches", &found, &sample(&mut *plain, &inputs), TOLERANCE);
         assert_eq!(found == *base.get_or_insert_with(|| found.clone()), adapters.is_empty());
@@ -189,7 +190,7 @@ fn factors_of_adaptive_norms_alone_change_the_tables_of_side_branches() {
 }
 
 #[test]
-fn compile_hoists_from_an_unknown_graph_what_its_step_inputs_allow() {
+fn compile_precomputes_from_an_unknown_graph_what_its_step_inputs_allow() {
     let whole = built("rotary_t2v", false);
     let mut model = read_model(&whole.bundle().join("transformer/step.onnx"), &ReadOptions::default()).unwrap();
     model.metadata.retain(|key, _| key != "v2l.component");
@@ -207,7 +208,9 @@ fn compile_hoists_from_an_unknown_graph_what_its_step_inputs_allow() {
         let step_inputs = step.map(|names| names.iter().map(|&name| name.to_owned()).collect());
         let options = CompileOptions { step_inputs, ..CompileOptions::default() };
         v2l_export::compile(&file, &engine, &options, &mut |_| {})?;
-        Ok::<_, ExportError>(v2l_runtime::engine::Engine::open(&engine).unwrap().manifest().graphs[0].hoisted.is_some())
+        Ok::<_, ExportError>(
+            v2l_runtime::engine::Engine::open(&engine).unwrap().manifest().graphs[0].precomputed.is_some(),
+        )
     };
     assert!(!compile(None).unwrap(), "nothing is known of the graph");
     assert!(compile(Some(&["hidden_states", "timestep"])).unwrap());
